@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Installs the package with its test dependencies into a virtual environment of its own and runs every test.
+# Usage: bash run_scripts/test.sh [pytest arguments]       VENV=dir chooses another place than .venv-test
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VENV="${VENV:-.venv-test}"
+STAMP="$VENV/.installed-$(cat setup.py configs/constraints.txt | sha256sum | cut -c1-16)"
+if [ ! -f "$STAMP" ]; then
+  echo "Installing into $VENV (first run or changed dependencies; several GB) ..."
+  python3 -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed]"
+  touch "$STAMP"
+fi
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+exec "$VENV/bin/python" -m pytest "$@"

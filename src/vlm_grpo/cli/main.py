@@ -1,0 +1,36 @@
+"""`vlm-grpo COMMAND ...`: every command is a module with `main(argv) -> int`, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from vlm_grpo.table import unknown_name
+
+COMMANDS = {
+    "train": "train with GRPO or RLOO (the same as grpo_jsonl.py)",
+    "evaluate": "evaluate a model or checkpoint greedily on a data set",
+    "check": "list every problem of a data set",
+    "preview": "show rendered prompts with their images and the reward of the gold answer",
+    "tasks": "list the tasks",
+    "rewards": "list the rewards",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: vlm-grpo COMMAND [--help]\n")
+        print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        print(f"vlm-grpo: {unknown_name('command', words[0], list(COMMANDS))}", file=sys.stderr)
+        return 2
+    if words[0] in ("tasks", "rewards"):
+        return importlib.import_module("vlm_grpo.cli.tables").main(words)
+    return importlib.import_module(f"vlm_grpo.cli.{words[0]}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

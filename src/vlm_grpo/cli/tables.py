@@ -1,0 +1,27 @@
+"""`vlm-grpo tasks` and `vlm-grpo rewards`: one line for each entry of a table."""
+
+from __future__ import annotations
+
+
+def main(argv: list[str]) -> int:
+    """Print the table that the first word names."""
+    lines = task_lines() if argv[0] == "tasks" else reward_lines()
+    print("\n".join(lines))
+    return 0
+
+
+def task_lines() -> list[str]:
+    """Name, metric and default rewards of every task."""
+    from vlm_grpo.tasks import TASKS
+
+    return [
+        f"{name:<10} metric {task.metric:<12} rewards {' '.join(f'{k}:{w:g}' for k, w in task.rewards.items())}"
+        for name, task in TASKS.items()
+    ]
+
+
+def reward_lines() -> list[str]:
+    """Name of every reward and the first line of its docstring."""
+    from vlm_grpo.rewards import REWARDS
+
+    return [f"{name:<18} {(reward.__doc__ or '').strip().splitlines()[0]}" for name, reward in REWARDS.items()]

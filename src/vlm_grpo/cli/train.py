@@ -1,0 +1,269 @@
+"""Train from the command line: check everything cheap first, then load, train and save.
+
+Order: flags, data, then the model; an error in an earlier one costs nothing of a later one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.cli.arguments import (
+    ScriptArguments,
+    check_trainer,
+    flag_names,
+    help_text,
+    ineffective_flags,
+    unknown_flags,
+    wanted_trainer,
+)
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+# Linear layers of the language model only: an adapter on the vision tower is asked for by --lora_target_modules.
+LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in words or "--help" in words:
+        print(help_text())
+        return 0
+    try:
+        run(words)
+    except UsageError as error:
+        print(f"vlm-grpo train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class UsageError(ValueError):
+    """A mistake that the user can mend; printed without a traceback."""
+
+
+def run(argv: list[str]) -> None:
+    """Parse, check, train, save."""
+    script, training, model = parse(argv)
+    dataset, held_out = load_data(script, training)
+    if script.dry_run:
+        show(script, training, model, dataset)
+        return
+    trainer = build_trainer(script, training, model, dataset, held_out)
+    write_run_file(script, training, model)
+    trainer.train(resume_from_checkpoint=resume_point(training))
+    trainer.save_model(training.output_dir)
+    trainer.save_state()
+
+
+def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
+    """Script arguments, training configuration and model configuration of a command line.
+
+    Raises:
+        UsageError: flags that are unknown, contradict each other or would do nothing.
+    """
+    config = _config_values(argv)
+    trainer = str(config.get("trainer", "grpo")) if "--trainer" not in " ".join(argv) else wanted_trainer(argv)
+    try:
+        check_trainer(trainer)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    given = [*flag_names(argv), *config]
+    problems = unknown_flags([*argv, *(f"--{name}" for name in config)], trainer)
+    if problems:
+        raise UsageError("\n  ".join(["wrong flags:", *problems]))
+    argv = _prepare_cpu_deepspeed(argv, given)
+    from trl import ModelConfig, TrlParser
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
+
+    kind = VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig
+    script, training, model = TrlParser((ScriptArguments, kind, ModelConfig)).parse_args_and_config(argv)
+    values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
+    problems = ineffective_flags([name for name in given if name in values], values)
+    if not model.model_name_or_path:
+        problems.append("no model: give --model_name_or_path")
+    if problems:
+        raise UsageError("\n  ".join(["wrong flags:", *problems]))
+    return script, training, model
+
+
+def _config_values(argv: list[str]) -> dict[str, Any]:
+    """The mapping in the file that --config names; empty without one."""
+    if "--config" not in argv:
+        return {}
+    import yaml
+
+    following = argv[argv.index("--config") + 1 :]
+    if not following or not Path(following[0]).is_file():
+        raise UsageError(f"--config: no such file {following[0] if following else '(nothing given)'}")
+    values = yaml.safe_load(Path(following[0]).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"--config {following[0]}: must hold a mapping from flag to value, got {type(values).__name__}"
+        )
+    return {name: value for name, value in values.items() if name != "env"}
+
+
+def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
+    """DeepSpeed on CPU processes needs the gloo backend before the training arguments exist."""
+    if "deepspeed" not in given or os.environ.get("DS_ACCELERATOR") != "cpu":
+        return argv
+    from accelerate import PartialState
+
+    PartialState(backend="gloo")
+    return argv if "accelerator_config" in given else [*argv, "--accelerator_config", '{"use_configured_state": true}']
+
+
+def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
+    """The training rows and, with --val_split_ratio, the held-out rows."""
+    from vlm_grpo.data import load_dataset, val_split
+
+    options = {
+        name: getattr(script, name)
+        for name in ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key")
+        if getattr(script, name) is not None
+    }
+    try:
+        dataset = load_dataset(
+            script.data_file_paths or script.dataset_name,
+            task=script.task_type,
+            allow_outside=script.allow_outside,
+            **options,
+        )
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+    if not script.val_split_ratio:
+        return dataset, None
+    return val_split(dataset, script.val_split_ratio, training.seed)
+
+
+def reward_specs(script: ScriptArguments) -> list[str]:
+    """The rewards of the command line, or the task's own."""
+    from vlm_grpo.tasks import TASKS
+
+    if script.reward_funcs:
+        return script.reward_funcs
+    return [f"{name}:{weight:g}" for name, weight in TASKS[script.task_type].rewards.items()]
+
+
+def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: Any, held_out: Any) -> Any:
+    """The trainer with model, adapters and rewards."""
+    from trl import get_peft_config, get_quantization_config
+
+    from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+    from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
+    if model.use_peft and model.lora_target_modules is None:
+        model.lora_target_modules = LANGUAGE_LINEAR
+    given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    training.model_init_kwargs = {
+        **{name: value for name, value in given.items() if value is not None},
+        **(training.model_init_kwargs or {}),
+    }
+    kind = VLMGRPOTrainer if script.trainer == "grpo" else VLMRLOOTrainer
+    trainer = kind(
+        model.model_name_or_path,
+        reward_specs(script),
+        training,
+        train_dataset=dataset,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    if held_out is not None:
+        add_evaluation(trainer, script, held_out)
+    return trainer
+
+
+def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
+    """Evaluate greedily on the held-out rows before the first step and every --val_freq epochs."""
+    from trl.models import unwrap_model_for_generation
+
+    from vlm_grpo.evaluation.callback import GreedyEvaluation
+
+    trainer.add_callback(
+        GreedyEvaluation(
+            trainer,
+            held_out,
+            task=script.task_type,
+            val_before_train=script.val_before_train,
+            val_freq=script.val_freq,
+            unwrap=unwrap_model_for_generation,
+        )
+    )
+
+
+def resume_point(training: Any) -> str | bool | None:
+    """What --resume_from_checkpoint means: true is the newest checkpoint of the output folder."""
+    value = training.resume_from_checkpoint
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
+
+
+def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
+    """Leave the resolved configuration, versions and commit in output_dir/run.json."""
+    if training.process_index != 0:
+        return
+    folder = Path(training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "script": dataclasses.asdict(script),
+        "training": training.to_sanitized_dict(),
+        "model": dataclasses.asdict(model),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+    partial = folder / "run.json.partial"
+    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / "run.json")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> None:
+    """Print two prompts and what the run would use."""
+    for index in range(min(2, len(dataset))):
+        row = dataset[index]
+        print(f"--- prompt {index + 1} ({row['where']})")
+        for message in row["prompt"]:
+            print(f"[{message['role']}] {_plain(message['content'])}")
+        print(f"images: {[ref.source if isinstance(ref.source, str) else 'bytes' for ref in row['images']]}")
+        print(f"answer: {row['answer']}")
+    print("--- configuration")
+    resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
+    resolved["reward_funcs"] = reward_specs(script)
+    resolved["rows"] = len(dataset)
+    print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
+
+
+def _plain(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join("<image>" if block["type"] == "image" else block["text"] for block in content)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""From one row of a source, in any of the three forms, to a Record. Reads no files and decodes no images.
+
+Forms: `conversations` (turns of human and gpt), columns (question, answer, images under any names), and VQA (columns
+with options and reference steps). The first human turn and the gpt turn after it are question and answer; with more
+turns the last gpt turn is the answer to the last human turn, and all turns before become history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vlm_grpo.data.images import image_ref
+from vlm_grpo.data.paths import in_folder, leaves_folder
+from vlm_grpo.data.problems import Problem, show_value
+from vlm_grpo.data.turns import MARKER, Conversation, read_turns
+from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.rewards.accuracy import METHODS
+from vlm_grpo.table import nearest
+from vlm_grpo.tasks import TASKS
+from vlm_grpo.text import extract_answer
+
+QUESTION_KEYS = ("conversations", "problem", "question", "prompt", "messages")
+ANSWER_KEYS = ("answer", "solution", "ground_truth")
+IMAGE_KEYS = ("images", "image")
+VIDEO_KEYS = ("videos", "video")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of one source are to be read; a key that is None means the usual names."""
+
+    folder: str = ""
+    method: str | None = None
+    task: str = "default"
+    prompt_key: str | None = None
+    answer_key: str | None = None
+    image_key: str | None = None
+    video_key: str | None = None
+    allow_outside: bool = False
+
+
+class Reading(NamedTuple):
+    """What became of a row: a record, unless a problem that is no warning prevented it."""
+
+    record: Record | None
+    problems: list[Problem]
+
+
+def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
+    """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
+    reader = _RowReader(row, where, form)
+    record = reader.record(number)
+    failed = any(not problem.is_warning for problem in reader.problems)
+    return Reading(None if failed else record, reader.problems)
+
+
+class _RowReader:
+    """Reads the fields of one row and collects what is wrong with them."""
+
+    def __init__(self, row: Mapping[str, Any], where: str, form: Form) -> None:
+        self.row = row
+        self.where = where
+        self.form = form
+        self.problems: list[Problem] = []
+        self.used: set[str] = {"id", "task", *IMAGE_KEYS, *VIDEO_KEYS}
+
+    def wrong(self, field: str, found: str, expected: str) -> None:
+        self.problems.append(Problem(self.where, field, found, expected))
+
+    def record(self, number: int) -> Record:
+        self.no_video()
+        key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
+        conversation = self.conversation(key)
+        answer = self.answer(conversation)
+        images = self.images()
+        options = self.options()
+        question = conversation.question
+        if images or conversation.has_images or MARKER in question:
+            question, images = self.place(conversation, images, options, key)
+        return Record(
+            id=self.identity(number),
+            question=question,
+            answer=answer,
+            images=tuple(images),
+            system=conversation.system,
+            history=tuple(conversation.history),
+            task=self.task(),
+            method=self.method(),
+            options=options,
+            reference_steps=self.reference_steps(),
+            where=self.where,
+            extra={name: value for name, value in self.row.items() if name not in self.used},
+        )
+
+    def key(self, given: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
+        """The column to read: the given one, else the first of the usual ones that holds something."""
+        names = (given,) if given else usual
+        for name in names:
+            if self.row.get(name) is not None:
+                return name
+        have = ", ".join(map(str, self.row)) or "none"
+        self.wrong(names[0], f"missing or null (the row has: {have})", f"{meaning} in column {' or '.join(names)}")
+        return None
+
+    def conversation(self, key: str | None) -> Conversation:
+        if key is None:
+            return Conversation()
+        self.used.add(key)
+        value = self.row[key]
+        if isinstance(value, str) and key != "conversations":
+            if not value.strip():
+                self.wrong(key, "empty text", "a question")
+            return Conversation(question=value)
+        conversation, problems = read_turns(value, key)
+        for field, found, expected in problems:
+            self.wrong(field, found, expected)
+        return conversation
+
+    def answer(self, conversation: Conversation) -> Any:
+        """The gold answer without `<answer>` tags: of the last gpt turn, or of the answer column."""
+        field, value = conversation.answer_field, conversation.answer
+        if field is None:
+            if self.problems:
+                return None  # without a question, a missing answer would only repeat the complaint
+            field = self.key(self.form.answer_key, ANSWER_KEYS, "the answer, or a gpt turn at the end")
+            if field is None:
+                return None
+            value = self.row[field]
+        if field == "answer":
+            self.used.add("answer")
+        if isinstance(value, str):
+            value = extract_answer(value) or value
+            if not value.strip():
+                self.wrong(field, "empty text", "the right answer")
+        elif not isinstance(value, int | float | list | dict):
+            self.wrong(field, f"{type(value).__name__} {show_value(value)}", "text, a number, a list or an object")
+        return value
+
+    def images(self) -> list[ImageRef]:
+        names = (self.form.image_key,) if self.form.image_key else IMAGE_KEYS
+        self.used.update(names)
+        key = next((name for name in names if self.row.get(name)), None)
+        if key is None:
+            return []
+        value = self.row[key]
+        several = isinstance(value, list | tuple)
+        refs = [self.image(f"{key}[{n}]", one) for n, one in enumerate(value)] if several else [self.image(key, value)]
+        return [ref for ref in refs if ref is not None]
+
+    def image(self, field: str, value: Any) -> ImageRef | None:
+        """A reference to one image; paths are joined with the image folder and must stay in it."""
+        try:
+            ref = image_ref(value, self.where)
+        except ValueError as error:
+            found = str(error) if isinstance(value, str) else f"{type(value).__name__} {show_value(value)}"
+            self.wrong(field, found, "a path, URL, base64 text or {bytes, path}")
+            return None
+        if not isinstance(ref.source, str):
+            return ref
+        if not self.form.allow_outside and leaves_folder(self.form.folder, ref.source):
+            folder = self.form.folder or "the working directory"
+            self.wrong(field, show_value(ref.source), f"a path inside {folder} (--allow_outside allows others)")
+            return None
+        return ImageRef(in_folder(self.form.folder, ref.source), self.where)
+
+    def place(
+        self, conversation: Conversation, images: list[ImageRef], options: tuple[str, ...], key: str | None
+    ) -> tuple[str, list[ImageRef]]:
+        """The question with a marker for every image, and the images in the order of all markers.
+
+        Images that have no marker come first; in a conversation that is worth a warning.
+        """
+        inline = [None if value is None else self.image(f"{key}[image]", value) for value in conversation.inline]
+        slots = inline + [None] * sum(option.count(MARKER) for option in options)
+        if any(problem.field.startswith(IMAGE_KEYS) for problem in self.problems):
+            return conversation.question, images  # some images could not be read: their number means nothing
+        wanted = slots.count(None)
+        if wanted > len(images):
+            self.wrong(key or "question", f"{wanted} {MARKER} markers", f"as many images, the row has {len(images)}")
+            return conversation.question, images
+        rest = len(images) - wanted
+        if rest and conversation.answer_field is not None:
+            found = f"{wanted} {MARKER} markers for {len(images)} images"
+            self.problems.append(
+                Problem(self.where, key or "", found, "a marker for every image; those without come first", True)
+            )
+        remaining = iter(images[rest:])
+        placed = [next(remaining) if slot is None else slot for slot in slots]
+        return self.mark_first(conversation, rest), [*images[:rest], *placed]
+
+    def mark_first(self, conversation: Conversation, rest: int) -> str:
+        """Put markers for `rest` images before the first user turn; returns the question."""
+        if not rest or not conversation.history:
+            return MARKER * rest + conversation.question
+        first = next(n for n, turn in enumerate(conversation.history) if turn["role"] == "user")
+        turn = conversation.history[first]
+        conversation.history[first] = {**turn, "content": MARKER * rest + turn["content"]}
+        return conversation.question
+
+    def options(self) -> tuple[str, ...]:
+        """The answer options without their letters."""
+        key = next((name for name in ("options", "choices") if self.row.get(name)), None)
+        value = self.row[key] if key else []
+        if isinstance(value, Mapping):
+            named = list(map(str, value)) == list(LETTERS[: len(value)])
+            value = list(value.values()) if named else value
+        is_list = isinstance(value, list | tuple) and all(type(item) in (str, int, float) for item in value)
+        if not is_list or len(value) > len(LETTERS):
+            self.wrong(key, f"{type(value).__name__} {show_value(value)}", "a list of at most 26 texts")
+            return ()
+        return without_letters([str(item) for item in value])
+
+    def reference_steps(self) -> tuple[str, ...]:
+        value = self.row.get("reference_steps")
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or not all(isinstance(step, str) and step.strip() for step in value):
+            self.wrong("reference_steps", f"{type(value).__name__} {show_value(value)}", "a list of non-empty texts")
+            return ()
+        return tuple(value)
+
+    def identity(self, number: int) -> str | int:
+        value = self.row.get("id")
+        if value is None:
+            return number
+        if type(value) not in (str, int):
+            self.wrong("id", f"{type(value).__name__} {show_value(value)}", "text or a whole number")
+        return value
+
+    def task(self) -> str:
+        return self.named("task", list(TASKS)) or self.form.task
+
+    def method(self) -> str | None:
+        return self.named("accu_reward_method", list(METHODS)) or self.form.method
+
+    def named(self, field: str, known: list[str]) -> str | None:
+        """The name in a field, which must be a known one if there is any."""
+        value = self.row.get(field)
+        if value in (None, ""):
+            return None
+        if value not in known:
+            close = nearest(value, known) if isinstance(value, str) else []
+            self.wrong(field, show_value(value), f"{' or '.join(close)}?" if close else f"one of {', '.join(known)}")
+        return value
+
+    def no_video(self) -> None:
+        for name in self.video_columns():
+            if self.row.get(name):
+                self.wrong(name, show_value(self.row[name]), "images or text; video is not supported in this version")
+
+    def video_columns(self) -> Iterator[str]:
+        yield from VIDEO_KEYS
+        if self.form.video_key and self.form.video_key not in VIDEO_KEYS:
+            self.used.add(self.form.video_key)
+            yield self.form.video_key
+
+
+def without_letters(options: list[str]) -> tuple[str, ...]:
+    """Options as plain texts, when every one of them carries its own letter (`A. dog`, `(B) cat`)."""
+    plain = []
+    for letter, option in zip(LETTERS, options, strict=False):
+        text = option.strip()
+        start = next((s for s in (f"({letter})", f"{letter}.", f"{letter})", f"{letter}:") if text.startswith(s)), None)
+        rest = text[len(start) :].strip() if start else ""
+        if not rest:
+            return tuple(options)
+        plain.append(rest)
+    return tuple(plain)

@@ -1,0 +1,149 @@
+"""References to images in every form that data comes in, and the one place where they are decoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from vlm_grpo.records import ImageRef
+
+URL_STARTS = ("http://", "https://")
+URL_TIMEOUT = 30  # seconds
+BASE64_SHORTEST = 48  # characters; the smallest image files are longer
+FILE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# What decoders raise on broken files, besides PIL's own errors (which are OSError or SyntaxError).
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    HTTPException,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def image_ref(value: Any, where: str = "") -> ImageRef:
+    """A reference to an image given as path, URL, base64 text, bytes, `{bytes, path}` or PIL image; nothing is decoded.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    if isinstance(value, ImageRef):
+        return value
+    if isinstance(value, Image.Image | bytes) and value != b"":
+        return ImageRef(value, where)
+    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
+        return image_ref(_payload(value["bytes"]) if value.get("bytes") else value["path"], where)
+    if isinstance(value, Path):
+        return ImageRef(str(value), where)
+    if isinstance(value, str) and value:
+        encoded = base64_bytes(value)
+        return ImageRef(value if encoded is None else encoded, where)
+    raise ValueError(f"{where}: an image must be a path, URL, base64 text, bytes or a PIL image, got {value!r:.80}")
+
+
+def _payload(value: Any) -> Any:
+    """JSON has no bytes: under the key `bytes` it can only hold base64 text."""
+    return base64.b64decode(value) if isinstance(value, str) else value
+
+
+def base64_bytes(text: str) -> bytes | None:
+    """The bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
+
+    Raises:
+        ValueError: a data URL whose content is not base64.
+    """
+    if text.startswith("data:"):
+        head, _, body = text.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError(f"a data URL must be base64, got {text[:40]!r}")
+        return base64.b64decode("".join(body.split()), validate=True)
+    if len(text) < BASE64_SHORTEST or "." in text:
+        return None
+    try:
+        if not base64.b64decode("".join(text[:32].split())[:24]).startswith(FILE_STARTS):
+            return None
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def open_image(ref: ImageRef) -> Image.Image:
+    """The decoded image: upright (EXIF applied), RGB; the first frame of an animation.
+
+    Raises:
+        ValueError: the image is missing or cannot be decoded; the message names `ref.where`.
+    """
+    try:
+        if isinstance(ref.source, Image.Image):
+            return to_rgb(ImageOps.exif_transpose(ref.source))
+        with Image.open(opened(ref.source)) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
+
+
+def opened(source: Any) -> Any:
+    """What PIL can open: a path stays, bytes and the content of a URL become a file in memory."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if source.startswith(URL_STARTS):
+        from urllib.request import urlopen
+
+        with urlopen(source, timeout=URL_TIMEOUT) as reply:
+            return io.BytesIO(reply.read())
+    return source
+
+
+def name_of(source: Any) -> str:
+    """How an error calls an image."""
+    return source if isinstance(source, str) else "an embedded image"
+
+
+def reason(error: BaseException) -> str:
+    """Why an image could not be decoded, in the decoder's words without addresses of objects."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = str(error).split("<_io.", 1)[0].strip()
+    return text or type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels: transparency over white, 16-bit values scaled instead of clipped."""
+    if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
+        return _to_eight_bits(image).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        profile = ImageCms.createProfile
+        return ImageCms.profileToProfile(image, profile("LAB"), profile("sRGB"), outputMode="RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels 0 to 255. Modes I and F do not say their range, so their largest value decides."""
+    import numpy as np
+
+    values = np.asarray(image, dtype=np.float64)
+    largest = 65535 if image.mode in SIXTEEN_BIT else float(values.max(initial=0))
+    full = 65535 if largest > 255 else 1 if image.mode == "F" and largest <= 1 else 255
+    return Image.fromarray(np.clip(np.rint(values * (255 / full)), 0, 255).astype(np.uint8))

@@ -1,0 +1,70 @@
+"""Lists of paths on a command line, and image paths inside their folder. Nothing here touches a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from vlm_grpo.data.images import URL_STARTS
+
+
+def split_paths(value: str | Sequence[str] | None) -> list[str]:
+    """Entries separated by ':', as in `a.jsonl:b.jsonl`; a list is taken as it is.
+
+    The colon of a URL (`https://`, a port) and of a drive letter before a slash (`C:/x`, `C:\\x`) does not separate.
+    An empty entry stays: `x/:` is `x/` and nothing.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        return [str(entry) for entry in value]
+    entries: list[str] = []
+    for piece in value.split(":"):
+        if entries and _continues(entries[-1], piece):
+            entries[-1] = f"{entries[-1]}:{piece}"
+        else:
+            entries.append(piece)
+    return entries
+
+
+def _continues(entry: str, piece: str) -> bool:
+    """Whether the colon between the two belongs to a URL or a drive letter."""
+    scheme, slashes, host = entry.partition("://")
+    if not slashes:
+        is_drive = len(entry) == 1 and entry.isalpha() and piece[:1] in ("/", "\\")
+        return is_drive or (entry.isalpha() and len(entry) > 1 and piece.startswith("//"))
+    return scheme.isalpha() and "/" not in host and piece.split("/", 1)[0].isdigit()
+
+
+def one_for_each(entries: list[str], files: int) -> list[str] | None:
+    """An entry for every file, where a single one (or none) serves all; None when the numbers do not match."""
+    if len(entries) <= 1:
+        return (entries or [""]) * files
+    return entries if len(entries) == files else None
+
+
+def in_folder(folder: str, path: str) -> str:
+    """Where an image is: its path below the folder; URLs, and paths without a folder, as they are."""
+    if path.startswith(URL_STARTS):
+        return path
+    if folder.startswith(URL_STARTS):
+        return f"{folder.rstrip('/')}/{path}"
+    return os.path.normpath(os.path.join(folder, path))
+
+
+def leaves_folder(folder: str, path: str) -> bool:
+    """Whether a path leads out of its folder through `..` or by being absolute.
+
+    Symbolic links are not followed: an image folder may consist of links. Without a folder, absolute paths are meant
+    and only a relative path can leave (the working directory).
+    """
+    if path.startswith(URL_STARTS):
+        return False
+    if folder.startswith(URL_STARTS):
+        return ".." in path.split("/")
+    if not folder and os.path.isabs(path):
+        return False
+    if ".." not in path and not os.path.isabs(path):
+        return False
+    root = os.path.abspath(folder)
+    return os.path.commonpath([root, os.path.abspath(os.path.join(root, path))]) != root

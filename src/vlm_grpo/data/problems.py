@@ -1,0 +1,78 @@
+"""What can be wrong with data, and how it is shown: one table for the command line and for errors alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+HEADER = ("line", "field", "found", "expected")
+SHOWN = 50
+WIDTH = 90  # characters of one cell; longer ones are cut in the middle
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where (`file:line`), in which field, what was found and what was expected.
+
+    A warning is something that the reader can put right by itself.
+    """
+
+    where: str
+    field: str
+    found: str
+    expected: str
+    is_warning: bool = False
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """The four columns of the table, each on one line."""
+        return tuple(_cell(value) for value in (self.where, self.field, self.found, self.expected))
+
+
+class DataError(ValueError):
+    """All problems of a data set, as one table.
+
+    `problems` holds every one of them; the message shows the first 50.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(f"the data cannot be used\n{problem_table(self.problems, SHOWN)}")
+
+
+def show_value(value: object, limit: int = 70) -> str:
+    """A value as an error shows it: quoted, on one line, and short, however long it is."""
+    if isinstance(value, str | bytes):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
+    """Aligned text: one line per problem, then a count for each kind; at most `shown` lines of problems."""
+    rows = [HEADER, *(problem.cells for problem in problems[:shown])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if shown is not None and len(problems) > shown:
+        lines.append(f"... and {len(problems) - shown} more; vlm-grpo check lists them all")
+    return "\n".join([*lines, "", *problem_counts(problems)])
+
+
+def problem_counts(problems: Sequence[Problem]) -> list[str]:
+    """One line with the total, then one line for each field and expectation, most frequent first."""
+    errors = sum(not problem.is_warning for problem in problems)
+    places = len({problem.where for problem in problems})
+    total = f"{_many(errors, 'problem')} and {_many(len(problems) - errors, 'warning')} at {_many(places, 'place')}"
+    kinds = Counter((problem.field, _cell(problem.expected)) for problem in problems)
+    return [total, *(f"{count:>8}  {field}: expected {expected}" for (field, expected), count in kinds.most_common())]
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _cell(value: str) -> str:
+    text = " ".join(value.split())
+    return text if len(text) <= WIDTH else f"{text[: WIDTH // 2 - 2]}...{text[-WIDTH // 2 + 1 :]}"

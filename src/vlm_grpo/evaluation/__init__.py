@@ -1,0 +1,112 @@
+"""Greedy evaluation with the prompt, pixels, parser and rewards of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_grpo.evaluation.metrics import Metric, metric_names, score_completion, summarize
+from vlm_grpo.text import parse_answer
+
+__all__ = ["Evaluation", "Metric", "evaluate", "metric_names", "predict"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The task's metrics, its own one first, and a prediction for each row in the order of the data."""
+
+    task: str
+    metrics: dict[str, Metric]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def main(self) -> Metric:
+        """The metric that the task is judged by."""
+        return next(iter(self.metrics.values()))
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    dataset: Sequence[Mapping[str, Any]],
+    *,
+    task: str = "default",
+    limit: int | None = None,
+    seed: int = 0,
+    **generation: Any,
+) -> Evaluation:
+    """Complete every row greedily and score the completions.
+
+    Args:
+        model, processor: as `from_pretrained` gives them.
+        dataset: rows of `vlm_grpo.load_dataset`.
+        task: names the metric; unknown ones are a KeyError.
+        limit: only the first rows; None is all.
+        seed: of the bootstrap; greedy completions have none.
+        generation: `batch_size`, `max_completion_length`, `template_options`, `on_batch` of `generate_greedy`.
+
+    Raises:
+        ValueError: there is no row to evaluate.
+    """
+    numbers = range(len(dataset) if limit is None else min(limit, len(dataset)))
+    if not numbers:
+        raise ValueError(f"evaluate: needs at least one row, got {len(dataset)} rows and limit {limit}")
+    predictions = predict(model, processor, dataset, numbers, task=task, **generation)
+    return summary(task, predictions, seed)
+
+
+def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0) -> Evaluation:
+    """The evaluation that some predictions amount to."""
+    metrics = summarize([prediction["scores"] for prediction in predictions], metric_names(task), seed)
+    return Evaluation(task, metrics, predictions)
+
+
+def predict(
+    model: Any,
+    processor: Any,
+    dataset: Sequence[Mapping[str, Any]],
+    numbers: Sequence[int],
+    *,
+    task: str,
+    on_batch: Callable[[int], None] | None = None,
+    **generation: Any,
+) -> list[dict[str, Any]]:
+    """One prediction for each numbered row: what was asked, completed and parsed, and its scores. Ready for JSON."""
+    from vlm_grpo.evaluation.generate import generate_greedy
+
+    rows = _Numbered(dataset, numbers)
+    names = metric_names(task)
+    completions = generate_greedy(model, processor, rows, on_batch=on_batch, **generation)
+    predictions = []
+    for number, completion in zip(numbers, completions, strict=True):
+        record = dataset[number]["record"]
+        predictions.append(
+            {
+                "row": number,
+                "id": record.id,
+                "question": record.question,
+                "images": [ref.source if isinstance(ref.source, str) else None for ref in record.images],
+                "answer": record.answer,
+                "predicted": parse_answer(completion.text, task),
+                "scores": score_completion(completion.text, record, names),
+                "completion": completion.text,
+                "num_tokens": completion.num_tokens,
+                "is_truncated": completion.is_truncated,
+            }
+        )
+    return predictions
+
+
+class _Numbered:
+    """Some rows of a data set, each made only when it is asked for."""
+
+    def __init__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.dataset[self.numbers[index]]

@@ -1,0 +1,120 @@
+"""Greedy evaluation during training, logged beside the training metrics."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from vlm_grpo.evaluation import Evaluation, predict, summary
+
+logger = logging.getLogger(__name__)
+
+
+class GreedyEvaluation(TrainerCallback):
+    """Evaluates held-out rows before the first step and every `val_freq` epochs, and logs `eval_<metric>`.
+
+    Args:
+        trainer: the trainer that the callback is added to.
+        held_out: rows of `vlm_grpo.load_dataset`.
+        task: names the metrics.
+        val_before_train: evaluate before the first step (not when a run resumes).
+        val_freq: epochs between evaluations, any positive number; 0 is never.
+        unwrap: `unwrap(wrapped_model, accelerator)`, a context that gives the model to generate with; for DeepSpeed
+            ZeRO-3 it has to gather the parameters.
+        batch_size: rows per `generate`; None is the trainer's evaluation batch size.
+
+    Raises:
+        ValueError: val_freq is negative.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        held_out: Sequence[Mapping[str, Any]],
+        *,
+        task: str,
+        val_before_train: bool,
+        val_freq: float,
+        unwrap: Callable[[Any, Any], AbstractContextManager[Any]],
+        batch_size: int | None = None,
+    ) -> None:
+        if val_freq < 0:
+            raise ValueError(f"--val_freq must be 0 (never) or a positive number of epochs, got {val_freq}")
+        self.trainer = trainer
+        self.held_out = held_out
+        self.task = task
+        self.val_before_train = val_before_train
+        self.val_freq = val_freq
+        self.unwrap = unwrap
+        self.batch_size = batch_size
+        self.periods = 0
+        self.last: Evaluation | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.periods = self._periods(state)
+        if self.val_before_train and state.global_step == 0:
+            self.run()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._periods(state) > self.periods:
+            self.periods = self._periods(state)
+            self.run()
+
+    def _periods(self, state: Any) -> int:
+        """How many whole periods have passed; 3 steps of 0.1 epochs are 0.3 but for rounding."""
+        return math.floor((state.epoch or 0) / self.val_freq + 1e-6) if self.val_freq else 0
+
+    def run(self) -> Evaluation:
+        """Evaluate now, on all ranks together, and log."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        numbers = shard(len(self.held_out), accelerator.process_index, accelerator.num_processes)
+        with self.unwrap(trainer.model_wrapped, accelerator) as model:
+            mine = predict(
+                model,
+                trainer.processing_class,
+                self.held_out,
+                numbers,
+                task=self.task,
+                batch_size=self.batch_size or trainer.args.per_device_eval_batch_size,
+                max_completion_length=trainer.args.max_completion_length,
+                template_options=getattr(trainer, "chat_template_kwargs", None),
+            )
+        self.last = summary(self.task, unique_rows(gather_object(mine)))
+        # TRL's own log would also average and forget the training metrics gathered so far.
+        Trainer.log(trainer, log_entries(self.last))
+        return self.last
+
+
+def shard(rows: int, rank: int, ranks: int) -> list[int]:
+    """The row numbers of one rank: every rank gets equally many, the last ones start again at the first rows.
+
+    Under ZeRO-3 every `generate` is a collective, so no rank may have one batch more than another.
+    """
+    if rows == 0:
+        return []
+    each = math.ceil(rows / ranks)
+    return [(rank + ranks * position) % rows for position in range(each)]
+
+
+def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All ranks' predictions in the order of the data, each row once."""
+    by_row = {prediction["row"]: prediction for prediction in predictions}
+    return [by_row[row] for row in sorted(by_row)]
+
+
+def log_entries(evaluation: Evaluation) -> dict[str, float]:
+    """What is logged: each metric that applied to some row, and the length of the completions."""
+    entries = {f"eval_{name}": metric.value for name, metric in evaluation.metrics.items() if metric.count}
+    lengths = [prediction["num_tokens"] for prediction in evaluation.predictions]
+    cut = [prediction["is_truncated"] for prediction in evaluation.predictions]
+    return {
+        **entries,
+        "eval_completions/mean_length": sum(lengths) / len(lengths),
+        "eval_completions/clipped_ratio": sum(cut) / len(cut),
+    }

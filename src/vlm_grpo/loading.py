@@ -1,0 +1,50 @@
+"""Settings of a loaded model and processor: pixel limits and frozen vision modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Where families keep their vision tower; the projector between tower and language model is not part of it.
+VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Limit the pixels of every processed image, for families that resize to a range of pixel counts.
+
+    Raises:
+        ValueError: the limits cross, or the family resizes to a fixed size, so that they would be ignored.
+    """
+    if min_pixels is None and max_pixels is None:
+        return
+    image_processor = getattr(processor, "image_processor", None)
+    size = getattr(image_processor, "size", None)
+    keys = ("shortest_edge", "longest_edge")
+    ranged = size is not None and all(key in size and size[key] is not None for key in keys)
+    if not ranged or not hasattr(image_processor, "merge_size"):
+        raise ValueError(
+            f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
+            "so the limits would be ignored; leave them out"
+        )
+    low = size["shortest_edge"] if min_pixels is None else min_pixels
+    high = size["longest_edge"] if max_pixels is None else max_pixels
+    if low > high:
+        raise ValueError(f"--min_pixels must be at most --max_pixels, got {low} and {high}")
+    image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
+
+
+def freeze_vision(model: Any) -> int:
+    """Turn off gradients in the vision tower and return how many parameters that froze.
+
+    Raises:
+        ValueError: the model has no module that is known to be a vision tower.
+    """
+    towers = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in VISION_TOWERS]
+    if not towers:
+        raise ValueError(
+            f"--freeze_vision_modules: {type(model).__name__} has none of the modules {', '.join(VISION_TOWERS)}"
+        )
+    frozen = 0
+    for parameter in {id(p): p for tower in towers for p in tower.parameters()}.values():
+        parameter.requires_grad_(False)
+        frozen += parameter.numel()
+    return frozen

@@ -1,0 +1,125 @@
+"""From a reward of one completion to the callable that TRL wants, and from a name on a command line to that."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.records import Record
+from vlm_grpo.text import completion_text
+
+Reward = Callable[..., "float | None"]
+FIELDS = {
+    "answer": ("answer", "solution"),
+    "method": ("accu_reward_method", "method"),
+    "options": ("options", "choices"),
+}
+BATCH_PARAMETERS = ("prompts", "completions")
+ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
+
+
+def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
+    """The record of one row: the `record` column, or one made of the columns that TRL passes."""
+    if "record" in columns and isinstance(columns["record"][row], Record):
+        return columns["record"][row]
+    values = {name: column[row] for name, column in columns.items() if _is_column(column, row)}
+    return record_from(values)
+
+
+def _is_column(column: Any, row: int) -> bool:
+    return isinstance(column, list | tuple) and len(column) > row
+
+
+def record_from(values: Mapping[str, Any]) -> Record:
+    """A record from named values; what is no field of a record goes to `extra`."""
+    taken = {
+        name: next((values[key] for key in keys if values.get(key) is not None), None) for name, keys in FIELDS.items()
+    }
+    return Record(
+        id=values.get("id", ""),
+        question=str(values.get("question", "")),
+        answer=taken["answer"],
+        task=values.get("task") or "default",
+        method=taken["method"],
+        options=tuple(taken["options"] or ()),
+        reference_steps=tuple(values.get("reference_steps") or ()),
+        where=str(values.get("where", "")),
+        extra=dict(values),
+    )
+
+
+def batch_reward(name: str, reward: Reward, **options: Any) -> Callable[..., list[float | None]]:
+    """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion."""
+    wants_tokens = "num_tokens" in inspect.signature(reward).parameters
+
+    def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+        tokens = columns.pop("completion_ids", None)
+        scores = []
+        for row, completion in enumerate(completions):
+            extra = {"num_tokens": len(tokens[row]) if tokens else None} if wants_tokens else {}
+            scores.append(
+                checked(name, reward, completion_text(completion), record_of(columns, row), **options, **extra)
+            )
+        return scores
+
+    score_batch.__name__ = name
+    return score_batch
+
+
+def checked(name: str, reward: Reward, completion: str, record: Record, **options: Any) -> float | None:
+    """The reward's value; an exception or a value that is no number stops the run and says for which record."""
+    at = f"reward {name!r} on record {record.id!r} {record.where}".rstrip()
+    try:
+        value = reward(completion, record, **options)
+    except Exception as error:
+        raise RuntimeError(f"{at}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"{at}: must return a number or None, got {value!r:.200}")
+    return None if value is None else float(value)
+
+
+def split_spec(spec: str) -> tuple[str, float]:
+    """`NAME:WEIGHT` or `file.py:function:WEIGHT` as name and weight (1.0 without one).
+
+    Raises:
+        ValueError: what stands for the weight is not a number.
+    """
+    head, colon, tail = spec.rpartition(":")
+    if not colon or head.endswith(".py") or (len(head) == 1 and head.isalpha()):
+        return spec, 1.0
+    try:
+        return head, float(tail)
+    except ValueError:
+        raise ValueError(f"reward {spec!r}: the weight after ':' must be a number, got {tail!r}") from None
+
+
+def load_user_reward(name: str) -> Callable[..., list[float | None]]:
+    """The function that `path/to/file.py:function` names, as a batch reward.
+
+    Raises:
+        ValueError: no such file or function.
+    """
+    path, _, attribute = name.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"reward {name!r}: no such file {path!r}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise ValueError(f"reward {name!r}: {path} has no function {attribute!r}; it has {', '.join(known) or 'none'}")
+    return lift(attribute, function)
+
+
+def lift(name: str, function: Callable[..., Any]) -> Callable[..., list[float | None]]:
+    """A batch reward from a user's function: `(completions, ...)`, `(completion, record)` or `(text, ground_truth)`."""
+    parameters = list(inspect.signature(function).parameters)
+    if any(parameter in BATCH_PARAMETERS for parameter in parameters):
+        return function
+    if len(parameters) >= 2 and parameters[1] in ANSWER_PARAMETERS:
+        return batch_reward(name, lambda completion, record: function(completion, record.answer))
+    return batch_reward(name, function)

@@ -1,0 +1,44 @@
+"""Rewards for how long a completion is and how much it repeats itself."""
+
+from __future__ import annotations
+
+import math
+
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.accuracy import accuracy_reward
+
+NGRAM = 6
+
+
+def cosine_length_reward(
+    completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024
+) -> float | None:
+    """Right answers earn 1.0 when short, 0.5 at the limit; wrong ones -1.0 when short, -0.5 at the limit.
+
+    Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
+    """
+    right = accuracy_reward(completion, record)
+    if right is None:
+        return None
+    length = len(completion.split()) if num_tokens is None else num_tokens
+    share = min(1.0, length / max_length)
+    short, long = (1.0, 0.5) if right > 0.5 else (-1.0, -0.5)
+    return long + 0.5 * (short - long) * (1.0 + math.cos(math.pi * share))
+
+
+def overlong_reward(
+    completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024, cache: int | None = None
+) -> float | None:
+    """DAPO's soft punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, then falling to -1 at the limit."""
+    length = len(completion.split()) if num_tokens is None else num_tokens
+    cache = max(1, max_length // 5) if cache is None else cache
+    return -min(1.0, max(0.0, (length - (max_length - cache)) / cache))
+
+
+def repetition_reward(completion: str, record: Record) -> float | None:
+    """Minus the share of repeated n-grams of words (arXiv:2502.03373): 0 for none, towards -1 for many."""
+    words = completion.lower().split()
+    if len(words) < 2 * NGRAM and len(completion) > 60:  # a language without spaces, or one endless word
+        words = list(completion)
+    grams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+    return -(1.0 - len(set(grams)) / len(grams)) if grams else 0.0

@@ -1,0 +1,219 @@
+"""The one pipeline of both trainers: what TRL's private methods do with images is replaced here, and only here.
+
+The way of a batch: rows -> `PromptEncoder.encode` (one sample per row, shared within a group) -> TRL generates,
+scores and computes advantages on text -> every row of the buffered batch carries its sample -> the loss looks up the
+pixels of its own rows. TRL never sees an image, so nothing of it is copied, gathered or processed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, Image, IterableDataset
+from torch import Tensor, nn
+from transformers import Trainer
+
+from vlm_grpo.loading import freeze_vision, set_pixel_limits
+from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.trainers.objective import token_scores
+from vlm_grpo.trainers.order import EpochSampler
+from vlm_grpo.trainers.resume import has_full_weights, load_full_weights
+from vlm_grpo.trainers.rollout import (
+    PromptEncoder,
+    Sample,
+    collate_per_token,
+    collate_visual,
+    thumbnails,
+)
+
+IMAGE_COLUMNS = ("images", "image")
+
+
+class VisionPipeline:
+    """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
+        reward_funcs, weights = _resolve(reward_funcs, args)
+        if weights is not None:
+            args.reward_weights = weights
+        for name in ("train_dataset", "eval_dataset"):
+            if options.get(name) is not None:
+                options[name] = undecoded(options[name])
+        super().__init__(model, reward_funcs, args, **options)
+        self._samples: list[Sample] = []
+        self._encoder: PromptEncoder | None = None
+        if getattr(self.args, "freeze_vision_modules", False):
+            freeze_vision(self.model)
+        if self._is_vlm:
+            set_pixel_limits(
+                self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
+            )
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Encodes prompts; its `counters` tell how often images were decoded and processed."""
+        if self._encoder is None:
+            self._encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
+        return self._encoder
+
+    @property
+    def _is_stock(self) -> bool:
+        """Tools, environments and custom rollouts keep TRL's own path; so do models without a processor."""
+        custom = getattr(self, "tools", None) or getattr(self, "rollout_func", None)
+        return bool(custom) or not self._is_vlm
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._is_stock:
+            return super()._generate_and_score_completions(inputs)
+        self._samples = self.encoder.encode(inputs)
+        stripped = [
+            {**{k: v for k, v in row.items() if k not in IMAGE_COLUMNS}, "prompt": sample.messages}
+            for row, sample in zip(inputs, self._samples, strict=True)
+        ]
+        output = super()._generate_and_score_completions(stripped)
+        self._log_images()
+        output["samples"] = _share([sample.without_images() for sample in _unique(self._samples)], self._samples)
+        self._samples = []
+        return output
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        if self._is_stock:
+            return super()._tokenize_prompts(prompts)
+        longest = max(len(sample.input_ids) for sample in self._samples)
+        fields = {**collate_visual(self._samples), **collate_per_token(self._samples, longest, 0)}
+        if self.pad_to_multiple_of and self._samples[0].per_token:
+            fields = {**fields, **{k: [s.per_token[k] for s in self._samples] for k in self._samples[0].per_token}}
+        return [sample.input_ids for sample in self._samples], None, fields
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
+        if self._is_stock:
+            return super()._calculate_rewards(inputs, prompts, completions, ids)
+        with_images = [{**row, "images": sample.images} for row, sample in zip(inputs, self._samples, strict=True)]
+        return super()._calculate_rewards(with_images, prompts, completions, ids)
+
+    def _log_images(self) -> None:
+        """Gather thumbnails for the completions table; every rank takes part or none does."""
+        tables = {"wandb", "trackio"} & set(self.args.report_to or [])
+        if self.log_completions and self.log_multimodal and tables:
+            small = {id(sample): thumbnails(sample.images) for sample in _unique(self._samples)}
+            self._logs["images"].extend(gather_object([small[id(sample)] for sample in self._samples]))
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._samples = inputs.get("samples", [])
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **visual: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._is_stock:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **visual,
+            )
+        return token_scores(
+            model,
+            self._samples,
+            input_ids,
+            attention_mask,
+            completion=logits_to_keep,
+            chunk=batch_size or input_ids.size(0),
+            place=lambda tensors: Trainer._prepare_inputs(self, tensors),
+            autocast=self.accelerator.autocast,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+        )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
+        stock = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.model if model is None else model
+        if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_full_weights(target, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self._loads_by_trainer(self.model) or not has_full_weights(best):
+            super()._load_best_model()
+        else:
+            load_full_weights(self.model, best)
+
+    def _loads_by_trainer(self, model: nn.Module) -> bool:
+        """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)
+
+
+def _resolve(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
+    """Callables for names of the reward table, and the weights that the names carried (None if all are 1)."""
+    if reward_funcs is None:
+        return None, None
+    given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    length = getattr(args, "max_completion_length", None)
+    functions, weights = [], []
+    for item in given:
+        if isinstance(item, str):
+            (function,), (weight,) = resolve_rewards([item], max_completion_length=length)
+        else:
+            function, weight = item, 1.0
+        functions.append(function)
+        weights.append(weight)
+    if all(weight == 1.0 for weight in weights):
+        return functions, None
+    if getattr(args, "reward_weights", None) is not None:
+        raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
+    return functions, weights
+
+
+def _unique(samples: list[Sample]) -> list[Sample]:
+    return list({id(sample): sample for sample in samples}.values())
+
+
+def _share(light: list[Sample], samples: list[Sample]) -> list[Sample]:
+    """The light copies in the order of the rows, still one object per prompt."""
+    by_id = {id(sample): copy for sample, copy in zip(_unique(samples), light, strict=True)}
+    return [by_id[id(sample)] for sample in samples]
+
+
+def undecoded(dataset: Any) -> Any:
+    """The data set with its image columns as `{bytes, path}`, so that no row is decoded before a rollout needs it."""
+    if isinstance(dataset, dict):
+        return type(dataset)({name: undecoded(part) for name, part in dataset.items()})
+    if not isinstance(dataset, Dataset | IterableDataset) or dataset.features is None:
+        return dataset
+    features = {name: _undecoded_feature(feature) for name, feature in dataset.features.items()}
+    for name, feature in features.items():
+        if feature != dataset.features[name]:
+            dataset = dataset.cast_column(name, feature)
+    return dataset
+
+
+def _undecoded_feature(feature: Any) -> Any:
+    """The same feature with `decode=False` in every image below it."""
+    if isinstance(feature, Image):
+        return Image(decode=False, mode=feature.mode)
+    if isinstance(feature, dict):
+        return {name: _undecoded_feature(part) for name, part in feature.items()}
+    if isinstance(feature, list):
+        return [_undecoded_feature(part) for part in feature]
+    inner = getattr(feature, "feature", None)
+    return type(feature)(_undecoded_feature(inner)) if inner is not None else feature

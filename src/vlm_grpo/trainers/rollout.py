@@ -1,0 +1,281 @@
+"""From data rows to encoded prompts: every unique prompt is tokenised once, every unique image processed once.
+
+Nothing here samples or scores; the trainer's pipeline calls it once per rollout.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
+
+from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.records import ImageRef
+
+# One value per token: padded like the prompt and continued with zeros over the completion.
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+TEXT_KEYS = ("input_ids", "attention_mask")
+
+
+@dataclass
+class Sample:
+    """One encoded prompt. All completions of a group share the same object.
+
+    `visual` holds the tensors of this prompt's images alone, on the host, with leading dimensions as the processor
+    returns them (patches, tiles or images, depending on the family).
+    """
+
+    input_ids: list[int]
+    messages: list[dict[str, Any]] | str
+    visual: dict[str, Tensor] = field(default_factory=dict)
+    per_token: dict[str, list[int]] = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
+
+    def without_images(self) -> Sample:
+        """The part that the loss needs, so that decoded images are freed after scoring."""
+        return Sample(self.input_ids, self.messages, self.visual, self.per_token)
+
+
+@dataclass
+class Counters:
+    """How often an image was decoded and processed since the trainer was built."""
+
+    decoded: int = 0
+    processed: int = 0
+
+
+class OnceImageProcessor:
+    """An image processor that runs once per image, however many prompts show it.
+
+    The encoder announces the keys of the images that follow. Each new image is processed alone, so that the result
+    does not depend on its neighbours, and the results are joined in the order of the call.
+    """
+
+    def __init__(self, inner: Any, counters: Counters) -> None:
+        self.inner = inner
+        self.counters = counters
+        self.announced: list[Hashable] = []
+        self.results: dict[Hashable, BatchFeature] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, images: Any, **options: Any) -> BatchFeature:
+        flat = _flatten(images)
+        if len(flat) != len(self.announced):
+            raise RuntimeError(f"{len(self.announced)} images were announced, the processor passed {len(flat)}")
+        parts = [self._once(key, image, options) for key, image in zip(self.announced, flat, strict=True)]
+        joined = _join(parts)
+        if joined is None:  # this family pads the images of one prompt to a common shape: it has to see them together
+            self.counters.processed += len(flat)
+            return self.inner(images, **options)
+        return joined
+
+    def _once(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
+        if key not in self.results:
+            self.results[key] = self.inner([image], **options)
+            self.counters.processed += 1
+        return self.results[key]
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flatten(part)]
+    return [images]
+
+
+def _join(parts: Sequence[BatchFeature]) -> BatchFeature | None:
+    """Concatenate single-image results along their first dimension; None where shapes do not allow it."""
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts]
+        if isinstance(first, Tensor):
+            if first.ndim == 5 or len({value.shape[1:] for value in values}) > 1:
+                return None
+            joined[name] = torch.cat(values)
+        else:
+            joined[name] = [item for value in values for item in value]
+    return BatchFeature(joined)
+
+
+class PromptEncoder:
+    """Turns data rows into samples, for one processor.
+
+    Args:
+        processor: the model's processor; a private copy is used, the caller's stays untouched.
+        template_options: keyword arguments of every `apply_chat_template` call.
+    """
+
+    def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, Any]) -> None:
+        self.counters = Counters()
+        self.template_options = dict(template_options)
+        self.processor = copy.copy(processor)
+        if getattr(processor, "image_processor", None) is not None:
+            self.once = OnceImageProcessor(processor.image_processor, self.counters)
+            self.processor.image_processor = self.once
+        else:
+            self.once = None
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+        """One sample per row, in order; equal prompts share one object."""
+        samples: dict[Hashable, Sample] = {}
+        decoded: dict[Hashable, Any] = {}
+        encoded = []
+        for row in rows:
+            messages, refs = prompt_and_images(row)
+            key = (json.dumps(messages, sort_keys=True, default=str), tuple(ref.key for ref in refs))
+            if key not in samples:
+                samples[key] = self._encode_one(messages, refs, decoded)
+            encoded.append(samples[key])
+        if self.once is not None:
+            self.once.results.clear()
+        return encoded
+
+    def _encode_one(self, messages: Any, refs: list[ImageRef], decoded: dict[Hashable, Any]) -> Sample:
+        images = [self._decode(ref, decoded) for ref in refs]
+        if isinstance(messages, str):
+            out = self.processor(text=[messages])
+        else:
+            if self.once is not None:
+                self.once.announced = [ref.key for ref in refs]
+            out = self.processor.apply_chat_template(
+                conversation=[_fill(messages, images)],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **self.template_options,
+            )
+        return Sample(
+            input_ids=_ints(out["input_ids"][0]),
+            messages=messages,
+            visual={k: torch.as_tensor(v) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
+            per_token={k: _ints(out[k][0]) for k in PER_TOKEN if k in out},
+            images=images,
+        )
+
+    def _decode(self, ref: ImageRef, decoded: dict[Hashable, Any]) -> Any:
+        if ref.key not in decoded:
+            decoded[ref.key] = open_image(ref)
+            self.counters.decoded += 1
+        return decoded[ref.key]
+
+
+def _ints(values: Any) -> list[int]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)
+
+
+def prompt_and_images(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | str, list[ImageRef]]:
+    """The messages of a row with empty image placeholders, and its images in the order of the placeholders.
+
+    Accepts every form that TRL documents: `images` or `image` columns (lists may be None or empty), and images inside
+    the messages, decoded or as the `{bytes, path}` dicts that Arrow makes of them.
+
+    Raises:
+        ValueError: images and placeholders differ in number, or a plain-text prompt comes with images.
+    """
+    where = str(row.get("where", ""))
+    columns = row.get("images") if row.get("images") is not None else row.get("image")
+    given = columns if isinstance(columns, list | tuple) else [] if columns is None else [columns]
+    refs = [_as_ref(image, where) for image in given]
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        if refs:
+            raise ValueError(f"{where or 'a row'}: a prompt with images must be a list of messages, got plain text")
+        return prompt, []
+    try:
+        messages = prepare_multimodal_messages([_without_nones(message) for message in prompt], images=refs)
+    except ValueError as error:
+        raise ValueError(f"{where or 'a row'}: {error}") from error
+    return _take_images(messages, where)
+
+
+def _as_ref(image: Any, where: str) -> ImageRef:
+    return image if isinstance(image, ImageRef) else image_ref(image, where)
+
+
+def _without_nones(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrow gives every content block every key; the ones that are None were never there."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return {k: v for k, v in message.items() if v is not None}
+    return {**message, "content": [{k: v for k, v in block.items() if v is not None} for block in content]}
+
+
+def _take_images(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], list[ImageRef]]:
+    refs: list[ImageRef] = []
+    emptied = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            refs += [_as_ref(block["image"], where) for block in content if block["type"] == "image"]
+            content = [{"type": "image"} if block["type"] == "image" else block for block in content]
+        emptied.append({**message, "content": content})
+    return emptied, refs
+
+
+def _fill(messages: list[dict[str, Any]], images: list[Any]) -> list[dict[str, Any]]:
+    """The messages with their placeholders filled, in order."""
+    remaining = iter(images)
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image", "image": next(remaining)} if block["type"] == "image" else block
+                for block in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def collate_visual(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The visual tensors of some rows, joined; rows without images contribute nothing, and no key if none has any."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample.visual))
+    return {name: _join_rows([s.visual[name] for s in samples if name in s.visual]) for name in names}
+
+
+def _join_rows(values: list[Tensor]) -> Tensor:
+    """Concatenate along the first dimension, padding the others with zeros where rows differ."""
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    return torch.cat([_pad_to(value, shape) for value in values])
+
+
+def _pad_to(value: Tensor, shape: list[int]) -> Tensor:
+    missing = [(0, size - have) for size, have in zip(shape, value.shape[1:], strict=True)]
+    if not any(after for _, after in missing):
+        return value
+    return torch.nn.functional.pad(value, [side for pair in reversed(missing) for side in pair])
+
+
+def collate_per_token(samples: Sequence[Sample], prompt_length: int, completion_length: int) -> dict[str, Tensor]:
+    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, zero over the completion."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample.per_token))
+    return {name: _per_token_rows(name, samples, prompt_length, completion_length) for name in names}
+
+
+def _per_token_rows(name: str, samples: Sequence[Sample], prompt_length: int, completion_length: int) -> Tensor:
+    rows = torch.zeros(len(samples), prompt_length + completion_length, dtype=torch.long)
+    for row, sample in zip(rows, samples, strict=True):
+        values = sample.per_token.get(name, [])
+        row[prompt_length - len(values) : prompt_length] = torch.tensor(values, dtype=torch.long)
+    return rows
+
+
+def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
+    """Small copies of decoded images: the only form in which images ever cross ranks."""
+
+    def shrink(image: Any) -> Any:
+        small = image.copy()
+        small.thumbnail((largest, largest))
+        return small
+
+    return [shrink(image) for image in images]

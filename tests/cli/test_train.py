@@ -1,0 +1,129 @@
+"""The command line: launched for real, and every mistake answered before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlm_grpo.cli.arguments import help_text, ineffective_flags, trl_flags, unknown_flags
+
+LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
+
+
+def data(folder: Path) -> list[str]:
+    with (folder / "a.jsonl").open("w") as file:
+        for number in range(4):
+            Image.new("RGB", (56, 56), (number * 60, 0, 0)).save(folder / f"{number}.png")
+            turns = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": str(number)}]
+            file.write(json.dumps({"id": number, "image": f"{number}.png", "conversations": turns}) + "\n")
+    return ["--data_file_paths", str(folder / "a.jsonl"), "--image_folders", str(folder)]
+
+
+def flags(model: Path, folder: Path, **options: object) -> list[str]:
+    settings = {
+        "model_name_or_path": model,
+        "output_dir": folder / "out",
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        **options,
+    }
+    return [*data(folder), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+
+
+def launch(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(LAUNCH), *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_trains_to_a_checkpoint_that_loads(trainer: str, tiny_model: Path, tmp_path: Path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    done = launch([*flags(tiny_model, tmp_path, trainer=trainer), "--reward_funcs", "accuracy", "format:0.5"])
+    assert done.returncode == 0, done.stderr
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    AutoProcessor.from_pretrained(tmp_path / "out")
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["script"]["reward_funcs"] == ["accuracy", "format:0.5"]
+    assert run["versions"]["trl"]
+
+
+def test_dry_run_shows_prompts_and_loads_no_model(tmp_path: Path):
+    done = launch([*flags(tmp_path / "no_such_model", tmp_path), "--dry_run"])
+    assert done.returncode == 0, done.stderr
+    assert "[user] <image>Which?" in done.stdout and "reward_funcs: ['accuracy:1', 'format:1']" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_stops_before_the_model(tmp_path: Path):
+    words = flags(tmp_path / "no_such_model", tmp_path)
+    (tmp_path / "2.png").unlink()
+    done = launch(words)
+    assert done.returncode == 2
+    assert "a.jsonl:3: image: found" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_config_file_and_its_mistakes(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("max_pixles: 3\n")
+    done = launch([*flags(tmp_path, tmp_path), "--config", str(tmp_path / "c.yaml")])
+    assert done.returncode == 2 and "unknown flag --max_pixles; did you mean --max_pixels" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss_typ", "grpo"], "unknown flag --loss_typ; did you mean --loss_type"),
+        (["--delta", "2"], None),
+    ],
+)
+def test_unknown_flags(words: list[str], message: str | None):
+    assert unknown_flags(words, "grpo") == [] if message is None else message in unknown_flags(words, "grpo")[0]
+
+
+def test_a_flag_of_the_other_trainer_is_named():
+    assert unknown_flags(["--loss_type", "grpo"], "rloo") == [
+        "--loss_type belongs to --trainer grpo, this run uses --trainer rloo"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_r": 8, "use_peft": False}, "--lora_r has no effect without --use_peft"),
+        ({"val_freq": 1.0, "val_split_ratio": 0.0}, "--val_freq has no effect without --val_split_ratio"),
+        ({"vllm_mode": "server", "use_vllm": False}, "--vllm_mode has no effect without --use_vllm"),
+        ({"sapo_temperature_pos": 1.0, "loss_type": "dapo"}, "--sapo_temperature_pos has no effect without"),
+    ],
+)
+def test_ineffective_flags(values: dict, message: str):
+    problems = ineffective_flags(list(values), {"data_file_paths": "a.jsonl", **values})
+    assert any(problem.startswith(message) for problem in problems)
+
+
+def test_flags_that_act_are_no_problem():
+    values = {"data_file_paths": "a.jsonl", "image_folders": "x", "use_peft": True, "lora_r": 8, "loss_type": "sapo"}
+    assert ineffective_flags(list(values), values) == []
+
+
+def test_help_lists_every_flag_without_torch():
+    code = "import sys; from vlm_grpo.cli.train import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    for name in (*trl_flags()["grpo"], *trl_flags()["rloo"], *trl_flags()["model"], "data_file_paths", "dry_run"):
+        assert f"--{name} " in help_text()
+
+
+def test_stored_flags_are_those_of_the_installed_trl():
+    from vlm_grpo.cli.flags import collect
+
+    assert collect() == trl_flags()

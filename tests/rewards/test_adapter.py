@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlm_grpo.records import Record
+from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score
+from vlm_grpo.rewards.adapter import split_spec
+
+RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
+
+
+def test_make_reward_is_a_trl_callable():
+    reward = make_reward("accuracy")
+    assert reward.__name__ == "accuracy"
+    assert reward(prompts=["q", "q"], completions=[RIGHT, "8"], answer=["7", "7"]) == [1.0, 0.0]
+
+
+def test_records_win_over_columns():
+    record = Record(id=1, question="q", answer="7")
+    assert make_reward("accuracy")([RIGHT], record=[record], answer=["8"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("iou", ("iou", 1.0)),
+        ("iou@0.5:2", ("iou@0.5", 2.0)),
+        ("a.py:f", ("a.py:f", 1.0)),
+        ("a.py:f:0.5", ("a.py:f", 0.5)),
+        ("C:/x/a.py:f:2", ("C:/x/a.py:f", 2.0)),
+    ],
+)
+def test_split_spec(spec: str, expected: tuple[str, float]):
+    assert split_spec(spec) == expected
+
+
+def test_bad_weight_and_unknown_name():
+    with pytest.raises(ValueError, match="the weight after ':' must be a number, got 'two'"):
+        split_spec("iou:two")
+    with pytest.raises(KeyError, match="unknown reward 'acuracy'; did you mean 'accuracy'"):
+        resolve_rewards(["acuracy"])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(completion, record): return 2.0 * (record.answer in completion)",
+        "def f(completions, answer, **columns): return [2.0 for _ in completions]",
+        "def f(response, ground_truth): return 2.0 * (ground_truth in response)",
+    ],
+)
+def test_user_rewards_of_three_forms(code: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(code)
+    (reward,), weights = resolve_rewards([f"{tmp_path}/mine.py:f:3"])
+    assert weights == [3.0]
+    assert reward(prompts=["q"], completions=["it is 7"], answer=["7"]) == [2.0]
+    assert reward.__name__ == "f"
+
+
+def test_a_failing_user_reward_names_record_and_completion(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def f(completion, record): return 1 / 0")
+    (reward,), _ = resolve_rewards([f"{tmp_path}/mine.py:f"])
+    with pytest.raises(RuntimeError, match=r"(?s)reward 'f' on record 5.*ZeroDivisionError.*completion: 'hello'"):
+        reward(completions=["hello"], id=[5])
+
+
+def test_missing_function_lists_what_is_there(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def good(completion, record): return 1.0")
+    with pytest.raises(ValueError, match="has no function 'bad'; it has good"):
+        resolve_rewards([f"{tmp_path}/mine.py:bad"])
+
+
+def test_max_completion_length_reaches_the_length_rewards():
+    (reward,), _ = resolve_rewards(["overlong"], max_completion_length=10)
+    assert reward([RIGHT], completion_ids=[[0] * 10]) == [-1.0]
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+@pytest.mark.parametrize("text", ["", "\x00", "{" * 3000, "[" * 3000 + "]" * 3000, "<answer>" * 100, "1e999", "٣"])
+def test_no_text_makes_a_reward_fail(name: str, text: str):
+    for truth in ("7", "B", [0, 0, 1, 1], {"a": 1}, None):
+        for completion in (text, f"<answer>{text}</answer>"):
+            value = score(name, completion, answer=truth, options=["x", "y"])
+            assert value is None or -1.0 <= value <= 1.0

@@ -1,0 +1,72 @@
+"""Imports go down only, TRL stays where it belongs, and light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo"
+LAYERS = {
+    "table": 0, "records": 0, "text": 0, "boxes": 0, "shapes": 0,
+    "rewards": 1, "prompts": 1, "algorithms": 1, "families": 1, "tasks": 1,
+    "data": 2, "envs": 2, "loading": 2, "tiny": 2,
+    "trainers": 3,
+    "evaluation": 4,
+    "cli": 5, "grpo_jsonl": 5,
+}  # fmt: skip
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+            if node.module == "vlm_grpo":
+                names += [f"vlm_grpo.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path: Path):
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "vlm_grpo" and len(parts) > 1 and parts[1] in LAYERS:
+            assert LAYERS[parts[1]] <= LAYERS[unit(path)], f"{path} imports upward: {name}"
+        if parts[0] == "trl":
+            assert unit(path) in ("trainers", "cli"), f"{path} imports trl"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_small(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize(
+    "module", ["vlm_grpo", "vlm_grpo.rewards", "vlm_grpo.tasks", "vlm_grpo.data", "vlm_grpo.cli.arguments"]
+)
+def test_light_modules_do_not_import_torch(module: str):
+    code = f"import sys, {module}; print([n for n in ('torch', 'trl', 'transformers') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ruff_is_satisfied():
+    root = SOURCE.parents[1]
+    for command in (["check", "."], ["format", "--check", "."]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

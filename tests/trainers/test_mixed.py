@@ -1,0 +1,183 @@
+"""Mixtures of text and images that stock TRL 1.16 crashes on or trains blind, and how often images are touched."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from tests.support.training import image_rows, length_reward, picture, settings, user
+from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
+from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
+OURS = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
+STOCK = [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)]
+NAMES = ["grpo", "rloo"]
+
+
+def run(kind: tuple, model: Path, folder: Path, rows: Any, **options: Any) -> Any:
+    trainer, config = kind
+    args = config(**settings(folder, per_device_train_batch_size=8, max_steps=1, **options))
+    made = trainer(str(model), length_reward, args, train_dataset=rows)
+    made.train()
+    return made
+
+
+def tower_gradient(trainer: Any) -> float:
+    """How far one step moved the vision tower's weights from where they were saved."""
+    before = type(trainer.model).from_pretrained(trainer.model.config._name_or_path).model.visual.state_dict()
+    after = trainer.model.model.visual.state_dict()
+    return max((after[name] - before[name]).abs().max().item() for name in before)
+
+
+def mixed_rows() -> Dataset:
+    return Dataset.from_list(
+        [{"prompt": user("what color"), "images": [picture(0)]}, {"prompt": user("what shape"), "images": None}]
+    )
+
+
+def text_rows() -> Dataset:
+    return Dataset.from_list([{"prompt": user("what color"), "images": None}, {"prompt": user("red"), "images": None}])
+
+
+def nested_rows(typed: bool = True) -> Dataset:
+    """Images inside the messages: as a decoding Image feature, or as the `{bytes, path}` dicts that Arrow makes."""
+    image = Image() if typed else {"bytes": Value("binary"), "path": Value("string")}
+    block = {"type": Value("string"), "text": Value("string"), "image": image}
+    features = Features({"prompt": List({"role": Value("string"), "content": List(block)})})
+    rows = [{"prompt": user([{"type": "text", "text": "what", "image": None}, image_block(seed)])} for seed in (0, 1)]
+    return Dataset.from_list(rows, features=features)
+
+
+def image_block(seed: int) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, format="PNG")
+    return {"type": "image", "text": None, "image": {"bytes": buffer.getvalue(), "path": None}}
+
+
+def dict_rows() -> Dataset:
+    return nested_rows(typed=False)
+
+
+@pytest.mark.parametrize("kind", STOCK, ids=NAMES)
+def test_stock_fails_on_mixed_rows(kind: tuple, tiny_model: Path, tmp_path: Path):
+    with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):
+        run(kind, tiny_model, tmp_path, mixed_rows(), per_device_eval_batch_size=8)
+
+
+@pytest.mark.parametrize("kind", STOCK, ids=NAMES)
+def test_stock_fails_on_images_in_arrow_messages(kind: tuple, tiny_model: Path, tmp_path: Path):
+    with pytest.raises((TypeError, ValueError, KeyError, AttributeError)):
+        run(kind, tiny_model, tmp_path, dict_rows())
+
+
+def test_stock_rloo_trains_blind_on_images_in_messages(tiny_model: Path, tmp_path: Path):
+    assert tower_gradient(run(STOCK[1], tiny_model, tmp_path, nested_rows())) == 0
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+@pytest.mark.parametrize("rows", [mixed_rows, nested_rows, dict_rows], ids=["mixed", "nested", "dicts"])
+def test_images_reach_the_tower_in_every_form(kind: tuple, rows: Any, tiny_model: Path, tmp_path: Path):
+    assert tower_gradient(run(kind, tiny_model, tmp_path, rows())) > 0
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_all_text_rows_train_the_language_model_only(kind: tuple, tiny_model: Path, tmp_path: Path):
+    trainer = run(kind, tiny_model, tmp_path, text_rows())
+    assert tower_gradient(trainer) == 0
+    assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_all_text_micro_batches_of_a_mixed_rollout(kind: tuple, tiny_model: Path, tmp_path: Path):
+    trainer, config = kind
+    args = config(**settings(tmp_path, per_device_train_batch_size=2, steps_per_generation=4, max_steps=4))
+    made = trainer(str(tiny_model), length_reward, args, train_dataset=mixed_rows())
+    made.train()
+    assert made.state.global_step == 4
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_several_images_per_row(kind: tuple, tiny_model: Path, tmp_path: Path):
+    rows = Dataset.from_list(
+        [
+            {"prompt": user("what color"), "images": [picture(0), picture(1, height=112)]},
+            {"prompt": user("what shape"), "images": [picture(2)]},
+        ]
+    )
+    trainer = run(kind, tiny_model, tmp_path, rows)
+    assert (trainer.encoder.counters.decoded, trainer.encoder.counters.processed) == (3, 3)
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_each_unique_image_is_touched_once_per_rollout(kind: tuple, tiny_model: Path, tmp_path: Path):
+    """Two rollouts of 2 prompts x 4 completions, each used for 2 x 2 micro-batches: 4 images, 4 decodes, 4 runs."""
+    trainer, config = kind
+    options = {"gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 4, "shuffle_dataset": False}
+    made = trainer(str(tiny_model), length_reward, config(**settings(tmp_path, **options)), train_dataset=image_rows())
+    made.train()
+    assert (made.encoder.counters.decoded, made.encoder.counters.processed) == (4, 4)
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_an_image_shared_by_two_prompts_is_touched_once(kind: tuple, tiny_model: Path, tmp_path: Path):
+    rows = Dataset.from_list([{"prompt": user(text), "image": picture(0)} for text in ("what color", "what shape")])
+    counters = run(kind, tiny_model, tmp_path, rows).encoder.counters
+    assert (counters.decoded, counters.processed) == (1, 1)
+
+
+def test_rewards_see_decoded_images_and_columns(tiny_model: Path, tmp_path: Path):
+    seen = []
+
+    def reward(completions: list, images: list, answer: list, **columns: Any) -> list[float]:
+        seen.extend((image[0].size, text) for image, text in zip(images, answer, strict=True))
+        return [0.0] * len(completions)
+
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, shuffle_dataset=False))
+    VLMGRPOTrainer(str(tiny_model), reward, args, train_dataset=image_rows()).train()
+    assert seen == [((84, 56), "0")] * 4
+
+
+def test_no_pixels_are_kept_on_the_batch(tiny_model: Path, tmp_path: Path):
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
+    trainer.train()
+    (batch,) = trainer._buffered_inputs
+    assert "pixel_values" not in batch
+    assert len({id(sample) for sample in batch["samples"]}) == 1  # one sample for the whole group
+    assert batch["samples"][0].images == []
+
+
+def test_freeze_vision_modules_keeps_the_tower(tiny_model: Path, tmp_path: Path):
+    trainer = run(OURS[0], tiny_model, tmp_path, image_rows(), freeze_vision_modules=True)
+    assert tower_gradient(trainer) == 0
+    assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+
+
+def test_pixel_limits_change_the_number_of_patches(tiny_model: Path, tmp_path: Path):
+    lengths = {}
+    for limit in (None, 56 * 56):
+        args = VLMGRPOConfig(**settings(tmp_path, max_pixels=limit, min_pixels=limit and 28 * 28))
+        trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
+        (sample,) = trainer.encoder.encode([{"prompt": user("what"), "images": [picture(0, 224, 224)]}])
+        lengths[limit] = int(sample.visual["image_grid_thw"].prod())
+    assert lengths[56 * 56] <= 16 < lengths[None]  # 56 x 56 pixels are 16 patches of 14 x 14
+
+
+def test_reward_names_and_weights(tiny_model: Path, tmp_path: Path):
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = VLMGRPOTrainer(str(tiny_model), ["accuracy", "format:0.5"], args, train_dataset=image_rows())
+    assert trainer.reward_func_names == ["accuracy", "format"]
+    assert torch.equal(trainer.reward_weights, torch.tensor([1.0, 0.5]))
+
+
+def test_weights_given_twice_are_refused(tiny_model: Path, tmp_path: Path):
+    args = VLMGRPOConfig(**settings(tmp_path, reward_weights=[1.0, 2.0]))
+    with pytest.raises(ValueError, match="--reward_weights and NAME:WEIGHT"):
+        VLMGRPOTrainer(str(tiny_model), ["accuracy", "format:0.5"], args, train_dataset=image_rows())
