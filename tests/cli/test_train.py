@@ -70,7 +70,7 @@ def test_bad_data_stops_before_the_model(tmp_path: Path):
     (tmp_path / "2.png").unlink()
     done = launch(words)
     assert done.returncode == 2
-    assert "a.jsonl:3: image: found" in done.stderr and "Traceback" not in done.stderr
+    assert "a.jsonl:3" in done.stderr and "2.png" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_config_file_and_its_mistakes(tmp_path: Path):

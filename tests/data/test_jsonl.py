@@ -2,158 +2,147 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from vlm_grpo.data import DataError, load_dataset, split_paths, val_split
-from vlm_grpo.records import ImageRef
+from tests.data.files import turns, write_jsonl
+from vlm_grpo.data.forms import Form
+from vlm_grpo.data.jsonl import JsonlSource, csv_source, json_source
+from vlm_grpo.data.problems import DataError, Problem
 
-
-def turns(question: str, answer: object) -> list[dict]:
-    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-
-
-def write(folder: Path, rows: list[object], name: str = "a.jsonl") -> str:
-    for number in range(3):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(folder / name)
+LINE = json.dumps({"conversations": turns("a", "b")}).encode()
 
 
-def load(folder: Path, rows: list[object], **options: object):
-    return load_dataset(write(folder, rows), image_folders=str(folder), **options)
+def opened(path: Path, content: bytes) -> JsonlSource:
+    path.write_bytes(content)
+    return JsonlSource(path, Form())
 
 
-def ids(data: Iterable[dict]) -> list:
-    return [row["id"] for row in data]
-
-
-def kinds(row: dict) -> list[str]:
-    return [block.get("text", "<image>") for block in row["prompt"][-1]["content"]]
-
-
-def test_row_holds_paths_and_every_column(tmp_path: Path):
-    row = load(tmp_path, [{"id": 1, "image": "0.png", "conversations": turns("<image>How many?", "3"), "level": 2}])[0]
-    assert row["images"] == [ImageRef(str(tmp_path / "0.png"), f"{tmp_path}/a.jsonl:1")]
-    assert (row["id"], row["answer"], row["level"], row["task"]) == (1, "3", 2, "default")
-    assert row["record"].question == "<image>How many?"
-
-
-def test_markers_keep_their_place_and_missing_ones_come_first(tmp_path: Path):
-    rows = [
-        {"image": ["0.png", "1.png"], "conversations": turns("Is <image> like <image>?", "no")},
-        {"image": ["0.png", "1.png"], "conversations": turns("Compare.", "no")},
-    ]
-    data = load(tmp_path, rows)
-    assert kinds(data[0])[:4] == ["Is ", "<image>", " like ", "<image>"]
-    assert kinds(data[1])[:2] == ["<image>", "<image>"]
-
-
-def test_text_only_system_history_and_answers_of_every_type(tmp_path: Path):
-    rows = [
-        {
-            "conversations": [
-                {"from": "system", "value": "Be brief."},
-                *turns("a", "b"),
-                *turns("c", "<answer>d</answer>"),
-            ]
-        },
-        {"conversations": turns("boxes?", [[1, 2, 3, 4]])},
-    ]
-    data = load(tmp_path, rows)
-    assert [message["role"] for message in data[0]["prompt"]] == ["system", "user", "assistant", "user"]
-    assert [data[0]["answer"], data[1]["answer"]] == ["d", [[1, 2, 3, 4]]]
-    assert data[0]["images"] == []
-
-
-def test_bom_crlf_and_blank_lines_are_read_with_right_line_numbers(tmp_path: Path):
-    line = json.dumps({"conversations": turns("a", "b")})
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\r\n{line}\r\n".encode())
-    data = load_dataset(str(tmp_path / "a.jsonl"))
-    assert [row["where"].rsplit(":", 1)[1] for row in data] == ["1", "3"]
-
-
-GOOD = {"image": "0.png", "conversations": turns("<image>q", "a")}
+def wheres(source: JsonlSource) -> list[str]:
+    return [source.where(index).removeprefix(source.name) for index in range(len(source))]
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("content", "lines"),
     [
-        ('{"id": 1', "a.jsonl:2: line: found .*, expected one JSON object"),
-        ("[1]", "a.jsonl:2: line: found list, expected a JSON object"),
-        ({"id": 1}, "a.jsonl:2: conversations: found None, expected a list of turns"),
-        ({"conversations": [{"from": "human", "value": "a"}]}, "a.jsonl:2: conversations"),
-        ({"conversations": turns("a", "b")[::-1]}, "a.jsonl:2: conversations: found assistant user"),
-        ({**GOOD, "image": 3}, "a.jsonl:2: image: found 3, expected a path or a list of paths"),
-        ({**GOOD, "image": "9.png"}, "a.jsonl:2: image: found .*9.png: no such file"),
-        ({**GOOD, "image": "a.jsonl"}, "a.jsonl:2: image: found .*cannot identify image file"),
-        ({**GOOD, "image": "../x.png"}, "a.jsonl:2: image: found ../x.png, expected a path inside"),
-        ({**GOOD, "conversations": turns("<image><image>", "a")}, "a.jsonl:2: .*2 <image> markers, expected at most 1"),
-        ({**GOOD, "accu_reward_method": "exakt"}, "a.jsonl:2: accu_reward_method: found exakt, expected one of auto"),
-        ({**GOOD, "video": "a.mp4"}, "a.jsonl:2: video: .*not supported"),
+        (LINE + b"\n" + LINE + b"\n", [":1", ":2"]),
+        (LINE + b"\n" + LINE, [":1", ":2"]),
+        (LINE + b"\r\n" + LINE + b"\r\n", [":1", ":2"]),
+        (b"\xef\xbb\xbf" + LINE + b"\n" + LINE, [":1", ":2"]),
+        (b"\n \t\r\n" + LINE + b"\n\n" + LINE + b"\n\n", [":3", ":5"]),
+        (b"\xef\xbb\xbf\r\n" + LINE, [":2"]),
+        (LINE + b"\n\xef\xbb\xbf" + LINE, [":1", ":2"]),
+    ],
+    ids=["plain", "no last newline", "crlf", "bom", "blank lines", "bom and blank", "joined files"],
+)
+def test_lines_are_found_and_numbered_as_in_an_editor(tmp_path: Path, content: bytes, lines: list[str]):
+    source = opened(tmp_path / "a.jsonl", content)
+    assert wheres(source) == lines
+    assert [source.raw(index) for index in range(len(source))] == [json.loads(LINE)] * len(lines)
+    assert list(source.rows()) == [json.loads(LINE)] * len(lines)
+
+
+def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path):
+    source = opened(tmp_path / "a.jsonl", '{"q": "a\u2028b\u0085c"}\n{"q": 2}\n'.encode())
+    assert [row["q"] for row in source.rows()] == ["a\u2028b\u0085c", 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"id": 1', "Expecting ',' delimiter at column 9, near"),
+        (b"{'id': 1}", "Expecting property name"),
+        (b"[1]", "list"),
+        (b"3", "int"),
+        (b'{"id": 1} {"id": 2}', "Extra data at column 11"),
+        (b'{"q": "\xff\xfe"}', "0xff at byte 8, not UTF-8"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "integer"),
+    ],
+    ids=["cut off", "quotes", "list", "number", "two", "encoding", "deep", "huge"],
+)
+def test_a_bad_line_is_a_problem_and_not_an_exception(tmp_path: Path, line: bytes, found: str):
+    source = opened(tmp_path / "a.jsonl", LINE + b"\n\n" + line + b"\n")
+    problem = source.raw(1)
+    assert isinstance(problem, Problem)
+    assert problem.where == f"{tmp_path}/a.jsonl:3"
+    assert found in problem.found
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes):
+    with pytest.raises(DataError, match=f"{len(content)} bytes without a row"):
+        opened(tmp_path / "a.jsonl", content)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="a.jsonl.*no such file"):
+        JsonlSource(tmp_path / "a.jsonl", Form())
+    with pytest.raises(DataError, match="Is a directory"):
+        JsonlSource(tmp_path, Form())
+
+
+def test_a_pickled_source_reads_the_same(tmp_path: Path):
+    source = opened(tmp_path / "a.jsonl", b"\n" + LINE)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.raw(0) == source.raw(0)
+    assert copy.where(0) == source.where(0)
+
+
+def test_json_file_is_an_array_or_lines(tmp_path: Path):
+    rows = [{"q": 1, "a": "x"}, {"q": "two", "a": [1]}]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
+    source = json_source(tmp_path / "a.json", Form())
+    assert list(source.rows()) == rows
+    assert source.where(1) == f"{tmp_path}/a.json[1]"
+    lines = json_source(write_jsonl(tmp_path / "b.json", rows), Form())
+    assert list(lines.rows()) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", "an empty array"),
+        (b'[{"a": 1},\n {"a": }]', "a.json:2"),
+        (b'[{"a": 1},\n {"a": "\xff"}]', "a.json:2 .*not UTF-8"),
+        (b"", "without a row"),
     ],
 )
-def test_bad_lines_are_named(row: object, message: str, tmp_path: Path):
+def test_a_bad_json_file_is_refused(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        load(tmp_path, [GOOD, row])
+        json_source(tmp_path / "a.json", Form())
 
 
-def test_all_bad_lines_come_together(tmp_path: Path):
-    with pytest.raises(DataError, match=r"(?s)^2 problem\(s\).*a.jsonl:1: .*a.jsonl:3: "):
-        load(tmp_path, ["{", GOOD, "{"])
+def test_json_array_with_an_item_that_is_no_object(tmp_path: Path):
+    (tmp_path / "a.json").write_text('[{"a": 1}, 2]')
+    problem = list(json_source(tmp_path / "a.json", Form()).rows())[1]
+    assert (problem.where, problem.found) == (f"{tmp_path}/a.json[1]", "int")
 
 
-def test_truncated_and_empty_images_and_files(tmp_path: Path):
-    path = write(tmp_path, [GOOD])
-    (tmp_path / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.jsonl:1: image"):
-        load_dataset(path, image_folders=str(tmp_path))
-    (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match="no lines, expected one JSON object a line"):
-        load_dataset(path)
-    with pytest.raises(DataError, match="found nothing, expected a jsonl file"):
-        load_dataset(str(tmp_path / "none.jsonl"))
-
-
-def test_files_folders_and_methods_pair_up(tmp_path: Path):
-    first, second = write(tmp_path, [GOOD]), write(tmp_path, [GOOD], "b.jsonl")
-    data = load_dataset(f"{first}:{second}", image_folders=f"{tmp_path}:{tmp_path}", reward_method="exact:math")
-    assert [row["record"].method for row in data] == ["exact", "math"]
-    with pytest.raises(ValueError, match="--image_folders: 2 given for 1 data files"):
-        load_dataset(first, image_folders="a:b")
+def test_csv_cells_stay_text_but_lists(tmp_path: Path):
+    text = 'question,answer,options,image\n"How\nmany?",007,"[""a"", ""b""]",\nNA?,null,[x,a.png\n'
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8-sig")
+    source = csv_source(tmp_path / "a.csv", Form())
+    assert list(source.rows()) == [
+        {"question": "How\nmany?", "answer": "007", "options": ["a", "b"], "image": None},
+        {"question": "NA?", "answer": "null", "options": "[x", "image": "a.png"},
+    ]
+    assert source.where(1) == f"{tmp_path}/a.csv:4"
 
 
 @pytest.mark.parametrize(
-    ("value", "parts"),
-    [
-        ("a:b", ["a", "b"]),
-        ("/x/a.jsonl:/y/b.jsonl", ["/x/a.jsonl", "/y/b.jsonl"]),
-        ("https://host/a.jsonl:b", ["https://host/a.jsonl", "b"]),
-        ("C:/a.jsonl:D:\\b.jsonl", ["C:/a.jsonl", "D:\\b.jsonl"]),
-        ("x/:/y", ["x/", "/y"]),
-    ],
+    ("content", "message"),
+    [(b"question,answer\n", "no rows"), (b"q,a\nx,\xff\n", "UTF-8"), (b'q,a\nx,"y\n', "unexpected end of data")],
 )
-def test_split_paths(value: str, parts: list[str]):
-    assert split_paths(value) == parts
+def test_a_bad_csv_file_is_refused(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        csv_source(tmp_path / "a.csv", Form())
 
 
-def test_outside_paths_can_be_allowed(tmp_path: Path):
-    folder = tmp_path / "inner"
-    folder.mkdir()
-    path = write(tmp_path, [{**GOOD, "image": "../0.png"}])
-    assert len(load_dataset(path, image_folders=str(folder), allow_outside=True)) == 1
-
-
-def test_split_and_pickle_keep_rows(tmp_path: Path):
-    data = load(tmp_path, [{**GOOD, "id": number} for number in range(10)])
-    train, held_out = val_split(data, 0.2, seed=1)
-    again, _ = val_split(data, 0.2, seed=1)
-    assert sorted([*ids(train), *ids(held_out)]) == list(range(10))
-    assert len(held_out) == 2 and ids(train) == ids(again)
-    assert pickle.loads(pickle.dumps(held_out))[0]["id"] == held_out[0]["id"]
-    with pytest.raises(ValueError, match="leaves one side empty"):
-        val_split(data, 0.01, seed=1)
+def test_a_csv_row_with_too_many_cells_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("q,a\n1,2\n1,2,3\n")
+    problem = csv_source(tmp_path / "a.csv", Form()).raw(1)
+    assert (problem.where, problem.found) == (f"{tmp_path}/a.csv:3", "1 cells more than the header")

@@ -2,140 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vlm_grpo.data.jsonl import DataError, JsonlSource, Problem
-from vlm_grpo.prompts import PromptTemplate, load_prompt
-from vlm_grpo.records import Record
-from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.tasks import TASKS
+from vlm_grpo.data.check import check_rows, check_source
+from vlm_grpo.data.forms import Form
+from vlm_grpo.data.problems import DataError, Problem, problem_table
+from vlm_grpo.data.rows import RowMaker, row_dataset, val_split
+from vlm_grpo.data.sources import open_sources
+from vlm_grpo.prompts import load_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataError", "Problem", "jsonl_sources", "load_dataset", "split_paths", "val_split"]
+__all__ = ["DataError", "Form", "Problem", "check_source", "load_dataset", "problem_table", "val_split"]
 
-
-def split_paths(value: str | Sequence[str] | None) -> list[str]:
-    """Paths separated by ':'; a URL's and a drive letter's colon does not separate."""
-    if value is None:
-        return []
-    if not isinstance(value, str):
-        return [str(part) for part in value]
-    parts: list[str] = []
-    for piece in value.split(":"):
-        drive = bool(parts) and len(parts[-1]) == 1 and parts[-1].isalpha() and piece[:1] in ("/", "\\")
-        if parts and (piece.startswith("//") or drive):
-            parts[-1] += f":{piece}"
-        else:
-            parts.append(piece)
-    return parts
-
-
-def jsonl_sources(
-    paths: str | Sequence[str],
-    image_folders: str | Sequence[str] | None = None,
-    reward_method: str | Sequence[str] | None = None,
-    task: str = "default",
-    allow_outside: bool = False,
-) -> list[JsonlSource]:
-    """One source per file, paired by position with folders and methods; a single folder or method serves all.
-
-    Raises:
-        DataError: a file is missing or empty.
-        ValueError: the numbers do not match, or a method is unknown.
-    """
-    files = split_paths(paths)
-    folders = _paired("image_folders", split_paths(image_folders) or [""], files)
-    methods = _paired("reward_method", split_paths(reward_method) or [""], files)
-    for method in methods:
-        if method:
-            _ = METHODS[method]
-    return [
-        JsonlSource(Path(path), folder, method or None, task, allow_outside)
-        for path, folder, method in zip(files, folders, methods, strict=True)
-    ]
-
-
-def _paired(name: str, values: list[str], files: list[str]) -> list[str]:
-    if len(values) not in (1, len(files)):
-        raise ValueError(f"--{name}: {len(values)} given for {len(files)} data files; give one, or one for each file")
-    return values * len(files) if len(values) == 1 else values
-
-
-@dataclass(frozen=True)
-class RowMaker:
-    """Turns row numbers into rows; it is the data set's transform and travels to loader processes."""
-
-    sources: list[JsonlSource]
-    prompt: PromptTemplate
-
-    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        """Columns of the numbered rows; a column that some rows lack is None there."""
-        rows = [row_of(self.read(number), self.prompt) for number in batch["row"]]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: [row.get(name) for row in rows] for name in names}
-
-    def read(self, number: int) -> Record:
-        """The record of a row number that counts through all sources."""
-        for source in self.sources:
-            if number < len(source):
-                return source.read(number)
-            number -= len(source)
-        raise IndexError(number)
-
-
-def row_of(record: Record, prompt: PromptTemplate) -> dict[str, Any]:
-    """What the trainers and rewards get of a record."""
-    return {
-        **record.extra,
-        "prompt": prompt.render(record),
-        "images": list(record.images),
-        "record": record,
-        "id": record.id,
-        "answer": record.answer,
-        "task": record.task,
-        "where": record.where,
-    }
+logger = logging.getLogger(__name__)
 
 
 def load_dataset(
-    source: str | Sequence[str],
+    source: str | Path | Sequence[str] | Dataset,
     *,
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
     task: str = "default",
-    format_prompt: str | None = None,
+    format_prompt: str | Path | None = None,
+    prompt_key: str | None = None,
+    answer_key: str | None = None,
+    image_key: str | None = None,
+    video_key: str | None = None,
     allow_outside: bool = False,
     check: bool = True,
 ) -> Dataset:
-    """A data set of lazily made rows from jsonl files (`a.jsonl:b.jsonl` or a list).
+    """A data set whose rows are made when they are asked for.
+
+    A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
+    blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
+
+    Args:
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data: `org/name@split`, a
+            save_to_disk folder, a parquet file, a `datasets.Dataset`.
+        image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
+        reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
+        task: the task of all records that name none themselves: its prompt and system turn.
+        format_prompt: a jinja file that replaces the task's prompt.
+        prompt_key: column of the question; without it `conversations`, `problem`, `question`, `prompt` or `messages`.
+        answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
+        image_key: column of the image or images; without it `images` or `image`.
+        video_key: column of videos, which this version refuses.
+        allow_outside: allow image paths that leave their folder.
+        check: read all rows and look at every image file first.
 
     Raises:
-        DataError: something is wrong with the data; all of it is listed.
-        KeyError: an unknown task or accuracy method.
+        DataError: something is wrong with the data; the message is a table of all problems.
+        KeyError: the task is unknown.
+        ValueError: the prompt file is missing or wrong.
     """
-    from datasets import Dataset
-
-    prompt = load_prompt(format_prompt) if format_prompt else TASKS[task].prompt
-    sources = jsonl_sources(source, image_folders, reward_method, task, allow_outside)
-    if check and (problems := [problem for part in sources for problem in part.problems()]):
+    prompt = None if format_prompt is None else load_prompt(format_prompt)
+    form = Form(
+        task=task,
+        prompt_key=prompt_key,
+        answer_key=answer_key,
+        image_key=image_key,
+        video_key=video_key,
+        allow_outside=allow_outside,
+    )
+    opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
+    problems = list(opened.problems)
+    if check:
+        problems += [problem for part in opened.sources for problem in check_rows(part)]
+    errors = [problem for problem in problems if not problem.is_warning]
+    if errors:
         raise DataError(problems)
-    numbers = list(range(sum(len(part) for part in sources)))
-    return Dataset.from_dict({"row": numbers}).with_transform(RowMaker(sources, prompt))
+    _warn(problems)
+    return row_dataset(RowMaker(opened.sources, prompt))
 
 
-def val_split(dataset: Dataset, ratio: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out rows; the same on every rank for the same seed.
-
-    Raises:
-        ValueError: the ratio leaves one side empty.
-    """
-    held_out = round(len(dataset) * ratio)
-    if not 0 < held_out < len(dataset):
-        raise ValueError(f"--val_split_ratio {ratio} of {len(dataset)} rows leaves one side empty")
-    parts = dataset.train_test_split(test_size=held_out, seed=seed)
-    return parts["train"], parts["test"]
+def _warn(problems: list[Problem]) -> None:
+    """One warning for each kind, however many rows it concerns."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.expected, []).append(problem)
+    for expected, found in kinds.items():
+        first = found[0]
+        logger.warning("%d rows, first %s: %s: expected %s", len(found), first.where, first.found, expected)

@@ -43,10 +43,11 @@ class Form:
 
 
 class Reading(NamedTuple):
-    """What became of a row: a record, unless a problem that is no warning prevented it."""
+    """What became of a row: a record, unless a problem that is no warning prevented it; its images in either case."""
 
     record: Record | None
     problems: list[Problem]
+    images: tuple[ImageRef, ...] = ()
 
 
 def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
@@ -54,7 +55,7 @@ def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Rea
     reader = _RowReader(row, where, form)
     record = reader.record(number)
     failed = any(not problem.is_warning for problem in reader.problems)
-    return Reading(None if failed else record, reader.problems)
+    return Reading(None if failed else record, reader.problems, record.images)
 
 
 class _RowReader:
@@ -77,14 +78,12 @@ class _RowReader:
         answer = self.answer(conversation)
         images = self.images()
         options = self.options()
-        question = conversation.question
-        if images or conversation.has_images or MARKER in question:
-            question, images = self.place(conversation, images, options, key)
+        question, images = self.place(conversation, images, options, key)
         return Record(
             id=self.identity(number),
             question=question,
             answer=answer,
-            images=tuple(images),
+            images=tuple(ref for ref in images if ref is not None),
             system=conversation.system,
             history=tuple(conversation.history),
             task=self.task(),
@@ -139,16 +138,17 @@ class _RowReader:
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", "text, a number, a list or an object")
         return value
 
-    def images(self) -> list[ImageRef]:
+    def images(self) -> list[ImageRef | None]:
+        """The images of the image column; None for one that cannot be read, so that their number stays right."""
         names = (self.form.image_key,) if self.form.image_key else IMAGE_KEYS
         self.used.update(names)
         key = next((name for name in names if self.row.get(name)), None)
         if key is None:
             return []
         value = self.row[key]
-        several = isinstance(value, list | tuple)
-        refs = [self.image(f"{key}[{n}]", one) for n, one in enumerate(value)] if several else [self.image(key, value)]
-        return [ref for ref in refs if ref is not None]
+        if isinstance(value, list | tuple):
+            return [self.image(f"{key}[{number}]", item) for number, item in enumerate(value)]
+        return [self.image(key, value)]
 
     def image(self, field: str, value: Any) -> ImageRef | None:
         """A reference to one image; paths are joined with the image folder and must stay in it."""
@@ -167,28 +167,25 @@ class _RowReader:
         return ImageRef(in_folder(self.form.folder, ref.source), self.where)
 
     def place(
-        self, conversation: Conversation, images: list[ImageRef], options: tuple[str, ...], key: str | None
-    ) -> tuple[str, list[ImageRef]]:
+        self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
+    ) -> tuple[str, list[ImageRef | None]]:
         """The question with a marker for every image, and the images in the order of all markers.
 
         Images that have no marker come first; in a conversation that is worth a warning.
         """
-        inline = [None if value is None else self.image(f"{key}[image]", value) for value in conversation.inline]
-        slots = inline + [None] * sum(option.count(MARKER) for option in options)
-        if any(problem.field.startswith(IMAGE_KEYS) for problem in self.problems):
-            return conversation.question, images  # some images could not be read: their number means nothing
+        slots = conversation.inline + [None] * sum(option.count(MARKER) for option in options)
         wanted = slots.count(None)
         if wanted > len(images):
             self.wrong(key or "question", f"{wanted} {MARKER} markers", f"as many images, the row has {len(images)}")
             return conversation.question, images
         rest = len(images) - wanted
-        if rest and conversation.answer_field is not None:
+        if rest and (wanted or conversation.answer_field is not None):
             found = f"{wanted} {MARKER} markers for {len(images)} images"
             self.problems.append(
                 Problem(self.where, key or "", found, "a marker for every image; those without come first", True)
             )
         remaining = iter(images[rest:])
-        placed = [next(remaining) if slot is None else slot for slot in slots]
+        placed = [next(remaining) if slot is None else self.image(f"{key} image", slot) for slot in slots]
         return self.mark_first(conversation, rest), [*images[:rest], *placed]
 
     def mark_first(self, conversation: Conversation, rest: int) -> str:

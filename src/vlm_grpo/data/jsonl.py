@@ -1,196 +1,196 @@
-"""jsonl files of conversations: a line becomes a record when it is asked for; every bad line can be listed first."""
+"""Local text files of rows: jsonl (a line is read when it is asked for), json arrays and csv (held in memory).
+
+A source answers `len()`, `raw(index)` and `rows()`; a row that cannot be read is a Problem instead.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vlm_grpo.data.images import URL_STARTS, image_ref
-from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.text import extract_answer
+import numpy as np
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TAKEN = ("id", "image", "images", "conversations", "accu_reward_method")
+from vlm_grpo.data.forms import Form
+from vlm_grpo.data.problems import DataError, Problem
 
-
-class Problem(NamedTuple):
-    """One thing that is wrong with the data."""
-
-    where: str
-    field: str
-    found: str
-    expected: str
+BOM = b"\xef\xbb\xbf"
+RawRow = Mapping[str, Any] | Problem
 
 
-class DataError(ValueError):
-    """All problems of a data set, one a line."""
-
-    def __init__(self, problems: list[Problem], shown: int = 50) -> None:
-        self.problems = problems
-        lines = [f"{p.where}: {p.field}: found {p.found}, expected {p.expected}" for p in problems[:shown]]
-        more = [f"... and {len(problems) - shown} more"] if len(problems) > shown else []
-        super().__init__("\n".join([f"{len(problems)} problem(s) in the data", *lines, *more]))
-
-
-class BadRecord(ValueError):
-    """One line that is no record."""
-
-    def __init__(self, where: str, name: str, found: Any, expected: str) -> None:
-        self.problem = Problem(where, name, found if isinstance(found, str) else repr(found)[:80], expected)
-        at, field_name, seen, wanted = self.problem
-        super().__init__(f"{at}: {field_name}: found {seen}, expected {wanted}")
-
-
-@dataclass
 class JsonlSource:
-    """One jsonl file with its image folder; `len` and `read(index)` see its non-blank lines."""
+    """A jsonl file, opened by one pass that keeps the offset of every line that is not blank (8 bytes each).
 
-    path: Path
-    image_folder: str = ""
-    method: str | None = None
-    task: str = "default"
-    allow_outside: bool = False
-    offsets: array = field(default_factory=lambda: array("q"))
-    lines: array = field(default_factory=lambda: array("q"))
+    The file is opened anew for each access, so that processes that share this object never share a file position.
 
-    def __post_init__(self) -> None:
-        """Find the lines.
+    Raises:
+        DataError: the file is missing, cannot be read, or has no rows.
+    """
 
-        Raises:
-            DataError: the file is missing or has no line.
-        """
-        if not self.path.is_file():
-            raise DataError([Problem(str(self.path), "file", "nothing", "a jsonl file")])
-        with self.path.open("rb") as file:
-            position = 0
-            for number, line in enumerate(file, 1):
-                if line.removeprefix(b"\xef\xbb\xbf").strip():
-                    self.offsets.append(position)
-                    self.lines.append(number)
-                position += len(line)
-        if not self.offsets:
-            raise DataError([Problem(str(self.path), "file", "no lines", "one JSON object a line")])
+    def __init__(self, path: str | Path, form: Form) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        self.form = form
+        self.offsets, self.lines = _scan(self.path)
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def read(self, index: int) -> Record:
-        """The record of one line.
+    def where(self, index: int) -> str:
+        """`file:line` of a row, counted as editors do."""
+        return f"{self.name}:{index + 1 if self.lines is None else self.lines[index]}"
 
-        Raises:
-            BadRecord: the line is not a record; the error names file and line.
-        """
+    def raw(self, index: int) -> RawRow:
+        """The object in one line, or what is wrong with the line."""
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
-            return self.parse(file.readline(), f"{self.path}:{self.lines[index]}")
+            return parse_line(file.readline(), self.where(index))
 
-    def problems(self) -> Iterator[Problem]:
-        """Everything that is wrong, line by line."""
-        for index in range(len(self)):
-            try:
-                record = self.read(index)
-                yield from missing_images(record)
-            except BadRecord as error:
-                yield error.problem
-
-    def parse(self, line: bytes, where: str) -> Record:
-        """The record in one line of bytes."""
-        try:
-            row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadRecord(where, "line", f"byte {error.start} is not UTF-8", "UTF-8 text") from error
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(where, "line", str(error), "one JSON object") from error
-        if not isinstance(row, dict):
-            raise BadRecord(where, "line", type(row).__name__, "a JSON object")
-        return self._record(row, where)
-
-    def _record(self, row: dict[str, Any], where: str) -> Record:
-        if row.get("video") or row.get("videos"):
-            raise BadRecord(where, "video", "a video", "images or text only; video is not supported in this version")
-        turns = self._turns(row.get("conversations"), where)
-        images = self._images(row.get("image", row.get("images")), where)
-        method = row.get("accu_reward_method") or self.method
-        if method is not None and method not in METHODS:
-            raise BadRecord(where, "accu_reward_method", method, f"one of {', '.join(METHODS)}")
-        system = turns.pop(0)["content"] if turns[0]["role"] == "system" else None
-        question, answer = turns[-2]["content"], turns[-1]["content"]
-        markers = sum(str(turn["content"]).count("<image>") for turn in turns[:-1])
-        if markers > len(images):
-            raise BadRecord(
-                where, "conversations", f"{markers} <image> markers", f"at most {len(images)}, one per image"
-            )
-        return Record(
-            id=row.get("id", where),
-            question=question,
-            answer=(extract_answer(answer) or answer) if isinstance(answer, str) else answer,
-            images=images,
-            system=system,
-            history=tuple(turns[:-2]),
-            task=self.task,
-            method=method,
-            options=tuple(row.get("options") or row.get("choices") or ()),
-            reference_steps=tuple(row.get("reference_steps") or ()),
-            where=where,
-            extra={name: value for name, value in row.items() if name not in TAKEN},
-        )
-
-    def _turns(self, value: Any, where: str) -> list[dict[str, Any]]:
-        if not isinstance(value, list) or len(value) < 2:
-            raise BadRecord(where, "conversations", value, "a list of turns: human, then gpt")
-        turns = [self._turn(turn, where) for turn in value]
-        roles = [turn["role"] for turn in turns]
-        asked = roles[1:] if roles[0] == "system" else roles
-        if not asked or len(asked) % 2 or asked != ["user", "assistant"] * (len(asked) // 2):
-            raise BadRecord(where, "conversations", " ".join(roles), "human and gpt in turn, gpt last")
-        return turns
-
-    def _turn(self, turn: Any, where: str) -> dict[str, Any]:
-        if not isinstance(turn, dict) or turn.get("from") not in ROLES or "value" not in turn:
-            raise BadRecord(where, "conversations", turn, '{"from": "human" or "gpt", "value": ...}')
-        role = ROLES[turn["from"]]
-        if role != "assistant" and not isinstance(turn["value"], str):
-            raise BadRecord(where, "conversations", turn["value"], "text as the value of a human or system turn")
-        return {"role": role, "content": turn["value"]}
-
-    def _images(self, value: Any, where: str) -> tuple[ImageRef, ...]:
-        paths = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(path, str) and path for path in paths):
-            raise BadRecord(where, "image", value, "a path or a list of paths")
-        return tuple(self._resolve(path, where) for path in paths)
-
-    def _resolve(self, path: str, where: str) -> ImageRef:
-        if path.startswith((*URL_STARTS, "data:image/")):
-            return image_ref(path, where)
-        whole = Path(self.image_folder) / path
-        folder = Path(self.image_folder).absolute()
-        inside = not self.image_folder or Path(_normal(whole.absolute())).is_relative_to(_normal(folder))
-        if not inside and not self.allow_outside:
-            raise BadRecord(where, "image", path, f"a path inside {self.image_folder}; --allow_outside allows others")
-        return ImageRef(str(whole), where)
+    def rows(self) -> Iterator[RawRow]:
+        """All rows in order, read in one go."""
+        with self.path.open("rb") as file:
+            for index, offset in enumerate(self.offsets.tolist()):
+                file.seek(offset)
+                yield parse_line(file.readline(), self.where(index))
 
 
-def _normal(path: Path) -> str:
-    import os
+def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Offsets of the lines with content, and their line numbers if those are not simply 1, 2, 3, ..."""
+    offsets, lines, position = array("q"), array("q"), 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
+                if line[start:].strip():
+                    offsets.append(position + start)
+                    lines.append(number)
+                position += len(line)
+    except OSError as error:
+        raise DataError([unreadable(path, error)]) from error
+    if not len(offsets):
+        raise DataError([Problem(str(path), "file", f"{position} bytes without a row", "one JSON object on each line")])
+    simple = lines[-1] == len(lines)
+    return np.asarray(offsets, dtype=np.int64), None if simple else np.asarray(lines, dtype=np.int64)
 
-    return os.path.normpath(path)
+
+def unreadable(path: Path, error: OSError) -> Problem:
+    """The problem of a file that cannot be opened."""
+    found = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+    return Problem(str(path), "file", found, "a file that can be read")
 
 
-def missing_images(record: Record) -> Iterator[Problem]:
-    """Images of a record that are not there or are no images."""
-    from PIL import Image
+def parse_line(line: bytes, where: str) -> RawRow:
+    """The JSON object in a line of UTF-8, or what is wrong with it."""
+    try:
+        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        return Problem(where, "line", f"{line[error.start]:#04x} at byte {error.start + 1}, not UTF-8", "UTF-8 text")
+    except json.JSONDecodeError as error:
+        near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip()
+        return Problem(where, "line", f"{error.msg} at column {error.colno}, near {near!r}", "one JSON object")
+    except (ValueError, RecursionError) as error:
+        return Problem(where, "line", str(error), "one JSON object")
+    return row if isinstance(row, dict) else Problem(where, "line", type(row).__name__, "one JSON object")
 
-    for ref in record.images:
-        if not isinstance(ref.source, str) or ref.source.startswith(URL_STARTS):
-            continue
-        try:
-            with Image.open(ref.source) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            found = "no such file" if isinstance(error, FileNotFoundError) else f"{error}"
-            yield Problem(ref.where, "image", f"{ref.source}: {found}", "a readable image")
+
+class MemorySource:
+    """Rows of a small file that had to be read as a whole."""
+
+    def __init__(self, name: str, form: Form, rows: list[RawRow], places: list[str]) -> None:
+        self.name = name
+        self.form = form
+        self._rows = rows
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def where(self, index: int) -> str:
+        """Where a row stands in its file."""
+        return f"{self.name}{self._places[index]}"
+
+    def raw(self, index: int) -> RawRow:
+        """One row."""
+        return self._rows[index]
+
+    def rows(self) -> Iterator[RawRow]:
+        """All rows in order."""
+        return iter(self._rows)
+
+
+def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
+    """A .json file: an array of objects, or one object a line.
+
+    Raises:
+        DataError: the file is missing, is no JSON, or has no rows.
+    """
+    try:
+        content = Path(path).read_bytes().removeprefix(BOM)
+    except OSError as error:
+        raise DataError([unreadable(Path(path), error)]) from error
+    if not content.lstrip().startswith(b"["):
+        return JsonlSource(path, form)
+    try:
+        items = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            [Problem(f"{path}:{line}", "line", f"byte {error.start} is not UTF-8", "UTF-8 text")]
+        ) from error
+    except json.JSONDecodeError as error:
+        found = f"{error.msg} at column {error.colno}"
+        raise DataError([Problem(f"{path}:{error.lineno}", "line", found, "an array of JSON objects")]) from error
+    if not items:
+        raise DataError([Problem(str(path), "file", "an empty array", "at least one row")])
+    places = [f"[{number}]" for number in range(len(items))]
+    rows = [
+        item if isinstance(item, dict) else Problem(f"{path}{place}", "item", type(item).__name__, "a JSON object")
+        for place, item in zip(places, items, strict=True)
+    ]
+    return MemorySource(str(path), form, rows, places)
+
+
+def csv_source(path: str | Path, form: Form) -> MemorySource:
+    """A csv file with a header line. Cells stay text; one that holds a JSON list or object becomes that; empty is null.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8, or has no rows.
+    """
+    rows: list[RawRow] = []
+    places: list[str] = []
+    csv.field_size_limit(2**31 - 1)  # base64 images are long cells
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            for row in reader:
+                places.append(f":{reader.line_num}")
+                rows.append(_csv_row(row, f"{path}:{reader.line_num}"))
+    except OSError as error:
+        raise DataError([unreadable(Path(path), error)]) from error
+    except UnicodeDecodeError as error:
+        raise DataError([Problem(f"{path}:{len(rows) + 2}", "line", str(error), "UTF-8 text")]) from error
+    except csv.Error as error:
+        raise DataError([Problem(f"{path}:{len(rows) + 2}", "line", str(error), "a row of cells")]) from error
+    if not rows:
+        raise DataError([Problem(str(path), "file", "no rows", "a header line and at least one row")])
+    return MemorySource(str(path), form, rows, places)
+
+
+def _csv_row(row: dict[str, Any], where: str) -> RawRow:
+    if "" in row and isinstance(row[""], list):
+        return Problem(where, "line", f"{len(row[''])} cells more than the header", "one cell for each column")
+    return {name: _csv_cell(cell) for name, cell in row.items()}
+
+
+def _csv_cell(cell: str | None) -> Any:
+    if not cell:
+        return None
+    if cell[0] not in "[{":
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell

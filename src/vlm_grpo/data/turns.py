@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,8 @@ Complaint = tuple[str, str, str]  # field, found, expected
 class Conversation:
     """What is asked, and what came before.
 
-    `inline` has an entry for every marker in history and question: None for a marker, an image that stands in the
-    message itself. `answer_field` names the turn that holds the answer; None when the conversation ends with a question.
+    `inline` has an entry for every marker of the user turns: None, or the image that stands in the message itself.
+    `answer_field` names the turn that holds the answer; None when the conversation ends with a question.
     """
 
     question: str = ""
@@ -31,10 +32,6 @@ class Conversation:
     @property
     def inline(self) -> list[Any]:
         return [None] * self.question.count(MARKER) if self.images is None else self.images
-
-    @property
-    def has_images(self) -> bool:
-        return bool(self.images)
 
 
 def read_turns(value: Any, key: str) -> tuple[Conversation, list[Complaint]]:
@@ -78,9 +75,13 @@ def _conversation(turns: list[tuple[str, Any]], key: str, complaints: list[Compl
         if role == "assistant" and number == last:
             conversation.answer, conversation.answer_field = _gold(content), f"{key}[{number}].value"
             continue
+        if role == "assistant" and not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False)
         text, images = _flatten(content, f"{key}[{number}].value", complaints)
         if role == "user":
             conversation.images += images
+        elif any(image is not None for image in images):
+            complaints.append((f"{key}[{number}].value", "an image", f"text only in a turn of the {role}"))
         if role == "system":
             conversation.system = text
         elif number >= last - (turns[-1][0] == "assistant"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,23 @@ def predict(
             }
         )
     return predictions
+
+
+def shard(rows: int, rank: int, ranks: int) -> list[int]:
+    """The row numbers of one rank: every rank gets equally many, the last ones start again at the first rows.
+
+    Under ZeRO-3 every `generate` is a collective, so no rank may have one batch more than another.
+    """
+    if rows == 0:
+        return []
+    each = math.ceil(rows / ranks)
+    return [(rank + ranks * position) % rows for position in range(each)]
+
+
+def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All ranks' predictions in the order of the data, each row once."""
+    by_row = {prediction["row"]: prediction for prediction in predictions}
+    return [by_row[row] for row in sorted(by_row)]
 
 
 class _Numbered:

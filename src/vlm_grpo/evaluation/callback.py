@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from vlm_grpo.evaluation import Evaluation, predict, summary
+from vlm_grpo.evaluation import Evaluation, predict, shard, summary, unique_rows
 
 logger = logging.getLogger(__name__)
 
@@ -89,23 +89,6 @@ class GreedyEvaluation(TrainerCallback):
         # TRL's own log would also average and forget the training metrics gathered so far.
         Trainer.log(trainer, log_entries(self.last))
         return self.last
-
-
-def shard(rows: int, rank: int, ranks: int) -> list[int]:
-    """The row numbers of one rank: every rank gets equally many, the last ones start again at the first rows.
-
-    Under ZeRO-3 every `generate` is a collective, so no rank may have one batch more than another.
-    """
-    if rows == 0:
-        return []
-    each = math.ceil(rows / ranks)
-    return [(rank + ranks * position) % rows for position in range(each)]
-
-
-def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All ranks' predictions in the order of the data, each row once."""
-    by_row = {prediction["row"]: prediction for prediction in predictions}
-    return [by_row[row] for row in sorted(by_row)]
 
 
 def log_entries(evaluation: Evaluation) -> dict[str, float]:

@@ -85,10 +85,10 @@ def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[Car
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)  # no display and no global state
     figure.suptitle(title, fontsize=14, color=INK)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.05)
     _draw_curve(left.subplots(), curve)
     columns = max(1, (len(cards) + 1) // 2)
     axes = right.subplots(2, columns, squeeze=False).flatten()
@@ -105,7 +105,7 @@ def _draw_curve(axis: object, curve: Curve) -> None:
     axis.plot(curve.steps, smooth(curve.values), color=BLUE, linewidth=2.5, label=curve.label)
     for step, share, label in curve.marks:
         axis.plot([step], [share], "o", color=GREEN, markersize=7, clip_on=False, zorder=3)
-        axis.annotate(label, (step, share), (8, -14), textcoords="offset points", color=GREEN, annotation_clip=False)
+        axis.annotate(label, (step, share), (8, -4), textcoords="offset points", color=GREEN, annotation_clip=False)
     axis.set(ylim=(0, 1), xlabel="training step")
     axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.grid(color=GRID)

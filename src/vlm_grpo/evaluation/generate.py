@@ -7,6 +7,7 @@ not depend on the rows beside it, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,21 +60,16 @@ def generate_greedy(
     return completions
 
 
-class _evaluating:
-    """Turns dropout and gradients off, and on again for every module that had them."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.no_grad = torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.no_grad.__exit__(*error)
-        for module in self.training:
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Dropout and gradients off; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
             module.training = True
 
 

@@ -41,6 +41,7 @@ class Section:
 
     title: str
     text: str = ""
+    code: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     curve: Curve | None = None

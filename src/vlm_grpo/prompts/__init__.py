@@ -1,4 +1,7 @@
-"""Prompt templates: jinja files that turn a record into chat messages, with `<image>` markers kept in place."""
+"""Prompt templates: jinja files that turn a record into chat messages, with `<image>` markers kept in place.
+
+A template sees `question`, `options` (texts), `lettered` (the options as lines with letters) and `record`.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,76 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.records import Record
-from vlm_grpo.table import Table
+from vlm_grpo.table import Table, unknown_name
 
 MARKER = "<image>"
+VARIABLES = ("question", "options", "lettered", "record")
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A jinja text with the variables `question`, `options` and `record`."""
+    """A jinja text that renders the last user turn; `path` is the user's own file, if it is one."""
 
     name: str
     text: str
+    path: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled template, which cannot be pickled."""
+        return {"name": self.name, "text": self.text, "path": self.path}
 
     @cached_property
     def _compiled(self) -> Any:
         from jinja2 import Environment, StrictUndefined
 
-        return Environment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(self.text.rstrip("\n"))
+        return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(self.text)
 
-    def render(self, record: Record) -> list[dict[str, Any]]:
-        """Chat messages whose contents are lists of text and empty image blocks.
+    def render(self, record: Record, system: str | None = None) -> list[dict[str, Any]]:
+        """Chat messages whose contents are lists of text blocks and empty image blocks.
+
+        `system` is used when the record has no system turn of its own. Markers count in user turns only; images
+        without a marker come first.
 
         Raises:
-            ValueError: more `<image>` markers than images.
+            ValueError: the template fails, or asks for more images than the record has.
         """
-        asked = self._compiled.render(question=record.question, options=list(record.options), record=record)
-        turns = [{"role": "system", "content": record.system}] if record.system else []
-        turns += [*record.history, {"role": "user", "content": asked}]
-        markers = sum(turn["content"].count(MARKER) for turn in turns)
-        missing = len(record.images) - markers
+        system = record.system if record.system is not None else system
+        turns = [{"role": "system", "content": system}] if system else []
+        turns += [dict(turn) for turn in record.history]
+        turns.append({"role": "user", "content": self._question(record)})
+        asked = [turn for turn in turns if turn["role"] == "user"]
+        missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in asked)
         if missing < 0:
-            raise ValueError(f"{record.where}: {markers} <image> markers for {len(record.images)} images")
-        first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
-        return [
-            {"role": turn["role"], "content": blocks(MARKER * missing * (index == first) + turn["content"])}
-            for index, turn in enumerate(turns)
-        ]
+            raise ValueError(
+                f"{record.where}: prompt {self.path or self.name} has {len(record.images) - missing} {MARKER} markers, "
+                f"the record has {len(record.images)} images; a template must write the question once"
+            )
+        asked[0]["content"] = MARKER * missing + asked[0]["content"]
+        return [{"role": turn["role"], "content": _blocks(turn)} for turn in turns]
+
+    def _question(self, record: Record) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self._compiled.render(
+                question=record.question,
+                options=list(record.options),
+                lettered="\n".join(lettered(record.options)),
+                record=record,
+            ).strip("\n")
+        except (TemplateError, TypeError, AttributeError, LookupError) as error:
+            raise ValueError(f"{record.where}: prompt {self.path or self.name}: {error}") from error
 
 
-def blocks(text: str) -> list[dict[str, str]]:
-    """Text and image blocks, in the order of the text."""
-    parts = [part for part in re.split(f"({MARKER})", text) if part]
+def lettered(options: tuple[str, ...]) -> list[str]:
+    """Options as lines: `A. red`, `B. blue`."""
+    return [f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options)]
+
+
+def _blocks(turn: dict[str, str]) -> list[dict[str, str]]:
+    if turn["role"] != "user":
+        return [{"type": "text", "text": turn["content"]}]
+    parts = [part for part in re.split(f"({MARKER})", turn["content"]) if part]
     return [{"type": "image"} if part == MARKER else {"type": "text", "text": part} for part in parts]
 
 
@@ -58,18 +90,24 @@ def load_prompt(path: str | Path) -> PromptTemplate:
     """A user's own template.
 
     Raises:
-        ValueError: no such file, or it is not valid jinja.
+        ValueError: no such file, it is not UTF-8 or not valid jinja, it uses an unknown variable or no question.
     """
-    from jinja2 import TemplateSyntaxError
+    from jinja2 import Environment, TemplateSyntaxError, meta
 
-    if not Path(path).is_file():
-        raise ValueError(f"--format_prompt: no such file {str(path)!r}")
-    template = PromptTemplate(Path(path).stem, Path(path).read_text(encoding="utf-8"))
     try:
-        _ = template._compiled
+        text = Path(path).read_text(encoding="utf-8-sig")
+        used = meta.find_undeclared_variables(Environment().parse(text))
+    except OSError as error:
+        raise ValueError(f"--format_prompt {path}: {error.strerror or error}; expected a jinja file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--format_prompt {path}: must be UTF-8: {error}") from error
     except TemplateSyntaxError as error:
         raise ValueError(f"--format_prompt {path}:{error.lineno}: {error.message}") from error
-    return template
+    for name in sorted(used - set(VARIABLES)):
+        raise ValueError(f"--format_prompt {path}: {unknown_name('variable', name, list(VARIABLES))}")
+    if not used & {"question", "record"}:
+        raise ValueError(f"--format_prompt {path}: the template must write {{{{ question }}}}, it never does")
+    return PromptTemplate(Path(path).stem, text, str(path))
 
 
 def _shipped(name: str) -> PromptTemplate:

@@ -1,0 +1,78 @@
+"""`vlm-grpo check`: every problem of a data set in one table. Imports no torch, loads no model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and return the exit status: 0 without problems, 1 with some, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser("vlm-grpo check", description=__doc__, epilog=EXAMPLE)
+    add_data_flags(parser)
+    parser.add_argument("--decode", action="store_true", help="decode every image and fetch URLs, instead of headers")
+    arguments = parser.parse_args(argv)
+    source = data_source(parser, arguments)
+
+    from vlm_grpo.data import DataError, check_source, problem_table
+
+    try:
+        form = data_form(arguments)
+        problems = check_source(source, form=form, decode=arguments.decode, **pairing(arguments))
+    except (DataError, KeyError) as error:
+        print(error.args[0], file=sys.stderr)
+        return 1
+    if not problems:
+        print("no problems")
+        return 0
+    print(problem_table(problems))
+    return int(any(not problem.is_warning for problem in problems))
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name data, spelt as in training."""
+    add = parser.add_argument
+    add("--data_file_paths", metavar="FILES", help="jsonl, json or csv files, separated by ':'")
+    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
+    add("--reward_method", metavar="METHODS", help="accuracy method of each file, separated by ':'; one may serve all")
+    add("--dataset_name", metavar="NAME", help="org/name@split, a save_to_disk folder, or a parquet, json or csv file")
+    add("--task_type", default="default", metavar="TASK", help="task of records that name none (default: default)")
+    add("--prompt_key", metavar="COLUMN", help="column with the question")
+    add("--answer_key", metavar="COLUMN", help="column with the answer")
+    add("--image_key", metavar="COLUMN", help="column with the image or images")
+    add("--video_key", metavar="COLUMN", help="column with videos")
+    add("--allow_outside", action="store_true", help="allow image paths that leave their image folder")
+
+
+def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """What --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
+    if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
+        parser.error("give either --data_file_paths or --dataset_name")
+    if arguments.dataset_name and arguments.image_folders and ":" in arguments.image_folders:
+        parser.error("--dataset_name is one data set and takes one folder in --image_folders")
+    return arguments.data_file_paths or arguments.dataset_name
+
+
+def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that pair up with the files."""
+    return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
+
+
+def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How rows are read, by the names of `load_dataset`."""
+    names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside")
+    return {"task": arguments.task_type, **{name: getattr(arguments, name) for name in names}}
+
+
+def data_form(arguments: argparse.Namespace) -> Any:
+    """The same as a Form."""
+    from vlm_grpo.data import Form
+
+    return Form(**form_options(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

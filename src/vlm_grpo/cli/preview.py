@@ -1,0 +1,171 @@
+"""`vlm-grpo preview`: what the model will be asked, with the images in place, and what the gold answer earns."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+
+if TYPE_CHECKING:
+    from vlm_grpo.records import ImageRef
+
+THUMBNAIL = 320  # pixels of the longer side
+FULL = 1 - 1e-6
+RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row as it is shown. `parts` are (role, pieces); a piece is text, or an image with its caption."""
+
+    where: str
+    parts: list[tuple[str, list[Any]]]
+    templated: str | None
+    completion: str
+    rewards: dict[str, float | str | None]
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the gold answer, if it does not get what a right answer must get."""
+        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in RIGHTNESS and _is_low(value)]
+        return f"{self.where}: the gold answer gets {', '.join(low)} instead of 1" if low else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a prompt: its caption, and its thumbnail as a data URL when one is wanted."""
+
+    caption: str
+    url: str | None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the first rows and return the exit status: 0, or 1 when one cannot be read."""
+    parser = argparse.ArgumentParser("vlm-grpo preview", description=__doc__)
+    add_data_flags(parser)
+    add = parser.add_argument
+    add("--count", type=int, default=3, metavar="N", help="how many rows (default: 3)")
+    add("--reward_funcs", nargs="+", metavar="NAME[:WEIGHT]", help="rewards of the gold answer; default: the task's")
+    add("--format_prompt", metavar="FILE", help="your own prompt template, a jinja file")
+    add("--model_name_or_path", metavar="MODEL", help="also show the prompt in this model's chat template")
+    add("--output", metavar="FILE.html", help="also write a page that shows the images in the prompts")
+    arguments = parser.parse_args(argv)
+    source = data_source(parser, arguments)
+    try:
+        shown = preview(source, arguments)
+    except (ValueError, KeyError) as error:
+        print(f"vlm-grpo preview: {error.args[0]}", file=sys.stderr)
+        return 1
+    print("\n\n".join(map(as_text, shown)))
+    if arguments.output:
+        Path(arguments.output).write_text(as_html(shown), encoding="utf-8")
+        print(f"\nwritten: {arguments.output}")
+    return 0
+
+
+def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
+    """The first rows of a data set, rendered and scored."""
+    from vlm_grpo.data import load_dataset
+
+    options = {**form_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
+    dataset = load_dataset(source, check=False, **options)
+    template = _chat_template(arguments.model_name_or_path)
+    count = min(arguments.count, len(dataset))
+    return [
+        _show(dataset[number], arguments.reward_funcs, template, with_images=bool(arguments.output))
+        for number in range(count)
+    ]
+
+
+def _show(row: Mapping[str, Any], specs: list[str] | None, template: Any, *, with_images: bool) -> Shown:
+    from vlm_grpo.tasks import TASKS, ideal_completion
+
+    completion = ideal_completion(row["record"])
+    pictures = iter([_picture(ref, with_images) for ref in row["images"]])
+    parts = [
+        (
+            message["role"],
+            [next(pictures) if block["type"] == "image" else block["text"] for block in message["content"]],
+        )
+        for message in row["prompt"]
+    ]
+    rewards = {spec: gold_reward(spec, completion, row) for spec in specs or TASKS[row["task"]].rewards}
+    return Shown(f"{row['where']} (id {row['id']})", parts, template and template(row["prompt"]), completion, rewards)
+
+
+def gold_reward(spec: str, completion: str, row: Mapping[str, Any]) -> float | str | None:
+    """What one reward gives the gold completion; text when the reward needs something that is not installed."""
+    from vlm_grpo.rewards import resolve_rewards
+
+    columns = {name: [value] for name, value in row.items() if name != "prompt"}
+    try:
+        (function,), _ = resolve_rewards([spec])
+        message = [{"role": "assistant", "content": completion}]
+        return function(prompts=[row["prompt"]], completions=[message], **columns)[0]
+    except ImportError as error:
+        return f"not computed: {error}"
+
+
+def _is_low(value: float | str | None) -> bool:
+    return isinstance(value, float) and value < FULL
+
+
+def _chat_template(model: str | None) -> Any:
+    """A function that renders messages as the model will read them; None without a model."""
+    if model is None:
+        return None
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    return lambda messages: processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
+    from vlm_grpo.data.images import name_of, open_image
+
+    image = open_image(ref)
+    caption = f"{name_of(ref.source)} {image.width}x{image.height}"
+    if not with_thumbnail:
+        return Picture(caption, None)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Picture(caption, "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
+
+
+def as_text(shown: Shown) -> str:
+    """One row as plain text."""
+    lines = [f"=== {shown.where}"]
+    for role, pieces in shown.parts:
+        text = "".join(piece if isinstance(piece, str) else f"[image: {piece.caption}]" for piece in pieces)
+        lines.append(f"[{role}] {text}")
+    if shown.templated is not None:
+        lines += ["--- in the chat template", shown.templated]
+    lines += ["--- gold completion", shown.completion, "--- its rewards"]
+    lines += [f"{name}: {reward_text(value)}" for name, value in shown.rewards.items()]
+    return "\n".join([*lines, *([f"WARNING: {shown.warning}"] if shown.warning else [])])
+
+
+def reward_text(value: float | str | None) -> str:
+    """A reward as it is printed."""
+    return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def as_html(shown: list[Shown]) -> str:
+    """A page without outside parts: every row with its images where the model sees them."""
+    from jinja2 import Environment
+
+    text = files("vlm_grpo.cli").joinpath("preview.html.jinja").read_text(encoding="utf-8")
+    return Environment(autoescape=True).from_string(text).render(shown=shown, reward_text=reward_text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

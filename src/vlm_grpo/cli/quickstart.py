@@ -1,0 +1,303 @@
+"""The quickstart: handwritten digits, a tiny Qwen2.5-VL, supervised warm start, reinforcement learning, one report.
+
+python -m vlm_grpo.cli.quickstart [--trainer grpo|rloo] [--seed N] [--output_dir DIR]
+The training is the real command (`grpo_jsonl.py`) in a process of its own; this file only prepares, shows and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TASK = "default"
+LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
+GENERATION = {"batch_size": 99, "max_completion_length": 24}
+STAGES = ("digits", "warm start", "before", "training", "after", "report")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was found to work for both trainers; every value goes to the report."""
+
+    warm_steps: int = 300
+    warm_batch: int = 32
+    steps: int = 150
+    batch: int = 64
+    num_generations: int = 8
+    learning_rate: float = 2e-4
+
+
+@dataclass
+class Run:
+    """One quickstart: its choices, its folders, and what it has measured so far."""
+
+    trainer: str
+    seed: int
+    folder: Path
+    settings: Settings = field(default_factory=Settings)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def warm(self) -> Path:
+        return self.folder / "warm_start"
+
+    @property
+    def trained(self) -> Path:
+        return self.folder / self.trainer
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Any]:
+        """A progress bar for one of the stages, and its time."""
+        from tqdm import tqdm
+
+        started = time.monotonic()
+        with tqdm(total=total, unit=unit, desc=f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name:<10}") as bar:
+            yield bar
+        self.seconds[name] = time.monotonic() - started
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run everything and return the exit status: 0 when the accuracy rose as it should."""
+    options = parser().parse_args(argv)
+    for name, value in {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_MININTERVAL": "0.5"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))  # more threads slow so small a model
+    folder = Path(options.output_dir or f"quickstart_output/{options.trainer}_seed{options.seed}")
+    run = Run(options.trainer, options.seed, folder)
+    print(f"Teaching a tiny Qwen2.5-VL to read handwritten digits with {run.trainer.upper()}; results go to {folder}")
+    try:
+        before, after, curve, command = everything(run)
+    except subprocess.CalledProcessError as error:
+        print(f"The training stopped with status {error.returncode}. The end of its log:\n{error.output}")
+        return 1
+    finish(run, before, after, curve, command)
+    return verdict(before.main.value, after.main.value)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The three flags."""
+    flags = argparse.ArgumentParser(prog="quickstart", description=__doc__.splitlines()[0], allow_abbrev=False)
+    flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
+    flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
+    flags.add_argument("--output_dir", help="default: quickstart_output/TRAINER_seedN")
+    return flags
+
+
+def everything(run: Run) -> tuple[Any, Any, Any, list[str]]:
+    """Evaluations before and after reinforcement learning, the reward curve between them, and the command of it."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    files = prepare_digits(run)
+    model, processor = warm_start(run, files)
+    before = evaluate_stage(run, "before", model, processor, files)
+    command = training_command(run, files)
+    curve = train(run, command)
+    after = evaluate_stage(run, "after", *load(run.trained), files)
+    return before, after, curve, command
+
+
+def prepare_digits(run: Run) -> Any:
+    """Write the images and jsonl files."""
+    from vlm_grpo.data.toy import write_digits
+
+    with run.stage("digits", 1, "set") as bar:
+        files = write_digits(run.folder / "data")
+        bar.update()
+    return files
+
+
+def rows_of(run: Run, path: Path, images: Path) -> Any:
+    """The rows of one jsonl file."""
+    from vlm_grpo.data import load_dataset
+
+    return load_dataset(str(path), image_folders=str(images), task=TASK)
+
+
+def warm_start(run: Run, files: Any) -> tuple[Any, Any]:
+    """Build the model, teach it the form of an answer and mostly right labels, and save it."""
+    import torch
+
+    from vlm_grpo.cli.warm_start import completion, warm_up
+    from vlm_grpo.tiny import QUICKSTART, build_tiny_qwen
+
+    torch.manual_seed(run.seed)
+    rows = rows_of(run, files.train, files.images)
+    asked = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
+    corpus = [*asked, completion(" ".join("0123456789")), "user assistant system"]
+    model, processor = build_tiny_qwen(QUICKSTART, corpus=corpus, seed=run.seed)
+    settings = run.settings
+    with run.stage("warm start", settings.warm_steps, "step") as bar:
+
+        def show(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        options = {"steps": settings.warm_steps, "batch_size": settings.warm_batch, "seed": run.seed}
+        warm_up(model, processor, rows, on_step=show, **options)
+    model.save_pretrained(run.warm)
+    processor.save_pretrained(run.warm)
+    return model, processor
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A saved model and its processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+
+
+def evaluate_stage(run: Run, name: str, model: Any, processor: Any, files: Any) -> Any:
+    """Greedy answers to all held-out images."""
+    from vlm_grpo.evaluation import evaluate
+
+    rows = rows_of(run, files.held_out, files.images)
+    with run.stage(name, len(rows), "image") as bar:
+        evaluation = evaluate(model, processor, rows, task=TASK, seed=run.seed, on_batch=bar.update, **GENERATION)
+        bar.set_postfix(accuracy=str(evaluation.main))
+    return evaluation
+
+
+def training_command(run: Run, files: Any) -> list[str]:
+    """The command line of the training, as a user would type it."""
+    import vlm_grpo
+
+    settings = run.settings
+    flags = {
+        "trainer": run.trainer,
+        "model_name_or_path": run.warm,
+        "data_file_paths": files.train,
+        "image_folders": files.images,
+        "task_type": TASK,
+        "reward_funcs": ["accuracy", "format"],
+        "output_dir": run.trained,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch,
+        "num_generations": settings.num_generations,
+        "max_completion_length": GENERATION["max_completion_length"],
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "beta": 0.0,
+        "seed": run.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    words = [sys.executable, str(Path(vlm_grpo.__file__).with_name("grpo_jsonl.py"))]
+    for name, value in flags.items():
+        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
+
+
+def train(run: Run, command: list[str]) -> Any:
+    """Run the training command with its steps on a progress bar and its output in a log file; gives the reward curve.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; `output` holds the end of its log.
+    """
+    log_path = run.folder / f"{run.trainer}.log"
+    tail: deque[str] = deque(maxlen=40)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        run.stage("training", run.settings.steps, "step") as bar,
+        log_path.open("w", encoding="utf-8") as log,
+        started(command, environment) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            tail.append(line)
+            if accuracy := re.search(r"'rewards/accuracy/mean': '?([\d.]+)", line):
+                bar.set_postfix(accuracy=f"{float(accuracy[1]):.2f}", refresh=False)
+                bar.update()
+        if status := process.wait():
+            raise subprocess.CalledProcessError(status, command, output="".join(tail))
+    return reward_curve(run.trained)
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A process whose output can be read line by line, and which does not outlive this one."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def reward_curve(folder: Path) -> Any:
+    """Accuracy of the sampled completions at every step, from the trainer's own log."""
+    from vlm_grpo.evaluation.chart import Curve
+
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    points = [(entry["step"], entry["rewards/accuracy/mean"]) for entry in history if "rewards/accuracy/mean" in entry]
+    return Curve([step for step, _ in points], [value for _, value in points], "accuracy reward of sampled answers")
+
+
+def finish(run: Run, before: Any, after: Any, curve: Any, command: list[str]) -> None:
+    """Write report, picture and results, and print the table."""
+    from vlm_grpo.cli.evaluate import versions, write_whole
+    from vlm_grpo.cli.quickstart_report import write_outputs
+
+    with run.stage("report", 1, "page") as bar:
+        write_outputs(run, before, after, curve, command)
+        bar.update()
+    results = {
+        "trainer": run.trainer,
+        "seed": run.seed,
+        "before": {name: asdict(metric) for name, metric in before.metrics.items()},
+        "after": {name: asdict(metric) for name, metric in after.metrics.items()},
+        "seconds": run.seconds,
+        "settings": asdict(run.settings),
+        "versions": versions(),
+    }
+    write_whole(run.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    print_table(run, before, after, curve)
+
+
+def print_table(run: Run, before: Any, after: Any, curve: Any) -> None:
+    """The one table, and where everything is."""
+    tenth = max(1, len(curve.values) // 10)
+    first, last = (sum(part) / len(part) for part in (curve.values[:tenth], curve.values[-tenth:]))
+    rows = [
+        ("", "before", f"after {run.trainer.upper()}"),
+        *((f"held-out {name}", str(before.metrics[name]), str(after.metrics[name])) for name in before.metrics),
+        ("sampled accuracy", f"{first:.1%}", f"{last:.1%}"),
+    ]
+    print("\n" + "\n".join(f"{name:<20}  {left:<22}  {right:<22}".rstrip() for name, left, right in rows))
+    print(f"{len(before.predictions)} held-out images, greedy answers, 95 % intervals; seed {run.seed}.")
+    print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in run.seconds.items()))
+    print(f"report:  {run.folder / 'report.html'}\npicture: {run.folder / 'picture.png'}")
+
+
+def verdict(before: float, after: float) -> int:
+    """0 when the accuracies are what this quickstart promises, else 1 and a sentence."""
+    if before <= LIMITS[0] and after >= LIMITS[1]:
+        return 0
+    wanted = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"
+    print(f"Unexpected: accuracy {before:.1%} before and {after:.1%} after; it should be {wanted}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Every problem of a data set, before anything expensive: rows, then each image file once. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from vlm_grpo.data.forms import Form, Reading
+from vlm_grpo.data.images import name_of
+from vlm_grpo.data.problems import Problem
+from vlm_grpo.data.rows import as_reading
+from vlm_grpo.data.sources import Source, open_sources
+from vlm_grpo.data.verify import image_fault
+from vlm_grpo.records import ImageRef
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CHUNK = 256  # rows whose images are looked at together; bounds what is in memory
+
+
+def check_source(
+    source: str | Path | Sequence[str] | Dataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    form: Form | None = None,
+    decode: bool = False,
+) -> list[Problem]:
+    """Every problem of a data set: of the options, the files, the rows and the images, in this order.
+
+    Arguments as in `open_sources`; with `decode` every image is decoded, otherwise header and end are read.
+    """
+    opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
+    return opened.problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode)]
+
+
+def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
+    """Every problem of the rows of one source and of their images, in the order of the rows."""
+    problems: list[Problem] = []
+    images = _ImageCheck(decode)
+    readings = (as_reading(source, index, raw) for index, raw in enumerate(source.rows()))
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        while chunk := list(islice(readings, CHUNK)):
+            images.look(chunk, pool)
+            for reading in chunk:
+                problems += reading.problems
+                problems += images.problems(reading)
+    return problems
+
+
+@dataclass
+class _ImageCheck:
+    """Faults of image files. A file that several rows use is read once and reported for each of them."""
+
+    decode: bool
+    whole: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def look(self, readings: list[Reading], pool: ThreadPoolExecutor) -> None:
+        """Find the faults of all images that are new."""
+        new = {hash(ref.key): ref for reading in readings for ref in _files(reading)}
+        new = {key: ref for key, ref in new.items() if key not in self.whole and key not in self.faults}
+        found = pool.map(lambda ref: image_fault(ref, decode=self.decode), new.values())
+        for key, fault in zip(new, found, strict=True):
+            if fault is None:
+                self.whole.add(key)
+            else:
+                self.faults[key] = fault
+
+    def problems(self, reading: Reading) -> Iterator[Problem]:
+        """A problem for each faulty image of a row."""
+        for ref in _files(reading):
+            if fault := self.faults.get(hash(ref.key)):
+                yield Problem(ref.where, "image", f"{name_of(ref.source)}: {fault}", "an image that can be decoded")
+
+
+def _files(reading: Reading) -> list[ImageRef]:
+    """The images of a row that are not decoded yet."""
+    return [ref for ref in reading.images if not isinstance(ref.source, Image.Image)]

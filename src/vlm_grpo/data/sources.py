@@ -1,0 +1,115 @@
+"""From what a user names (paths, folders, a data set) to sources of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlm_grpo.data.forms import Form
+from vlm_grpo.data.jsonl import JsonlSource, RawRow, csv_source, json_source
+from vlm_grpo.data.paths import one_for_each, split_paths
+from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.rewards.accuracy import METHODS
+from vlm_grpo.table import unknown_name
+from vlm_grpo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset
+
+SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
+READERS: dict[str, Callable[[str, Form], Any]] = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
+
+
+class Source(Protocol):
+    """Rows by number, each an object or the problem that prevents it."""
+
+    name: str
+    form: Form
+
+    def __len__(self) -> int: ...
+    def where(self, index: int) -> str: ...
+    def raw(self, index: int) -> RawRow: ...
+    def rows(self) -> Iterator[RawRow]: ...
+
+
+@dataclass
+class Opened:
+    """The sources that could be opened, and why others could not."""
+
+    sources: list[Source] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def open_sources(
+    source: str | Path | Sequence[str] | Dataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    form: Form | None = None,
+) -> Opened:
+    """Open everything that `source` names; nothing but line offsets is read.
+
+    Args:
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set.
+        image_folders: a folder for each file, or one for all; an empty one means absolute paths.
+        reward_method: an accuracy method for each file, or one for all; an empty one means the default.
+        form: keys, task and path rules of all files.
+
+    Raises:
+        KeyError: `form.task` is unknown.
+    """
+    form = form or Form()
+    _ = TASKS[form.task]
+    entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
+    folders = one_for_each(split_paths(image_folders), len(entries))
+    methods = one_for_each(split_paths(reward_method), len(entries))
+    opened = Opened(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
+    if opened.problems:
+        return opened
+    for entry, folder, method in zip(entries, folders, methods, strict=True):
+        try:
+            opened.sources.append(_open(entry, replace(form, folder=folder, method=method or None)))
+        except DataError as error:
+            opened.problems += error.problems
+    return opened
+
+
+def split_entries(source: str | Sequence[str]) -> list[Any]:
+    """The files that a string or a list names; a string that exists as a whole is one entry."""
+    if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
+        return [source]
+    return split_paths(source)
+
+
+def _bad_options(
+    files: int, image_folders: Any, folders: list[str] | None, reward_method: Any, methods: list[str] | None
+) -> list[Problem]:
+    problems = []
+    for flag, given, paired in (("image_folders", image_folders, folders), ("reward_method", reward_method, methods)):
+        if paired is None:
+            found = f"{len(split_paths(given))} for {files} data files"
+            problems.append(Problem(f"--{flag}", "number", found, f"1, or {files}, one for each file"))
+    for folder in dict.fromkeys(folders or []):
+        if folder and "://" not in folder and not Path(folder).is_dir():
+            problems.append(Problem("--image_folders", "folder", repr(folder), "a folder that exists"))
+    for method in dict.fromkeys(methods or []):
+        if method and method not in METHODS:
+            found = unknown_name("accuracy method", method, list(METHODS))
+            problems.append(Problem("--reward_method", "method", repr(method), found))
+    return problems
+
+
+def _open(entry: Any, form: Form) -> Source:
+    from vlm_grpo.data.hub import HubSource, hub_source
+
+    if not isinstance(entry, str | Path):
+        if type(entry).__name__ != "Dataset":
+            raise TypeError(f"load_dataset: expected paths, a data set's name or a Dataset, got {type(entry).__name__}")
+        return HubSource("dataset", entry, form)
+    reader = READERS.get(Path(entry).suffix.lower())
+    return hub_source(str(entry), form) if reader is None else reader(str(entry), form)

@@ -1,0 +1,64 @@
+"""Whether an image file can be decoded, as cheaply as its format allows."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from PIL import Image
+
+from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, open_image, opened, reason
+from vlm_grpo.records import ImageRef
+
+TAIL = 64  # bytes at the end of a file in which its end marker must stand
+END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+
+
+def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
+    """What is wrong with an image; None when it is whole.
+
+    By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
+    whether they are complete are decoded. With `decode` every image is decoded. URLs are fetched only with `decode`.
+    """
+    if isinstance(ref.source, Image.Image):
+        return None
+    is_url = isinstance(ref.source, str) and ref.source.startswith(URL_STARTS)
+    if is_url and not decode:
+        return None
+    try:
+        if decode or not _looks_whole(ref.source):
+            return _decode_fault(ref)
+    except DECODE_ERRORS as error:
+        return reason(error)
+    return None
+
+
+def _decode_fault(ref: ImageRef) -> str | None:
+    try:
+        open_image(ref)
+    except ValueError as error:
+        return reason(error.__cause__ or error)
+    return None
+
+
+def _looks_whole(source: Any) -> bool:
+    """Whether header and end fit together; False means that only decoding can tell."""
+    file = open(source, "rb") if isinstance(source, str) else opened(source)  # noqa: SIM115
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise OSError("the file is empty")
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+        file.seek(4)
+        riff_size = int.from_bytes(file.read(4), "little")
+        file.seek(0)
+        with Image.open(file) as image:
+            kind = image.format
+            if kind == "PNG":
+                image.verify()
+    if kind == "WEBP":
+        return riff_size + 8 <= size
+    return END_MARKS.get(kind, tail + b"?") in tail
