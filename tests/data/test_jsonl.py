@@ -77,7 +77,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match="a.jsonl.*no such file"):
+    with pytest.raises(DataError, match=r"a\.jsonl.*no such file"):
         JsonlSource(tmp_path / "a.jsonl", Form())
     with pytest.raises(DataError, match="Is a directory"):
         JsonlSource(tmp_path, Form())

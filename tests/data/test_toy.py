@@ -33,9 +33,10 @@ def test_write_digits_labels_and_draws_each_scan(files: DigitFiles):
         assert row["conversations"][1] == {"from": "gpt", "value": str(digits.target[row["id"]])}
         image = Image.open(files.images / row["image"])
         assert (image.format, image.size) == ("PNG", (56, 56))
-        # each 7 x 7 block of the enlarged image is about as bright as the pixel that it came from
+        # each 7 x 7 block of the enlarged image is as bright as the pixel that it came from, but for smoothing
         blocks = np.asarray(image, dtype=float).reshape(8, 7, 8, 7).mean(axis=(1, 3))
-        assert np.abs(blocks - digits.images[row["id"]] * 255 / 16).mean() < 12
+        assert np.corrcoef(blocks.ravel(), digits.images[row["id"]].ravel())[0, 1] > 0.95
+        assert blocks.max() > 200
 
 
 def test_write_digits_is_read_by_load_dataset(files: DigitFiles):
@@ -43,7 +44,7 @@ def test_write_digits_is_read_by_load_dataset(files: DigitFiles):
     assert len(rows) == 297
     row, line = rows[5], lines(files.held_out)[5]
     assert row["answer"] == line["conversations"][1]["value"]
-    assert [block["type"] for block in row["prompt"][0]["content"]][0] == "image"
+    assert row["prompt"][0]["content"][0]["type"] == "image"
     assert row["images"][0].source == str(files.images / line["image"])
 
 

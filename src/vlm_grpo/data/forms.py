@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
-from vlm_grpo.data.problems import Problem, show_value
+from vlm_grpo.data.problems import Problem, known_name, show_value
 from vlm_grpo.data.turns import MARKER, Conversation, read_turns
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.table import nearest
 from vlm_grpo.tasks import TASKS
 from vlm_grpo.text import extract_answer
 
@@ -239,8 +238,7 @@ class _RowReader:
         if value in (None, ""):
             return None
         if value not in known:
-            close = nearest(value, known) if isinstance(value, str) else []
-            self.wrong(field, show_value(value), f"{' or '.join(close)}?" if close else f"one of {', '.join(known)}")
+            self.wrong(field, show_value(value), known_name(value, known))
         return value
 
     def no_video(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from vlm_grpo.records import ImageRef
 URL_STARTS = ("http://", "https://")
 URL_TIMEOUT = 30  # seconds
 BASE64_SHORTEST = 48  # characters; the smallest image files are longer
-FILE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# How base64 of PNG, JPEG, GIF, WebP and TIFF files begins. `/9j/` alone could be a path; JPEG goes on with a marker.
+BASE64_START = re.compile(r"iVBORw0KGgo|/9j/[w-z0-9+/]|R0lGOD|UklGR|SUkqA|TU0AK")
 # What decoders raise on broken files, besides PIL's own errors (which are OSError or SyntaxError).
 DECODE_ERRORS = (
     OSError,
@@ -73,11 +75,9 @@ def base64_bytes(text: str) -> bytes | None:
         if not head.endswith(";base64"):
             raise ValueError(f"a data URL must be base64, got {text[:40]!r}")
         return base64.b64decode("".join(body.split()), validate=True)
-    if len(text) < BASE64_SHORTEST or "." in text:
+    if len(text) < BASE64_SHORTEST or not BASE64_START.match(text):
         return None
     try:
-        if not base64.b64decode("".join(text[:32].split())[:24]).startswith(FILE_STARTS):
-            return None
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         return None

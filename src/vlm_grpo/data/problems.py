@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_grpo.table import nearest
+
 HEADER = ("line", "field", "found", "expected")
 SHOWN = 50
-WIDTH = 90  # characters of one cell; longer ones are cut in the middle
+WIDTH = 100  # characters of what was found; longer texts are cut in the middle
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Problem:
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """The four columns of the table, each on one line."""
-        return tuple(_cell(value) for value in (self.where, self.field, self.found, self.expected))
+        return self.where, self.field, _shorten(_one_line(self.found)), _one_line(self.expected)
 
 
 class DataError(ValueError):
@@ -49,6 +51,12 @@ def show_value(value: object, limit: int = 70) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def known_name(value: object, known: Sequence[str]) -> str:
+    """What was expected where a name is not known: the nearest ones if there are any, else all."""
+    close = nearest(value, list(known)) if isinstance(value, str) else []
+    return f"{' or '.join(close)} (did you mean that?)" if close else f"one of {', '.join(known)}"
+
+
 def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
     """Aligned text: one line per problem, then a count for each kind; at most `shown` lines of problems."""
     rows = [HEADER, *(problem.cells for problem in problems[:shown])]
@@ -65,7 +73,7 @@ def problem_counts(problems: Sequence[Problem]) -> list[str]:
     errors = sum(not problem.is_warning for problem in problems)
     places = len({problem.where for problem in problems})
     total = f"{_many(errors, 'problem')} and {_many(len(problems) - errors, 'warning')} at {_many(places, 'place')}"
-    kinds = Counter((problem.field, _cell(problem.expected)) for problem in problems)
+    kinds = Counter((problem.field, problem.cells[3]) for problem in problems)
     return [total, *(f"{count:>8}  {field}: expected {expected}" for (field, expected), count in kinds.most_common())]
 
 
@@ -73,6 +81,9 @@ def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _cell(value: str) -> str:
-    text = " ".join(value.split())
+def _one_line(value: str) -> str:
+    return " ".join(value.split())
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= WIDTH else f"{text[: WIDTH // 2 - 2]}...{text[-WIDTH // 2 + 1 :]}"

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import JsonlSource, RawRow, csv_source, json_source
 from vlm_grpo.data.paths import one_for_each, split_paths
-from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.data.problems import DataError, Problem, known_name
 from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.table import unknown_name
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def _bad_options(
             problems.append(Problem("--image_folders", "folder", repr(folder), "a folder that exists"))
     for method in dict.fromkeys(methods or []):
         if method and method not in METHODS:
-            found = unknown_name("accuracy method", method, list(METHODS))
-            problems.append(Problem("--reward_method", "method", repr(method), found))
+            problems.append(Problem("--reward_method", "method", repr(method), known_name(method, list(METHODS))))
     return problems
 
 
