@@ -87,6 +87,12 @@ def test_a_file_that_cannot_be_opened_does_not_hide_problems_of_others(tmp_path:
     assert [problem.where for problem in found] == [f"{tmp_path}/none.jsonl", f"{path}:1"]
 
 
+@pytest.mark.parametrize("source", ["", [], "a.jsonl:"])
+def test_an_empty_name_is_a_problem(source: str | list[str]):
+    found = check_source(source)
+    assert ("data", "files") in [(problem.where, problem.field) for problem in found]
+
+
 def test_loading_raises_the_same_table(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", ["{", GOOD, {"id": 1}])
     folder = str(write_images(tmp_path))
@@ -126,6 +132,13 @@ def test_table_is_aligned_counted_and_shortened():
         "       3  image: expected y",
         "       1  a: expected z",
     ]
+
+
+def test_table_shows_control_characters_and_joins_kinds():
+    found = [Problem("f:1", f"turns[{n}]", "a\0b\x1b[31m", "text") for n in (1, 3)]
+    lines = problem_table(found).splitlines()
+    assert r"a\x00b\x1b[31m" in lines[2]
+    assert lines[-1] == "       2  turns[]: expected text"
 
 
 def test_unknown_task_names_the_nearest(tmp_path: Path):

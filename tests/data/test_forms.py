@@ -194,6 +194,8 @@ GOOD = {"question": "q", "answer": "a"}
         ({"conversations": turns(["a"], "b")}, r"conversations\[0\].value\[0\]", "'a'", "blocks"),
         ({"conversations": turns({"a": 1}, "b")}, r"conversations\[0\].value", "dict", "text"),
         ({**GOOD, "question": "  "}, "question", "empty text", "a question"),
+        ({**GOOD, "question": 5}, "question", "int 5", "text, or a list of chat messages"),
+        ({**GOOD, "answer": float("nan")}, "answer", "float nan", "text, a number"),
         ({**GOOD, "answer": ""}, "answer", "empty text", "the right answer"),
         ({**GOOD, "answer": None}, "answer", "missing or null", "the answer"),
         ({**GOOD, "answer": b"x"}, "answer", "bytes b'x'", "text, a number"),

@@ -43,6 +43,11 @@ def test_lines_are_found_and_numbered_as_in_an_editor(tmp_path: Path, content: b
     assert list(source.rows()) == [json.loads(LINE)] * len(lines)
 
 
+def test_escaped_pairs_are_characters(tmp_path: Path):
+    source = opened(tmp_path / "a.jsonl", rb'{"q": "\ud83d\ude00"}')
+    assert source.raw(0) == {"q": "\N{GRINNING FACE}"}
+
+
 def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path):
     source = opened(tmp_path / "a.jsonl", '{"q": "a\u2028b\u0085c"}\n{"q": 2}\n'.encode())
     assert [row["q"] for row in source.rows()] == ["a\u2028b\u0085c", 2]
@@ -57,10 +62,11 @@ def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path):
         (b"3", "int"),
         (b'{"id": 1} {"id": 2}', "Extra data at column 11"),
         (b'{"q": "\xff\xfe"}', "0xff at byte 8, not UTF-8"),
+        (rb'{"q": "a \uD83D"}', "half a surrogate pair, '\\ud83d'"),
         (b"[" * 100_000, "recursion"),
         (b'{"id": ' + b"1" * 5000 + b"}", "integer"),
     ],
-    ids=["cut off", "quotes", "list", "number", "two", "encoding", "deep", "huge"],
+    ids=["cut off", "quotes", "list", "number", "two", "encoding", "surrogate", "deep", "huge"],
 )
 def test_a_bad_line_is_a_problem_and_not_an_exception(tmp_path: Path, line: bytes, found: str):
     source = opened(tmp_path / "a.jsonl", LINE + b"\n\n" + line + b"\n")

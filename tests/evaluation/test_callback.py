@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from trl.models import unwrap_model_for_generation
 
-from tests.support.training import settings
+from tests.support.training import length_reward, settings
 from vlm_grpo.evaluation.callback import GreedyEvaluation, log_entries
 from vlm_grpo.evaluation.metrics import Metric
 from vlm_grpo.trainers.config import VLMGRPOConfig
@@ -17,7 +17,7 @@ from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 def train(model: Path, folder: Path, rows: Any, **evaluation: Any) -> tuple[list[dict], GreedyEvaluation | None]:
     """The log of four steps over 16 rows (4 rows a step: 4 steps an epoch), with or without evaluation."""
     options = settings(folder, per_device_train_batch_size=8, num_generations=2, max_steps=4)
-    trainer = VLMGRPOTrainer(str(model), "accuracy", VLMGRPOConfig(**options), train_dataset=rows.select(range(16)))
+    trainer = VLMGRPOTrainer(str(model), length_reward, VLMGRPOConfig(**options), train_dataset=rows.select(range(16)))
     callback = None
     if evaluation:
         held_out = rows.select(range(20, 25))
@@ -45,6 +45,7 @@ def test_greedy_evaluation_logs_on_time_and_changes_nothing(tiny_model: Path, tm
             if "eval_accuracy" not in entry
         ]
 
+    assert any(entry.get("grad_norm") for entry in plain)
     assert steps(watched) == steps(plain)  # no metric lost, no random number used up
 
 

@@ -112,6 +112,9 @@ class _RowReader:
             if not value.strip():
                 self.wrong(key, "empty text", "a question")
             return Conversation(question=value)
+        if key != "conversations" and not isinstance(value, list | tuple):
+            self.wrong(key, f"{type(value).__name__} {show_value(value)}", "text, or a list of chat messages")
+            return Conversation()
         conversation, problems = read_turns(value, key)
         for field, found, expected in problems:
             self.wrong(field, found, expected)
@@ -133,7 +136,7 @@ class _RowReader:
             value = extract_answer(value) or value
             if not value.strip():
                 self.wrong(field, "empty text", "the right answer")
-        elif not isinstance(value, int | float | list | dict):
+        elif not isinstance(value, int | float | list | dict) or value != value:  # NaN is no answer
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", "text, a number, a list or an object")
         return value
 

@@ -120,7 +120,8 @@ def reason(error: BaseException) -> str:
     """Why an image could not be decoded, in the decoder's words without addresses of objects."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = str(error).split("<_io.", 1)[0].strip()
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    text = str(said).split("<_io.", 1)[0].strip()
     return text or type(error).__name__
 
 

@@ -86,6 +86,10 @@ def parse_line(line: bytes, where: str) -> RawRow:
     """The JSON object in a line of UTF-8, or what is wrong with it."""
     try:
         row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        if b"\\ud" in line.lower():  # half a character, which no tokenizer takes
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Problem(where, "line", f"half a surrogate pair, {error.object[error.start]!a}", "whole characters")
     except UnicodeDecodeError as error:
         return Problem(where, "line", f"{line[error.start]:#04x} at byte {error.start + 1}, not UTF-8", "UTF-8 text")
     except json.JSONDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from vlm_grpo.table import nearest
 
 HEADER = ("line", "field", "found", "expected")
 SHOWN = 50
+INDEX = re.compile(r"\[\d+\]")  # problems of conversations[1] and conversations[3] are of one kind
 WIDTH = 100  # characters of what was found; longer texts are cut in the middle
 
 
@@ -73,7 +75,7 @@ def problem_counts(problems: Sequence[Problem]) -> list[str]:
     errors = sum(not problem.is_warning for problem in problems)
     places = len({problem.where for problem in problems})
     total = f"{_many(errors, 'problem')} and {_many(len(problems) - errors, 'warning')} at {_many(places, 'place')}"
-    kinds = Counter((problem.field, problem.cells[3]) for problem in problems)
+    kinds = Counter((INDEX.sub("[]", problem.field), problem.cells[3]) for problem in problems)
     return [total, *(f"{count:>8}  {field}: expected {expected}" for (field, expected), count in kinds.most_common())]
 
 
@@ -82,7 +84,8 @@ def _many(count: int, noun: str) -> str:
 
 
 def _one_line(value: str) -> str:
-    return " ".join(value.split())
+    text = " ".join(value.split())
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _shorten(text: str) -> str:

@@ -89,6 +89,8 @@ def _bad_options(
     files: int, image_folders: Any, folders: list[str] | None, reward_method: Any, methods: list[str] | None
 ) -> list[Problem]:
     problems = []
+    if not files:
+        problems.append(Problem("data", "files", "none", "at least one file or data set"))
     for flag, given, paired in (("image_folders", image_folders, folders), ("reward_method", reward_method, methods)):
         if paired is None:
             found = f"{len(split_paths(given))} for {files} data files"
@@ -109,5 +111,7 @@ def _open(entry: Any, form: Form) -> Source:
         if type(entry).__name__ != "Dataset":
             raise TypeError(f"load_dataset: expected paths, a data set's name or a Dataset, got {type(entry).__name__}")
         return HubSource("dataset", entry, form)
+    if str(entry) in ("", "."):
+        raise DataError([Problem("data", "files", "an empty name", "a path, or org/name@split")])
     reader = READERS.get(Path(entry).suffix.lower())
     return hub_source(str(entry), form) if reader is None else reader(str(entry), form)

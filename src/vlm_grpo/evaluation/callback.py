@@ -86,9 +86,19 @@ class GreedyEvaluation(TrainerCallback):
                 template_options=getattr(trainer, "chat_template_kwargs", None),
             )
         self.last = summary(self.task, unique_rows(gather_object(mine)))
-        # TRL's own log would also average and forget the training metrics gathered so far.
-        Trainer.log(trainer, log_entries(self.last))
+        log_beside_training(trainer, log_entries(self.last))
         return self.last
+
+
+def log_beside_training(trainer: Any, entries: dict[str, float]) -> None:
+    """Log without disturbing the training's own log of the same step.
+
+    TRL's log would also average and forget the training metrics gathered so far, and any log withdraws the wish to log
+    that the step has just announced.
+    """
+    is_due = trainer.control.should_log
+    Trainer.log(trainer, entries)
+    trainer.control.should_log = is_due
 
 
 def log_entries(evaluation: Evaluation) -> dict[str, float]:

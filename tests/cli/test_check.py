@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.files import turns, write_images, write_jsonl
+from vlm_grpo.cli.check import main
+
+GOOD = {"image": "0.png", "conversations": turns("<image>q", "a")}
+
+
+def flags(folder: Path, rows: list) -> list[str]:
+    path = write_jsonl(folder / "a.jsonl", rows)
+    return ["--data_file_paths", path, "--image_folders", str(write_images(folder))]
+
+
+def test_good_data_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(flags(tmp_path, [GOOD])) == 0
+    assert capsys.readouterr().out == "no problems\n"
+
+
+def test_every_problem_is_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(flags(tmp_path, ["{", GOOD, {**GOOD, "image": "9.png"}, *[{**GOOD, "id": []}] * 60])) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["line", "field", "found", "expected"]
+    assert len(lines) == 2 + 62 + 1 + 1 + 3
+    assert lines[3].startswith(f"{tmp_path}/a.jsonl:3 ") and lines[3].endswith("an image that can be decoded")
+    assert lines[-4] == "62 problems and 0 warnings at 62 places"
+
+
+def test_a_warning_is_shown_and_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(flags(tmp_path, [{**GOOD, "conversations": turns("q", "a")}])) == 0
+    assert "0 problems and 1 warning" in capsys.readouterr().out
+
+
+def test_flags_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = flags(tmp_path, [{"ask": "q", "gold": "a", "pic": "../images/../../x.png"}])
+    assert main([*words, "--prompt_key", "ask", "--answer_key", "gold", "--image_key", "pic"]) == 1
+    assert "a path inside" in capsys.readouterr().out
+    (tmp_path.parent / "x.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    assert main([*words, "--prompt_key", "ask", "--answer_key", "gold", "--image_key", "pic", "--allow_outside"]) == 0
+    assert main([*words, "--reward_method", "exakt"]) == 1
+    assert "exact (did you mean that?)" in capsys.readouterr().out
+    assert main([*words, "--task_type", "zzz"]) == 1
+    assert "unknown task 'zzz'" in capsys.readouterr().err
+
+
+def test_decode_finds_what_headers_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("vlm_grpo.data.check.image_fault", lambda ref, decode: asked.append(decode))
+    main(flags(tmp_path, [GOOD]))
+    main([*flags(tmp_path, [GOOD]), "--decode"])
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize("words", [[], ["--data_file_paths", "a", "--dataset_name", "b"], ["--data_paths", "a"]])
+def test_a_wrong_command_line_exits_with_two(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "error:" in capsys.readouterr().err
+
+
+def test_check_runs_without_torch_and_without_a_traceback(tmp_path: Path):
+    words = flags(tmp_path, ["{", GOOD])
+    code = "import sys; from vlm_grpo.cli.main import main; status = main(sys.argv[1:]);"
+    code += "assert not {'torch', 'trl', 'transformers', 'datasets'} & set(sys.modules); sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, "check", *words], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "a.jsonl:1" in done.stdout and done.stderr == ""
