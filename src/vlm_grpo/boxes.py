@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from vlm_grpo.text import extract_json
+
 NUMBER = r"-?\d+(?:\.\d+)?"
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
@@ -32,8 +34,13 @@ def boxes_in(text: str) -> list[Box]:
 
 
 def only_box(value: Any) -> Box | None:
-    """The one box that a text, list or JSON-like value holds; None for no box or several."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    """The one box that a text, list or object holds; None for no box or several.
+
+    Text that begins like a JSON object, or is fenced, must be JSON: what `format` refuses earns nothing here either.
+    """
+    text = value.strip() if isinstance(value, str) else json.dumps(value, default=str)
+    if text.startswith(("{", "```", "[{")) and extract_json(text) is None:
+        return None
     found = boxes_in(text)
     return found[0] if len(found) == 1 else None
 

@@ -43,7 +43,7 @@ def test_flags_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path.parent / "x.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
     assert main([*words, "--prompt_key", "ask", "--answer_key", "gold", "--image_key", "pic", "--allow_outside"]) == 0
     assert main([*words, "--reward_method", "exakt"]) == 1
-    assert "exact (did you mean that?)" in capsys.readouterr().out
+    assert "method: expected exact" in capsys.readouterr().out
     assert main([*words, "--task_type", "zzz"]) == 1
     assert "unknown task 'zzz'" in capsys.readouterr().err
 

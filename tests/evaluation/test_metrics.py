@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_grpo.evaluation.metrics import Metric, mean_with_interval, metric_names, score_completion, summarize
+from vlm_grpo.evaluation.metrics import Metric, load_scorer, mean_with_interval, metric_names, summarize
 from vlm_grpo.records import Record
 
 
@@ -13,12 +13,12 @@ def test_metric_names_put_the_tasks_metric_first():
         metric_names("rek")
 
 
-def test_score_completion_uses_the_training_rewards():
+def test_scorer_uses_the_training_rewards():
     record = Record(id=1, question="Which digit?", answer="7")
     names = ["accuracy", "format"]
-    assert score_completion("<think>a</think><answer>7</answer>", record, names) == {"accuracy": 1.0, "format": 1.0}
-    assert score_completion("<answer>7</answer>", record, names) == {"accuracy": 1.0, "format": 0.0}
-    assert score_completion("<think><answer>7</answer></think>", record, names)["accuracy"] == 0.0
+    assert load_scorer(names)(["<think>a</think><answer>7</answer>"], [record])[0] == {"accuracy": 1.0, "format": 1.0}
+    assert load_scorer(names)(["<answer>7</answer>"], [record])[0] == {"accuracy": 1.0, "format": 0.0}
+    assert load_scorer(names)(["<think><answer>7</answer></think>"], [record])[0]["accuracy"] == 0.0
 
 
 def test_mean_with_interval_matches_the_normal_approximation():

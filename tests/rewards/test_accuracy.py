@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_grpo.rewards import score
+from vlm_grpo.rewards import make_reward, score
+from vlm_grpo.rewards.accuracy import METHODS
+from vlm_grpo.rewards.choice import choice
 
 
 def answered(answer: str) -> str:
@@ -77,3 +79,112 @@ def test_math_is_symbolic():
 def test_unknown_method_names_the_known_ones():
     with pytest.raises(RuntimeError, match="unknown accuracy method 'exakt'; did you mean 'exact'"):
         score("accuracy", answered("7"), answer="7", method="exakt")
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        ("0.1 m", "10 cm", 1.0),
+        ("10 cm", "0.1 m", 1.0),
+        ("10 cm", "0.2 m", 0.0),
+        ("36 km/h", "10 m/s", 1.0),
+        ("50 °F", "10 °C", 1.0),
+        ("12", "12 kg", 0.0),
+        ("12 kg", "12", 0.0),
+        ("12 Apples", "12 apples", 1.0),
+        ("1 apple", "1 apples", 1.0),
+        ("1 Mm", "1 mm", 0.0),  # a thousand kilometres
+        ("50%", "0.5", 1.0),
+        ("50 percent", "50%", 1.0),
+        ("50", "50%", 0.0),
+        ("$12", "$12", 1.0),
+        ("€12", "$12", 0.0),
+        ("$12$", "12", 1.0),  # LaTeX
+        ("1.2e3", "1200", 1.0),
+        ("1.2 x 10^3", "1200", 1.0),
+        ("3/4", "0.75", 1.0),
+        ("−3", "-3", 1.0),
+        ("3.14159", "3.14", 0.0),
+        ("3.1400001", "3.14", 1.0),  # relative error 3e-8
+        ("9007199254740993", "9007199254740992", 0.0),  # equal as floats
+        ("1999", "2000", 0.0),
+        ("3 or 4", "3", 0.0),
+        ("3:45", "3", 0.0),
+        ("3 cats and 4 dogs", "3 cats", 0.0),
+        ("1/0", "1", 0.0),
+        ("1e999999999", "1", 0.0),
+        ("May 1, 2019", "2019-05-01", 1.0),
+        ("2019/05/01", "2019-05-01", 1.0),
+        ("2019", "2019-05-01", 0.0),
+        ("2019-05-01", "2019", 0.0),
+    ],
+)
+def test_numbers_units_and_dates(answer: str, truth: str, expected: float):
+    assert score("accuracy", answered(answer), answer=truth) == expected
+    assert score("accuracy", answered(answer), answer=truth, method="numeric") == expected
+
+
+def test_tolerance_is_relative_and_off_by_default():
+    assert score("accuracy", answered("98"), answer="100") == 0.0
+    assert score("accuracy", answered("98"), answer="100", tolerance=0.02) == 1.0
+    assert make_reward("accuracy", tolerance=0.02)([answered("98"), answered("97")], answer=["100", "100"]) == [
+        1.0,
+        0.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        ("B dog", (), "b"),
+        ("A dog", (), None),  # an article
+        ("the answer is A", (), "a"),
+        ("**B**", (), "b"),
+        ("[b]", (), "b"),
+        ("B - dog", (), "b"),
+        ("B, dog", (), "b"),
+        ("The correct option is: C", (), "c"),
+        ("B or C", (), None),
+        ("B. or C.", (), None),
+        ("(A) (B)", (), None),
+        ("B cat", ("cat", "dog"), None),
+        ("B) cat", ("cat", "dog"), None),  # the letter of one, the text of the other
+        ("B) something else", ("cat", "dog"), "b"),
+        ("a dog", ("(A) cat", "(B) dog"), "b"),
+        ("same", ("same", "same"), None),
+        ("", ("", "x"), None),
+        ("Because A", (), None),
+        ("Vitamin C", (), None),
+    ],
+)
+def test_choice(answer: str, options: tuple[str, ...], expected: str | None):
+    assert choice(answer, options) == expected
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_accepts_the_truth_and_refuses_another(method: str):
+    truth, other = {
+        "mcq": ("B", "A"),
+        "yes_no": ("yes", "no"),
+        "numeric": ("12 cm", "13 cm"),
+        "math": ("x^2", "x^3"),
+        "all_match": ('["a", "b", "b"]', '["a", "a", "b"]'),
+        "list": ("a, b", "b, a"),
+    }.get(method, ("a red ball", "a ball"))
+    assert score("accuracy", answered(truth), answer=truth, method=method) == 1.0
+    assert score("accuracy", answered(other), answer=truth, method=method) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("method", "truth"), [("yes_no", "blue"), ("yes_no", "yes and no"), ("numeric", "blue"), ("mcq", "blue")]
+)
+def test_a_method_does_not_apply_to_a_truth_of_another_type(method: str, truth: str):
+    assert score("accuracy", answered(truth), answer=truth, method=method) is None
+
+
+def test_auto_verifies_latex_and_boxed_answers():
+    assert score("accuracy", answered(r"$\frac{1}{2}$"), answer=r"$\frac{2}{4}$") == 1.0
+    assert score("accuracy", r"<think>\boxed{4}</think> so \boxed{\frac{1}{2}}", answer="0.5", method="math") == 1.0
+    for answer, truth in (("$X$", "$x$"), ("$2Ab+1$", "$2ab+1$"), (r"$\frac{T}{2}$", r"$\frac{t}{2}$")):
+        assert score("accuracy", answered(answer), answer=truth) == 0.0  # LaTeX is case-sensitive
+        assert score("accuracy", answered(truth), answer=truth) == 1.0

@@ -72,8 +72,8 @@ def test_missing_function_lists_what_is_there(tmp_path: Path):
         resolve_rewards([f"{tmp_path}/mine.py:bad"])
 
 
-def test_max_completion_length_reaches_the_length_rewards():
-    (reward,), _ = resolve_rewards(["overlong"], max_completion_length=10)
+def test_options_reach_the_length_rewards():
+    (reward,), _ = resolve_rewards(["overlong"], max_length=10)
     assert reward([RIGHT], completion_ids=[[0] * 10]) == [-1.0]
 
 

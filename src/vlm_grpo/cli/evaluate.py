@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
     add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
     add("--max_pixels", type=positive, help="images with more pixels are shrunk")
+    add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
+    add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
+    add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="weights (default: auto)")
     add("--use_cpu", action="store_true", help="stay on the CPU")
     add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
@@ -67,7 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, KeyError, FileNotFoundError) as error:
         print(f"vlm-grpo evaluate: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
-    run(options, dataset)
+    try:
+        run(options, dataset)
+    except ImportError as error:
+        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -102,6 +109,7 @@ def run(options: argparse.Namespace, dataset: Any) -> None:
             dataset,
             numbers,
             task=options.task_type,
+            reward_options=reward_options(options),
             batch_size=options.batch_size,
             max_completion_length=options.max_completion_length,
             on_batch=bar.update,
@@ -112,6 +120,11 @@ def run(options: argparse.Namespace, dataset: Any) -> None:
         show(evaluation, options.output_dir)
     if state.num_processes > 1:
         state.destroy_process_group()
+
+
+def reward_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the rewards that the flags name."""
+    return {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:

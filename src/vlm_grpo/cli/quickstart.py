@@ -32,7 +32,7 @@ class Settings:
 
     warm_steps: int = 300
     warm_batch: int = 32
-    steps: int = 150
+    steps: int = 250
     batch: int = 64
     num_generations: int = 8
     learning_rate: float = 2e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def main(argv: list[str]) -> int:
     """Print the table that the first word names."""
@@ -24,4 +26,11 @@ def reward_lines() -> list[str]:
     """Name of every reward and the first line of its docstring."""
     from vlm_grpo.rewards import REWARDS
 
-    return [f"{name:<18} {(reward.__doc__ or '').strip().splitlines()[0]}" for name, reward in REWARDS.items()]
+    return [f"{name:<18} {_first_line(reward)}" for name, reward in REWARDS.items()]
+
+
+def _first_line(reward: Any) -> str:
+    """Of its docstring, with the options that make the entry out of a more general reward."""
+    options = ", ".join(f"{name}={value}" for name, value in getattr(reward, "keywords", {}).items())
+    line = (getattr(reward, "func", reward).__doc__ or "").strip().splitlines()[0]
+    return f"{line} ({options})" if options else line

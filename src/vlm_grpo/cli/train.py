@@ -53,6 +53,7 @@ class UsageError(ValueError):
 def run(argv: list[str]) -> None:
     """Parse, check, train, save."""
     script, training, model = parse(argv)
+    check_rewards(script, training)
     dataset, held_out = load_data(script, training)
     if script.dry_run:
         show(script, training, model, dataset)
@@ -153,6 +154,25 @@ def reward_specs(script: ScriptArguments) -> list[str]:
     if script.reward_funcs:
         return script.reward_funcs
     return [f"{name}:{weight:g}" for name, weight in TASKS[script.task_type].rewards.items()]
+
+
+def check_rewards(script: ScriptArguments, training: Any) -> None:
+    """Load every reward once, so that what is misspelt or not installed shows before data and model are read.
+
+    Raises:
+        UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has.
+    """
+    from vlm_grpo.rewards import resolve_rewards
+
+    try:
+        specs = reward_specs(script)
+        resolve_rewards(specs, **training.reward_options())
+    except (KeyError, ValueError, ImportError) as error:
+        raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+    given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
+    if given and not any(spec.split(":")[0] == "reasoning" for spec in specs):
+        flags = ", ".join(f"--reasoning_{name}" for name in given)
+        raise UsageError(f"wrong flags:\n  {flags} without the reward 'reasoning' would have no effect")
 
 
 def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: Any, held_out: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_grpo.evaluation.metrics import Metric, metric_names, score_completion, summarize
-from vlm_grpo.text import parse_answer
+from vlm_grpo.evaluation.metrics import Metric, load_scorer, metric_names, summarize
+from vlm_grpo.rewards.accuracy import given_answer
 
 __all__ = ["Evaluation", "Metric", "evaluate", "metric_names", "predict"]
 
@@ -35,6 +35,7 @@ def evaluate(
     task: str = "default",
     limit: int | None = None,
     seed: int = 0,
+    reward_options: Mapping[str, Any] | None = None,
     **generation: Any,
 ) -> Evaluation:
     """Complete every row greedily and score the completions.
@@ -45,6 +46,7 @@ def evaluate(
         task: names the metric; unknown ones are a KeyError.
         limit: only the first rows; None is all.
         seed: of the bootstrap; greedy completions have none.
+        reward_options: such as `encoder` of the reasoning reward; None is the rewards' defaults.
         generation: `batch_size`, `max_completion_length`, `template_options`, `on_batch` of `generate_greedy`.
 
     Raises:
@@ -53,7 +55,7 @@ def evaluate(
     numbers = range(len(dataset) if limit is None else min(limit, len(dataset)))
     if not numbers:
         raise ValueError(f"evaluate: needs at least one row, got {len(dataset)} rows and limit {limit}")
-    predictions = predict(model, processor, dataset, numbers, task=task, **generation)
+    predictions = predict(model, processor, dataset, numbers, task=task, reward_options=reward_options, **generation)
     return summary(task, predictions, seed)
 
 
@@ -70,18 +72,20 @@ def predict(
     numbers: Sequence[int],
     *,
     task: str,
+    reward_options: Mapping[str, Any] | None = None,
     on_batch: Callable[[int], None] | None = None,
     **generation: Any,
 ) -> list[dict[str, Any]]:
     """One prediction for each numbered row: what was asked, completed and parsed, and its scores. Ready for JSON."""
     from vlm_grpo.evaluation.generate import generate_greedy
 
+    scorer = load_scorer(metric_names(task), reward_options)
     rows = _Numbered(dataset, numbers)
-    names = metric_names(task)
     completions = generate_greedy(model, processor, rows, on_batch=on_batch, **generation)
+    records = [dataset[number]["record"] for number in numbers]
+    scores = scorer([completion.text for completion in completions], records)
     predictions = []
-    for number, completion in zip(numbers, completions, strict=True):
-        record = dataset[number]["record"]
+    for number, completion, record, row in zip(numbers, completions, records, scores, strict=True):
         predictions.append(
             {
                 "row": number,
@@ -89,8 +93,8 @@ def predict(
                 "question": record.question,
                 "images": [ref.source if isinstance(ref.source, str) else None for ref in record.images],
                 "answer": record.answer,
-                "predicted": parse_answer(completion.text, task),
-                "scores": score_completion(completion.text, record, names),
+                "predicted": given_answer(completion.text, record),
+                "scores": row,
                 "completion": completion.text,
                 "num_tokens": completion.num_tokens,
                 "is_truncated": completion.is_truncated,

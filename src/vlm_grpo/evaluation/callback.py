@@ -81,6 +81,7 @@ class GreedyEvaluation(TrainerCallback):
                 self.held_out,
                 numbers,
                 task=self.task,
+                reward_options=trainer.args.reward_options(),
                 batch_size=self.batch_size or trainer.args.per_device_eval_batch_size,
                 max_completion_length=trainer.args.max_completion_length,
                 template_options=getattr(trainer, "chat_template_kwargs", None),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlm_grpo.records import Record
-from vlm_grpo.rewards import score
+from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.tasks import TASKS
 
 RESAMPLES = 2000
+Scorer = Callable[[Sequence[str], Sequence[Record]], list[dict[str, "float | None"]]]
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,22 @@ def metric_names(task: str) -> list[str]:
     return list(dict.fromkeys([entry.metric, *entry.rewards]))
 
 
-def score_completion(text: str, record: Record, names: Sequence[str]) -> dict[str, float | None]:
-    """The named rewards of one completion; None where one does not apply to the record."""
-    return {name: score(name, text, record=record) for name in names}
+def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) -> Scorer:
+    """A function from texts and their records to the named rewards of each; None where one does not apply.
+
+    What a reward needs (the sentence encoder) is loaded now; `options` are those of `resolve_rewards`.
+
+    Raises:
+        KeyError: an unknown reward.
+        ImportError: a package of an extra is missing.
+    """
+    rewards, _ = resolve_rewards(list(names), **(options or {}))
+
+    def scores(texts: Sequence[str], records: Sequence[Record]) -> list[dict[str, float | None]]:
+        columns = [reward(completions=texts, record=list(records)) for reward in rewards]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    return scores
 
 
 def summarize(scores: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0) -> dict[str, Metric]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from vlm_grpo.rewards.accuracy import accuracy_reward
+from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
 from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, load_user_reward, record_from, split_spec
-from vlm_grpo.rewards.box import center_reward, giou_reward, iou_at_half_reward, iou_reward, iou_squared_reward
+from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
 from vlm_grpo.rewards.format import format_reward
 from vlm_grpo.rewards.length import cosine_length_reward, overlong_reward, repetition_reward
+from vlm_grpo.rewards.reasoning import overlap_reward, prepare_reasoning, reasoning_reward
 from vlm_grpo.table import Table
 from vlm_grpo.text import completion_text
 
@@ -21,43 +22,79 @@ REWARDS: Table[Reward] = Table(
         "format": format_reward,
         "accuracy": accuracy_reward,
         "iou": iou_reward,
-        "iou@0.5": iou_at_half_reward,
-        "iou^2": iou_squared_reward,
+        "iou@0.3": partial(iou_reward, above=0.3),
+        "iou@0.5": partial(iou_reward, above=0.5),
+        "iou@0.7": partial(iou_reward, above=0.7),
+        "iou^2": partial(iou_reward, power=2.0),
         "giou": giou_reward,
         "center": center_reward,
+        "reasoning": reasoning_reward,
+        "reasoning_overlap": overlap_reward,
         "length": cosine_length_reward,
         "repetition": repetition_reward,
         "overlong": overlong_reward,
     },
 )
 
+# What makes a reward fast on a whole batch: called with all completions and records before they are scored one by one.
+PREPARE: Mapping[str, Callable[..., None]] = {
+    "accuracy": prepare_accuracy,
+    "length": prepare_accuracy,
+    "reasoning": prepare_reasoning,
+}
+
 
 def score(name: str, completion: Any, **columns: Any) -> float | None:
-    """The reward of one completion; columns are the record's values (`answer`, `task`, `options`, ...)."""
+    """The reward of one completion, text or TRL's list of messages; None where the reward does not apply.
+
+    `columns` are the record's values (`answer`, `task`, `options`, `reference_steps`, ...), or a `record`.
+
+    Raises:
+        KeyError: an unknown name.
+    """
     record = columns.get("record") or record_from(columns)
     return checked(name, REWARDS[name], completion_text(completion), record)
 
 
 def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
-    """The reward as a callable for any TRL trainer; options are its keyword arguments."""
-    return batch_reward(name, partial(REWARDS[name], **options) if options else REWARDS[name])
+    """The reward as a callable for any TRL trainer, `reward(prompts, completions, **columns)`; options are its own.
+
+    What the reward needs (an encoder, say) is loaded here: a training fails now, not after its first rollout.
+
+    Raises:
+        KeyError: an unknown name.
+        TypeError: an option that the reward does not have.
+        ImportError: a package of an extra is missing.
+    """
+    reward = REWARDS[name]
+    known = [key for key, value in inspect.signature(reward).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    prepare = PREPARE.get(name)
+    if prepare is not None:
+        prepare(
+            [], [], **{key: value for key, value in options.items() if key in inspect.signature(prepare).parameters}
+        )
+    return batch_reward(name, reward, prepare=prepare, **options)
 
 
-def resolve_rewards(
-    specs: list[str], max_completion_length: int | None = None
-) -> tuple[list[Callable[..., list[float | None]]], list[float]]:
+def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[..., list[float | None]]], list[float]]:
     """Callables and weights for `NAME[:WEIGHT]` and `path/to/file.py:function[:WEIGHT]`.
+
+    Each option that is not None (`max_length`, `encoder`, ...) goes to the rewards that have it.
 
     Raises:
         KeyError: an unknown name.
         ValueError: a weight that is no number, a file or function that does not exist.
     """
+    given = {name: value for name, value in options.items() if value is not None}
     pairs = [split_spec(spec) for spec in specs]
-    return [_resolve(name, max_completion_length) for name, _ in pairs], [weight for _, weight in pairs]
+    return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
 
 
-def _resolve(name: str, max_completion_length: int | None) -> Callable[..., list[float | None]]:
+def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:
     if ".py:" in name:
         return load_user_reward(name)
-    takes_limit = "max_length" in inspect.signature(REWARDS[name]).parameters
-    return make_reward(name, **({"max_length": max_completion_length} if takes_limit and max_completion_length else {}))
+    known = inspect.signature(REWARDS[name]).parameters
+    return make_reward(name, **{option: value for option, value in given.items() if option in known})

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from vlm_grpo.records import Record
+from vlm_grpo.rewards.choice import choice, normalise
+from vlm_grpo.rewards.mathematics import equal, verify_all
+from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
 from vlm_grpo.table import Table
-from vlm_grpo.text import extract_answer, parse_answer
+from vlm_grpo.text import extract_answer, extract_json, parse_answer
 
-NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:[eE]([-+]?\d+))?(?:/(\d+))?\s*(.*)", re.DOTALL)
-LETTER = re.compile(r"^(?:(?:the\s+)?answer(?:\s+is)?\s*:?\s*)?[(\[]?([a-z])(?:[)\].:](?:\s|$)|$)", re.IGNORECASE)
-YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-RELATIVE_TOLERANCE = 1e-6  # for decimals; integers are exact
+YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
 def exact(answer: str, truth: str, record: Record) -> float | None:
@@ -28,111 +30,74 @@ def text(answer: str, truth: str, record: Record) -> float | None:
     return float(normalise(answer) == normalise(truth))
 
 
-def normalise(value: str) -> str:
-    """Lower case, single spaces, no articles, no trailing punctuation."""
-    words = re.sub(r"\b(?:a|an|the)\b", " ", value.lower())
-    return " ".join(words.split()).rstrip(".!?,;: ")
-
-
 def mcq(answer: str, truth: str, record: Record) -> float | None:
-    """The same letter, or the text of the right option."""
-    right = choice(truth, record)
-    return None if right is None else float(choice(answer, record) == right)
-
-
-def choice(value: str, record: Record) -> str | None:
-    """The letter that an answer names, or whose option it repeats."""
-    options = [normalise(re.sub(r"^\s*\(?[A-Za-z][).:]\s*", "", option)) for option in record.options]
-    if normalise(value) in options:
-        return chr(ord("a") + options.index(normalise(value)))
-    match = LETTER.match(value.strip()) or re.match(r"^([A-Z])\s+(?=\S)", value.strip())
-    if match is None or (not options and re.match(r"^[A-Z]\s+\S", value.strip())):
-        return None if match is None else match[1].lower() if match.re is LETTER else None
-    rest = normalise(value.strip()[match.end() :])
-    return match[1].lower() if match.re is LETTER or rest in options else None
+    """The same letter, or the text of the right option; not applicable when the truth names no option."""
+    right = choice(truth, record.options)
+    return None if right is None else float(choice(answer, record.options) == right)
 
 
 def yes_no(answer: str, truth: str, record: Record) -> float | None:
-    """The same of yes and no, as whole words; not applicable when the truth is neither."""
-    right = {word.lower() for word in YES_NO.findall(truth)}
-    if len(right) != 1:
-        return None
-    return float({word.lower() for word in YES_NO.findall(answer)} == right)
-
-
-def number(value: str) -> tuple[float, str, bool] | None:
-    """Value, unit and whether it is an integer; None when the text is not one number with an optional unit."""
-    match = NUMBER.fullmatch(value.strip().rstrip("."))
-    if match is None or not (match[2] or match[3]) or re.match(r"[-–/:]?\d", match[6]):
-        return None
-    if re.match(r"[-–]\s*\d", match[6]):
-        return None
-    mantissa = (match[2] or "0").replace(",", "") + (match[3] or "")
-    size = float(f"{mantissa}e{match[4] or 0}")
-    if match[5]:
-        if int(match[5]) == 0:
-            return None
-        size /= int(match[5])
-    whole = not (match[3] or match[4] or match[5])
-    return (-size if match[1] == "-" else size), normalise(match[6]), whole
+    """The same of yes and no, as whole words; not applicable when the truth is neither (or both)."""
+    right = set(YES_NO.findall(truth.lower()))
+    return None if len(right) != 1 else float(set(YES_NO.findall(answer.lower())) == right)
 
 
 def numeric(answer: str, truth: str, record: Record) -> float | None:
-    """The same number in the same unit; not applicable when the truth is not a number."""
-    right = number(truth)
+    """The same number in the same unit, or the same day; not applicable when the truth is neither.
+
+    A `tolerance` column (relative) of the record widens what counts as the same.
+    """
+    day = calendar_date(truth)
+    if day is not None:
+        return float(calendar_date(answer) == day)
+    right = quantity(truth)
     if right is None:
         return None
-    given = number(answer)
-    if given is None or given[1] != right[1]:
-        return 0.0
-    if right[2]:
-        return float(given[0] == right[0])
-    return float(abs(given[0] - right[0]) <= RELATIVE_TOLERANCE * abs(right[0]))
+    given = quantity(answer)
+    return float(given is not None and agree(given, right, record.extra.get("tolerance")))
 
 
 def symbolic(answer: str, truth: str, record: Record) -> float | None:
     """Equal as mathematics, by math-verify with the truth as gold."""
-    from math_verify import parse, verify
-
-    return float(bool(verify(parse(_dollars(truth)), parse(_dollars(answer)))))
+    return float(equal(truth, answer))
 
 
-def _dollars(value: str) -> str:
-    return value if "$" in value or "\\boxed" in value else f"${value}$"
-
-
-def as_list(value: Any) -> list[str]:
-    """The items of a JSON list or of text separated by commas."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = value.split(",")
-    items = value if isinstance(value, list) else [value]
-    return [normalise(item if isinstance(item, str) else json.dumps(item, sort_keys=True)) for item in items]
+def items(value: str) -> list[str]:
+    """The normalised items of a JSON list, or of text separated by commas."""
+    parsed = extract_json(value)
+    if parsed is None:
+        parsed = value.split(",")
+    elements = parsed if isinstance(parsed, list) else [parsed]
+    return [normalise(item if isinstance(item, str) else json.dumps(item, sort_keys=True)) for item in elements]
 
 
 def all_match(answer: str, truth: str, record: Record) -> float | None:
     """The same items, each as often, in any order."""
-    return float(Counter(as_list(answer)) == Counter(as_list(truth)))
+    return float(Counter(items(answer)) == Counter(items(truth)))
 
 
 def list_in_order(answer: str, truth: str, record: Record) -> float | None:
     """The same items in the same order."""
-    return float(as_list(answer) == as_list(truth))
+    return float(items(answer) == items(truth))
 
 
 def auto(answer: str, truth: str, record: Record) -> float | None:
-    """By the type of the true answer: choice, yes or no, number, list, otherwise text."""
-    if record.options and choice(truth, record) is not None:
-        return mcq(answer, truth, record)
+    """By the type of the true answer: `kind` names the method."""
+    return METHODS[kind(truth, record.options)](answer, truth, record)
+
+
+@lru_cache(maxsize=65536)
+def kind(truth: str, options: tuple[str, ...]) -> str:
+    """The method that fits a true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
+    if options and choice(truth, options) is not None:
+        return "mcq"
     if normalise(truth) in ("yes", "no"):
-        return yes_no(answer, truth, record)
-    if number(truth) is not None:
-        return numeric(answer, truth, record)
-    if truth.lstrip().startswith("["):
-        return all_match(answer, truth, record)
-    return text(answer, truth, record)
+        return "yes_no"
+    if calendar_date(truth) is not None or quantity(truth) is not None:
+        return "numeric"
+    if isinstance(extract_json(truth), list):
+        return "all_match"
+    return "math" if "$" in truth or "\\" in truth else "text"
 
 
 METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
@@ -152,16 +117,44 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
 )
 
 
-def accuracy_reward(completion: str, record: Record) -> float | None:
-    """1.0 for the right answer by the record's method, 0.0 for a wrong one or none; None without a true answer."""
+def accuracy_reward(completion: str, record: Record, *, tolerance: float | None = None) -> float | None:
+    """1.0 for the right answer by the record's method, 0.0 for a wrong one or none; None without a true answer.
+
+    `tolerance` is the relative error that a number may have (default: integers exact, decimals 1e-6).
+    """
     if record.answer is None:
         return None
-    answer = parse_answer(completion, record.task)
-    return 0.0 if answer is None else METHODS[record.method or "auto"](answer, gold(record.answer), record)
+    answer = given_answer(completion, record)
+    if answer is None:
+        return 0.0
+    if tolerance is not None:
+        record = replace(record, extra={"tolerance": tolerance, **record.extra})
+    return METHODS[record.method or "auto"](answer, gold(record.answer), record)
+
+
+def given_answer(completion: str, record: Record) -> str | None:
+    r"""The completion's answer; a record scored as mathematics may also give it in `\boxed{}`."""
+    as_math = record.method == "math" and record.task == "default"
+    return parse_answer(completion, "math" if as_math else record.task)
+
+
+def prepare_accuracy(completions: Sequence[str], records: Sequence[Record], **options: Any) -> None:
+    """Verify the mathematics among these completions at the same time, so that none waits for a slow one."""
+    pairs = []
+    for completion, record in zip(completions, records, strict=True):
+        if record.answer is None:
+            continue
+        truth = gold(record.answer)
+        method = record.method or "auto"
+        if method == "math" or (method in ("auto", "default") and kind(truth, record.options) == "math"):
+            answer = given_answer(completion, record)
+            pairs += [] if answer is None else [(truth, answer)]
+    if pairs:
+        verify_all(pairs)
 
 
 def gold(value: Any) -> str:
     """The true answer as text: tags unwrapped, lists and objects as JSON."""
     if isinstance(value, str):
-        return extract_answer(value) or value.strip()
-    return json.dumps(value)
+        return (extract_answer(value) if "<answer>" in value else None) or value.strip()
+    return json.dumps(value, ensure_ascii=False)

@@ -51,34 +51,58 @@ def record_from(values: Mapping[str, Any]) -> Record:
     )
 
 
-def batch_reward(name: str, reward: Reward, **options: Any) -> Callable[..., list[float | None]]:
-    """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion."""
+def batch_reward(
+    name: str, reward: Reward, *, prepare: Callable[..., None] | None = None, **options: Any
+) -> Callable[..., list[float | None]]:
+    """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
+
+    `prepare` sees the whole batch first; `options` are the reward's keyword arguments.
+    """
     wants_tokens = "num_tokens" in inspect.signature(reward).parameters
+    preparing = set(inspect.signature(prepare).parameters) if prepare else set()
 
     def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
         tokens = columns.pop("completion_ids", None)
-        scores = []
-        for row, completion in enumerate(completions):
-            extra = {"num_tokens": len(tokens[row]) if tokens else None} if wants_tokens else {}
-            scores.append(
-                checked(name, reward, completion_text(completion), record_of(columns, row), **options, **extra)
-            )
-        return scores
+        texts = [completion_text(completion) for completion in completions]
+        records = [record_of(columns, row) for row in range(len(texts))]
+        if prepare:
+            prepare(texts, records, **{key: value for key, value in options.items() if key in preparing})
+        lengths = [len(ids) for ids in tokens] if wants_tokens and tokens else [None] * len(texts)
+        return [
+            checked(name, reward, text, record, **options, **({"num_tokens": length} if wants_tokens else {}))
+            for text, record, length in zip(texts, records, lengths, strict=True)
+        ]
 
     score_batch.__name__ = name
     return score_batch
 
 
 def checked(name: str, reward: Reward, completion: str, record: Record, **options: Any) -> float | None:
-    """The reward's value; an exception or a value that is no number stops the run and says for which record."""
-    at = f"reward {name!r} on record {record.id!r} {record.where}".rstrip()
+    """The reward's value; an exception or a value that is no number stops the run and says for which record.
+
+    Raises:
+        RuntimeError: the reward raised.
+        TypeError: it returned something else than a number or None.
+    """
     try:
         value = reward(completion, record, **options)
+    except ImportError:
+        raise  # says what to install; no record is to blame
     except Exception as error:
-        raise RuntimeError(f"{at}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"{at}: must return a number or None, got {value!r:.200}")
-    return None if value is None else float(value)
+        where = _blame(name, record)
+        raise RuntimeError(f"{where}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
+    if value is None or type(value) is float:
+        return value
+    if isinstance(value, int | float):
+        return float(value)
+    try:
+        return float(value.item())  # a number of numpy or torch
+    except (AttributeError, ValueError, RuntimeError):
+        raise TypeError(f"{_blame(name, record)}: must return a number or None, got {value!r:.200}") from None
+
+
+def _blame(name: str, record: Record) -> str:
+    return f"reward {name!r} on record {record.id!r} {record.where}".rstrip()
 
 
 def split_spec(spec: str) -> tuple[str, float]:

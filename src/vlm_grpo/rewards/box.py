@@ -1,46 +1,63 @@
-"""Overlap of the box in the answer with the record's box. Listing several boxes is no answer."""
+"""Rewards for one box in the answer against the true box of the record. Both are in the same coordinate space."""
 
 from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from vlm_grpo.boxes import Box, giou, iou, only_box
 from vlm_grpo.records import Record
 from vlm_grpo.text import extract_answer
 
 
-def _pair(completion: str, record: Record) -> tuple[Box | None, Box] | None:
-    truth = only_box(record.answer) if record.answer is not None else None
-    if truth is None:
+class BoxPair(NamedTuple):
+    """The answer's only box (None for no box or several) and the true one."""
+
+    given: Box | None
+    right: Box
+
+
+def box_pair(completion: str, record: Record) -> BoxPair | None:
+    """The boxes to compare; None when the record has no single box."""
+    right = true_box(record.answer)
+    return None if right is None else BoxPair(only_box(extract_answer(completion) or ""), right)
+
+
+def true_box(answer: Any) -> Box | None:
+    """The record's box, from a list, an object with `bbox_2d` or their text."""
+    return _box_of_text(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
+
+
+@lru_cache(maxsize=65536)
+def _box_of_text(answer: str) -> Box | None:
+    return only_box((extract_answer(answer) if "<answer>" in answer else None) or answer)
+
+
+def iou_reward(completion: str, record: Record, *, above: float | None = None, power: float = 1.0) -> float | None:
+    """IoU of the answer's box with the true box, 0 to 1; None when the record has no box.
+
+    Args:
+        above: 1.0 when the IoU exceeds this, else 0.0 (the RefCOCO protocol at 0.5).
+        power: The IoU to this power; 2 pays more for the last bit of precision.
+    """
+    pair = box_pair(completion, record)
+    if pair is None:
         return None
-    return only_box(extract_answer(completion) or ""), truth
-
-
-def iou_reward(completion: str, record: Record) -> float | None:
-    """IoU of the answer's box with the true box; None when the record has no box."""
-    pair = _pair(completion, record)
-    return None if pair is None else 0.0 if pair[0] is None else iou(pair[0], pair[1])
-
-
-def iou_at_half_reward(completion: str, record: Record) -> float | None:
-    """1.0 when the IoU exceeds 0.5, else 0.0."""
-    value = iou_reward(completion, record)
-    return None if value is None else float(value > 0.5)
-
-
-def iou_squared_reward(completion: str, record: Record) -> float | None:
-    """The IoU squared, which pays more for the last bit of precision."""
-    value = iou_reward(completion, record)
-    return None if value is None else value**2
+    value = 0.0 if pair.given is None else iou(pair.given, pair.right)
+    return value**power if above is None else float(value > above)
 
 
 def giou_reward(completion: str, record: Record) -> float | None:
-    """Generalised IoU moved to 0..1 as (giou + 1) / 2; no box is 0."""
-    pair = _pair(completion, record)
-    return None if pair is None else 0.0 if pair[0] is None or not pair[0].area else (giou(*pair) + 1) / 2
+    """Generalised IoU (arXiv:1902.09630) moved to 0..1 as (giou + 1) / 2; no box, or one without area, is 0."""
+    pair = box_pair(completion, record)
+    if pair is None:
+        return None
+    return 0.0 if pair.given is None or not pair.given.area else (giou(pair.given, pair.right) + 1) / 2
 
 
 def center_reward(completion: str, record: Record) -> float | None:
-    """1.0 when the centre of the answer's box lies inside the true box."""
-    pair = _pair(completion, record)
+    """1.0 when the centre of the answer's box lies inside the true box. It says nothing of the size: add `iou`."""
+    pair = box_pair(completion, record)
     if pair is None:
         return None
     box, truth = pair

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from vlm_grpo.records import Record
-from vlm_grpo.text import extract_answer, extract_json
+from vlm_grpo.text import extract_json
 
 WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_reward(completion: str, record: Record) -> float:
-    """1.0 when the whole text is what the task asks for, and nothing else; otherwise 0.0."""
+    """1.0 when the whole text is what the task asks for, and nothing else; otherwise 0.0.
+
+    vqa: one JSON object with exactly `reasoning_steps` and `answer`. All others: one think block, one answer block,
+    and for rec a JSON object with exactly `bbox_2d` in it.
+    """
     if record.task == "vqa":
         return float(_is_vqa(completion))
-    if not _is_think_answer(completion):
-        return 0.0
-    return float(record.task != "rec" or _is_box(extract_answer(completion) or ""))
+    answer = _answer_of_whole(completion)
+    return float(answer is not None and (record.task != "rec" or _is_box(answer)))
 
 
-def _is_think_answer(text: str) -> bool:
+def _answer_of_whole(text: str) -> str | None:
     match = WHOLE.fullmatch(text)
-    return bool(match and match[2].strip() and all(text.count(tag) == 1 for tag in TAGS))
+    whole = match is not None and all(text.count(tag) == 1 for tag in TAGS)
+    return (match[2].strip() or None) if whole else None
 
 
 def _is_vqa(text: str) -> bool:
@@ -36,9 +39,6 @@ def _is_vqa(text: str) -> bool:
 
 
 def _is_box(answer: str) -> bool:
-    try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
-        return False
+    value = extract_json(answer)
     box = value.get("bbox_2d") if isinstance(value, dict) and set(value) == {"bbox_2d"} else None
     return isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from vlm_grpo.boxes import boxes_in
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
 
 NGRAM = 6
+LONG_WORD = 20  # characters a word on average: no language with spaces gets there
 
 
 def cosine_length_reward(
@@ -35,10 +37,17 @@ def overlong_reward(
     return -min(1.0, max(0.0, (length - (max_length - cache)) / cache))
 
 
-def repetition_reward(completion: str, record: Record) -> float | None:
-    """Minus the share of repeated n-grams of words (arXiv:2502.03373): 0 for none, towards -1 for many."""
+def repetition_reward(completion: str, record: Record, *, ngram: int = NGRAM) -> float:
+    """Minus the share of repeated n-grams of words, or of repeated boxes: 0 for none, towards -1 (arXiv:2502.03373).
+
+    Where a language has no spaces (or a ramble leaves them out), n-grams are of characters.
+    """
     words = completion.lower().split()
-    if len(words) < 2 * NGRAM and len(completion) > 60:  # a language without spaces, or one endless word
-        words = list(completion)
-    grams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
-    return -(1.0 - len(set(grams)) / len(grams)) if grams else 0.0
+    if len(completion) > LONG_WORD * max(1, len(words)):
+        words = list("".join(words))
+    grams = [tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1)]
+    return -max(_repeated(grams), _repeated(boxes_in(completion)))
+
+
+def _repeated(things: list) -> float:
+    return 1.0 - len(set(things)) / len(things) if things else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig, RLOOConfig
 
@@ -20,13 +21,32 @@ class VisionFields:
     freeze_vision_modules: bool = field(
         default=False, metadata={"help": "Keep the vision tower's weights as they are."}
     )
+    reasoning_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Sentence encoder of the reasoning reward, name or folder (default all-MiniLM-L6-v2)."},
+    )
+    reasoning_device: str | None = field(
+        default=None, metadata={"help": "Where the sentence encoder runs, such as cuda (default cpu)."}
+    )
+    reasoning_threshold: float | None = field(
+        default=None, metadata={"help": "Cosine above which two reasoning steps match (default: the encoder's own)."}
+    )
+
+    def reward_options(self) -> dict[str, Any]:
+        """What the built-in rewards take from this configuration."""
+        return {
+            "max_length": self.max_completion_length,
+            "encoder": self.reasoning_encoder,
+            "device": self.reasoning_device,
+            "threshold": self.reasoning_threshold,
+        }
 
 
 @dataclass
 class VLMGRPOConfig(VisionFields, GRPOConfig):
-    """`trl.GRPOConfig` with pixel limits and vision freezing."""
+    """`trl.GRPOConfig` with pixel limits, vision freezing and the reasoning encoder."""
 
 
 @dataclass
 class VLMRLOOConfig(VisionFields, RLOOConfig):
-    """`trl.RLOOConfig` with pixel limits and vision freezing."""
+    """`trl.RLOOConfig` with pixel limits, vision freezing and the reasoning encoder."""

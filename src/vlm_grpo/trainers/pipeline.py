@@ -168,11 +168,11 @@ def _resolve(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
     if reward_funcs is None:
         return None, None
     given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    length = getattr(args, "max_completion_length", None)
+    options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
     for item in given:
         if isinstance(item, str):
-            (function,), (weight,) = resolve_rewards([item], max_completion_length=length)
+            (function,), (weight,) = resolve_rewards([item], **options)
         else:
             function, weight = item, 1.0
         functions.append(function)

