@@ -63,6 +63,16 @@ def run(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=resume_point(training))
     trainer.save_model(training.output_dir)
     trainer.save_state()
+    leave_together()
+
+
+def leave_together() -> None:
+    """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
