@@ -13,7 +13,9 @@ import pytest
 from tests.support.training import picture
 
 ROOT = Path(__file__).resolve().parents[2]
-REWARD = "def by_tokens(completion_ids, completions, **columns): return [sum(ids) % 11 / 11 for ids in completion_ids]\n"
+REWARD = (
+    "def by_tokens(completion_ids, completions, **columns): return [sum(ids) % 11 / 11 for ids in completion_ids]\n"
+)
 COMPARED = ("loss", "grad_norm", "reward", "reward_std", "kl", "entropy", "completions/mean_length")
 PROCESS_ENVIRONMENT = {
     "one": {"ACCELERATE_USE_CPU": "true"},

@@ -24,8 +24,8 @@ class ScriptArguments:
 
     trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
-    image_folders: str | None = _flag("Image folder of each jsonl file, separated by ':'; one may serve all.")
-    reward_method: str | None = _flag("Accuracy method of each jsonl file, separated by ':'; a record's own wins.")
+    image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
+    reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
     use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
     task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
@@ -46,7 +46,6 @@ class ScriptArguments:
 
 # A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it).
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
-    (("image_folders", "reward_method", "allow_outside"), "--data_file_paths", ("data_file_paths", "")),
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
     (("vllm_",), "--use_vllm", ("use_vllm", "")),

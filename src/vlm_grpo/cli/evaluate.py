@@ -63,8 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     options = flags.parse_args(argv)
     if bool(options.data_file_paths) == bool(options.dataset_name):
         flags.error("give the data with one of --data_file_paths and --dataset_name")
-    if options.dataset_name and (options.image_folders or options.reward_method or options.allow_outside):
-        flags.error("--image_folders, --reward_method and --allow_outside need --data_file_paths")
     try:
         dataset = load_rows(options)
     except (ValueError, KeyError, FileNotFoundError) as error:

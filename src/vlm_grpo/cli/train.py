@@ -249,6 +249,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "script": dataclasses.asdict(script),
         "training": training.to_sanitized_dict(),
         "model": dataclasses.asdict(model),
+        "processes": training.world_size,
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
