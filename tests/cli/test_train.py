@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_grpo.cli.arguments import help_text, ineffective_flags, trl_flags, unknown_flags
+from vlm_grpo.cli.arguments import NEEDS, UNREAD, help_text, ineffective_flags, known_flags, trl_flags, unknown_flags
+from vlm_grpo.cli.train import UsageError, parse
 
 LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
 
@@ -103,6 +104,16 @@ def test_a_flag_of_the_other_trainer_is_named():
         ({"val_freq": 1.0, "val_split_ratio": 0.0}, "--val_freq has no effect without --val_split_ratio"),
         ({"vllm_mode": "server", "use_vllm": False}, "--vllm_mode has no effect without --use_vllm"),
         ({"sapo_temperature_pos": 1.0, "loss_type": "dapo"}, "--sapo_temperature_pos has no effect without"),
+        (
+            {"vllm_server_port": 1, "use_vllm": True, "vllm_mode": "colocate"},
+            "--vllm_server_port has no effect without",
+        ),
+        ({"num_completions_to_print": 2, "log_completions": False}, "--num_completions_to_print has no effect without"),
+        ({"save_steps": 5, "save_strategy": "no"}, "--save_steps has no effect without --save_strategy steps"),
+        ({"hub_model_id": "a/b", "push_to_hub": False}, "--hub_model_id has no effect without --push_to_hub"),
+        ({"eval_strategy": "steps"}, "--eval_strategy has no effect here: --val_split_ratio with --val_freq"),
+        ({"max_steps": 5, "num_train_epochs": 1.0}, "--num_train_epochs has no effect beside --max_steps"),
+        ({"dataset_name": "a/b"}, "--dataset_name and --data_file_paths both name the data"),
     ],
 )
 def test_ineffective_flags(values: dict, message: str):
@@ -113,6 +124,19 @@ def test_ineffective_flags(values: dict, message: str):
 def test_flags_that_act_are_no_problem():
     values = {"data_file_paths": "a.jsonl", "image_folders": "x", "use_peft": True, "lora_r": 8, "loss_type": "sapo"}
     assert ineffective_flags(list(values), values) == []
+
+
+def test_every_named_flag_exists():
+    known = known_flags("grpo") | known_flags("rloo")
+    assert set(UNREAD) <= known
+    for prefixes, needed, (name, _) in NEEDS:
+        assert name in known and needed
+        assert all(any(flag.startswith(prefix) for flag in known) for prefix in prefixes)
+
+
+def test_a_combination_that_trl_refuses_is_an_answer(tmp_path: Path):
+    with pytest.raises(UsageError, match="generation_batch_size"):
+        parse([*flags(tmp_path, tmp_path, generation_batch_size=4, steps_per_generation=2)])
 
 
 def test_help_lists_every_flag_without_torch():

@@ -49,12 +49,49 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
     (("vllm_",), "--use_vllm", ("use_vllm", "")),
+    (("vllm_server_", "vllm_group_port"), "--vllm_mode server", ("vllm_mode", "server")),
+    (
+        ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_max_model_length"),
+        "--vllm_mode colocate",
+        ("vllm_mode", "colocate"),
+    ),
+    (
+        ("log_completions_hub_repo", "num_completions_to_print", "log_unique_prompts", "log_multimodal"),
+        "--log_completions",
+        ("log_completions", ""),
+    ),
+    (("entropy_coef_", "entropy_target"), "--use_adaptive_entropy", ("use_adaptive_entropy", "")),
+    (("gradient_checkpointing_kwargs",), "--gradient_checkpointing", ("gradient_checkpointing", "")),
+    (("activation_checkpointing_kwargs",), "--activation_checkpointing", ("activation_checkpointing", "")),
+    (("hub_",), "--push_to_hub", ("push_to_hub", "")),
+    (("torch_compile_",), "--torch_compile", ("torch_compile", "")),
+    (("fsdp_config",), "--fsdp", ("fsdp", "")),
+    (("liger_kernel_config",), "--use_liger_kernel", ("use_liger_kernel", "")),
+    (("save_steps",), "--save_strategy steps", ("save_strategy", "steps")),
+    (("logging_steps",), "--logging_strategy steps", ("logging_strategy", "steps")),
+    (
+        ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        "--dataloader_num_workers",
+        ("dataloader_num_workers", ""),
+    ),
     (("sapo_",), "--loss_type sapo", ("loss_type", "sapo")),
     (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
     (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
     (("use_bias_correction_kl", "sync_ref_model"), "--beta above 0", ("beta", "")),
-    (("val_before_train", "val_freq"), "--val_split_ratio", ("val_split_ratio", "")),
+    (("val_before_train", "val_freq", "per_device_eval_batch_size"), "--val_split_ratio", ("val_split_ratio", "")),
 ]
+
+# Flags of transformers' trainer that these trainings never read, and what to use instead.
+GREEDY = "--val_split_ratio with --val_freq or --val_before_train evaluates greedily"
+UNREAD = {
+    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "num_generations_eval"), GREEDY),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), GREEDY),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "this command trains"),
+    **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is --loss_type's"),
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), GREEDY),
+    **dict.fromkeys(("train_sampling_strategy", "length_column_name"), "prompts come in groups; see --shuffle_dataset"),
+    "max_tool_calling_iterations": "this command has no tools",
+}
 
 
 @cache
@@ -111,6 +148,9 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
             continue
         hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]
         problems += [f"--{flag} has no effect without {needed}" for flag in hit]
+    problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
+    if {"max_steps", "num_train_epochs"} <= set(given) and (values.get("max_steps") or 0) > 0:
+        problems.append("--num_train_epochs has no effect beside --max_steps; use one of them")
     if values.get("dataset_name") and values.get("data_file_paths"):
         problems.append("--dataset_name and --data_file_paths both name the data; use one of them")
     if not values.get("dataset_name") and not values.get("data_file_paths"):

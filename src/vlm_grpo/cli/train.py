@@ -97,7 +97,10 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
     kind = VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig
-    script, training, model = TrlParser((ScriptArguments, kind, ModelConfig)).parse_args_and_config(argv)
+    try:
+        script, training, model = TrlParser((ScriptArguments, kind, ModelConfig)).parse_args_and_config(argv)
+    except ValueError as error:  # a combination that TRL refuses
+        raise UsageError(f"wrong flags:\n  {error}") from error
     values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
     problems = ineffective_flags([name for name in given if name in values], values)
     if not model.model_name_or_path:

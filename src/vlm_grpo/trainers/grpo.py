@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trl import GRPOTrainer
 
+from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.pipeline import VisionPipeline
 
 
@@ -13,3 +14,5 @@ class VLMGRPOTrainer(VisionPipeline, GRPOTrainer):
     Takes all that TRL's trainer takes. `reward_funcs` may also hold names of `REWARDS` ("accuracy", "iou@0.5:2") and
     `path/to/file.py:function`; `train_dataset` may come from `vlm_grpo.load_dataset` or be any TRL data set.
     """
+
+    config_class = VLMGRPOConfig

@@ -14,7 +14,9 @@ from datasets import Dataset, Image, IterableDataset
 from torch import Tensor, nn
 from transformers import Trainer
 
+from vlm_grpo.data.images import open_image
 from vlm_grpo.loading import freeze_vision, set_pixel_limits
+from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.objective import token_scores
 from vlm_grpo.trainers.order import EpochSampler
@@ -33,7 +35,12 @@ IMAGE_COLUMNS = ("images", "image")
 class VisionPipeline:
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
+    config_class: type  # made when no `args` are given
+
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
         reward_funcs, weights = _resolve(reward_funcs, args)
         if weights is not None:
             args.reward_weights = weights
@@ -65,7 +72,7 @@ class VisionPipeline:
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
-            return super()._generate_and_score_completions(inputs)
+            return super()._generate_and_score_completions([_decoded(row) for row in inputs])
         self._samples = self.encoder.encode(inputs)
         stripped = [
             {**{k: v for k, v in row.items() if k not in IMAGE_COLUMNS}, "prompt": sample.messages}
@@ -85,6 +92,16 @@ class VisionPipeline:
         if self.pad_to_multiple_of and self._samples[0].per_token:
             fields = {**fields, **{k: [s.per_token[k] for s in self._samples] for k in self._samples[0].per_token}}
         return [sample.input_ids for sample in self._samples], None, fields
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
+        """TRL's, with images for vLLM: its engine expands placeholders itself, its server wants them expanded."""
+        if self.use_vllm and not self._is_stock:
+            sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in _unique(self._samples)}
+            images = [sizes[id(sample)] for sample in self._samples]
+            if self.vllm_mode == "colocate":
+                short = {id(sample): self.encoder.unexpanded_ids(sample) for sample in _unique(self._samples)}
+                prompt_ids = [short[id(sample)] for sample in self._samples]
+        return super()._generate_single_turn(prompt_ids, images, *rest, **options)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
@@ -186,6 +203,14 @@ def _resolve(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
 
 def _unique(samples: list[Sample]) -> list[Sample]:
     return list({id(sample): sample for sample in samples}.values())
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with decoded images in place of references, for TRL's own path."""
+    refs = row.get("images") or []
+    if not any(isinstance(ref, ImageRef) for ref in refs):
+        return row
+    return {**row, "images": [open_image(ref) for ref in refs]}
 
 
 def _share(light: list[Sample], samples: list[Sample]) -> list[Sample]:

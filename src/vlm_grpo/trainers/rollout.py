@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
@@ -167,6 +168,26 @@ class PromptEncoder:
             decoded[ref.key] = open_image(ref)
             self.counters.decoded += 1
         return decoded[ref.key]
+
+    def unexpanded_ids(self, sample: Sample) -> list[int]:
+        """The prompt with one placeholder per image, for an engine that expands placeholders itself."""
+        if isinstance(sample.messages, str):
+            return sample.input_ids
+        text = self.processor.apply_chat_template(
+            sample.messages, add_generation_prompt=True, tokenize=False, **self.template_options
+        )
+        tokenizer = self.processor.tokenizer
+        has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        return tokenizer(text, add_special_tokens=not has_start)["input_ids"]
+
+    def resized_images(self, sample: Sample) -> list[Any]:
+        """The sample's images in the size that was processed, so that an engine with other limits sees the same."""
+        grids = sample.visual.get("image_grid_thw")
+        if grids is None:
+            return sample.images
+        patch = self.processor.image_processor.patch_size
+        sizes = [(width * patch, height * patch) for _, height, width in grids.tolist()]
+        return [image.resize(size, Resampling.BICUBIC) for image, size in zip(sample.images, sizes, strict=True)]
 
 
 def _ints(values: Any) -> list[int]:

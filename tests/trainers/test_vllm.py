@@ -1,0 +1,55 @@
+"""What a vLLM engine is handed. The engine itself needs a GPU (test_gpu.py); here a fake one notes its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from tests.support.training import length_reward, picture, settings, user
+from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
+from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
+
+class Engine:
+    """Takes what TRL's vLLM engine takes and answers with fixed tokens."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def sync_weights(self) -> None:
+        """Nothing to synchronise."""
+
+    def generate(self, **arguments: Any) -> tuple:
+        self.calls.append(arguments)
+        ids = [[20 + row, 30, 31] for row in range(len(arguments["prompts"]))]
+        return arguments["prompts"], ids, [[[-6.0]] * 3 for _ in ids], None
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.parametrize(
+    "kind", [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)], ids=["grpo", "rloo"]
+)
+def test_vllm_gets_images_as_processed_and_the_prompt_it_expects(
+    kind: tuple, mode: str, tiny_model: Path, tmp_path: Path
+):
+    """The engine expands placeholders itself, the server finds its images by the runs of expanded ones."""
+    rows = [{"prompt": user("what"), "images": [picture(0, 90, 60), picture(1)]}, {"prompt": user("red"), "images": []}]
+    args = kind[1](**settings(tmp_path, per_device_train_batch_size=8, max_steps=1, shuffle_dataset=False))
+    trainer = kind[0](str(tiny_model), length_reward, args, train_dataset=Dataset.from_list(rows))
+    trainer.use_vllm, trainer.vllm_mode, trainer.vllm_generation = True, mode, Engine()
+    trainer._last_loaded_step = trainer._last_loaded_step if hasattr(trainer, "_last_loaded_step") else -1
+    trainer.train()
+    (call,) = trainer.vllm_generation.calls
+    assert [None if images is None else [image.size for image in images] for images in call["images"]] == (
+        [[(84, 56), (84, 56)]] * 4 + [None] * 4  # 90 x 60 is rounded to whole patches of 28
+    )
+    image_token = trainer.processing_class.image_token_id
+    counts = [ids.count(image_token) for ids in call["prompts"]]
+    assert counts == ([2] * 4 + [0] * 4 if mode == "colocate" else [12] * 4 + [0] * 4)  # 3 x 2 tokens an image
+    if mode == "colocate":
+        text = trainer.processing_class.tokenizer.decode(call["prompts"][0])
+        assert text.count("<|vision_start|><|image_pad|><|vision_end|>") == 2
