@@ -43,6 +43,7 @@ setup(
         "pint>=0.24,<0.26",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
+        "tensorboard>=2.19",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.support.training import image_rows, length_reward, picture, settings, user
+from vlm_grpo.trainers import pipeline
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -181,3 +185,51 @@ def test_weights_given_twice_are_refused(tiny_model: Path, tmp_path: Path):
     args = VLMGRPOConfig(**settings(tmp_path, reward_weights=[1.0, 2.0]))
     with pytest.raises(ValueError, match="--reward_weights and NAME:WEIGHT"):
         VLMGRPOTrainer(str(tiny_model), ["accuracy", "format:0.5"], args, train_dataset=image_rows())
+
+
+def holds_image(value: Any) -> bool:
+    """Whether a picture or a tensor of pixels is anywhere inside."""
+    if isinstance(value, dict | list | tuple):
+        return any(holds_image(part) for part in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, PIL.Image.Image) or (isinstance(value, torch.Tensor) and value.ndim > 1)
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_no_image_crosses_ranks_while_training(kind: tuple, tiny_model: Path, tmp_path: Path, monkeypatch: Any):
+    module = sys.modules[kind[0].__mro__[2].__module__]  # TRL's
+    gathered: list[Any] = []
+    for place in (module, pipeline):
+        original = place.gather_object
+        monkeypatch.setattr(place, "gather_object", lambda value, call=original: gathered.append(value) or call(value))
+    run(kind, tiny_model, tmp_path, mixed_rows(), log_completions=True)
+    assert gathered and not any(holds_image(value) for value in gathered)
+
+
+def test_logged_images_cross_ranks_as_thumbnails(tiny_model: Path, tmp_path: Path):
+    trainer = run(OURS[0], tiny_model, tmp_path, mixed_rows(), log_completions=True)
+    rows = [{"prompt": user("what"), "images": [picture(0, 1000, 500)]}, {"prompt": user("red"), "images": None}]
+    trainer._samples = trainer.encoder.encode(rows)
+    trainer._log_images()
+    assert not trainer._logs["images"]  # nobody shows them
+    trainer.args.report_to = ["wandb"]
+    trainer._log_images()
+    shown, none = trainer._logs["images"]
+    assert ([image.size for image in shown], none) == ([(256, 128)], [])
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_trl_evaluation_of_mixed_rows(kind: tuple, tiny_model: Path, tmp_path: Path):
+    trainer, config = kind
+    args = config(**settings(tmp_path, max_steps=1, per_device_eval_batch_size=8))
+    made = trainer(str(tiny_model), length_reward, args, train_dataset=mixed_rows(), eval_dataset=mixed_rows())
+    assert made.evaluate()["eval_reward"] >= 0
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_without_arguments_our_own_configuration_is_made(kind: tuple, tiny_model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kind[0].config_class is kind[1]
+    monkeypatch.setattr(kind[0], "config_class", partial(kind[1], bf16=False, use_cpu=True))
+    made = kind[0](str(tiny_model), ["accuracy:2"], train_dataset=image_rows())
+    assert type(made.args) is kind[1]
+    assert made.args.output_dir == f"{tiny_model.name}-{kind[0]._tag_names[-1].upper()}"
