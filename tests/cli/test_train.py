@@ -151,3 +151,34 @@ def test_stored_flags_are_those_of_the_installed_trl():
     from vlm_grpo.cli.flags import collect
 
     assert collect() == trl_flags()
+
+
+def test_a_model_that_does_not_exist_is_answered_in_a_line(tmp_path: Path):
+    done = launch(flags(tmp_path / "no_such_model", tmp_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no_such_model' cannot be read" in done.stderr
+
+
+def test_resume_continues_the_newest_checkpoint(tiny_model: Path, tmp_path: Path):
+    words = flags(tiny_model, tmp_path, max_steps=2, save_steps=1)
+    done = launch([*words, "--resume_from_checkpoint", "true"])
+    assert done.returncode == 2 and "holds no checkpoint; leave it out" in done.stderr
+    assert launch(words).returncode == 0
+    first = tmp_path / "out" / "checkpoint-1" / "trainer_state.json"
+    written = first.stat().st_mtime_ns
+    words[words.index("--max_steps") + 1] = "3"
+    done = launch([*words, "--resume_from_checkpoint", "true"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()
+    assert first.stat().st_mtime_ns == written  # its steps were not run again
+
+
+def test_resume_refuses_a_folder_without_a_checkpoint(tmp_path: Path):
+    from types import SimpleNamespace
+
+    from vlm_grpo.cli.train import resume_point
+
+    for value, expected in ((None, None), ("false", None), (False, None)):
+        assert resume_point(SimpleNamespace(resume_from_checkpoint=value, output_dir=str(tmp_path))) is expected
+    with pytest.raises(UsageError, match="no checkpoint there"):
+        resume_point(SimpleNamespace(resume_from_checkpoint=str(tmp_path), output_dir=str(tmp_path)))

@@ -58,9 +58,11 @@ def run(argv: list[str]) -> None:
     if script.dry_run:
         show(script, training, model, dataset)
         return
+    check_model(model, training)
+    start = resume_point(training)
     trainer = build_trainer(script, training, model, dataset, held_out)
     write_run_file(script, training, model)
-    trainer.train(resume_from_checkpoint=resume_point(training))
+    trainer.train(resume_from_checkpoint=start)
     trainer.save_model(training.output_dir)
     trainer.save_state()
     leave_together()
@@ -188,6 +190,22 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         raise UsageError(f"wrong flags:\n  {flags} without the reward 'reasoning' would have no effect")
 
 
+def check_model(model: Any, training: Any) -> None:
+    """Read the model's configuration, so that a misspelt name is answered in a line.
+
+    Raises:
+        UsageError: there is no such model, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path {model.model_name_or_path!r} cannot be read: {error}") from error
+
+
 def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: Any, held_out: Any) -> Any:
     """The trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
@@ -234,11 +252,24 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
     )
 
 
-def resume_point(training: Any) -> str | bool | None:
-    """What --resume_from_checkpoint means: true is the newest checkpoint of the output folder."""
+def resume_point(training: Any) -> str | None:
+    """What --resume_from_checkpoint means: true is the newest checkpoint of the output folder.
+
+    Raises:
+        UsageError: there is no such checkpoint.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
     value = training.resume_from_checkpoint
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    if value is None or str(value).lower() == "false":
+        return None
+    folder = Path(training.output_dir)
+    if str(value).lower() == "true":
+        value = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if value is None:
+            raise UsageError(f"--resume_from_checkpoint true: {folder} holds no checkpoint; leave it out to start anew")
+    if not (Path(value) / "trainer_state.json").is_file():
+        raise UsageError(f"--resume_from_checkpoint {value}: no checkpoint there (it has no trainer_state.json)")
     return value
 
 
