@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlm_grpo.cli.arguments import NEEDS, UNREAD, help_text, ineffective_flags, known_flags, trl_flags, unknown_flags
-from vlm_grpo.cli.train import UsageError, parse
+from vlm_grpo.cli.train import UsageError, main, parse
 
 LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
 
@@ -182,3 +182,10 @@ def test_resume_refuses_a_folder_without_a_checkpoint(tmp_path: Path):
         assert resume_point(SimpleNamespace(resume_from_checkpoint=value, output_dir=str(tmp_path))) is expected
     with pytest.raises(UsageError, match="no checkpoint there"):
         resume_point(SimpleNamespace(resume_from_checkpoint=str(tmp_path), output_dir=str(tmp_path)))
+
+
+def test_a_misspelt_reward_is_answered_before_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = flags(tmp_path / "no_such_model", tmp_path)
+    (tmp_path / "2.png").unlink()
+    assert main([*words, "--reward_funcs", "acuracy"]) == 2
+    assert "unknown reward 'acuracy'; did you mean 'accuracy'" in capsys.readouterr().err

@@ -23,7 +23,7 @@ KINDS = {
 
 def build(kind: str, model: Path, folder: Path, lora: bool = False, **options: Any) -> Any:
     trainer, config = KINDS[kind]
-    arguments = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, **options}
+    arguments = {"max_steps": 7, "save_strategy": "steps", "save_steps": 3, **options}
     adapter = LoraConfig(target_modules=["q_proj", "v_proj"]) if lora else None
     args = config(**settings(folder, **arguments))
     return trainer(str(model), length_reward, args, train_dataset=image_rows(), peft_config=adapter)
@@ -33,7 +33,7 @@ def interrupted_and_whole(kind: str, model: Path, folder: Path, **options: Any) 
     whole = build(kind, model, folder, **options)
     whole.train()
     resumed = build(kind, model, folder, **options)
-    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{options.get('save_steps', 3)}"))
     return resumed, whole
 
 
@@ -47,8 +47,11 @@ def step_losses(trainer: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
-@pytest.mark.parametrize("options", [{}, {"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}], ids=str
+)
 def test_resumed_run_is_bit_identical(kind: str, options: dict, tiny_model: Path, tmp_path: Path):
+    """Four rows are an epoch of four steps (two with accumulation): every run crosses one, save_steps 5 is past it."""
     resumed, whole = interrupted_and_whole(kind, tiny_model, tmp_path, **options)
     assert step_losses(resumed) == step_losses(whole)
     assert weights_differ(resumed, whole) == 0
