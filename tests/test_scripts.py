@@ -27,7 +27,8 @@ def training_flags(script: Path) -> list[str]:
 
 @pytest.mark.parametrize("script", LAUNCHERS, ids=lambda path: path.name)
 def test_launch_script_parses(script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from vlm_grpo.cli.train import parse, reward_specs
+    from vlm_grpo.cli.parsing import parse
+    from vlm_grpo.cli.train import reward_specs
 
     monkeypatch.chdir(ROOT)
     words = training_flags(script)

@@ -20,6 +20,7 @@ _HOME = {
     "REWARDS": "vlm_grpo.rewards",
     "TASKS": "vlm_grpo.tasks",
     "PROMPTS": "vlm_grpo.prompts",
+    "ALGORITHMS": "vlm_grpo.algorithms",
 }
 
 __all__ = ["__version__", *_HOME]

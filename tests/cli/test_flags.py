@@ -10,8 +10,10 @@ import pytest
 from datasets import Dataset
 
 from tests.data.files import png, turns, write_images, write_jsonl
+from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
 from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.train import UsageError, build_trainer, check_rewards, load_data, parse
+from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.train import build_trainer, check_rewards, load_data
 from vlm_grpo.rewards import reasoning
 from vlm_grpo.trainers.config import VisionFields
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -30,10 +32,19 @@ QUICK = [
     "4",
 ]
 TESTED = {
-    *("trainer", "data_file_paths", "image_folders", "reward_method", "dataset_name", "use_huggingface_dataset"),
-    *("task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "allow_outside"),
+    *(
+        "trainer",
+        "algorithm",
+        "data_file_paths",
+        "image_folders",
+        "reward_method",
+        "dataset_name",
+        "use_huggingface_dataset",
+    ),
+    *("task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
+    "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
-    *("max_pixels", "min_pixels", "freeze_vision_modules"),
+    *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
 }
 
@@ -172,3 +183,61 @@ def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: P
         check("--reasoning_device", "cuda")
     with pytest.raises(UsageError, match="unknown encoder 'mine'"):
         check("--task_type", "vqa", "--reasoning_encoder", "mine")
+
+
+def test_video_key_names_the_lines_with_videos(tmp_path: Path):
+    row = {"clip": "a.mp4", "problem": "q", "answer": "a"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    assert len(rows(tmp_path, "--data_file_paths", path)) == 1  # an extra column like any other
+    with pytest.raises(UsageError, match=r"a\.jsonl:1.*clip"):
+        rows(tmp_path, "--data_file_paths", path, "--video_key", "clip")
+
+
+def test_max_prompt_length_drops_long_rows_and_counts_image_tokens(tiny_model: Path, tmp_path: Path, caplog):
+    images = write_images(tmp_path)
+    (images / "large.png").write_bytes(png(size=(224, 224)))  # 8 x 8 tokens; the others have 3 x 2
+    names = ["0.png", "large.png", None]
+    data = [{"conversations": turns("q", "a"), **({"image": name} if name else {})} for name in names]
+    flags = ["--data_file_paths", write_jsonl(tmp_path / "a.jsonl", data), "--image_folders", str(images)]
+    made = trainer(tiny_model, tmp_path, *flags)
+    lengths = [len(made.encoder.encode([row])[0].input_ids) for row in made.train_dataset]
+    assert lengths[1] - lengths[0] == 64 - 6
+    made = trainer(tiny_model, tmp_path, *flags, "--max_prompt_length", str(lengths[0]))
+    assert [row["id"] for row in made.train_dataset] == [0, 2]
+    assert f"--max_prompt_length {lengths[0]} drops 1 of 3 rows" in caplog.text
+    with pytest.raises(ValueError, match=f"every prompt is longer, the longest has {lengths[1]} tokens"):
+        trainer(tiny_model, tmp_path, *flags, "--max_prompt_length", "5")
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_algorithm_sets_its_recipe_and_other_flags_win(name: str, jsonl: list[str], tmp_path: Path):
+    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
+    script, training, _ = parse([*given, "--algorithm", name, "--gradient_accumulation_steps", "2"])
+    assert script.trainer == ALGORITHMS[name].trainer
+    for setting, value in recipe_settings(name, accumulation=2).items():
+        assert getattr(training, setting) == value, setting
+    _, training, _ = parse([*given, "--algorithm", name, "--beta", "0.3"])
+    assert training.beta == 0.3
+
+
+def test_gspo_cuts_a_rollout_into_four_updates(jsonl: list[str], tmp_path: Path):
+    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--algorithm", "gspo"]
+    assert parse([*given, "--gradient_accumulation_steps", "2"])[1].steps_per_generation == 8
+    assert parse([*given, "--generation_batch_size", "8"])[1].steps_per_generation == 2
+    assert parse([*given, "--epsilon", "0.1"])[1].epsilon_high == 4e-4
+
+
+def test_config_file_stands_between_algorithm_and_command_line(jsonl: list[str], tmp_path: Path):
+    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
+    (tmp_path / "c.yaml").write_text("algorithm: grpo\nbeta: 0.2\nepsilon: 0.3\n")
+    _, training, _ = parse([*given, f"--config={tmp_path}/c.yaml", "--epsilon", "0.4"])
+    assert (training.beta, training.epsilon, training.loss_type) == (0.2, 0.4, "grpo")
+
+
+def test_unknown_and_contradictory_algorithms(jsonl: list[str]):
+    with pytest.raises(UsageError, match=r"unknown algorithm 'gpro'; did you mean .*'grpo'"):
+        parse([*jsonl, "--algorithm", "gpro"])
+    with pytest.raises(UsageError, match="--algorithm rloo runs with --trainer rloo, not with --trainer grpo"):
+        parse([*jsonl, "--algorithm", "rloo", "--trainer", "grpo"])
+    with pytest.raises(UsageError, match="unknown trainer 'ppo'"):
+        parse([*jsonl, "--trainer", "ppo"])

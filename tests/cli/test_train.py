@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vlm_grpo.cli.arguments import NEEDS, UNREAD, help_text, ineffective_flags, known_flags, trl_flags, unknown_flags
-from vlm_grpo.cli.train import UsageError, main, parse
+from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.train import main
 
 LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
 

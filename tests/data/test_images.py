@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.data.files import png
-from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.data.images import image_ref, image_size, open_image
 from vlm_grpo.records import ImageRef
 
 
@@ -147,3 +147,17 @@ def test_decoding_leaves_the_given_image_as_it_was():
     ImageDraw.Draw(image).point((0, 0), (255, 0, 0, 255))
     assert open_image(ImageRef(image)).getpixel((0, 0)) == (255, 0, 0)
     assert image.mode == "RGBA"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_that_of_the_decoded_image(orientation: int, tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    ref = image_ref(str(tmp_path / "a.jpg"), "a:1")
+    assert image_size(ref) == open_image(ref).size == ((20, 30) if orientation > 4 else (30, 20))
+
+
+def test_image_size_names_the_line_of_a_missing_file(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"a:1: cannot read .*no such file"):
+        image_size(image_ref(str(tmp_path / "none.png"), "a:1"))

@@ -51,7 +51,7 @@ def test_warm_up_learns_and_repeats_itself(rows: Any):
 
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_training_command_parses(trainer: str, digits: DigitFiles, tmp_path: Path):
-    from vlm_grpo.cli.train import parse
+    from vlm_grpo.cli.parsing import parse
 
     run = quickstart.Run(trainer, 3, tmp_path)
     command = quickstart.training_command(run, digits)

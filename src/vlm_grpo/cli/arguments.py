@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 
-from vlm_grpo.table import nearest, unknown_name
+from vlm_grpo.table import nearest
 
 
 def _flag(help_text: str, default: object = None) -> object:
@@ -23,6 +23,7 @@ class ScriptArguments:
     """What to train on and what to reward; how to train is in TRL's configuration."""
 
     trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
+    algorithm: str | None = _flag("A published recipe by name (`vlm-grpo algorithms`); other flags still win.")
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
     image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
@@ -37,6 +38,7 @@ class ScriptArguments:
     prompt_key: str | None = _flag("Column with the question.")
     answer_key: str | None = _flag("Column with the answer.")
     image_key: str | None = _flag("Column with the image or images.")
+    video_key: str | None = _flag("Column with videos (refused in this version, with the lines that have some).")
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
@@ -111,14 +113,14 @@ def flag_names(argv: list[str]) -> list[str]:
     return [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
 
 
-def wanted_trainer(argv: list[str]) -> str:
-    """The value of --trainer on the command line; grpo without one."""
+def wanted_value(argv: list[str], name: str) -> str | None:
+    """The first value of a flag on the command line, empty when none follows; None without the flag."""
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        if here == "--trainer":
+        if here == f"--{name}":
             return following
-        if here.startswith("--trainer="):
+        if here.startswith(f"--{name}="):
             return here.split("=", 1)[1]
-    return "grpo"
+    return None
 
 
 def unknown_flags(argv: list[str], trainer: str) -> list[str]:
@@ -158,12 +160,6 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
         problems.append("--use_huggingface_dataset needs --dataset_name")
     return problems
-
-
-def check_trainer(trainer: str) -> None:
-    """Raise ValueError for a trainer that does not exist."""
-    if trainer not in ("grpo", "rloo"):
-        raise ValueError(unknown_name("trainer", trainer, ["grpo", "rloo"]))
 
 
 def help_text() -> str:

@@ -14,6 +14,7 @@ COMMANDS = {
     "preview": "show rendered prompts with their images and the reward of the gold answer",
     "tasks": "list the tasks",
     "rewards": "list the rewards",
+    "algorithms": "list the algorithms",
 }
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"vlm-grpo: {unknown_name('command', words[0], list(COMMANDS))}", file=sys.stderr)
         return 2
-    if words[0] in ("tasks", "rewards"):
+    if words[0] in ("tasks", "rewards", "algorithms"):
         return importlib.import_module("vlm_grpo.cli.tables").main(words)
     return importlib.import_module(f"vlm_grpo.cli.{words[0]}").main(words[1:])
 

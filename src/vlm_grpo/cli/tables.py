@@ -1,4 +1,4 @@
-"""`vlm-grpo tasks` and `vlm-grpo rewards`: one line for each entry of a table."""
+"""`vlm-grpo tasks`, `rewards` and `algorithms`: one line for each entry of a table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 def main(argv: list[str]) -> int:
     """Print the table that the first word names."""
-    lines = task_lines() if argv[0] == "tasks" else reward_lines()
-    print("\n".join(lines))
+    lines = {"tasks": task_lines, "rewards": reward_lines, "algorithms": algorithm_lines}[argv[0]]
+    print("\n".join(lines()))
     return 0
 
 
@@ -27,6 +27,13 @@ def reward_lines() -> list[str]:
     from vlm_grpo.rewards import REWARDS
 
     return [f"{name:<18} {_first_line(reward)}" for name, reward in REWARDS.items()]
+
+
+def algorithm_lines() -> list[str]:
+    """Name, trainer, summary and paper of every algorithm."""
+    from vlm_grpo.algorithms import ALGORITHMS
+
+    return [f"{name:<10} {entry.trainer:<5} {entry.summary} ({entry.paper})" for name, entry in ALGORITHMS.items()]
 
 
 def _first_line(reward: Any) -> str:

@@ -8,26 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.arguments import (
-    ScriptArguments,
-    check_trainer,
-    flag_names,
-    help_text,
-    ineffective_flags,
-    unknown_flags,
-    wanted_trainer,
-)
+from vlm_grpo.cli.arguments import ScriptArguments, help_text
+from vlm_grpo.cli.parsing import UsageError, parse
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 # Linear layers of the language model only: an adapter on the vision tower is asked for by --lora_target_modules.
 LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 
@@ -44,10 +37,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlm-grpo train: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-class UsageError(ValueError):
-    """A mistake that the user can mend; printed without a traceback."""
 
 
 def run(argv: list[str]) -> None:
@@ -77,77 +66,11 @@ def leave_together() -> None:
     state.destroy_process_group()
 
 
-def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
-    """Script arguments, training configuration and model configuration of a command line.
-
-    Raises:
-        UsageError: flags that are unknown, contradict each other or would do nothing.
-    """
-    config = _config_values(argv)
-    trainer = str(config.get("trainer", "grpo")) if "--trainer" not in " ".join(argv) else wanted_trainer(argv)
-    try:
-        check_trainer(trainer)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    given = [*flag_names(argv), *config]
-    problems = unknown_flags([*argv, *(f"--{name}" for name in config)], trainer)
-    if problems:
-        raise UsageError("\n  ".join(["wrong flags:", *problems]))
-    argv = _prepare_cpu_deepspeed(argv, given)
-    from trl import ModelConfig, TrlParser
-
-    from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
-
-    kind = VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig
-    try:
-        script, training, model = TrlParser((ScriptArguments, kind, ModelConfig)).parse_args_and_config(argv)
-    except ValueError as error:  # a combination that TRL refuses
-        raise UsageError(f"wrong flags:\n  {error}") from error
-    values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
-    problems = ineffective_flags([name for name in given if name in values], values)
-    if not model.model_name_or_path:
-        problems.append("no model: give --model_name_or_path")
-    if problems:
-        raise UsageError("\n  ".join(["wrong flags:", *problems]))
-    return script, training, model
-
-
-def _config_values(argv: list[str]) -> dict[str, Any]:
-    """The mapping in the file that --config names; empty without one."""
-    if "--config" not in argv:
-        return {}
-    import yaml
-
-    following = argv[argv.index("--config") + 1 :]
-    if not following or not Path(following[0]).is_file():
-        raise UsageError(f"--config: no such file {following[0] if following else '(nothing given)'}")
-    values = yaml.safe_load(Path(following[0]).read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"--config {following[0]}: must hold a mapping from flag to value, got {type(values).__name__}"
-        )
-    return {name: value for name, value in values.items() if name != "env"}
-
-
-def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
-    """DeepSpeed on CPU processes needs the gloo backend before the training arguments exist."""
-    if "deepspeed" not in given or os.environ.get("DS_ACCELERATOR") != "cpu":
-        return argv
-    from accelerate import PartialState
-
-    PartialState(backend="gloo")
-    return argv if "accelerator_config" in given else [*argv, "--accelerator_config", '{"use_configured_state": true}']
-
-
 def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
     """The training rows and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
 
-    options = {
-        name: getattr(script, name)
-        for name in ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key")
-        if getattr(script, name) is not None
-    }
+    options = {name: getattr(script, name) for name in DATA_OPTIONS if getattr(script, name) is not None}
     try:
         dataset = load_dataset(
             script.data_file_paths or script.dataset_name,

@@ -36,6 +36,8 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+ORIENTATION = 0x0112  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -97,6 +99,26 @@ def open_image(ref: ImageRef) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except DECODE_ERRORS as error:
         raise ValueError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
+
+
+def image_size(ref: ImageRef) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, from the file's header alone.
+
+    Raises:
+        ValueError: the image is missing or has no readable header; the message names `ref.where`.
+    """
+    try:
+        if isinstance(ref.source, Image.Image):
+            return _upright_size(ref.source)
+        with Image.open(opened(ref.source)) as image:
+            return _upright_size(image)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def opened(source: Any) -> Any:

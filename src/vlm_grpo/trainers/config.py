@@ -18,6 +18,9 @@ class VisionFields:
     min_pixels: int | None = field(
         default=None, metadata={"help": "Images with fewer pixels are enlarged to at least this many."}
     )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Rows with longer prompts, counted with their images' tokens, are dropped."}
+    )
     freeze_vision_modules: bool = field(
         default=False, metadata={"help": "Keep the vision tower's weights as they are."}
     )

@@ -18,6 +18,7 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.loading import freeze_vision, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.objective import token_scores
 from vlm_grpo.trainers.order import EpochSampler
 from vlm_grpo.trainers.resume import has_full_weights, load_full_weights
@@ -56,6 +57,9 @@ class VisionPipeline:
             set_pixel_limits(
                 self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
             )
+        limit = getattr(self.args, "max_prompt_length", None)
+        if limit is not None:
+            self.train_dataset = drop_long_prompts(self.train_dataset, self.encoder, limit)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -99,7 +103,7 @@ class VisionPipeline:
             sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in _unique(self._samples)}
             images = [sizes[id(sample)] for sample in self._samples]
             if self.vllm_mode == "colocate":
-                short = {id(sample): self.encoder.unexpanded_ids(sample) for sample in _unique(self._samples)}
+                short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in _unique(self._samples)}
                 prompt_ids = [short[id(sample)] for sample in self._samples]
         return super()._generate_single_turn(prompt_ids, images, *rest, **options)
 

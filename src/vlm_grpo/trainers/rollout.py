@@ -169,14 +169,14 @@ class PromptEncoder:
             self.counters.decoded += 1
         return decoded[ref.key]
 
-    def unexpanded_ids(self, sample: Sample) -> list[int]:
-        """The prompt with one placeholder per image, for an engine that expands placeholders itself."""
-        if isinstance(sample.messages, str):
-            return sample.input_ids
-        text = self.processor.apply_chat_template(
-            sample.messages, add_generation_prompt=True, tokenize=False, **self.template_options
-        )
+    def unexpanded_ids(self, messages: list[dict[str, Any]] | str) -> list[int]:
+        """A prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
         tokenizer = self.processor.tokenizer
+        if isinstance(messages, str):
+            return tokenizer(messages)["input_ids"]
+        text = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **self.template_options
+        )
         has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         return tokenizer(text, add_special_tokens=not has_start)["input_ids"]
 
