@@ -168,7 +168,7 @@ def test_reasoning_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path, mon
         trainer(tiny_model, tmp_path, *jsonl, "--task_type", "vqa", *flags[:4])
 
 
-def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: Path):
+def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: Path, monkeypatch):
     def check(*words: str) -> None:
         check_rewards(*parse([*jsonl, *words, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)])[:2])
 
@@ -181,6 +181,10 @@ def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: P
         check("--task_type", "rek")
     with pytest.raises(UsageError, match="--reasoning_device without the reward 'reasoning'"):
         check("--reasoning_device", "cuda")
+    monkeypatch.setenv("DEBUG_MODE", "true")
+    with pytest.raises(UsageError, match="DEBUG_MODE=true needs LOG_PATH"):
+        check()
+    monkeypatch.delenv("DEBUG_MODE")
     with pytest.raises(UsageError, match="unknown encoder 'mine'"):
         check("--task_type", "vqa", "--reasoning_encoder", "mine")
 

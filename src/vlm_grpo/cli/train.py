@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -98,11 +99,14 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     """Load every reward once, so that what is misspelt or not installed shows before data and model are read.
 
     Raises:
-        UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has.
+        UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
+            a debug log that cannot be written.
     """
     from vlm_grpo.rewards import resolve_rewards
+    from vlm_grpo.trainers.debug import debug_log
 
     try:
+        debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         resolve_rewards(specs, **training.reward_options())
     except (KeyError, ValueError, ImportError) as error:

@@ -25,8 +25,13 @@ def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
     """The record of one row: the `record` column, or one made of the columns that TRL passes."""
     if "record" in columns and isinstance(columns["record"][row], Record):
         return columns["record"][row]
-    values = {name: column[row] for name, column in columns.items() if _is_column(column, row)}
-    return record_from(values)
+    return record_from({name: column[row] for name, column in columns.items() if _is_column(column, row)})
+
+
+def record_of_row(row: Mapping[str, Any]) -> Record:
+    """The record of a data row: its `record`, or one made of its columns."""
+    given = row.get("record")
+    return given if isinstance(given, Record) else record_from(row)
 
 
 def _is_column(column: Any, row: int) -> bool:

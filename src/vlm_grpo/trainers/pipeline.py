@@ -7,6 +7,7 @@ pixels of its own rows. TRL never sees an image, so nothing of it is copied, gat
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from accelerate.utils import gather_object, is_peft_model
@@ -18,6 +19,7 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.loading import freeze_vision, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.objective import token_scores
 from vlm_grpo.trainers.order import EpochSampler
@@ -50,6 +52,7 @@ class VisionPipeline:
                 options[name] = undecoded(options[name])
         super().__init__(model, reward_funcs, args, **options)
         self._samples: list[Sample] = []
+        self._debug = debug_log(os.environ, self.accelerator.process_index)
         self._encoder: PromptEncoder | None = None
         if getattr(self.args, "freeze_vision_modules", False):
             freeze_vision(self.model)
@@ -111,7 +114,14 @@ class VisionPipeline:
         if self._is_stock:
             return super()._calculate_rewards(inputs, prompts, completions, ids)
         with_images = [{**row, "images": sample.images} for row, sample in zip(inputs, self._samples, strict=True)]
-        return super()._calculate_rewards(with_images, prompts, completions, ids)
+        rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
+        if self._debug is not None:
+            start = self.accelerator.process_index * len(inputs)
+            mine = rewards[start : start + len(inputs)].T.tolist()
+            rows = [{**row, "images": sample.refs} for row, sample in zip(inputs, self._samples, strict=True)]
+            values = dict(zip(self.reward_func_names, mine, strict=True))
+            self._debug.write(self.state.global_step, rows, completions, values)
+        return rewards
 
     def _log_images(self) -> None:
         """Gather thumbnails for the completions table; every rank takes part or none does."""

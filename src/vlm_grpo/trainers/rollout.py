@@ -38,6 +38,7 @@ class Sample:
     visual: dict[str, Tensor] = field(default_factory=dict)
     per_token: dict[str, list[int]] = field(default_factory=dict)
     images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
+    refs: list[ImageRef] = field(default_factory=list)  # where they come from
 
     def without_images(self) -> Sample:
         """The part that the loss needs, so that decoded images are freed after scoring."""
@@ -161,6 +162,7 @@ class PromptEncoder:
             visual={k: torch.as_tensor(v) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
             per_token={k: _ints(out[k][0]) for k in PER_TOKEN if k in out},
             images=images,
+            refs=refs,
         )
 
     def _decode(self, ref: ImageRef, decoded: dict[Hashable, Any]) -> Any:

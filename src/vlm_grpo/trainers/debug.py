@@ -1,0 +1,89 @@
+"""`DEBUG_MODE=true LOG_PATH=logs/debug.txt`: one JSON line for each completion and reward.
+
+Each reward and task has a file of its own, and so has every process but the first: `logs/debug_accuracy_vqa.txt`,
+`logs/debug_accuracy_vqa_rank1.txt`. Images appear by their paths.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.records import ImageRef
+from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.adapter import record_of_row
+from vlm_grpo.text import completion_text
+
+
+class DebugLog:
+    """Appends to the files of one process.
+
+    Raises:
+        ValueError: the folder of the path cannot be written to.
+    """
+
+    def __init__(self, path: str, rank: int) -> None:
+        self.path = Path(path)
+        self.rank = rank
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"LOG_PATH={path}: the folder cannot be made: {error.strerror}") from error
+        if not os.access(self.path.parent, os.W_OK):
+            raise ValueError(f"LOG_PATH={path}: the folder cannot be written to")
+
+    def file_of(self, reward: str, task: str) -> Path:
+        """Where the lines of one reward on one task go."""
+        rank = f"_rank{self.rank}" if self.rank else ""
+        return self.path.with_name(f"{self.path.stem}_{reward}_{task}{rank}{self.path.suffix}")
+
+    def write(
+        self,
+        step: int,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Any],
+        values: Mapping[str, list[float]],
+    ) -> None:
+        """A line for every row and reward; `values` holds one number a row, NaN where a reward does not apply."""
+        lines: dict[Path, list[str]] = {}
+        for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+            record, text = record_of_row(row), completion_text(completion)
+            shown = {
+                "step": step,
+                "rank": self.rank,
+                "id": record.id,
+                "where": record.where,
+                "images": [_name(image) for image in row.get("images") or []],
+                "completion": text,
+                "answer": given_answer(text, record),
+                "truth": record.answer,
+            }
+            for reward, scores in values.items():
+                value = None if math.isnan(scores[number]) else scores[number]
+                line = json.dumps({**shown, "reward": reward, "value": value}, ensure_ascii=False, default=str)
+                lines.setdefault(self.file_of(reward, record.task), []).append(line + "\n")
+        for path, content in lines.items():
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(content)
+
+
+def _name(image: Any) -> str:
+    source = image.source if isinstance(image, ImageRef) else image
+    return source if isinstance(source, str) else type(source).__name__
+
+
+def debug_log(environment: Mapping[str, str], rank: int) -> DebugLog | None:
+    """The log that DEBUG_MODE and LOG_PATH ask for; None without DEBUG_MODE=true.
+
+    Raises:
+        ValueError: DEBUG_MODE=true without a LOG_PATH, or one that cannot be written to.
+    """
+    if environment.get("DEBUG_MODE", "").lower() not in ("true", "1"):
+        return None
+    if not environment.get("LOG_PATH"):
+        raise ValueError("DEBUG_MODE=true needs LOG_PATH=path/to/log.txt, where the lines go")
+    return DebugLog(environment["LOG_PATH"], rank)
