@@ -1,11 +1,24 @@
-"""Settings of a loaded model and processor: pixel limits and frozen vision modules."""
+"""Settings of a loaded model and processor: placeholders, pixel limits and frozen vision modules."""
 
 from __future__ import annotations
 
 from typing import Any
 
+# Names under which configurations and processors keep their placeholder tokens.
+PLACEHOLDERS = tuple(
+    f"{kind}_token_{suffix}" for kind in ("image", "video", "audio", "vision_start") for suffix in ("id", "index")
+)
 # Where families keep their vision tower; the projector between tower and language model is not part of it.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def placeholder_ids(config: Any, processor: Any) -> list[int]:
+    """Tokens that stand for an image, a video or sound in this model's prompts.
+
+    None may be sampled: the next forward would look for the pixels that belong to it.
+    """
+    found = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
+    return sorted(token for token in found if isinstance(token, int))
 
 
 def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig
+from transformers import AutoConfig, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.support.training import differences, image_rows, length_reward, settings
+from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -21,6 +23,9 @@ TOLERANCE = 1e-5
 
 def train_both(kinds: tuple, model: Path, folder: Path, lora: bool, **options: object) -> dict[str, float]:
     stock, stock_config, ours, our_config = kinds
+    # TRL suppresses the image's placeholder alone; both shall draw from the same tokens.
+    suppressed = placeholder_ids(AutoConfig.from_pretrained(model), AutoProcessor.from_pretrained(model))
+    options["generation_kwargs"] = {"suppress_tokens": suppressed}
     runs = []
     for trainer, config in ((stock, stock_config), (ours, our_config)):
         adapter = LoraConfig(target_modules=["q_proj", "v_proj"], lora_alpha=32) if lora else None

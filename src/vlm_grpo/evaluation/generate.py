@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
 
 
@@ -85,6 +86,7 @@ def _complete(model: Any, tokenizer: Any, samples: list[Sample], limit: int) -> 
         max_new_tokens=limit,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=placeholder_ids(model.config, tokenizer),
     )
     for ids in output[:, inputs["input_ids"].size(1) :].tolist():
         length = next((index for index, token in enumerate(ids) if token in ends), None)

@@ -20,6 +20,14 @@ class TokenScores(NamedTuple):
     aux_loss: Tensor | None
 
 
+class Rows(NamedTuple):
+    """Samples with their (B, P + C) token ids and attention mask."""
+
+    samples: Sequence[Sample]
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
 def model_inputs(samples: Sequence[Sample], input_ids: Tensor, attention_mask: Tensor, completion: int) -> dict:
     """Forward arguments of one chunk of rows, on the host except for what was given.
 
@@ -46,24 +54,44 @@ def token_scores(
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     compute_aux_loss: bool = False,
+    blank: Sample | None = None,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
 
     Pixels wait on the host; `place` moves one chunk's tensors to the device. The model must carry TRL's fused LM
-    head, which returns log-probabilities instead of logits.
+    head, which returns log-probabilities instead of logits. With `blank`, a chunk without images gets that prompt as
+    one more row, whose scores are thrown away: its vision tower runs like those of the other processes.
     """
     extra = {"output_router_logits": True} if compute_aux_loss else {}
-    outputs = []
+    logps, entropies, aux_losses = [], [], []
     for start in range(0, input_ids.size(0), chunk):
-        rows = slice(start, start + chunk)
-        ids, mask = input_ids[rows], attention_mask[rows]
-        inputs = place(model_inputs(samples[rows], ids, mask, completion))
-        labels = ids.masked_fill(mask == 0, -100)
+        rows = Rows(
+            samples[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
+        )
+        count = len(rows.samples)
+        if blank is not None and not any(sample.visual for sample in rows.samples):
+            rows = with_blank_row(rows, blank, completion)
+        inputs = place(model_inputs(*rows, completion))
+        labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
         labels[:, :-completion] = -100
         with autocast():
-            outputs.append(model(**inputs, **extra, labels=labels, fused_lm_head=True))
+            output = model(**inputs, **extra, labels=labels, fused_lm_head=True)
+        logps.append(output.log_probs[:count, -completion:])
+        entropies.append(output.entropy[:count, -completion:] if compute_entropy else None)
+        aux_losses.append(output.aux_loss if compute_aux_loss else None)
     return TokenScores(
-        logps=torch.cat([out.log_probs[:, -completion:] for out in outputs]),
-        entropies=torch.cat([out.entropy[:, -completion:] for out in outputs]) if compute_entropy else None,
-        aux_loss=torch.stack([out.aux_loss for out in outputs]).mean() if compute_aux_loss else None,
+        logps=torch.cat(logps),
+        entropies=torch.cat(entropies) if compute_entropy else None,
+        aux_loss=torch.stack(aux_losses).mean() if compute_aux_loss else None,
     )
+
+
+def with_blank_row(rows: Rows, blank: Sample, completion: int) -> Rows:
+    """The rows and one more: the blank prompt, right before an empty completion. All are padded to its length."""
+    missing = max(0, len(blank.input_ids) + completion - rows.input_ids.size(1))
+    ids, mask = (nn.functional.pad(tensor, (missing, 0)) for tensor in (rows.input_ids, rows.attention_mask))
+    row, seen = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
+    place = slice(ids.size(1) - completion - len(blank.input_ids), ids.size(1) - completion)
+    row[0, place] = torch.tensor(blank.input_ids, device=row.device)
+    seen[0, place] = 1
+    return Rows([*rows.samples, blank], torch.cat([ids, row]), torch.cat([mask, seen]))

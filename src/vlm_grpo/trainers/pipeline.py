@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Image, IterableDataset
 from torch import Tensor, nn
 from transformers import Trainer
 
 from vlm_grpo.data.images import open_image
-from vlm_grpo.loading import freeze_vision, set_pixel_limits
+from vlm_grpo.loading import freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.debug import debug_log
@@ -52,6 +53,7 @@ class VisionPipeline:
                 options[name] = undecoded(options[name])
         super().__init__(model, reward_funcs, args, **options)
         self._samples: list[Sample] = []
+        self._images_anywhere = False  # in the rollout at hand, on any process
         self._debug = debug_log(os.environ, self.accelerator.process_index)
         self._encoder: PromptEncoder | None = None
         if getattr(self.args, "freeze_vision_modules", False):
@@ -60,9 +62,20 @@ class VisionPipeline:
             set_pixel_limits(
                 self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
             )
+            self._never_sample(placeholder_ids(self.model.config, self.processing_class))
         limit = getattr(self.args, "max_prompt_length", None)
         if limit is not None:
             self.train_dataset = drop_long_prompts(self.train_dataset, self.encoder, limit)
+
+    def _never_sample(self, tokens: list[int]) -> None:
+        """Suppress tokens in generation by transformers and by vLLM; TRL suppresses the image's, with the former."""
+        if self.use_vllm:
+            options = self.vllm_generation.generation_kwargs
+            options["logit_bias"] = {**(options.get("logit_bias") or {}), **dict.fromkeys(tokens, -100.0)}
+        else:
+            known = self.generation_config.suppress_tokens or []
+            self.generation_config.suppress_tokens = sorted({*known, *tokens})
+            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -81,6 +94,7 @@ class VisionPipeline:
         if self._is_stock:
             return super()._generate_and_score_completions([_decoded(row) for row in inputs])
         self._samples = self.encoder.encode(inputs)
+        self._images_anywhere = self._gather_any(any(sample.visual for sample in self._samples))
         stripped = [
             {**{k: v for k, v in row.items() if k not in IMAGE_COLUMNS}, "prompt": sample.messages}
             for row, sample in zip(inputs, self._samples, strict=True)
@@ -88,8 +102,13 @@ class VisionPipeline:
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
         output["samples"] = _share([sample.without_images() for sample in _unique(self._samples)], self._samples)
+        output["images_anywhere"] = torch.tensor(self._images_anywhere)
         self._samples = []
         return output
+
+    def _gather_any(self, here: bool) -> bool:
+        """Whether it holds on any process; every process takes part in every rollout."""
+        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
 
     def _tokenize_prompts(self, prompts: list) -> tuple:
         if self._is_stock:
@@ -132,6 +151,7 @@ class VisionPipeline:
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._samples = inputs.get("samples", [])
+        self._images_anywhere = bool(inputs.get("images_anywhere", False))
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
@@ -167,6 +187,7 @@ class VisionPipeline:
             autocast=self.accelerator.autocast,
             compute_entropy=compute_entropy,
             compute_aux_loss=compute_aux_loss,
+            blank=self.encoder.blank() if self._images_anywhere and self.accelerator.num_processes > 1 else None,
         )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL.Image import Resampling
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
@@ -22,6 +22,7 @@ from vlm_grpo.records import ImageRef
 
 # One value per token: padded like the prompt and continued with zeros over the completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+BLANK = [{"role": "user", "content": [{"type": "image"}]}]
 TEXT_KEYS = ("input_ids", "attention_mask")
 
 
@@ -119,6 +120,8 @@ class PromptEncoder:
 
     def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, Any]) -> None:
         self.counters = Counters()
+        self.plain = processor
+        self._blank: Sample | None = None
         self.template_options = dict(template_options)
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
@@ -171,9 +174,18 @@ class PromptEncoder:
             self.counters.decoded += 1
         return decoded[ref.key]
 
+    def blank(self) -> Sample:
+        """A prompt that is nothing but one small white image."""
+        if self._blank is None:
+            image = Image.new("RGB", (56, 56), "white")
+            self._blank = PromptEncoder(self.plain, self.template_options).encode(
+                [{"prompt": BLANK, "images": [image]}]
+            )[0]
+        return self._blank
+
     def unexpanded_ids(self, messages: list[dict[str, Any]] | str) -> list[int]:
         """A prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
-        tokenizer = self.processor.tokenizer
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
         text = self.processor.apply_chat_template(
@@ -189,7 +201,7 @@ class PromptEncoder:
             return sample.images
         patch = self.processor.image_processor.patch_size
         sizes = [(width * patch, height * patch) for _, height, width in grids.tolist()]
-        return [image.resize(size, Resampling.BICUBIC) for image, size in zip(sample.images, sizes, strict=True)]
+        return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(sample.images, sizes, strict=True)]
 
 
 def _ints(values: Any) -> list[int]:
