@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
@@ -14,6 +15,13 @@ from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
+OPTIONS = [{"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}]
+MID_ROLLOUT = [  # checkpoint 3 falls between two steps of one rollout
+    {"num_iterations": 2},
+    {"num_iterations": 2, "lora": True},
+    {"steps_per_generation": 2},
+    {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "num_iterations": 2, "beta": 0.1},
+]
 KINDS = {
     "grpo": (VLMGRPOTrainer, VLMGRPOConfig),
     "rloo": (VLMRLOOTrainer, VLMRLOOConfig),
@@ -47,9 +55,7 @@ def step_losses(trainer: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
-@pytest.mark.parametrize(
-    "options", [{}, {"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, *OPTIONS, *MID_ROLLOUT], ids=str)
 def test_resumed_run_is_bit_identical(kind: str, options: dict, tiny_model: Path, tmp_path: Path):
     """Four rows are an epoch of four steps (two with accumulation): every run crosses one, save_steps 5 is past it."""
     resumed, whole = interrupted_and_whole(kind, tiny_model, tmp_path, **options)
@@ -60,6 +66,22 @@ def test_resumed_run_is_bit_identical(kind: str, options: dict, tiny_model: Path
 def test_stock_resumes_from_other_weights(tiny_model: Path, tmp_path: Path):
     resumed, whole = interrupted_and_whole("stock", tiny_model, tmp_path)
     assert weights_differ(resumed, whole) > 0
+
+
+def test_stock_samples_anew_in_the_middle_of_a_rollout(tiny_model: Path, tmp_path: Path):
+    resumed, whole = interrupted_and_whole("stock", tiny_model, tmp_path, lora=True, num_iterations=2)
+    assert weights_differ(resumed, whole) > 0
+
+
+def test_a_resumed_rollout_processes_its_images_once_and_keeps_no_pixels_on_disk(tiny_model: Path, tmp_path: Path):
+    options = {"num_iterations": 4, "steps_per_generation": 2}
+    build("grpo", tiny_model, tmp_path, **options).train()
+    saved = torch.load(tmp_path / "checkpoint-3" / "rollout_0.pt", weights_only=False)
+    assert saved["step"] == 3 and "pixel_values" not in str(saved)
+    resumed = build("grpo", tiny_model, tmp_path, max_steps=4, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.encoder.counters.processed == 2  # the two images of the rollout, for four completions each
+    assert len({id(sample) for batch in resumed._buffered_inputs for sample in batch["samples"]}) == 2
 
 
 def test_keys_that_do_not_fit_are_an_error(tiny_model: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.loading import freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.objective import token_scores
@@ -30,7 +31,9 @@ from vlm_grpo.trainers.rollout import (
     Sample,
     collate_per_token,
     collate_visual,
+    light_copies,
     thumbnails,
+    unique,
 )
 
 IMAGE_COLUMNS = ("images", "image")
@@ -101,7 +104,7 @@ class VisionPipeline:
         ]
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
-        output["samples"] = _share([sample.without_images() for sample in _unique(self._samples)], self._samples)
+        output["samples"] = light_copies(self._samples)
         output["images_anywhere"] = torch.tensor(self._images_anywhere)
         self._samples = []
         return output
@@ -122,10 +125,10 @@ class VisionPipeline:
     def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
         """TRL's, with images for vLLM: its engine expands placeholders itself, its server wants them expanded."""
         if self.use_vllm and not self._is_stock:
-            sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in _unique(self._samples)}
+            sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in unique(self._samples)}
             images = [sizes[id(sample)] for sample in self._samples]
             if self.vllm_mode == "colocate":
-                short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in _unique(self._samples)}
+                short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in unique(self._samples)}
                 prompt_ids = [short[id(sample)] for sample in self._samples]
         return super()._generate_single_turn(prompt_ids, images, *rest, **options)
 
@@ -146,7 +149,7 @@ class VisionPipeline:
         """Gather thumbnails for the completions table; every rank takes part or none does."""
         tables = {"wandb", "trackio"} & set(self.args.report_to or [])
         if self.log_completions and self.log_multimodal and tables:
-            small = {id(sample): thumbnails(sample.images) for sample in _unique(self._samples)}
+            small = {id(sample): thumbnails(sample.images) for sample in unique(self._samples)}
             self._logs["images"].extend(gather_object([small[id(sample)] for sample in self._samples]))
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -196,6 +199,17 @@ class VisionPipeline:
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        save_rollout(output_dir, self.args.process_index, self._step, None if is_over else self._buffered_inputs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            place = (self.args.process_index, self.encoder, self.accelerator.device)
+            self._step, self._buffered_inputs = load_rollout(checkpoint, *place)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model
         if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
@@ -236,22 +250,12 @@ def _resolve(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
     return functions, weights
 
 
-def _unique(samples: list[Sample]) -> list[Sample]:
-    return list({id(sample): sample for sample in samples}.values())
-
-
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
     """The row with decoded images in place of references, for TRL's own path."""
     refs = row.get("images") or []
     if not any(isinstance(ref, ImageRef) for ref in refs):
         return row
     return {**row, "images": [open_image(ref) for ref in refs]}
-
-
-def _share(light: list[Sample], samples: list[Sample]) -> list[Sample]:
-    """The light copies in the order of the rows, still one object per prompt."""
-    by_id = {id(sample): copy for sample, copy in zip(_unique(samples), light, strict=True)}
-    return [by_id[id(sample)] for sample in samples]
 
 
 def undecoded(dataset: Any) -> Any:

@@ -42,8 +42,19 @@ class Sample:
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
 
     def without_images(self) -> Sample:
-        """The part that the loss needs, so that decoded images are freed after scoring."""
-        return Sample(self.input_ids, self.messages, self.visual, self.per_token)
+        """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
+        return Sample(self.input_ids, self.messages, self.visual, self.per_token, refs=self.refs)
+
+
+def unique(samples: Sequence[Sample]) -> list[Sample]:
+    """Each object once, in order."""
+    return list({id(sample): sample for sample in samples}.values())
+
+
+def light_copies(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples without decoded images, in the order of the rows and still one object per prompt."""
+    copies = {id(sample): sample.without_images() for sample in unique(samples)}
+    return [copies[id(sample)] for sample in samples]
 
 
 @dataclass

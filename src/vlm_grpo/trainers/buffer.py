@@ -1,0 +1,60 @@
+"""The rollout at hand in a checkpoint: one rollout may serve several steps, and a checkpoint can fall between them.
+
+Without it a resumed run samples anew and goes another way. Pixels are not written: the images are processed again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_grpo.trainers.rollout import PromptEncoder, light_copies
+
+
+def file_of(checkpoint: str | Path, rank: int) -> Path:
+    """Where the rollout of a process lies in a checkpoint."""
+    return Path(checkpoint) / f"rollout_{rank}.pt"
+
+
+def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dict[str, Any]] | None) -> None:
+    """Write the micro-batches of the rollout at hand (None between rollouts), and how many were seen in all."""
+    content = {"step": step, "batches": batches and [_without_pixels(batch) for batch in batches]}
+    path = file_of(checkpoint, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def load_rollout(
+    checkpoint: str | Path, rank: int, encoder: PromptEncoder, device: torch.device
+) -> tuple[int, list[dict[str, Any]] | None]:
+    """What `save_rollout` was given, with pixels; (0, None) for a checkpoint that has none, such as stock TRL's.
+
+    Raises:
+        ValueError: an image that the rollout needs cannot be read any more.
+    """
+    path = file_of(checkpoint, rank)
+    if not path.is_file():
+        return 0, None
+    content = torch.load(path, map_location=device, weights_only=False)
+    batches = content["batches"]
+    return content["step"], batches and _with_pixels(batches, encoder)
+
+
+def _without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
+    samples = batch.get("samples")
+    return batch if samples is None else {**batch, "samples": [(s.messages, s.refs) for s in samples]}
+
+
+def _with_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
+    """The batches with samples again; all of a rollout are encoded together, so that each image is processed once."""
+    rows = [{"prompt": messages, "images": refs} for batch in batches for messages, refs in batch.get("samples") or []]
+    samples = iter(light_copies(encoder.encode(rows)))
+    return [
+        {**batch, "samples": [next(samples) for _ in batch["samples"]]} if "samples" in batch else batch
+        for batch in batches
+    ]
