@@ -29,6 +29,29 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
+class VideoRef:
+    """A video that is decoded only when a rollout needs it.
+
+    `source` is a path or URL, the bytes of a video file, an array of frames, or a tuple of `ImageRef` frames. `fps` is
+    the rate at which frames are taken of a file, or were taken before; None is the default.
+    """
+
+    source: Any
+    where: str = ""
+    fps: float | None = None
+    max_frames: int | None = None
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for two references to the same video at the same rate."""
+        if isinstance(self.source, tuple):
+            content: Hashable = tuple(frame.key for frame in self.source)
+        else:
+            content = ImageRef(self.source).key
+        return "video", content, self.fps, self.max_frames
+
+
+@dataclass(frozen=True)
 class Record:
     """One example: what is asked, what is right, and everything a reward may want to know.
 
@@ -40,6 +63,7 @@ class Record:
     question: str
     answer: Any
     images: tuple[ImageRef, ...] = ()
+    videos: tuple[VideoRef, ...] = ()
     system: str | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     task: str = "default"

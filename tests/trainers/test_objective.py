@@ -25,7 +25,7 @@ def trainer(tiny_model: Path, tmp_path: Path) -> Any:
     )
 
 
-def scores(trainer: Any, rows: list[dict], blank: Sample | None) -> TokenScores:
+def scores(trainer: Any, rows: list[dict], *kinds: str) -> TokenScores:
     samples = trainer.encoder.encode(rows)
     longest = max(len(sample.input_ids) for sample in samples)
     padded = [[0] * (longest - len(sample.input_ids)) + [*sample.input_ids, 20, 30, 40] for sample in samples]
@@ -40,7 +40,7 @@ def scores(trainer: Any, rows: list[dict], blank: Sample | None) -> TokenScores:
         place=dict,
         autocast=nullcontext,
         compute_entropy=True,
-        blank=blank,
+        blanks={kind: trainer.encoder.blank(kind) for kind in kinds},
     )
 
 
@@ -53,9 +53,10 @@ def test_a_blank_row_pads_to_its_prompt_and_has_no_completion():
     assert longer.input_ids.tolist() == [[7, 8, 9], [0, 0, 0]]
 
 
-def test_scores_with_a_blank_row_are_the_same_and_the_tower_gets_zeros(trainer: Any):
+@pytest.mark.parametrize("kinds", [("image",), ("video",), ("image", "video")], ids=str)
+def test_scores_with_a_blank_row_are_the_same_and_the_tower_gets_zeros(kinds: tuple[str, ...], trainer: Any):
     rows = [{"prompt": user("what color is it")}, {"prompt": user("red")}, {"prompt": user("blue")}]
-    plain, blank = scores(trainer, rows, None), scores(trainer, rows, trainer.encoder.blank())
+    plain, blank = scores(trainer, rows), scores(trainer, rows, *kinds)
     assert plain.logps.shape == (3, COMPLETION)
     assert torch.allclose(plain.logps, blank.logps, atol=1e-6) and torch.allclose(plain.entropies, blank.entropies)
     tower = list(trainer.model.model.visual.parameters())
@@ -73,5 +74,8 @@ def test_a_chunk_with_an_image_needs_no_blank_row(trainer: Any, monkeypatch: pyt
         trainer.model, "forward", lambda **inputs: seen.append(len(inputs["input_ids"])) or forward(**inputs)
     )
     rows = [{"prompt": user("what"), "images": [picture(0)]}, {"prompt": user("red")}, {"prompt": user("blue")}]
-    scores(trainer, rows, trainer.encoder.blank())
+    scores(trainer, rows, "image")
     assert seen == [2, 2]  # the second chunk has one row of text and the blank one
+    seen.clear()
+    scores(trainer, rows, "image", "video")
+    assert seen == [3, 3]  # both need a video beside what they have

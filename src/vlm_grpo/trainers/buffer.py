@@ -47,12 +47,16 @@ def load_rollout(
 
 def _without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
     samples = batch.get("samples")
-    return batch if samples is None else {**batch, "samples": [(s.messages, s.refs) for s in samples]}
+    return batch if samples is None else {**batch, "samples": [(s.messages, s.refs, s.videos) for s in samples]}
 
 
 def _with_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
     """The batches with samples again; all of a rollout are encoded together, so that each image is processed once."""
-    rows = [{"prompt": messages, "images": refs} for batch in batches for messages, refs in batch.get("samples") or []]
+    rows = [
+        {"prompt": messages, "images": images, "videos": videos}
+        for batch in batches
+        for messages, images, videos in batch.get("samples") or []
+    ]
     samples = iter(light_copies(encoder.encode(rows)))
     return [
         {**batch, "samples": [next(samples) for _ in batch["samples"]]} if "samples" in batch else batch

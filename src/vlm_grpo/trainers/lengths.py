@@ -9,7 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from vlm_grpo.data.images import image_size
-from vlm_grpo.trainers.rollout import PromptEncoder, prompt_and_images
+from vlm_grpo.trainers.messages import read_prompt
+from vlm_grpo.trainers.rollout import PromptEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,12 @@ def prompt_length(row: Mapping[str, Any], encoder: PromptEncoder) -> int:
     Raises:
         ValueError: the row has images and its processor cannot tell how many tokens they become.
     """
-    messages, refs = prompt_and_images(row)
-    ids = encoder.unexpanded_ids(messages)
-    return len(ids) - len(refs) + sum(image_tokens([image_size(ref) for ref in refs], encoder.processor))
+    prompt = read_prompt(row)
+    if prompt.videos:
+        return len(encoder.encode([row])[0].input_ids)  # how many frames a file has is known when it is decoded
+    ids = encoder.unexpanded_ids(prompt.messages)
+    tokens = image_tokens([image_size(ref) for ref in prompt.images], encoder.processor)
+    return len(ids) - len(prompt.images) + sum(tokens)
 
 
 def image_tokens(sizes: Sequence[tuple[int, int]], processor: Any) -> list[int]:

@@ -54,13 +54,14 @@ def token_scores(
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     compute_aux_loss: bool = False,
-    blank: Sample | None = None,
+    blanks: Mapping[str, Sample] | None = None,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
 
     Pixels wait on the host; `place` moves one chunk's tensors to the device. The model must carry TRL's fused LM
-    head, which returns log-probabilities instead of logits. With `blank`, a chunk without images gets that prompt as
-    one more row, whose scores are thrown away: its vision tower runs like those of the other processes.
+    head, which returns log-probabilities instead of logits. `blanks` maps kinds of media to prompts: a chunk without
+    one gets that prompt as one more row, whose scores are thrown away, so that its vision tower runs as on the other
+    processes.
     """
     extra = {"output_router_logits": True} if compute_aux_loss else {}
     logps, entropies, aux_losses = [], [], []
@@ -69,8 +70,9 @@ def token_scores(
             samples[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
         )
         count = len(rows.samples)
-        if blank is not None and not any(sample.visual for sample in rows.samples):
-            rows = with_blank_row(rows, blank, completion)
+        shown = {kind for sample in rows.samples for kind in sample.media}
+        for kind, blank in (blanks or {}).items():
+            rows = rows if kind in shown else with_blank_row(rows, blank, completion)
         inputs = place(model_inputs(*rows, completion))
         labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
         labels[:, :-completion] = -100

@@ -23,10 +23,12 @@ from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
+from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.objective import token_scores
 from vlm_grpo.trainers.order import EpochSampler
 from vlm_grpo.trainers.resume import has_full_weights, load_full_weights
 from vlm_grpo.trainers.rollout import (
+    MEDIA,
     PromptEncoder,
     Sample,
     collate_per_token,
@@ -35,8 +37,6 @@ from vlm_grpo.trainers.rollout import (
     thumbnails,
     unique,
 )
-
-IMAGE_COLUMNS = ("images", "image")
 
 
 class VisionPipeline:
@@ -56,7 +56,7 @@ class VisionPipeline:
                 options[name] = undecoded(options[name])
         super().__init__(model, reward_funcs, args, **options)
         self._samples: list[Sample] = []
-        self._images_anywhere = False  # in the rollout at hand, on any process
+        self._media_anywhere = [False for _ in MEDIA]  # in the rollout at hand, on any process
         self._debug = debug_log(os.environ, self.accelerator.process_index)
         self._encoder: PromptEncoder | None = None
         if getattr(self.args, "freeze_vision_modules", False):
@@ -97,21 +97,22 @@ class VisionPipeline:
         if self._is_stock:
             return super()._generate_and_score_completions([_decoded(row) for row in inputs])
         self._samples = self.encoder.encode(inputs)
-        self._images_anywhere = self._gather_any(any(sample.visual for sample in self._samples))
+        self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         stripped = [
-            {**{k: v for k, v in row.items() if k not in IMAGE_COLUMNS}, "prompt": sample.messages}
+            {**{k: v for k, v in row.items() if k not in MEDIA_COLUMNS}, "prompt": sample.messages}
             for row, sample in zip(inputs, self._samples, strict=True)
         ]
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
         output["samples"] = light_copies(self._samples)
-        output["images_anywhere"] = torch.tensor(self._images_anywhere)
+        output |= {f"{kind}_anywhere": torch.tensor(self._media_anywhere[n]) for n, kind in enumerate(MEDIA)}
         self._samples = []
         return output
 
-    def _gather_any(self, here: bool) -> bool:
-        """Whether it holds on any process; every process takes part in every rollout."""
-        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).any())
+    def _gather_media(self, here: set[str]) -> list[bool]:
+        """Of MEDIA, what is in this rollout on any process; every process takes part in every rollout."""
+        found = torch.tensor([[kind in here for kind in MEDIA]], device=self.accelerator.device)
+        return self.accelerator.gather(found).any(dim=0).tolist()
 
     def _tokenize_prompts(self, prompts: list) -> tuple:
         if self._is_stock:
@@ -125,6 +126,8 @@ class VisionPipeline:
     def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
         """TRL's, with images for vLLM: its engine expands placeholders itself, its server wants them expanded."""
         if self.use_vllm and not self._is_stock:
+            if any(sample.videos for sample in self._samples):
+                raise ValueError("--use_vllm: TRL hands images to vLLM but no videos; leave --use_vllm out for videos")
             sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in unique(self._samples)}
             images = [sizes[id(sample)] for sample in self._samples]
             if self.vllm_mode == "colocate":
@@ -154,7 +157,7 @@ class VisionPipeline:
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._samples = inputs.get("samples", [])
-        self._images_anywhere = bool(inputs.get("images_anywhere", False))
+        self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA]
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
@@ -190,8 +193,14 @@ class VisionPipeline:
             autocast=self.accelerator.autocast,
             compute_entropy=compute_entropy,
             compute_aux_loss=compute_aux_loss,
-            blank=self.encoder.blank() if self._images_anywhere and self.accelerator.num_processes > 1 else None,
+            blanks=self._blanks(),
         )
+
+    def _blanks(self) -> dict[str, Sample]:
+        """A blank prompt for each kind of media that some process has: all run the same modules in the same order."""
+        if self.accelerator.num_processes == 1:
+            return {}
+        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA) if self._media_anywhere[n]}
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
-from trl.data_utils import prepare_multimodal_messages
 
-from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.records import ImageRef
+from vlm_grpo.data.images import open_image
+from vlm_grpo.data.videos import Clip, open_video
+from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
 
 # One value per token: padded like the prompt and continued with zeros over the completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
-BLANK = [{"role": "user", "content": [{"type": "image"}]}]
+MEDIA = ("image", "video")
 TEXT_KEYS = ("input_ids", "attention_mask")
 
 
@@ -40,10 +41,16 @@ class Sample:
     per_token: dict[str, list[int]] = field(default_factory=dict)
     images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
+    videos: list[VideoRef] = field(default_factory=list)
+
+    @property
+    def media(self) -> set[str]:
+        """Which of MEDIA the prompt shows."""
+        return {kind for kind, refs in zip(MEDIA, (self.refs, self.videos), strict=True) if refs}
 
     def without_images(self) -> Sample:
         """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
-        return Sample(self.input_ids, self.messages, self.visual, self.per_token, refs=self.refs)
+        return Sample(self.input_ids, self.messages, self.visual, self.per_token, refs=self.refs, videos=self.videos)
 
 
 def unique(samples: Sequence[Sample]) -> list[Sample]:
@@ -59,7 +66,7 @@ def light_copies(samples: Sequence[Sample]) -> list[Sample]:
 
 @dataclass
 class Counters:
-    """How often an image was decoded and processed since the trainer was built."""
+    """How often an image or video was decoded and processed since the trainer was built."""
 
     decoded: int = 0
     processed: int = 0
@@ -132,7 +139,7 @@ class PromptEncoder:
     def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, Any]) -> None:
         self.counters = Counters()
         self.plain = processor
-        self._blank: Sample | None = None
+        self._blank: dict[str, Sample] = {}
         self.template_options = dict(template_options)
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
@@ -147,52 +154,57 @@ class PromptEncoder:
         decoded: dict[Hashable, Any] = {}
         encoded = []
         for row in rows:
-            messages, refs = prompt_and_images(row)
-            key = (json.dumps(messages, sort_keys=True, default=str), tuple(ref.key for ref in refs))
+            prompt = read_prompt(row)
+            media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
+            key = (json.dumps(prompt.messages, sort_keys=True, default=str), media)
             if key not in samples:
-                samples[key] = self._encode_one(messages, refs, decoded)
+                samples[key] = self._encode_one(prompt, decoded)
             encoded.append(samples[key])
         if self.once is not None:
             self.once.results.clear()
         return encoded
 
-    def _encode_one(self, messages: Any, refs: list[ImageRef], decoded: dict[Hashable, Any]) -> Sample:
-        images = [self._decode(ref, decoded) for ref in refs]
-        if isinstance(messages, str):
-            out = self.processor(text=[messages])
+    def _encode_one(self, prompt: Prompt, decoded: dict[Hashable, Any]) -> Sample:
+        images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
+        clips: list[Clip] = [self._decode(ref, open_video, decoded) for ref in prompt.videos]
+        if isinstance(prompt.messages, str):
+            out = self.processor(text=[prompt.messages])
         else:
             if self.once is not None:
-                self.once.announced = [ref.key for ref in refs]
+                self.once.announced = [ref.key for ref in prompt.images]
+            self.counters.processed += len(clips)
             out = self.processor.apply_chat_template(
-                conversation=[_fill(messages, images)],
+                conversation=[fill(prompt.messages, images, [clip.frames for clip in clips])],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
+                processor_kwargs={"videos_kwargs": _video_options(clips)} if clips else None,
                 **self.template_options,
             )
         return Sample(
             input_ids=_ints(out["input_ids"][0]),
-            messages=messages,
+            messages=prompt.messages,
             visual={k: torch.as_tensor(v) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
             per_token={k: _ints(out[k][0]) for k in PER_TOKEN if k in out},
             images=images,
-            refs=refs,
+            refs=prompt.images,
+            videos=prompt.videos,
         )
 
-    def _decode(self, ref: ImageRef, decoded: dict[Hashable, Any]) -> Any:
+    def _decode(self, ref: ImageRef | VideoRef, open_ref: Callable[[Any], Any], decoded: dict[Hashable, Any]) -> Any:
         if ref.key not in decoded:
-            decoded[ref.key] = open_image(ref)
+            decoded[ref.key] = open_ref(ref)
             self.counters.decoded += 1
         return decoded[ref.key]
 
-    def blank(self) -> Sample:
-        """A prompt that is nothing but one small white image."""
-        if self._blank is None:
-            image = Image.new("RGB", (56, 56), "white")
-            self._blank = PromptEncoder(self.plain, self.template_options).encode(
-                [{"prompt": BLANK, "images": [image]}]
-            )[0]
-        return self._blank
+    def blank(self, kind: str) -> Sample:
+        """A prompt that is nothing but one small white image, or one video of two such frames."""
+        if kind not in self._blank:
+            white = Image.new("RGB", (56, 56), "white")
+            shown = {"images": [white]} if kind == "image" else {"videos": [[white, white]]}
+            row = {"prompt": [{"role": "user", "content": [{"type": kind}]}], **shown}
+            self._blank[kind] = PromptEncoder(self.plain, self.template_options).encode([row])[0]
+        return self._blank[kind]
 
     def unexpanded_ids(self, messages: list[dict[str, Any]] | str) -> list[int]:
         """A prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
@@ -215,72 +227,17 @@ class PromptEncoder:
         return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(sample.images, sizes, strict=True)]
 
 
+def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Frames are sampled already; the processor has to know at which rate."""
+    metadata = [
+        {"total_num_frames": len(clip.frames), "fps": clip.fps, "frames_indices": list(range(len(clip.frames)))}
+        for clip in clips
+    ]
+    return {"do_sample_frames": False, "video_metadata": [metadata]}
+
+
 def _ints(values: Any) -> list[int]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
-
-
-def prompt_and_images(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | str, list[ImageRef]]:
-    """The messages of a row with empty image placeholders, and its images in the order of the placeholders.
-
-    Accepts every form that TRL documents: `images` or `image` columns (lists may be None or empty), and images inside
-    the messages, decoded or as the `{bytes, path}` dicts that Arrow makes of them.
-
-    Raises:
-        ValueError: images and placeholders differ in number, or a plain-text prompt comes with images.
-    """
-    where = str(row.get("where", ""))
-    columns = row.get("images") if row.get("images") is not None else row.get("image")
-    given = columns if isinstance(columns, list | tuple) else [] if columns is None else [columns]
-    refs = [_as_ref(image, where) for image in given]
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        if refs:
-            raise ValueError(f"{where or 'a row'}: a prompt with images must be a list of messages, got plain text")
-        return prompt, []
-    try:
-        messages = prepare_multimodal_messages([_without_nones(message) for message in prompt], images=refs)
-    except ValueError as error:
-        raise ValueError(f"{where or 'a row'}: {error}") from error
-    return _take_images(messages, where)
-
-
-def _as_ref(image: Any, where: str) -> ImageRef:
-    return image if isinstance(image, ImageRef) else image_ref(image, where)
-
-
-def _without_nones(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrow gives every content block every key; the ones that are None were never there."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return {k: v for k, v in message.items() if v is not None}
-    return {**message, "content": [{k: v for k, v in block.items() if v is not None} for block in content]}
-
-
-def _take_images(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], list[ImageRef]]:
-    refs: list[ImageRef] = []
-    emptied = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            refs += [_as_ref(block["image"], where) for block in content if block["type"] == "image"]
-            content = [{"type": "image"} if block["type"] == "image" else block for block in content]
-        emptied.append({**message, "content": content})
-    return emptied, refs
-
-
-def _fill(messages: list[dict[str, Any]], images: list[Any]) -> list[dict[str, Any]]:
-    """The messages with their placeholders filled, in order."""
-    remaining = iter(images)
-    return [
-        {
-            **message,
-            "content": [
-                {"type": "image", "image": next(remaining)} if block["type"] == "image" else block
-                for block in message["content"]
-            ],
-        }
-        for message in messages
-    ]
 
 
 def collate_visual(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -1,0 +1,104 @@
+"""References to videos, as files or as lists of frames, and the one place where they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlm_grpo.data.images import DECODE_ERRORS, image_ref, open_image, opened, reason
+from vlm_grpo.records import VideoRef
+
+FPS = 2.0  # frames a second that are taken of a file, as Qwen's own preprocessing does
+MAX_FRAMES = 64
+
+
+class Clip(NamedTuple):
+    """Decoded frames, (T, H, W, 3) of uint8, and how many there are to a second."""
+
+    frames: np.ndarray
+    fps: float
+
+
+def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
+    """A reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
+
+    `fps` is the rate at which frames are taken of a file, and for a list of frames the rate that they were taken at.
+    Nothing is decoded.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    if isinstance(value, VideoRef):
+        return value
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in ("video", "frames", "bytes", "path") if value.get(key) is not None), None)
+        return video_ref(inner, where, fps=value.get("fps") or fps, max_frames=value.get("max_frames") or max_frames)
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, np.ndarray) and value.ndim == 4:
+        return VideoRef(value, where, fps, max_frames)
+    if isinstance(value, list | tuple) and value:
+        return VideoRef(tuple(image_ref(frame, where) for frame in value), where, fps, max_frames)
+    if isinstance(value, str | bytes) and value:
+        return VideoRef(value, where, fps, max_frames)
+    expected = "a path, URL, bytes, a list of frames or an array (T, H, W, 3)"
+    raise ValueError(f"{where or 'a row'}: a video must be {expected}, got {value!r:.80}")
+
+
+def open_video(ref: VideoRef) -> Clip:
+    """The decoded video: at most `max_frames` frames, evenly spread.
+
+    Raises:
+        ValueError: it is missing, holds no frame or cannot be decoded; the message names `ref.where`.
+        ImportError: a video file, and PyAV is not installed (extra `video`).
+    """
+    limit = ref.max_frames or MAX_FRAMES
+    if isinstance(ref.source, np.ndarray):
+        return _thinned(ref.source.astype(np.uint8, copy=False), ref.fps or FPS, limit)
+    if isinstance(ref.source, tuple):
+        return _thinned(_stacked(ref), ref.fps or FPS, limit)
+    return _decoded(ref, limit)
+
+
+def _stacked(ref: VideoRef) -> np.ndarray:
+    frames = [np.asarray(open_image(frame)) for frame in ref.source]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(f"{ref.where or 'video'}: the frames of a video must have one size, got {sorted(sizes)}")
+    return np.stack(frames)
+
+
+def _thinned(frames: np.ndarray, fps: float, limit: int) -> Clip:
+    """At most `limit` of the frames, evenly spread, with the rate that is left."""
+    if len(frames) <= limit:
+        return Clip(frames, fps)
+    return Clip(frames[_spread(len(frames), limit)], fps * limit / len(frames))
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """`count` of `total` positions, from the first to the last."""
+    return np.linspace(0, total - 1, count).round().astype(int)
+
+
+def _decoded(ref: VideoRef, limit: int) -> Clip:
+    """Frames of a file, `fps` a second."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading video files needs PyAV: pip install 'vlm_grpo[video]'") from error
+    try:
+        with av.open(opened(ref.source)) as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or FPS)
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    except (*DECODE_ERRORS, av.error.FFmpegError) as error:
+        source = ref.source if isinstance(ref.source, str) else "an embedded video"
+        raise ValueError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
+    if not frames:
+        raise ValueError(f"{ref.where or 'video'}: the video holds no frame")
+    seconds = len(frames) / rate
+    count = max(1, min(limit, len(frames), round(seconds * (ref.fps or FPS))))
+    return Clip(np.stack([frames[number] for number in _spread(len(frames), count)]), count / seconds)
