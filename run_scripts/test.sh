@@ -8,7 +8,7 @@ STAMP="$VENV/.installed-$(cat setup.py configs/constraints.txt | sha256sum | cut
 if [ ! -f "$STAMP" ]; then
   echo "Installing into $VENV (first run or changed dependencies; several GB) ..."
   python3 -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed]"
+  "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed,video]"
   touch "$STAMP"
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"

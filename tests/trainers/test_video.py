@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from tests.data.test_videos import write_video
 from tests.support.training import picture, user
 from tests.trainers.test_mixed import OURS, run, tower_gradient
 from vlm_grpo.trainers.messages import read_prompt
@@ -21,20 +21,6 @@ STOCK = [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)]
 
 def frames(seed: int, count: int = 4) -> list[Any]:
     return [picture(seed + number, 56, 56) for number in range(count)]
-
-
-def write_video(path: Path, count: int = 8, fps: int = 4) -> str:
-    """A real video file: `count` frames at `fps` a second."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
-        stream.width = stream.height = 64
-        for number in range(count):
-            image = np.full((64, 64, 3), 25 * number, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return str(path)
 
 
 def video_rows(folder: Path) -> Any:

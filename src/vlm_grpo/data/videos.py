@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +48,31 @@ def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_fram
     raise ValueError(f"{where or 'a row'}: a video must be {expected}, got {value!r:.80}")
 
 
-def open_video(ref: VideoRef) -> Clip:
-    """The decoded video: at most `max_frames` frames, evenly spread.
+FrameCount = Callable[[int, float, float, int], int]
+
+
+def frame_count(total: int, rate: float, fps: float, limit: int) -> int:
+    """How many of `total` frames, taken at `rate` a second, are kept: `fps` a second, at least one, at most `limit`."""
+    return max(1, min(limit, total, round(total / rate * fps)))
+
+
+def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
+    """The same by the rule of the Qwen families: an even number, and at least four where there are as many.
+
+    Raises:
+        ImportError: qwen-vl-utils is not installed (extra `video`).
+    """
+    try:
+        from qwen_vl_utils.vision_process import smart_nframes
+    except ImportError as error:
+        raise ImportError("videos for a Qwen model need qwen-vl-utils: pip install 'vlm_grpo[video]'") from error
+    return total if total < 2 else smart_nframes({"fps": fps, "max_frames": min(limit, total)}, total, rate)
+
+
+def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
+    """The decoded video: frames of a file are taken at its `fps`, frames that are given stay up to `max_frames`.
+
+    `count` is the rule for how many frames of a file are kept; they are evenly spread.
 
     Raises:
         ValueError: it is missing, holds no frame or cannot be decoded; the message names `ref.where`.
@@ -60,7 +83,7 @@ def open_video(ref: VideoRef) -> Clip:
         return _thinned(ref.source.astype(np.uint8, copy=False), ref.fps or FPS, limit)
     if isinstance(ref.source, tuple):
         return _thinned(_stacked(ref), ref.fps or FPS, limit)
-    return _decoded(ref, limit)
+    return _decoded(ref, limit, count)
 
 
 def _stacked(ref: VideoRef) -> np.ndarray:
@@ -83,8 +106,7 @@ def _spread(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
-def _decoded(ref: VideoRef, limit: int) -> Clip:
-    """Frames of a file, `fps` a second."""
+def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     try:
         import av
     except ImportError as error:
@@ -99,6 +121,5 @@ def _decoded(ref: VideoRef, limit: int) -> Clip:
         raise ValueError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
     if not frames:
         raise ValueError(f"{ref.where or 'video'}: the video holds no frame")
-    seconds = len(frames) / rate
-    count = max(1, min(limit, len(frames), round(seconds * (ref.fps or FPS))))
-    return Clip(np.stack([frames[number] for number in _spread(len(frames), count)]), count / seconds)
+    kept = count(len(frames), rate, ref.fps or FPS, limit)
+    return Clip(np.stack([frames[number] for number in _spread(len(frames), kept)]), kept * rate / len(frames))

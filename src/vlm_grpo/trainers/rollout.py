@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from vlm_grpo.data.images import open_image
-from vlm_grpo.data.videos import Clip, open_video
+from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
 
@@ -166,7 +166,7 @@ class PromptEncoder:
 
     def _encode_one(self, prompt: Prompt, decoded: dict[Hashable, Any]) -> Sample:
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
-        clips: list[Clip] = [self._decode(ref, open_video, decoded) for ref in prompt.videos]
+        clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         if isinstance(prompt.messages, str):
             out = self.processor(text=[prompt.messages])
         else:
@@ -196,6 +196,10 @@ class PromptEncoder:
             decoded[ref.key] = open_ref(ref)
             self.counters.decoded += 1
         return decoded[ref.key]
+
+    def _open_video(self, ref: VideoRef) -> Clip:
+        is_qwen = type(self.processor).__name__.startswith("Qwen")
+        return open_video(ref, qwen_frame_count if is_qwen else frame_count)
 
     def blank(self, kind: str) -> Sample:
         """A prompt that is nothing but one small white image, or one video of two such frames."""
