@@ -180,23 +180,24 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
 
 
 def resume_point(training: Any) -> str | None:
-    """What --resume_from_checkpoint means: true is the newest checkpoint of the output folder.
+    """What --resume_from_checkpoint means: true is the newest complete checkpoint, or a new start without one.
 
     Raises:
-        UsageError: there is no such checkpoint.
+        UsageError: the named checkpoint does not exist or is not complete.
     """
-    from transformers.trainer_utils import get_last_checkpoint
+    from vlm_grpo.trainers.checkpoints import fault, last_complete
 
     value = training.resume_from_checkpoint
     if value is None or str(value).lower() == "false":
         return None
-    folder = Path(training.output_dir)
     if str(value).lower() == "true":
-        value = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if value is None:
-            raise UsageError(f"--resume_from_checkpoint true: {folder} holds no checkpoint; leave it out to start anew")
-    if not (Path(value) / "trainer_state.json").is_file():
-        raise UsageError(f"--resume_from_checkpoint {value}: no checkpoint there (it has no trainer_state.json)")
+        newest = last_complete(training.output_dir)
+        if newest is None:
+            logger.warning("--resume_from_checkpoint: no complete checkpoint in %s, starting anew", training.output_dir)
+        return None if newest is None else str(newest)
+    problem = fault(value)
+    if problem is not None:
+        raise UsageError(f"--resume_from_checkpoint {value}: not a complete checkpoint: {problem}")
     return value
 
 

@@ -21,6 +21,7 @@ from vlm_grpo.loading import freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
+from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
@@ -79,6 +80,13 @@ class VisionPipeline:
             known = self.generation_config.suppress_tokens or []
             self.generation_config.suppress_tokens = sorted({*known, *tokens})
             self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+        """TRL's; `resume_from_checkpoint=True` is the newest complete checkpoint, or a new start without one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete(self.args.output_dir)
+        path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=path, **options)
 
     @property
     def encoder(self) -> PromptEncoder:

@@ -10,6 +10,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+FULL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
 
 def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
     """Copy all weights of a checkpoint into the model.
@@ -23,5 +30,4 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
 
 def has_full_weights(checkpoint: str | Path) -> bool:
     """Whether the folder holds a whole model (not only an adapter)."""
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    return any((Path(checkpoint) / name).is_file() for name in names)
+    return any((Path(checkpoint) / name).is_file() for name in FULL_WEIGHTS)
