@@ -39,23 +39,30 @@ def write_data(folder: Path, rows: tuple = ALL_IMAGES) -> None:
             file.write(json.dumps({"id": number, "image": images, "conversations": turns}) + "\n")
 
 
-def flags(mode: str, trainer: str, model: Path, folder: Path) -> list[str]:
+def flags(mode: str, trainer: str, model: Path, folder: Path, **options: object) -> list[str]:
     processes = 1 if mode == "one" else 2
     words = [
         *("--trainer", trainer, "--model_name_or_path", str(model), "--output_dir", str(folder / mode)),
+        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
         *("--data_file_paths", str(folder / "a.jsonl"), "--image_folders", str(folder), "--num_generations", "4"),
-        *("--reward_funcs", f"{folder}/reward.py:by_tokens", "--max_completion_length", "8", "--max_steps", "3"),
+        *("--reward_funcs", f"{folder}/reward.py:by_tokens", "--max_completion_length", "8"),
         *("--per_device_train_batch_size", str(8 // processes), "--logging_steps", "1", "--learning_rate", "1e-3"),
         *("--report_to", "none", "--bf16", "false", "--beta", "0.1"),
-        *("--save_strategy", "no", "--shuffle_dataset", "false"),
+        *("--shuffle_dataset", "false"),
     ]
     return [*words, *(["--deepspeed", "configs/deepspeed/zero3.json"] if mode == "zero3" else ["--use_cpu", "true"])]
 
 
-def train(mode: str, trainer: str, model: Path, folder: Path) -> list[dict]:
-    """The log of three steps over the same eight completions a step."""
+def train(mode: str, trainer: str, model: Path, folder: Path, **options: object) -> list[dict]:
+    """The log of a run over the same eight completions a step."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if mode != "one" else []
-    command = [sys.executable, *launcher, "-m", "tests.support.scripted", *flags(mode, trainer, model, folder)]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "tests.support.scripted",
+        *flags(mode, trainer, model, folder, **options),
+    ]
     known = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "DS_"))}
     path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     environment = {**known, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **PROCESS_ENVIRONMENT[mode]}
@@ -70,9 +77,24 @@ def train(mode: str, trainer: str, model: Path, folder: Path) -> list[dict]:
 def test_two_processes_equal_one(rows: tuple, trainer: str, tiny_model: Path, tmp_path: Path):
     """Also where a process has no image while the other has one: its vision tower runs all the same."""
     write_data(tmp_path, rows)
-    one, ddp, zero3 = (train(mode, trainer, tiny_model, tmp_path) for mode in PROCESS_ENVIRONMENT)
+    options = {"max_steps": 3, "save_strategy": "no"}
+    one, ddp, zero3 = (train(mode, trainer, tiny_model, tmp_path, **options) for mode in PROCESS_ENVIRONMENT)
     assert len(one) == 4 and all(entry["grad_norm"] > 1e-3 and entry["reward_std"] > 0.1 for entry in one[:3])
     for two in (ddp, zero3):
         for first, second in zip(one[:3], two[:3], strict=True):
             for name in COMPARED:
                 assert second[name] == pytest.approx(first[name], abs=1e-5, rel=1e-5), (name, first["step"])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+def test_two_processes_resume_in_the_middle_of_a_rollout(mode: str, tiny_model: Path, tmp_path: Path):
+    write_data(tmp_path)
+    options = {"num_iterations": 2, "save_steps": 3, "max_steps": 5}
+    whole = train(mode, "grpo", tiny_model, tmp_path, **options)
+    resumed = train(
+        mode, "grpo", tiny_model, tmp_path, **options, resume_from_checkpoint=tmp_path / mode / "checkpoint-3"
+    )
+    names = ("loss", "grad_norm", "entropy", "kl")
+    steps = [[[entry[name] for name in names] for entry in log if "loss" in entry] for log in (whole, resumed)]
+    assert len(steps[0]) == 5 and steps[0] == steps[1]

@@ -14,7 +14,9 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from tests.data.files import turns, write_jsonl
 from tests.support.training import image_rows, length_reward, picture, settings, user
+from vlm_grpo.data import load_dataset
 from vlm_grpo.trainers import pipeline
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -139,13 +141,28 @@ def test_an_image_shared_by_two_prompts_is_touched_once(kind: tuple, tiny_model:
 def test_rewards_see_decoded_images_and_columns(tiny_model: Path, tmp_path: Path):
     seen = []
 
-    def reward(completions: list, images: list, answer: list, **columns: Any) -> list[float]:
-        seen.extend((image[0].size, text) for image, text in zip(images, answer, strict=True))
+    def reward(completions: list, images: list, answer: list, image_sizes: list, processed_sizes: list, **columns: Any):
+        seen.extend(zip([image[0].size for image in images], answer, image_sizes, processed_sizes, strict=True))
         return [0.0] * len(completions)
 
     args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, shuffle_dataset=False))
-    VLMGRPOTrainer(str(tiny_model), reward, args, train_dataset=image_rows()).train()
-    assert seen == [((84, 56), "0")] * 4
+    rows = Dataset.from_list([{"prompt": user("what"), "images": [picture(0, 100, 50)], "answer": "0"}])
+    VLMGRPOTrainer(str(tiny_model), reward, args, train_dataset=rows).train()
+    assert seen == [((100, 50), "0", [(100, 50)], [(112, 56)])] * 4  # rounded to multiples of 28
+
+
+def test_records_carry_the_sizes_to_rewards_of_one_completion(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "def size(completion, record):\n"
+        "    return record.extra['processed_sizes'][0][0] / record.extra['image_sizes'][0][0]\n"
+    )
+    picture(0, 100, 50).save(tmp_path / "0.png")
+    row = {"image": "0.png", "conversations": turns("<image>q", "a")}
+    rows = load_dataset(write_jsonl(tmp_path / "a.jsonl", [row]), image_folders=str(tmp_path))
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = VLMGRPOTrainer(str(tiny_model), [f"{tmp_path}/mine.py:size"], args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.log_history[0]["rewards/size/mean"] == pytest.approx(1.12)
 
 
 def test_no_pixels_are_kept_on_the_batch(tiny_model: Path, tmp_path: Path):

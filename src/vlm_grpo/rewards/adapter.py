@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ FIELDS = {
     "method": ("accu_reward_method", "method"),
     "options": ("options", "choices"),
 }
+# What the trainer finds out of a row while it runs: (width, height) of each image, original and as the model sees it.
+FACTS = ("image_sizes", "processed_sizes")
 BATCH_PARAMETERS = ("prompts", "completions")
 ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
 
@@ -24,8 +27,12 @@ ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
 def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
     """The record of one row: the `record` column, or one made of the columns that TRL passes."""
     if "record" in columns and isinstance(columns["record"][row], Record):
-        return columns["record"][row]
+        return _with_facts(columns["record"][row], {name: columns[name][row] for name in FACTS if name in columns})
     return record_from({name: column[row] for name, column in columns.items() if _is_column(column, row)})
+
+
+def _with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
+    return replace(record, extra={**record.extra, **facts}) if facts else record
 
 
 def record_of_row(row: Mapping[str, Any]) -> Record:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from vlm_grpo.trainers.rollout import PromptEncoder, light_copies
 
@@ -40,9 +41,9 @@ def load_rollout(
     path = file_of(checkpoint, rank)
     if not path.is_file():
         return 0, None
-    content = torch.load(path, map_location=device, weights_only=False)
-    batches = content["batches"]
-    return content["step"], batches and _with_pixels(batches, encoder)
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    batches = content["batches"] and _with_pixels(content["batches"], encoder)
+    return content["step"], batches and [send_to_device(batch, device, skip_keys="samples") for batch in batches]
 
 
 def _without_pixels(batch: dict[str, Any]) -> dict[str, Any]:

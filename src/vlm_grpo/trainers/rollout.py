@@ -223,12 +223,22 @@ class PromptEncoder:
 
     def resized_images(self, sample: Sample) -> list[Any]:
         """The sample's images in the size that was processed, so that an engine with other limits sees the same."""
+        sizes = self.processed_sizes(sample)
+        return [
+            image if size is None else image.resize(size, Image.Resampling.BICUBIC)
+            for image, size in zip(sample.images, sizes, strict=True)
+        ]
+
+    def processed_sizes(self, sample: Sample) -> list[tuple[int, int] | None]:
+        """Width and height in pixels of each image as the model sees it: the processor's grid times its patch.
+
+        None where the family has no such grid (a fixed size, or tiles).
+        """
         grids = sample.visual.get("image_grid_thw")
         if grids is None:
-            return sample.images
+            return [None] * len(sample.images)
         patch = self.processor.image_processor.patch_size
-        sizes = [(width * patch, height * patch) for _, height, width in grids.tolist()]
-        return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(sample.images, sizes, strict=True)]
+        return [(width * patch, height * patch) for _, height, width in grids.tolist()]
 
 
 def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
