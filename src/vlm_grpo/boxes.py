@@ -1,4 +1,4 @@
-"""Boxes as [x1, y1, x2, y2] in one coordinate space: reading them from text, and how much two overlap."""
+"""Boxes as [x1, y1, x2, y2]: reading them from text, coordinate spaces, and how much two overlap."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from vlm_grpo.text import extract_json
 NUMBER = r"-?\d+(?:\.\d+)?"
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
+
+
+Size = tuple[float, float]
 
 
 class Box(NamedTuple):
@@ -47,6 +50,34 @@ def only_box(value: Any) -> Box | None:
 
 def _box(numbers: tuple[str, ...]) -> Box:
     return Box(*(max(0.0, float(number)) for number in numbers))
+
+
+def extent(space: str, original: Size, resized: Size | None) -> Size | None:
+    """Width and height of an image in a coordinate space; None where the image's resized size is not known.
+
+    Raises:
+        ValueError: an unknown space.
+    """
+    known = {"original": original, "resized": resized, "thousand": (1000, 1000), "unit": (1, 1)}
+    if space not in known:
+        raise ValueError(f"a coordinate space must be one of {', '.join(known)}, got {space!r}")
+    return known[space]
+
+
+def convert(box: Box, source: str, target: str, original: Size, resized: Size | None = None) -> Box:
+    """The box in another coordinate space of its image; as it is where a size is not known.
+
+    Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
+    (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
+
+    Raises:
+        ValueError: an unknown space.
+    """
+    before, after = extent(source, original, resized), extent(target, original, resized)
+    if before is None or after is None or before == after:
+        return box
+    x, y = after[0] / before[0], after[1] / before[1]
+    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 
 def intersection(one: Box, other: Box) -> float:

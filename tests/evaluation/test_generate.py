@@ -62,14 +62,14 @@ def test_generate_greedy_stops_at_any_end_token(tiny: tuple, rows: Any):
     seven, pad = tokenizer.convert_tokens_to_ids(["7", "<|endoftext|>"])
     model = Scripted(seven, seven, pad, pad, ends=[tokenizer.eos_token_id, pad])
     (completion,) = generate_greedy(model, tiny[1], rows.select([0]), max_completion_length=4)
-    assert completion == ("77", 3, False)
+    assert completion[:3] == ("77", 3, False)
 
 
 def test_generate_greedy_reports_truncation(tiny: tuple, rows: Any):
     seven = tiny[1].tokenizer.convert_tokens_to_ids("7")
     model = Scripted(seven, seven, ends=tiny[1].tokenizer.eos_token_id)
     (completion,) = generate_greedy(model, tiny[1], rows.select([0]), max_completion_length=2)
-    assert completion == ("77", 2, True)
+    assert completion[:3] == ("77", 2, True)
     assert model.given["do_sample"] is False
     assert model.given["repetition_penalty"] == 1.0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_grpo.evaluation.metrics import Metric, load_scorer, metric_names, summarize
 from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.adapter import with_facts
 
 __all__ = ["Evaluation", "Metric", "evaluate", "metric_names", "predict"]
 
@@ -82,7 +83,7 @@ def predict(
     scorer = load_scorer(metric_names(task), reward_options)
     rows = _Numbered(dataset, numbers)
     completions = generate_greedy(model, processor, rows, on_batch=on_batch, **generation)
-    records = [dataset[number]["record"] for number in numbers]
+    records = [with_facts(dataset[n]["record"], c.facts) for n, c in zip(numbers, completions, strict=True)]
     scores = scorer([completion.text for completion in completions], records)
     predictions = []
     for number, completion, record, row in zip(numbers, completions, records, scores, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,15 @@ from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, 
 
 
 class Completion(NamedTuple):
-    """Decoded text without special tokens, its length in tokens, and whether it ran into the length limit."""
+    """Decoded text without special tokens, its length in tokens, whether it ran into the length limit.
+
+    `facts` are what rewards are told of the prompt's images.
+    """
 
     text: str
     num_tokens: int
     is_truncated: bool
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def generate_greedy(
@@ -55,7 +60,9 @@ def generate_greedy(
     with _evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-            completions += _complete(model, processor.tokenizer, encoder.encode(batch), max_completion_length)
+            samples = encoder.encode(batch)
+            done = _complete(model, processor.tokenizer, samples, max_completion_length)
+            completions += [c._replace(facts=encoder.facts(s)) for c, s in zip(done, samples, strict=True)]
             if on_batch is not None:
                 on_batch(len(batch))
     return completions

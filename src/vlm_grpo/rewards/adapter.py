@@ -18,8 +18,9 @@ FIELDS = {
     "method": ("accu_reward_method", "method"),
     "options": ("options", "choices"),
 }
-# What the trainer finds out of a row while it runs: (width, height) of each image, original and as the model sees it.
-FACTS = ("image_sizes", "processed_sizes")
+# What is known of a row only with its model: (width, height) of each image, original and as the model sees it, and the
+# coordinate space in which the model answers.
+FACTS = ("image_sizes", "processed_sizes", "answer_space")
 BATCH_PARAMETERS = ("prompts", "completions")
 ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
 
@@ -27,11 +28,12 @@ ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
 def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
     """The record of one row: the `record` column, or one made of the columns that TRL passes."""
     if "record" in columns and isinstance(columns["record"][row], Record):
-        return _with_facts(columns["record"][row], {name: columns[name][row] for name in FACTS if name in columns})
+        return with_facts(columns["record"][row], {name: columns[name][row] for name in FACTS if name in columns})
     return record_from({name: column[row] for name, column in columns.items() if _is_column(column, row)})
 
 
-def _with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
+def with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
+    """The record with more columns in `extra`, such as FACTS."""
     return replace(record, extra={**record.extra, **facts}) if facts else record
 
 

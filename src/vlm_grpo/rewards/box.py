@@ -1,11 +1,15 @@
-"""Rewards for one box in the answer against the true box of the record. Both are in the same coordinate space."""
+"""Rewards for one box in the answer against the true box of the record.
+
+The answer is in the space in which the model's family answers (`answer_space`, which trainer and evaluation know), the
+truth in the record's `box_space`, by default pixels of the original image. Both are compared in the answer's space.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from vlm_grpo.boxes import Box, giou, iou, only_box
+from vlm_grpo.boxes import Box, convert, giou, iou, only_box
 from vlm_grpo.records import Record
 from vlm_grpo.text import extract_answer
 
@@ -18,9 +22,25 @@ class BoxPair(NamedTuple):
 
 
 def box_pair(completion: str, record: Record) -> BoxPair | None:
-    """The boxes to compare; None when the record has no single box."""
+    """The boxes to compare, in the space of the answer; None when the record has no single box."""
     right = true_box(record.answer)
-    return None if right is None else BoxPair(only_box(extract_answer(completion) or ""), right)
+    if right is None:
+        return None
+    return BoxPair(only_box(extract_answer(completion) or ""), in_answer_space(right, record))
+
+
+def in_answer_space(box: Box, record: Record) -> Box:
+    """The true box in the space of the model's answers; as it is where space or sizes are not known.
+
+    With several images, `box_image` of the record says which one the box is on; the first without it.
+    """
+    facts = record.extra
+    space, sizes = facts.get("answer_space"), facts.get("image_sizes")
+    if space is None or not sizes:
+        return box
+    number = int(facts.get("box_image", 0))
+    resized = (facts.get("processed_sizes") or [None] * len(sizes))[number]
+    return convert(box, facts.get("box_space", "original"), space, sizes[number], resized)
 
 
 def true_box(answer: Any) -> Box | None:

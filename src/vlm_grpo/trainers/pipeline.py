@@ -146,7 +146,7 @@ class VisionPipeline:
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
             return super()._calculate_rewards(inputs, prompts, completions, ids)
-        seen = {id(sample): self._seen(sample) for sample in unique(self._samples)}
+        seen = {id(s): {"images": s.images, **self.encoder.facts(s)} for s in unique(self._samples)}
         with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, self._samples, strict=True)]
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
         if self._debug is not None:
@@ -156,14 +156,6 @@ class VisionPipeline:
             values = dict(zip(self.reward_func_names, mine, strict=True))
             self._debug.write(self.state.global_step, rows, completions, values)
         return rewards
-
-    def _seen(self, sample: Sample) -> dict[str, Any]:
-        """What rewards are told of a prompt's images: decoded, their sizes, and the sizes that the model sees."""
-        return {
-            "images": sample.images,
-            "image_sizes": [image.size for image in sample.images],
-            "processed_sizes": self.encoder.processed_sizes(sample),
-        }
 
     def _log_images(self) -> None:
         """Gather thumbnails for the completions table; every rank takes part or none does."""

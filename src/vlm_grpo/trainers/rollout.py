@@ -229,6 +229,13 @@ class PromptEncoder:
             for image, size in zip(sample.images, sizes, strict=True)
         ]
 
+    def facts(self, sample: Sample) -> dict[str, Any]:
+        """What rewards are told of a prompt's images: their (width, height), original and as the model sees them."""
+        return {
+            "image_sizes": [image.size for image in sample.images],
+            "processed_sizes": self.processed_sizes(sample),
+        }
+
     def processed_sizes(self, sample: Sample) -> list[tuple[int, int] | None]:
         """Width and height in pixels of each image as the model sees it: the processor's grid times its patch.
 
