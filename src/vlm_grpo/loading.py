@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+from vlm_grpo.families import FAMILIES
+
+logger = logging.getLogger(__name__)
 
 # Names under which configurations and processors keep their placeholder tokens.
 PLACEHOLDERS = tuple(
     f"{kind}_token_{suffix}" for kind in ("image", "video", "audio", "vision_start") for suffix in ("id", "index")
 )
-# Where families keep their vision tower; the projector between tower and language model is not part of it.
+# Where families that FAMILIES does not list mostly keep their vision tower.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
@@ -18,6 +23,10 @@ def placeholder_ids(config: Any, processor: Any) -> list[int]:
     None may be sampled: the next forward would look for the pixels that belong to it.
     """
     found = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
+    family = FAMILIES.get(config.model_type)
+    if family is not None:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        found |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}
     return sorted(token for token in found if isinstance(token, int))
 
 
@@ -48,16 +57,42 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
 def freeze_vision(model: Any) -> int:
     """Turn off gradients in the vision tower and return how many parameters that froze.
 
+    A projector that the family keeps inside its tower is frozen with it.
+
     Raises:
         ValueError: the model has no module that is known to be a vision tower.
     """
-    towers = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in VISION_TOWERS]
-    if not towers:
-        raise ValueError(
-            f"--freeze_vision_modules: {type(model).__name__} has none of the modules {', '.join(VISION_TOWERS)}"
-        )
+    towers = vision_towers(model)
     frozen = 0
     for parameter in {id(p): p for tower in towers for p in tower.parameters()}.values():
         parameter.requires_grad_(False)
         frozen += parameter.numel()
     return frozen
+
+
+def vision_towers(model: Any) -> list[Any]:
+    """The modules that are the vision tower: as FAMILIES says, or by name in a family that it does not list.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        names: tuple[str, ...] = (FAMILIES[model_type].vision_tower,)
+    else:
+        names = VISION_TOWERS
+        logger.warning(
+            "%s is not a family that is known: its vision tower is taken to be every module called %s; "
+            "vlm_grpo.families.FAMILIES.register names it exactly",
+            model_type,
+            " or ".join(names),
+        )
+    # An adapter puts a prefix before the names of the model that it wraps.
+    ends = tuple(f".{name}" for name in names)
+    towers = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
+    if not towers:
+        raise ValueError(
+            f"--freeze_vision_modules: {type(model).__name__} ({model_type}) has none of {', '.join(names)}; "
+            "leave the flag out, or register the family's modules in vlm_grpo.families.FAMILIES"
+        )
+    return towers

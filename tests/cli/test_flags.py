@@ -41,7 +41,7 @@ TESTED = {
         "dataset_name",
         "use_huggingface_dataset",
     ),
-    *("task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
+    *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
@@ -85,6 +85,21 @@ def test_files_folders_and_methods_pair_up(tmp_path: Path):
     read = rows(tmp_path, *flags)
     assert [row["images"][0].source for row in read] == [f"{tmp_path}/a/images/0.png", f"{tmp_path}/b/images/1.png"]
     assert [row["record"].method for row in read] == ["exact", "text"]
+
+
+def test_mixture_takes_shares_of_the_files_by_the_seed(tmp_path: Path):
+    def row(name: str, number: int) -> dict:
+        return {"id": f"{name}{number}", "conversations": turns("q", "a")}
+
+    sources = [
+        write_jsonl(tmp_path / f"{n}.jsonl", [row(n, k) for k in range(size)]) for n, size in (("a", 6), ("b", 30))
+    ]
+    flags = ["--data_file_paths", ":".join(sources), "--mixture", "2:1"]
+    ids = [[row["id"] for row in rows(tmp_path, *flags, "--seed", seed)] for seed in ("1", "1", "2")]
+    assert [sum(name.startswith(letter) for name in ids[0]) for letter in "ab"] == [6, 3]
+    assert ids[0] == ids[1] != ids[2]
+    with pytest.raises(UsageError, match=r"--mixture.*1 for 2 data files"):
+        rows(tmp_path, *flags[:2], "--mixture", "1")
 
 
 @pytest.mark.parametrize("extra", [[], ["--use_huggingface_dataset", "true"]])

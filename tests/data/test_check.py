@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from tests.data.files import turns, write_images, write_jsonl
+from tests.data.test_images import noise, saved
 from vlm_grpo.data import DataError, check_source, load_dataset, verify
 from vlm_grpo.data.problems import Problem, problem_table
 
@@ -145,3 +148,31 @@ def test_unknown_task_names_the_nearest(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", [GOOD])
     with pytest.raises(KeyError, match="unknown task 'countin'; did you mean 'counting'"):
         load_dataset(path, task="countin")
+
+
+def peak(path: str, folder: Path) -> int:
+    """The most bytes that opening a file takes at a time."""
+    tracemalloc.start()
+    load_dataset(path, image_folders=str(folder))
+    highest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return highest
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
+    images = write_images(tmp_path)
+
+    def opened(count: int) -> int:
+        rows = [{"image": f"{n % 3}.png", "conversations": turns("<image>" + "x" * 2000, str(n))} for n in range(count)]
+        return peak(write_jsonl(tmp_path / f"{count}.jsonl", rows), images)
+
+    opened(10)  # imports
+    assert opened(8000) - opened(2000) < 6000 * 100  # bytes a row; the text alone is 2000
+
+
+def test_embedded_images_are_not_held_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vlm_grpo.data.check.HELD", 200_000)
+    image = base64.b64encode(saved(noise().resize((200, 200)), "BMP")).decode()  # 120 kB, of which two make a chunk
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": image, "conversations": turns("<image>q", "a")}] * 100)
+    assert len(load_dataset(path)) == 100
+    assert peak(path, tmp_path) < 3_000_000

@@ -63,6 +63,16 @@ def test_base64_of_every_format_is_recognised(kind: str):
     assert image_ref(base64.b64encode(content).decode()).source == content
 
 
+def test_long_text_is_base64_of_any_format_or_is_named_shortly():
+    content = saved(noise(), "BMP")
+    text = base64.b64encode(content).decode()
+    assert image_ref(text).source == content
+    ref = image_ref("!" + text, "f:2")
+    expected = r"^f:2: cannot decode !Qk[^ ]{37}\.\.\. \(6,473 characters\): File name too long$"
+    with pytest.raises(ValueError, match=expected):
+        open_image(ref)
+
+
 def test_pil_image_and_reference_stay_themselves():
     image = Image.new("RGB", (2, 2))
     assert image_ref(image).source is image

@@ -49,7 +49,7 @@ class Scripted(torch.nn.Module):
         self.tokens = torch.tensor([tokens])
         self.device = torch.device("cpu")
         self.generation_config = SimpleNamespace(eos_token_id=ends)
-        self.config = SimpleNamespace()
+        self.config = SimpleNamespace(model_type="none")
 
     def generate(self, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
         self.given = given

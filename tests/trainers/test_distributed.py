@@ -63,12 +63,15 @@ def train(mode: str, trainer: str, model: Path, folder: Path, **options: object)
         "tests.support.scripted",
         *flags(mode, trainer, model, folder, **options),
     ]
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "DS_"))}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = {**known, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **PROCESS_ENVIRONMENT[mode]}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment(mode), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads((folder / mode / "trainer_state.json").read_text())["log_history"]
+
+
+def environment(mode: str) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "DS_"))}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    return {**known, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **PROCESS_ENVIRONMENT[mode]}
 
 
 @pytest.mark.multiprocess
@@ -98,3 +101,14 @@ def test_two_processes_resume_in_the_middle_of_a_rollout(mode: str, tiny_model: 
     names = ("loss", "grad_norm", "entropy", "kl")
     steps = [[[entry[name] for name in names] for entry in log if "loss" in entry] for log in (whole, resumed)]
     assert len(steps[0]) == 5 and steps[0] == steps[1]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("mode", "said"), [("ddp", "Timeout (0:00:25)!"), ("zero3", "SIGABRT")])
+def test_stock_hangs_when_one_process_has_text_only(mode: str, said: str, tiny_model: Path, tmp_path: Path):
+    """It gathers images only where there are some; without that, ZeRO-3's collectives no longer match."""
+    deepspeed = ["configs/deepspeed/zero3.json"] if mode == "zero3" else []
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "tests.support.stock", str(tiny_model), str(tmp_path), *deepspeed]
+    done = subprocess.run(command, cwd=ROOT, env=environment(mode), capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0 and said in done.stderr

@@ -151,6 +151,20 @@ def test_rewards_see_decoded_images_and_columns(tiny_model: Path, tmp_path: Path
     assert seen == [((100, 50), "0", [(100, 50)], [(112, 56)])] * 4  # rounded to multiples of 28
 
 
+def test_a_box_is_rewarded_in_the_familys_space(tiny_model: Path, tmp_path: Path):
+    """Qwen2.5-VL answers in pixels of the resized image: 112 x 56 for one of 100 x 50."""
+    picture(0, 100, 50).save(tmp_path / "0.png")
+    row = {"image": "0.png", "conversations": turns("<image>q", {"bbox_2d": [25, 25, 50, 50]}), "task": "rec"}
+    rows = load_dataset(write_jsonl(tmp_path / "a.jsonl", [row]), image_folders=str(tmp_path))
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = VLMGRPOTrainer(str(tiny_model), ["iou"], args, train_dataset=rows)
+    answers = ["[28, 28, 56, 56]", "[25, 25, 50, 50]"] * 2
+    trainer._samples = trainer.encoder.encode([rows[0]] * 4)
+    texts = [[{"role": "assistant", "content": f"<answer>{answer}</answer>"}] for answer in answers]
+    values = trainer._calculate_rewards([rows[0]] * 4, [rows[0]["prompt"]] * 4, texts, [[1]] * 4)
+    assert values[:2, 0].tolist() == [1.0, pytest.approx(22 * 22 / (28**2 + 25**2 - 22**2))]
+
+
 def test_records_carry_the_sizes_to_rewards_of_one_completion(tiny_model: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "def size(completion, record):\n"

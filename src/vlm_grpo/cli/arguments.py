@@ -27,6 +27,7 @@ class ScriptArguments:
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
     image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
+    mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row comes twice.")
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
     use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
     task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")

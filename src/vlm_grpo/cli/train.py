@@ -77,6 +77,8 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
             script.data_file_paths or script.dataset_name,
             task=script.task_type,
             allow_outside=script.allow_outside,
+            mixture=script.mixture,
+            mixture_seed=training.seed,
             **options,
         )
     except (ValueError, KeyError, FileNotFoundError) as error:

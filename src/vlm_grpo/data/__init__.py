@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 from vlm_grpo.data.check import check_rows, check_source
 from vlm_grpo.data.forms import Form
+from vlm_grpo.data.mixture import mixture_numbers, read_shares, unused_files
 from vlm_grpo.data.problems import DataError, Problem, problem_table
 from vlm_grpo.data.rows import RowMaker, row_dataset, val_split
-from vlm_grpo.data.sources import open_sources
+from vlm_grpo.data.sources import open_sources, split_entries
 from vlm_grpo.prompts import load_prompt
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from datasets import Dataset
+
+    from vlm_grpo.data.sources import Opened, Source
 
 __all__ = ["DataError", "Form", "Problem", "check_source", "load_dataset", "problem_table", "val_split"]
 
@@ -35,6 +40,8 @@ def load_dataset(
     video_key: str | None = None,
     allow_outside: bool = False,
     check: bool = True,
+    mixture: str | Sequence[str | float] | None = None,
+    mixture_seed: int = 0,
 ) -> Dataset:
     """A data set whose rows are made when they are asked for.
 
@@ -54,6 +61,9 @@ def load_dataset(
         video_key: column of videos, which this version refuses.
         allow_outside: allow image paths that leave their folder.
         check: read all rows and look at every image file first.
+        mixture: a share for each file, `0.7:0.3` or a list, positive numbers of any sum. No row comes twice: the file
+            that would run out first sets the length. The files alternate evenly; None is all rows, file after file.
+        mixture_seed: chooses which rows of the other files are used.
 
     Raises:
         DataError: something is wrong with the data; the message is a table of all problems.
@@ -70,14 +80,31 @@ def load_dataset(
         allow_outside=allow_outside,
     )
     opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
-    problems = list(opened.problems)
-    if check:
-        problems += [problem for part in opened.sources for problem in check_rows(part)]
-    errors = [problem for problem in problems if not problem.is_warning]
-    if errors:
+    shares, problems = _read_mixture(mixture, source, opened)
+    _refuse([*problems, *opened.problems], opened.sources if check else [])
+    numbers = mixture_numbers(list(map(len, opened.sources)), shares, mixture_seed) if shares else None
+    return row_dataset(RowMaker(opened.sources, prompt), numbers)
+
+
+def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
+    """Raise a DataError if anything is wrong, also with a row of these sources; warnings are logged."""
+    problems += [problem for part in sources for problem in check_rows(part)]
+    if any(not problem.is_warning for problem in problems):
         raise DataError(problems)
     _warn(problems)
-    return row_dataset(RowMaker(opened.sources, prompt))
+
+
+def _read_mixture(
+    mixture: str | Sequence[str | float] | None, source: str | Path | Sequence[str] | Dataset, opened: Opened
+) -> tuple[list[Fraction], list[Problem]]:
+    """The share of each file, none without a mixture; and what is wrong with them."""
+    if mixture is None:
+        return [], []
+    files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
+    shares, problems = read_shares(mixture, files)
+    if problems or len(opened.sources) < files:
+        return shares, problems
+    return shares, unused_files([part.name for part in opened.sources], list(map(len, opened.sources)), shares)
 
 
 def _warn(problems: list[Problem]) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,8 @@ from vlm_grpo.records import ImageRef
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CHUNK = 256  # rows whose images are looked at together; bounds what is in memory
+CHUNK = 256  # rows whose images are looked at together
+HELD = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
 
 
 def check_source(
@@ -48,12 +48,26 @@ def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
     images = _ImageCheck(decode)
     readings = (as_reading(source, index, raw) for index, raw in enumerate(source.rows()))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        while chunk := list(islice(readings, CHUNK)):
+        for chunk in _chunks(readings):
             images.look(chunk, pool)
             for reading in chunk:
                 problems += reading.problems
                 problems += images.problems(reading)
     return problems
+
+
+def _chunks(readings: Iterator[Reading]) -> Iterator[list[Reading]]:
+    """A few rows at a time."""
+    chunk: list[Reading] = []
+    held = 0
+    for reading in readings:
+        chunk.append(reading)
+        held += sum(len(ref.source) for ref in reading.images if isinstance(ref.source, bytes))
+        if len(chunk) == CHUNK or held >= HELD:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 @dataclass

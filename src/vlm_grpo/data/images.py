@@ -13,13 +13,14 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlm_grpo.records import ImageRef
 
 URL_STARTS = ("http://", "https://")
 URL_TIMEOUT = 30  # seconds
 BASE64_SHORTEST = 48  # characters; the smallest image files are longer
+PATH_LONGEST = 4096  # characters; longer text can only be base64, of whatever format
 # How base64 of PNG, JPEG, GIF, WebP and TIFF files begins. `/9j/` alone could be a path; JPEG goes on with a marker.
 BASE64_START = re.compile(r"iVBORw0KGgo|/9j/[w-z0-9+/]|R0lGOD|UklGR|SUkqA|TU0AK")
 # What decoders raise on broken files, besides PIL's own errors (which are OSError or SyntaxError).
@@ -36,8 +37,18 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+UPRIGHT = {  # what undoes each of its values
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
+LONGEST = 200  # times the shorter side; Qwen's image processors refuse more
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -77,7 +88,7 @@ def base64_bytes(text: str) -> bytes | None:
         if not head.endswith(";base64"):
             raise ValueError(f"a data URL must be base64, got {text[:40]!r}")
         return base64.b64decode("".join(body.split()), validate=True)
-    if len(text) < BASE64_SHORTEST or not BASE64_START.match(text):
+    if len(text) < BASE64_SHORTEST or not (BASE64_START.match(text) or len(text) > PATH_LONGEST):
         return None
     try:
         return base64.b64decode("".join(text.split()), validate=True)
@@ -88,15 +99,18 @@ def base64_bytes(text: str) -> bytes | None:
 def open_image(ref: ImageRef) -> Image.Image:
     """The decoded image: upright (EXIF applied), RGB; the first frame of an animation.
 
+    Small images stay small: each family's processor enlarges them by itself. An image longer than 200 times its
+    shorter side is refused for every family: padding it would move relative box coordinates, shrinking it would leave
+    nothing to see, and nearly always it is a crop that went wrong.
+
     Raises:
-        ValueError: the image is missing or cannot be decoded; the message names `ref.where`.
+        ValueError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
     """
     try:
         if isinstance(ref.source, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(ref.source))
+            return _upright(ref.source)
         with Image.open(opened(ref.source)) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return _upright(image)
     except DECODE_ERRORS as error:
         raise ValueError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
 
@@ -116,9 +130,37 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
         raise ValueError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
 
 
+def check_sides(image: Image.Image) -> None:
+    """Nothing, for an image that every family can process.
+
+    Raises:
+        ValueError: the longer side is more than 200 times the shorter one.
+    """
+    width, height = image.size
+    if max(width, height) > LONGEST * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels, over {LONGEST}:1 (crop it, or pad it)")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    check_sides(image)
+    image.load()  # before its orientation is read: TIFF files turn themselves here, and then have none
+    turn = UPRIGHT.get(_orientation(image))
+    return to_rgb(image if turn is None else image.transpose(turn))
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+    is_upright = image.format == "TIFF" or _orientation(image) not in SIDEWAYS  # opening a TIFF swaps them already
+    return (width, height) if is_upright else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held; 1, upright, where EXIF data are missing or damaged, as viewers do."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except DECODE_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def opened(source: Any) -> Any:
@@ -135,7 +177,9 @@ def opened(source: Any) -> Any:
 
 def name_of(source: Any) -> str:
     """How an error calls an image."""
-    return source if isinstance(source, str) else "an embedded image"
+    if not isinstance(source, str):
+        return "an embedded image"
+    return source if len(source) <= PATH_LONGEST else f"{source[:40]}... ({len(source):,} characters)"
 
 
 def reason(error: BaseException) -> str:

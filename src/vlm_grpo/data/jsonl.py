@@ -59,21 +59,24 @@ class JsonlSource:
 
 def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Offsets of the lines with content, and their line numbers if those are not simply 1, 2, 3, ..."""
-    offsets, lines, position = array("q"), array("q"), 0
+    offsets, position = array("q"), 0
+    lines: array[int] | None = None
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
-                if line[start:].strip():
+                if not (line[start:] if start else line).strip():
+                    lines = array("q", range(1, number)) if lines is None else lines
+                else:
                     offsets.append(position + start)
-                    lines.append(number)
+                    if lines is not None:
+                        lines.append(number)
                 position += len(line)
     except OSError as error:
         raise DataError([unreadable(path, error)]) from error
     if not len(offsets):
         raise DataError([Problem(str(path), "file", f"{position} bytes without a row", "one JSON object on each line")])
-    simple = lines[-1] == len(lines)
-    return np.asarray(offsets, dtype=np.int64), None if simple else np.asarray(lines, dtype=np.int64)
+    return np.asarray(offsets, dtype=np.int64), None if lines is None else np.asarray(lines, dtype=np.int64)
 
 
 def unreadable(path: Path, error: OSError) -> Problem:

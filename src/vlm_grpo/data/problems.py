@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ INDEX = re.compile(r"\[\d+\]")  # problems of conversations[1] and conversations
 WIDTH = 100  # characters of what was found; longer texts are cut in the middle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be one for each of a million rows
 class Problem:
     """One thing that is wrong: where (`file:line`), in which field, what was found and what was expected.
 
@@ -27,6 +28,9 @@ class Problem:
     found: str
     expected: str
     is_warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "found", sys.intern(self.found))  # often the same text at a million places
 
     @property
     def cells(self) -> tuple[str, str, str, str]:

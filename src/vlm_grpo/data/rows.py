@@ -15,6 +15,7 @@ from vlm_grpo.records import Record
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 # Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
@@ -85,14 +86,17 @@ def as_reading(source: Source, index: int, raw: Mapping[str, Any] | Problem) -> 
     return read_row(raw, source.where(index), index, source.form)
 
 
-def row_dataset(maker: RowMaker) -> Dataset:
-    """A data set that holds row numbers only and makes its rows with `maker`; select, shuffle and split as usual."""
+def row_dataset(maker: RowMaker, numbers: np.ndarray | None = None) -> Dataset:
+    """A data set that holds row numbers only and makes its rows with `maker`; select, shuffle and split as usual.
+
+    `numbers`, (rows,) of int64, say which rows in which order; None is every row once.
+    """
     import numpy as np
     import pyarrow as pa
     from datasets import Dataset
 
-    numbers = pa.table({"row": pa.array(np.arange(len(maker), dtype=np.int64))})
-    return Dataset(numbers).with_transform(maker)
+    numbers = np.arange(len(maker), dtype=np.int64) if numbers is None else numbers
+    return Dataset(pa.table({"row": pa.array(numbers)})).with_transform(maker)
 
 
 def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, open_image, opened, reason
+from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, check_sides, open_image, opened, reason
 from vlm_grpo.records import ImageRef
 
 TAIL = 64  # bytes at the end of a file in which its end marker must stand
@@ -15,7 +15,7 @@ END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 
 
 def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
-    """What is wrong with an image; None when it is whole.
+    """What is wrong with an image; None when it is whole and `open_image` will take it.
 
     By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
     whether they are complete are decoded. With `decode` every image is decoded. URLs are fetched only with `decode`.
@@ -26,7 +26,7 @@ def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
     if is_url and not decode:
         return None
     try:
-        if decode or not _looks_whole(ref.source):
+        if is_url or not _looks_whole(ref.source) or decode:
             return _decode_fault(ref)
     except DECODE_ERRORS as error:
         return reason(error)
@@ -51,7 +51,8 @@ def _looks_whole(source: Any) -> bool:
         file.seek(max(0, size - TAIL))
         tail = file.read()
         file.seek(0)
-        with Image.open(file) as image:
+        with Image.open(file) as image:  # refuses decompression bombs by the size in the header
+            check_sides(image)
             kind = image.format
             if kind == "PNG":
                 image.verify()

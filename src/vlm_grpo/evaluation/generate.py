@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
 
@@ -62,7 +63,8 @@ def generate_greedy(
             batch = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
             samples = encoder.encode(batch)
             done = _complete(model, processor.tokenizer, samples, max_completion_length)
-            completions += [c._replace(facts=encoder.facts(s)) for c, s in zip(done, samples, strict=True)]
+            space = {"answer_space": coordinate_space(getattr(model.config, "model_type", ""))}
+            completions += [c._replace(facts=encoder.facts(s) | space) for c, s in zip(done, samples, strict=True)]
             if on_batch is not None:
                 on_batch(len(batch))
     return completions

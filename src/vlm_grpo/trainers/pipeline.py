@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from vlm_grpo.data.images import open_image
+from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
@@ -146,7 +147,11 @@ class VisionPipeline:
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
             return super()._calculate_rewards(inputs, prompts, completions, ids)
-        seen = {id(s): {"images": s.images, **self.encoder.facts(s)} for s in unique(self._samples)}
+        space = coordinate_space(self.model.config.model_type)
+        seen = {
+            id(sample): {"images": sample.images, **self.encoder.facts(sample), "answer_space": space}
+            for sample in unique(self._samples)
+        }
         with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, self._samples, strict=True)]
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
         if self._debug is not None:

@@ -89,6 +89,8 @@ class OnceImageProcessor:
         return getattr(self.inner, name)
 
     def __call__(self, images: Any, **options: Any) -> BatchFeature:
+        # Several families (LLaVA, InternVL, Gemma3) return lists of arrays unless they are asked for tensors.
+        options = {**options, "return_tensors": "pt"}
         flat = _flatten(images)
         if len(flat) != len(self.announced):
             raise RuntimeError(f"{len(self.announced)} images were announced, the processor passed {len(flat)}")

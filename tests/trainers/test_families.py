@@ -1,0 +1,177 @@
+"""Every family trains on rows with one, two and no images in one batch, saves, reloads and resumes bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.support.families import FAMILIES_TINY
+from tests.support.training import picture, settings, user
+from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.families import FAMILIES
+from vlm_grpo.loading import freeze_vision, placeholder_ids, vision_towers
+from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.objective import Rows, model_inputs, with_blank_row
+from vlm_grpo.trainers.rollout import PromptEncoder
+
+each_family = pytest.mark.parametrize("family", FAMILIES_TINY)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder of a family's tiny model, written when it is first asked for."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(family: str) -> Path:
+        if not (root / family).exists():
+            FAMILIES_TINY[family](root / family)
+        return root / family
+
+    return folder
+
+
+def rows() -> list[dict[str, Any]]:
+    """One image; two of other shapes, one of them shown in the first row too; none."""
+    return [
+        {"prompt": user("what color"), "images": [picture(0)]},
+        {"prompt": user("which shape is it"), "images": [picture(1, 56, 112), picture(0)]},
+        {"prompt": user("red"), "images": None},
+    ]
+
+
+def alternating_reward(completions: list, **columns: Any) -> list[float]:
+    """0 and 1 in every group of two, whatever was sampled: every row has an advantage."""
+    return [float(index % 2) for index in range(len(completions))]
+
+
+def build(model: Path, folder: Path, **options: Any) -> Any:
+    arguments = {"per_device_train_batch_size": 6, "num_generations": 2, "max_completion_length": 4, **options}
+    args = VLMGRPOConfig(**settings(folder, **arguments))
+    return VLMGRPOTrainer(str(model), alternating_reward, args, train_dataset=Dataset.from_list(rows()))
+
+
+def tower_state(model: Any) -> dict[str, Tensor]:
+    (tower,) = vision_towers(model)
+    return tower.state_dict()
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys() and one
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@each_family
+def test_two_steps_save_reload_and_resume(family: str, folder_of: Any, tmp_path: Path):
+    before = AutoModelForImageTextToText.from_pretrained(folder_of(family))
+    whole = build(folder_of(family), tmp_path, save_strategy="steps", save_steps=1)
+    whole.train()
+    steps = [entry for entry in whole.state.log_history if "loss" in entry]
+    assert len(steps) == 2
+    assert all(math.isfinite(step[name]) for step in steps for name in ("loss", "grad_norm"))
+    assert all(step["grad_norm"] > 0 for step in steps)
+    assert largest_difference(tower_state(whole.model), tower_state(before)) > 1e-4
+
+    reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2")
+    assert largest_difference(reloaded.state_dict(), whole.model.state_dict()) == 0
+
+    resumed = build(folder_of(family), tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert largest_difference(resumed.model.state_dict(), whole.model.state_dict()) == 0
+
+
+@each_family
+def test_a_frozen_tower_stays_while_the_rest_moves(family: str, folder_of: Any, tmp_path: Path):
+    before = AutoModelForImageTextToText.from_pretrained(folder_of(family))
+    trainer = build(folder_of(family), tmp_path, freeze_vision_modules=True, max_steps=1)
+    trainer.train()
+    assert largest_difference(tower_state(trainer.model), tower_state(before)) == 0
+    assert largest_difference(trainer.model.state_dict(), before.state_dict()) > 1e-4
+
+
+@each_family
+def test_a_mixed_batch_scores_each_row_as_if_it_were_alone(family: str, folder_of: Any):
+    """Logits of a batch of our own making, with a blank row, against the plain processor and model row by row."""
+    model = AutoModelForImageTextToText.from_pretrained(folder_of(family)).eval()
+    processor = AutoProcessor.from_pretrained(folder_of(family))
+    encoder = PromptEncoder(processor, {})
+    samples = encoder.encode(rows())
+    batch = with_blank_row(padded(samples), encoder.blank("image"), completion=1)
+    with torch.no_grad():
+        together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
+        alone = torch.cat([last_logits(model, processor, row) for row in rows()])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def padded(samples: list[Any]) -> Rows:
+    """The prompts padded on the left, before a completion of one token."""
+    longest = max(len(sample.input_ids) for sample in samples)
+    ids = [[0] * (longest - len(sample.input_ids)) + sample.input_ids + [7] for sample in samples]
+    mask = [[0] * (longest - len(sample.input_ids)) + [1] * (len(sample.input_ids) + 1) for sample in samples]
+    return Rows(samples, torch.tensor(ids), torch.tensor(mask))
+
+
+def last_logits(model: Any, processor: Any, row: dict[str, Any]) -> Tensor:
+    images = [open_image(image_ref(image, "")) for image in row["images"] or []]
+    blocks = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text_of(row)}]
+    out = processor.apply_chat_template(
+        [user(blocks)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return model(**out).logits[:, -1]
+
+
+def text_of(row: dict[str, Any]) -> str:
+    return row["prompt"][0]["content"]
+
+
+@each_family
+def test_facts_are_those_of_the_loaded_model(family: str, folder_of: Any):
+    """Tower, projector, language model and head hold every parameter; placeholders are what may not be sampled."""
+    model = AutoModelForImageTextToText.from_pretrained(folder_of(family))
+    processor = AutoProcessor.from_pretrained(folder_of(family))
+    facts = FAMILIES[model.config.model_type]
+    places = (facts.vision_tower, *facts.projector, facts.language_model)
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    assert set(places) <= set(names)
+    rest = [name for name, _ in model.named_parameters() if not name.startswith(tuple(f"{p}." for p in places))]
+    assert set(rest) <= {"lm_head.weight", *facts.projector}
+    known = processor.tokenizer.get_vocab()
+    marks = {known[mark] for mark in facts.placeholders}
+    assert marks and marks <= set(placeholder_ids(model.config, processor))
+
+
+def test_the_table_holds_no_family_that_is_not_tried(folder_of: Any):
+    tried = {AutoModelForImageTextToText.from_pretrained(folder_of(name)).config.model_type for name in FAMILIES_TINY}
+    assert tried == set(FAMILIES)
+
+
+class Unknown(nn.Module):
+    """A model of no known family; `tower` is what its vision tower is called."""
+
+    def __init__(self, tower: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="brand_new_vl")
+        self.body = nn.ModuleDict({tower: nn.Linear(2, 3), "language_model": nn.Linear(3, 2)})
+
+
+def test_the_tower_of_an_unknown_family_is_found_by_name_with_a_warning(caplog: pytest.LogCaptureFixture):
+    model = Unknown("vision_tower")
+    with caplog.at_level(logging.WARNING):
+        assert freeze_vision(model) == 2 * 3 + 3
+    assert "brand_new_vl is not a family that is known" in caplog.text
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trains == {"body.language_model.weight", "body.language_model.bias"}
+
+
+def test_an_unknown_family_without_a_tower_is_refused():
+    with pytest.raises(ValueError, match=r"brand_new_vl.*none of visual, vision_tower, vision_model"):
+        freeze_vision(Unknown("eye"))
