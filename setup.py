@@ -15,6 +15,7 @@ EXTRAS = {
         "pytest>=8",
         "hypothesis>=6",
         "ruff>=0.12",
+        "num2words>=0.5",  # the SmolVLM processor asks for it
     ],
 }
 

@@ -23,7 +23,7 @@ def placeholder_ids(config: Any, processor: Any) -> list[int]:
     None may be sampled: the next forward would look for the pixels that belong to it.
     """
     found = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
-    family = FAMILIES.get(config.model_type)
+    family = FAMILIES.get(getattr(config, "model_type", ""))
     if family is not None:
         tokenizer = getattr(processor, "tokenizer", processor)
         found |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}

@@ -204,12 +204,15 @@ def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: P
         check("--task_type", "vqa", "--reasoning_encoder", "mine")
 
 
-def test_video_key_names_the_lines_with_videos(tmp_path: Path):
-    row = {"clip": "a.mp4", "problem": "q", "answer": "a"}
-    path = write_jsonl(tmp_path / "a.jsonl", [row])
-    assert len(rows(tmp_path, "--data_file_paths", path)) == 1  # an extra column like any other
-    with pytest.raises(UsageError, match=r"a\.jsonl:1.*clip"):
-        rows(tmp_path, "--data_file_paths", path, "--video_key", "clip")
+def test_video_key_names_the_column(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    path = write_jsonl(tmp_path / "a.jsonl", [{"clip": "a.mp4", "problem": "q", "answer": "a"}])
+    flags = ["--data_file_paths", path, "--image_folders", str(tmp_path)]
+    assert not rows(tmp_path, *flags)[0]["videos"]  # an extra column like any other
+    assert rows(tmp_path, *flags, "--video_key", "clip")[0]["videos"][0].source == str(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(UsageError, match=r"a\.jsonl:1 .*a\.mp4: no such file"):
+        rows(tmp_path, *flags, "--video_key", "clip")
 
 
 def test_max_prompt_length_drops_long_rows_and_counts_image_tokens(tiny_model: Path, tmp_path: Path, caplog):

@@ -7,17 +7,18 @@ import pytest
 
 from tests.data.files import png, turns
 from vlm_grpo.data.forms import Form, read_row, without_letters
+from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import ImageRef, Record
 
 
 def read(row: dict[str, Any], **form: Any) -> Record:
-    record, problems, _ = read_row(row, "f:1", 7, Form(**form))
+    record, problems, *_ = read_row(row, "f:1", 7, Form(**form))
     assert record is not None, problems
     return record
 
 
 def complaints(row: dict[str, Any], **form: Any) -> list[tuple[str, str, str]]:
-    record, problems, _ = read_row(row, "f:1", 7, Form(**form))
+    record, problems, *_ = read_row(row, "f:1", 7, Form(**form))
     assert (record is None) == any(not problem.is_warning for problem in problems)
     assert all(problem.where == "f:1" for problem in problems)
     return [(problem.field, problem.found, problem.expected) for problem in problems]
@@ -204,9 +205,11 @@ GOOD = {"question": "q", "answer": "a"}
         ({**GOOD, "image": {"url": "x"}}, "image", "dict", "a path, URL"),
         ({**GOOD, "image": "../a.png"}, "image", r"'../a.png'", "a path inside /d .*--allow_outside"),
         ({**GOOD, "image": "data:image/png,xx"}, "image", "a data URL must be base64", "a path, URL"),
-        ({**GOOD, "video": "a.mp4"}, "video", "'a.mp4'", "video is not supported in this version"),
-        ({**GOOD, "videos": ["a.mp4"]}, "videos", "a.mp4", "video is not supported in this version"),
-        ({**GOOD, "clip": ["a.mp4"]}, "clip", "a.mp4", "video is not supported in this version"),
+        ({**GOOD, "clip": "../a.mp4"}, "clip", "'../a.mp4'", "a path inside"),
+        ({**GOOD, "clip": ["a.png", "../b.png"]}, "clip", "'../b.png'", "a path inside"),
+        ({**GOOD, "clip": [7]}, "clip", "int 7", "a path, URL, list of frames"),
+        ({**GOOD, "clip": 7}, "clip", "int 7", "a path, URL, list of frames"),
+        ({"conversations": turns("<video>q", "a")}, "conversations", "1 <video> markers", "the row has 0"),
         ({**GOOD, "options": "abc"}, "options", "str 'abc'", "a list of at most 26 texts"),
         ({**GOOD, "options": [["a"]]}, "options", "list", "a list of at most 26 texts"),
         ({**GOOD, "options": {"x": "a"}}, "options", "dict", "a list of at most 26 texts"),
@@ -235,3 +238,31 @@ def test_all_problems_of_a_row_are_found_together():
 def test_outside_images_can_be_allowed():
     record = read({**GOOD, "image": "../a.png"}, folder="/d/x", allow_outside=True)
     assert sources(record) == ["/d/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("a.mp4", ["/d/a.mp4"]),
+        (["a.mp4", "b.mp4"], ["/d/a.mp4", "/d/b.mp4"]),
+        (["0.png", "1.png"], [["/d/0.png", "/d/1.png"]]),
+        ([["0.png", "1.png"], "b.mp4"], [["/d/0.png", "/d/1.png"], "/d/b.mp4"]),
+        ({"video": "a.mp4", "fps": 4, "max_frames": 8}, ["/d/a.mp4"]),
+    ],
+)
+def test_videos_are_files_or_lists_of_frames(column: Any, expected: list):
+    for name, form in (("video", Form(folder="/d")), ("clip", Form(folder="/d", video_key="clip"))):
+        record = read_row({**GOOD, name: column}, "f:1", 0, form).record
+        found = [v.source if isinstance(v.source, str) else [f.source for f in v.source] for v in record.videos]
+        assert found == expected
+    if isinstance(column, dict):
+        assert (record.videos[0].fps, record.videos[0].max_frames) == (4, 8)
+
+
+def test_video_markers_keep_their_place_and_others_come_first():
+    row = {"image": "0.png", "videos": ["a.mp4", "b.mp4"], "conversations": turns("<image>see <video> now", "a")}
+    record = read_row(row, "f:1", 0, Form()).record
+    (message,) = PROMPTS["counting"].render(record)
+    assert [block["type"] for block in message["content"]][:5] == ["video", "image", "text", "video", "text"]
+    text = read_row({"conversations": turns("what is <vid>?", "a")}, "f:1", 0, Form()).record
+    assert all(block["type"] == "text" for block in PROMPTS["counting"].render(text)[0]["content"])

@@ -115,7 +115,7 @@ def test_columns_that_would_clash_with_the_trainer_stay_in_the_record(tmp_path: 
     path = write_jsonl(tmp_path / "a.jsonl", [row])
     (loaded,) = load_dataset(path)
     assert loaded["record"].extra == {"completions": "c", "prompt": "p", "where": "w", "level": 1}
-    assert set(loaded) == {"prompt", "images", "record", "id", "answer", "task", "where", "level"}
+    assert set(loaded) == {"prompt", "images", "videos", "record", "id", "answer", "task", "where", "level"}
     assert loaded["where"] == f"{path}:1"
 
 

@@ -28,6 +28,8 @@ def save(folder: Path, kind: type, config: Any, processor: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config)
+        if isinstance(config, hf.Gemma3Config):  # starts at zero: the model would be blind, its tower without gradient
+            torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.02)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -99,45 +100,74 @@ def test_a_frozen_tower_stays_while_the_rest_moves(family: str, folder_of: Any, 
 
 
 @each_family
-def test_a_mixed_batch_scores_each_row_as_if_it_were_alone(family: str, folder_of: Any):
-    """Logits of a batch of our own making, with a blank row, against the plain processor and model row by row."""
-    model = AutoModelForImageTextToText.from_pretrained(folder_of(family)).eval()
-    processor = AutoProcessor.from_pretrained(folder_of(family))
+def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: str, folder_of: Any):
+    """A batch of our own making, with a blank row, against the plain processor and model row by row."""
+    model, processor = loaded(folder_of(family))
     encoder = PromptEncoder(processor, {})
     samples = encoder.encode(rows())
-    batch = with_blank_row(padded(samples), encoder.blank("image"), completion=1)
+    batch = with_blank_row(padded(samples, [7]), encoder.blank("image"), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
-        alone = torch.cat([last_logits(model, processor, row) for row in rows()])
+        alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows()])
+        swapped = {**rows()[1], "images": rows()[1]["images"][::-1]}
+        other = model(**plain_inputs(processor, swapped)).logits[:, -1]
     assert torch.allclose(together, alone, atol=1e-5)
+    assert (other - alone[1]).abs().max() > 1e-3  # images in the wrong places would be seen
+
+    greedy = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    greedy["suppress_tokens"] = placeholder_ids(model.config, processor)
+    answers = model.generate(**model_inputs(*padded(samples, []), completion=0), **greedy)[:, -3:]
+    for row, answer in zip(rows(), answers, strict=True):
+        expected = model.generate(**plain_inputs(processor, row), **greedy)[0, -3:]
+        assert answer.tolist() == expected.tolist()
 
 
-def padded(samples: list[Any]) -> Rows:
-    """The prompts padded on the left, before a completion of one token."""
+def loaded(folder: Path) -> tuple[Any, Any]:
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def padded(samples: list[Any], completion: list[int]) -> Rows:
+    """The prompts padded on the left, each before the completion."""
     longest = max(len(sample.input_ids) for sample in samples)
-    ids = [[0] * (longest - len(sample.input_ids)) + sample.input_ids + [7] for sample in samples]
-    mask = [[0] * (longest - len(sample.input_ids)) + [1] * (len(sample.input_ids) + 1) for sample in samples]
+    missing = [longest - len(sample.input_ids) for sample in samples]
+    ids = [[0] * count + sample.input_ids + completion for count, sample in zip(missing, samples, strict=True)]
+    mask = [[0] * count + [1] * (longest - count + len(completion)) for count in missing]
     return Rows(samples, torch.tensor(ids), torch.tensor(mask))
 
 
-def last_logits(model: Any, processor: Any, row: dict[str, Any]) -> Tensor:
+def plain_inputs(processor: Any, row: dict[str, Any]) -> dict[str, Tensor]:
     images = [open_image(image_ref(image, "")) for image in row["images"] or []]
-    blocks = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text_of(row)}]
-    out = processor.apply_chat_template(
+    question = {"type": "text", "text": row["prompt"][0]["content"]}
+    blocks = [*({"type": "image", "image": image} for image in images), question]
+    return processor.apply_chat_template(
         [user(blocks)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    return model(**out).logits[:, -1]
 
 
-def text_of(row: dict[str, Any]) -> str:
-    return row["prompt"][0]["content"]
+@pytest.mark.parametrize("family", ["llava_onevision", "smolvlm"])
+def test_families_that_need_all_images_of_a_prompt_process_none_twice(family: str, folder_of: Any):
+    """The first prompt has one image, the second two, the third none."""
+    encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of(family)), {})
+    encoder.encode(rows())
+    assert encoder.counters.processed == 3
+
+
+def test_a_frozen_tower_under_lora_trains_no_adapter_of_its_own(folder_of: Any):
+    base = AutoModelForImageTextToText.from_pretrained(folder_of("llava_clip"))
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    assert any("vision_tower" in name for name in trained(model))
+    freeze_vision(model)
+    assert trained(model) and not any("vision_tower" in name for name in trained(model))
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @each_family
 def test_facts_are_those_of_the_loaded_model(family: str, folder_of: Any):
     """Tower, projector, language model and head hold every parameter; placeholders are what may not be sampled."""
-    model = AutoModelForImageTextToText.from_pretrained(folder_of(family))
-    processor = AutoProcessor.from_pretrained(folder_of(family))
+    model, processor = loaded(folder_of(family))
     facts = FAMILIES[model.config.model_type]
     places = (facts.vision_tower, *facts.projector, facts.language_model)
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
@@ -168,8 +198,7 @@ def test_the_tower_of_an_unknown_family_is_found_by_name_with_a_warning(caplog: 
     with caplog.at_level(logging.WARNING):
         assert freeze_vision(model) == 2 * 3 + 3
     assert "brand_new_vl is not a family that is known" in caplog.text
-    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trains == {"body.language_model.weight", "body.language_model.bias"}
+    assert trained(model) == {"body.language_model.weight", "body.language_model.bias"}
 
 
 def test_an_unknown_family_without_a_tower_is_refused():

@@ -9,9 +9,12 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from tests.data.files import turns, write_jsonl
 from tests.data.test_videos import write_video
 from tests.support.training import picture, user
 from tests.trainers.test_mixed import OURS, run, tower_gradient
+from vlm_grpo.data import load_dataset
+from vlm_grpo.evaluation import evaluate
 from vlm_grpo.trainers.messages import read_prompt
 from vlm_grpo.trainers.rollout import PromptEncoder
 
@@ -85,3 +88,38 @@ def test_videos_without_a_place_are_refused_with_their_line(tiny_model: Path):
         read_prompt(row)
     with pytest.raises(ValueError, match=r"a\.jsonl:3: 1 videos and no user turn"):
         read_prompt({"prompt": [{"role": "system", "content": "s"}], "video": "a.mp4", "where": "a.jsonl:3"})
+
+
+def jsonl_rows(folder: Path) -> Any:
+    """A video by its file, one by its frames beside an image, and text, through the reader of jsonl files."""
+    write_video(folder / "a.mp4")
+    for number, frame in enumerate(frames(0)):
+        frame.save(folder / f"{number}.png")
+    data = [
+        {"video": {"video": "a.mp4", "fps": 4}, "conversations": turns("<video>What happens?", "a")},
+        {
+            "videos": [[f"{n}.png" for n in range(4)]],
+            "image": "0.png",
+            "conversations": turns("<image>or <video>?", "b"),
+        },
+        {"conversations": turns("What is 2+2?", "4")},
+    ]
+    return load_dataset(write_jsonl(folder / "a.jsonl", data), image_folders=str(folder))
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_videos_of_a_jsonl_file_train_beside_images_and_text(kind: tuple, tiny_model: Path, tmp_path: Path):
+    rows = jsonl_rows(tmp_path)
+    trainer = run(kind, tiny_model, tmp_path, rows)
+    assert tower_gradient(trainer) > 0
+    first, second, _ = trainer.encoder.encode([rows[number] for number in range(3)])
+    assert first.visual["video_grid_thw"][0, 0] == 4  # 8 frames in pairs
+    assert {"pixel_values", "pixel_values_videos"} <= set(second.visual)
+
+
+def test_videos_are_evaluated_too(tiny_model: Path, tmp_path: Path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, processor = (kind.from_pretrained(tiny_model) for kind in (AutoModelForImageTextToText, AutoProcessor))
+    evaluation = evaluate(model, processor, jsonl_rows(tmp_path), max_completion_length=4)
+    assert [prediction["row"] for prediction in evaluation.predictions] == [0, 1, 2]

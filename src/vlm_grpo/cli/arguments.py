@@ -39,7 +39,7 @@ class ScriptArguments:
     prompt_key: str | None = _flag("Column with the question.")
     answer_key: str | None = _flag("Column with the answer.")
     image_key: str | None = _flag("Column with the image or images.")
-    video_key: str | None = _flag("Column with videos (refused in this version, with the lines that have some).")
+    video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
 
 if TYPE_CHECKING:
-    from vlm_grpo.records import ImageRef
+    from vlm_grpo.records import ImageRef, VideoRef
 
 THUMBNAIL = 320  # pixels of the longer side
 FULL = 1 - 1e-6
@@ -90,10 +90,18 @@ def _show(row: Mapping[str, Any], specs: list[str] | None, template: Any, *, wit
 
     completion = ideal_completion(row["record"])
     pictures = iter([_picture(ref, with_images) for ref in row["images"]])
+    clips = iter([f"[video: {_video_name(ref)}]" for ref in row["videos"]])
     parts = [
         (
             message["role"],
-            [next(pictures) if block["type"] == "image" else block["text"] for block in message["content"]],
+            [
+                next(pictures)
+                if block["type"] == "image"
+                else next(clips)
+                if block["type"] == "video"
+                else block["text"]
+                for block in message["content"]
+            ],
         )
         for message in row["prompt"]
     ]
@@ -112,6 +120,12 @@ def gold_reward(spec: str, completion: str, row: Mapping[str, Any]) -> float | s
         return function(prompts=[row["prompt"]], completions=[message], **columns)[0]
     except ImportError as error:
         return f"not computed: {error}"
+
+
+def _video_name(ref: VideoRef) -> str:
+    if isinstance(ref.source, str):
+        return ref.source
+    return f"{len(ref.source)} frames" if isinstance(ref.source, tuple) else "embedded"
 
 
 def _is_low(value: float | str | None) -> bool:

@@ -257,7 +257,7 @@ def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> No
 def _plain(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return "".join("<image>" if block["type"] == "image" else block["text"] for block in content)
+    return "".join(block.get("text", f"<{block['type']}>") for block in content)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def load_dataset(
         prompt_key: column of the question; without it `conversations`, `problem`, `question`, `prompt` or `messages`.
         answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
         image_key: column of the image or images; without it `images` or `image`.
-        video_key: column of videos, which this version refuses.
+        video_key: column of videos (paths, lists of frames); without it `videos` or `video`.
         allow_outside: allow image paths that leave their folder.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list, positive numbers of any sum. No row comes twice: the file

@@ -17,6 +17,7 @@ from vlm_grpo.data.problems import Problem
 from vlm_grpo.data.rows import as_reading
 from vlm_grpo.data.sources import Source, open_sources
 from vlm_grpo.data.verify import image_fault
+from vlm_grpo.data.videos import video_fault
 from vlm_grpo.records import ImageRef
 
 if TYPE_CHECKING:
@@ -53,7 +54,18 @@ def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
             for reading in chunk:
                 problems += reading.problems
                 problems += images.problems(reading)
+                problems += _video_problems(reading, decode)
     return problems
+
+
+def _video_problems(reading: Reading, decode: bool) -> list[Problem]:
+    """What is wrong with the videos of a row; their frames are looked at as images."""
+    faults = [(ref, video_fault(ref, decode=decode)) for ref in reading.videos]
+    return [
+        Problem(ref.where, "video", f"{name_of(ref.source)}: {fault}", "a video that can be decoded")
+        for ref, fault in faults
+        if fault
+    ]
 
 
 def _chunks(readings: Iterator[Reading]) -> Iterator[list[Reading]]:
@@ -62,7 +74,7 @@ def _chunks(readings: Iterator[Reading]) -> Iterator[list[Reading]]:
     held = 0
     for reading in readings:
         chunk.append(reading)
-        held += sum(len(ref.source) for ref in reading.images if isinstance(ref.source, bytes))
+        held += sum(len(ref.source) for ref in _files(reading) if isinstance(ref.source, bytes))
         if len(chunk) == CHUNK or held >= HELD:
             yield chunk
             chunk, held = [], 0
@@ -97,5 +109,6 @@ class _ImageCheck:
 
 
 def _files(reading: Reading) -> list[ImageRef]:
-    """The images of a row that are not decoded yet."""
-    return [ref for ref in reading.images if not isinstance(ref.source, Image.Image)]
+    """The images and video frames of a row that are not decoded yet."""
+    frames = [frame for video in reading.videos if isinstance(video.source, tuple) for frame in video.source]
+    return [ref for ref in (*reading.images, *frames) if not isinstance(ref.source, Image.Image)]

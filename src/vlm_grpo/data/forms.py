@@ -7,15 +7,17 @@ turns the last gpt turn is the answer to the last human turn, and all turns befo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
-from vlm_grpo.data.turns import MARKER, Conversation, read_turns
-from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.data.turns import MARKER, VIDEO_MARKER, Conversation, read_turns
+from vlm_grpo.data.videos import video_ref
+from vlm_grpo.records import ImageRef, Record, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS
 from vlm_grpo.text import extract_answer
@@ -24,6 +26,7 @@ QUESTION_KEYS = ("conversations", "problem", "question", "prompt", "messages")
 ANSWER_KEYS = ("answer", "solution", "ground_truth")
 IMAGE_KEYS = ("images", "image")
 VIDEO_KEYS = ("videos", "video")
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -47,6 +50,7 @@ class Reading(NamedTuple):
     record: Record | None
     problems: list[Problem]
     images: tuple[ImageRef, ...] = ()
+    videos: tuple[VideoRef, ...] = ()
 
 
 def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
@@ -54,7 +58,7 @@ def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Rea
     reader = _RowReader(row, where, form)
     record = reader.record(number)
     failed = any(not problem.is_warning for problem in reader.problems)
-    return Reading(None if failed else record, reader.problems, record.images)
+    return Reading(None if failed else record, reader.problems, record.images, record.videos)
 
 
 class _RowReader:
@@ -71,18 +75,19 @@ class _RowReader:
         self.problems.append(Problem(self.where, field, found, expected))
 
     def record(self, number: int) -> Record:
-        self.no_video()
         key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
         conversation = self.conversation(key)
         answer = self.answer(conversation)
         images = self.images()
         options = self.options()
         question, images = self.place(conversation, images, options, key)
+        videos = self.videos(conversation, key)
         return Record(
             id=self.identity(number),
             question=question,
             answer=answer,
             images=tuple(ref for ref in images if ref is not None),
+            videos=videos,
             system=conversation.system,
             history=tuple(conversation.history),
             task=self.task(),
@@ -244,16 +249,42 @@ class _RowReader:
             self.wrong(field, show_value(value), known_name(value, known))
         return value
 
-    def no_video(self) -> None:
-        for name in self.video_columns():
-            if self.row.get(name):
-                self.wrong(name, show_value(self.row[name]), "images or text; video is not supported in this version")
+    def videos(self, conversation: Conversation, key: str | None) -> tuple[VideoRef, ...]:
+        """The videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
+        names = (self.form.video_key,) if self.form.video_key else VIDEO_KEYS
+        self.used.update(names)
+        column = next((name for name in names if self.row.get(name)), None)
+        found = [] if column is None else [self.video(column, item) for item in video_items(self.row[column])]
+        asked = [turn["content"] for turn in conversation.history if turn["role"] == "user"]
+        wanted = sum(text.count(VIDEO_MARKER) for text in (*asked, conversation.question))
+        if wanted > len(found):
+            have = f"as many videos, the row has {len(found)}"
+            self.wrong(key or "question", f"{wanted} {VIDEO_MARKER} markers", have)
+        return tuple(ref for ref in found if ref is not None)
 
-    def video_columns(self) -> Iterator[str]:
-        yield from VIDEO_KEYS
-        if self.form.video_key and self.form.video_key not in VIDEO_KEYS:
-            self.used.add(self.form.video_key)
-            yield self.form.video_key
+    def video(self, field: str, value: Any) -> VideoRef | None:
+        """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""
+        try:
+            ref = video_ref(value, self.where)
+        except ValueError:
+            expected = 'a path, URL, list of frames or {"video", "fps", "max_frames"}'
+            self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
+            return None
+        if isinstance(ref.source, tuple):
+            frames = [self.image(field, frame) for frame in ref.source]
+            return replace(ref, source=tuple(frames)) if None not in frames else None
+        path = self.image(field, ref.source) if isinstance(ref.source, str) else ref
+        return path and replace(ref, source=path.source)
+
+
+def video_items(value: Any) -> list[Any]:
+    """The videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    files = all(isinstance(item, str) for item in value)
+    if files and all(Path(item).suffix.lower() in FRAME_SUFFIXES for item in value):
+        return [list(value)]
+    return list(value)
 
 
 def without_letters(options: list[str]) -> tuple[str, ...]:

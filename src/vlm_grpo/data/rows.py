@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
-ROW = ("prompt", "images", "record", "id", "answer", "task", "where")
+ROW = ("prompt", "images", "videos", "record", "id", "answer", "task", "where")
 TRAINER = ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-RESERVED = frozenset((*ROW, *TRAINER, "image", "environments", "tools", "chat_template_kwargs"))
+RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools", "chat_template_kwargs"))
 
 
 class RowMaker:
@@ -65,6 +65,7 @@ class RowMaker:
         return {
             "prompt": (self.prompt or PROMPTS[task.prompt]).render(record, system=task.system),
             "images": list(record.images),
+            "videos": list(record.videos),
             "record": record,
             "id": record.id,
             "answer": record.answer,

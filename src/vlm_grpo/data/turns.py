@@ -10,6 +10,7 @@ from typing import Any
 from vlm_grpo.data.problems import show_value
 
 MARKER = "<image>"
+VIDEO_MARKER = "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Complaint = tuple[str, str, str]  # field, found, expected
 
@@ -119,8 +120,6 @@ def _flatten(content: Any, field_name: str, complaints: list[Complaint]) -> tupl
             text += MARKER
             images.append(block.get("image"))
         else:
-            expected = (
-                'blocks {"type": "text", "text": ...} or {"type": "image"}; video is not supported in this version'
-            )
+            expected = 'blocks {"type": "text", "text": ...} or {"type": "image"}; videos go into a column'
             complaints.append((f"{field_name}[{number}]", show_value(block), expected))
     return text, images

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_grpo.data.images import DECODE_ERRORS, image_ref, open_image, opened, reason
+from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, open_image, opened, reason
 from vlm_grpo.records import VideoRef
 
 FPS = 2.0  # frames a second that are taken of a file, as Qwen's own preprocessing does
@@ -84,6 +85,22 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
     if isinstance(ref.source, tuple):
         return _thinned(_stacked(ref), ref.fps or FPS, limit)
     return _decoded(ref, limit, count)
+
+
+def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
+    """What is wrong with a video file, in a few words; without `decode` only whether there is one."""
+    if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
+        if not os.path.isfile(ref.source):
+            return "no such file"
+        if not os.path.getsize(ref.source):
+            return "the file is empty"
+    if not decode or not isinstance(ref.source, str | bytes):
+        return None
+    try:
+        open_video(ref)
+    except ValueError as error:
+        return str(error).rpartition(": ")[2]
+    return None
 
 
 def _stacked(ref: VideoRef) -> np.ndarray:

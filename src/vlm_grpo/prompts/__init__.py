@@ -1,4 +1,4 @@
-"""Prompt templates: jinja files that turn a record into chat messages, with `<image>` markers kept in place.
+"""Prompt templates: jinja files that turn a record into chat messages; `<image>` and `<video>` keep their places.
 
 A template sees `question`, `options` (texts), `lettered` (the options as lines with letters) and `record`.
 """
@@ -6,6 +6,7 @@ A template sees `question`, `options` (texts), `lettered` (the options as lines 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -16,6 +17,7 @@ from vlm_grpo.records import Record
 from vlm_grpo.table import Table, unknown_name
 
 MARKER = "<image>"
+VIDEO_MARKER = "<video>"
 VARIABLES = ("question", "options", "lettered", "record")
 
 
@@ -57,8 +59,10 @@ class PromptTemplate:
                 f"{record.where}: prompt {self.path or self.name} has {len(record.images) - missing} {MARKER} markers, "
                 f"the record has {len(record.images)} images; a template must write the question once"
             )
-        asked[0]["content"] = MARKER * missing + asked[0]["content"]
-        return [{"role": turn["role"], "content": _blocks(turn)} for turn in turns]
+        videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in asked)
+        asked[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + asked[0]["content"]
+        kinds = {MARKER: "image", **({VIDEO_MARKER: "video"} if record.videos else {})}
+        return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
     def _question(self, record: Record) -> str:
         from jinja2 import TemplateError
@@ -79,11 +83,12 @@ def lettered(options: tuple[str, ...]) -> list[str]:
     return [f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options)]
 
 
-def _blocks(turn: dict[str, str]) -> list[dict[str, str]]:
+def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, str]]:
+    """The text of a user turn with an empty block in place of every marker; `kinds` maps markers to block types."""
     if turn["role"] != "user":
         return [{"type": "text", "text": turn["content"]}]
-    parts = [part for part in re.split(f"({MARKER})", turn["content"]) if part]
-    return [{"type": "image"} if part == MARKER else {"type": "text", "text": part} for part in parts]
+    parts = [part for part in re.split(f"({'|'.join(kinds)})", turn["content"]) if part]
+    return [{"type": kinds[part]} if part in kinds else {"type": "text", "text": part} for part in parts]
 
 
 def load_prompt(path: str | Path) -> PromptTemplate:

@@ -84,6 +84,7 @@ class OnceImageProcessor:
         self.counters = counters
         self.announced: list[Hashable] = []
         self.results: dict[Hashable, BatchFeature] = {}
+        self.sees_all = False  # whether this family's output for one prompt has a dimension of images
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -94,12 +95,18 @@ class OnceImageProcessor:
         flat = _flatten(images)
         if len(flat) != len(self.announced):
             raise RuntimeError(f"{len(self.announced)} images were announced, the processor passed {len(flat)}")
-        parts = [self._once(key, image, options) for key, image in zip(self.announced, flat, strict=True)]
-        joined = _join(parts)
+        joined = self._joined(flat, options)
         if joined is None:  # this family pads the images of one prompt to a common shape: it has to see them together
             self.counters.processed += len(flat)
             return self.inner(images, **options)
         return joined
+
+    def _joined(self, flat: Sequence[Any], options: Mapping[str, Any]) -> BatchFeature | None:
+        if self.sees_all and len(flat) > 1:
+            return None
+        parts = [self._once(key, image, options) for key, image in zip(self.announced, flat, strict=True)]
+        self.sees_all = any(value.ndim == 5 for value in parts[0].values() if isinstance(value, Tensor))
+        return _join(parts)
 
     def _once(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
         if key not in self.results:
