@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
-from vlm_grpo.families import FAMILIES
+from vlm_grpo.families import FAMILIES, Family
 
 logger = logging.getLogger(__name__)
 
@@ -13,6 +14,9 @@ logger = logging.getLogger(__name__)
 PLACEHOLDERS = tuple(
     f"{kind}_token_{suffix}" for kind in ("image", "video", "audio", "vision_start") for suffix in ("id", "index")
 )
+PARTS = ("vision tower", "projector", "language model", "head")
+# Linear layers of the language model only: an adapter goes elsewhere only where it is asked to.
+LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 # Where families that FAMILIES does not list mostly keep their vision tower.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -96,3 +100,45 @@ def vision_towers(model: Any) -> list[Any]:
             "leave the flag out, or register the family's modules in vlm_grpo.families.FAMILIES"
         )
     return towers
+
+
+def part_of(name: str, family: Family) -> str:
+    """To which of PARTS a parameter belongs, by its name in the model, also below an adapter's prefix."""
+    path = f".{name}."
+    if any(f".{place}." in path for place in family.projector):
+        return "projector"
+    if f".{family.vision_tower}." in path:
+        return "vision tower"
+    return "language model" if f".{family.language_model}." in path else "head"
+
+
+def freeze_parts(model: Any, parts: Collection[str]) -> None:
+    """Turn off gradients in some of PARTS.
+
+    Raises:
+        ValueError: the family's parts are not known, or nothing would be left to train.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        flags = ", ".join(f"--freeze_{part.replace(' ', '_')}" for part in parts)
+        raise ValueError(f"{flags}: the modules of {model.config.model_type} are not known; register them in FAMILIES")
+    for name, parameter in model.named_parameters():
+        if part_of(name, family) in parts:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"nothing is left to train: {', '.join(parts)} are frozen, and so is the rest")
+
+
+def parameter_table(model: Any) -> str:
+    """How many parameters each part of the model has and how many of them are trained; adapters are counted apart."""
+    family = FAMILIES.get(model.config.model_type)
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = "adapter" if "lora_" in name else "all" if family is None else part_of(name, family)
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
+        entry = counts.setdefault(part, [0, 0])
+        entry[0] += size if parameter.requires_grad else 0
+        entry[1] += size
+    rows = [*counts.items(), ("total", [sum(column) for column in zip(*counts.values(), strict=True)])]
+    lines = [f"{part:<16}{trained:>16,}{whole:>16,}" for part, (trained, whole) in rows]
+    return "\n".join([f"{'parameters':<16}{'trained':>16}{'of':>16}", *lines])

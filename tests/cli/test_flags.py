@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 
 from tests.data.files import png, turns, write_images, write_jsonl
 from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
 from vlm_grpo.cli.arguments import ScriptArguments
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.train import build_trainer, check_rewards, load_data
+from vlm_grpo.families import FAMILIES
+from vlm_grpo.loading import freeze_parts, parameter_table, part_of
 from vlm_grpo.rewards import reasoning
-from vlm_grpo.trainers.config import VisionFields
+from vlm_grpo.trainers.config import VisionFields, VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
@@ -45,6 +48,7 @@ TESTED = {
     "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
+    *("freeze_projector", "freeze_language_model"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
 }
 
@@ -171,6 +175,50 @@ def test_pixel_limits_and_freezing(jsonl: list[str], tiny_model: Path, tmp_path:
     made = trainer(tiny_model, tmp_path, *jsonl, "--freeze_vision_modules", "true")
     frozen = {name.split(".")[1] for name, parameter in made.model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"visual"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"), [("freeze_projector", "projector"), ("freeze_language_model", "language model")]
+)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_freezing_parts(flag: str, part: str, lora: bool, jsonl: list[str], tiny_model: Path, tmp_path: Path):
+    """Also under an adapter on the tower, where the language model's base is frozen anyway."""
+    words = (
+        ["--use_peft", "true", "--lora_target_modules", r".*\.qkv", "--lora_modules_to_save", "merger"] if lora else []
+    )
+    plain = trained_parts(trainer(tiny_model, tmp_path, *jsonl, *words).model)
+    frozen = trained_parts(trainer(tiny_model, tmp_path, *jsonl, *words, f"--{flag}", "true").model)
+    assert plain - frozen == {part} & plain
+    assert part in plain or lora
+
+
+def trained_parts(model: Any) -> set[str]:
+    facts = FAMILIES["qwen2_5_vl"]
+    return {part_of(name, facts) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_an_adapter_goes_to_the_language_model_unless_asked(jsonl: list[str], tiny_model: Path, tmp_path: Path):
+    made = trainer(tiny_model, tmp_path, *jsonl, "--use_peft", "true")
+    assert trained_parts(made.model) == {"language model"}
+    layers = {name.split(".")[-4] for name, _ in made.model.named_parameters() if "lora_A" in name}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    asked = trainer(tiny_model, tmp_path, *jsonl, "--use_peft", "true", "--lora_target_modules", r".*\.qkv")
+    assert trained_parts(asked.model) == {"vision tower"}
+    args = VLMGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=8)
+    library = VLMGRPOTrainer(
+        str(tiny_model), ["format"], args, train_dataset=made.train_dataset, peft_config=LoraConfig()
+    )
+    assert trained_parts(library.model) == {"language model"}
+
+
+def test_the_table_of_parameters_counts_each_part(jsonl: list[str], tiny_model: Path, tmp_path: Path):
+    made = trainer(tiny_model, tmp_path, *jsonl, "--freeze_vision_modules", "true")
+    lines = {line[:16].strip(): line[16:].split() for line in parameter_table(made.model).splitlines()}
+    assert lines["vision tower"][0] == "0" and lines["language model"][0] == lines["language model"][1]
+    whole = sum(parameter.numel() for parameter in made.model.parameters())
+    assert lines["total"][1] == f"{whole:,}"
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        freeze_parts(made.model, ["projector", "language model", "head"])
 
 
 def test_reasoning_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

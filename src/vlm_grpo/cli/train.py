@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
-# Linear layers of the language model only: an adapter on the vision tower is asked for by --lora_target_modules.
-LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,10 +46,14 @@ def run(argv: list[str]) -> None:
     if script.dry_run:
         show(script, training, model, dataset)
         return
+    from vlm_grpo.loading import parameter_table
+
     check_model(model, training)
     start = resume_point(training)
     trainer = build_trainer(script, training, model, dataset, held_out)
     write_run_file(script, training, model)
+    if training.process_index == 0:
+        print(parameter_table(trainer.model))
     trainer.train(resume_from_checkpoint=start)
     trainer.save_model(training.output_dir)
     trainer.save_state()
@@ -142,8 +144,6 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
     from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
-    if model.use_peft and model.lora_target_modules is None:
-        model.lora_target_modules = LANGUAGE_LINEAR
     given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     training.model_init_kwargs = {
         **{name: value for name, value in given.items() if value is not None},

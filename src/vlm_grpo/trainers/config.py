@@ -24,6 +24,12 @@ class VisionFields:
     freeze_vision_modules: bool = field(
         default=False, metadata={"help": "Keep the vision tower's weights as they are."}
     )
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Keep the projector between vision tower and language model as it is."}
+    )
+    freeze_language_model: bool = field(
+        default=False, metadata={"help": "Keep the language model's weights (without its head) as they are."}
+    )
     reasoning_encoder: str | None = field(
         default=None,
         metadata={"help": "Sentence encoder of the reasoning reward, name or folder (default all-MiniLM-L6-v2)."},
@@ -34,6 +40,11 @@ class VisionFields:
     reasoning_threshold: float | None = field(
         default=None, metadata={"help": "Cosine above which two reasoning steps match (default: the encoder's own)."}
     )
+
+    def frozen_parts(self) -> list[str]:
+        """Parts of the model, besides the vision tower, that are not trained."""
+        parts = {"projector": self.freeze_projector, "language model": self.freeze_language_model}
+        return [part for part, is_frozen in parts.items() if is_frozen]
 
     def reward_options(self) -> dict[str, Any]:
         """What the built-in rewards take from this configuration."""

@@ -8,6 +8,7 @@ pixels of its own rows. TRL never sees an image, so nothing of it is copied, gat
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import Trainer
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.families import coordinate_space
-from vlm_grpo.loading import freeze_vision, placeholder_ids, set_pixel_limits
+from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
@@ -56,6 +57,9 @@ class VisionPipeline:
         for name in ("train_dataset", "eval_dataset"):
             if options.get(name) is not None:
                 options[name] = undecoded(options[name])
+        adapter = options.get("peft_config")
+        if adapter is not None and getattr(adapter, "target_modules", "") is None:
+            options["peft_config"] = replace(adapter, target_modules=LANGUAGE_LINEAR)
         super().__init__(model, reward_funcs, args, **options)
         self._samples: list[Sample] = []
         self._media_anywhere = [False for _ in MEDIA]  # in the rollout at hand, on any process
@@ -63,6 +67,8 @@ class VisionPipeline:
         self._encoder: PromptEncoder | None = None
         if getattr(self.args, "freeze_vision_modules", False):
             freeze_vision(self.model)
+        if parts := getattr(self.args, "frozen_parts", list)():
+            freeze_parts(self.model, parts)
         if self._is_vlm:
             set_pixel_limits(
                 self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
