@@ -3,6 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Chosen with --hypothesis-profile.
+settings.register_profile("default", max_examples=300, deadline=None)
+settings.register_profile("extended", max_examples=10_000, deadline=None)
+settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

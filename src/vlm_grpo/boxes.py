@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vlm_grpo.text import extract_json
 
-NUMBER = r"-?\d+(?:\.\d+)?"
+NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are no coordinate, and could become infinite
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
 

@@ -25,6 +25,11 @@ def boxed(text: str) -> str:
         ("iou", "[-5, 0, 10, 10]", 1.0),  # clamped
         ("iou", "[0,0,10,10] [0,0,10,10]", 0.0),  # several boxes are no answer
         ("iou", "None", 0.0),
+        ("iou", "<|begin_of_box|>[0, 0, 10, 5]<|end_of_box|>", 0.5),  # GLM's markers
+        ("iou", "<|begin_of_box|>[[0, 0, 10, 5]]<|end_of_box|>", 0.5),
+        ("iou", "<|box_start|>(0,0),(10,5)<|box_end|>", 0.5),  # Qwen's
+        ("iou", "<box>[[0, 0, 10, 5]]</box>", 0.5),  # InternVL's
+        ("iou", f"[0, 0, 10, {'9' * 400}]", 0.0),  # would be infinite, its overlap NaN, and the row left out
         ("iou", "[0, 0, 1000, 1000]", 1e-4),
         ("iou@0.5", "[0, 0, 10, 5]", 0.0),
         ("iou@0.5", "[0, 0, 10, 6]", 1.0),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.files import turns, write_images, write_jsonl
-from tests.support.training import settings
+from tests.support.training import image_rows, length_reward, settings
 from vlm_grpo.data import load_dataset
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.debug import DebugLog, debug_log
@@ -38,6 +39,24 @@ def test_training_writes_a_line_per_completion_and_reward(kind: tuple, tiny_mode
     assert lines[0]["images"] == [f"{folder}/0.png"]
     assert {"completion", "answer", "where"} <= set(lines[0])
     assert lines[0]["value"] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_the_table_of_completions_shows_the_advantages_that_are_used(kind: str, tiny_model: Path, tmp_path: Path):
+    trainer, config = {"grpo": (VLMGRPOTrainer, VLMGRPOConfig), "rloo": (VLMRLOOTrainer, VLMRLOOConfig)}[kind]
+    args = config(**settings(tmp_path, per_device_train_batch_size=8, max_steps=1, log_completions=True))
+    made = trainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
+    used = []
+    compute = made._compute_loss
+
+    def watched(model: Any, inputs: dict) -> Any:
+        used.extend(inputs["advantages"].tolist())
+        return compute(model, inputs)
+
+    made._compute_loss = watched
+    made.train()
+    assert sorted(made._logs["advantages"]) == pytest.approx(sorted(used))
+    assert len(set(used)) > 2
 
 
 def test_values_that_do_not_apply_are_null_and_ranks_have_their_own_file(tmp_path: Path):
