@@ -311,7 +311,7 @@ def glm_span(kind: str) -> tuple[str, str, str]:
 def save_mistral3(folder: Path) -> None:
     words = tokenizer("[IMG_BREAK]", "[IMG_END]", image_token="[IMG]")
     config = hf.Mistral3Config(
-        text_config={"model_type": "mistral", **text(words, head_dim=16)},
+        text_config={"model_type": "mistral", **text(words, head_dim=16, sliding_window=None)},
         vision_config={
             "model_type": "pixtral",
             "image_size": 112,

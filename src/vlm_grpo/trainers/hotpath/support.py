@@ -1,0 +1,102 @@
+"""Which models can share a prefix, and the check of the fast path against the plain one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_grpo.trainers.hotpath import attention
+from vlm_grpo.trainers.hotpath.scores import backbone, head_sees_scored_only
+
+logger = logging.getLogger(__name__)
+
+MODES = ("auto", "on", "off")
+# Largest mean difference of log-probabilities between the two paths. Rounding alone gives 1e-6 and a few hundredths.
+IN_FULL_PRECISION, IN_HALF_PRECISION = 1e-4, 0.1
+
+
+def refusal(model: nn.Module) -> str | None:
+    """Why completions of this model cannot share their prompt's pass; None where they can."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    checks = [
+        (text._attn_implementation not in (attention.PLAIN, attention.NAME), "attention other than sdpa"),
+        (bool(kinds), f"layers of {', '.join(sorted(kinds))}"),
+        (_slides(text), "a sliding window"),
+        (bool(getattr(text, "attention_dropout", 0)), "attention dropout"),
+        (getattr(text, "attn_logit_softcapping", None) is not None, "soft-capping of attention"),
+        (bool(getattr(text, "use_bidirectional_attention", False)), "bidirectional attention"),
+        (not _uses_interface(model), "attention outside of transformers' interface"),
+    ]
+    return next((reason for is_so, reason in checks if is_so), None)
+
+
+def _slides(text: Any) -> bool:
+    """A window that no list of layers says more about."""
+    window = getattr(text, "sliding_window", None)
+    return not getattr(text, "layer_types", None) and bool(window) and getattr(text, "use_sliding_window", True)
+
+
+def _uses_interface(model: nn.Module) -> bool:
+    text = getattr(backbone(model), "language_model", None) or getattr(backbone(model), "text_model", None)
+    return text is not None and bool(getattr(type(text), "_supports_attention_backend", False))
+
+
+class Sharing:
+    """Whether a trainer's models share prefixes: asked for, possible, and checked on the first group.
+
+    Args:
+        mode: `auto` falls back to the plain path with a warning, `on` raises instead, `off` never shares.
+        models: the policy, and the reference model if there is one.
+
+    Raises:
+        ValueError: `on`, and a model cannot.
+    """
+
+    def __init__(self, mode: str, models: Sequence[nn.Module]) -> None:
+        if mode not in MODES:
+            raise ValueError(f"--shared_prefix must be one of {', '.join(MODES)}, got {mode!r}")
+        self.mode = mode
+        self.models = list(models)
+        self.is_checked = False
+        reason = None if mode == "off" else next(filter(None, map(refusal, self.models)), None)
+        self.is_on = mode != "off" and reason is None
+        if reason is not None:
+            self._give_up(reason)
+        if self.is_on:
+            attention.register()
+            for model in self.models:
+                model.config.get_text_config()._attn_implementation = attention.NAME
+                head_sees_scored_only(model)
+
+    def settle(self, difference: float, allowed: float) -> None:
+        """Go on sharing if the two paths agree (on every process), else leave it."""
+        self.is_checked = True
+        if difference <= allowed:
+            return
+        for model in self.models:
+            model.config.get_text_config()._attn_implementation = attention.PLAIN
+        self.is_on = False
+        self._give_up(f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})")
+
+    def _give_up(self, reason: str) -> None:
+        name = type(self.models[0]).__name__
+        if self.mode == "on":
+            raise ValueError(f"--shared_prefix on: {name} cannot share prompts: {reason}; use auto or off")
+        logger.warning("%s does not share prompts between completions: %s; the plain path is used", name, reason)
+
+
+def tolerance(dtype: torch.dtype, mixed_precision: str) -> float:
+    """How far the two paths may be apart in a precision."""
+    is_full = dtype == torch.float32 and mixed_precision == "no"
+    return IN_FULL_PRECISION if is_full else IN_HALF_PRECISION
+
+
+def mean_difference(one: Tensor, other: Tensor, mask: Tensor) -> float:
+    """Mean absolute difference where the mask is 1; infinite where a number is missing."""
+    values = (one.float() - other.float()).abs()[mask.bool()]
+    return torch.nan_to_num(values.mean(), nan=float("inf")).item() if len(values) else 0.0
