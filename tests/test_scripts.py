@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = sorted((ROOT / "run_scripts").glob("run_*.sh"))
 DEEPSPEED = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))
+ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
 def training_flags(script: Path) -> list[str]:
@@ -58,3 +59,26 @@ def test_deepspeed_config_parses(path: Path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
     assert done.stdout.split()[-1] == str(stage)
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.name)
+def test_accelerate_config_parses(path: Path):
+    """With accelerate's own reader, which refuses unknown keys, and its launcher's options, which it would ignore."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(path.stem, "DEEPSPEED")
+    assert (config.distributed_type, config.num_processes) == (kind, 8)
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    assert {*config.deepspeed_config, *config.fsdp_config} <= options.keys()
+    assert f"configs/accelerate/{path.name}" in path.read_text(encoding="utf-8")  # how it is started
+    if kind == "DEEPSPEED":
+        settings = json.loads((ROOT / config.deepspeed_config["deepspeed_config_file"]).read_text(encoding="utf-8"))
+        assert path.stem == f"zero{settings['zero_optimization']['stage']}"
+    else:
+        assert config.mixed_precision == "bf16"
+
+
+def test_every_accelerate_config_is_there():
+    assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2", "zero2", "zero3"]

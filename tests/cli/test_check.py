@@ -48,6 +48,21 @@ def test_flags_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "unknown task 'zzz'" in capsys.readouterr().err
 
 
+def test_shares_are_checked_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images = ["--image_folders", str(write_images(tmp_path))]
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [GOOD] * size) for name, size in (("a", 2), ("b", 30))]
+    words = ["--data_file_paths", ":".join(paths), *images]
+    assert main([*words, "--mixture", "1:9"]) == 0
+    for shares, said in (("1", "1 for 2 data files"), ("1:x", "'x'"), ("900:1", "none of its 30 rows is used")):
+        capsys.readouterr()
+        assert main([*words, "--mixture", shares]) == 1
+        assert said in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text("{\n")
+    assert main([*words, "--mixture", "1:x"]) == 1
+    out = capsys.readouterr().out
+    assert "'x'" in out and "a.jsonl:1 " in out
+
+
 def test_decode_finds_what_headers_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr("vlm_grpo.data.check.image_fault", lambda ref, decode: asked.append(decode))

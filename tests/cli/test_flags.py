@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 
 from tests.data.files import png, turns, write_images, write_jsonl
 from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
 from vlm_grpo.cli.arguments import ScriptArguments
 from vlm_grpo.cli.parsing import UsageError, parse
-from vlm_grpo.cli.train import build_trainer, check_rewards, load_data
+from vlm_grpo.cli.train import build_trainer, check_rewards, load_data, run
+from vlm_grpo.data import DataError
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import freeze_parts, parameter_table, part_of
 from vlm_grpo.rewards import reasoning
@@ -44,11 +45,12 @@ TESTED = {
         "dataset_name",
         "use_huggingface_dataset",
     ),
+    "streaming",
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
-    *("freeze_projector", "freeze_language_model"),
+    *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
 }
 
@@ -106,6 +108,41 @@ def test_mixture_takes_shares_of_the_files_by_the_seed(tmp_path: Path):
         rows(tmp_path, *flags[:2], "--mixture", "1")
 
 
+def test_streaming_reads_rows_as_they_are_reached(jsonl: list[str], tmp_path: Path):
+    with Path(jsonl[1]).open("a") as file:
+        file.write("{\n")  # line 5
+    with pytest.raises(UsageError, match=r"a\.jsonl:5"):
+        rows(tmp_path, *jsonl)
+    stream = rows(tmp_path, *jsonl, "--streaming", "true", "--max_steps", "3")
+    assert type(stream) is IterableDataset and next(iter(stream))["id"] == 0
+    with pytest.raises(DataError, match=r"a\.jsonl:5"):
+        list(stream)
+    with pytest.raises(UsageError, match="no such file"):
+        rows(tmp_path, "--data_file_paths", "none.jsonl", "--streaming", "true", "--max_steps", "3")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--streaming needs --max_steps"),
+        (["--max_steps", "3", "--val_split_ratio", "0.5"], "--val_split_ratio cannot split what --streaming reads"),
+        (["--max_steps", "3", "--mixture", "1"], "--mixture needs the number of rows of each file"),
+        (["--max_steps", "3", "--dataloader_num_workers", "2"], "--dataloader_num_workers has no effect with --stream"),
+    ],
+)
+def test_streaming_refuses_what_needs_a_length(words: list[str], said: str, jsonl: list[str], tmp_path: Path):
+    with pytest.raises(UsageError, match=said):
+        rows(tmp_path, *jsonl, "--streaming", "true", *words)
+
+
+def test_dry_run_shows_two_rows_of_a_stream(jsonl: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--streaming", "true", "--max_steps", "3", "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
+    run([*jsonl, *QUICK, *flags, "--dry_run", "true"])
+    out = capsys.readouterr().out
+    assert [line[-8:] for line in out.splitlines() if line.startswith("--- prompt")] == ["jsonl:1)", "jsonl:2)"]
+    assert "rows: streamed" in out
+
+
 @pytest.mark.parametrize("extra", [[], ["--use_huggingface_dataset", "true"]])
 def test_dataset_name_and_keys(tmp_path: Path, extra: list[str]):
     data = {"ask": ["q0", "q1"], "gold": ["7", "8"], "pic": [{"bytes": png(), "path": None}] * 2}
@@ -155,7 +192,8 @@ def test_trainer_rewards_and_weights(jsonl: list[str], tiny_model: Path, tmp_pat
     made = trainer(tiny_model, tmp_path, *jsonl, "--trainer", "rloo", "--reward_funcs", "accuracy:2", "format")
     assert type(made) is VLMRLOOTrainer
     assert (made.reward_func_names, made.reward_weights.tolist()) == (["accuracy", "format"], [2.0, 1.0])
-    made = trainer(tiny_model, tmp_path, *jsonl, "--task_type", "rec")
+    boxes = write_jsonl(tmp_path / "boxes.jsonl", [{"problem": "Where?", "answer": [1, 2, 5, 6]}] * 4)
+    made = trainer(tiny_model, tmp_path, "--data_file_paths", boxes, "--task_type", "rec")
     assert type(made) is VLMGRPOTrainer and made.reward_func_names == ["iou", "format"]
 
 
@@ -165,6 +203,15 @@ def test_validation_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path):
     (callback,) = [c for c in made.callback_handler.callbacks if type(c).__name__ == "GreedyEvaluation"]
     assert (len(made.train_dataset), len(callback.held_out)) == (3, 1)
     assert (callback.val_before_train, callback.val_freq) == (True, 0.5)
+    assert made.evaluate_greedily == callback.run
+
+
+def test_sharing_prompts(jsonl: list[str], tiny_model: Path, tmp_path: Path):
+    made = trainer(tiny_model, tmp_path, *jsonl)
+    assert made._sharing.is_on and made._packing().budget is None
+    made = trainer(tiny_model, tmp_path, *jsonl, "--max_tokens_per_forward", "99")
+    assert made._packing().budget == 99
+    assert not trainer(tiny_model, tmp_path, *jsonl, "--shared_prefix", "off")._sharing.is_on
 
 
 def test_pixel_limits_and_freezing(jsonl: list[str], tiny_model: Path, tmp_path: Path):

@@ -36,8 +36,8 @@ def test_preview_shows_images_in_place_and_rewards(tmp_path: Path, capsys: pytes
 
 def test_a_gold_answer_that_earns_too_little_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     wrong = {"question": "Which?", "answer": "3", "options": ["x", "y"], "accu_reward_method": "mcq"}
-    box = {"question": "Where?", "answer": [5, 5, 5, 5], "task": "rec"}
-    assert main([*flags(tmp_path, [row(1), wrong, box])]) == 0
+    box = {"question": "Where?", "answer": [5, 5, 5, 5]}
+    assert main([*flags(tmp_path, [row(1), wrong, box]), "--reward_funcs", "accuracy", "iou"]) == 0
     out = capsys.readouterr().out
     assert "accuracy: not applicable" in out
     assert re.findall(r"WARNING: .*", out) == [

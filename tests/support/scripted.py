@@ -7,12 +7,17 @@ with 8 rows and two processes with 4 rows each train on the same completions.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch.distributed.tensor import DTensor
 
 from vlm_grpo.cli import train
 from vlm_grpo.trainers import pipeline
 
+ON_CPU = "TEST_FSDP_ON_CPU"  # set in the environment of runs that shall shard
 GENERATIONS = 4
 TEXT_TOKENS = range(10, 200)  # ordinary tokens of the tiny tokenizer
 
@@ -28,12 +33,35 @@ def replace_completions(kind: type) -> None:
 
     def generate(self: Any, prompt_ids: list[list[int]], *rest: Any, **options: Any) -> Any:
         output = super(kind, self)._generate_single_turn(prompt_ids, *rest, **options)
+        check_memory(self)
         completions = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
         return (completions, *output[1:]) if isinstance(output, tuple) else completions
 
     kind._generate_single_turn = generate
 
 
+def check_memory(trainer: Any) -> None:
+    """Fail where a process holds more than it should: whole parameters under FSDP, a second model beside an adapter."""
+    if ON_CPU in os.environ:
+        whole = [name for name, parameter in trainer.model.named_parameters() if not isinstance(parameter, DTensor)]
+        assert not whole, f"not sharded: {whole}"
+    assert not is_peft_model(trainer.model) or trainer.ref_model is None
+
+
+def shard_on_cpu() -> None:
+    """Let accelerate shard with FSDP on CPU processes: it does so only for devices, and trains with DDP elsewhere.
+
+    The arguments need `accelerator_config={"use_configured_state": true}`, or they would make a state of their own.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    state = PartialState(cpu=True)
+    state.distributed_type = DistributedType.MULTI_GPU
+
+
 if __name__ == "__main__":
+    if ON_CPU in os.environ:
+        shard_on_cpu()
     replace_completions(pipeline.VisionPipeline)
     sys.exit(train.main())

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -20,16 +21,17 @@ from tests.support.training import picture, settings, user
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import freeze_vision, placeholder_ids, vision_towers
-from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.objective import Rows, model_inputs, with_blank_row
+from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder
 
+WORD = 40  # an ordinary token of every tokenizer here
 each_family = pytest.mark.parametrize("family", FAMILIES_TINY)
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def write_families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Folder of a family's tiny model, written when it is first asked for."""
     root = tmp_path_factory.mktemp("families")
 
@@ -39,6 +41,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return root / family
 
     return folder
+
+
+folder_of = pytest.fixture(scope="module")(write_families)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -55,10 +60,21 @@ def alternating_reward(completions: list, **columns: Any) -> list[float]:
     return [float(index % 2) for index in range(len(completions))]
 
 
-def build(model: Path, folder: Path, **options: Any) -> Any:
-    arguments = {"per_device_train_batch_size": 6, "num_generations": 2, "max_completion_length": 4, **options}
-    args = VLMGRPOConfig(**settings(folder, **arguments))
-    return VLMGRPOTrainer(str(model), alternating_reward, args, train_dataset=Dataset.from_list(rows()))
+def build(model: Path, folder: Path, data: list[dict[str, Any]] | None = None, **options: Any) -> Any:
+    args = VLMGRPOConfig(**arguments(folder, **options))
+    return VLMGRPOTrainer(str(model), alternating_reward, args, train_dataset=Dataset.from_list(data or rows()))
+
+
+def arguments(folder: Path, **options: Any) -> dict[str, Any]:
+    batch = {"per_device_train_batch_size": 6, "num_generations": 2, "max_completion_length": 4}
+    return settings(folder, **{**batch, **options})
+
+
+def build_rloo_with_adapter(model: Path, folder: Path, **options: Any) -> Any:
+    """Every second checkpoint falls into the middle of a rollout."""
+    args = VLMRLOOConfig(**arguments(folder, num_iterations=2, beta=0.1, max_steps=3, **options))
+    trained = {"train_dataset": Dataset.from_list(rows()), "peft_config": LoraConfig(target_modules=None)}
+    return VLMRLOOTrainer(str(model), alternating_reward, args, **trained)
 
 
 def tower_state(model: Any) -> dict[str, Tensor]:
@@ -91,6 +107,22 @@ def test_two_steps_save_reload_and_resume(family: str, folder_of: Any, tmp_path:
 
 
 @each_family
+def test_rloo_with_an_adapter_resumes_in_the_middle_of_a_rollout(family: str, folder_of: Any, tmp_path: Path):
+    whole = build_rloo_with_adapter(folder_of(family), tmp_path, save_strategy="steps", save_steps=1)
+    whole.train()
+    resumed = build_rloo_with_adapter(folder_of(family), tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert torch.load(tmp_path / "checkpoint-1" / "rollout_0.pt", weights_only=False)["batches"]
+    assert largest_difference(adapter_state(resumed.model), adapter_state(whole.model)) == 0
+    first = load_file(tmp_path / "checkpoint-1" / "adapter_model.safetensors")
+    assert largest_difference(first, get_peft_model_state_dict(whole.model)) > 1e-4
+
+
+def adapter_state(model: Any) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@each_family
 def test_a_frozen_tower_stays_while_the_rest_moves(family: str, folder_of: Any, tmp_path: Path):
     before = AutoModelForImageTextToText.from_pretrained(folder_of(family))
     trainer = build(folder_of(family), tmp_path, freeze_vision_modules=True, max_steps=1)
@@ -105,7 +137,7 @@ def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: s
     model, processor = loaded(folder_of(family))
     encoder = PromptEncoder(processor, {})
     samples = encoder.encode(rows())
-    batch = with_blank_row(padded(samples, [7]), encoder.blank("image"), completion=1)
+    batch = with_blank_row(padded(samples, [WORD]), encoder.blank("image"), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
         alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows()])

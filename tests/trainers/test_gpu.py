@@ -1,10 +1,13 @@
-"""On a GPU: bf16, fused kernels, and vLLM in the same process. Skipped without one."""
+"""On a GPU: bf16, 4-bit weights, vLLM in the same process. Skipped without one: so far none of these was run there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 
 from tests.support.training import image_rows, length_reward, settings
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
@@ -22,6 +25,24 @@ def test_trains_in_bf16(kind: tuple, tiny_model: Path, tmp_path: Path):
     trainer.train()
     assert next(trainer.model.parameters()).is_cuda
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS, ids=["grpo", "rloo"])
+def test_trains_an_adapter_beside_four_bit_weights(kind: tuple, tiny_model: Path, tmp_path: Path):
+    """The packed weights stay as they are; the KL of the first step is 0, that of the second is not."""
+    pytest.importorskip("bitsandbytes")
+    args = kind[1](**settings(tmp_path, use_cpu=False, bf16=True, beta=0.1, gradient_checkpointing=True))
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    adapter = LoraConfig(r=4, lora_alpha=64, target_modules=None)
+    options = {"train_dataset": image_rows(), "quantization_config": four_bit, "peft_config": adapter}
+    trainer = kind[0](str(tiny_model), length_reward, args, **options)
+    packed = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.dtype == torch.uint8}
+    assert any("language_model.layers.0" in name for name in packed) and trainer.ref_model is None
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert steps[0]["kl"] == 0 and steps[1]["kl"] != 0
+    assert all(torch.equal(trainer.model.get_parameter(name), before) for name, before in packed.items())
 
 
 @pytest.mark.gpu

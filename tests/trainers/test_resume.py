@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.training import image_rows, length_reward, settings
+from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
 OPTIONS = [{"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}]
@@ -29,12 +32,14 @@ KINDS = {
 }
 
 
-def build(kind: str, model: Path, folder: Path, lora: bool = False, **options: Any) -> Any:
+def build(
+    kind: str, model: Path, folder: Path, lora: bool = False, adapter: dict[str, Any] | None = None, **options: Any
+) -> Any:
     trainer, config = KINDS[kind]
     arguments = {"max_steps": 7, "save_strategy": "steps", "save_steps": 3, **options}
-    adapter = LoraConfig(target_modules=["q_proj", "v_proj"]) if lora else None
+    config_of_adapter = LoraConfig(**{"target_modules": ["q_proj", "v_proj"], **(adapter or {})}) if lora else None
     args = config(**settings(folder, **arguments))
-    return trainer(str(model), length_reward, args, train_dataset=image_rows(), peft_config=adapter)
+    return trainer(str(model), length_reward, args, train_dataset=image_rows(), peft_config=config_of_adapter)
 
 
 def interrupted_and_whole(kind: str, model: Path, folder: Path, **options: Any) -> tuple[Any, Any]:
@@ -61,6 +66,19 @@ def test_resumed_run_is_bit_identical(kind: str, options: dict, tiny_model: Path
     resumed, whole = interrupted_and_whole(kind, tiny_model, tmp_path, **options)
     assert step_losses(resumed) == step_losses(whole)
     assert weights_differ(resumed, whole) == 0
+
+
+@pytest.mark.parametrize(("kind", "step"), [("grpo", 6), ("rloo", 6), ("stock", 7)])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(
+    kind: str, step: int, tiny_model: Path, tmp_path: Path
+):
+    """Six steps are an epoch and a half. Stock takes a seventh."""
+    options = {"max_steps": 6, "save_steps": 6, "lr_scheduler_type": "constant", "lora": True}
+    resumed, whole = build(kind, tiny_model, tmp_path, **options), build(kind, tiny_model, tmp_path, **options)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert resumed.state.global_step == step
+    assert (weights_differ(resumed, whole) == 0) == (step == 6)
 
 
 def test_stock_resumes_from_other_weights(tiny_model: Path, tmp_path: Path):
@@ -92,3 +110,99 @@ def test_keys_that_do_not_fit_are_an_error(tiny_model: Path, tmp_path: Path):
     save_tiny_qwen(tmp_path / "checkpoint-3", TinySize(layers=3))
     with pytest.raises(RuntimeError, match="layers"):
         build("grpo", tiny_model, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_weights_that_lack_a_key_are_an_error(tiny_model: Path, tmp_path: Path):
+    """transformers fills in random numbers and warns."""
+    build("grpo", tiny_model, tmp_path, max_steps=1, save_steps=1).train()
+    path = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.norm.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit this model: 1 missing \(\S*norm\.weight\)"):
+        build("grpo", tiny_model, tmp_path, max_steps=2).train(resume_from_checkpoint=str(path.parent))
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    build("grpo", tiny_model, folder, lora=True, max_steps=1, save_steps=1).train()
+    return folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"r": 4}, r"8 mismatched .*lora_A\.weight \(8, 32\) for \(4, 32\)"),
+        ({"target_modules": ["q_proj"]}, r"4 unexpected .*v_proj\.lora_A"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj"]}, r"4 missing .*k_proj\.lora_A"),
+        ({"target_modules": ["q_proj", "k_proj"]}, r"4 missing .*k_proj.*4 unexpected .*v_proj"),
+    ],
+    ids=["rank", "fewer", "more", "others"],
+)
+def test_an_adapter_that_does_not_fit_is_an_error(
+    options: dict, said: str, adapter_run: Path, tiny_model: Path, tmp_path: Path
+):
+    """The last one has as many parameters of the same shapes: stock TRL takes it, and adapts nothing of before."""
+    trainer = build("grpo", tiny_model, tmp_path, lora=True, adapter=options)
+    with pytest.raises(ValueError, match=said):
+        trainer.train(resume_from_checkpoint=str(adapter_run))
+
+
+def test_stock_takes_an_adapter_of_other_modules(adapter_run: Path, tiny_model: Path, tmp_path: Path):
+    options = {"lora": True, "adapter": {"target_modules": ["q_proj", "k_proj"]}}
+    build("stock", tiny_model, tmp_path, **options).train(resume_from_checkpoint=str(adapter_run))
+
+
+def test_whole_models_and_adapters_are_not_mistaken_for_each_other(adapter_run: Path, tiny_model: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="was written with an adapter alone"):
+        build("grpo", tiny_model, tmp_path).train(resume_from_checkpoint=str(adapter_run))
+    build("grpo", tiny_model, tmp_path, max_steps=1, save_steps=1).train()
+    with pytest.raises(ValueError, match="was written with all weights"):
+        build("grpo", tiny_model, tmp_path, lora=True).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_deepspeed_checkpoints_of_another_model_or_run_are_an_error(tmp_path: Path):
+    """The files are as DeepSpeed writes them; the two-process tests read real ones."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    model[1].requires_grad_(False)
+    (tmp_path / "latest").write_text("global_step1")
+    (tmp_path / "global_step1").mkdir()
+    shapes = {"0.weight": torch.Size([3, 2]), "0.bias": torch.Size([3])}
+
+    def write(**changes: Any) -> None:
+        states = {"param_shapes": [{**shapes, **changes}]}
+        torch.save(states, tmp_path / "global_step1" / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+
+    write()
+    check_fit(model, tmp_path, is_deepspeed=True)
+    with pytest.raises(ValueError, match="written with DeepSpeed"):
+        check_fit(model, tmp_path, is_deepspeed=False)
+    write(**{"0.bias": torch.Size([4]), "2.bias": torch.Size([1])})
+    with pytest.raises(ValueError, match=r"1 unexpected \(2\.bias\); 1 mismatched \(0\.bias \(4,\) for \(3,\)\)"):
+        check_fit(model, tmp_path, is_deepspeed=True)
+    (tmp_path / "latest").unlink()
+    with pytest.raises(ValueError, match="written without DeepSpeed"):
+        check_fit(model, tmp_path, is_deepspeed=True)
+
+
+def test_a_rollout_of_another_shape_is_an_error_and_between_two_a_new_one_begins(tiny_model: Path, tmp_path: Path):
+    build("grpo", tiny_model, tmp_path, num_iterations=2, max_steps=4, save_steps=1).train()
+    said = r"checkpoint-3 lies in the middle of a rollout made with num_iterations 2, now 3"
+    with pytest.raises(ValueError, match=said):
+        build("grpo", tiny_model, tmp_path, num_iterations=3).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+        )
+    resumed = build("grpo", tiny_model, tmp_path, num_iterations=3, max_steps=5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 5 and resumed._step == 1  # the first of the new rollout's three
+
+
+def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Path):
+    trainer = build("grpo", tiny_model, tmp_path)
+    save_rollout(tmp_path, 0, 2, None, trainer.args)
+    place = (trainer.encoder, torch.device("cpu"), trainer.args)
+    assert load_rollout(tmp_path, 0, *place) == (2, None)
+    with pytest.raises(ValueError, match=r"rollout_1\.pt is missing"):
+        load_rollout(tmp_path, 1, *place)
+    assert load_rollout(tmp_path / "none", 1, *place) == (0, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from transformers import GenerationMixin
 from trl import GRPOTrainer, RLOOTrainer
 
 SIGNATURES = {
@@ -14,6 +15,13 @@ SIGNATURES = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_best_model": ["self"],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "_init_training_state": [
+        *("self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs"),
+        *("resume_from_checkpoint", "trial"),
+    ],
 }
 
 
@@ -36,3 +44,12 @@ def test_log_prob_signature_begins_as_relied_upon(trainer: type):
         "compute_entropy",
         "compute_aux_loss",
     ]
+
+
+def test_generation_has_the_steps_that_sampling_from_one_prefill_takes():
+    """They are what a method given as `generate(custom_generate=...)` is made of."""
+    prefill = ["self", "input_ids", "generation_config", "model_kwargs"]
+    assert list(inspect.signature(GenerationMixin._prefill).parameters)[:4] == prefill
+    update = inspect.signature(GenerationMixin._update_model_kwargs_for_generation).parameters
+    assert list(update)[:3] == ["self", "outputs", "model_kwargs"]
+    assert "next_sequence_length" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters

@@ -28,6 +28,7 @@ class ScriptArguments:
     image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
     mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row comes twice.")
+    streaming: bool = _flag("Read the data as they are trained on, never as a whole; needs --max_steps.", False)
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
     use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
     task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
@@ -47,7 +48,8 @@ class ScriptArguments:
     dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
 
 
-# A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it).
+# A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it:
+# a flag that is set, or that has one of the values between bars).
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
@@ -81,14 +83,23 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
     (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
     (("use_bias_correction_kl", "sync_ref_model"), "--beta above 0", ("beta", "")),
-    (("val_before_train", "val_freq", "per_device_eval_batch_size"), "--val_split_ratio", ("val_split_ratio", "")),
+    (
+        (
+            *("val_before_train", "val_freq", "per_device_eval_batch_size", "eval_strategy", "eval_on_start"),
+            *("load_best_model_at_end", "metric_for_best_model"),
+        ),
+        "--val_split_ratio",
+        ("val_split_ratio", ""),
+    ),
+    (("eval_steps",), "--eval_strategy steps", ("eval_strategy", "steps")),
+    (("eval_delay",), "--eval_strategy steps or epoch", ("eval_strategy", "steps|epoch")),
+    (("greater_is_better",), "--metric_for_best_model", ("metric_for_best_model", "")),
 ]
 
 # Flags of transformers' trainer that these trainings never read, and what to use instead.
-GREEDY = "--val_split_ratio with --val_freq or --val_before_train evaluates greedily"
+GREEDY = "--val_split_ratio with --val_freq, --eval_strategy or --val_before_train evaluates greedily"
 UNREAD = {
-    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "num_generations_eval"), GREEDY),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), GREEDY),
+    "num_generations_eval": GREEDY,
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "this command trains"),
     **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is --loss_type's"),
     **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), GREEDY),
@@ -146,7 +157,7 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     problems = []
     for prefixes, needed, (name, wanted) in NEEDS:
         value = values.get(name)
-        satisfied = value == wanted if wanted else bool(value)
+        satisfied = value in wanted.split("|") if wanted else bool(value)
         if satisfied:
             continue
         hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]
@@ -160,6 +171,20 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
         problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
         problems.append("--use_huggingface_dataset needs --dataset_name")
+    return problems + (streaming_problems(values) if values.get("streaming") else [])
+
+
+def streaming_problems(values: dict[str, object]) -> list[str]:
+    """One sentence for each flag that contradicts --streaming, which does not know how many rows there are."""
+    problems = []
+    if (values.get("max_steps") or 0) <= 0:
+        problems.append("--streaming needs --max_steps: a stream has no length and no epochs")
+    if values.get("val_split_ratio"):
+        problems.append("--val_split_ratio cannot split what --streaming reads; leave one of them out")
+    if values.get("mixture"):
+        problems.append("--mixture needs the number of rows of each file, which --streaming does not know")
+    if values.get("dataloader_num_workers"):
+        problems.append("--dataloader_num_workers has no effect with --streaming: one process keeps groups together")
     return problems
 
 

@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table and return the exit status: 0 without problems, 1 with some, 2 for a wrong command line."""
     parser = argparse.ArgumentParser("vlm-grpo check", description=__doc__, epilog=EXAMPLE)
     add_data_flags(parser)
+    parser.add_argument("--mixture", metavar="SHARES", help="share of each file, separated by ':', as in training")
     parser.add_argument("--decode", action="store_true", help="decode every image and fetch URLs, instead of headers")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
@@ -21,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         form = data_form(arguments)
-        problems = check_source(source, form=form, decode=arguments.decode, **pairing(arguments))
+        options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
+        problems = check_source(source, form=form, **options)
     except (DataError, KeyError) as error:
         print(error.args[0], file=sys.stderr)
         return 1

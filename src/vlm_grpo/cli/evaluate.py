@@ -130,10 +130,12 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vlm_grpo.loading import set_pixel_limits
+    from vlm_grpo.trainers.media import tell_videos_from_images
 
     processor = AutoProcessor.from_pretrained(options.model_name_or_path)
     set_pixel_limits(processor, options.min_pixels, options.max_pixels)
     model = AutoModelForImageTextToText.from_pretrained(options.model_name_or_path, dtype=options.dtype)
+    tell_videos_from_images(model)
     return model.to(device), processor
 
 

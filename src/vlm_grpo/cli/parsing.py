@@ -18,6 +18,7 @@ from vlm_grpo.cli.arguments import (
     unknown_flags,
     wanted_value,
 )
+from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.table import unknown_name
 
 TRAINERS = ["grpo", "rloo"]
@@ -51,7 +52,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     except ValueError as error:  # a combination that TRL refuses
         raise UsageError(f"wrong flags:\n  {error}") from error
     values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
-    problems = ineffective_flags([name for name in given if name in values], values)
+    problems = ineffective_flags([name for name in given if name in values], values) + flag_conflicts(model, training)
     _refuse(problems if model.model_name_or_path else [*problems, "no model: give --model_name_or_path"])
     return script, training, model
 
@@ -110,7 +111,8 @@ def _config_values(argv: list[str]) -> dict[str, Any]:
 
 def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
     """DeepSpeed on CPU processes needs the gloo backend before the training arguments exist."""
-    if "deepspeed" not in given or os.environ.get("DS_ACCELERATOR") != "cpu":
+    is_wanted = "deepspeed" in given or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # by accelerate's launcher
+    if not is_wanted or os.environ.get("DS_ACCELERATOR") != "cpu":
         return argv
     from accelerate import PartialState
 

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
+    from vlm_grpo.data.problems import DataError
+
     try:
         run(words)
-    except UsageError as error:
+    except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {error}", file=sys.stderr)
         return 2
     return 0
@@ -41,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str]) -> None:
     """Parse, check, train, save."""
     script, training, model = parse(argv)
+    if not script.dry_run:
+        check_machine(model, training)
     check_rewards(script, training)
     dataset, held_out = load_data(script, training)
     if script.dry_run:
@@ -54,10 +59,22 @@ def run(argv: list[str]) -> None:
     write_run_file(script, training, model)
     if training.process_index == 0:
         print(parameter_table(trainer.model))
-    trainer.train(resume_from_checkpoint=start)
-    trainer.save_model(training.output_dir)
-    trainer.save_state()
+    train_and_save(trainer, start)
     leave_together()
+
+
+def train_and_save(trainer: Any, start: str | None) -> None:
+    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line."""
+    from vlm_grpo.trainers.saving import SavingError
+
+    try:
+        trainer.train(resume_from_checkpoint=start)
+        if trainer.is_fsdp_enabled:  # with sharded checkpoints the Trainer would save no model that can be loaded
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(trainer.args.output_dir)
+    except SavingError as error:
+        raise SystemExit(f"vlm-grpo train: {error}") from error
+    trainer.save_state()
 
 
 def leave_together() -> None:
@@ -70,7 +87,7 @@ def leave_together() -> None:
 
 
 def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
-    """The training rows and, with --val_split_ratio, the held-out rows."""
+    """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
 
     options = {name: getattr(script, name) for name in DATA_OPTIONS if getattr(script, name) is not None}
@@ -81,6 +98,7 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
             allow_outside=script.allow_outside,
             mixture=script.mixture,
             mixture_seed=training.seed,
+            streaming=script.streaming,
             **options,
         )
     except (ValueError, KeyError, FileNotFoundError) as error:
@@ -121,6 +139,18 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         raise UsageError(f"wrong flags:\n  {flags} without the reward 'reasoning' would have no effect")
 
 
+def check_machine(model: Any, training: Any) -> None:
+    """Refuse what this machine or its packages cannot do.
+
+    Raises:
+        UsageError: quantized weights without a GPU or bitsandbytes, FSDP without GPUs.
+    """
+    from vlm_grpo.cli.machine import machine_lacks
+
+    if problems := machine_lacks(model, training):
+        raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
+
+
 def check_model(model: Any, training: Any) -> None:
     """Read the model's configuration, so that a misspelt name is answered in a line.
 
@@ -155,6 +185,7 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
         reward_specs(script),
         training,
         train_dataset=dataset,
+        eval_dataset=held_out,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
@@ -164,10 +195,9 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
 
 
 def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
-    """Evaluate greedily on the held-out rows before the first step and every --val_freq epochs."""
-    from trl.models import unwrap_model_for_generation
-
+    """Evaluate greedily on the held-out rows, as often as --val_before_train, --val_freq and --eval_strategy say."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
+    from vlm_grpo.trainers.sharded import model_for_generation
 
     trainer.add_callback(
         GreedyEvaluation(
@@ -176,7 +206,7 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
             task=script.task_type,
             val_before_train=script.val_before_train,
             val_freq=script.val_freq,
-            unwrap=unwrap_model_for_generation,
+            unwrap=model_for_generation,
         )
     )
 
@@ -214,6 +244,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "training": training.to_sanitized_dict(),
         "model": dataclasses.asdict(model),
         "processes": training.world_size,
+        "distributed": training.distributed_state.distributed_type,
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
@@ -240,9 +271,8 @@ def _commit() -> str | None:
 
 def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> None:
     """Print two prompts and what the run would use."""
-    for index in range(min(2, len(dataset))):
-        row = dataset[index]
-        print(f"--- prompt {index + 1} ({row['where']})")
+    for number, row in enumerate(islice(dataset, 2), 1):
+        print(f"--- prompt {number} ({row['where']})")
         for message in row["prompt"]:
             print(f"[{message['role']}] {_plain(message['content'])}")
         print(f"images: {[ref.source if isinstance(ref.source, str) else 'bytes' for ref in row['images']]}")
@@ -250,7 +280,7 @@ def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> No
     print("--- configuration")
     resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
     resolved["reward_funcs"] = reward_specs(script)
-    resolved["rows"] = len(dataset)
+    resolved["rows"] = "streamed" if script.streaming else len(dataset)
     print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
 
 

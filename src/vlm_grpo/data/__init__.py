@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from vlm_grpo.data.check import check_rows, check_source
 from vlm_grpo.data.forms import Form
-from vlm_grpo.data.mixture import mixture_numbers, read_shares, unused_files
+from vlm_grpo.data.mixture import file_shares, mixture_numbers
 from vlm_grpo.data.problems import DataError, Problem, problem_table
 from vlm_grpo.data.rows import RowMaker, row_dataset, val_split
-from vlm_grpo.data.sources import open_sources, split_entries
+from vlm_grpo.data.sources import open_sources
+from vlm_grpo.data.stream import StreamedRows, iterable_dataset, open_stream
 from vlm_grpo.prompts import load_prompt
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from vlm_grpo.data.sources import Opened, Source
+    from vlm_grpo.prompts import PromptTemplate
 
 __all__ = ["DataError", "Form", "Problem", "check_source", "load_dataset", "problem_table", "val_split"]
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_dataset(
-    source: str | Path | Sequence[str] | Dataset,
+    source: str | Path | Sequence[str] | Dataset | IterableDataset,
     *,
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
@@ -42,7 +42,8 @@ def load_dataset(
     check: bool = True,
     mixture: str | Sequence[str | float] | None = None,
     mixture_seed: int = 0,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """A data set whose rows are made when they are asked for.
 
     A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
@@ -61,9 +62,12 @@ def load_dataset(
         video_key: column of videos (paths, lists of frames); without it `videos` or `video`.
         allow_outside: allow image paths that leave their folder.
         check: read all rows and look at every image file first.
-        mixture: a share for each file, `0.7:0.3` or a list, positive numbers of any sum. No row comes twice: the file
-            that would run out first sets the length. The files alternate evenly; None is all rows, file after file.
+        mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
+            the length. The files alternate evenly; None is all rows, file after file.
         mixture_seed: chooses which rows of the other files are used.
+        streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
+            first row of each is looked at before. A later one (with `check` its images too) is when it is reached: the
+            DataError then names its line.
 
     Raises:
         DataError: something is wrong with the data; the message is a table of all problems.
@@ -71,16 +75,13 @@ def load_dataset(
         ValueError: the prompt file is missing or wrong.
     """
     prompt = None if format_prompt is None else load_prompt(format_prompt)
-    form = Form(
-        task=task,
-        prompt_key=prompt_key,
-        answer_key=answer_key,
-        image_key=image_key,
-        video_key=video_key,
-        allow_outside=allow_outside,
-    )
-    opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
-    shares, problems = _read_mixture(mixture, source, opened)
+    keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
+    form = Form(task=task, allow_outside=allow_outside, **keys)
+    pairs = {"image_folders": image_folders, "reward_method": reward_method}
+    if streaming:
+        return _stream(open_sources(source, **pairs, form=form, opener=open_stream), prompt, check, mixture)
+    opened = open_sources(source, **pairs, form=form)
+    shares, problems = file_shares(mixture, source, opened)
     _refuse([*problems, *opened.problems], opened.sources if check else [])
     numbers = mixture_numbers(list(map(len, opened.sources)), shares, mixture_seed) if shares else None
     return row_dataset(RowMaker(opened.sources, prompt), numbers)
@@ -94,17 +95,17 @@ def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
     _warn(problems)
 
 
-def _read_mixture(
-    mixture: str | Sequence[str | float] | None, source: str | Path | Sequence[str] | Dataset, opened: Opened
-) -> tuple[list[Fraction], list[Problem]]:
-    """The share of each file, none without a mixture; and what is wrong with them."""
-    if mixture is None:
-        return [], []
-    files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
-    shares, problems = read_shares(mixture, files)
-    if problems or len(opened.sources) < files:
-        return shares, problems
-    return shares, unused_files([part.name for part in opened.sources], list(map(len, opened.sources)), shares)
+def _stream(opened: Opened, prompt: PromptTemplate | None, check: bool, mixture: object) -> IterableDataset:
+    """The rows of streams, unless something is wrong with a file or its first row."""
+    problems = list(opened.problems)
+    if mixture is not None:
+        expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
+        problems.append(Problem("--mixture", "shares", str(mixture), expected))
+    rows = StreamedRows(opened.sources, prompt, check=check)
+    problems += rows.first_problems()
+    if any(not problem.is_warning for problem in problems):
+        raise DataError(problems)
+    return iterable_dataset(rows)
 
 
 def _warn(problems: list[Problem]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlm_grpo.data.forms import Form, Reading
 from vlm_grpo.data.images import name_of
+from vlm_grpo.data.mixture import file_shares
 from vlm_grpo.data.problems import Problem
 from vlm_grpo.data.rows import as_reading
 from vlm_grpo.data.sources import Source, open_sources
@@ -34,20 +35,24 @@ def check_source(
     reward_method: str | Sequence[str] | None = None,
     form: Form | None = None,
     decode: bool = False,
+    mixture: str | Sequence[str | float] | None = None,
 ) -> list[Problem]:
     """Every problem of a data set: of the options, the files, the rows and the images, in this order.
 
-    Arguments as in `open_sources`; with `decode` every image is decoded, otherwise header and end are read.
+    Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
+    are read.
     """
     opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
-    return opened.problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode)]
+    _, problems = file_shares(mixture, source, opened)
+    problems += opened.problems
+    return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode)]
 
 
 def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
     """Every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
     images = _ImageCheck(decode)
-    readings = (as_reading(source, index, raw) for index, raw in enumerate(source.rows()))
+    readings = (as_reading(raw, source.where(n), n, source.form) for n, raw in enumerate(source.rows()))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         for chunk in _chunks(readings):
             images.look(chunk, pool)
@@ -56,6 +61,13 @@ def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
                 problems += images.problems(reading)
                 problems += _video_problems(reading, decode)
     return problems
+
+
+def check_reading(reading: Reading) -> list[Problem]:
+    """What is wrong with one row, its images and its videos, without remembering it for another row."""
+    images = _ImageCheck(decode=False)
+    images.faults = {hash(ref.key): fault for ref in _files(reading) if (fault := image_fault(ref))}
+    return [*reading.problems, *images.problems(reading), *_video_problems(reading, decode=False)]
 
 
 def _video_problems(reading: Reading, decode: bool) -> list[Problem]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
+from vlm_grpo.data.targets import BOX_COLUMNS, BOX_TASKS, box_complaints
 from vlm_grpo.data.turns import MARKER, VIDEO_MARKER, Conversation, read_turns
 from vlm_grpo.data.videos import video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
@@ -82,6 +83,8 @@ class _RowReader:
         options = self.options()
         question, images = self.place(conversation, images, options, key)
         videos = self.videos(conversation, key)
+        task = self.task()
+        self.check_box(answer, task, len(images))
         return Record(
             id=self.identity(number),
             question=question,
@@ -90,7 +93,7 @@ class _RowReader:
             videos=videos,
             system=conversation.system,
             history=tuple(conversation.history),
-            task=self.task(),
+            task=task,
             method=self.method(),
             options=options,
             reference_steps=self.reference_steps(),
@@ -261,6 +264,14 @@ class _RowReader:
             have = f"as many videos, the row has {len(found)}"
             self.wrong(key or "question", f"{wanted} {VIDEO_MARKER} markers", have)
         return tuple(ref for ref in found if ref is not None)
+
+    def check_box(self, answer: Any, task: str, images: int) -> None:
+        """Complain about the true box and the columns that say where it is; those that are null count as missing."""
+        given = [name for name in BOX_COLUMNS if name in self.row]
+        self.used.update(name for name in given if self.row[name] is None)
+        if answer is not None and (given or task in BOX_TASKS):
+            for complaint in box_complaints(self.row, answer, task, images):
+                self.wrong(*complaint)
 
     def video(self, field: str, value: Any) -> VideoRef | None:
         """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""

@@ -30,7 +30,7 @@ class HubSource:
             raise DataError([Problem(name, "dataset", "no rows", "at least one row")])
         self.name = name
         self.form = form
-        self.labels = {key: f.names for key, f in dataset.features.items() if type(f).__name__ == "ClassLabel"}
+        self.labels = label_names(dataset)
         self.dataset = dataset.with_format("arrow")
 
     def __len__(self) -> int:
@@ -42,18 +42,32 @@ class HubSource:
 
     def raw(self, index: int) -> RawRow:
         """One row."""
-        return self._named(self.dataset[index].to_pylist()[0])
+        return named_labels(self.dataset[index].to_pylist()[0], self.labels)
 
     def rows(self) -> Iterator[RawRow]:
         """All rows in order, a few at a time."""
-        for table in self.dataset.iter(batch_size=CHUNK):
-            yield from map(self._named, table.to_pylist())
+        return arrow_rows(self.dataset, self.labels)
 
-    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
-        for key, names in self.labels.items():
-            if row[key] is not None and row[key] >= 0:
-                row[key] = names[row[key]]
-        return row
+
+def arrow_rows(dataset: Any, labels: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+    """All rows of a data set in Arrow's format, a few at a time."""
+    for table in dataset.iter(batch_size=CHUNK):
+        for row in table.to_pylist():
+            yield named_labels(row, labels)
+
+
+def label_names(dataset: Any) -> dict[str, list[str]]:
+    """The names behind the numbers of each column of class labels."""
+    features = dataset.features or {}
+    return {key: feature.names for key, feature in features.items() if type(feature).__name__ == "ClassLabel"}
+
+
+def named_labels(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
+    """The row with names in place of the numbers of its class labels."""
+    for key, names in labels.items():
+        if row[key] is not None and row[key] >= 0:
+            row[key] = names[row[key]]
+    return row
 
 
 def split_name(source: str) -> tuple[str, str | None]:
@@ -68,14 +82,23 @@ def hub_source(source: str, form: Form) -> HubSource:
     Raises:
         DataError: it does not exist, the split is unknown or was not named, or it cannot be read.
     """
+    return HubSource(source, hub_dataset(source), form)
+
+
+def hub_dataset(source: str, **options: Any) -> Any:
+    """The data set of `hub_source`. `streaming=True` reads it as it is asked for: neither download nor copy.
+
+    Raises:
+        DataError: as `hub_source`.
+    """
     if Path(source).exists():
-        return HubSource(source, _local(Path(source), None, source), form)
+        return _local(Path(source), None, source, options)
     name, split = split_name(source)
     if Path(name).exists():
-        return HubSource(source, _local(Path(name), split, source), form)
+        return _local(Path(name), split, source, options)
     if is_path(name):
         raise DataError([Problem(source, "dataset", "no such file or folder", "a file, a folder, or org/name@split")])
-    return HubSource(source, _load(source, name, split=split or "train"), form)
+    return _load(source, name, split=split or "train", **options)
 
 
 def is_path(name: str) -> bool:
@@ -83,14 +106,12 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow")
 
 
-def _local(path: Path, split: str | None, source: str) -> Dataset:
-    if path.suffix == ".parquet":
-        return _load(source, "parquet", data_files=str(path), split="train")
-    if path.suffix == ".arrow":
-        return _load(source, "arrow", data_files=str(path), split="train")
+def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) -> Any:
+    if path.suffix in (".parquet", ".arrow"):
+        return _load(source, path.suffix[1:], data_files=str(path), split="train", **options)
     if (path / SAVED_DICT).is_file() or all((path / name).is_file() for name in SAVED):
-        return _from_disk(path, split, source)
-    return _load(source, str(path), split=split or "train")
+        return _from_disk(path, split, source)  # mapped, not read
+    return _load(source, str(path), split=split or "train", **options)
 
 
 def _from_disk(path: Path, split: str | None, source: str) -> Dataset:
@@ -112,7 +133,7 @@ def _from_disk(path: Path, split: str | None, source: str) -> Dataset:
     return loaded[wanted]
 
 
-def _load(source: str, name: str, **options: Any) -> Dataset:
+def _load(source: str, name: str, **options: Any) -> Any:
     import datasets
 
     try:

@@ -57,25 +57,38 @@ class JsonlSource:
                 yield parse_line(file.readline(), self.where(index))
 
 
-def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Offsets of the lines with content, and their line numbers if those are not simply 1, 2, 3, ..."""
-    offsets, position = array("q"), 0
-    lines: array[int] | None = None
+def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Every line that is not blank, one at a time: its number as editors count, its offset, its bytes without a BOM.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or has no such line.
+    """
+    position, found = 0, False
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
-                if not (line[start:] if start else line).strip():
-                    lines = array("q", range(1, number)) if lines is None else lines
-                else:
-                    offsets.append(position + start)
-                    if lines is not None:
-                        lines.append(number)
+                content = line[start:] if start else line
+                if content.strip():
+                    found = True
+                    yield number, position + start, content
                 position += len(line)
     except OSError as error:
         raise DataError([unreadable(path, error)]) from error
-    if not len(offsets):
+    if not found:
         raise DataError([Problem(str(path), "file", f"{position} bytes without a row", "one JSON object on each line")])
+
+
+def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Offsets of the lines with content, and their line numbers if those are not simply 1, 2, 3, ..."""
+    offsets = array("q")
+    lines: array[int] | None = None
+    for number, offset, _ in content_lines(path):
+        if lines is None and number != len(offsets) + 1:
+            lines = array("q", range(1, len(offsets) + 1))
+        offsets.append(offset)
+        if lines is not None:
+            lines.append(number)
     return np.asarray(offsets, dtype=np.int64), None if lines is None else np.asarray(lines, dtype=np.int64)
 
 
@@ -166,24 +179,32 @@ def csv_source(path: str | Path, form: Form) -> MemorySource:
     Raises:
         DataError: the file is missing, is not UTF-8, or has no rows.
     """
-    rows: list[RawRow] = []
-    places: list[str] = []
+    numbers, rows = zip(*csv_rows(Path(path)), strict=True)
+    return MemorySource(str(path), form, list(rows), [f":{number}" for number in numbers])
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
+    """The rows of a csv file, one at a time, each with the number of its last line.
+
+    Raises:
+        DataError: as `csv_source`, for a row that cannot be read when it is reached.
+    """
     csv.field_size_limit(2**31 - 1)  # base64 images are long cells
+    count = 0
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             for row in reader:
-                places.append(f":{reader.line_num}")
-                rows.append(_csv_row(row, f"{path}:{reader.line_num}"))
+                count += 1
+                yield reader.line_num, _csv_row(row, f"{path}:{reader.line_num}")
     except OSError as error:
-        raise DataError([unreadable(Path(path), error)]) from error
+        raise DataError([unreadable(path, error)]) from error
     except UnicodeDecodeError as error:
-        raise DataError([Problem(f"{path}:{len(rows) + 2}", "line", str(error), "UTF-8 text")]) from error
+        raise DataError([Problem(f"{path}:{count + 2}", "line", str(error), "UTF-8 text")]) from error
     except csv.Error as error:
-        raise DataError([Problem(f"{path}:{len(rows) + 2}", "line", str(error), "a row of cells")]) from error
-    if not rows:
+        raise DataError([Problem(f"{path}:{count + 2}", "line", str(error), "a row of cells")]) from error
+    if not count:
         raise DataError([Problem(str(path), "file", "no rows", "a header line and at least one row")])
-    return MemorySource(str(path), form, rows, places)
 
 
 def _csv_row(row: dict[str, Any], where: str) -> RawRow:

@@ -5,15 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.paths import split_paths
 from vlm_grpo.data.problems import Problem
+from vlm_grpo.data.sources import split_entries
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vlm_grpo.data.sources import Opened
+
 FLAG = "--mixture"
+
+
+def file_shares(
+    mixture: str | Sequence[str | float] | None, source: Any, opened: Opened
+) -> tuple[list[Fraction], list[Problem]]:
+    """The share of each file that `source` names, none without a mixture; and what is wrong with them."""
+    if mixture is None:
+        return [], []
+    files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
+    shares, problems = read_shares(mixture, files)
+    if problems or len(opened.sources) < files:
+        return shares, problems
+    return shares, unused_files([part.name for part in opened.sources], list(map(len, opened.sources)), shares)
 
 
 def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[Fraction], list[Problem]]:

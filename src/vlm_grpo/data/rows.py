@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.data.forms import Reading, read_row
+from vlm_grpo.data.forms import Form, Reading, read_row
 from vlm_grpo.data.problems import DataError, Problem
 from vlm_grpo.data.sources import Source
 from vlm_grpo.prompts import PROMPTS, PromptTemplate
@@ -77,14 +77,12 @@ class RowMaker:
 
 def read_source(source: Source, index: int) -> Reading:
     """The record of one row of a source, or what is wrong with it."""
-    return as_reading(source, index, source.raw(index))
+    return as_reading(source.raw(index), source.where(index), index, source.form)
 
 
-def as_reading(source: Source, index: int, raw: Mapping[str, Any] | Problem) -> Reading:
+def as_reading(raw: Mapping[str, Any] | Problem, where: str, number: int, form: Form) -> Reading:
     """The same for a row that has been fetched already."""
-    if isinstance(raw, Problem):
-        return Reading(None, [raw])
-    return read_row(raw, source.where(index), index, source.form)
+    return Reading(None, [raw]) if isinstance(raw, Problem) else read_row(raw, where, number, form)
 
 
 def row_dataset(maker: RowMaker, numbers: np.ndarray | None = None) -> Dataset:

@@ -38,9 +38,9 @@ class Source(Protocol):
 
 @dataclass
 class Opened:
-    """The sources that could be opened, and why others could not."""
+    """The sources that could be opened (for streaming: the streams), and why others could not."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -50,6 +50,7 @@ def open_sources(
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
     form: Form | None = None,
+    opener: Callable[[Any, Form], Any] | None = None,
 ) -> Opened:
     """Open everything that `source` names; nothing but line offsets is read.
 
@@ -58,6 +59,7 @@ def open_sources(
         image_folders: a folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; an empty one means the default.
         form: keys, task and path rules of all files.
+        opener: makes something else of a file than a Source, such as a stream.
 
     Raises:
         KeyError: `form.task` is unknown.
@@ -71,8 +73,11 @@ def open_sources(
     if opened.problems:
         return opened
     for entry, folder, method in zip(entries, folders, methods, strict=True):
+        if str(entry) in ("", "."):
+            opened.problems.append(Problem("data", "files", "an empty name", "a path, or org/name@split"))
+            continue
         try:
-            opened.sources.append(_open(entry, replace(form, folder=folder, method=method or None)))
+            opened.sources.append((opener or _open)(entry, replace(form, folder=folder, method=method or None)))
         except DataError as error:
             opened.problems += error.problems
     return opened
@@ -108,10 +113,18 @@ def _open(entry: Any, form: Form) -> Source:
     from vlm_grpo.data.hub import HubSource, hub_source
 
     if not isinstance(entry, str | Path):
-        if type(entry).__name__ != "Dataset":
-            raise TypeError(f"load_dataset: expected paths, a data set's name or a Dataset, got {type(entry).__name__}")
+        check_type(entry, "Dataset")
         return HubSource("dataset", entry, form)
-    if str(entry) in ("", "."):
-        raise DataError([Problem("data", "files", "an empty name", "a path, or org/name@split")])
     reader = READERS.get(Path(entry).suffix.lower())
     return hub_source(str(entry), form) if reader is None else reader(str(entry), form)
+
+
+def check_type(entry: Any, *allowed: str) -> None:
+    """Refuse what is neither a path nor one of these classes of `datasets`.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    kind = type(entry).__name__
+    if kind not in allowed:
+        raise TypeError(f"load_dataset: expected paths, a data set's name or a {' or '.join(allowed)}, got {kind}")

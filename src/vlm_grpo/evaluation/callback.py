@@ -11,13 +11,16 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from vlm_grpo.evaluation import Evaluation, predict, shard, summary, unique_rows
+from vlm_grpo.evaluation import Evaluation, metric_names, predict, shard, summary, unique_rows
 
 logger = logging.getLogger(__name__)
 
 
 class GreedyEvaluation(TrainerCallback):
-    """Evaluates held-out rows before the first step and every `val_freq` epochs, and logs `eval_<metric>`.
+    """Makes `trainer.evaluate()` complete held-out rows greedily and log `eval_<metric>` for each metric of the task.
+
+    It runs before the first step and every `val_freq` epochs, and whenever the trainer's own `eval_strategy` says;
+    `metric_for_best_model`, `load_best_model_at_end` and `save_strategy="best"` see what it logs.
 
     Args:
         trainer: the trainer that the callback is added to.
@@ -30,7 +33,7 @@ class GreedyEvaluation(TrainerCallback):
         batch_size: rows per `generate`; None is the trainer's evaluation batch size.
 
     Raises:
-        ValueError: val_freq is negative.
+        ValueError: val_freq is negative, or the trainer's metric_for_best_model is none of the task's.
     """
 
     def __init__(
@@ -46,6 +49,10 @@ class GreedyEvaluation(TrainerCallback):
     ) -> None:
         if val_freq < 0:
             raise ValueError(f"--val_freq must be 0 (never) or a positive number of epochs, got {val_freq}")
+        best = getattr(getattr(trainer, "args", None), "metric_for_best_model", None)
+        known = metric_names(task)
+        if best is not None and best.removeprefix("eval_") not in known:
+            raise ValueError(f"--metric_for_best_model must be one of {', '.join(known)} (task {task}), got {best!r}")
         self.trainer = trainer
         self.held_out = held_out
         self.task = task
@@ -55,23 +62,25 @@ class GreedyEvaluation(TrainerCallback):
         self.batch_size = batch_size
         self.periods = 0
         self.last: Evaluation | None = None
+        if trainer is not None:
+            trainer.evaluate_greedily = self.run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.periods = self._periods(state)
         if self.val_before_train and state.global_step == 0:
-            self.run()
+            self.trainer.evaluate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._periods(state) > self.periods:
             self.periods = self._periods(state)
-            self.run()
+            control.should_evaluate = True
 
     def _periods(self, state: Any) -> int:
         """How many whole periods have passed; 3 steps of 0.1 epochs are 0.3 but for rounding."""
         return math.floor((state.epoch or 0) / self.val_freq + 1e-6) if self.val_freq else 0
 
-    def run(self) -> Evaluation:
-        """Evaluate now, on all ranks together, and log."""
+    def run(self) -> dict[str, float]:
+        """Evaluate now, on all ranks together, and return what was logged."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         numbers = shard(len(self.held_out), accelerator.process_index, accelerator.num_processes)
         with self.unwrap(trainer.model_wrapped, accelerator) as model:
@@ -87,19 +96,9 @@ class GreedyEvaluation(TrainerCallback):
                 template_options=getattr(trainer, "chat_template_kwargs", None),
             )
         self.last = summary(self.task, unique_rows(gather_object(mine)))
-        log_beside_training(trainer, log_entries(self.last))
-        return self.last
-
-
-def log_beside_training(trainer: Any, entries: dict[str, float]) -> None:
-    """Log without disturbing the training's own log of the same step.
-
-    TRL's log would also average and forget the training metrics gathered so far, and any log withdraws the wish to log
-    that the step has just announced.
-    """
-    is_due = trainer.control.should_log
-    Trainer.log(trainer, entries)
-    trainer.control.should_log = is_due
+        entries = log_entries(self.last)
+        Trainer.log(trainer, dict(entries))  # TRL's would also average and forget the training metrics gathered so far
+        return entries
 
 
 def log_entries(evaluation: Evaluation) -> dict[str, float]:

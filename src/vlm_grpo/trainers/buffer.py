@@ -14,15 +14,21 @@ from accelerate.utils import send_to_device
 
 from vlm_grpo.trainers.rollout import PromptEncoder, light_copies
 
+SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
+
 
 def file_of(checkpoint: str | Path, rank: int) -> Path:
     """Where the rollout of a process lies in a checkpoint."""
     return Path(checkpoint) / f"rollout_{rank}.pt"
 
 
-def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dict[str, Any]] | None) -> None:
-    """Write the micro-batches of the rollout at hand (None between rollouts), and how many were seen in all."""
-    content = {"step": step, "batches": batches and [_without_pixels(batch) for batch in batches]}
+def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dict[str, Any]] | None, args: Any) -> None:
+    """Write the micro-batches of the rollout at hand (None between rollouts), and how many were seen in all.
+
+    Of the training arguments those are written on which the shape of a rollout depends.
+    """
+    held = batches and [_without_pixels(batch) for batch in batches]
+    content = {"step": step, "batches": held, "shape": {name: getattr(args, name) for name in SHAPE}}
     path = file_of(checkpoint, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -31,17 +37,30 @@ def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dic
 
 
 def load_rollout(
-    checkpoint: str | Path, rank: int, encoder: PromptEncoder, device: torch.device
+    checkpoint: str | Path, rank: int, encoder: PromptEncoder, device: torch.device, args: Any
 ) -> tuple[int, list[dict[str, Any]] | None]:
     """What `save_rollout` was given, with pixels; (0, None) for a checkpoint that has none, such as stock TRL's.
 
     Raises:
-        ValueError: an image that the rollout needs cannot be read any more.
+        ValueError: an image that the rollout needs cannot be read any more, the file of this process is lost, or the
+            checkpoint is in the middle of a rollout whose shape is another now.
     """
     path = file_of(checkpoint, rank)
-    if not path.is_file():
+    known = path if path.is_file() else file_of(checkpoint, 0)
+    if not known.is_file():
         return 0, None
-    content = torch.load(path, map_location="cpu", weights_only=False)
+    content = torch.load(known, map_location="cpu", weights_only=False)
+    now = {name: getattr(args, name) for name in SHAPE}
+    changed = [f"{name} {old}, now {now[name]}" for name, old in content["shape"].items() if old != now[name]]
+    if changed and content["batches"]:
+        raise ValueError(
+            f"{checkpoint} lies in the middle of a rollout made with {'; '.join(changed)}: resume with the former, or "
+            "from a checkpoint between two rollouts"
+        )
+    if changed:
+        return 0, None  # a rollout of the new shape begins
+    if known != path:
+        raise ValueError(f"{path} is missing: the checkpoint cannot be resumed from, take an earlier one")
     batches = content["batches"] and _with_pixels(content["batches"], encoder)
     return content["step"], batches and [send_to_device(batch, device, skip_keys="samples") for batch in batches]
 

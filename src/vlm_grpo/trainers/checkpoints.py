@@ -44,6 +44,8 @@ def fault(checkpoint: str | Path) -> str | None:
     broken = [name for name in names if not zipfile.is_zipfile(folder / name)]
     if broken:
         return f"{sorted(broken)[0]} is cut off"
+    if not (folder / "latest").is_file() and not any(folder.glob("optimizer*")):
+        return "no optimizer state, which --save_only_model leaves out"
     return _weights_fault(folder)
 
 
@@ -53,6 +55,10 @@ def _weights_fault(folder: Path) -> str | None:
         files = list(step.glob("*.pt"))
         broken = [path.name for path in files if not zipfile.is_zipfile(path)]
         return f"{broken[0]} is cut off" if broken else None if files else f"{step.name} holds no files"
+    if any(folder.glob("pytorch_model_fsdp*")):
+        shards = [path for path in folder.glob("*_0") if path.is_dir()]
+        unfinished = [path.name for path in shards if not (path / ".metadata").is_file()]  # written after the shards
+        return f"{unfinished[0]} is not complete" if unfinished else None
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is not None:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -21,6 +21,17 @@ class VisionFields:
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Rows with longer prompts, counted with their images' tokens, are dropped."}
     )
+    shared_prefix: str = field(
+        default="auto",
+        metadata={
+            "help": "Pass each prompt through the model once for all of its completions: auto, on or off.",
+            "choices": ["auto", "on", "off"],
+        },
+    )
+    max_tokens_per_forward: int | None = field(
+        default=None,
+        metadata={"help": "About how many tokens of shared prompts go into one forward (default: the batch size's)."},
+    )
     freeze_vision_modules: bool = field(
         default=False, metadata={"help": "Keep the vision tower's weights as they are."}
     )

@@ -16,3 +16,4 @@ class VLMGRPOTrainer(VisionPipeline, GRPOTrainer):
     """
 
     config_class = VLMGRPOConfig
+    _generates_logps = True

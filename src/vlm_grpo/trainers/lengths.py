@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from vlm_grpo.data.images import image_size
+from vlm_grpo.data.stream import iterable_dataset
 from vlm_grpo.trainers.messages import read_prompt
 from vlm_grpo.trainers.rollout import PromptEncoder
 
@@ -18,23 +20,53 @@ logger = logging.getLogger(__name__)
 def drop_long_prompts(dataset: Any, encoder: PromptEncoder, limit: int) -> Any:
     """The rows whose prompt has at most `limit` tokens, image tokens included; how many were dropped is logged.
 
+    Rows of a stream are measured when they are reached.
+
     Raises:
-        ValueError: every prompt is longer, the data set is streamed, or the processor cannot tell image tokens.
+        ValueError: every prompt is longer (of a stream: at its end), or the processor cannot tell image tokens.
+        TypeError: the data set is neither a `Dataset` nor an `IterableDataset`.
     """
+    if isinstance(dataset, IterableDataset):
+        return iterable_dataset(_ShortRows(dataset, encoder, limit))
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"--max_prompt_length: needs a data set of known length, got {type(dataset).__name__}")
+        raise TypeError(f"--max_prompt_length: must have a Dataset or IterableDataset, got {type(dataset).__name__}")
     kept, longest = [], 0
     for number in range(len(dataset)):
         length = prompt_length(dataset[number], encoder)
         longest = max(longest, length)
         if length <= limit:
             kept.append(number)
+    _report(limit, len(kept), len(dataset), longest)
+    return dataset.select(kept)
+
+
+@dataclass
+class _ShortRows:
+    """Calling it is one pass over a stream without its over-long rows; the first tells how many there were."""
+
+    dataset: IterableDataset
+    encoder: PromptEncoder
+    limit: int
+    is_told: bool = False
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        total, kept, longest = 0, 0, 0
+        for row in self.dataset:
+            length = prompt_length(row, self.encoder)
+            total, longest = total + 1, max(longest, length)
+            if length <= self.limit:
+                kept += 1
+                yield row
+        if not self.is_told:
+            _report(self.limit, kept, total, longest)
+            self.is_told = True
+
+
+def _report(limit: int, kept: int, total: int, longest: int) -> None:
     if not kept:
         raise ValueError(f"--max_prompt_length {limit}: every prompt is longer, the longest has {longest} tokens")
-    if len(kept) < len(dataset):
-        dropped = len(dataset) - len(kept)
-        logger.warning("--max_prompt_length %d drops %d of %d rows", limit, dropped, len(dataset))
-    return dataset.select(kept)
+    if kept < total:
+        logger.warning("--max_prompt_length %d drops %d of %d rows", limit, total - kept, total)
 
 
 def prompt_length(row: Mapping[str, Any], encoder: PromptEncoder) -> int:

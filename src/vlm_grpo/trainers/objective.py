@@ -28,7 +28,13 @@ class Rows(NamedTuple):
     attention_mask: Tensor
 
 
-def model_inputs(samples: Sequence[Sample], input_ids: Tensor, attention_mask: Tensor, completion: int) -> dict:
+def model_inputs(
+    samples: Sequence[Sample],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion: int,
+    visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual,
+) -> dict:
     """Forward arguments of one chunk of rows, on the host except for what was given.
 
     Every key that the processor returned reaches the model: none is dropped because a list does not name it.
@@ -37,7 +43,7 @@ def model_inputs(samples: Sequence[Sample], input_ids: Tensor, attention_mask: T
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        **collate_visual(samples),
+        **visual(samples),
         **collate_per_token(samples, prompt, completion),
     }
 
@@ -55,13 +61,14 @@ def token_scores(
     compute_entropy: bool = False,
     compute_aux_loss: bool = False,
     blanks: Mapping[str, Sample] | None = None,
+    visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
 
     Pixels wait on the host; `place` moves one chunk's tensors to the device. The model must carry TRL's fused LM
     head, which returns log-probabilities instead of logits. `blanks` maps kinds of media to prompts: a chunk without
     one gets that prompt as one more row, whose scores are thrown away, so that its vision tower runs as on the other
-    processes.
+    processes. `visual` gives the visual forward arguments of some rows.
     """
     extra = {"output_router_logits": True} if compute_aux_loss else {}
     logps, entropies, aux_losses = [], [], []
@@ -73,7 +80,7 @@ def token_scores(
         shown = {kind for sample in rows.samples for kind in sample.media}
         for kind, blank in (blanks or {}).items():
             rows = rows if kind in shown else with_blank_row(rows, blank, completion)
-        inputs = place(model_inputs(*rows, completion))
+        inputs = place(model_inputs(*rows, completion, visual))
         labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
         labels[:, :-completion] = -100
         with autocast():

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import count
+from typing import Any
 
+import numpy as np
 import torch
+from datasets import IterableDataset
 from trl.trainer.utils import RepeatSampler
+
+from vlm_grpo.data.stream import iterable_dataset
+
+HELD = 1000  # rows of a stream that are shuffled together
 
 
 class EpochSampler(RepeatSampler):
@@ -27,3 +36,39 @@ class EpochSampler(RepeatSampler):
             for _ in range(self.epoch):
                 torch.randperm(self.num_samples, generator=self.generator)
         return super().__iter__()
+
+
+def endless(dataset: IterableDataset, seed: int | None) -> IterableDataset:
+    """The stream, begun again whenever it ends, as a single shard; with a seed, every pass in another order.
+
+    A stream has no length, so a resumed run cannot know how many passes it has behind it: transformers skips batches in
+    the first pass and finds none when there were more. In an endless stream it skips all that were used. Every process
+    reads all of it and takes its part of each group; see `iterable_dataset` for what shards would do.
+
+    Raises:
+        ValueError: while it is read, if a whole pass has no row.
+    """
+    return iterable_dataset(partial(_passes, dataset, seed))
+
+
+def _passes(dataset: IterableDataset, seed: int | None) -> Iterator[dict[str, Any]]:
+    for number in count():
+        is_empty = True
+        for row in dataset if seed is None else _shuffled(dataset, np.random.default_rng([seed, number])):
+            is_empty = False
+            yield row
+        if is_empty:
+            raise ValueError("train_dataset: the stream has no rows")
+
+
+def _shuffled(rows: Iterable[dict[str, Any]], generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Each row once: one of those held, in whose place the next one is held. Earlier rows tend to come earlier."""
+    held: list[dict[str, Any]] = []
+    for row in rows:
+        if len(held) < HELD:
+            held.append(row)
+            continue
+        number = int(generator.integers(HELD))
+        yield held[number]
+        held[number] = row
+    yield from (held[number] for number in generator.permutation(len(held)))

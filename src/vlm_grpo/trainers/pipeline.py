@@ -8,14 +8,15 @@ pixels of its own rows. TRL never sees an image, so nothing of it is copied, gat
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Image, IterableDataset
 from torch import Tensor, nn
-from transformers import Trainer
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.families import coordinate_space
@@ -26,10 +27,10 @@ from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
+from vlm_grpo.trainers.media import tell_videos_from_images
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
-from vlm_grpo.trainers.objective import token_scores
-from vlm_grpo.trainers.order import EpochSampler
-from vlm_grpo.trainers.resume import has_full_weights, load_full_weights
+from vlm_grpo.trainers.order import EpochSampler, endless
+from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
 from vlm_grpo.trainers.rollout import (
     MEDIA,
     PromptEncoder,
@@ -40,9 +41,12 @@ from vlm_grpo.trainers.rollout import (
     thumbnails,
     unique,
 )
+from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
+from vlm_grpo.trainers.sharded import GatheringBackend
+from vlm_grpo.trainers.sharing import PromptSharing
 
 
-class VisionPipeline:
+class VisionPipeline(PromptSharing):
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
@@ -61,6 +65,7 @@ class VisionPipeline:
         if adapter is not None and getattr(adapter, "target_modules", "") is None:
             options["peft_config"] = replace(adapter, target_modules=LANGUAGE_LINEAR)
         super().__init__(model, reward_funcs, args, **options)
+        self._dist = GatheringBackend(self.accelerator)
         self._samples: list[Sample] = []
         self._media_anywhere = [False for _ in MEDIA]  # in the rollout at hand, on any process
         self._debug = debug_log(os.environ, self.accelerator.process_index)
@@ -74,9 +79,18 @@ class VisionPipeline:
                 self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
             )
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
+            tell_videos_from_images(self.model, self.ref_model)
+        self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
+        self._prepare_rows()
+
+    def _prepare_rows(self) -> None:
+        """Drop rows with over-long prompts; begin a stream again at its end."""
         limit = getattr(self.args, "max_prompt_length", None)
         if limit is not None:
             self.train_dataset = drop_long_prompts(self.train_dataset, self.encoder, limit)
+        if isinstance(self.train_dataset, IterableDataset):
+            self.train_dataset = endless(self.train_dataset, self.args.seed if self.shuffle_dataset else None)
+            self.shuffle_dataset = False  # TRL would mix the passes
 
     def _never_sample(self, tokens: list[int]) -> None:
         """Suppress tokens in generation by transformers and by vLLM; TRL suppresses the image's, with the former."""
@@ -93,7 +107,19 @@ class VisionPipeline:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete(self.args.output_dir)
         path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
+        if path is not None:
+            check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
         return super().train(resume_from_checkpoint=path, **options)
+
+    evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """Greedily, with the task's metrics, where a GreedyEvaluation was made; else TRL's, on sampled completions."""
+        if self.evaluate_greedily is None or args or options.get("eval_dataset") is not None:
+            return super().evaluate(*args, **options)
+        metrics = self.evaluate_greedily()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -148,6 +174,9 @@ class VisionPipeline:
             if self.vllm_mode == "colocate":
                 short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in unique(self._samples)}
                 prompt_ids = [short[id(sample)] for sample in self._samples]
+        elif self._prefills_once:
+            ids = self._generate_from_unique_prompts()
+            return (ids, None) if self._generates_logps else ids
         return super()._generate_single_turn(prompt_ids, images, *rest, **options)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
@@ -175,69 +204,48 @@ class VisionPipeline:
             small = {id(sample): thumbnails(sample.images) for sample in unique(self._samples)}
             self._logs["images"].extend(gather_object([small[id(sample)] for sample in self._samples]))
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._samples = inputs.get("samples", [])
-        self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA]
-        return super()._compute_loss(model, inputs)
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: nn.Module,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **visual: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._is_stock:
-            return super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **visual,
-            )
-        return token_scores(
-            model,
-            self._samples,
-            input_ids,
-            attention_mask,
-            completion=logits_to_keep,
-            chunk=batch_size or input_ids.size(0),
-            place=lambda tensors: Trainer._prepare_inputs(self, tensors),
-            autocast=self.accelerator.autocast,
-            compute_entropy=compute_entropy,
-            compute_aux_loss=compute_aux_loss,
-            blanks=self._blanks(),
-        )
-
-    def _blanks(self) -> dict[str, Sample]:
-        """A blank prompt for each kind of media that some process has: all run the same modules in the same order."""
-        if self.accelerator.num_processes == 1:
-            return {}
-        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA) if self._media_anywhere[n]}
-
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)
         return EpochSampler(
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
 
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, *rest: Any) -> tuple[int, int]:
+        """The Trainer's; a run that was killed after its last step has no epoch left; that takes one more step."""
+        begun = super()._init_training_state(max_steps, steps, epochs, *rest)
+        return (epochs, 0) if self.state.global_step >= max_steps else begun
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with writing_checkpoint(folder, **self._writer()):
+            super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's; a model that is saved by itself replaces an older one only when all of its files are whole."""
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call=True)
+        with writing_model(Path(output_dir or self.args.output_dir), **self._writer()) as partial:
+            super().save_model(str(partial), _internal_call=True)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        return None
+
+    def _writer(self) -> dict[str, Any]:
+        wait = self.accelerator.wait_for_everyone
+        return {"model": self.model, "is_main": self.args.should_save, "wait": wait}
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        save_rollout(output_dir, self.args.process_index, self._step, None if is_over else self._buffered_inputs)
+        batches = None if is_over else self._buffered_inputs
+        save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
+        self.accelerator.wait_for_everyone()  # trainer_state.json comes next: it says that every process is done
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             place = (self.args.process_index, self.encoder, self.accelerator.device)
-            self._step, self._buffered_inputs = load_rollout(checkpoint, *place)
+            self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model

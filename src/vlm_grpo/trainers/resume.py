@@ -1,13 +1,18 @@
-"""Weights back from a checkpoint, under the names that the live model uses.
+"""Weights back from a checkpoint, under the names that the live model uses, and none that do not fit.
 
 `save_pretrained` writes many vision-language models under their hub's key names; loading those names into the live
-model as they stand changes nothing and only warns. `from_pretrained` converts them.
+model as they stand changes nothing and only warns. `from_pretrained` converts them. Adapters and DeepSpeed's files
+keep the live names, but what does not fit is only warned of too, or not at all.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 FULL_WEIGHTS = (
@@ -16,18 +21,107 @@ FULL_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+ADAPTER = "adapter_model.safetensors"
+Shapes = dict[str, tuple[int, ...]]
 
 
 def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
     """Copy all weights of a checkpoint into the model.
 
     Raises:
+        ValueError: the checkpoint lacks weights of its own model.
         RuntimeError: keys of the checkpoint and of the model do not fit.
     """
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, device_map=None)
+    saved, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, device_map=None, output_loading_info=True)
+    wrong = {kind: sorted(str(key) for key in info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        raise ValueError(_misfit(checkpoint, wrong))
     model.load_state_dict(saved.state_dict(), strict=True)
 
 
 def has_full_weights(checkpoint: str | Path) -> bool:
     """Whether the folder holds a whole model (not only an adapter)."""
     return any((Path(checkpoint) / name).is_file() for name in FULL_WEIGHTS)
+
+
+def check_fit(model: nn.Module, checkpoint: str | Path, *, is_deepspeed: bool) -> None:
+    """Compare a checkpoint's keys and shapes with the model before anything is loaded.
+
+    Whole models outside DeepSpeed are left to `load_full_weights`, which is as strict.
+
+    Raises:
+        ValueError: it was written by another kind of run (adapter or whole model, with or without DeepSpeed), or keys
+            or shapes do not fit.
+    """
+    folder = Path(checkpoint)
+    by_deepspeed, is_adapter = (folder / "latest").is_file(), hasattr(model, "peft_config")
+    if by_deepspeed != is_deepspeed:
+        raise ValueError(_other_run(folder, "with DeepSpeed" if by_deepspeed else "without DeepSpeed"))
+    has_adapter, is_whole = (folder / ADAPTER).is_file(), has_full_weights(folder)  # FSDP's shards are neither
+    if is_adapter and is_whole and not has_adapter:
+        raise ValueError(_other_run(folder, "with all weights"))
+    if not is_adapter and has_adapter and not is_whole:
+        raise ValueError(_other_run(folder, "with an adapter alone"))
+    if is_deepspeed:
+        _compare(folder, deepspeed_shapes(folder), trained_shapes(model))
+    elif is_adapter and has_adapter:
+        _compare(folder, file_shapes(folder / ADAPTER), adapter_shapes(model))
+
+
+def _other_run(folder: Path, how: str) -> str:
+    return f"{folder}: this checkpoint was written {how}, this run is not such a run; resume with the flags of that run"
+
+
+def _compare(folder: Path, saved: Shapes, live: Shapes) -> None:
+    wrong = {
+        "missing": sorted(live.keys() - saved.keys()),
+        "unexpected": sorted(saved.keys() - live.keys()),
+        "mismatched": [
+            f"{name} {saved[name]} for {live[name]}"
+            for name in sorted(live.keys() & saved.keys())
+            if saved[name] != live[name]
+        ],
+    }
+    if any(wrong.values()):
+        raise ValueError(_misfit(folder, wrong))
+
+
+def _misfit(folder: str | Path, wrong: dict[str, list[str]]) -> str:
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for kind, names in wrong.items()
+        if names
+    ]
+    return f"{folder}: the weights do not fit this model: {'; '.join(found)}; resume with the flags of the run it is of"
+
+
+def trained_shapes(model: nn.Module) -> Shapes:
+    """Names and shapes of what is trained."""
+    return {name: _shape(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapter_shapes(model: Any) -> Shapes:
+    """Names, as an adapter's file has them, and shapes of the active adapter."""
+    from peft import get_peft_model_state_dict
+
+    live = dict(model.named_parameters())
+    kept = get_peft_model_state_dict(model, state_dict=live, adapter_name=model.active_adapters[0])
+    return {name: _shape(parameter) for name, parameter in kept.items()}
+
+
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor in its place
+
+
+def file_shapes(path: Path) -> Shapes:
+    """Names and shapes in a file of weights; nothing but its header is read."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def deepspeed_shapes(folder: Path) -> Shapes:
+    """Names and shapes of what was trained, as DeepSpeed noted them beside its shards."""
+    step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+    states = torch.load(sorted(step.glob("*model_states.pt"))[0], map_location="cpu", weights_only=False, mmap=True)
+    return {name: tuple(shape) for group in states["param_shapes"] for name, shape in group.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_videos
 from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
 
 # One value per token: padded like the prompt and continued with zeros over the completion.
@@ -42,6 +43,7 @@ class Sample:
     images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
+    features: Any = None  # of a frozen vision tower
 
     @property
     def media(self) -> set[str]:
@@ -50,7 +52,7 @@ class Sample:
 
     def without_images(self) -> Sample:
         """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
-        return Sample(self.input_ids, self.messages, self.visual, self.per_token, refs=self.refs, videos=self.videos)
+        return replace(self, images=[])
 
 
 def unique(samples: Sequence[Sample]) -> list[Sample]:
@@ -156,6 +158,8 @@ class PromptEncoder:
             self.processor.image_processor = self.once
         else:
             self.once = None
+        if getattr(processor, "video_processor", None) is not None:
+            self.processor.video_processor = TensorVideoProcessor(processor.video_processor)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """One sample per row, in order; equal prompts share one object."""
@@ -174,6 +178,7 @@ class PromptEncoder:
         return encoded
 
     def _encode_one(self, prompt: Prompt, decoded: dict[Hashable, Any]) -> Sample:
+        check_videos(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         if isinstance(prompt.messages, str):
@@ -273,6 +278,7 @@ def _ints(values: Any) -> list[int]:
 def collate_visual(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """The visual tensors of some rows, joined; rows without images contribute nothing, and no key if none has any."""
     names = list(dict.fromkeys(name for sample in samples for name in sample.visual))
+    check_frames([s.visual["pixel_values_videos"] for s in samples if "pixel_values_videos" in s.visual])
     return {name: _join_rows([s.visual[name] for s in samples if name in s.visual]) for name in names}
 
 

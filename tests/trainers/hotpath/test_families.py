@@ -1,4 +1,4 @@
-"""Every family on the fast path against the plain one: log-probabilities, entropies, gradients, tokens, tower passes."""
+"""Every family on the fast path against the plain one: log-probabilities, gradients, tokens, tower passes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.families import FAMILIES_TINY
 from tests.support.training import picture, user
 from vlm_grpo.loading import placeholder_ids, vision_towers
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end
-from vlm_grpo.trainers.hotpath.scores import packed_scores, prompt_positions
+from vlm_grpo.trainers.hotpath.scores import Packing, packed_scores, prompt_positions
 from vlm_grpo.trainers.hotpath.support import Sharing, refusal
 from vlm_grpo.trainers.objective import TokenScores, token_scores
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
@@ -63,6 +63,10 @@ def rows_of(samples: list[Sample], lengths: tuple[int, ...], width: int = 6) -> 
     return ids, mask
 
 
+def packing(model: nn.Module) -> Packing:
+    return Packing(lambda sample: prompt_positions(model, sample))
+
+
 def scored(score: Callable, model: nn.Module, samples: list[Sample], **options: Any) -> tuple[TokenScores, Tensor]:
     """Scores of all rows and the gradient of a loss of them."""
     ids, mask = rows_of(samples, LENGTHS)
@@ -86,7 +90,7 @@ def test_packed_rows_score_as_separate_ones(family: str, checkpointing: bool | N
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
         model.enable_input_require_grads()
     Sharing("on", [model])
-    fast, gradient = scored(packed_scores, model, samples, positions_of=lambda sample: prompt_positions(model, sample))
+    fast, gradient = scored(packed_scores, model, samples, packing=packing(model))
     mask = rows_of(samples, LENGTHS)[1][:, -6:]
     for one, other in zip(plain[:2], fast[:2], strict=True):
         assert ((one - other).abs() * mask).max() < 1e-5
@@ -125,7 +129,7 @@ def test_the_tower_sees_each_prompt_once_in_a_packed_row(family: str, loaded: Ca
     scored(token_scores, model, samples)
     plain, rows[:] = sum(rows), []
     Sharing("on", [model])
-    scored(packed_scores, model, samples, positions_of=lambda sample: prompt_positions(model, sample))
+    scored(packed_scores, model, samples, packing=packing(model))
     hook.remove()
     assert sum(rows) * 3 == plain
 

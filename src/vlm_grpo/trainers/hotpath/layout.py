@@ -44,7 +44,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed row, its samples in order, and the place of each scored token in the (B, C) table of completions."""
+    """A packed row, its samples in order, and the place of each scored token in the (B, C) table of completions.
+
+    Where no completion has a token, one position is scored that has no place.
+    """
 
     samples: list[Sample]
     input_ids: Tensor  # (1, L)
@@ -89,6 +92,8 @@ def pack(
             rows += [number] * len(completion)
             columns += range(len(completion))
         groups.append(Group(start, len(sample.input_ids) - 1, tuple(len(completions[number]) for number in filled)))
+    if not labels:  # the head needs something to predict; its score has no place
+        scored, labels = [len(ids) - 1], ids[-1:]
     return Packed(
         samples=[*first, *blanks],
         input_ids=torch.tensor([ids]),

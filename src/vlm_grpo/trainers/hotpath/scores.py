@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm_grpo.trainers.hotpath.features import with_features
+from vlm_grpo.trainers.hotpath.groups import divide
 from vlm_grpo.trainers.hotpath.layout import Layout, Packed, pack
 from vlm_grpo.trainers.objective import TokenScores
 from vlm_grpo.trainers.rollout import Sample, collate_visual
@@ -57,6 +60,21 @@ def completions_of(input_ids: Tensor, attention_mask: Tensor, completion: int) -
     return [row[:length] for row, length in zip(input_ids[:, -completion:].tolist(), lengths, strict=True)]
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a pass are put into packed rows.
+
+    Attributes:
+        positions_of: positions of a prompt's tokens, `prompt_positions`.
+        budget: about how many tokens a forward takes; None is a fixed number of rows.
+        agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
+    """
+
+    positions_of: Callable[[Sample], Tensor]
+    budget: int | None = None
+    agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
+
+
 def packed_scores(
     model: nn.Module,
     samples: Sequence[Sample],
@@ -65,39 +83,49 @@ def packed_scores(
     *,
     completion: int,
     chunk: int,
-    positions_of: Callable[[Sample], Tensor],
+    packing: Packing,
     place: Callable[[Mapping[str, Any]], dict[str, Any]],
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     blanks: Mapping[str, Sample] | None = None,
+    silent: Sequence[bool] | None = None,
 ) -> TokenScores:
-    """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows to a packed row.
+    """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
 
-    Arguments and result are those of `token_scores`; scores of padding are 0.
+    `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `silent` are left out and
+    get 0; where all of a forward are, the shortest prompt goes through alone, so that every parameter has a gradient.
     """
     texts = completions_of(input_ids, attention_mask, completion)
-    parts = []
-    for start in range(0, input_ids.size(0), chunk):
-        rows = samples[start : start + chunk]
-        shown = {kind for sample in rows for kind in sample.media}
+    if silent is not None:
+        texts = [[] if is_silent else text for text, is_silent in zip(texts, silent, strict=True)]
+    if packing.budget is None:
+        forwards = [list(range(start, min(start + chunk, len(texts)))) for start in range(0, len(texts), chunk)]
+    else:
+        forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
+    logps = entropies = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
+    for rows in forwards:
+        live = _live(rows, samples, texts)
+        kept = [samples[row] for row in live]
+        shown = {kind for sample in kept for kind in sample.media}
         missing = [blank for kind, blank in (blanks or {}).items() if kind not in shown]
-        packed = pack(rows, texts[start : start + chunk], positions_of, missing)
+        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing)
         with autocast():
             output = model(**place(packed_inputs(packed)), fused_lm_head=True)
-        shape = (len(rows), completion)
-        parts.append(
-            (
-                _table(output.log_probs[0], packed, shape),
-                _table(output.entropy[0], packed, shape) if compute_entropy else None,
-            )
-        )
-    logps, entropies = zip(*parts, strict=True)
-    return TokenScores(torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None)
+        places = (torch.tensor(live)[packed.rows], packed.columns)
+        logps = logps + _table(output.log_probs[0], places, logps)
+        entropies = entropies + _table(output.entropy[0], places, logps) if compute_entropy else None
+    return TokenScores(logps, entropies if compute_entropy else None, None)
+
+
+def _live(rows: list[int], samples: Sequence[Sample], texts: Sequence[list[int]]) -> list[int]:
+    """The rows of a forward that have something to score; the one with the shortest prompt if none has."""
+    live = [row for row in rows if texts[row]]
+    return live or [min(rows, key=lambda row: len(samples[row].input_ids))]
 
 
 def packed_inputs(packed: Packed) -> dict[str, Any]:
     """Forward arguments of a packed row: each prompt's pixels once."""
-    return {
+    inputs = {
         "input_ids": packed.input_ids,
         "position_ids": packed.position_ids,
         "attention_mask": torch.zeros(NO_MASK_SHAPE),
@@ -105,9 +133,12 @@ def packed_inputs(packed: Packed) -> dict[str, Any]:
         "packed": packed.layout,
         **collate_visual(packed.samples),
     }
+    return with_features(inputs, packed.samples)
 
 
-def _table(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
-    """(S,) scores as a (B, C) table, 0 where a completion has ended."""
-    table = values.new_zeros(shape)
-    return table.index_put((packed.rows.to(values.device), packed.columns.to(values.device)), values)
+def _table(values: Tensor, places: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
+    """(S,) scores at their places in a (B, C) table of zeros; a score without a place is there for its gradient."""
+    table = values.new_zeros(like.shape)
+    placed = values[: len(places[0])]
+    filled = table.index_put(tuple(place.to(values.device) for place in places), placed)
+    return filled if len(placed) == len(values) else filled + 0.0 * values.sum()

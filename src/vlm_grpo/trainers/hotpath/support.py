@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_grpo.trainers.hotpath import attention
+from vlm_grpo.trainers.hotpath.features import run_tower_once
 from vlm_grpo.trainers.hotpath.scores import backbone, head_sees_scored_only
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,9 @@ class Sharing:
         self.is_on = mode != "off" and reason is None
         if reason is not None:
             self._give_up(reason)
+        if mode != "off":
+            for model in self.models:
+                backbone(model).register_forward_pre_hook(run_tower_once, with_kwargs=True)
         if self.is_on:
             attention.register()
             for model in self.models:

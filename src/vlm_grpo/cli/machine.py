@@ -1,0 +1,55 @@
+"""What a run asks of its flags together and of this machine: answered in a line, before data and model are read.
+
+Only what would otherwise fail late, or do something else without a word.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+
+def flag_conflicts(model: Any, training: Any) -> list[str]:
+    """One sentence for each flag that cannot work with the others, on any machine."""
+    name = quantization_flag(model)
+    if name is None:
+        return []
+    problems = []
+    if not model.use_peft:
+        problems.append(f"--{name} needs --use_peft: quantized weights are not trained, the adapter beside them is")
+    plugin = getattr(training, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        problems.append(
+            f"--{name} does not go with DeepSpeed ZeRO-3: transformers loads quantized weights whole into every "
+            "process, and their packed form cannot be sharded; use zero2.json, or no --deepspeed"
+        )
+    if name == "load_in_8bit" and fsdp_is_wanted(training):
+        problems.append("--load_in_8bit does not go with FSDP, which cannot shard 8-bit weights; use --load_in_4bit")
+    return problems
+
+
+def machine_lacks(model: Any, training: Any) -> list[str]:
+    """One sentence for each thing that the run needs and that is not here."""
+    problems = []
+    name = quantization_flag(model)
+    if name is not None and training.device.type == "cpu":
+        problems.append(f"--{name} needs a GPU and this run has none; leave the flag out, or run where a GPU is")
+    if name is not None and find_spec("bitsandbytes") is None:
+        problems.append(f"--{name} needs bitsandbytes: pip install 'vlm_grpo[quantization]'")
+    if fsdp_is_wanted(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
+        problems.append(
+            "FSDP needs GPUs and a launcher (accelerate launch, torchrun): accelerate would not shard here, but train "
+            "as without it; leave it out"
+        )
+    return problems
+
+
+def quantization_flag(model: Any) -> str | None:
+    """The flag that asks for quantized weights; None without one."""
+    return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)), None)
+
+
+def fsdp_is_wanted(training: Any) -> bool:
+    """Whether --fsdp or accelerate's launcher asks for FSDP."""
+    return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -1,0 +1,52 @@
+"""What is wrong with a record's true box, and with the columns that say where it is. Looks at no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlm_grpo.boxes import extent
+from vlm_grpo.data.problems import show_value
+from vlm_grpo.rewards.box import true_box
+from vlm_grpo.tasks import TASKS
+
+Complaint = tuple[str, str, str]  # field, found, expected
+BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
+BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
+BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
+
+
+def box_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+    """What would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
+
+    The box is looked at where the task has a reward for boxes.
+    """
+    space, number = (row.get(name) for name in BOX_COLUMNS)
+    fault = None if space is None else space_fault(space)
+    if fault:
+        yield "box_space", show_value(space), fault
+    if number is not None and (type(number) is not int or not 0 <= number < images):
+        yield "box_image", show_value(number), f"the number of one of the row's {images} images, counted from 0"
+    if task in BOX_TASKS:
+        yield from _answer_complaints(answer, None if fault else space)
+
+
+def space_fault(space: Any) -> str | None:
+    """What was expected instead of a value that names no coordinate space."""
+    try:
+        extent(str(space), (1, 1), None)
+    except ValueError as error:
+        return str(error).partition(", got ")[0]
+    return None
+
+
+def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
+    box = true_box(answer)
+    if box is None:
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", BOX_FORM
+    elif not box.area:
+        yield "answer", show_value(answer), "x1 < x2 and y1 < y2, both above 0"
+    elif space in ("thousand", "unit"):
+        largest = extent(space, (0, 0), None)[0]
+        if max(box) > largest:
+            yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"

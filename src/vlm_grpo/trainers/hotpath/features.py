@@ -1,0 +1,121 @@
+"""Image features, computed once for each prompt, not once for each of its completions.
+
+Those of a frozen tower are kept with the prompt: they serve the sampling, the old, the reference and the policy pass of
+every iteration. Where tower or projector are trained they would be stale after a step, and where parameters are sharded
+every process would have to take part: there each pass runs the tower. In packed rows every prompt stands once anyway;
+in plain rows `tower_once` repeats the features instead of the pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_grpo.families import FAMILIES
+from vlm_grpo.loading import part_of
+from vlm_grpo.trainers.rollout import Sample, collate_visual, unique
+
+PIXELS = "pixel_values"
+TOWER = "tower_once"
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether neither tower nor projector is trained; False for a family whose modules are not known."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return False
+    parts = {part_of(name, family) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return not parts & {"vision tower", "projector"}
+
+
+def remember(backbone: nn.Module, samples: Sequence[Sample], place: Callable[[Mapping[str, Any]], dict]) -> None:
+    """Run the tower for the samples with images that have no features yet."""
+    taken = set(inspect.signature(backbone.get_image_features).parameters)
+    for sample in samples:
+        if sample.features is None and PIXELS in sample.visual:
+            given = place({name: value for name, value in sample.visual.items() if name in taken})
+            with torch.no_grad():
+                sample.features = backbone.get_image_features(**given, return_dict=True)
+
+
+def with_features(inputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Forward arguments in which the features of the rows' images stand for their pixels.
+
+    As they were if some row's features are missing.
+    """
+    shown = [sample for sample in samples if PIXELS in sample.visual]
+    if not shown or any(sample.features is None for sample in shown):
+        return inputs
+    rest = {name: value for name, value in inputs.items() if name != PIXELS}
+    return {**rest, "mm_encoder_outputs": {"image": joined([sample.features for sample in shown])}}
+
+
+def joined(features: Sequence[Any]) -> SimpleNamespace:
+    """Features of several prompts as those of one batch; Qwen3-VL's deepstack features belong to them."""
+    pooled = _join([one.pooler_output for one in features])
+    layers = [getattr(one, "deepstack_features", None) for one in features]
+    deep = None if layers[0] is None else [_join(list(layer)) for layer in zip(*layers, strict=True)]
+    return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
+
+
+def _join(values: list[Any]) -> Any:
+    """Tensors along their first dimension, lists one after another."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return [item for value in values for item in value]
+
+
+def visual_inputs(model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Visual forward arguments of plain rows for as few passes through the tower as possible."""
+    once = tower_once(model, samples) if any(sample.features is None for sample in samples if sample.visual) else None
+    return with_features(collate_visual(samples), samples) if once is None else once
+
+
+def tower_once(model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """Visual forward arguments of plain rows, of which `run_tower_once` makes features; None where it cannot.
+
+    The pixels are those of each prompt once, everything else is there for each row.
+    """
+    mark = getattr(model.config, "image_token_id", None)
+    prompts = unique([sample for sample in samples if sample.visual])
+    if mark is None or not prompts or any(sample.videos or PIXELS not in sample.visual for sample in prompts):
+        return None
+    number = {id(prompt): place for place, prompt in enumerate(prompts)}
+    rows = [number[id(sample)] for sample in samples if sample.visual]
+    if len(rows) == len(prompts):
+        return None
+    rest = [replace(sample, visual={k: v for k, v in sample.visual.items() if k != PIXELS}) for sample in samples]
+    counts = [prompt.input_ids.count(mark) for prompt in prompts]
+    return {**collate_visual(rest), TOWER: {"visual": collate_visual(prompts), "counts": counts, "rows": rows}}
+
+
+def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+    """Forward pre-hook of the backbone: the features of each prompt, repeated for its rows."""
+    asked = kwargs.get(TOWER)
+    if asked is None:
+        return None
+    taken = set(inspect.signature(backbone.get_image_features).parameters)
+    given = {name: value for name, value in asked["visual"].items() if name in taken}
+    found = backbone.get_image_features(**given, return_dict=True)
+    counts, rows = asked["counts"], asked["rows"]
+    deep = getattr(found, "deepstack_features", None)
+    repeated = SimpleNamespace(
+        pooler_output=_repeat(found.pooler_output, counts, rows),
+        deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
+    )
+    rest = {name: value for name, value in kwargs.items() if name != TOWER}
+    return args, {**rest, "mm_encoder_outputs": {"image": repeated}}
+
+
+def _repeat(features: Any, counts: list[int], rows: list[int]) -> Any:
+    """Features of prompts with so many image tokens, for rows of these prompts, in the container that was given."""
+    flat = features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(list(features))  # (tokens, D)
+    parts = flat.split(counts)
+    repeated = torch.cat([parts[row] for row in rows])
+    return repeated if isinstance(features, Tensor) else [repeated]

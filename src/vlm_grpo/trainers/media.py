@@ -1,0 +1,95 @@
+"""Videos where families differ: what a processor or model cannot take is refused, GLM-4V's placeholders are told apart.
+
+Refused are videos at all, or beside images in one prompt, or of unequal length in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_grpo.trainers.messages import Prompt
+
+
+class TensorVideoProcessor:
+    """A video processor that returns tensors, also for families that return lists of arrays unless they are asked."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.inner(*args, **{**options, "return_tensors": "pt"})
+
+
+def check_videos(prompt: Prompt, processor: Any) -> None:
+    """Refuse a prompt whose videos this processor would leave out.
+
+    Raises:
+        ValueError: it has no part for videos, or puts a video's frames where the prompt's images were.
+    """
+    if not prompt.videos:
+        return
+    where, name = prompt.videos[0].where or "a row", type(processor).__name__
+    inner = getattr(processor, "video_processor", None)
+    if inner is None:
+        raise ValueError(f"{where}: {name} cannot read videos; give frames as images, or take another model family")
+    if prompt.images and "pixel_values" in getattr(inner, "model_input_names", ()):
+        raise ValueError(
+            f"{where}: {name} cannot read images and a video in one prompt, the one would replace the other; give the "
+            "video's frames as images, or the image as a frame"
+        )
+
+
+def check_frames(videos: Sequence[Tensor]) -> None:
+    """Refuse (videos, frames, C, H, W) tensors of unequal length: padding frames would be counted as real ones.
+
+    Raises:
+        ValueError: the videos of a batch differ in their number of frames.
+    """
+    lengths = sorted({video.size(1) for video in videos if video.ndim == 5})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"videos of one batch must have the same number of frames in this model family, got {lengths}; cut them "
+            "with 'max_frames' or take lists of as many frames"
+        )
+
+
+def tell_videos_from_images(*models: nn.Module | None) -> None:
+    """Let GLM-4V take images and videos in one batch; other families stay as they are.
+
+    Its processor writes image placeholders for frames too, between marks of a video. The model of transformers 5.23
+    takes all of them for both, and a batch that has both fails.
+    """
+    for module in (module for model in models if model is not None for module in model.modules()):
+        if getattr(getattr(module, "config", None), "model_type", "") == "glm4v" and hasattr(module, "get_rope_index"):
+            module.get_placeholder_mask = _PlaceholderMask(module)
+
+
+class _PlaceholderMask:
+    """GLM-4V's `get_placeholder_mask`: an image placeholder within the marks of a video is a frame's."""
+
+    def __init__(self, module: Any) -> None:
+        self.stock = type(module).get_placeholder_mask.__get__(module)
+        self.config = module.config
+
+    def __call__(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Any = None, video_features: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        if input_ids is None:
+            return self.stock(input_ids, inputs_embeds, image_features=image_features, video_features=video_features)
+        begun, ended = (
+            (input_ids == token).cumsum(1)
+            for token in (self.config.video_start_token_id, self.config.video_end_token_id)
+        )
+        places, in_video = input_ids == self.config.image_token_id, begun > ended  # (B, T)
+        masks = {"image": places & ~in_video, "video": places & in_video}
+        for kind, features in (("image", image_features), ("video", video_features)):
+            if features is not None and int(masks[kind].sum()) * inputs_embeds.size(-1) != torch.numel(features):
+                raise ValueError(f"{int(masks[kind].sum())} {kind} placeholders for {len(features)} features")
+        return masks["image"].unsqueeze(-1), masks["video"].unsqueeze(-1)

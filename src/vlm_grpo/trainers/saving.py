@@ -1,0 +1,135 @@
+"""Writing without losing what is saved already: a disk that gets full, or a kill, costs only what was being written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import nn
+
+from vlm_grpo.trainers.checkpoints import last_complete
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch reports a full disk as a RuntimeError
+WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model*")
+OPTIMIZER_BYTES = 8  # two moments in 32 bits for each trained parameter
+
+
+class SavingError(RuntimeError):
+    """A checkpoint or a model could not be written; what was written before is whole."""
+
+
+@contextmanager
+def writing_checkpoint(folder: Path, *, model: nn.Module, is_main: bool, wait: Callable[[], None]) -> Iterator[None]:
+    """Let a checkpoint be written into an empty folder; one that lies there already goes only after success.
+
+    Otherwise a folder that is written again could hold files of two runs, and look complete.
+
+    Args:
+        folder: of the checkpoint.
+        model: whose size is named in the error when there is no earlier checkpoint to go by.
+        is_main: whether this process deletes and renames; all of them wait for it.
+        wait: returns when every process has called it.
+
+    Raises:
+        SavingError: writing failed, such as on a full disk.
+    """
+    aside = folder.with_name(f"replaced-{folder.name}")  # not checkpoint-*: neither resumed from nor rotated away
+    if is_main:
+        _set_aside(folder, aside)
+    wait()
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        if is_main and aside.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        raise SavingError(_message(folder, folder.parent, model, error)) from error
+    if is_main:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _set_aside(folder: Path, aside: Path) -> None:
+    """Empty the place of a checkpoint: a half-written one is deleted, any other is kept until the new one is whole."""
+    if (folder / "trainer_state.json").is_file():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def writing_model(folder: Path, *, model: nn.Module, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
+    """The folder into which to write a model; its files are in `folder` in one go once all of them are whole.
+
+    Raises:
+        SavingError: writing failed, such as on a full disk; the files in `folder` are as they were.
+    """
+    partial = folder / "model.partial"
+    if is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+    wait()
+    try:
+        yield partial
+        wait()
+        if is_main and partial.is_dir():
+            _move_files(partial, folder)
+    except WRITE_ERRORS as error:
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise SavingError(_message(folder, folder, model, error)) from error
+    wait()
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move all that lies in a folder into another, and delete weights there that are older."""
+    names = {path.name for path in source.iterdir()}
+    for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        (source / name).replace(target / name)
+    source.rmdir()
+    for path in (path for pattern in WEIGHT_FILES for path in target.glob(pattern)):
+        if path.name not in names:
+            path.unlink()
+
+
+def _message(what: Path, output: Path, model: nn.Module, error: Exception) -> str:
+    earlier = last_complete(output)
+    needed = expected_bytes(model) if earlier is None else folder_bytes(earlier)
+    known = "no earlier checkpoint is there" if earlier is None else f"{earlier.name} and what came before are whole"
+    return (
+        f"{what} could not be written: {str(error).splitlines()[0]}\n"
+        f"It takes about {size(needed)}, {size(shutil.disk_usage(output).free)} are free on its disk; {known}. "
+        "Make room (or raise the quota, or write elsewhere with --output_dir), then run the same command with "
+        "--resume_from_checkpoint true"
+    )
+
+
+def folder_bytes(folder: Path) -> int:
+    """How many bytes the files of a folder take."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def expected_bytes(model: nn.Module) -> int:
+    """About how many bytes a checkpoint takes: all weights, or the adapter's alone, and Adam's state."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    saved = trained if hasattr(model, "peft_config") else parameters
+    counts = [(_count(parameter), parameter.element_size()) for parameter in saved]
+    return sum(count * width for count, width in counts) + OPTIMIZER_BYTES * sum(_count(p) for p in trained)
+
+
+def _count(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
+
+
+def size(count: float) -> str:
+    """A number of bytes as people write it: 512 B, 1.5 MB."""
+    units = ["GB", "MB", "KB", "B"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop()
+    return f"{count:.0f} B" if units[-1] == "B" else f"{count:.1f} {units[-1]}"

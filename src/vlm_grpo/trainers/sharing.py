@@ -1,0 +1,185 @@
+"""Where TRL's trainers meet the fast path (`hotpath/`): which path a rollout and a pass take, and the switch back.
+
+Mixed into `VisionPipeline`, which says what the rows at hand are (`_samples`, `_media_anywhere`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
+
+from vlm_grpo.trainers.hotpath.features import is_frozen, remember, visual_inputs, with_features
+from vlm_grpo.trainers.hotpath.groups import shuffle_groups
+from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, until_end
+from vlm_grpo.trainers.hotpath.scores import Packing, backbone, packed_scores, prompt_positions
+from vlm_grpo.trainers.hotpath.silence import Silence, correct_entropy
+from vlm_grpo.trainers.hotpath.support import Sharing, mean_difference, tolerance
+from vlm_grpo.trainers.objective import token_scores
+from vlm_grpo.trainers.rollout import MEDIA, Sample, collate_visual, unique
+
+
+class PromptSharing:
+    """Sampling and scoring with each prompt passed through the model once, where model and settings allow it."""
+
+    _samples: list[Sample]
+    _media_anywhere: list[bool]
+    _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities
+
+    def _start_sharing(self, mode: str) -> None:
+        """Decide what this run's models can share; called once, when they are complete."""
+        models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
+        self._sharing = Sharing(mode, models)
+        self._silent: Silence | None = None
+
+    @property
+    def _prefills_once(self) -> bool:
+        """Whether completions are sampled here, from a cache that can be repeated and no other process waits for."""
+        if self._is_stock or self._sharing.mode == "off" or self.args.use_transformers_continuous_batching:
+            return False
+        is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
+        return is_gathered and self.generation_config.cache_implementation in (None, "dynamic")
+
+    @property
+    def _keeps_features(self) -> bool:
+        """Whether image features stay the same during a run and every process has the whole tower."""
+        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        return self._sharing.mode != "off" and not is_sharded and is_frozen(self.accelerator.unwrap_model(self.model))
+
+    def _generate_from_unique_prompts(self) -> list[list[int]]:
+        """Completions of the rows at hand; each prompt goes through the model once."""
+        prompts = unique(self._samples)
+        inputs = Trainer._prepare_inputs(self, prompt_batch(prompts, self._tokenizer.pad_token_id))
+        model_for_sampling = unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+        whole = self._dist.summon_full_params(self.model_wrapped, recurse=False)
+        with model_for_sampling as model, torch.no_grad(), whole:
+            if self._keeps_features:
+                remember(backbone(model), prompts, lambda tensors: Trainer._prepare_inputs(self, tensors))
+                inputs = with_features(inputs, prompts)
+            method = PromptOnce(row_numbers(self._samples))
+            ids = model.generate(**inputs, generation_config=self.generation_config, custom_generate=method)
+        return until_end(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's, but completions of one prompt stay together when a rollout is shuffled and cut into micro-batches."""
+        if not (self.model.training and self._sharing.is_on):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollout = shuffle_groups(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = split_tensor_dict(rollout, steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._samples = inputs.get("samples", [])
+        self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA]
+        if not self._skips_silent:
+            return super()._compute_loss(model, inputs)
+        silence = self._silent = Silence(inputs)
+        loss = super()._compute_loss(model, inputs)
+        self._silent = None
+        if self._sharing.is_on:  # it may just have been given up
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            correct_entropy(metrics, self.accelerator.reduce(silence.entropy_stats, reduction="sum"))
+        return loss
+
+    @property
+    def _skips_silent(self) -> bool:
+        """Whether a row without advantage contributes nothing to the loss: no KL, no entropy term beside it."""
+        if not self._sharing.is_on or self._is_stock or self.aux_loss_enabled:
+            return False
+        kl_in_loss = self.beta != 0.0 and self._generates_logps  # RLOO has it in the reward
+        needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
+        return not kl_in_loss and not needs_entropy and getattr(self, "top_entropy_quantile", 1.0) == 1.0
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **visual: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._is_stock:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **visual,
+            )
+        common = {
+            "completion": logits_to_keep,
+            "place": lambda tensors: Trainer._prepare_inputs(self, tensors),
+            "autocast": self.accelerator.autocast,
+            "blanks": self._blanks(),
+        }
+        wanted = {"chunk": batch_size or input_ids.size(0), "compute_entropy": compute_entropy}
+        rows = (self._samples, input_ids, attention_mask)
+        if self._sharing.is_on and not compute_aux_loss:  # the router's loss counts every token of every row
+            if not self._sharing.is_checked:
+                self._check_sharing(model, *rows, **common)
+            if self._sharing.is_on:
+                if self._silent is None:
+                    return packed_scores(model, *rows, **common, **wanted, packing=self._packing())
+                common["blanks"] = self._blanks(always=True)
+                scores = packed_scores(
+                    model, *rows, **common, **wanted, packing=self._packing(), silent=self._silent.rows.tolist()
+                )
+                return self._silent.completed(scores)
+        return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss, visual=self._visual)
+
+    def _visual(self, samples: list[Sample]) -> dict[str, Any]:
+        """Visual forward arguments of plain rows."""
+        if self._sharing.mode == "off":
+            return collate_visual(samples)
+        return visual_inputs(self.accelerator.unwrap_model(self.model), samples)
+
+    def _packing(self) -> Packing:
+        model = self.accelerator.unwrap_model(self.model)
+        budget = getattr(self.args, "max_tokens_per_forward", None)
+        return Packing(lambda sample: prompt_positions(model, sample), budget, self._agree)
+
+    def _agree(self, wanted: int, groups: int) -> tuple[int, int]:
+        """The most forwards that a process wants, and the fewest groups that one has."""
+        both = self.accelerator.gather(torch.tensor([[wanted, groups]], device=self.accelerator.device))
+        return both[:, 0].max().item(), both[:, 1].min().item()
+
+    def _check_sharing(
+        self, model: nn.Module, samples: list[Sample], input_ids: Tensor, attention_mask: Tensor, **common: Any
+    ) -> None:
+        """Score a few rows on both paths, once; all processes go on or leave the fast path together."""
+        few = slice(0, 2)
+        rows = (samples[few], input_ids[few], attention_mask[few])
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            plain = token_scores(model, *rows, **common, chunk=2).logps
+            fast = packed_scores(model, *rows, **common, chunk=2, packing=self._packing()).logps
+        model.train(was_training)
+        difference = mean_difference(plain, fast, attention_mask[few, -common["completion"] :])
+        worst = self.accelerator.gather(torch.tensor([difference], device=input_ids.device)).max().item()
+        self._sharing.settle(worst, tolerance(plain.dtype, self.accelerator.mixed_precision))
+
+    def _blanks(self, always: bool = False) -> dict[str, Sample]:
+        """A blank prompt for each kind of media that some process has: all run the same modules in the same order."""
+        if self.accelerator.num_processes == 1 and not always:
+            return {}
+        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA) if self._media_anywhere[n]}

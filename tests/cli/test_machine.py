@@ -1,0 +1,75 @@
+"""Flags that cannot work together, or not on this machine, are answered before data and model are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vlm_grpo.cli import machine
+from vlm_grpo.cli.machine import flag_conflicts, machine_lacks
+from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.train import main
+
+QUICK = "--use_cpu true --bf16 false --report_to none --model_name_or_path no/such/model --data_file_paths none.jsonl"
+
+
+def words(folder: Path, *flags: str) -> list[str]:
+    return [*QUICK.split(), "--output_dir", str(folder), *flags]
+
+
+def model(**flags: bool) -> SimpleNamespace:
+    return SimpleNamespace(**{"load_in_4bit": False, "load_in_8bit": False, "use_peft": True, **flags})
+
+
+def training(device: str = "cuda", kind: str = "MULTI_GPU", stage: int = 0, fsdp: bool = False) -> SimpleNamespace:
+    plugin = SimpleNamespace(zero_stage=stage) if stage else None
+    state = SimpleNamespace(distributed_type=kind)
+    return SimpleNamespace(device=torch.device(device), deepspeed_plugin=plugin, distributed_state=state, fsdp=fsdp)
+
+
+@pytest.mark.parametrize("flag", ["--load_in_4bit", "--load_in_8bit"])
+def test_quantized_weights_need_an_adapter(flag: str, tmp_path: Path):
+    with pytest.raises(UsageError, match=f"{flag} needs --use_peft"):
+        parse(words(tmp_path, flag, "true"))
+    assert parse(words(tmp_path, flag, "true", "--use_peft", "true"))[2].use_peft
+
+
+def test_four_and_eight_bit_exclude_each_other(tmp_path: Path):
+    with pytest.raises(UsageError, match="8 bit and 4 bit"):
+        parse(words(tmp_path, "--load_in_4bit", "true", "--load_in_8bit", "true", "--use_peft", "true"))
+
+
+def test_quantized_weights_are_not_sharded_by_zero3():
+    assert "ZeRO-3" in flag_conflicts(model(load_in_4bit=True), training(stage=3))[0]
+    assert flag_conflicts(model(load_in_4bit=True), training(stage=2)) == []
+    assert "FSDP" in flag_conflicts(model(load_in_8bit=True), training(fsdp=True))[0]
+    assert flag_conflicts(model(load_in_4bit=True), training(fsdp=True)) == []
+
+
+def test_quantized_weights_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Neither the data nor the model exist: the machine is asked first."""
+    assert main(words(tmp_path, "--load_in_4bit", "true", "--use_peft", "true")) == 2
+    assert "--load_in_4bit needs a GPU" in capsys.readouterr().err
+
+
+def test_quantized_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    assert machine_lacks(model(load_in_4bit=True), training()) == [
+        "--load_in_4bit needs bitsandbytes: pip install 'vlm_grpo[quantization]'"
+    ]
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    assert machine_lacks(model(load_in_4bit=True), training()) == []
+    assert machine_lacks(model(), training("cpu")) == []
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("NO", True), ("MULTI_CPU", True), ("MULTI_GPU", False)])
+def test_fsdp_needs_gpus(kind: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch):
+    """Accelerate shards only where there are devices; on CPU processes it trains with DDP and does not say so."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert bool(machine_lacks(model(), training(kind=kind))) is is_refused
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert machine_lacks(model(), training(kind=kind)) == []
+    assert bool(machine_lacks(model(), training(kind=kind, fsdp=True))) is is_refused
