@@ -12,6 +12,9 @@ from transformers import BitsAndBytesConfig
 from tests.support.training import image_rows, length_reward, settings
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.hotpath import flex
+from vlm_grpo.trainers.hotpath.attention import attention
+from vlm_grpo.trainers.hotpath.layout import Group, Layout
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
 KINDS = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
@@ -25,6 +28,35 @@ def test_trains_in_bf16(kind: tuple, tiny_model: Path, tmp_path: Path):
     trainer.train()
     assert next(trainer.model.parameters()).is_cuda
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+
+
+@pytest.mark.gpu
+def test_flex_attention_equals_sdpa():
+    """Outputs and gradients in bf16, for groups of different lengths with grouped-query attention."""
+    layout = Layout((Group(0, 70, (20, 31)), Group(121, 40, (9,))), torch.arange(70, 121))
+    shapes = ((1, 4, 170, 64), (1, 2, 170, 64), (1, 2, 170, 64))
+    tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    found = []
+    for kernel in (flex.compiled(), None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flex, "compiled", lambda kernel=kernel: kernel)
+            output, _ = attention(torch.nn.Module(), *tensors, None, scaling=0.125, packed=layout)
+        found.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
+    assert flex.compiled() is not None
+    assert all(torch.allclose(one, other, atol=0.05, rtol=0.05) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS, ids=["grpo", "rloo"])
+def test_shared_prompts_equal_plain_rows(kind: tuple, tiny_model: Path, tmp_path: Path):
+    """In 32 bits, so that the two may be compared; decoding is compiled on one side."""
+    logs = []
+    for mode in ("off", "on"):
+        args = kind[1](**settings(tmp_path, use_cpu=False, shared_prefix=mode, generation_kwargs={"min_new_tokens": 8}))
+        trainer = kind[0](str(tiny_model), length_reward, args, train_dataset=image_rows())
+        trainer.train()
+        logs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
 @pytest.mark.gpu

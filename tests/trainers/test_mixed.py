@@ -227,7 +227,7 @@ def holds_image(value: Any) -> bool:
 
 @pytest.mark.parametrize("kind", OURS, ids=NAMES)
 def test_no_image_crosses_ranks_while_training(kind: tuple, tiny_model: Path, tmp_path: Path, monkeypatch: Any):
-    module = sys.modules[kind[0].__mro__[2].__module__]  # TRL's
+    module = sys.modules[kind[0].__bases__[1].__module__]  # TRL's
     gathered: list[Any] = []
     for place in (module, pipeline):
         original = place.gather_object

@@ -19,13 +19,15 @@ class Engine:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.generation_kwargs: dict[str, Any] = {}
 
     def sync_weights(self) -> None:
         """Nothing to synchronise."""
 
     def generate(self, **arguments: Any) -> tuple:
         self.calls.append(arguments)
-        ids = [[20 + row, 30, 31] for row in range(len(arguments["prompts"]))]
+        count = len(arguments["prompts"]) * self.generation_kwargs.get("n", 1)
+        ids = [[20 + row, 30, 31] for row in range(count)]
         return arguments["prompts"], ids, [[[-6.0]] * 3 for _ in ids], None
 
 
@@ -44,12 +46,27 @@ def test_vllm_gets_images_as_processed_and_the_prompt_it_expects(
     trainer._last_loaded_step = trainer._last_loaded_step if hasattr(trainer, "_last_loaded_step") else -1
     trainer.train()
     (call,) = trainer.vllm_generation.calls
+    each = 1 if mode == "colocate" else 4  # TRL takes every fourth prompt for its server
+    assert trainer.vllm_generation.generation_kwargs.get("n") == (4 if mode == "colocate" else None)
     assert [None if images is None else [image.size for image in images] for images in call["images"]] == (
-        [[(84, 56), (84, 56)]] * 4 + [None] * 4  # 90 x 60 is rounded to whole patches of 28
+        [[(84, 56), (84, 56)]] * each + [None] * each  # 90 x 60 is rounded to whole patches of 28
     )
     image_token = trainer.processing_class.image_token_id
     counts = [ids.count(image_token) for ids in call["prompts"]]
-    assert counts == ([2] * 4 + [0] * 4 if mode == "colocate" else [12] * 4 + [0] * 4)  # 3 x 2 tokens an image
+    assert counts == ([2, 0] if mode == "colocate" else [12] * 4 + [0] * 4)  # 3 x 2 tokens an image
     if mode == "colocate":
         text = trainer.processing_class.tokenizer.decode(call["prompts"][0])
         assert text.count("<|vision_start|><|image_pad|><|vision_end|>") == 2
+
+
+def test_without_sharing_vllm_gets_a_prompt_for_each_completion(tiny_model: Path, tmp_path: Path):
+    options = {"per_device_train_batch_size": 8, "max_steps": 1, "shared_prefix": "off"}
+    data = Dataset.from_list([{"prompt": user("what"), "images": [picture(0)]}] * 2)
+    trainer = VLMGRPOTrainer(
+        str(tiny_model), length_reward, VLMGRPOConfig(**settings(tmp_path, **options)), train_dataset=data
+    )
+    trainer.use_vllm, trainer.vllm_mode, trainer.vllm_generation = True, "colocate", Engine()
+    trainer._last_loaded_step = -1
+    trainer.train()
+    assert len(trainer.vllm_generation.calls[0]["prompts"]) == 8
+    assert trainer.vllm_generation.generation_kwargs["n"] == 1

@@ -169,11 +169,12 @@ class VisionPipeline(PromptSharing):
         if self.use_vllm and not self._is_stock:
             if any(sample.videos for sample in self._samples):
                 raise ValueError("--use_vllm: TRL hands images to vLLM but no videos; leave --use_vllm out for videos")
-            sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in unique(self._samples)}
-            images = [sizes[id(sample)] for sample in self._samples]
+            prompts = self._prompts_for_vllm()
+            sizes = {id(sample): self.encoder.resized_images(sample) or None for sample in unique(prompts)}
+            images = [sizes[id(sample)] for sample in prompts]
             if self.vllm_mode == "colocate":
-                short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in unique(self._samples)}
-                prompt_ids = [short[id(sample)] for sample in self._samples]
+                short = {id(sample): self.encoder.unexpanded_ids(sample.messages) for sample in unique(prompts)}
+                prompt_ids = [short[id(sample)] for sample in prompts]
         elif self._prefills_once:
             ids = self._generate_from_unique_prompts()
             return (ids, None) if self._generates_logps else ids

@@ -15,7 +15,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from vlm_grpo.trainers.hotpath.features import is_frozen, remember, visual_inputs, with_features
-from vlm_grpo.trainers.hotpath.groups import shuffle_groups
+from vlm_grpo.trainers.hotpath.groups import runs, shuffle_groups
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, until_end
 from vlm_grpo.trainers.hotpath.scores import Packing, backbone, packed_scores, prompt_positions
 from vlm_grpo.trainers.hotpath.silence import Silence, correct_entropy
@@ -37,6 +37,19 @@ class PromptSharing:
         self._sharing = Sharing(mode, models)
         self._silent: Silence | None = None
 
+    def _prompts_for_vllm(self) -> list[Sample]:
+        """The rows' prompts; in the same process each group's only once, its completions asked for as `n`.
+
+        Its server gets unique prompts from TRL. With tensor parallelism TRL counts one completion for each prompt.
+        """
+        if self.vllm_mode != "colocate":
+            return self._samples
+        groups = runs(self._samples)
+        sizes = {len(group) for group in groups}
+        is_shared = self._sharing.mode != "off" and len(sizes) == 1 and self.vllm_tensor_parallel_size == 1
+        self.vllm_generation.generation_kwargs["n"] = sizes.pop() if is_shared else 1
+        return [self._samples[group[0]] for group in groups] if is_shared else self._samples
+
     @property
     def _prefills_once(self) -> bool:
         """Whether completions are sampled here, from a cache that can be repeated and no other process waits for."""
@@ -48,8 +61,16 @@ class PromptSharing:
     @property
     def _keeps_features(self) -> bool:
         """Whether image features stay the same during a run and every process has the whole tower."""
-        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        return self._sharing.mode != "off" and not is_sharded and is_frozen(self.accelerator.unwrap_model(self.model))
+        is_on = self._sharing.mode != "off" and not self._is_sharded
+        return is_on and is_frozen(self.accelerator.unwrap_model(self.model))
+
+    def _remember(self, model: nn.Module) -> None:
+        with self.accelerator.autocast():
+            remember(backbone(model), unique(self._samples), lambda tensors: Trainer._prepare_inputs(self, tensors))
+
+    @property
+    def _is_sharded(self) -> bool:
+        return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
 
     def _generate_from_unique_prompts(self) -> list[list[int]]:
         """Completions of the rows at hand; each prompt goes through the model once."""
@@ -65,9 +86,11 @@ class PromptSharing:
         whole = self._dist.summon_full_params(self.model_wrapped, recurse=False)
         with model_for_sampling as model, torch.no_grad(), whole:
             if self._keeps_features:
-                remember(backbone(model), prompts, lambda tensors: Trainer._prepare_inputs(self, tensors))
+                self._remember(model)
                 inputs = with_features(inputs, prompts)
-            method = PromptOnce(row_numbers(self._samples))
+            # Gathered parameters lie elsewhere every time: a captured step would read the old places.
+            is_static = self.accelerator.device.type == "cuda" and not self._is_sharded
+            method = PromptOnce(row_numbers(self._samples), is_static)
             ids = model.generate(**inputs, generation_config=self.generation_config, custom_generate=method)
         return until_end(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
 
@@ -125,11 +148,13 @@ class PromptSharing:
                 compute_aux_loss,
                 **visual,
             )
+        if self._keeps_features:  # a rollout that comes from a checkpoint has none yet
+            self._remember(self.accelerator.unwrap_model(self.model))
         common = {
             "completion": logits_to_keep,
             "place": lambda tensors: Trainer._prepare_inputs(self, tensors),
             "autocast": self.accelerator.autocast,
-            "blanks": self._blanks(),
+            "blanks": self._blanks(always=self._silent is not None),
         }
         wanted = {"chunk": batch_size or input_ids.size(0), "compute_entropy": compute_entropy}
         rows = (self._samples, input_ids, attention_mask)
@@ -137,13 +162,9 @@ class PromptSharing:
             if not self._sharing.is_checked:
                 self._check_sharing(model, *rows, **common)
             if self._sharing.is_on:
-                if self._silent is None:
-                    return packed_scores(model, *rows, **common, **wanted, packing=self._packing())
-                common["blanks"] = self._blanks(always=True)
-                scores = packed_scores(
-                    model, *rows, **common, **wanted, packing=self._packing(), silent=self._silent.rows.tolist()
-                )
-                return self._silent.completed(scores)
+                silent = None if self._silent is None else self._silent.rows.tolist()
+                scores = packed_scores(model, *rows, **common, **wanted, packing=self._packing(), silent=silent)
+                return scores if self._silent is None else self._silent.completed(scores)
         return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss, visual=self._visual)
 
     def _visual(self, samples: list[Sample]) -> dict[str, Any]:
@@ -179,7 +200,10 @@ class PromptSharing:
         self._sharing.settle(worst, tolerance(plain.dtype, self.accelerator.mixed_precision))
 
     def _blanks(self, always: bool = False) -> dict[str, Sample]:
-        """A blank prompt for each kind of media that some process has: all run the same modules in the same order."""
-        if self.accelerator.num_processes == 1 and not always:
+        """A blank prompt for each kind of media that some process has: all run the same modules in the same order.
+
+        With one process `always` gives them too, so that a tower whose rows are left out has a gradient of 0.
+        """
+        if self._keeps_features or (self.accelerator.num_processes == 1 and not always):
             return {}
         return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA) if self._media_anywhere[n]}

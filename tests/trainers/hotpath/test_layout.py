@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vlm_grpo.trainers.hotpath.attention import attention
+from vlm_grpo.trainers.hotpath.flex import packed_attention
 from vlm_grpo.trainers.hotpath.layout import Group, Layout, pack
 from vlm_grpo.trainers.rollout import Sample
 
@@ -82,6 +83,9 @@ def test_attention_equals_the_masked_one(keys: int, lengths: tuple):
     weights = (query @ wide[0].transpose(2, 3) * 0.3).masked_fill(~allowed, float("-inf")).softmax(dim=-1)
     expected = (weights @ wide[1]).transpose(1, 2)
     assert torch.allclose(output, expected, atol=1e-6)
+    with torch.no_grad():  # FlexAttention has no backward on a CPU
+        whole = packed_attention(query, key, value, layout, 0.3)
+    assert torch.allclose(whole.transpose(1, 2), expected, atol=1e-6)
     noise = torch.randn_like(output)
     ours = torch.autograd.grad((output * noise).sum(), (query, key, value))
     theirs = torch.autograd.grad((expected * noise).sum(), (query, key, value))

@@ -15,6 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vlm_grpo.trainers.hotpath import flex
 from vlm_grpo.trainers.hotpath.layout import Group, Layout
 
 NAME = "shared_prefix"
@@ -40,11 +41,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, H, L, D), key and value (B, K, L, D); gives (B, L, H, D).
 
-    Without `packed` it is sdpa. With it B is 1 and each group is worked on alone.
+    Without `packed` it is sdpa. With it B is 1; on CUDA FlexAttention takes the whole row, elsewhere, or where that
+    cannot be compiled, sdpa takes each group.
     """
     if packed is None:
         plain = ALL_ATTENTION_FUNCTIONS[PLAIN]
         return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+    if query.is_cuda and query.size(-1) >= flex.SMALLEST_HEAD and (kernel := flex.compiled()) is not None:
+        output = flex.packed_attention(query, key, value, packed, scaling, kernel)
+        return output.transpose(1, 2).contiguous(), None
     share = query.size(1) // key.size(1)  # grouped-query attention: heads that share a key
     if share > 1:
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)

@@ -31,7 +31,7 @@ class Group(NamedTuple):
         return self.start + self.prefix + sum(self.lengths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """What attention and head need to know of a packed row of L tokens.
 

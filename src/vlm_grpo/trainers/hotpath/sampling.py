@@ -6,17 +6,22 @@ stopping criteria; only the loop over tokens is here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, StaticCache
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from vlm_grpo.trainers.rollout import Sample, collate_per_token, collate_visual, unique
 
+logger = logging.getLogger(__name__)
+
 # Selecting the cache's living rows costs about as much as reading them once; it is not worth it for a few.
 WORTH_DROPPING = 0.25
+ROOM = 256  # tokens, in which caches of fixed size grow
 
 
 def row_numbers(samples: Sequence[Sample]) -> list[int]:
@@ -46,10 +51,17 @@ def until_end(completions: Tensor, ends: Sequence[int]) -> list[list[int]]:
 
 
 class PromptOnce:
-    """A decoding method: row b of the result continues prompt `rows[b]` of the batch that `generate` was given."""
+    """A decoding method: row b of the result continues prompt `rows[b]` of the batch that `generate` was given.
 
-    def __init__(self, rows: Sequence[int]) -> None:
+    Args:
+        rows: (B,), numbers of prompts.
+        is_static: decode with a cache of fixed size, whose step transformers compiles on a GPU: one launch for a token
+            instead of one for each kernel. Rows that have ended then stay in the batch.
+    """
+
+    def __init__(self, rows: Sequence[int], is_static: bool = False) -> None:
         self.rows = rows
+        self.is_static = is_static
 
     def __call__(
         self,
@@ -64,7 +76,12 @@ class PromptOnce:
         outputs = model._prefill(input_ids, generation_config, state)
         state = model._update_model_kwargs_for_generation(outputs, state)
         rows = torch.tensor(self.rows, device=input_ids.device)
-        state = selected(state, rows, len(input_ids))
+        step = model.__call__
+        if self.is_static and is_dynamic(state["past_key_values"]):
+            state = fixed(state, rows, len(input_ids), model, generation_config.max_length)
+            step = CompiledStep(model) if input_ids.is_cuda else step
+        else:
+            state = selected(state, rows, len(input_ids))
         text, scores = input_ids[rows], outputs.logits[:, -1].float()[rows]
         alive = torch.arange(len(rows), device=rows.device)  # the rows that the cache still holds
         ended = torch.zeros_like(alive, dtype=torch.bool)  # of these
@@ -77,13 +94,13 @@ class PromptOnce:
             ended = ended | stopping_criteria(text, None)
             if ended.all():
                 break
-            if ended.float().mean() >= WORTH_DROPPING:
+            if not self.is_static and ended.float().mean() >= WORTH_DROPPING:
                 finished |= {int(number): row for number, row in zip(alive[ended], text[ended], strict=True)}
                 living = (~ended).nonzero().flatten()
                 state = selected(state, living, len(text))
                 text, alive, ended = text[living], alive[living], ended[living]
             inputs = model.prepare_inputs_for_generation(text, next_sequence_length=1, **state)
-            outputs = model(**inputs, return_dict=True)
+            outputs = step(**inputs, return_dict=True)
             state = model._update_model_kwargs_for_generation(outputs, state)
             scores = outputs.logits[:, -1].float()
         finished |= {int(number): row for number, row in zip(alive, text, strict=True)}
@@ -95,12 +112,49 @@ def choose(scores: Tensor, do_sample: bool) -> Tensor:
     return torch.multinomial(scores.softmax(dim=-1), 1)[:, 0] if do_sample else scores.argmax(dim=-1)
 
 
+class CompiledStep:
+    """The model's forward as transformers compiles it for fixed caches; as it is where that fails."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.call = model.get_compiled_call(None)
+
+    def __call__(self, **inputs: Any) -> Any:
+        try:
+            return self.call(**inputs)
+        except RuntimeError as error:  # what torch's compiler raises
+            if self.call == self.model.__call__:
+                raise
+            logger.warning("decoding cannot be compiled here (%s); every kernel is launched by itself", error)
+            self.call = self.model.__call__
+            return self.call(**inputs)
+
+
+def is_dynamic(cache: Any) -> bool:
+    """Whether a cache holds all keys and values of every layer and nothing else."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def fixed(state: dict[str, Any], rows: Tensor, count: int, model: nn.Module, length: int) -> dict[str, Any]:
+    """What `selected` gives, with a cache of at least `length` tokens that does not grow."""
+    grown = state["past_key_values"]
+    room = -(-length // ROOM) * ROOM  # few sizes, so that the step is compiled a few times only
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
+    for number, layer in enumerate(grown.layers):
+        cache.update(layer.keys[rows], layer.values[rows], number)
+    return {**_rows_of(state, rows, count), "past_key_values": cache}
+
+
 def selected(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
     """What `generate` carries from token to token, for some rows of a batch of `count`; a row may come several times.
 
     The cache is changed in place. Images have done their work in the prefill and are let go.
     """
     state["past_key_values"].batch_select_indices(rows)
+    return _rows_of(state, rows, count)
+
+
+def _rows_of(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
     kept = {name: value for name, value in state.items() if name not in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL}
     return {name: _selected(value, rows, count) for name, value in kept.items()}
 
