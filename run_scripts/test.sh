@@ -11,5 +11,6 @@ if [ ! -f "$STAMP" ]; then
   "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed,video]"
   touch "$STAMP"
 fi
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-exec "$VENV/bin/python" -m pytest "$@"
+# One worker for each core, up to four, each with one thread.
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

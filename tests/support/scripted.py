@@ -31,8 +31,10 @@ def scripted(prompt: list[int], row: int) -> list[int]:
 def replace_completions(kind: type) -> None:
     """Let the pipeline of both trainers generate, and then put scripted completions in place of the sampled ones."""
 
+    sample = kind._generate_single_turn
+
     def generate(self: Any, prompt_ids: list[list[int]], *rest: Any, **options: Any) -> Any:
-        output = super(kind, self)._generate_single_turn(prompt_ids, *rest, **options)
+        output = sample(self, prompt_ids, *rest, **options)
         check_memory(self)
         completions = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
         return (completions, *output[1:]) if isinstance(output, tuple) else completions
