@@ -13,4 +13,4 @@ if [ ! -f "$STAMP" ]; then
 fi
 # One worker for each core, up to four, each with one thread.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"
+exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 
 from tests.support.families import FAMILIES_TINY
@@ -180,6 +181,20 @@ def test_a_frozen_tower_runs_once_for_each_prompt(family: str, tmp_path: Path):
     trainer.train()
     assert len(seen) == 2
     assert differences(plain, trainer)["logs"] < 1e-5
+
+
+def test_an_adapter_in_the_tower_is_trained_beside_a_reference(tiny_model: Path, tmp_path: Path):
+    """The reference pass switches it off: features from there must not reach the policy."""
+    runs = []
+    for mode in ("off", "on"):
+        args = VLMRLOOConfig(**settings(tmp_path, beta=0.1, shared_prefix=mode, **SAME_LENGTH))
+        adapter = LoraConfig(target_modules="all-linear", lora_dropout=0.0)
+        options = {"train_dataset": image_rows(), "peft_config": adapter}
+        runs.append(VLMRLOOTrainer(str(tiny_model), two_of_four, args, **options))
+        runs[-1].train()
+    assert differences(*runs)["logs"] < 1e-5
+    tower = [p for name, p in runs[1].model.named_parameters() if "visual" in name and "lora_B" in name]
+    assert tower and all(parameter.abs().max() > 0 for parameter in tower)
 
 
 def test_a_trained_tower_runs_once_for_each_prompt_and_pass(tiny_model: Path, tmp_path: Path):

@@ -29,6 +29,7 @@ class PromptSharing:
 
     _samples: list[Sample]
     _media_anywhere: list[bool]
+    _keeps_features: bool  # whether image features stay the same during a run and every process has the whole tower
     _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities
 
     def _start_sharing(self, mode: str) -> None:
@@ -36,6 +37,8 @@ class PromptSharing:
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self._sharing = Sharing(mode, models)
         self._silent: Silence | None = None
+        # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
+        self._keeps_features = mode != "off" and not self._is_sharded and is_frozen(models[0])
 
     def _prompts_for_vllm(self) -> list[Sample]:
         """The rows' prompts; in the same process each group's only once, its completions asked for as `n`.
@@ -57,12 +60,6 @@ class PromptSharing:
             return False
         is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
         return is_gathered and self.generation_config.cache_implementation in (None, "dynamic")
-
-    @property
-    def _keeps_features(self) -> bool:
-        """Whether image features stay the same during a run and every process has the whole tower."""
-        is_on = self._sharing.mode != "off" and not self._is_sharded
-        return is_on and is_frozen(self.accelerator.unwrap_model(self.model))
 
     def _remember(self, model: nn.Module) -> None:
         with self.accelerator.autocast():
