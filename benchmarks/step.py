@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
@@ -33,30 +34,32 @@ LARGE = TinySize(
 PHASES = ("rollout", "scoring", "update")
 
 
-class Clock:
-    """Seconds spent in the phases of the current step."""
+class Meter:
+    """What the phases of the current step took: seconds, or floating-point operations while `counter` is set."""
 
     def __init__(self) -> None:
         self.spent = dict.fromkeys(PHASES, 0.0)
+        self.counter: FlopCounterMode | None = None
+
+    def now(self) -> float:
+        if self.counter is not None:
+            return self.counter.get_total_flops()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def around(self, phase: str, inner: Callable) -> Callable:
-        """The function, timed; a phase inside another is taken off it."""
+        """The function, measured; a phase inside another is taken off it."""
 
-        def timed(*args: Any, **options: Any) -> Any:
+        def measured(*args: Any, **options: Any) -> Any:
             before = dict(self.spent)
-            start = now()
+            start = self.now()
             result = inner(*args, **options)
             nested = sum(self.spent[name] - before[name] for name in PHASES)
-            self.spent[phase] += now() - start - nested
+            self.spent[phase] += self.now() - start - nested
             return result
 
-        return timed
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        return measured
 
 
 def half_of_them(completions: list, **columns: Any) -> list[float]:
@@ -68,12 +71,12 @@ def rows(prompts: int, side: int) -> Dataset:
     """Prompts with one square image each."""
     random = np.random.RandomState(0)
     pictures = [Image.fromarray(random.randint(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(prompts)]
-    question = [{"role": "user", "content": "What color is the shape? " * 4}]
+    question = [{"role": "user", "content": "What color is the shape? " * 10}]
     return Dataset.from_list([{"prompt": question, "image": picture} for picture in pictures])
 
 
-def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Clock]:
-    """A trainer of a kind (`trl` or `ours`) that is about to train, and the clock of its phases."""
+def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Meter]:
+    """A trainer of a kind (`trl` or `ours`) that is about to train, and the meter of its phases."""
     from trl import GRPOConfig, GRPOTrainer
 
     from vlm_grpo.trainers.config import VLMGRPOConfig
@@ -86,7 +89,7 @@ def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Cl
         num_generations=options.generations,
         max_completion_length=options.completion,
         generation_kwargs={"min_new_tokens": options.completion},
-        max_steps=options.steps + 1,  # the first warms up
+        max_steps=options.steps + 2,  # the first warms up, the last is counted
         beta=options.beta,
         bf16=options.large,
         use_cpu=not options.large,
@@ -98,36 +101,39 @@ def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Cl
         disable_tqdm=True,
         **({"freeze_vision_modules": options.frozen} if kind == "ours" else {}),
     )
-    data = rows(options.steps + 1, options.side)
+    data = rows(options.steps + 2, options.side)
     trainer = trainer_class(str(folder / "model"), half_of_them, args, train_dataset=data)
     if options.frozen and kind == "trl":
         trainer.model.model.visual.requires_grad_(False)
-    clock = Clock()
-    trainer._generate = clock.around("rollout", trainer._generate)
-    trainer._generate_and_score_completions = clock.around("scoring", trainer._generate_and_score_completions)
-    return trainer, clock
+    meter = Meter()
+    trainer._generate = meter.around("rollout", trainer._generate)
+    trainer._generate_and_score_completions = meter.around("scoring", trainer._generate_and_score_completions)
+    return trainer, meter
 
 
-def measure(trainer: Any, clock: Clock, steps: int) -> list[dict[str, float]]:
-    """Seconds of each phase for each step after the first."""
+def measure(trainer: Any, meter: Meter) -> list[dict[str, float]]:
+    """Each phase of each step after the first: seconds, and of the last step operations."""
     from transformers import TrainerCallback
 
-    marks: list[tuple[float, dict[str, float]]] = []
+    steps: list[dict[str, float]] = []
 
     class Watch(TrainerCallback):
-        def on_step_begin(self, *args: Any, **options: Any) -> None:
-            marks.append((now(), dict(clock.spent)))
+        def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            if state.global_step == args.max_steps - 1:
+                meter.counter = FlopCounterMode(display=False)
+                meter.counter.__enter__()
+            self.began, self.before = meter.now(), dict(meter.spent)
 
-        def on_step_end(self, *args: Any, **options: Any) -> None:
-            began, before = marks.pop()
-            spent = {name: clock.spent[name] - before[name] for name in PHASES}
-            spent["update"] = now() - began - spent["rollout"] - spent["scoring"]
-            measured.append(spent)
+        def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            spent = {name: meter.spent[name] - self.before[name] for name in PHASES}
+            spent["update"] = meter.now() - self.began - spent["rollout"] - spent["scoring"]
+            steps.append({**spent, "step": sum(spent.values())})
+            if meter.counter is not None:
+                meter.counter.__exit__(None, None, None)
 
-    measured: list[dict[str, float]] = []
     trainer.add_callback(Watch())
     trainer.train()
-    return measured[1:]
+    return steps[1:]
 
 
 def main() -> None:
@@ -146,23 +152,26 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     (model.bfloat16() if options.large else model).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    table: dict[str, dict[str, float]] = {}
+    seconds, operations, memory = {}, {}, {}
     for kind in ("trl", "ours"):
-        trainer, clock = build(kind, folder, options)
+        trainer, meter = build(kind, folder, options)
         if options.large:
             torch.cuda.reset_peak_memory_stats()
-        steps = measure(trainer, clock, options.steps)
-        table[kind] = {name: statistics.median(step[name] for step in steps) for name in PHASES}
-        table[kind]["step"] = statistics.median(sum(step.values()) for step in steps)
-        if options.large:
-            table[kind]["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        *timed, counted = measure(trainer, meter)
+        seconds[kind] = {name: statistics.median(step[name] for step in timed) for name in timed[0]}
+        operations[kind] = counted
+        memory[kind] = torch.cuda.max_memory_allocated() / 2**30 if options.large else 0.0
         prompt = trainer.state.log_history[0]["num_tokens"] / options.generations - options.completion
         del trainer
     print(f"{count / 1e6:.0f} M parameters, P {prompt:.0f}, C {options.completion}, G {options.generations}")
-    print("| phase | TRL, s | ours, s | ratio |\n|---|---|---|---|")
-    for name in table["trl"]:
-        stock, ours = table["trl"][name], table["ours"][name]
-        print(f"| {name} | {stock:.3f} | {ours:.3f} | {stock / ours:.2f} |")
+    print("| phase | TRL, s | ours, s | ratio | ratio of operations |\n|---|---|---|---|---|")
+    for name in seconds["trl"]:
+        stock, ours = seconds["trl"][name], seconds["ours"][name]
+        counts = operations["trl"][name], operations["ours"][name]
+        expected = f"{counts[0] / counts[1]:.2f}" if counts[1] else ""
+        print(f"| {name} | {stock:.3f} | {ours:.3f} | {stock / ours:.2f} | {expected} |")
+    if options.large:
+        print(f"peak memory: {memory['trl']:.1f} and {memory['ours']:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer, StaticCache
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from vlm_grpo.trainers.hotpath.cache import fixed, is_plain, repeated
 from vlm_grpo.trainers.rollout import Sample, collate_per_token, collate_visual, unique
 
 logger = logging.getLogger(__name__)
 
 # Selecting the cache's living rows costs about as much as reading them once; it is not worth it for a few.
 WORTH_DROPPING = 0.25
-ROOM = 256  # tokens, in which caches of fixed size grow
 
 
 def row_numbers(samples: Sequence[Sample]) -> list[int]:
@@ -76,12 +75,13 @@ class PromptOnce:
         outputs = model._prefill(input_ids, generation_config, state)
         state = model._update_model_kwargs_for_generation(outputs, state)
         rows = torch.tensor(self.rows, device=input_ids.device)
-        step = model.__call__
-        if self.is_static and is_dynamic(state["past_key_values"]):
-            state = fixed(state, rows, len(input_ids), model, generation_config.max_length)
+        cache, step = state["past_key_values"], model.__call__
+        if self.is_static and is_plain(cache):
+            cache = fixed(cache, rows, model, generation_config.max_length)
             step = CompiledStep(model) if input_ids.is_cuda else step
         else:
-            state = selected(state, rows, len(input_ids))
+            cache = repeated(cache, rows)
+        state = {**rows_of(state, rows, len(input_ids)), "past_key_values": cache}
         text, scores = input_ids[rows], outputs.logits[:, -1].float()[rows]
         alive = torch.arange(len(rows), device=rows.device)  # the rows that the cache still holds
         ended = torch.zeros_like(alive, dtype=torch.bool)  # of these
@@ -97,7 +97,8 @@ class PromptOnce:
             if not self.is_static and ended.float().mean() >= WORTH_DROPPING:
                 finished |= {int(number): row for number, row in zip(alive[ended], text[ended], strict=True)}
                 living = (~ended).nonzero().flatten()
-                state = selected(state, living, len(text))
+                cache.batch_select_indices(living)
+                state = rows_of(state, living, len(text))
                 text, alive, ended = text[living], alive[living], ended[living]
             inputs = model.prepare_inputs_for_generation(text, next_sequence_length=1, **state)
             outputs = step(**inputs, return_dict=True)
@@ -130,31 +131,11 @@ class CompiledStep:
             return self.call(**inputs)
 
 
-def is_dynamic(cache: Any) -> bool:
-    """Whether a cache holds all keys and values of every layer and nothing else."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+def rows_of(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
+    """What `generate` carries from token to token beside the cache, for some rows of a batch of `count`.
 
-
-def fixed(state: dict[str, Any], rows: Tensor, count: int, model: nn.Module, length: int) -> dict[str, Any]:
-    """What `selected` gives, with a cache of at least `length` tokens that does not grow."""
-    grown = state["past_key_values"]
-    room = -(-length // ROOM) * ROOM  # few sizes, so that the step is compiled a few times only
-    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
-    for number, layer in enumerate(grown.layers):
-        cache.update(layer.keys[rows], layer.values[rows], number)
-    return {**_rows_of(state, rows, count), "past_key_values": cache}
-
-
-def selected(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
-    """What `generate` carries from token to token, for some rows of a batch of `count`; a row may come several times.
-
-    The cache is changed in place. Images have done their work in the prefill and are let go.
+    A row may come several times. Images have done their work in the prefill and are let go.
     """
-    state["past_key_values"].batch_select_indices(rows)
-    return _rows_of(state, rows, count)
-
-
-def _rows_of(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
     kept = {name: value for name, value in state.items() if name not in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL}
     return {name: _selected(value, rows, count) for name, value in kept.items()}
 
