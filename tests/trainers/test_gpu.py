@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig
+from transformers import AutoProcessor, BitsAndBytesConfig
 
 from tests.support.training import image_rows, length_reward, settings
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
@@ -16,6 +16,7 @@ from vlm_grpo.trainers.hotpath import flex
 from vlm_grpo.trainers.hotpath.attention import attention
 from vlm_grpo.trainers.hotpath.layout import Group, Layout
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+from vlm_grpo.trainers.rollout import PromptEncoder, collate_visual
 
 KINDS = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
 
@@ -28,6 +29,13 @@ def test_trains_in_bf16(kind: tuple, tiny_model: Path, tmp_path: Path):
     trainer.train()
     assert next(trainer.model.parameters()).is_cuda
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+
+
+@pytest.mark.gpu
+def test_pixels_wait_in_memory_that_the_gpu_can_read(tiny_model: Path):
+    samples = PromptEncoder(AutoProcessor.from_pretrained(tiny_model), {}).encode(list(image_rows(2)))
+    assert all(sample.visual["pixel_values"].is_pinned() for sample in samples)
+    assert collate_visual(samples)["pixel_values"].is_pinned()
 
 
 @pytest.mark.gpu

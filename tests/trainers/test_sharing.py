@@ -80,6 +80,14 @@ def test_a_training_is_the_same_with_and_without_sharing(kind: str, options: dic
     assert worst["logs"] < 1e-5 and worst["weights"] < 1e-4
 
 
+def test_sharing_in_bf16_stays_as_close_as_rounding_allows(tiny_model: Path, tmp_path: Path):
+    plain = trained(tiny_model, tmp_path, shared_prefix="off", bf16=True, max_steps=1)
+    fast = trained(tiny_model, tmp_path, bf16=True, max_steps=1)
+    assert fast._sharing.is_on and fast._sharing.is_checked
+    norms = [run.state.log_history[0]["grad_norm"] for run in (plain, fast)]
+    assert norms[0] != norms[1] and norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
 def test_the_update_takes_the_tokens_of_prompts_and_completions_once(tiny_model: Path, tmp_path: Path):
     trainer = build(tiny_model, tmp_path, max_steps=1)
     lengths: list[int] = []

@@ -198,7 +198,7 @@ class PromptEncoder:
         return Sample(
             input_ids=_ints(out["input_ids"][0]),
             messages=prompt.messages,
-            visual={k: torch.as_tensor(v) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
+            visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
             per_token={k: _ints(out[k][0]) for k in PER_TOKEN if k in out},
             images=images,
             refs=prompt.images,
@@ -284,8 +284,16 @@ def collate_visual(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 def _join_rows(values: list[Tensor]) -> Tensor:
     """Concatenate along the first dimension, padding the others with zeros where rows differ."""
+    if len(values) == 1:
+        return values[0]
     shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    return torch.cat([_pad_to(value, shape) for value in values])
+    return on_host(torch.cat([_pad_to(value, shape) for value in values]))
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor in memory from which a GPU, if there is one, copies without the CPU's help."""
+    is_copied = torch.cuda.is_available() and tensor.device.type == "cpu"
+    return tensor.pin_memory() if is_copied else tensor
 
 
 def _pad_to(value: Tensor, shape: list[int]) -> Tensor:

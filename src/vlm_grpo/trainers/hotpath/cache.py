@@ -11,7 +11,7 @@ ROOM = 256  # tokens, in which caches grow
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer that writes new tokens into room that it has; transformers' own copies all of its tokens for each new one.
+    """A layer that writes new tokens into room that it has; transformers' own copies all of them for each new one.
 
     `keys` and `values` (B, K, L, D) are views of what is in use.
     """
