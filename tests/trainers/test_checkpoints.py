@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers.trainer_utils import get_last_checkpoint
 
 from tests.trainers.test_resume import build, weights_differ
 from vlm_grpo.trainers.checkpoints import fault, last_complete
@@ -94,3 +95,9 @@ def test_training_resumes_from_the_newest_complete_one(run: Path, tiny_model: Pa
     anew = build("grpo", tiny_model, run / "empty", max_steps=1, save_strategy="no")
     anew.train(resume_from_checkpoint=True)
     assert anew.state.global_step == 1
+
+
+def test_stock_takes_the_newest_folder_whatever_is_in_it(run: Path):
+    (run / "checkpoint-11").mkdir()
+    assert get_last_checkpoint(str(run)) == str(run / "checkpoint-11")
+    assert last_complete(run) == run / "checkpoint-10"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ def dict_rows() -> Dataset:
 
 @pytest.mark.parametrize("kind", STOCK, ids=NAMES)
 def test_stock_fails_on_mixed_rows(kind: tuple, tiny_model: Path, tmp_path: Path):
-    with pytest.raises((TypeError, ValueError, IndexError, AttributeError)):
-        run(kind, tiny_model, tmp_path, mixed_rows(), per_device_eval_batch_size=8)
+    with pytest.raises(TypeError, match="only a single or a list of entries is supported but got"):
+        run(kind, tiny_model, tmp_path, mixed_rows())
 
 
 @pytest.mark.parametrize("kind", STOCK, ids=NAMES)
@@ -225,15 +226,47 @@ def holds_image(value: Any) -> bool:
     return isinstance(value, PIL.Image.Image) or (isinstance(value, torch.Tensor) and value.ndim > 1)
 
 
-@pytest.mark.parametrize("kind", OURS, ids=NAMES)
-def test_no_image_crosses_ranks_while_training(kind: tuple, tiny_model: Path, tmp_path: Path, monkeypatch: Any):
-    module = sys.modules[kind[0].__bases__[1].__module__]  # TRL's
-    gathered: list[Any] = []
-    for place in (module, pipeline):
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by every object that a trainer gathers from all processes."""
+    found: list[Any] = []
+    for place in (*(sys.modules[trainer.__module__] for trainer, _ in STOCK), pipeline):
         original = place.gather_object
-        monkeypatch.setattr(place, "gather_object", lambda value, call=original: gathered.append(value) or call(value))
+        monkeypatch.setattr(place, "gather_object", lambda value, call=original: found.append(value) or call(value))
+    return found
+
+
+@pytest.mark.parametrize("kind", OURS, ids=NAMES)
+def test_no_image_crosses_ranks_while_training(kind: tuple, tiny_model: Path, tmp_path: Path, gathered: list[Any]):
     run(kind, tiny_model, tmp_path, mixed_rows(), log_completions=True)
     assert gathered and not any(holds_image(value) for value in gathered)
+
+
+@pytest.mark.parametrize("kind", STOCK, ids=NAMES)
+def test_stock_gathers_the_images_of_all_completions(
+    kind: tuple, tiny_model: Path, tmp_path: Path, gathered: list[Any]
+):
+    """Also when nobody looks at them."""
+    run(kind, tiny_model, tmp_path, image_rows(2), log_completions=False)
+    assert sum(holds_image(value) for value in gathered) >= 1
+
+
+@pytest.mark.parametrize("kind", STOCK, ids=NAMES)
+def test_stock_tells_rewards_no_size(kind: tuple, tiny_model: Path, tmp_path: Path):
+    def reward(completions: list, processed_sizes: list, **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    args = kind[1](**settings(tmp_path, max_steps=1))
+    with pytest.raises(TypeError, match="processed_sizes"):
+        kind[0](str(tiny_model), reward, args, train_dataset=image_rows(2)).train()
+
+
+def test_stock_has_no_limits_of_pixels_and_prompts_and_freezes_nothing():
+    names = {"max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"}
+    for _, config in STOCK:
+        assert not names & {field.name for field in fields(config)}
+    for _, config in OURS:
+        assert names <= {field.name for field in fields(config)}
 
 
 def test_logged_images_cross_ranks_as_thumbnails(tiny_model: Path, tmp_path: Path):
