@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 
 from tests.support.families import FAMILIES_TINY
-from tests.support.training import differences, image_rows, settings
+from tests.support.training import differences, image_rows, picture, settings, user
 from vlm_grpo.loading import vision_towers
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -229,6 +230,25 @@ def test_a_trained_tower_runs_once_for_each_prompt_where_prompts_are_not_shared(
     assert seen == [2, 2]  # the images of two prompts: sampling and update
     plain = trained(tmp_path / "model", tmp_path, max_steps=1, shared_prefix="off")
     assert differences(plain, trainer)["logs"] < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_vision_modules": True}], ids=["trained", "frozen"])
+def test_prompts_with_the_same_image_share_its_tower_pass(options: dict, tiny_model: Path, tmp_path: Path):
+    rows = [{"prompt": user(question), "image": picture(0)} for question in ("what color", "which shape is it")]
+    runs, seen = [], []
+    for mode in ("off", "on"):
+        args = VLMGRPOConfig(
+            **settings(
+                tmp_path, per_device_train_batch_size=8, max_steps=1, shared_prefix=mode, **SAME_LENGTH, **options
+            )
+        )
+        runs.append(VLMGRPOTrainer(str(tiny_model), two_of_four, args, train_dataset=Dataset.from_list(rows)))
+        runs[-1]._sharing.is_checked = True
+        seen.append(seen_rows(runs[-1].model.model.visual))
+        runs[-1].train()
+    patches = seen[0][0] // 8  # eight rows in stock's first pass
+    assert seen[1] == ([patches] if options else [2 * patches, patches])  # sampling has a prompt for each question
+    assert differences(*runs)["logs"] < 1e-5
 
 
 def test_on_refuses_what_auto_leaves(tmp_path: Path):

@@ -165,15 +165,16 @@ class PromptSharing:
         return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss, visual=self._visual)
 
     def _visual(self, samples: list[Sample]) -> dict[str, Any]:
-        """Visual forward arguments of plain rows."""
-        if self._sharing.mode == "off":
+        """Visual forward arguments of some rows, or of the prompts of a packed one."""
+        # Where parameters are sharded, processes have to gather tower and embedding in the same order.
+        if self._sharing.mode == "off" or self._is_sharded:
             return collate_visual(samples)
         return visual_inputs(self.accelerator.unwrap_model(self.model), samples)
 
     def _packing(self) -> Packing:
         model = self.accelerator.unwrap_model(self.model)
         budget = getattr(self.args, "max_tokens_per_forward", None)
-        return Packing(lambda sample: prompt_positions(model, sample), budget, self._agree)
+        return Packing(lambda sample: prompt_positions(model, sample), self._visual, budget, self._agree)
 
     def _agree(self, wanted: int, groups: int) -> tuple[int, int]:
         """The most forwards that a process wants, and the fewest groups that one has."""

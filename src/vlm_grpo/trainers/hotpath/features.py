@@ -1,15 +1,15 @@
 """Image features, computed once for each prompt, not once for each of its completions.
 
 Those of a frozen tower are kept with the prompt: they serve the sampling, the old, the reference and the policy pass of
-every iteration. Where tower or projector are trained they would be stale after a step, and where parameters are sharded
-every process would have to take part: there each pass runs the tower. In packed rows every prompt stands once anyway;
-in plain rows `tower_once` repeats the features instead of the pixels.
+every iteration. Where tower or projector are trained they would be stale after a step: there each pass runs the tower
+once for each set of images, and `tower_once` repeats the features, not the pixels, for the rows that show it. Where
+parameters are sharded neither is done: all processes would have to take part.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import part_of
-from vlm_grpo.trainers.rollout import Sample, collate_visual, unique
+from vlm_grpo.trainers.rollout import Sample, collate_visual
 
 PIXELS = "pixel_values"
 TOWER = "tower_once"
@@ -35,13 +35,21 @@ def is_frozen(model: nn.Module) -> bool:
 
 
 def remember(backbone: nn.Module, samples: Sequence[Sample], place: Callable[[Mapping[str, Any]], dict]) -> None:
-    """Run the tower for the samples with images that have no features yet."""
+    """Run the tower for the samples with images that have no features yet; prompts with the same images share them."""
     taken = set(inspect.signature(backbone.get_image_features).parameters)
+    known = {shown(sample): sample.features for sample in samples if sample.features is not None}
     for sample in samples:
         if sample.features is None and PIXELS in sample.visual:
-            given = place({name: value for name, value in sample.visual.items() if name in taken})
-            with torch.no_grad():
-                sample.features = backbone.get_image_features(**given, return_dict=True)
+            if shown(sample) not in known:
+                given = place({name: value for name, value in sample.visual.items() if name in taken})
+                with torch.no_grad():
+                    known[shown(sample)] = backbone.get_image_features(**given, return_dict=True)
+            sample.features = known[shown(sample)]
+
+
+def shown(sample: Sample) -> tuple[Hashable, ...]:
+    """The images of a prompt: equal for prompts that show the same ones in the same order."""
+    return tuple(ref.key for ref in sample.refs)
 
 
 def with_features(inputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
@@ -72,22 +80,24 @@ def _join(values: list[Any]) -> Any:
 
 
 def visual_inputs(model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Visual forward arguments of plain rows for as few passes through the tower as possible."""
+    """Visual forward arguments of some rows for as few passes through the tower as possible."""
     once = tower_once(model, samples) if any(sample.features is None for sample in samples if sample.visual) else None
     return with_features(collate_visual(samples), samples) if once is None else once
 
 
 def tower_once(model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """Visual forward arguments of plain rows, of which `run_tower_once` makes features; None where it cannot.
+    """Visual forward arguments of rows that show images several times, of which `run_tower_once` makes features.
 
-    The pixels are those of each prompt once, everything else is there for each row.
+    The pixels of each set of images are there once, everything else for each row. None where nothing comes twice, or
+    where it cannot be done.
     """
     mark = getattr(model.config, "image_token_id", None)
-    prompts = unique([sample for sample in samples if sample.visual])
-    if mark is None or not prompts or any(sample.videos or PIXELS not in sample.visual for sample in prompts):
+    with_images = [sample for sample in samples if sample.visual]
+    prompts = list({shown(sample): sample for sample in with_images}.values())
+    if mark is None or any(sample.videos or PIXELS not in sample.visual for sample in prompts):
         return None
-    number = {id(prompt): place for place, prompt in enumerate(prompts)}
-    rows = [number[id(sample)] for sample in samples if sample.visual]
+    number = {shown(prompt): place for place, prompt in enumerate(prompts)}
+    rows = [number[shown(sample)] for sample in with_images]
     if len(rows) == len(prompts):
         return None
     rest = [replace(sample, visual={k: v for k, v in sample.visual.items() if k != PIXELS}) for sample in samples]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_grpo.trainers.hotpath.features import with_features
 from vlm_grpo.trainers.hotpath.groups import divide
 from vlm_grpo.trainers.hotpath.layout import Layout, Packed, pack
 from vlm_grpo.trainers.objective import TokenScores
@@ -66,11 +65,13 @@ class Packing:
 
     Attributes:
         positions_of: positions of a prompt's tokens, `prompt_positions`.
+        visual: visual forward arguments of some prompts.
         budget: about how many tokens a forward takes; None is a fixed number of rows.
         agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
     """
 
     positions_of: Callable[[Sample], Tensor]
+    visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual
     budget: int | None = None
     agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
 
@@ -110,7 +111,7 @@ def packed_scores(
         missing = [blank for kind, blank in (blanks or {}).items() if kind not in shown]
         packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing)
         with autocast():
-            output = model(**place(packed_inputs(packed)), fused_lm_head=True)
+            output = model(**place(packed_inputs(packed, packing.visual)), fused_lm_head=True)
         places = (torch.tensor(live)[packed.rows], packed.columns)
         logps = logps + _table(output.log_probs[0], places, logps)
         entropies = entropies + _table(output.entropy[0], places, logps) if compute_entropy else None
@@ -123,17 +124,16 @@ def _live(rows: list[int], samples: Sequence[Sample], texts: Sequence[list[int]]
     return live or [min(rows, key=lambda row: len(samples[row].input_ids))]
 
 
-def packed_inputs(packed: Packed) -> dict[str, Any]:
-    """Forward arguments of a packed row: each prompt's pixels once."""
-    inputs = {
+def packed_inputs(packed: Packed, visual: Callable[[Sequence[Sample]], dict[str, Any]]) -> dict[str, Any]:
+    """Forward arguments of a packed row: what `visual` gives for its prompts, and where their completions are."""
+    return {
         "input_ids": packed.input_ids,
         "position_ids": packed.position_ids,
         "attention_mask": torch.zeros(NO_MASK_SHAPE),
         "shift_labels": packed.labels,
         "packed": packed.layout,
-        **collate_visual(packed.samples),
+        **visual(packed.samples),
     }
-    return with_features(inputs, packed.samples)
 
 
 def _table(values: Tensor, places: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
