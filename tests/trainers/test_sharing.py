@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, image_rows, picture, settings, user
@@ -249,6 +250,19 @@ def test_prompts_with_the_same_image_share_its_tower_pass(options: dict, tiny_mo
     patches = seen[0][0] // 8  # eight rows in stock's first pass
     assert seen[1] == ([patches] if options else [2 * patches, patches])  # sampling has a prompt for each question
     assert differences(*runs)["logs"] < 1e-5
+
+
+def test_a_model_may_be_trained_by_one_trainer_after_another(tiny_model: Path, tmp_path: Path):
+    logs = []
+    for mode in ("off", "on"):
+        model = AutoModelForImageTextToText.from_pretrained(tiny_model)
+        processor = AutoProcessor.from_pretrained(tiny_model)
+        for _ in range(2):
+            args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, shared_prefix=mode, **SAME_LENGTH))
+            trainer = VLMGRPOTrainer(model, two_of_four, args, train_dataset=image_rows(), processing_class=processor)
+            trainer.train()
+        logs.append(trainer)
+    assert differences(*logs)["logs"] < 1e-5
 
 
 def test_on_refuses_what_auto_leaves(tmp_path: Path):

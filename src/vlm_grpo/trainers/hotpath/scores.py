@@ -26,17 +26,13 @@ def backbone(model: nn.Module) -> nn.Module:
     return unwrapped.base_model
 
 
-def head_sees_scored_only(model: nn.Module) -> None:
-    """Let the head project only the positions of a packed row that predict something."""
-
-    def select(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        layout: Layout | None = kwargs.get("packed")
-        if layout is not None:
-            hidden = output.last_hidden_state
-            output.last_hidden_state = hidden[:, layout.scored.to(hidden.device)]
-        return output
-
-    backbone(model).register_forward_hook(select, with_kwargs=True)
+def keep_scored_only(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    """Forward hook of the backbone: the head projects only the positions of a packed row that predict something."""
+    layout: Layout | None = kwargs.get("packed")
+    if layout is not None:
+        hidden = output.last_hidden_state
+        output.last_hidden_state = hidden[:, layout.scored.to(hidden.device)]
+    return output
 
 
 def prompt_positions(model: nn.Module, sample: Sample) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.trainers.hotpath import attention
 from vlm_grpo.trainers.hotpath.features import run_tower_once
-from vlm_grpo.trainers.hotpath.scores import backbone, head_sees_scored_only
+from vlm_grpo.trainers.hotpath.scores import backbone, keep_scored_only
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +68,12 @@ class Sharing:
         self.is_on = mode != "off" and reason is None
         if reason is not None:
             self._give_up(reason)
-        if mode != "off":
-            for model in self.models:
-                backbone(model).register_forward_pre_hook(run_tower_once, with_kwargs=True)
+        for model in self.models if mode != "off" else []:
+            add_hooks(backbone(model))
         if self.is_on:
             attention.register()
             for model in self.models:
                 model.config.get_text_config()._attn_implementation = attention.NAME
-                head_sees_scored_only(model)
 
     def settle(self, difference: float, allowed: float) -> None:
         """Go on sharing if the two paths agree (on every process), else leave it."""
@@ -92,6 +90,14 @@ class Sharing:
         if self.mode == "on":
             raise ValueError(f"--shared_prefix on: {name} cannot share prompts: {reason}; use auto or off")
         logger.warning("%s does not share prompts between completions: %s; the plain path is used", name, reason)
+
+
+def add_hooks(below_head: nn.Module) -> None:
+    """Let a backbone take what packed and plain rows ask for; once, however many trainers a model sees."""
+    if not hasattr(below_head, "takes_shared_prompts"):
+        below_head.register_forward_pre_hook(run_tower_once, with_kwargs=True)
+        below_head.register_forward_hook(keep_scored_only, with_kwargs=True)
+        below_head.takes_shared_prompts = True
 
 
 def tolerance(dtype: torch.dtype, mixed_precision: str) -> float:
