@@ -114,6 +114,10 @@ def test_a_flag_of_the_other_trainer_is_named():
         ({"hub_model_id": "a/b", "push_to_hub": False}, "--hub_model_id has no effect without --push_to_hub"),
         ({"eval_strategy": "steps"}, "--eval_strategy has no effect without --val_split_ratio"),
         ({"eval_delay": 1, "eval_strategy": "no"}, "--eval_delay has no effect without --eval_strategy steps or epoch"),
+        (
+            {"max_tokens_per_forward": 99, "shared_prefix": "off"},
+            "--max_tokens_per_forward has no effect without --shared_prefix auto or on",
+        ),
         ({"num_generations_eval": 2}, "--num_generations_eval has no effect here: --val_split_ratio with --val_freq"),
         ({"max_steps": 5, "num_train_epochs": 1.0}, "--num_train_epochs has no effect beside --max_steps"),
         ({"dataset_name": "a/b"}, "--dataset_name and --data_file_paths both name the data"),

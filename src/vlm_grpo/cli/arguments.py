@@ -93,6 +93,7 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     ),
     (("eval_steps",), "--eval_strategy steps", ("eval_strategy", "steps")),
     (("eval_delay",), "--eval_strategy steps or epoch", ("eval_strategy", "steps|epoch")),
+    (("max_tokens_per_forward",), "--shared_prefix auto or on", ("shared_prefix", "auto|on")),
     (("greater_is_better",), "--metric_for_best_model", ("metric_for_best_model", "")),
 ]
 
