@@ -19,6 +19,7 @@ from vlm_grpo.tiny import END, PAD, START, VISION, build_tiny_qwen, chat_templat
 HIDDEN = 32
 TOWER = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIDE, PATCH = 28, 14  # fixed-size towers see 2 x 2 patches
+SQUARE_TOWER = {"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 2 * HIDDEN, **TOWER}
 PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}  # for families that resize to a range
 PLACES = ("".join((VISION[0], VISION[3], VISION[1])), "".join((VISION[0], VISION[4], VISION[1])))
 
@@ -193,8 +194,7 @@ def save_llava_onevision(folder: Path) -> None:
 
 
 def siglip() -> dict[str, Any]:
-    sizes = {"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 2 * HIDDEN}
-    return {"model_type": "siglip_vision_model", **sizes, **TOWER}
+    return {"model_type": "siglip_vision_model", **SQUARE_TOWER}
 
 
 def save_internvl(folder: Path) -> None:
@@ -206,7 +206,7 @@ def save_internvl(folder: Path) -> None:
     )
     config = hf.InternVLConfig(
         text_config={"model_type": "qwen2", **text(words)},
-        vision_config={"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 2 * HIDDEN, **TOWER},
+        vision_config=SQUARE_TOWER,
         image_token_id=words.context_image_token_id,
         image_seq_length=1,  # 2 x 2 patches, halved in both directions
         **ends(words),
@@ -233,7 +233,7 @@ def save_smolvlm(folder: Path) -> None:
     )
     config = hf.SmolVLMConfig(
         text_config={"model_type": "llama", **text(words)},
-        vision_config={"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 2 * HIDDEN, **TOWER},
+        vision_config=SQUARE_TOWER,
         image_token_id=words.image_token_id,
         scale_factor=2,
         **ends(words),

@@ -77,9 +77,8 @@ def token_scores(
             samples[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
         )
         count = len(rows.samples)
-        shown = {kind for sample in rows.samples for kind in sample.media}
-        for kind, blank in (blanks or {}).items():
-            rows = rows if kind in shown else with_blank_row(rows, blank, completion)
+        for blank in missing_blanks(rows.samples, blanks):
+            rows = with_blank_row(rows, blank, completion)
         inputs = place(model_inputs(*rows, completion, visual))
         labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
         labels[:, :-completion] = -100
@@ -93,6 +92,12 @@ def token_scores(
         entropies=torch.cat(entropies) if compute_entropy else None,
         aux_loss=torch.stack(aux_losses).mean() if compute_aux_loss else None,
     )
+
+
+def missing_blanks(samples: Sequence[Sample], blanks: Mapping[str, Sample] | None) -> list[Sample]:
+    """The blank prompts of the kinds of media that none of the samples shows."""
+    shown = {kind for sample in samples for kind in sample.media}
+    return [blank for kind, blank in (blanks or {}).items() if kind not in shown]
 
 
 def with_blank_row(rows: Rows, blank: Sample, completion: int) -> Rows:

@@ -152,6 +152,7 @@ class PromptSharing:
             "place": lambda tensors: Trainer._prepare_inputs(self, tensors),
             "autocast": self.accelerator.autocast,
             "blanks": self._blanks(always=self._silent is not None),
+            "visual": self._visual,
         }
         wanted = {"chunk": batch_size or input_ids.size(0), "compute_entropy": compute_entropy}
         rows = (self._samples, input_ids, attention_mask)
@@ -162,7 +163,7 @@ class PromptSharing:
                 silent = None if self._silent is None else self._silent.rows.tolist()
                 scores = packed_scores(model, *rows, **common, **wanted, packing=self._packing(), silent=silent)
                 return scores if self._silent is None else self._silent.completed(scores)
-        return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss, visual=self._visual)
+        return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss)
 
     def _visual(self, samples: list[Sample]) -> dict[str, Any]:
         """Visual forward arguments of some rows, or of the prompts of a packed one."""
@@ -174,7 +175,7 @@ class PromptSharing:
     def _packing(self) -> Packing:
         model = self.accelerator.unwrap_model(self.model)
         budget = getattr(self.args, "max_tokens_per_forward", None)
-        return Packing(lambda sample: prompt_positions(model, sample), self._visual, budget, self._agree)
+        return Packing(lambda sample: prompt_positions(model, sample), budget, self._agree)
 
     def _agree(self, wanted: int, groups: int) -> tuple[int, int]:
         """The most forwards that a process wants, and the fewest groups that one has."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.trainers.hotpath.groups import divide
 from vlm_grpo.trainers.hotpath.layout import Layout, Packed, pack
-from vlm_grpo.trainers.objective import TokenScores
+from vlm_grpo.trainers.objective import TokenScores, missing_blanks
 from vlm_grpo.trainers.rollout import Sample, collate_visual
 
 # An attention mask of four dimensions is taken as it is; the packed attention function does not look at it.
@@ -61,13 +61,11 @@ class Packing:
 
     Attributes:
         positions_of: positions of a prompt's tokens, `prompt_positions`.
-        visual: visual forward arguments of some prompts.
         budget: about how many tokens a forward takes; None is a fixed number of rows.
         agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
     """
 
     positions_of: Callable[[Sample], Tensor]
-    visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual
     budget: int | None = None
     agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
 
@@ -85,6 +83,7 @@ def packed_scores(
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     blanks: Mapping[str, Sample] | None = None,
+    visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual,
     silent: Sequence[bool] | None = None,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
@@ -99,19 +98,19 @@ def packed_scores(
         forwards = [list(range(start, min(start + chunk, len(texts)))) for start in range(0, len(texts), chunk)]
     else:
         forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
-    logps = entropies = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
+    logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
+    entropies = logps if compute_entropy else None
     for rows in forwards:
         live = _live(rows, samples, texts)
         kept = [samples[row] for row in live]
-        shown = {kind for sample in kept for kind in sample.media}
-        missing = [blank for kind, blank in (blanks or {}).items() if kind not in shown]
-        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing)
+        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_blanks(kept, blanks))
         with autocast():
-            output = model(**place(packed_inputs(packed, packing.visual)), fused_lm_head=True)
+            output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
         places = (torch.tensor(live)[packed.rows], packed.columns)
         logps = logps + _table(output.log_probs[0], places, logps)
-        entropies = entropies + _table(output.entropy[0], places, logps) if compute_entropy else None
-    return TokenScores(logps, entropies if compute_entropy else None, None)
+        if compute_entropy:
+            entropies = entropies + _table(output.entropy[0], places, logps)
+    return TokenScores(logps, entropies, None)
 
 
 def _live(rows: list[int], samples: Sequence[Sample], texts: Sequence[list[int]]) -> list[int]:
