@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
@@ -279,6 +280,33 @@ def test_logged_images_cross_ranks_as_thumbnails(tiny_model: Path, tmp_path: Pat
     trainer._log_images()
     shown, none = trainer._logs["images"]
     assert ([image.size for image in shown], none) == ([(256, 128)], [])
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by the tables that RLOO hands to a fake wandb."""
+    found: list[Any] = []
+    backend = SimpleNamespace(run=True, Image=lambda image: image.size, Table=lambda dataframe: dataframe)
+    backend.log = lambda content: found.append(content["completions"])
+    monkeypatch.setattr(sys.modules[RLOOTrainer.__module__], "wandb", backend, raising=False)
+    return found
+
+
+def test_stock_rloo_cannot_show_the_images_of_a_mixed_batch(tiny_model: Path, tmp_path: Path, tables: list[Any]):
+    """It gathers None for a row without images."""
+    trainer = run(STOCK[1], tiny_model, tmp_path, image_rows(2), log_completions=True)
+    trainer.args.report_to = ["wandb"]
+    trainer._logs["images"].extend([[picture(0)], None])
+    with pytest.raises(TypeError, match="'NoneType' object is not iterable"):
+        trainer.log({})
+
+
+def test_rloo_shows_the_images_of_a_mixed_batch(tiny_model: Path, tmp_path: Path, tables: list[Any]):
+    args = VLMRLOOConfig(**settings(tmp_path, per_device_train_batch_size=8, max_steps=1, log_completions=True))
+    trainer = VLMRLOOTrainer(str(tiny_model), length_reward, args, train_dataset=mixed_rows())
+    trainer.args.report_to = ["wandb"]
+    trainer.train()
+    assert sorted(map(len, tables[0]["image"])) == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize("kind", OURS, ids=NAMES)

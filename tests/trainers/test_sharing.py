@@ -319,8 +319,10 @@ def test_sampled_completions_have_the_probabilities_that_the_model_gives_them(ti
     torch.manual_seed(0)
     options = {"max_new_tokens": 2, "do_sample": True, "temperature": 1 / 20, "top_k": 4}
     options |= {"eos_token_id": int(allowed[0]), "pad_token_id": 0}  # the likeliest token ends a row at once
+    batches = seen_rows(model.get_input_embeddings())
     drawn = model.generate(**inputs, custom_generate=PromptOnce(row_numbers([prompt] * 4000)), **options)
     first = drawn[:, inputs["input_ids"].size(1)]
+    assert batches == [1, 4000 - (first == allowed[0]).sum().item()]  # one prefill; rows that have ended are gone
     shares = torch.stack([(first == token).float().mean() for token in allowed])
     assert shares.sum().item() == pytest.approx(1)
     assert torch.allclose(shares, probabilities, atol=0.03)  # about four standard errors
