@@ -44,6 +44,7 @@ from vlm_grpo.trainers.rollout import (
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
+from vlm_grpo.trainers.watch import Place, Rollout, own_rollout
 
 
 class VisionPipeline(PromptSharing):
@@ -136,7 +137,10 @@ class VisionPipeline(PromptSharing):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
-            return super()._generate_and_score_completions([_decoded(row) for row in inputs])
+            rows = [_decoded(row) for row in inputs]
+            output = super()._generate_and_score_completions(rows)
+            self._show(rows, [row.get("images") or [] for row in rows], output)
+            return output
         self._samples = self.encoder.encode(inputs)
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         stripped = [
@@ -145,10 +149,20 @@ class VisionPipeline(PromptSharing):
         ]
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
+        self._show(inputs, [sample.images for sample in self._samples], output)
         output["samples"] = light_copies(self._samples)
         output |= {f"{kind}_anywhere": torch.tensor(self._media_anywhere[n]) for n, kind in enumerate(MEDIA)}
         self._samples = []
         return output
+
+    watch_rollout: Callable[[Rollout], None] | None = None  # set by evaluation.live.LiveReport, on one process
+
+    def _show(self, rows: list[dict[str, Any]], images: list[list[Any]], output: dict[str, Any]) -> None:
+        """Hand this process's part of a training rollout to who watches; nothing is gathered for it."""
+        if self.watch_rollout is not None and self.model.training:
+            ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+            place = Place(self.state.global_step + 1, self.accelerator.process_index, self.accelerator.num_processes)
+            self.watch_rollout(own_rollout(rows, images, output, self._logs, ends, place))
 
     def _gather_media(self, here: set[str]) -> list[bool]:
         """Of MEDIA, what is in this rollout on any process; every process takes part in every rollout."""

@@ -20,11 +20,12 @@ from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_num
 from vlm_grpo.trainers.hotpath.scores import Packing, backbone, packed_scores, prompt_positions
 from vlm_grpo.trainers.hotpath.silence import Silence, correct_entropy
 from vlm_grpo.trainers.hotpath.support import Sharing, mean_difference, tolerance
-from vlm_grpo.trainers.objective import token_scores
+from vlm_grpo.trainers.objective import TokenScores, token_scores
+from vlm_grpo.trainers.repeating import StepRepeating
 from vlm_grpo.trainers.rollout import MEDIA, Sample, collate_visual, unique
 
 
-class PromptSharing:
+class PromptSharing(StepRepeating):
     """Sampling and scoring with each prompt passed through the model once, where model and settings allow it."""
 
     _samples: list[Sample]
@@ -37,6 +38,7 @@ class PromptSharing:
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self._sharing = Sharing(mode, models)
         self._silent: Silence | None = None
+        self._start_repeating()
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
         self._keeps_features = mode != "off" and not self._is_sharded and is_frozen(models[0])
 
@@ -96,12 +98,14 @@ class PromptSharing:
         if not (self.model.training and self._sharing.is_on):
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+        is_due = self._step % (steps * self.num_iterations) == 0 and not self._is_repeating
+        if is_due or self._buffered_inputs is None:
             rollout = shuffle_groups(self._generate_and_score_completions(generation_batch))
             self._buffered_inputs = split_tensor_dict(rollout, steps)
         return self._buffered_inputs[self._step % steps]
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._begin_loss()
         self._samples = inputs.get("samples", [])
         self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA]
         if not self._skips_silent:
@@ -161,9 +165,19 @@ class PromptSharing:
                 self._check_sharing(model, *rows, **common)
             if self._sharing.is_on:
                 silent = None if self._silent is None else self._silent.rows.tolist()
-                scores = packed_scores(model, *rows, **common, **wanted, packing=self._packing(), silent=silent)
+                scores = self._packed_scores(model, *rows, **common, **wanted, packing=self._packing(), silent=silent)
                 return scores if self._silent is None else self._silent.completed(scores)
         return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss)
+
+    def _packed_scores(self, model: nn.Module, samples: list[Sample], *rows: Tensor, **options: Any) -> TokenScores:
+        """With smaller forwards where memory runs out; a pass with gradients is for `training_step` to take again."""
+        while True:
+            try:
+                return packed_scores(model, samples, *rows, **options)
+            except torch.OutOfMemoryError as error:
+                if torch.is_grad_enabled() or not self._is_alone:
+                    raise
+                self._cutting.halve(len(samples), error)
 
     def _visual(self, samples: list[Sample]) -> dict[str, Any]:
         """Visual forward arguments of some rows, or of the prompts of a packed one."""
@@ -175,7 +189,7 @@ class PromptSharing:
     def _packing(self) -> Packing:
         model = self.accelerator.unwrap_model(self.model)
         budget = getattr(self.args, "max_tokens_per_forward", None)
-        return Packing(lambda sample: prompt_positions(model, sample), budget, self._agree)
+        return Packing(lambda sample: prompt_positions(model, sample), budget, self._agree, self._cutting)
 
     def _agree(self, wanted: int, groups: int) -> tuple[int, int]:
         """The most forwards that a process wants, and the fewest groups that one has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.trainers.hotpath.groups import divide
 from vlm_grpo.trainers.hotpath.layout import Layout, Packed, pack
+from vlm_grpo.trainers.hotpath.memory import Cutting
 from vlm_grpo.trainers.objective import TokenScores, missing_blanks
 from vlm_grpo.trainers.rollout import Sample, collate_visual
 
@@ -63,11 +64,13 @@ class Packing:
         positions_of: positions of a prompt's tokens, `prompt_positions`.
         budget: about how many tokens a forward takes; None is a fixed number of rows.
         agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
+        cutting: into how many parts a forward is cut because memory ran out.
     """
 
     positions_of: Callable[[Sample], Tensor]
     budget: int | None = None
     agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
+    cutting: Cutting = field(default_factory=Cutting)
 
 
 def packed_scores(
@@ -100,16 +103,20 @@ def packed_scores(
         forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
     logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
     entropies = logps if compute_entropy else None
-    for rows in forwards:
-        live = _live(rows, samples, texts)
-        kept = [samples[row] for row in live]
-        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_blanks(kept, blanks))
+
+    def forward(packed: Packed) -> tuple[Tensor, Tensor | None]:
         with autocast():
             output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
+        return output.log_probs[0], output.entropy[0] if compute_entropy else None
+
+    for live in [part for rows in forwards for part in packing.cutting.cut(_live(rows, samples, texts))]:
+        kept = [samples[row] for row in live]
+        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_blanks(kept, blanks))
+        found, entropy = packing.cutting.run(forward, packed)
         places = (torch.tensor(live)[packed.rows], packed.columns)
-        logps = logps + _table(output.log_probs[0], places, logps)
+        logps = logps + _table(found, places, logps)
         if compute_entropy:
-            entropies = entropies + _table(output.entropy[0], places, logps)
+            entropies = entropies + _table(entropy, places, logps)
     return TokenScores(logps, entropies, None)
 
 

@@ -1,0 +1,92 @@
+"""What one process sampled and what became of it, for whoever shows a training while it runs.
+
+Nothing is gathered here: completions and rewards are what TRL gathered for its own logs, images and advantages are this
+process's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+PER_COMPLETION = ("rows", "images", "completions", "advantages", "lengths", "is_cut")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The completions of one process; all lists have one entry for each of them, those of a group side by side."""
+
+    step: int  # the optimizer step that trains on them first, counted from 1
+    rows: Sequence[Mapping[str, Any]]  # of the data
+    images: Sequence[Sequence[Any]]  # decoded
+    completions: Sequence[Any]  # text, or the messages that were sampled
+    rewards: Mapping[str, Sequence[float]]  # NaN where a reward does not apply
+    advantages: Sequence[float]  # as the loss uses them
+    lengths: Sequence[int]  # tokens
+    is_cut: Sequence[bool]  # ended by the limit on their length
+
+    def first(self, count: int) -> Rollout:
+        """The first so many completions alone; the images of the others can be freed."""
+        lists = {name: getattr(self, name)[:count] for name in PER_COMPLETION}
+        return replace(self, rewards={name: values[:count] for name, values in self.rewards.items()}, **lists)
+
+
+class Place(NamedTuple):
+    """When and where something was sampled."""
+
+    step: int
+    rank: int
+    world: int
+
+
+def own_rollout(
+    rows: Sequence[Mapping[str, Any]],
+    images: Sequence[Sequence[Any]],
+    output: Mapping[str, Any],
+    logs: Mapping[str, Any],
+    ends: Iterable[int],
+    place: Place,
+) -> Rollout:
+    """This process's part of the rollout that was scored last.
+
+    Args:
+        rows: this process's rows of the data, one for each completion.
+        images: their decoded images.
+        output: what TRL made of them, for the loss.
+        logs: what TRL gathered; each list ends with this rollout's values of all processes, in order of rank.
+        ends: tokens that end a completion, and the one that pads it.
+        place: of this process.
+    """
+    lengths, is_cut = endings(output["completion_ids"], output["completion_mask"], ends)
+    return Rollout(
+        step=place.step,
+        rows=rows,
+        images=images,
+        completions=_own_part(logs["completion"], len(rows), place),
+        rewards={name: _own_part(values, len(rows), place) for name, values in logs["rewards"].items()},
+        advantages=output["advantages"].tolist(),
+        lengths=lengths,
+        is_cut=is_cut,
+    )
+
+
+def _own_part(gathered: Iterable[Any], count: int, place: Place) -> list[Any]:
+    latest = list(gathered)[-count * place.world :]
+    return latest[place.rank * count : (place.rank + 1) * count]
+
+
+def endings(ids: Tensor, mask: Tensor, ends: Iterable[int]) -> tuple[list[int], list[bool]]:
+    """Tokens of each completion, and whether the limit on its length ended it.
+
+    Args:
+        ids: (B, T) tokens, padded on the right up to the longest completion.
+        mask: (B, T), 1 where there is a token; all 0 where truncated completions are left out of the loss.
+        ends: tokens that end a completion, and the one that pads it.
+    """
+    known = set(ends)
+    is_cut = [last not in known for last in ids[:, -1].tolist()]
+    lengths = [ids.shape[1] if cut else count for cut, count in zip(is_cut, mask.sum(dim=1).tolist(), strict=True)]
+    return lengths, is_cut
