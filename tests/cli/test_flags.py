@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 
 from tests.data.files import png, turns, write_images, write_jsonl
-from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
+from tests.rewards.server import JudgeServer, Reply
 from vlm_grpo.cli.arguments import ScriptArguments
 from vlm_grpo.cli.parsing import UsageError, parse
-from vlm_grpo.cli.train import build_trainer, check_rewards, load_data, run
+from vlm_grpo.cli.train import build_trainer, check_rewards, check_rows, load_data, run
 from vlm_grpo.data import DataError
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import freeze_parts, parameter_table, part_of
-from vlm_grpo.rewards import reasoning
+from vlm_grpo.rewards import asking, reasoning
 from vlm_grpo.trainers.config import VisionFields, VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -38,7 +39,8 @@ QUICK = [
 TESTED = {
     *(
         "trainer",
-        "algorithm",
+        "algorithm",  # this and the next: test_algorithm_flags.py
+        "algorithm_options",
         "data_file_paths",
         "image_folders",
         "reward_method",
@@ -52,6 +54,7 @@ TESTED = {
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
+    *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }
 
 
@@ -278,6 +281,49 @@ def test_reasoning_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path, mon
         trainer(tiny_model, tmp_path, *jsonl, "--task_type", "vqa", *flags[:4])
 
 
+def test_judge_flags_reach_the_server(jsonl: list[str], tiny_model: Path, tmp_path: Path, monkeypatch, caplog):
+    """Every answer is judged through the flags' server: its model, key, time limit, retries and concurrency."""
+    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("MY_KEY", "secret")
+    with JudgeServer(lambda case: Reply("0.5", seconds=9.0 * (case["answer_to_grade"] == "slow"))) as server:
+        flags = ["--judge_model", "mine", "--judge_base_url", server.url, "--judge_api_key_variable", "MY_KEY"]
+        flags += ["--judge_timeout", "0.4", "--judge_retries", "1", "--judge_concurrency", "2"]
+        words = [*jsonl, "--reward_funcs", "judge", *flags, *QUICK, "--model_name_or_path", "m", "--output_dir", "o"]
+        check_rewards(*parse(words)[:2])
+        (reward,) = trainer(tiny_model, tmp_path, *jsonl, "--reward_funcs", "judge", *flags).reward_funcs
+        texts = [f"<answer>{text}</answer>" for text in ("a", "b", "c", "d", "slow")]
+        started = time.monotonic()
+        assert reward(texts, answer=["x"] * 5) == [0.5] * 4 + [0.0]
+        assert 0.8 <= time.monotonic() - started < 4.0  # two tries of 0.4 s, not the server's 9
+    assert len(server.requests) == 6 and server.most == 2
+    assert {request["model"] for request in server.requests} == {"mine"}
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer secret"}
+
+
+def test_judge_flags_without_effect_are_refused(jsonl: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("JUDGE_MODEL", raising=False)
+
+    def check(*words: str) -> None:
+        script, training, _ = parse([*words, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)])
+        check_rewards(script, training)
+        check_rows(script, training, load_data(script, training)[0])
+
+    flags = ["--judge_model", "m", "--judge_base_url", "http://127.0.0.1:9/v1"]
+    with pytest.raises(UsageError, match=r"--judge_model, --judge_base_url would have no effect: .* accuracy, .*judge"):
+        check(*jsonl, *flags, "--reward_funcs", "format")
+    with pytest.raises(UsageError, match="--judge_model, --judge_base_url would have no effect without the reward"):
+        check(*jsonl, *flags)
+    judged = {"conversations": turns("q", "a"), "accu_reward_method": "judge"}
+    check("--data_file_paths", write_jsonl(tmp_path / "j.jsonl", [judged]), *flags)
+    for words in (["--reward_funcs", "judge"], ["--reward_method", "llm"]):
+        with pytest.raises(UsageError, match=r"the judge's server http://127\.0\.0\.1:9/v1 cannot be reached"):
+            check(*jsonl, *flags, *words)
+        with pytest.raises(UsageError, match="a judge needs the name of a model: --judge_model"):
+            check(*jsonl, *words)
+        with pytest.raises(UsageError, match="--judge_api_key_variable NONE: no such variable is set"):
+            check(*jsonl, *flags, *words, "--judge_api_key_variable", "NONE")
+
+
 def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: Path, monkeypatch):
     def check(*words: str) -> None:
         check_rewards(*parse([*jsonl, *words, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)])[:2])
@@ -324,37 +370,3 @@ def test_max_prompt_length_drops_long_rows_and_counts_image_tokens(tiny_model: P
     assert f"--max_prompt_length {lengths[0]} drops 1 of 3 rows" in caplog.text
     with pytest.raises(ValueError, match=f"every prompt is longer, the longest has {lengths[1]} tokens"):
         trainer(tiny_model, tmp_path, *flags, "--max_prompt_length", "5")
-
-
-@pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_algorithm_sets_its_recipe_and_other_flags_win(name: str, jsonl: list[str], tmp_path: Path):
-    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
-    script, training, _ = parse([*given, "--algorithm", name, "--gradient_accumulation_steps", "2"])
-    assert script.trainer == ALGORITHMS[name].trainer
-    for setting, value in recipe_settings(name, accumulation=2).items():
-        assert getattr(training, setting) == value, setting
-    _, training, _ = parse([*given, "--algorithm", name, "--beta", "0.3"])
-    assert training.beta == 0.3
-
-
-def test_gspo_cuts_a_rollout_into_four_updates(jsonl: list[str], tmp_path: Path):
-    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--algorithm", "gspo"]
-    assert parse([*given, "--gradient_accumulation_steps", "2"])[1].steps_per_generation == 8
-    assert parse([*given, "--generation_batch_size", "8"])[1].steps_per_generation == 2
-    assert parse([*given, "--epsilon", "0.1"])[1].epsilon_high == 4e-4
-
-
-def test_config_file_stands_between_algorithm_and_command_line(jsonl: list[str], tmp_path: Path):
-    given = [*jsonl, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)]
-    (tmp_path / "c.yaml").write_text("algorithm: grpo\nbeta: 0.2\nepsilon: 0.3\n")
-    _, training, _ = parse([*given, f"--config={tmp_path}/c.yaml", "--epsilon", "0.4"])
-    assert (training.beta, training.epsilon, training.loss_type) == (0.2, 0.4, "grpo")
-
-
-def test_unknown_and_contradictory_algorithms(jsonl: list[str]):
-    with pytest.raises(UsageError, match=r"unknown algorithm 'gpro'; did you mean .*'grpo'"):
-        parse([*jsonl, "--algorithm", "gpro"])
-    with pytest.raises(UsageError, match="--algorithm rloo runs with --trainer rloo, not with --trainer grpo"):
-        parse([*jsonl, "--algorithm", "rloo", "--trainer", "grpo"])
-    with pytest.raises(UsageError, match="unknown trainer 'ppo'"):
-        parse([*jsonl, "--trainer", "ppo"])

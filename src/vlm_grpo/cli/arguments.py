@@ -23,7 +23,6 @@ class ScriptArguments:
     """What to train on and what to reward; how to train is in TRL's configuration."""
 
     trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
-    algorithm: str | None = _flag("A published recipe by name (`vlm-grpo algorithms`); other flags still win.")
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
     image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
@@ -45,6 +44,7 @@ class ScriptArguments:
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
     val_freq: float = _flag("Evaluate greedily every so many epochs; 0 is never.", 0.0)
+    live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
     dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
 
 
@@ -93,6 +93,8 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     ),
     (("eval_steps",), "--eval_strategy steps", ("eval_strategy", "steps")),
     (("eval_delay",), "--eval_strategy steps or epoch", ("eval_strategy", "steps|epoch")),
+    (("dynamic_sampling_reward",), "--dynamic_sampling", ("dynamic_sampling", "")),
+    (("algorithm_options",), "--algorithm", ("algorithm", "")),
     (("max_tokens_per_forward",), "--shared_prefix auto or on", ("shared_prefix", "auto|on")),
     (("greater_is_better",), "--metric_for_best_model", ("metric_for_best_model", "")),
 ]
@@ -184,6 +186,8 @@ def streaming_problems(values: dict[str, object]) -> list[str]:
         problems.append("--val_split_ratio cannot split what --streaming reads; leave one of them out")
     if values.get("mixture"):
         problems.append("--mixture needs the number of rows of each file, which --streaming does not know")
+    if values.get("dynamic_sampling"):
+        problems.append("--dynamic_sampling draws further rows by number, which --streaming cannot; leave one out")
     if values.get("dataloader_num_workers"):
         problems.append("--dataloader_num_workers has no effect with --streaming: one process keeps groups together")
     return problems

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
+from vlm_grpo.algorithms import find_algorithm, recipe_settings
 from vlm_grpo.cli.arguments import (
     ScriptArguments,
     flag_names,
@@ -53,6 +53,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
         raise UsageError(f"wrong flags:\n  {error}") from error
     values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
     problems = ineffective_flags([name for name in given if name in values], values) + flag_conflicts(model, training)
+    problems += _unread_by(algorithm, given)
     _refuse(problems if model.model_name_or_path else [*problems, "no model: give --model_name_or_path"])
     return script, training, model
 
@@ -70,11 +71,12 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any]) -> tuple[str
     """
     algorithm = wanted_value(argv, "algorithm") or config.get("algorithm")
     trainer = wanted_value(argv, "trainer") or config.get("trainer")
-    if algorithm is not None and algorithm not in ALGORITHMS:
-        raise UsageError(unknown_name("algorithm", str(algorithm), list(ALGORITHMS)))
+    try:
+        needed = find_algorithm(str(algorithm)).trainer if algorithm else None
+    except (KeyError, ValueError) as error:
+        raise UsageError(error.args[0]) from error
     if trainer is not None and trainer not in TRAINERS:
         raise UsageError(unknown_name("trainer", str(trainer), TRAINERS))
-    needed = ALGORITHMS[algorithm].trainer if algorithm else None
     if needed and trainer and trainer != needed:
         raise UsageError(f"--algorithm {algorithm} runs with --trainer {needed}, not with --trainer {trainer}")
     return algorithm, trainer or needed or "grpo"
@@ -89,6 +91,15 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
+
+
+def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
+    """One sentence for each given flag that the algorithm's own advantage or loss does not read."""
+    if algorithm is None:
+        return []
+    recipe = find_algorithm(algorithm)
+    unread = {*recipe.unread, *(() if recipe.is_advantage_trls else ("scale_rewards", "multi_objective_aggregation"))}
+    return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unread & set(given))]
 
 
 def _config_values(argv: list[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dic
 
     Of the training arguments those are written on which the shape of a rollout depends.
     """
-    held = batches and [_without_pixels(batch) for batch in batches]
+    held = batches and [without_pixels(batch) for batch in batches]
     content = {"step": step, "batches": held, "shape": {name: getattr(args, name) for name in SHAPE}}
     path = file_of(checkpoint, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,16 +61,17 @@ def load_rollout(
         return 0, None  # a rollout of the new shape begins
     if known != path:
         raise ValueError(f"{path} is missing: the checkpoint cannot be resumed from, take an earlier one")
-    batches = content["batches"] and _with_pixels(content["batches"], encoder)
+    batches = content["batches"] and with_pixels(content["batches"], encoder)
     return content["step"], batches and [send_to_device(batch, device, skip_keys="samples") for batch in batches]
 
 
-def _without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
+def without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with what its samples are made of in their place."""
     samples = batch.get("samples")
     return batch if samples is None else {**batch, "samples": [(s.messages, s.refs, s.videos) for s in samples]}
 
 
-def _with_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
+def with_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
     """The batches with samples again; all of a rollout are encoded together, so that each image is processed once."""
     rows = [
         {"prompt": messages, "images": images, "videos": videos}

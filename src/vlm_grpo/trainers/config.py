@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig, RLOOConfig
+
+from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
+from vlm_grpo.rewards import JudgeSettings
+from vlm_grpo.trainers.loss import check_objective
+
+JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
 
 
 @dataclass
 class VisionFields:
     """Fields that both configurations share. Pixels are counted after the family's own rounding to whole patches."""
 
+    algorithm: str | None = field(
+        default=None,
+        metadata={"help": "A published recipe by name (`vlm-grpo algorithms`); other flags still win."},
+    )
+    algorithm_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "What the algorithm itself can be told, as JSON; `vlm-grpo algorithms` lists it."},
+    )
     max_pixels: int | None = field(
         default=None, metadata={"help": "Images with more pixels are shrunk to at most this many."}
     )
@@ -52,6 +68,66 @@ class VisionFields:
         default=None, metadata={"help": "Cosine above which two reasoning steps match (default: the encoder's own)."}
     )
 
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Language model that judges answers (default: JUDGE_MODEL in the environment)."}
+    )
+    judge_base_url: str | None = field(
+        default=None,
+        metadata={"help": "Its OpenAI-compatible server, such as http://localhost:11434/v1 (default: JUDGE_BASE_URL)."},
+    )
+    judge_api_key_variable: str | None = field(
+        default=None, metadata={"help": "Variable of the environment that holds its key (default: JUDGE_API_KEY)."}
+    )
+    judge_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that the judge has for one answer, each try (default: 30)."}
+    )
+    judge_retries: int | None = field(
+        default=None, metadata={"help": "How often a request to the judge that failed is repeated (default: 2)."}
+    )
+    judge_concurrency: int | None = field(
+        default=None, metadata={"help": "Requests to the judge at a time, of each process (default: 16)."}
+    )
+
+    def judge_settings(self) -> JudgeSettings | None:
+        """What the flags say of the judge; None where none was given, and the environment decides.
+
+        Raises:
+            ValueError: the variable that shall hold the key is not set.
+        """
+        given = {name: getattr(self, f"judge_{name}") for name in ("model", "base_url", *JUDGE_NUMBERS)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.judge_api_key_variable is not None:
+            given["api_key"] = os.environ.get(self.judge_api_key_variable)
+            if not given["api_key"]:
+                raise ValueError(f"--judge_api_key_variable {self.judge_api_key_variable}: no such variable is set")
+        return JudgeSettings(**given) if given else None
+
+    def __post_init__(self) -> None:
+        recipe = find_algorithm(self.algorithm) if self.algorithm else None
+        try:
+            super().__post_init__()
+        except ValueError as error:  # one of TRL's last checks; those after it are of vLLM's importance ratios
+            is_single = self.num_generations == 1 and "at least 2 generations" in str(error)
+            if not (is_single and recipe is not None and recipe.min_generations == 1):
+                raise
+        if self.algorithm_options is not None:
+            self.algorithm_options = read_options(self.algorithm_options, self.algorithm)
+        if recipe is not None:
+            check_algorithm(self.algorithm, recipe, self)
+
+    @classmethod
+    def of(cls, algorithm: str, output_dir: str | None = None, **options: Any) -> VisionFields:
+        """A configuration with the settings of an algorithm, as `--algorithm` gives them; `options` win.
+
+        Raises:
+            KeyError: an unknown algorithm.
+            ValueError: options that it does not go with.
+        """
+        settings = recipe_settings(algorithm, options.get("gradient_accumulation_steps", 1))
+        if "generation_batch_size" in options:
+            settings.pop("steps_per_generation", None)
+        return cls(**{"output_dir": output_dir, "algorithm": algorithm, **settings, **options})
+
     def frozen_parts(self) -> list[str]:
         """Parts of the model, besides the vision tower, that are not trained."""
         parts = {"projector": self.freeze_projector, "language model": self.freeze_language_model}
@@ -64,14 +140,74 @@ class VisionFields:
             "encoder": self.reasoning_encoder,
             "device": self.reasoning_device,
             "threshold": self.reasoning_threshold,
+            "judge": self.judge_settings(),
         }
 
 
 @dataclass
 class VLMGRPOConfig(VisionFields, GRPOConfig):
-    """`trl.GRPOConfig` with pixel limits, vision freezing and the reasoning encoder."""
+    """`trl.GRPOConfig` with algorithms, pixel limits, vision freezing, dynamic sampling and the reasoning encoder."""
+
+    dynamic_sampling: int = field(
+        default=0,
+        metadata={"help": "Rounds of further prompts, at most, in place of groups with equal rewards (default 0)."},
+    )
+    dynamic_sampling_reward: str | None = field(
+        default=None,
+        metadata={"help": "The reward that has to vary for --dynamic_sampling (default: the weighted sum of all)."},
+    )
 
 
 @dataclass
 class VLMRLOOConfig(VisionFields, RLOOConfig):
     """`trl.RLOOConfig` with pixel limits, vision freezing and the reasoning encoder."""
+
+
+def check_algorithm(name: str, recipe: Recipe, args: Any) -> None:
+    """Refuse what an algorithm cannot be combined with.
+
+    Raises:
+        ValueError: says what, why, and what to do instead.
+    """
+    trainer = "grpo" if isinstance(args, GRPOConfig) else "rloo"
+    if trainer != recipe.trainer:
+        raise ValueError(f"--algorithm {name} runs with --trainer {recipe.trainer}, not with --trainer {trainer}")
+    if recipe.objective is not None:
+        check_objective(name, recipe, args)
+    updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+    if recipe.is_on_policy and updates > 1:
+        raise ValueError(
+            f"--algorithm {name} is exactly on-policy: one update for each rollout, got {updates:g}; leave out "
+            "--num_iterations, --steps_per_generation and --generation_batch_size"
+        )
+    if updates < recipe.min_updates:
+        raise ValueError(
+            f"--algorithm {name} needs at least {recipe.min_updates} updates for each rollout, got {updates:g}: before "
+            "the first one nothing has moved; set --steps_per_generation or --num_iterations"
+        )
+    if not recipe.is_advantage_trls and args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"--multi_objective_aggregation {args.multi_objective_aggregation} has no effect: --algorithm {name} has "
+            "its own advantage, of the weighted sum of rewards"
+        )
+
+
+def read_options(given: dict[str, Any] | str, name: str | None) -> dict[str, Any]:
+    """What `--algorithm_options` says, as a mapping.
+
+    Raises:
+        ValueError: no JSON object, or the algorithm has no such option.
+    """
+    try:
+        options = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"--algorithm_options must be a JSON object, got {given!r}")
+    known = find_algorithm(name).options if name else {}
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"--algorithm_options: --algorithm {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
+            )
+    return options

@@ -22,13 +22,15 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, placeholder_ids, set_pixel_limits
 from vlm_grpo.records import ImageRef
-from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
+from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
+from vlm_grpo.trainers.loss import OwnLoss
 from vlm_grpo.trainers.media import tell_videos_from_images
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
+from vlm_grpo.trainers.named import named_rewards
 from vlm_grpo.trainers.order import EpochSampler, endless
 from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
 from vlm_grpo.trainers.rollout import (
@@ -44,10 +46,10 @@ from vlm_grpo.trainers.rollout import (
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
-from vlm_grpo.trainers.watch import Place, Rollout, own_rollout
+from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
 
-class VisionPipeline(PromptSharing):
+class VisionPipeline(PromptSharing, Crediting, OwnLoss):
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
@@ -56,7 +58,7 @@ class VisionPipeline(PromptSharing):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
-        reward_funcs, weights = _resolve(reward_funcs, args)
+        reward_funcs, weights = named_rewards(reward_funcs, args)
         if weights is not None:
             args.reward_weights = weights
         for name in ("train_dataset", "eval_dataset"):
@@ -82,6 +84,7 @@ class VisionPipeline(PromptSharing):
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
         self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
+        self._start_crediting()
         self._prepare_rows()
 
     def _prepare_rows(self) -> None:
@@ -140,6 +143,7 @@ class VisionPipeline(PromptSharing):
             rows = [_decoded(row) for row in inputs]
             output = super()._generate_and_score_completions(rows)
             self._show(rows, [row.get("images") or [] for row in rows], output)
+            self._simplify_logs()
             return output
         self._samples = self.encoder.encode(inputs)
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
@@ -150,6 +154,7 @@ class VisionPipeline(PromptSharing):
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
         self._show(inputs, [sample.images for sample in self._samples], output)
+        self._simplify_logs()
         output["samples"] = light_copies(self._samples)
         output |= {f"{kind}_anywhere": torch.tensor(self._media_anywhere[n]) for n, kind in enumerate(MEDIA)}
         self._samples = []
@@ -163,6 +168,13 @@ class VisionPipeline(PromptSharing):
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             place = Place(self.state.global_step + 1, self.accelerator.process_index, self.accelerator.num_processes)
             self.watch_rollout(own_rollout(rows, images, output, self._logs, ends, place))
+
+    def _simplify_logs(self) -> None:
+        """Leave text alone in the completions table, as W&B needs it."""
+        for column in (self._logs["prompt"], self._logs["completion"]) if self.log_completions else ():
+            plain = [plain_messages(messages) for messages in column]
+            column.clear()
+            column.extend(plain)
 
     def _gather_media(self, here: set[str]) -> list[bool]:
         """Of MEDIA, what is in this rollout on any process; every process takes part in every rollout."""
@@ -279,27 +291,6 @@ class VisionPipeline(PromptSharing):
     def _loads_by_trainer(self, model: nn.Module) -> bool:
         """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)
-
-
-def _resolve(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
-    """Callables for names of the reward table, and the weights that the names carried (None if all are 1)."""
-    if reward_funcs is None:
-        return None, None
-    given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    options = args.reward_options() if hasattr(args, "reward_options") else {}
-    functions, weights = [], []
-    for item in given:
-        if isinstance(item, str):
-            (function,), (weight,) = resolve_rewards([item], **options)
-        else:
-            function, weight = item, 1.0
-        functions.append(function)
-        weights.append(weight)
-    if all(weight == 1.0 for weight in weights):
-        return functions, None
-    if getattr(args, "reward_weights", None) is not None:
-        raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
-    return functions, weights
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:

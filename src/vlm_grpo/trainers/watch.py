@@ -6,6 +6,7 @@ process's own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -90,3 +91,27 @@ def endings(ids: Tensor, mask: Tensor, ends: Iterable[int]) -> tuple[list[int], 
     is_cut = [last not in known for last in ids[:, -1].tolist()]
     lengths = [ids.shape[1] if cut else count for cut, count in zip(is_cut, mask.sum(dim=1).tolist(), strict=True)]
     return lengths, is_cut
+
+
+def plain_messages(messages: Any) -> Any:
+    """A conversation whose messages hold text and nothing else; text stays as it is.
+
+    W&B's tables refuse a column whose values differ in their keys, as blocks of text and of images do.
+    """
+    if isinstance(messages, str):
+        return messages
+    return [{"role": str(message.get("role")), "content": _message_text(message)} for message in messages]
+
+
+def _message_text(message: Mapping[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    return content_text(message.get("content")) + (json.dumps(calls, default=str) if calls else "")
+
+
+def content_text(content: Any) -> str:
+    """The content of one message as text, with `[image]` where an image is."""
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return str(content or "")
+    return "".join(
+        str(block.get("text") or "") if block.get("type") == "text" else f"[{block.get('type')}]" for block in content
+    )

@@ -1,0 +1,50 @@
+"""From names of rewards to the callables and weights that TRL takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlm_grpo.algorithms import find_algorithm
+from vlm_grpo.rewards import resolve_rewards
+
+
+def named_rewards(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
+    """Callables for names of the reward table, and the weights that the names carried (None if all are 1).
+
+    Those of the algorithm come last, where they are not among the others.
+
+    Raises:
+        KeyError: an unknown name.
+        ValueError: weights are given twice.
+    """
+    if reward_funcs is None:
+        return None, None
+    given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    options = args.reward_options() if hasattr(args, "reward_options") else {}
+    functions, weights = [], []
+    for item in given:
+        if isinstance(item, str):
+            (function,), (weight,) = resolve_rewards([item], **options)
+        else:
+            function, weight = item, 1.0
+        functions.append(function)
+        weights.append(weight)
+    if getattr(args, "reward_weights", None) is None:
+        own_weights = None if all(weight == 1.0 for weight in weights) else weights
+    elif any(weight != 1.0 for weight in weights):
+        raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
+    else:
+        own_weights = list(args.reward_weights)
+    return _with_those_of_algorithm(functions, own_weights, args, options)
+
+
+def _with_those_of_algorithm(
+    functions: list[Any], weights: list[float] | None, args: Any, options: dict[str, Any]
+) -> tuple[list[Any], list[float] | None]:
+    name = getattr(args, "algorithm", None)
+    known = {getattr(function, "__name__", "") for function in functions}
+    missing = {key: w for key, w in (find_algorithm(name).rewards if name else {}).items() if key not in known}
+    if not missing:
+        return functions, weights
+    added, _ = resolve_rewards(list(missing), **options)
+    return functions + added, (weights or [1.0] * len(functions)) + list(missing.values())
