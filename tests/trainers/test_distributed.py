@@ -129,6 +129,27 @@ def test_two_processes_equal_one(rows: tuple, trainer: str, tiny_model: Path, tm
         assert max((saved[name] - expected[name]).abs().max() for name in expected) < 1e-4  # a step moves by 1e-3
 
 
+ALGORITHMS = {
+    "remax": {},  # greedy completions of each process's prompts, with their rewards
+    "reinforce_plus_plus": {},  # means over the tokens of all processes
+    "kl_cov": {"num_iterations": 2, "steps_per_generation": 1, "algorithm_options": '{"share": 0.2}'},
+    "dapo": {"steps_per_generation": 1, "mask_truncated_completions": False, "dynamic_sampling": 2},
+}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_on_two_processes_equal_one(name: str, tiny_model: Path, tmp_path: Path):
+    write_data(tmp_path)
+    options = {"algorithm": name, "max_steps": 3, "save_strategy": "no", **ALGORITHMS[name]}
+    one = train("one", "grpo", tiny_model, tmp_path, **options)
+    two = train("ddp", "grpo", tiny_model, tmp_path, **options)
+    for first, second in zip(one[:3], two[:3], strict=True):
+        assert first["grad_norm"] > 1e-3
+        for key in ("loss", "grad_norm", "entropy"):
+            assert second[key] == pytest.approx(first[key], abs=1e-5, rel=1e-4), (key, first["step"])
+
+
 @pytest.mark.multiprocess
 def test_adapter_is_switched_off_for_the_reference(tiny_model: Path, tmp_path: Path):
     """In every distributed mode the KL is that of one process; tests/support/scripted.py sees no second model.
