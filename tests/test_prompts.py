@@ -73,9 +73,12 @@ def test_every_prompt_writes_the_question_once_and_is_clean(name: str):
 
 def test_prompts_ask_for_the_form_of_their_task():
     asked = {name: PROMPTS[name].render(record("q"))[0]["content"][0]["text"] for name in PROMPTS}
-    for name in ("default", "rec", "counting", "gui"):
+    for name in ("default", "rec", "ovd", "counting", "math", "gui"):
         assert "<think> </think>" in asked[name] and "<answer> </answer>" in asked[name]
     assert '{"bbox_2d": [x1, y1, x2, y2]}' in asked["rec"]
+    assert '<answer>{"bbox_2d": [x1, y1, x2, y2]}</answer>' in asked["grounding"] and "think" not in asked["grounding"]
+    assert '[{"Position": [x1, y1, x2, y2], "Confidence": c}, ...]' in asked["ovd"] and "None" in asked["ovd"]
+    assert r"<answer>\boxed{...}</answer>" in asked["math"]
     for part in (
         '{"reasoning_steps": ["...", "..."], "answer": "..."}',
         "at most 14 words",
@@ -85,7 +88,7 @@ def test_prompts_ask_for_the_form_of_their_task():
     assert "<think>" not in asked["vqa"]
 
 
-@pytest.mark.parametrize("name", ["default", "vqa"])
+@pytest.mark.parametrize("name", ["default", "vqa", "math"])
 def test_options_are_lettered_lines(name: str):
     with_options = PROMPTS[name].render(record("Which?", options=("red", "blue")))[0]["content"][0]["text"]
     assert with_options.startswith("Which?\nA. red\nB. blue\n")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlm_grpo.data.forms import Form, read_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
@@ -34,6 +37,14 @@ def test_every_task_is_whole(name: str):
         ("vqa", {"answer": 3}),
         ("gui", {"answer": ["no response", "wrong icon"], "method": "all_match"}),
         ("gui", {"answer": [{"type": "no response"}], "method": "all_match"}),
+        ("gui", {"answer": []}),
+        ("gui", {"answer": "[]"}),
+        ("math", {"answer": "5"}),
+        ("math", {"answer": 5}),
+        ("math", {"answer": r"\frac{1}{2}"}),
+        ("math", {"answer": r"$x^{2} + 1$"}),
+        ("math", {"answer": r"\boxed{2\sqrt{5}}"}),
+        ("math", {"answer": "B", "options": ("1", "2"), "method": "mcq"}),
     ],
 )  # fmt: skip
 def test_ideal_completion_gets_full_format_and_accuracy(task: str, values: dict[str, Any]):
@@ -43,11 +54,45 @@ def test_ideal_completion_gets_full_format_and_accuracy(task: str, values: dict[
     assert score("accuracy", completion, record=record) == 1.0
 
 
+@pytest.mark.parametrize("task", ["rec", "grounding"])
 @pytest.mark.parametrize("answer", [[1, 2, 30, 40], "[1, 2, 30, 40]", {"bbox_2d": [1, 2, 30, 40]}])
-def test_ideal_box_gets_full_rewards(answer: Any):
-    record = Record(id=1, question="q", answer=answer, task="rec")
-    for name in TASKS["rec"].rewards:
+def test_ideal_box_gets_full_rewards(task: str, answer: Any):
+    record = Record(id=1, question="q", answer=answer, task=task)
+    for name in TASKS[task].rewards:
         assert score(name, ideal_completion(record), record=record) == 1.0
+
+
+BOXES = [{"Position": [1, 2, 30, 40], "Confidence": 1.0}, {"Position": [500, 2, 530, 40], "Confidence": 1.0}]
+LABELLED = [{"bbox_2d": [1, 2, 30, 40], "label": "cat"}, {"bbox_2d": [50, 2, 90, 40], "label": "dog"}]
+
+
+@pytest.mark.parametrize("answer", [BOXES, json.dumps(BOXES), LABELLED, "None", [], "[]"])
+def test_ideal_detections_get_full_rewards(answer: Any):
+    record = Record(id=1, question="q", answer=answer, task="ovd")
+    for name in TASKS["ovd"].rewards:
+        assert score(name, ideal_completion(record), record=record) == 1.0
+
+
+def test_ideal_completions_have_the_form_of_their_task():
+    answers = {"grounding": [1, 2, 3, 4], "ovd": [], "math": "$5$"}
+    said = {task: ideal_completion(Record(1, "q", answer, task=task)) for task, answer in answers.items()}
+    assert said["grounding"] == '<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>'
+    assert said["ovd"].endswith("</think>\n<answer>None</answer>")
+    assert said["math"].endswith(r"</think>" + "\n" + r"<answer>\boxed{5}</answer>")
+
+
+def test_the_method_of_a_task_scores_records_that_name_none():
+    """0.5 is 1/2 as mathematics only; a list in another order is the same list for gui."""
+    half = Record(1, "q", r"\frac{1}{2}", task="math")
+    assert score("accuracy", r"<think>a</think><answer>\boxed{0.5}</answer>", record=half) == 1.0
+    assert score("accuracy", r"<think>a</think><answer>\boxed{0.6}</answer>", record=half) == 0.0
+    assert score("accuracy", r"<think>a</think> It is \boxed{0.5}", record=half) == 1.0
+    other = Record(1, "q", r"\frac{1}{2}", task="math", method="exact")
+    assert score("accuracy", r"<think>a</think><answer>\boxed{0.5}</answer>", record=other) == 0.0
+    assert score("accuracy", r"<think>a</think><answer>\boxed{\frac{1}{2}}</answer>", record=other) == 1.0
+    defects = Record(1, "q", "a, b", task="gui")
+    assert score("accuracy", '<answer>["b", "a"]</answer>', record=defects) == 1.0
+    assert score("accuracy", '<answer>["b", "a"]</answer>', record=Record(1, "q", "a, b")) == 0.0
 
 
 def test_ideal_vqa_has_the_reference_steps():
@@ -60,3 +105,26 @@ def test_gold_text_and_boxed():
     assert gold_text({"a": ["ü"]}) == '{"a": ["ü"]}'
     assert boxed("the left one") == "the left one"
     assert boxed([1, 2]) == [1, 2]
+
+
+def sections() -> dict[str, list[str]]:
+    """The code blocks of each section of docs/tasks.md: a line of data, its prompt, a completion."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## (\S+)\n", text, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {name: re.findall(r"^```(?:json|text)\n(.*?)\n```$", part, re.DOTALL | re.M) for name, part in found.items()}
+
+
+@pytest.mark.parametrize("name", [*TASKS, "Videos"])
+def test_the_documentation_says_what_is_asked_and_what_is_paid(name: str):
+    line, prompt, completion = sections()[name]
+    reading = read_row(json.loads(line), "docs", 0, Form())
+    assert reading.problems == []
+    record = reading.record
+    task = TASKS[record.task]
+    assert task.name == (name if name in TASKS else "default")
+    (message,) = PROMPTS[task.prompt].render(record, system=task.system)
+    assert "".join(block.get("text", f"<{block['type']}>") for block in message["content"]) == prompt
+    assert completion == ideal_completion(record)
+    for reward in task.rewards:
+        assert score(reward, completion, record=record) >= (0.75 if reward == "mask_iou" else 1.0)

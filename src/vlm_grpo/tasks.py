@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_grpo.records import Record
 from vlm_grpo.table import Table
+from vlm_grpo.text import extract_boxed
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Task:
 
     `prompt` is a name in PROMPTS, `rewards` maps names in REWARDS to weights, `metric` is the reward that evaluation
     reports first, `system` the system turn of records that have none, `example` a completion of the right form.
+    `answer` says in a few words what a completion is; `method` is how accuracy is scored where a record does not say.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Task:
     metric: str
     system: str | None
     example: str
+    answer: str = "think and answer tags"
+    method: str | None = None
 
 
 TASKS: Table[Task] = Table(
@@ -48,6 +52,42 @@ TASKS: Table[Task] = Table(
                 "<think>The dog on the left wears a blue collar.</think>\n"
                 '<answer>{"bbox_2d": [24, 110, 208, 365]}</answer>'
             ),
+            answer="think tags, then one box as JSON",
+        ),
+        "grounding": Task(
+            name="grounding",
+            prompt="grounding",
+            rewards={"iou": 1.0, "format": 1.0},
+            metric="iou@0.5",
+            system=None,
+            example='<answer>{"bbox_2d": [24, 110, 208, 365]}</answer>',
+            answer="one box as JSON, no reasoning",
+        ),
+        "ovd": Task(
+            name="ovd",
+            prompt="ovd",
+            rewards={"detection": 1.0, "format": 1.0},
+            metric="od_ap",
+            system=None,
+            example=(
+                "<think>A cup stands on the left, half of another is at the right edge.</think>\n"
+                '<answer>[{"Position": [120, 310, 240, 505], "Confidence": 0.9}, '
+                '{"Position": [930, 322, 1000, 498], "Confidence": 0.6}]</answer>'
+            ),
+            answer="think tags, then a JSON list of boxes (0-1000) with confidence, or None",
+        ),
+        "seg": Task(
+            name="seg",
+            prompt="seg",
+            rewards={"mask_iou": 1.0, "format": 1.0},
+            metric="mask_iou",
+            system=None,
+            example=(
+                "<think>The plate is the round one on the left.</think>\n"
+                '<answer>{"chebyshev": [{"bbox_2d": [112, 141, 510, 706], '
+                '"x": [-5, 61, -15, -65, 3, 8, -1, -3], "y": [29, 8, 94, -9, -28, 1, 5, -1]}]}</answer>'
+            ),
+            answer="think tags, then the outline's box and coefficients as JSON",
         ),
         "vqa": Task(
             name="vqa",
@@ -59,6 +99,7 @@ TASKS: Table[Task] = Table(
                 '{"reasoning_steps": ["The sign above the door reads CAFE.", "Two people sit at the window."], '
                 '"answer": "2"}'
             ),
+            answer="JSON with reasoning_steps and answer",
         ),
         "counting": Task(
             name="counting",
@@ -67,6 +108,17 @@ TASKS: Table[Task] = Table(
             metric="accuracy",
             system=None,
             example="<think>Two cubes in front, one behind the sphere.</think>\n<answer>3</answer>",
+            answer="think tags, then a number",
+        ),
+        "math": Task(
+            name="math",
+            prompt="math",
+            rewards={"accuracy": 1.0, "format": 1.0},
+            metric="accuracy",
+            system=None,
+            example="<think>The legs are 3 and 4, so the third side is 5.</think>\n<answer>\\boxed{5}</answer>",
+            answer="think tags, then \\boxed{} in answer tags",
+            method="math",
         ),
         "gui": Task(
             name="gui",
@@ -75,6 +127,8 @@ TASKS: Table[Task] = Table(
             metric="accuracy",
             system=None,
             example='<think>The menu stays closed after the click.</think>\n<answer>["no response"]</answer>',
+            answer="think tags, then a JSON list of defects",
+            method="all_match",
         ),
     },
 )
@@ -88,8 +142,8 @@ def ideal_completion(record: Record) -> str:
     if record.task == "vqa":
         steps = list(record.reference_steps) or ["The image shows the answer."]
         return json.dumps({"reasoning_steps": steps, "answer": gold_text(record.answer)}, ensure_ascii=False)
-    answer = boxed(record.answer) if record.task == "rec" else record.answer
-    return f"<think>The answer can be seen.</think>\n<answer>{gold_text(answer)}</answer>"
+    answer = f"<answer>{ANSWER_TEXTS.get(record.task, gold_text)(record.answer)}</answer>"
+    return answer if record.task == "grounding" else f"<think>The answer can be seen.</think>\n{answer}"
 
 
 def gold_text(answer: Any) -> str:
@@ -105,3 +159,28 @@ def boxed(answer: Any) -> Any:
         return answer
     is_box = isinstance(value, list) and len(value) == 4 and all(isinstance(number, int | float) for number in value)
     return {"bbox_2d": value} if is_box else answer
+
+
+def _box_text(answer: Any) -> str:
+    return gold_text(boxed(answer))
+
+
+def _detections_text(answer: Any) -> str:
+    return gold_text(answer) if answer not in (None, [], "", "[]") else "None"
+
+
+def _boxed_text(answer: Any) -> str:
+    r"""The answer in `\boxed{}`, without the dollars or the box that it may have already."""
+    text = gold_text(answer).strip()
+    if text.count("$") == 2 and text[0] == text[-1] == "$":
+        text = text[1:-1].strip()
+    return f"\\boxed{{{extract_boxed(text) or text}}}"
+
+
+# How the gold answer is written inside the answer tags; as it is where a task is not named.
+ANSWER_TEXTS: Mapping[str, Callable[[Any], str]] = {
+    "rec": _box_text,
+    "grounding": _box_text,
+    "ovd": _detections_text,
+    "math": _boxed_text,
+}

@@ -74,11 +74,12 @@ def _refuse(constant: str) -> Any:
 def parse_answer(text: str, task: str = "default") -> str | None:
     r"""The answer of a completion for a task.
 
-    The JSON object's `answer` for vqa; the answer block elsewhere, and for math without one the last `\boxed{...}`.
+    The JSON object's `answer` for vqa; the answer block elsewhere, for math what the last `\boxed{...}` in it holds, or
+    without an answer block the last one in the text.
     """
     if task != "vqa":
         answer = extract_answer(text)
-        return extract_boxed(text) if answer is None and task == "math" else answer
+        return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
     value = extract_json(text)
     answer = value.get("answer") if isinstance(value, dict) else None
     return (answer.strip() or None) if isinstance(answer, str) else None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 from trl.models import unwrap_model_for_generation
 
 from tests.support.training import length_reward, settings
+from vlm_grpo.data import load_dataset
 from vlm_grpo.evaluation.callback import GreedyEvaluation, log_entries
 from vlm_grpo.evaluation.metrics import Metric
 from vlm_grpo.trainers.config import VLMGRPOConfig
@@ -85,6 +87,23 @@ def test_a_best_metric_that_is_none_of_the_tasks_is_refused_at_once(tiny_model: 
     trainer = build(tiny_model, tmp_path, rows, metric_for_best_model="iou")
     with pytest.raises(ValueError, match="must be one of accuracy, format"):
         watch(trainer)
+
+
+def test_metrics_of_the_whole_data_set_are_logged_too(tiny_model: Path, tmp_path: Path, rows: Any, mixed_file: Path):
+    """The random model finds nothing, so both are 0; what counts is that they are there and may choose checkpoints."""
+    lines = [json.loads(line) for line in mixed_file.read_text(encoding="utf-8").splitlines()]
+    truth = json.dumps([{"Position": [100, 100, 300, 300]}])
+    asked = [{**line, "conversations": [line["conversations"][0], {"from": "gpt", "value": truth}]} for line in lines]
+    (tmp_path / "ovd.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    held_out = load_dataset(str(tmp_path / "ovd.jsonl"), image_folders=str(mixed_file.parent), task="ovd")
+    trainer = build(tiny_model, tmp_path, rows, metric_for_best_model="mAP")
+    callback = GreedyEvaluation(
+        trainer, held_out, task="ovd", val_before_train=False, val_freq=0.0, unwrap=unwrap_model_for_generation
+    )
+    trainer.add_callback(callback)
+    logged = trainer.evaluate()
+    assert (logged["eval_mAP"], logged["eval_AP50"], logged["eval_od_ap"]) == (0.0, 0.0, 0.0)
+    assert callback.last.metrics["mAP"].count == 6
 
 
 def callback_at(**options: Any) -> GreedyEvaluation:

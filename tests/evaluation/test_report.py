@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,17 @@ from PIL import Image
 from vlm_grpo.evaluation import Evaluation
 from vlm_grpo.evaluation.chart import Curve, curve_svg, save_picture, smooth
 from vlm_grpo.evaluation.metrics import mean_with_interval
-from vlm_grpo.evaluation.report import Answer, Card, Section, answer_of, evaluation_report, thumbnail, write_report
+from vlm_grpo.evaluation.report import (
+    Answer,
+    Card,
+    Section,
+    answer_of,
+    evaluation_report,
+    ranking,
+    thumbnail,
+    verdict,
+    write_report,
+)
 
 CURVE = Curve([1, 2, 3, 4], [0.0, 0.5, 0.5, 1.0], "reward", marks=((0, 0.25, "start"), (4, 1.0, "<end>")))
 
@@ -115,15 +126,29 @@ def test_answer_of_says_what_was_answered(score: float | None, predicted: str | 
     assert answer_of(prediction(0, score, predicted), "accuracy") == expected
 
 
-def test_evaluation_report_shows_the_worst_and_the_best_once(tmp_path: Path):
+def page_data(text: str) -> list[dict]:
+    return json.loads(text.split('id="data">')[1].split("</script>")[0])
+
+
+def test_evaluation_report_has_every_example_with_metrics_and_groups(tmp_path: Path):
     scores = [1.0] * 20 + [0.0, None]
-    predictions = [prediction(row, score) for row, score in enumerate(scores)]
-    evaluation = Evaluation("default", {"accuracy": mean_with_interval([*scores[:-1]])}, predictions)
+    predictions = [{**prediction(row, score), "id": row, "images": [None]} for row, score in enumerate(scores)]
+    predictions = [{**entry, "group": "even" if entry["row"] % 2 == 0 else "odd"} for entry in predictions]
+    metric = mean_with_interval([*scores[:-1]])
+    groups = {"even": {"accuracy": metric}, "odd": {"accuracy": metric}}
+    evaluation = Evaluation("default", {"accuracy": metric}, predictions, groups)
     rows = [{"images": [png()]} for _ in scores]
     text = evaluation_report(tmp_path / "r.html", "title", evaluation, rows).read_text(encoding="utf-8")
-    worst, best = text.split("Best examples")
-    assert (worst.count('class="card"'), best.count('class="card"')) == (12, 9)  # 21 were scored
-    assert (worst.count('class="wrong"'), best.count('class="wrong"')) == (1, 0)
-    assert worst.index('class="wrong"') < worst.index('class="right"')
-    assert "<image>" not in text
-    assert "21</td>" in text
+    entries = page_data(text)
+    assert [entry["s"] for entry in entries] == scores
+    assert [entry["a"][0]["r"] for entry in entries] == [True] * 20 + [False, None]
+    assert all(entry["i"][0][0].startswith("data:image/png") for entry in entries)
+    assert "<image>" not in entries[0]["q"]
+    assert "21</td>" in text and "<td>odd</td><td>11</td>" in text
+    assert 'id="tag"' in text and "<option>even</option>" in text
+
+
+def test_examples_are_ranked_by_the_overlap_behind_a_threshold():
+    assert ranking({"iou@0.5": 1.0, "iou": 0.6}) == "iou"
+    assert ranking({"accuracy": 1.0, "iou": 0.6}) == "accuracy"
+    assert [verdict({"iou@0.5": 1.0}), verdict({"accuracy": 0.0}), verdict({"mask_iou": 0.9})] == [True, False, None]

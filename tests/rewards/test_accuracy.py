@@ -8,6 +8,8 @@ from vlm_grpo.rewards import make_reward, score
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.rewards.choice import choice
 
+BOXES = ('[{"bbox_2d": [0, 0, 9, 9], "label": "dog"}]', '[{"bbox_2d": [0, 0, 9, 9], "label": "cat"}]')
+
 
 def answered(answer: str) -> str:
     return f"<think>I look.</think><answer>{answer}</answer>"
@@ -170,6 +172,7 @@ def test_every_method_accepts_the_truth_and_refuses_another(method: str):
         "math": ("x^2", "x^3"),
         "all_match": ('["a", "b", "b"]', '["a", "a", "b"]'),
         "list": ("a, b", "b, a"),
+        **dict.fromkeys(("detection", "od_ap", "od_ap50", "map", "odLength", "weighted_sum"), BOXES),
     }.get(method, ("a red ball", "a ball"))
     assert score("accuracy", answered(truth), answer=truth, method=method) == 1.0
     assert score("accuracy", answered(other), answer=truth, method=method) == 0.0

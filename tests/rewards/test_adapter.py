@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from vlm_grpo.records import Record
-from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score
-from vlm_grpo.rewards.adapter import split_spec
+from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
+from vlm_grpo.rewards.adapter import batch_reward, split_spec
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 
@@ -68,13 +69,42 @@ def test_a_failing_user_reward_names_record_and_completion(tmp_path: Path):
 
 def test_missing_function_lists_what_is_there(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def good(completion, record): return 1.0")
-    with pytest.raises(ValueError, match="has no function 'bad'; it has good"):
+    with pytest.raises(ValueError, match="has no 'bad'; its functions are good"):
         resolve_rewards([f"{tmp_path}/mine.py:bad"])
 
 
 def test_options_reach_the_length_rewards():
     (reward,), _ = resolve_rewards(["overlong"], max_length=10)
     assert reward([RIGHT], completion_ids=[[0] * 10]) == [-1.0]
+
+
+def test_metrics_and_messages_reach_the_rewards_that_want_them():
+    seen = []
+
+    def reward(completion: str, record: Record, *, messages: object = None) -> float:
+        seen.append((completion, messages))
+        return 1.0
+
+    def prepare(completions: list, records: list, *, log_metric: object = None) -> None:
+        log_metric("rows", len(records))
+
+    metrics: dict[str, float] = {}
+    made = batch_reward("mine", reward, prepare=prepare)
+    assert made([RIGHT, "8"], log_metric=metrics.__setitem__) == [1.0, 1.0]
+    assert seen == [("<think>a</think><answer>7</answer>", RIGHT), ("8", "8")] and metrics == {"rows": 2}
+
+
+def test_every_reward_is_there_as_a_coroutine_too():
+    reward = make_reward("accuracy")
+    assert asyncio.iscoroutinefunction(reward.asynchronous) and not asyncio.iscoroutinefunction(reward)
+    assert asyncio.run(reward.asynchronous([RIGHT], prompts=["q"], answer=["7"])) == [1.0]
+
+
+def test_slow_rewards_run_side_by_side_where_there_are_several():
+    made = resolve_rewards(["format", "judge", "accuracy"])[0]
+    assert [asyncio.iscoroutinefunction(function) for function in side_by_side(made)] == [False, True, True]
+    assert [function.__name__ for function in side_by_side(made)] == ["format", "judge", "accuracy"]
+    assert side_by_side(made[:2]) == made[:2]
 
 
 @pytest.mark.parametrize("name", list(REWARDS))

@@ -52,3 +52,67 @@ def test_rec_needs_the_box_json(answer: str):
 )
 def test_vqa_needs_exactly_its_two_keys(text: str):
     assert score("format", text, task="vqa") == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>a</think><answer>{"bbox_2d": [1, 2, 3, 4]}</answer>',
+        '<answer>{"bbox_2d": [1, 2, 3, 4]}</answer><answer>{"bbox_2d": [1, 2, 3, 4]}</answer>',
+        '{"bbox_2d": [1, 2, 3, 4]}',
+        "<answer>[1, 2, 3, 4]</answer>",
+        "<answer></answer>",
+        "<anything",
+    ],
+)
+def test_grounding_is_the_box_alone(text: str):
+    assert score("format", text, task="grounding") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("None", 1.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 1}]', 1.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 0.5, "label": "cat"}]', 1.0),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]', 1.0),
+        ("none", 0.0),
+        ("[]", 0.0),
+        ('"None"', 0.0),
+        ('{"Position": [1, 2, 3, 4], "Confidence": 1}', 0.0),
+        ('[{"Position": [1, 2, 3, 4]}]', 0.0),
+        ('[{"Position": [1, 2, 3], "Confidence": 1}]', 0.0),
+        ('[{"Position": [1, 2, 3, "4"], "Confidence": 1}]', 0.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 1.1}]', 0.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": true}]', 0.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 1, "label": 3}]', 0.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 1, "more": 3}]', 0.0),
+        ('[{"Position": [1, 2, 3, 4], "Confidence": 1}, {"bbox_2d": [1, 2, 3, 4], "label": "cat"}]', 0.0),
+        ('[{"bbox_2d": [1, 2, 3, 4]}]', 0.0),
+        ("[[1, 2, 3, 4]]", 0.0),
+        ("[1]", 0.0),
+    ],
+)
+def test_ovd_needs_its_list_or_none(answer: str, value: float):
+    assert score("format", f"<think>a</think><answer>{answer}</answer>", task="ovd") == value
+    assert score("format", f"<answer>{answer}</answer>", task="ovd") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        (r"\boxed{5}", 1.0),
+        (r" \boxed{\frac{1}{2}} ", 1.0),
+        ("5", 0.0),
+        (r"\boxed{}", 0.0),
+        (r"\boxed{ }", 0.0),
+        (r"x = \boxed{5}", 0.0),
+        (r"\boxed{5}.", 0.0),
+        (r"\boxed{5} or \boxed{6}", 0.0),
+        (r"\boxed{5", 0.0),
+        (r"$\boxed{5}$", 0.0),
+    ],
+)
+def test_math_needs_one_box_in_the_answer(answer: str, value: float):
+    assert score("format", f"<think>a</think><answer>{answer}</answer>", task="math") == value
+    assert score("format", f"<think>a</think>{answer}", task="math") == 0.0

@@ -1,128 +1,174 @@
-"""`vlm-grpo evaluate`: greedy answers of a model or checkpoint to a data set, scored as in training.
+"""`vlm-grpo evaluate`: answers of a model, checkpoint or server to a data set, scored as in training.
 
 Writes predictions.jsonl (a line per example), results.json (metrics with intervals, versions, settings) and
-report.html to --output_dir. `accelerate launch -m vlm_grpo.cli.evaluate ...` shards the rows over processes.
+report.html to --output_dir. One that was stopped goes on where it was. `accelerate launch -m vlm_grpo.cli.evaluate ...`
+shards the rows over processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
+import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("vlm_grpo", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "pillow")
-DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key")
+from vlm_grpo.cli.evaluate_flags import check, parser, prediction_settings
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags; those that training has too mean the same here."""
-    flags = argparse.ArgumentParser(prog="vlm-grpo evaluate", description=__doc__.split("\n\n")[1], allow_abbrev=False)
-    add = flags.add_argument
-    add("--model_name_or_path", required=True, help="model, checkpoint folder or adapter folder")
-    add("--data_file_paths", help="jsonl files, separated by ':' (a.jsonl:b.jsonl)")
-    add("--image_folders", help="image folder of each jsonl file, separated by ':'; one may serve all")
-    add("--dataset_name", help="Hugging Face data: org/name@split, a save_to_disk folder, or a file")
-    add("--task_type", default="default", help="task: its prompt and metric (`vlm-grpo tasks`)")
-    add("--output_dir", required=True, help="folder for results.json, predictions.jsonl and report.html")
-    add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; a record's own wins")
-    add("--format_prompt", help="your own prompt template, a jinja file")
-    add("--prompt_key", help="column with the question")
-    add("--answer_key", help="column with the answer")
-    add("--image_key", help="column with the image or images")
-    add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
-    add("--batch_size", type=positive, default=8, help="rows per generate call (default: 8)")
-    add("--limit", type=positive, help="evaluate only the first rows")
-    add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
-    add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
-    add("--max_pixels", type=positive, help="images with more pixels are shrunk")
-    add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
-    add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
-    add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="weights (default: auto)")
-    add("--use_cpu", action="store_true", help="stay on the CPU")
-    add("--seed", type=int, default=0, help="of the bootstrap intervals (default: 0)")
-    return flags
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate and return the exit status: 0 done, 2 a mistake in flags or data."""
+    """Evaluate and return the exit status: 0 done, 1 a server that failed, 2 a mistake in flags or data."""
     flags = parser()
     options = flags.parse_args(argv)
-    if bool(options.data_file_paths) == bool(options.dataset_name):
-        flags.error("give the data with one of --data_file_paths and --dataset_name")
+    for problem in check(options):
+        flags.error(problem)
+    from vlm_grpo.evaluation.server import ServerError
+
     try:
         dataset = load_rows(options)
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        print(f"vlm-grpo evaluate: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    try:
-        run(options, dataset)
-    except ImportError as error:
+        scoring = load_scoring(options, dataset)
+        run(options, dataset, scoring)
+    except ServerError as error:
+        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+        print("what was answered is kept; the same command goes on from there", file=sys.stderr)
+        return 1
+    except (MistakeError, ImportError) as error:
         print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+class MistakeError(ValueError):
+    """A mistake of the user; printed without a traceback."""
+
+
 def load_rows(options: argparse.Namespace) -> Any:
     """The data set that the flags name, checked."""
     from vlm_grpo.data import load_dataset
+    from vlm_grpo.evaluation.predictions import check_group
 
     given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
-    return load_dataset(
-        options.data_file_paths or options.dataset_name,
-        task=options.task_type,
-        allow_outside=options.allow_outside,
-        **given,
-    )
-
-
-def run(options: argparse.Namespace, dataset: Any) -> None:
-    """Load the model, complete the rows of this process, and write what all processes found."""
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    from vlm_grpo.evaluation import predict, shard, summary, unique_rows
-
-    state = PartialState(cpu=options.use_cpu)
-    model, processor = load_model(options, state.device)
-    rows = min(options.limit or len(dataset), len(dataset))
-    numbers = shard(rows, state.process_index, state.num_processes)
-    with progress_bar(len(numbers), state.is_main_process) as bar:
-        mine = predict(
-            model,
-            processor,
-            dataset,
-            numbers,
+    try:
+        dataset = load_dataset(
+            options.data_file_paths or options.dataset_name,
             task=options.task_type,
-            reward_options=reward_options(options),
-            batch_size=options.batch_size,
-            max_completion_length=options.max_completion_length,
-            on_batch=bar.update,
+            allow_outside=options.allow_outside,
+            **given,
         )
-    evaluation = summary(options.task_type, unique_rows(gather_object(mine)), options.seed)
+        if options.group_by:
+            check_group(dataset, options.group_by)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise MistakeError(error.args[0] if isinstance(error, KeyError) else error) from error
+    if not len(dataset):
+        raise MistakeError("there is no row to evaluate")
+    return dataset
+
+
+def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
+    """The rewards of the task, loaded before the model."""
+    from vlm_grpo.evaluation.predictions import Scoring
+
+    rewards = {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
+    return Scoring(options.task_type, rewards, options.pass_k, options.group_by)
+
+
+def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
+    """Complete the rows of this process that are not done yet, and write what all processes found."""
+    from accelerate import PartialState
+
+    from vlm_grpo.evaluation import partial, predict_with, shard, summary, unique_rows
+
+    state = PartialState(cpu=options.use_cpu or options.backend == "openai")
+    started = time.monotonic()
+    rows = min(options.limit or len(dataset), len(dataset))
+    facts = settings_and_data(options, dataset, rows)
+    folder = Path(options.output_dir)
+    begin_together(state, folder, facts, overwrite=options.overwrite)
+    done = {entry["row"]: entry for entry in partial.read(folder)}
+    state.wait_for_everyone()  # all have read before the first one appends
+    left = [row for row in range(rows) if row not in done]
+    numbers = [left[place] for place in shard(len(left), state.process_index, state.num_processes)]
+    if done and state.is_main_process:
+        print(f"going on: {len(done)} of {rows} rows were done before")
+    if numbers:
+        backend = load_backend(options, state.device)
+        with progress_bar(rows, len(done), state) as bar:
+            keep = partial.Appender(folder, state.process_index)
+            predict_with(backend, dataset, numbers, scoring, on_batch=bar.update, keep=keep)
+    state.wait_for_everyone()
     if state.is_main_process:
-        write_results(options, evaluation, dataset)
+        predictions = unique_rows(partial.read(folder))
+        evaluation = summary(options.task_type, predictions, options.seed, options.pass_k)
+        write_all(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
+        partial.finish(folder)
         show(evaluation, options.output_dir)
     if state.num_processes > 1:
+        state.wait_for_everyone()
         state.destroy_process_group()
 
 
-def reward_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of the rewards that the flags name."""
-    return {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
+def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows: int) -> dict[str, Any]:
+    """What the predictions depend on: settings, model files, data."""
+    from vlm_grpo.evaluation.fingerprint import data_digest, model_digest
+
+    return {
+        "settings": prediction_settings(options),
+        "model_files": model_digest(options.model_name_or_path),
+        "rows": rows,
+        **data_digest(dataset[row] for row in range(rows)),
+    }
+
+
+def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
+    """Let the first process get the folder ready; if it refuses, all stop with its words.
+
+    Raises:
+        MistakeError: the folder holds something else.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    from vlm_grpo.evaluation.partial import ResumeError, begin
+
+    problem: list[str | None] = [None]
+    if state.is_main_process:
+        try:
+            begin(folder, facts, overwrite=overwrite)
+        except (ResumeError, OSError) as error:
+            problem = [str(error)]
+    if state.num_processes > 1:
+        broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise MistakeError(problem[0])
+
+
+def load_backend(options: argparse.Namespace, device: Any) -> Any:
+    """The model on its device, or the server."""
+    from vlm_grpo.evaluation.sampling import Sampling
+
+    sampling = Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
+    common = {"max_completion_length": options.max_completion_length, "sampling": sampling}
+    if options.backend == "openai":
+        from vlm_grpo.evaluation.server import Server, space_of_name
+
+        name = options.model_name_or_path
+        return Server(
+            options.base_url,
+            name,
+            concurrency=options.concurrency or 8,
+            timeout=options.timeout or 300.0,
+            retries=3 if options.retries is None else options.retries,
+            answer_space=options.answer_space or space_of_name(name),
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
+            **common,
+        )
+    from vlm_grpo.evaluation.generate import LocalModel
+
+    model, processor = load_model(options, device)
+    return LocalModel(model, processor, options.batch_size or 8, answer_space=options.answer_space, **common)
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
@@ -134,62 +180,37 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
 
     processor = AutoProcessor.from_pretrained(options.model_name_or_path)
     set_pixel_limits(processor, options.min_pixels, options.max_pixels)
-    model = AutoModelForImageTextToText.from_pretrained(options.model_name_or_path, dtype=options.dtype)
+    dtype = options.dtype or "auto"
+    model = AutoModelForImageTextToText.from_pretrained(options.model_name_or_path, dtype=dtype)
     tell_videos_from_images(model)
     return model.to(device), processor
 
 
-def progress_bar(total: int, is_shown: bool) -> Any:
-    """A bar that counts rows."""
+def progress_bar(rows: int, done: int, state: Any) -> Any:
+    """A bar that counts the rows of this process, after its share of those that were done before."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="evaluating", unit="row", disable=not is_shown)
+    ranks = state.num_processes
+    total, initial = -(-rows // ranks), done // ranks
+    return tqdm(total=total, initial=initial, desc="evaluating", unit="row", disable=not state.is_main_process)
 
 
-def write_results(options: argparse.Namespace, evaluation: Any, dataset: Sequence[Any]) -> None:
-    """Leave predictions.jsonl, results.json and report.html in the output folder."""
-    from dataclasses import asdict
+def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
+    """Leave the files in the output folder."""
+    from vlm_grpo.evaluation.results import write_results
 
-    from vlm_grpo.evaluation.report import evaluation_report
-
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
-    write_whole(folder / "predictions.jsonl", "".join(lines))
-    results = {
-        "task": evaluation.task,
-        "examples": len(evaluation.predictions),
-        "metrics": {name: asdict(metric) for name, metric in evaluation.metrics.items()},
-        "settings": vars(options),
-        "versions": versions(),
-    }
-    write_whole(folder / "results.json", json.dumps(results, indent=1, default=str) + "\n")
-    evaluation_report(folder / "report.html", f"Evaluation of {options.model_name_or_path}", evaluation, dataset)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions of what an evaluation depends on."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    facts = {**facts, "settings": vars(options), "seed": options.seed}
+    write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 
 def show(evaluation: Any, folder: str) -> None:
     """Print one line per metric and where the files are."""
-    print(f"{'metric':<24} mean [95 % interval]       examples")
+    print(f"{'metric':<24} value [95 % interval]      examples")
     for name, metric in evaluation.metrics.items():
         print(f"{name:<24} {metric!s:<26} {metric.count}")
+    for group, metrics in evaluation.groups.items():
+        name, metric = next(iter(metrics.items()))
+        print(f"{f'{group}: {name}':<24} {metric!s:<26} {metric.count}")
     print(f"written: {Path(folder) / 'results.json'}, predictions.jsonl, report.html")
 
 

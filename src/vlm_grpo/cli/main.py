@@ -9,7 +9,8 @@ from vlm_grpo.table import unknown_name
 
 COMMANDS = {
     "train": "train with GRPO or RLOO (the same as grpo_jsonl.py)",
-    "evaluate": "evaluate a model or checkpoint greedily on a data set",
+    "evaluate": "evaluate a model, checkpoint or server on a data set",
+    "compare": "compare two evaluations of the same data",
     "check": "list every problem of a data set",
     "preview": "show rendered prompts with their images and the reward of the gold answer",
     "tasks": "list the tasks",

@@ -256,8 +256,9 @@ def reward_curve(folder: Path) -> Any:
 
 def finish(run: Run, before: Any, after: Any, curve: Any, command: list[str]) -> None:
     """Write report, picture and results, and print the table."""
-    from vlm_grpo.cli.evaluate import versions, write_whole
     from vlm_grpo.cli.quickstart_report import write_outputs
+    from vlm_grpo.data.writing import write_whole
+    from vlm_grpo.evaluation.results import versions
 
     with run.stage("report", 1, "page") as bar:
         write_outputs(run, before, after, curve, command)

@@ -7,9 +7,10 @@ import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.cli.evaluate import versions, write_whole
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.chart import Curve, save_picture
 from vlm_grpo.evaluation.report import Card, Section, answer_of, thumbnail, write_report
+from vlm_grpo.evaluation.results import versions
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.quickstart import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -13,11 +14,16 @@ def main(argv: list[str]) -> int:
 
 
 def task_lines() -> list[str]:
-    """Name, metric and default rewards of every task."""
+    """Name, metric and default rewards of every task, and what a completion is."""
     from vlm_grpo.tasks import TASKS
 
+    rewards = {
+        name: " ".join(f"{key}:{weight:g}" for key, weight in task.rewards.items()) for name, task in TASKS.items()
+    }
+    width = max(map(len, rewards.values()))
     return [
-        f"{name:<10} metric {task.metric:<12} rewards {' '.join(f'{k}:{w:g}' for k, w in task.rewards.items())}"
+        f"{name:<10} metric {task.metric:<9} rewards {rewards[name]:<{width}}  answer {task.answer}"
+        + (f"; accuracy method {task.method}" if task.method else "")
         for name, task in TASKS.items()
     ]
 
@@ -30,10 +36,16 @@ def reward_lines() -> list[str]:
 
 
 def algorithm_lines() -> list[str]:
-    """Name, trainer, summary and paper of every algorithm."""
+    """Name, trainer, summary and paper of every algorithm; below it its formula and what can be told to it."""
     from vlm_grpo.algorithms import ALGORITHMS
 
-    return [f"{name:<10} {entry.trainer:<5} {entry.summary} ({entry.paper})" for name, entry in ALGORITHMS.items()]
+    lines = []
+    for name, entry in ALGORITHMS.items():
+        lines.append(f"{name:<28} {entry.trainer:<5} {entry.summary} ({entry.paper})")
+        lines.append(f"{'':<34} {entry.formula}")
+        if entry.options:
+            lines.append(f"{'':<34} --algorithm_options '{json.dumps(entry.options)}'")
+    return lines
 
 
 def _first_line(reward: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
-from vlm_grpo.data.targets import BOX_COLUMNS, BOX_TASKS, box_complaints
+from vlm_grpo.data.targets import BOX_COLUMNS, BOX_TASKS, MASK_TASKS, box_complaints, mask_complaints
 from vlm_grpo.data.turns import MARKER, VIDEO_MARKER, Conversation, read_turns
 from vlm_grpo.data.videos import video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
@@ -266,11 +266,14 @@ class _RowReader:
         return tuple(ref for ref in found if ref is not None)
 
     def check_box(self, answer: Any, task: str, images: int) -> None:
-        """Complain about the true box and the columns that say where it is; those that are null count as missing."""
+        """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
         given = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in given if self.row[name] is None)
         if answer is not None and (given or task in BOX_TASKS):
             for complaint in box_complaints(self.row, answer, task, images):
+                self.wrong(*complaint)
+        if answer is not None and task in MASK_TASKS:
+            for complaint in mask_complaints(self.row, answer):
                 self.wrong(*complaint)
 
     def video(self, field: str, value: Any) -> VideoRef | None:

@@ -1,4 +1,4 @@
-"""What is wrong with a record's true box, and with the columns that say where it is. Looks at no image."""
+"""What is wrong with a record's true box or mask, and the columns that say where it is. Looks at no image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 from vlm_grpo.boxes import extent
 from vlm_grpo.data.problems import show_value
 from vlm_grpo.rewards.box import true_box
+from vlm_grpo.rewards.mask import true_mask
+from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
 from vlm_grpo.tasks import TASKS
 
 Complaint = tuple[str, str, str]  # field, found, expected
 BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
+MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
+MASK_FORM = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
 BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
@@ -50,3 +54,34 @@ def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
         largest = extent(space, (0, 0), None)[0]
         if max(box) > largest:
             yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"
+
+
+def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
+    """What would make the reward for masks raise, or give every answer the same: mask, `terms`, shape of the answer."""
+    truth = None
+    try:
+        truth = true_mask(row.get("mask"))
+    except ValueError as error:
+        yield "mask", show_value(row["mask"]), f"{MASK_FORM}; it {error}"
+    else:
+        if truth is None:
+            yield "mask", "missing or null", MASK_FORM
+        elif not truth.area:
+            yield "mask", "no pixel inside", MASK_FORM
+    terms = row.get("terms")
+    if terms is not None and (type(terms) is not int or not FEWEST_TERMS <= terms <= MOST_TERMS):
+        yield "terms", show_value(terms), f"a whole number from {FEWEST_TERMS} to {MOST_TERMS}"
+        return
+    fault = shape_fault(answer, terms or TERMS)
+    if fault:
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {fault}"
+    elif truth is not None and truth.area:
+        yield from _apart_complaints(row, answer, truth)
+
+
+def _apart_complaints(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[Complaint]:
+    """The right answer would earn nothing: it lies elsewhere, most often because of its space."""
+    space, size = row.get("box_space") or "original", (truth.width, truth.height)
+    whole = None if space_fault(space) else extent(str(space), size, None)
+    if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:
+        yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"

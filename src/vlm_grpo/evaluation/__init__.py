@@ -1,26 +1,31 @@
-"""Greedy evaluation with the prompt, pixels, parser and rewards of training."""
+"""Evaluation with the prompt, pixels, parser and rewards of training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_grpo.evaluation.metrics import Metric, load_scorer, metric_names, summarize
-from vlm_grpo.rewards.accuracy import given_answer
-from vlm_grpo.rewards.adapter import with_facts
+from vlm_grpo.evaluation.predictions import Backend, Scoring
+from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+from vlm_grpo.tasks import TASKS
 
-__all__ = ["Evaluation", "Metric", "evaluate", "metric_names", "predict"]
+__all__ = ["Evaluation", "Metric", "Sampling", "evaluate", "load_scorer", "metric_names", "predict"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The task's metrics, its own one first, and a prediction for each row in the order of the data."""
+    """The task's metrics, its own one first, and a prediction for each row in the order of the data.
+
+    `groups` holds the same metrics of every group of examples; empty where no column was named.
+    """
 
     task: str
     metrics: dict[str, Metric]
     predictions: list[dict[str, Any]]
+    groups: dict[str, dict[str, Metric]] = field(default_factory=dict)
 
     @property
     def main(self) -> Metric:
@@ -36,34 +41,54 @@ def evaluate(
     task: str = "default",
     limit: int | None = None,
     seed: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    num_samples: int = 1,
+    pass_k: Sequence[int] = (),
+    group_by: str | None = None,
     reward_options: Mapping[str, Any] | None = None,
     **generation: Any,
 ) -> Evaluation:
-    """Complete every row greedily and score the completions.
+    """Complete every row, greedily by default, and score the completions.
 
     Args:
         model, processor: as `from_pretrained` gives them.
         dataset: rows of `vlm_grpo.load_dataset`.
-        task: names the metric; unknown ones are a KeyError.
+        task: names the metrics; unknown ones are a KeyError.
         limit: only the first rows; None is all.
-        seed: of the bootstrap; greedy completions have none.
+        seed: of the bootstrap and of drawn completions.
+        temperature, top_p, num_samples: how completions are drawn; temperature 0 is greedy.
+        pass_k: the k of each pass@k (arXiv:2107.03374), at most num_samples.
+        group_by: a column; `groups` of the result then holds the metrics of each of its values.
         reward_options: such as `encoder` of the reasoning reward; None is the rewards' defaults.
-        generation: `batch_size`, `max_completion_length`, `template_options`, `on_batch` of `generate_greedy`.
+        generation: `batch_size`, `max_completion_length`, `template_options` of `LocalModel`, and `on_batch`, which is
+            told how many rows of each batch are done.
 
     Raises:
-        ValueError: there is no row to evaluate.
+        ValueError: there is no row to evaluate, or options contradict each other.
     """
+    sampling = Sampling(temperature, top_p, num_samples, seed)
+    check_pass_k(pass_k, num_samples, TASKS[task].metric)
     numbers = range(len(dataset) if limit is None else min(limit, len(dataset)))
     if not numbers:
         raise ValueError(f"evaluate: needs at least one row, got {len(dataset)} rows and limit {limit}")
-    predictions = predict(model, processor, dataset, numbers, task=task, reward_options=reward_options, **generation)
-    return summary(task, predictions, seed)
+    scoring = Scoring(task, reward_options, pass_k, group_by)
+    predictions = predict(model, processor, dataset, numbers, scoring=scoring, sampling=sampling, **generation)
+    return summary(task, predictions, seed, pass_k)
 
 
-def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0) -> Evaluation:
+def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
     """The evaluation that some predictions amount to."""
-    metrics = summarize([prediction["scores"] for prediction in predictions], metric_names(task), seed)
-    return Evaluation(task, metrics, predictions)
+    names = metric_names(task)
+    names = [names[0], *(f"pass@{k}" for k in pass_k), *names[1:]]
+    groups = list(dict.fromkeys(prediction["group"] for prediction in predictions if "group" in prediction))
+    parts = {group: [entry for entry in predictions if entry["group"] == group] for group in sorted(groups)}
+    return Evaluation(
+        task,
+        summarize(predictions, names, seed),
+        predictions,
+        {group: summarize(part, names, seed) for group, part in parts.items()},
+    )
 
 
 def predict(
@@ -72,36 +97,41 @@ def predict(
     dataset: Sequence[Mapping[str, Any]],
     numbers: Sequence[int],
     *,
-    task: str,
+    task: str | None = None,
+    scoring: Scoring | None = None,
     reward_options: Mapping[str, Any] | None = None,
     on_batch: Callable[[int], None] | None = None,
     **generation: Any,
 ) -> list[dict[str, Any]]:
-    """One prediction for each numbered row: what was asked, completed and parsed, and its scores. Ready for JSON."""
-    from vlm_grpo.evaluation.generate import generate_greedy
+    """One prediction for each numbered row, in their order, by a model in this process.
 
-    scorer = load_scorer(metric_names(task), reward_options)
-    rows = _Numbered(dataset, numbers)
-    completions = generate_greedy(model, processor, rows, on_batch=on_batch, **generation)
-    records = [with_facts(dataset[n]["record"], c.facts) for n, c in zip(numbers, completions, strict=True)]
-    scores = scorer([completion.text for completion in completions], records)
-    predictions = []
-    for number, completion, record, row in zip(numbers, completions, records, scores, strict=True):
-        predictions.append(
-            {
-                "row": number,
-                "id": record.id,
-                "question": record.question,
-                "images": [ref.source if isinstance(ref.source, str) else None for ref in record.images],
-                "answer": record.answer,
-                "predicted": given_answer(completion.text, record),
-                "scores": row,
-                "completion": completion.text,
-                "num_tokens": completion.num_tokens,
-                "is_truncated": completion.is_truncated,
-            }
-        )
-    return predictions
+    How to score is said by `scoring`, or by `task` and `reward_options`.
+    """
+    from vlm_grpo.evaluation.generate import LocalModel
+
+    scoring = scoring or Scoring(task, reward_options)
+    return predict_with(LocalModel(model, processor, **generation), dataset, numbers, scoring, on_batch=on_batch)
+
+
+def predict_with(
+    backend: Backend,
+    dataset: Sequence[Mapping[str, Any]],
+    numbers: Sequence[int],
+    scoring: Scoring,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """One prediction for each numbered row, in their order; `keep` is given those of each batch as it ends."""
+    found: dict[int, dict[str, Any]] = {}
+    for answered in backend(dataset, numbers):
+        predictions = scoring.predictions(answered)
+        if keep is not None:
+            keep(predictions)
+        found |= {prediction["row"]: prediction for prediction in predictions}
+        if on_batch is not None:
+            on_batch(len(predictions))
+    return [found[number] for number in numbers]
 
 
 def shard(rows: int, rank: int, ranks: int) -> list[int]:
@@ -119,17 +149,3 @@ def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """All ranks' predictions in the order of the data, each row once."""
     by_row = {prediction["row"]: prediction for prediction in predictions}
     return [by_row[row] for row in sorted(by_row)]
-
-
-class _Numbered:
-    """Some rows of a data set, each made only when it is asked for."""
-
-    def __init__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
-        self.dataset = dataset
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.dataset[self.numbers[index]]

@@ -1,34 +1,143 @@
-"""Greedy completions of data rows, through the encoder that training uses.
+"""Completions of data rows by a model in this process, through the encoder that training uses.
 
 Only sampling differs from a training rollout: same prompt, same pixels, same left padding. One row's completion does
-not depend on the rows beside it, but for rounding.
+not depend on the rows beside it, but for rounding: also drawn ones, since each has a random stream of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from vlm_grpo.evaluation.predictions import Answered, Completion
+from vlm_grpo.evaluation.sampling import Sampling
 from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
 
+__all__ = ["Completion", "LocalModel", "generate_greedy", "left_padded"]
 
-class Completion(NamedTuple):
-    """Decoded text without special tokens, its length in tokens, whether it ran into the length limit.
 
-    `facts` are what rewards are told of the prompt's images.
+@dataclass
+class LocalModel:
+    """Completes rows with a model in this process; the model's mode and torch's random state stay as they were.
+
+    Args:
+        model: anything with `generate`, not wrapped by DDP or DeepSpeed.
+        processor: the model's processor, with its pixel limits set.
+        batch_size: completions per `generate`.
+        max_completion_length: tokens of a completion.
+        template_options: keyword arguments of `apply_chat_template`.
+        answer_space: the coordinate space of the model's boxes; None is that of its family.
+
+    Raises:
+        ValueError: batch_size or max_completion_length is below 1.
     """
 
-    text: str
-    num_tokens: int
-    is_truncated: bool
-    facts: Mapping[str, Any] = MappingProxyType({})
+    model: Any
+    processor: Any
+    batch_size: int = 16
+    max_completion_length: int = 256
+    template_options: Mapping[str, Any] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    answer_space: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_completion_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
+        """The numbered rows with their completions, a batch at a time, in order."""
+        encoder = PromptEncoder(self.processor, self.template_options or {})
+        rows_at_once = max(1, self.batch_size // self.sampling.num_samples)
+        for start in range(0, len(numbers), rows_at_once):
+            chosen = numbers[start : start + rows_at_once]
+            batch = [dataset[number] for number in chosen]
+            yield self._answered(encoder, chosen, batch)
+
+    def _answered(
+        self, encoder: PromptEncoder, numbers: Sequence[int], batch: Sequence[Mapping[str, Any]]
+    ) -> list[Answered]:
+        samples = encoder.encode(batch)
+        drawn = self.sampling.num_samples
+        jobs = [
+            (sample, self.sampling.seed_of(n, k))
+            for n, sample in zip(numbers, samples, strict=True)
+            for k in range(drawn)
+        ]
+        done: list[Completion] = []
+        with _evaluating(self.model):
+            for start in range(0, len(jobs), self.batch_size):
+                done += self._complete(jobs[start : start + self.batch_size])
+        space = {"answer_space": self.answer_space or coordinate_space(getattr(self.model.config, "model_type", ""))}
+        return [
+            Answered(
+                number,
+                row,
+                [
+                    completion._replace(facts=encoder.facts(sample) | space)
+                    for completion in done[place * drawn : (place + 1) * drawn]
+                ],
+            )
+            for place, (number, row, sample) in enumerate(zip(numbers, batch, samples, strict=True))
+        ]
+
+    def _complete(self, jobs: Sequence[tuple[Sample, int]]) -> list[Completion]:
+        model, tokenizer = self.model, self.processor.tokenizer
+        inputs = left_padded([sample for sample, _ in jobs], tokenizer.pad_token_id)
+        ends = _end_tokens(model, tokenizer)
+        # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
+        output = model.generate(
+            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=self.max_completion_length,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=placeholder_ids(model.config, tokenizer),
+            **_drawing(self.sampling, [seed for _, seed in jobs], model.device),
+        )
+        done = []
+        for ids in output[:, inputs["input_ids"].size(1) :].tolist():
+            length = next((index for index, token in enumerate(ids) if token in ends), None)
+            kept = ids if length is None else ids[: length + 1]
+            done.append(Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), length is None))
+        return done
+
+
+class GumbelNoise(LogitsProcessor):
+    """Noise that makes the largest score a draw from softmax(scores): the Gumbel-max trick (arXiv:1411.0030).
+
+    Every row has its own random stream, so its draw does not depend on the batch that it is in.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: Any) -> None:
+        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` (B, V) with noise; impossible tokens (-inf) stay impossible."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, stream in zip(noise, self.streams, strict=True):
+            row.exponential_(generator=stream)
+        return scores.float() - noise.log()
+
+
+def _drawing(sampling: Sampling, seeds: Sequence[int], device: Any) -> dict[str, Any]:
+    """What makes `generate` draw instead of taking the best token; nothing for greedy answers."""
+    if sampling.is_greedy:
+        return {}
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    return {"logits_processor": LogitsProcessorList([*steps, GumbelNoise(seeds, device)])}
 
 
 def generate_greedy(
@@ -36,37 +145,21 @@ def generate_greedy(
     processor: Any,
     rows: Sequence[Mapping[str, Any]],
     *,
-    batch_size: int = 16,
-    max_completion_length: int = 256,
-    template_options: Mapping[str, Any] | None = None,
     on_batch: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> list[Completion]:
-    """One completion per row, in order; the model's mode and torch's random state stay as they were.
+    """One greedy completion per row, in order.
 
     Args:
-        model: anything with `generate`, not wrapped by DDP or DeepSpeed.
-        processor: the model's processor, with its pixel limits set.
         rows: rows of `vlm_grpo.load_dataset` or any rows that the trainers take.
-        template_options: keyword arguments of `apply_chat_template`.
         on_batch: is told the size of each batch that is done.
-
-    Raises:
-        ValueError: batch_size or max_completion_length is below 1.
+        options: `batch_size`, `max_completion_length`, `template_options` of `LocalModel`.
     """
-    for name, value in (("batch_size", batch_size), ("max_completion_length", max_completion_length)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    encoder = PromptEncoder(processor, template_options or {})
     completions: list[Completion] = []
-    with _evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            batch = [rows[index] for index in range(start, min(start + batch_size, len(rows)))]
-            samples = encoder.encode(batch)
-            done = _complete(model, processor.tokenizer, samples, max_completion_length)
-            space = {"answer_space": coordinate_space(getattr(model.config, "model_type", ""))}
-            completions += [c._replace(facts=encoder.facts(s) | space) for c, s in zip(done, samples, strict=True)]
-            if on_batch is not None:
-                on_batch(len(batch))
+    for batch in LocalModel(model, processor, **options)(rows, range(len(rows))):
+        completions += [entry.completions[0] for entry in batch]
+        if on_batch is not None:
+            on_batch(len(batch))
     return completions
 
 
@@ -81,26 +174,6 @@ def _evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _complete(model: Any, tokenizer: Any, samples: list[Sample], limit: int) -> Iterator[Completion]:
-    inputs = left_padded(samples, tokenizer.pad_token_id)
-    ends = _end_tokens(model, tokenizer)
-    # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
-    output = model.generate(
-        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        max_new_tokens=limit,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=placeholder_ids(model.config, tokenizer),
-    )
-    for ids in output[:, inputs["input_ids"].size(1) :].tolist():
-        length = next((index for index, token in enumerate(ids) if token in ends), None)
-        kept = ids if length is None else ids[: length + 1]
-        yield Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), length is None)
 
 
 def left_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:

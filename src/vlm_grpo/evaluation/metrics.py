@@ -1,4 +1,4 @@
-"""Numbers of an evaluation: the rewards of training, averaged over examples, with an interval. No torch."""
+"""Numbers of an evaluation: the rewards of training averaged over examples, and measures, with intervals. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_grpo.evaluation.measures import EVIDENCE, MEASURES, METRICS, Value, measure
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.tasks import TASKS
@@ -18,7 +19,7 @@ Scorer = Callable[[Sequence[str], Sequence[Record]], list[dict[str, "float | Non
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over `count` examples and its 95 % interval; all None where it applied to no example."""
+    """A value over `count` examples and its 95 % interval; all None where it applied to no example."""
 
     value: float | None
     low: float | None
@@ -32,13 +33,29 @@ class Metric:
 
 
 def metric_names(task: str) -> list[str]:
-    """The task's metric first, then its default rewards.
+    """What the task is judged by, its own metric first, then its default rewards: names of MEASURES and of REWARDS.
 
     Raises:
         KeyError: an unknown task.
     """
     entry = TASKS[task]
-    return list(dict.fromkeys([entry.metric, *entry.rewards]))
+    return list(dict.fromkeys([*METRICS.get(task, ()), entry.metric, *entry.rewards]))
+
+
+def reward_names(task: str) -> list[str]:
+    """Those of the task's metrics that every example has a value of; the first is what examples are ranked by."""
+    names = [name for name in metric_names(task) if name not in MEASURES]
+    return list(dict.fromkeys([TASKS[task].metric, *names]))
+
+
+def evidence_names(task: str) -> list[str]:
+    """What the task's measures need of each completion: names in EVIDENCE."""
+    return list(dict.fromkeys(MEASURES[name].evidence for name in metric_names(task) if name in MEASURES))
+
+
+def collect(names: Sequence[str], completion: str, record: Record) -> dict[str, Any]:
+    """The evidence of one completion."""
+    return {name: EVIDENCE[name](completion, record) for name in names}
 
 
 def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) -> Scorer:
@@ -59,9 +76,31 @@ def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) 
     return scores
 
 
-def summarize(scores: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0) -> dict[str, Metric]:
-    """Mean and interval of every named score, each over the examples that it applies to."""
-    return {name: mean_with_interval([row[name] for row in scores if row[name] is not None], seed) for name in names}
+def summarize(predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0) -> dict[str, Metric]:
+    """Every named metric with its interval, each over the predictions that it applies to."""
+    found: dict[str, Metric] = {}
+    prepared: dict[Any, Any] = {}
+    for name in names:
+        values = column(predictions, name)
+        if name in MEASURES:
+            found[name] = measure_with_interval(name, values, seed, prepared)
+        else:
+            found[name] = mean_with_interval(values, seed)
+    return found
+
+
+def column(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The scores of a reward, or the evidence for a measure, of the predictions that it applies to."""
+    values = [value_of(prediction, name) for prediction in predictions]
+    return [value for value in values if value is not None]
+
+
+def value_of(prediction: Mapping[str, Any], name: str) -> Any:
+    """The score of one prediction, or its evidence of each completion; None where the metric does not apply."""
+    if name not in MEASURES:
+        return prediction["scores"].get(name)
+    evidence = prediction.get("evidence", {}).get(MEASURES[name].evidence)
+    return None if evidence is None or None in evidence else evidence
 
 
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
@@ -76,3 +115,29 @@ def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
     means = [data[random.integers(0, len(data), len(data))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
     return Metric(float(data.mean()), float(low), float(high), len(data))
+
+
+def measure_with_interval(
+    name: str, evidence: Sequence[Any], seed: int = 0, prepared: dict[Any, Any] | None = None
+) -> Metric:
+    """The measure of all examples and its 95 % bootstrap interval.
+
+    The draws are moved by the difference between the value and their mean: mAP is larger on average where examples come
+    several times, so that its plain percentiles may lie above the value itself.
+    """
+    if not evidence:
+        return Metric(None, None, None, 0)
+    value = measure(name, evidence, prepared)
+    whole = value(np.ones(len(evidence)))
+    if whole is None:
+        return Metric(None, None, None, 0)
+    drawn = [part for part in resampled(value, len(evidence), MEASURES[name].resamples, seed) if part is not None]
+    low, high = np.quantile(drawn or [whole], (0.025, 0.975)) + whole - np.mean(drawn or [whole])
+    return Metric(whole, max(0.0, float(low)), min(1.0, float(high)), len(evidence))
+
+
+def resampled(value: Value, examples: int, resamples: int, seed: int) -> list[float | None]:
+    """The value for bootstrap draws of the examples."""
+    random = np.random.default_rng(seed)
+    draws = (random.integers(0, examples, examples) for _ in range(resamples))
+    return [value(np.bincount(draw, minlength=examples).astype(float)) for draw in draws]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.data.writing import write_whole
+from vlm_grpo.evaluation.browse import Page, Shown, Table, write_page
 from vlm_grpo.evaluation.chart import Curve, curve_svg
+from vlm_grpo.evaluation.sampling import GRADED
 
 THUMBNAIL = 224  # pixels, the longer side
+MOST_GROUPS = 40  # in the page's table
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
     environment.filters["curve"] = curve_svg
     source = files("vlm_grpo.evaluation").joinpath("report.html").read_text(encoding="utf-8")
     html = environment.from_string(source).render(title=title, lead=lead, sections=sections)
-    Path(path).write_text(html, encoding="utf-8")
+    write_whole(Path(path), html)
     return Path(path)
 
 
@@ -84,38 +89,75 @@ def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer")
 
 
 def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The report of one evaluation: its metrics, the worst examples and the best.
+    """The page of one evaluation: its metrics, and all examples to search, filter and sort by the ranking reward.
 
     Args:
         evaluation: what `vlm_grpo.evaluate` returned.
         rows: the data that was evaluated, for its images.
     """
-    metric = next(iter(evaluation.metrics))
-    judged = [prediction for prediction in evaluation.predictions if prediction["scores"][metric] is not None]
-    ranked = sorted(judged, key=lambda prediction: prediction["scores"][metric])
-    worst, best = ranked[:12], ranked[12:][-12:]
-
-    def cards(chosen: list[dict[str, Any]]) -> list[Card]:
-        return [prediction_card(rows[prediction["row"]], prediction, metric) for prediction in chosen]
-
-    table = [[name, str(value), str(value.count)] for name, value in evaluation.metrics.items()]
-    return write_report(
-        path,
-        title,
-        f"Greedy answers to {len(evaluation.predictions)} examples, task {evaluation.task}.",
-        [
-            Section("Metrics", header=("metric", "mean [95 % interval]", "examples"), rows=table),
-            Section("Worst examples", f"By {metric}.", cards=cards(worst)),
-            Section("Best examples", f"By {metric}.", cards=cards(best)),
-        ],
+    predictions = evaluation.predictions
+    name = ranking(predictions[0]["scores"])
+    several = max((len(prediction.get("samples", "1")) for prediction in predictions), default=1)
+    kind = "Greedy answers" if several == 1 else f"{several} answers each"
+    page = Page(
+        title=title,
+        lead=f"{kind} to {len(predictions):,} examples, task {evaluation.task}; examples are ranked by {name}.",
+        tables=[metric_table(evaluation.metrics), *group_tables(evaluation)],
+        score_name=name,
     )
+    return write_page(path, page, [_shown(prediction, rows, name) for prediction in predictions])
 
 
-def prediction_card(row: Mapping[str, Any], prediction: Mapping[str, Any], metric: str) -> Card:
-    """The card of one example."""
-    return Card(
-        images=tuple(thumbnail(ref) for ref in row["images"]),
-        question=prediction["question"].replace("<image>", ""),
-        truth=str(prediction["answer"]),
-        answers=(answer_of(prediction, metric),),
-    )
+def ranking(scores: Mapping[str, Any]) -> str:
+    """The reward that examples are ranked by: the task's own, or the overlap that it is a threshold of."""
+    own = next(iter(scores))
+    return "iou" if own.startswith("iou@") and "iou" in scores else own
+
+
+def verdict(scores: Mapping[str, Any]) -> bool | None:
+    """Whether the answer is right by the task's own reward; None where that is graded or does not apply."""
+    name, value = next(iter(scores.items()))
+    return None if value is None or name in GRADED else value >= 0.5
+
+
+def _shown(prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Shown:
+    score = prediction["scores"][name]
+    media = RowImages(rows, prediction["row"], len(prediction["images"]))
+    tags = [prediction["group"]] if "group" in prediction else []
+    return Shown(prediction, [("answer", prediction, verdict(prediction["scores"]))], score, media, tags)
+
+
+class RowImages(Sequence):
+    """The images of a row, which is made only when one of them is asked for."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], row: int, count: int) -> None:
+        self.rows = rows
+        self.row = row
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        return self.rows[self.row]["images"][number]
+
+
+def metric_table(metrics: Mapping[str, Any]) -> Table:
+    """Every metric with its interval."""
+    rows = [[name, str(value), f"{value.count:,}"] for name, value in metrics.items()]
+    return Table("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
+
+
+def group_tables(evaluation: Any) -> list[Table]:
+    """The metrics of the largest groups; nothing where examples have none."""
+    if not evaluation.groups:
+        return []
+    names = list(evaluation.metrics)
+    sizes = Counter(prediction["group"] for prediction in evaluation.predictions)
+    kept = [group for group, _ in sizes.most_common(MOST_GROUPS)]
+    rows = [[group, f"{sizes[group]:,}", *(str(evaluation.groups[group][name]) for name in names)] for group in kept]
+    left = len(evaluation.groups) - len(kept)
+    text = f"The {len(kept)} largest groups; results.json has the other {left}." if left else ""
+    return [Table("Groups", ("group", "examples", *names), rows, text)]

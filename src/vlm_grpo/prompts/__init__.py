@@ -120,5 +120,19 @@ def _shipped(name: str) -> PromptTemplate:
 
 
 PROMPTS: Table[PromptTemplate] = Table(
-    "prompt", {name: _shipped(name) for name in ("default", "rec", "vqa", "counting", "gui")}
+    "prompt",
+    {
+        name: _shipped(name)
+        for name in (
+            "default",
+            "rec",
+            "grounding",
+            "ovd",
+            "seg",
+            "vqa",
+            "counting",
+            "math",
+            "gui",
+        )
+    },
 )

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
 from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, load_user_reward, record_from, split_spec
+from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
+from vlm_grpo.rewards.causal import causal_reward, prepare_causal, reasoning_ordered_reward
+from vlm_grpo.rewards.count import count_reward
+from vlm_grpo.rewards.detection import detection_reward, ovd_reward
 from vlm_grpo.rewards.format import format_reward
+from vlm_grpo.rewards.judge import judge_reward, prepare_judge
 from vlm_grpo.rewards.length import cosine_length_reward, overlong_reward, repetition_reward
+from vlm_grpo.rewards.mask import mask_iou_reward
+from vlm_grpo.rewards.precision import od_ap_reward
 from vlm_grpo.rewards.reasoning import overlap_reward, prepare_reasoning, reasoning_reward
+from vlm_grpo.rewards.tool import tool_call_reward
+from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
 from vlm_grpo.table import Table
 from vlm_grpo.text import completion_text
 
@@ -28,8 +37,21 @@ REWARDS: Table[Reward] = Table(
         "iou^2": partial(iou_reward, power=2.0),
         "giou": giou_reward,
         "center": center_reward,
+        "mask_iou": mask_iou_reward,
+        "detection": detection_reward,
+        "ovd": ovd_reward,
+        "od_ap": od_ap_reward,
+        "od_ap50": partial(od_ap_reward, thresholds=(0.5,)),
+        "count": count_reward,
+        "count_partial": partial(count_reward, is_partial=True),
+        "word_f1": word_f1_reward,
+        "exact_match": exact_match_reward,
+        "tool_call": tool_call_reward,
+        "judge": judge_reward,
         "reasoning": reasoning_reward,
         "reasoning_overlap": overlap_reward,
+        "reasoning_ordered": reasoning_ordered_reward,
+        "causal": causal_reward,
         "length": cosine_length_reward,
         "repetition": repetition_reward,
         "overlong": overlong_reward,
@@ -40,8 +62,14 @@ REWARDS: Table[Reward] = Table(
 PREPARE: Mapping[str, Callable[..., None]] = {
     "accuracy": prepare_accuracy,
     "length": prepare_accuracy,
+    "tool_call": prepare_accuracy,
+    "judge": prepare_judge,
     "reasoning": prepare_reasoning,
+    "reasoning_ordered": prepare_reasoning,
+    "causal": prepare_causal,
 }
+
+SLOW = ("judge", "accuracy")  # these may wait for other processes or a server
 
 
 def score(name: str, completion: Any, **columns: Any) -> float | None:
@@ -53,7 +81,9 @@ def score(name: str, completion: Any, **columns: Any) -> float | None:
         KeyError: an unknown name.
     """
     record = columns.get("record") or record_from(columns)
-    return checked(name, REWARDS[name], completion_text(completion), record)
+    reward, text = REWARDS[name], completion_text(completion)
+    messages = {"messages": completion} if "messages" in inspect.signature(reward).parameters else {}
+    return checked(name, reward, text, record, **messages)
 
 
 def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
@@ -77,6 +107,24 @@ def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
             [], [], **{key: value for key, value in options.items() if key in inspect.signature(prepare).parameters}
         )
     return batch_reward(name, reward, prepare=prepare, **options)
+
+
+def takes(spec: str, option: str) -> bool:
+    """Whether a built-in reward, `NAME[:WEIGHT]`, has an option of this name."""
+    name = split_spec(spec)[0]
+    return name in REWARDS and option in inspect.signature(REWARDS[name]).parameters
+
+
+def side_by_side(functions: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """The rewards of a TRL trainer, slow ones as coroutine functions where there are several.
+
+    TRL scores plain functions one after the other and awaits all coroutines together, so that a judge and the
+    verification of mathematics take as long as the slower of them.
+    """
+    slow = [function for function in functions if getattr(function, "__name__", "") in SLOW]
+    if len(slow) < 2:
+        return list(functions)
+    return [getattr(function, "asynchronous", function) if function in slow else function for function in functions]
 
 
 def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[..., list[float | None]]], list[float]]:

@@ -6,17 +6,24 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from vlm_grpo.records import Record
+from vlm_grpo.rewards.asking import Case, JudgeSettings, judge_of, speaks_to_judge
 from vlm_grpo.rewards.choice import choice, normalise
+from vlm_grpo.rewards.detection import detection, weighted_sum
 from vlm_grpo.rewards.mathematics import equal, verify_all
+from vlm_grpo.rewards.precision import od_ap, od_ap50, od_length
 from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
+from vlm_grpo.rewards.truth import gold
 from vlm_grpo.table import Table
-from vlm_grpo.text import extract_answer, extract_json, parse_answer
+from vlm_grpo.tasks import TASKS
+from vlm_grpo.text import extract_json, parse_answer
 
+JUDGED = ("judge", "llm")
 YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
@@ -68,7 +75,11 @@ def items(value: str) -> list[str]:
     if parsed is None:
         parsed = value.split(",")
     elements = parsed if isinstance(parsed, list) else [parsed]
-    return [normalise(item if isinstance(item, str) else json.dumps(item, sort_keys=True)) for item in elements]
+    return [normalise(item) if isinstance(item, str) else _plain(item) for item in elements]
+
+
+def _plain(item: Any) -> str:
+    return repr(item) if type(item) in (int, float) else normalise(json.dumps(item, sort_keys=True))
 
 
 def all_match(answer: str, truth: str, record: Record) -> float | None:
@@ -79,6 +90,20 @@ def all_match(answer: str, truth: str, record: Record) -> float | None:
 def list_in_order(answer: str, truth: str, record: Record) -> float | None:
     """The same items in the same order."""
     return float(items(answer) == items(truth))
+
+
+def judged(answer: str, truth: str, record: Record, judge: JudgeSettings | None = None) -> float | None:
+    """What a language model says, 0 to 1; where it says nothing, the record's `fallback_method`, else `auto`."""
+    asked = judge_of(judge)
+    score = None if speaks_to_judge(answer) else asked.score(_case(answer, truth, record))
+    if score is not None:
+        return score
+    fallback = record.extra.get("fallback_method")
+    return METHODS[fallback if fallback in METHODS and fallback not in JUDGED else "auto"](answer, truth, record)
+
+
+def _case(answer: str, truth: str, record: Record) -> Case:
+    return Case(record.question.replace("<image>", "").strip(), truth, answer)
 
 
 def auto(answer: str, truth: str, record: Record) -> float | None:
@@ -113,14 +138,28 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
         "math": symbolic,
         "all_match": all_match,
         "list": list_in_order,
+        "detection": detection,
+        "od_ap": od_ap,
+        "od_ap50": od_ap50,
+        "map": od_ap,  # VLM-R1's names, with this package's meaning of an invented label
+        "odLength": od_length,
+        "weighted_sum": weighted_sum,
+        "judge": judged,
+        "llm": judged,  # VLM-R1's name
     },
 )
 
 
-def accuracy_reward(completion: str, record: Record, *, tolerance: float | None = None) -> float | None:
+def accuracy_reward(
+    completion: str, record: Record, *, tolerance: float | None = None, judge: JudgeSettings | None = None
+) -> float | None:
     """1.0 for the right answer by the record's method, 0.0 for a wrong one or none; None without a true answer.
 
-    `tolerance` is the relative error that a number may have (default: integers exact, decimals 1e-6).
+    Lists of boxes and judged answers earn anything between.
+
+    Args:
+        tolerance: The relative error that a number may have (default: integers exact, decimals 1e-6).
+        judge: Which model decides where the method is `judge`; default: from the environment.
     """
     if record.answer is None:
         return None
@@ -129,7 +168,15 @@ def accuracy_reward(completion: str, record: Record, *, tolerance: float | None 
         return 0.0
     if tolerance is not None:
         record = replace(record, extra={"tolerance": tolerance, **record.extra})
-    return METHODS[record.method or "auto"](answer, gold(record.answer), record)
+    method = method_of(record)
+    if method in JUDGED:
+        return judged(answer, gold(record.answer), record, judge)
+    return METHODS[method](answer, gold(record.answer), record)
+
+
+def method_of(record: Record) -> str:
+    """The record's own method, else that of its task, else `auto`."""
+    return record.method or (TASKS[record.task].method if record.task in TASKS else None) or "auto"
 
 
 def given_answer(completion: str, record: Record) -> str | None:
@@ -138,23 +185,40 @@ def given_answer(completion: str, record: Record) -> str | None:
     return parse_answer(completion, "math" if as_math else record.task)
 
 
-def prepare_accuracy(completions: Sequence[str], records: Sequence[Record], **options: Any) -> None:
-    """Verify the mathematics among these completions at the same time, so that none waits for a slow one."""
-    pairs = []
+def prepare_accuracy(
+    completions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    judge: JudgeSettings | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+) -> None:
+    """Verify the mathematics and ask the judge about these completions, all at the same time.
+
+    `log_metric(name, value)` is told how many answers were for the judge (`judge/asked`) and how many were scored
+    without it (`judge/fallbacks`).
+    """
+    pairs, cases = [], []
     for completion, record in zip(completions, records, strict=True):
         if record.answer is None:
             continue
         truth = gold(record.answer)
-        method = record.method or "auto"
-        if method == "math" or (method in ("auto", "default") and kind(truth, record.options) == "math"):
-            answer = given_answer(completion, record)
-            pairs += [] if answer is None else [(truth, answer)]
-    if pairs:
-        verify_all(pairs)
+        method = method_of(record)
+        is_math = method == "math" or (method in ("auto", "default") and kind(truth, record.options) == "math")
+        answer = given_answer(completion, record) if is_math or method in JUDGED else None
+        if answer is not None:
+            (pairs if is_math else cases).append((truth, answer) if is_math else _case(answer, truth, record))
+    with ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(_ask, cases, judge, log_metric) if cases else None
+        if pairs:
+            verify_all(pairs)
+        if asking is not None:
+            asking.result()
 
 
-def gold(value: Any) -> str:
-    """The true answer as text: tags unwrapped, lists and objects as JSON."""
-    if isinstance(value, str):
-        return (extract_answer(value) if "<answer>" in value else None) or value.strip()
-    return json.dumps(value, ensure_ascii=False)
+def _ask(cases: list[Case], judge: JudgeSettings | None, log_metric: Callable[[str, float], None] | None) -> None:
+    asked = judge_of(judge)
+    fit = [case for case in cases if not speaks_to_judge(case.answer)]
+    missing = len(cases) - len(fit) + asked.prepare(fit)
+    if log_metric is not None:
+        log_metric("judge/asked", len(cases))
+        log_metric("judge/fallbacks", missing)

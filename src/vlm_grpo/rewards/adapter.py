@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vlm_grpo.records import Record
 from vlm_grpo.text import completion_text
+from vlm_grpo.userfile import load_from_file
 
 Reward = Callable[..., "float | None"]
 FIELDS = {
@@ -70,9 +70,10 @@ def batch_reward(
 ) -> Callable[..., list[float | None]]:
     """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
 
-    `prepare` sees the whole batch first; `options` are the reward's keyword arguments.
+    `prepare` sees the whole batch first; `options` are the reward's keyword arguments. The callable's `asynchronous` is
+    the same as a coroutine function: TRL awaits all of those together, so that slow rewards do not wait for each other.
     """
-    wants_tokens = "num_tokens" in inspect.signature(reward).parameters
+    wanted = inspect.signature(reward).parameters
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
 
     def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
@@ -80,14 +81,21 @@ def batch_reward(
         texts = [completion_text(completion) for completion in completions]
         records = [record_of(columns, row) for row in range(len(texts))]
         if prepare:
-            prepare(texts, records, **{key: value for key, value in options.items() if key in preparing})
-        lengths = [len(ids) for ids in tokens] if wants_tokens and tokens else [None] * len(texts)
+            given = {**options, "log_metric": columns.get("log_metric")}
+            prepare(texts, records, **{key: value for key, value in given.items() if key in preparing})
+        lengths = [len(ids) for ids in tokens] if tokens else [None] * len(texts)
+        known = {"num_tokens": lengths, "messages": completions}
+        own = [key for key in known if key in wanted]
         return [
-            checked(name, reward, text, record, **options, **({"num_tokens": length} if wants_tokens else {}))
-            for text, record, length in zip(texts, records, lengths, strict=True)
+            checked(name, reward, text, records[row], **options, **{key: known[key][row] for key in own})
+            for row, text in enumerate(texts)
         ]
 
-    score_batch.__name__ = name
+    async def asynchronous(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+        return await asyncio.to_thread(score_batch, completions, prompts, **columns)
+
+    score_batch.__name__ = asynchronous.__name__ = name
+    score_batch.asynchronous = asynchronous
     return score_batch
 
 
@@ -140,17 +148,10 @@ def load_user_reward(name: str) -> Callable[..., list[float | None]]:
     Raises:
         ValueError: no such file or function.
     """
-    path, _, attribute = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"reward {name!r}: no such file {path!r}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, attribute, None)
+    function = load_from_file("reward", name)
     if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ValueError(f"reward {name!r}: {path} has no function {attribute!r}; it has {', '.join(known) or 'none'}")
-    return lift(attribute, function)
+        raise ValueError(f"reward {name!r}: must be a function, got {type(function).__name__}")
+    return lift(name.rpartition(":")[2], function)
 
 
 def lift(name: str, function: Callable[..., Any]) -> Callable[..., list[float | None]]:

@@ -29,18 +29,19 @@ def box_pair(completion: str, record: Record) -> BoxPair | None:
     return BoxPair(only_box(extract_answer(completion) or ""), in_answer_space(right, record))
 
 
-def in_answer_space(box: Box, record: Record) -> Box:
-    """The true box in the space of the model's answers; as it is where space or sizes are not known.
+def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
+    """The box in the space of the model's answers; as it is where space or sizes are not known.
 
-    With several images, `box_image` of the record says which one the box is on; the first without it.
+    `source` is the space that it is in, by default that of the truth, the record's `box_space`. With several images,
+    `box_image` of the record says which one the box is on; the first without it.
     """
     facts = record.extra
     space, sizes = facts.get("answer_space"), facts.get("image_sizes")
     if space is None or not sizes:
         return box
-    number = int(facts.get("box_image", 0))
+    number = int(facts.get("box_image") or 0)
     resized = (facts.get("processed_sizes") or [None] * len(sizes))[number]
-    return convert(box, facts.get("box_space", "original"), space, sizes[number], resized)
+    return convert(box, source or facts.get("box_space") or "original", space, sizes[number], resized)
 
 
 def true_box(answer: Any) -> Box | None:

@@ -7,19 +7,25 @@ import math
 from vlm_grpo.boxes import boxes_in
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
+from vlm_grpo.rewards.asking import JudgeSettings
 
 NGRAM = 6
 LONG_WORD = 20  # characters a word on average: no language with spaces gets there
 
 
 def cosine_length_reward(
-    completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024
+    completion: str,
+    record: Record,
+    *,
+    num_tokens: int | None = None,
+    max_length: int = 1024,
+    judge: JudgeSettings | None = None,
 ) -> float | None:
     """Right answers earn 1.0 when short, 0.5 at the limit; wrong ones -1.0 when short, -0.5 at the limit.
 
     Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
     """
-    right = accuracy_reward(completion, record)
+    right = accuracy_reward(completion, record, judge=judge)
     if right is None:
         return None
     length = len(completion.split()) if num_tokens is None else num_tokens

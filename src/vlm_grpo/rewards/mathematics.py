@@ -128,9 +128,8 @@ SERVE = "from vlm_grpo.rewards.mathematics import serve; serve()"
 
 def serve() -> None:
     """Answer each line of standard input ([truth, answer] as JSON) with true or false."""
-    import math_verify  # noqa: F401 - loaded before the clock runs
-
-    logging.disable(logging.CRITICAL)  # its complaints about unreadable answers
+    logging.disable(logging.CRITICAL)  # math-verify's complaints about unreadable answers
+    verdict(r"\frac{1}{2}", "0.5")  # what the first pair would have to load is loaded before the clock runs
     _say("ready")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads this pipe from here on; full, it would block
     for line in sys.stdin:

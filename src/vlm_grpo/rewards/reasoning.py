@@ -23,29 +23,37 @@ THRESHOLDS = {
     "all-mpnet-base-v2": 0.48,
     "all-distilroberta-v1": 0.35,
 }
+OVERLAP = "overlap"  # in place of an encoder: the share of common words
 OVERLAP_THRESHOLD = 0.5
 KEPT = 200_000  # embeddings; 300 MB at 384 numbers each
 BATCH = 256  # sentences a forward pass
 
 
-def match_f1(similarity: np.ndarray, threshold: float) -> float:
-    """F1 of a one-to-one matching of predicted with reference steps; `similarity` is (predicted, reference).
+def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+    """One-to-one pairs of predicted with reference steps, in the predicted order.
 
-    Pairs strictly above the threshold are taken in falling order, each step at most once; with k of them precision is
-    k / predicted, recall k / reference.
+    `similarity` is (predicted, reference). Pairs strictly above the threshold are taken in falling order, each step at
+    most once.
     """
     predicted, reference = similarity.shape
-    if not predicted or not reference:
-        return 0.0
     rows, columns = np.nonzero(similarity > threshold)
-    free_rows, free_columns, matched = set(range(predicted)), set(range(reference)), 0
+    free_rows, free_columns = set(range(predicted)), set(range(reference))
+    pairs = []
     for pair in np.argsort(-similarity[rows, columns], kind="stable"):
         row, column = int(rows[pair]), int(columns[pair])
         if row in free_rows and column in free_columns:
             free_rows.remove(row)
             free_columns.remove(column)
-            matched += 1
-    return 2 * matched / (predicted + reference)
+            pairs.append((row, column))
+    return sorted(pairs)
+
+
+def match_f1(similarity: np.ndarray, threshold: float) -> float:
+    """F1 of `matched_pairs`: with k of them precision is k / predicted, recall k / reference."""
+    predicted, reference = similarity.shape
+    if not predicted or not reference:
+        return 0.0
+    return 2 * len(matched_pairs(similarity, threshold)) / (predicted + reference)
 
 
 def reasoning_reward(
@@ -54,22 +62,29 @@ def reasoning_reward(
     """Match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
 
     Args:
-        encoder: A sentence-transformers model, by name or folder.
+        encoder: A sentence-transformers model, by name or folder; `overlap` compares words and loads nothing.
         device: Where it runs, such as "cpu" or "cuda".
-        threshold: Cosine that a pair must exceed; default: THRESHOLDS of the encoder.
+        threshold: Similarity that a pair must exceed; default: the encoder's own (arXiv:2603.13099).
 
     Raises:
         ImportError: sentence-transformers is missing (extra `reasoning`).
         ValueError: an encoder without a known threshold, and none given.
     """
+    table = step_similarity(completion, record, encoder, device)
+    return None if table is None else match_f1(table, threshold_of(encoder) if threshold is None else threshold)
+
+
+def step_similarity(completion: str, record: Record, encoder: str, device: str) -> np.ndarray | None:
+    """How alike the completion's and the reference steps are, (predicted, reference); None without reference steps."""
     if not record.reference_steps:
         return None
     steps = parse_steps(completion, record.task)
     if not steps:
-        return 0.0
-    limit = threshold_of(encoder) if threshold is None else threshold
+        return np.zeros((0, len(record.reference_steps)))
+    if encoder == OVERLAP:
+        return _common_words(steps, record.reference_steps)
     embedder = load_embedder(encoder, device)
-    return match_f1(embedder(steps) @ embedder(record.reference_steps).T, limit)
+    return embedder(steps) @ embedder(record.reference_steps).T
 
 
 def prepare_reasoning(
@@ -83,6 +98,8 @@ def prepare_reasoning(
     """Embed all steps of these completions together, each distinct sentence once."""
     if threshold is None:
         threshold_of(encoder)
+    if encoder == OVERLAP:
+        return
     embedder = load_embedder(encoder, device)
     sentences: list[str] = []
     for completion, record in zip(completions, records, strict=True):
@@ -94,12 +111,13 @@ def prepare_reasoning(
 
 def overlap_reward(completion: str, record: Record, *, threshold: float = OVERLAP_THRESHOLD) -> float | None:
     """Match F1 with the share of common words (Dice) in place of embeddings: coarse, but needs no encoder."""
-    if not record.reference_steps:
-        return None
-    steps = [_words(step) for step in parse_steps(completion, record.task)]
-    references = [_words(step) for step in record.reference_steps]
-    table = [[2 * len(a & b) / max(1, len(a) + len(b)) for b in references] for a in steps]
-    return match_f1(np.array(table).reshape(len(steps), len(references)), threshold)
+    return reasoning_reward(completion, record, encoder=OVERLAP, threshold=threshold)
+
+
+def _common_words(steps: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Dice coefficient of the words of each step with those of each reference, (steps, references)."""
+    one, other = ([_words(step) for step in side] for side in (steps, references))
+    return np.array([[2 * len(a & b) / max(1, len(a) + len(b)) for b in other] for a in one])
 
 
 def _words(text: str) -> frozenset[str]:
@@ -112,6 +130,8 @@ def threshold_of(encoder: str) -> float:
     Raises:
         ValueError: none is known.
     """
+    if encoder == OVERLAP:
+        return OVERLAP_THRESHOLD
     name = Path(encoder).name
     if name not in THRESHOLDS:
         known = unknown_name("encoder", name, list(THRESHOLDS))
@@ -148,7 +168,8 @@ def _load_model(encoder: str, device: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         message = "reward 'reasoning' needs sentence-transformers: pip install 'vlm_grpo[reasoning]'"
-        raise ImportError(f"{message}; 'reasoning_overlap' compares words and needs nothing") from error
+        hint = "'reasoning_overlap' compares words and needs nothing; so does the encoder 'overlap'"
+        raise ImportError(f"{message}; {hint}") from error
     from transformers.integrations import deepspeed
 
     training = deepspeed._hf_deepspeed_config_weak_ref

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_grpo.algorithms import find_algorithm
-from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.rewards import resolve_rewards, side_by_side
 
 
 def named_rewards(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
@@ -35,7 +35,7 @@ def named_rewards(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
         own_weights = list(args.reward_weights)
-    return _with_those_of_algorithm(functions, own_weights, args, options)
+    return _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
 
 
 def _with_those_of_algorithm(

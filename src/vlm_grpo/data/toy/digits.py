@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 import random
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vlm_grpo.data.toy.example import Example
 
 QUESTION = "Which digit is this?"
 
@@ -33,9 +38,7 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
     Raises:
         ValueError: `train` leaves nothing to train on or nothing held out.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = _digits()
     total = len(digits.images)
     if not 0 < train < total:
         raise ValueError(f"write_digits: train must be between 1 and {total - 1}, got {train}")
@@ -44,21 +47,33 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
     order = list(range(total))
     random.Random(seed).shuffle(order)
     for number in order:
-        _save(digits.images[number], side, where.images / _name(number))
+        _picture(digits.images[number], side).save(where.images / _name(number))
     _write_jsonl(where.train, [_row(number, digits.target[number]) for number in order[:train]])
     _write_jsonl(where.held_out, [_row(number, digits.target[number]) for number in order[train:]])
     return where
+
+
+def digit_example(random: random.Random, number: int, side: int) -> Example:
+    """One scan, drawn by lot."""
+    digits = _digits()
+    chosen = random.randrange(len(digits.images))
+    return Example(f"<image>{QUESTION}", str(digits.target[chosen]), (_picture(digits.images[chosen], side),))
+
+
+@lru_cache(maxsize=1)
+def _digits() -> Any:
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def _name(number: int) -> str:
     return f"digit_{number:04d}.png"
 
 
-def _save(pixels: Any, side: int, path: Path) -> None:
+def _picture(pixels: Any, side: int) -> Image.Image:
     """Grey levels 0 to 16 become 0 to 255."""
-    from PIL import Image
-
-    Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _row(number: int, digit: Any) -> dict[str, Any]:

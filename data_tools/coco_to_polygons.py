@@ -1,0 +1,206 @@
+"""COCO's instance masks as jsonl of questions whose answer is an outline: 8 Chebyshev terms on each axis by default.
+
+python data_tools/coco_to_polygons.py --coco_dir coco --split val2017 --download --output_dir seg
+python data_tools/coco_to_polygons.py --coco_dir coco --split train2017 --val_split_ratio 0.02 --output_dir seg
+
+Reads COCO_DIR/annotations/instances_SPLIT.json, writes OUTPUT_DIR/train.jsonl and val.jsonl; train with
+`--task_type seg --image_folders COCO_DIR`. docs/shapes.md explains the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+if TYPE_CHECKING:
+    from vlm_grpo.data.problems import Problem
+    from vlm_grpo.data.segments import Made, Segment, ShapeOptions
+
+SERVER = "http://images.cocodataset.org"
+ANNOTATIONS = "annotations_trainval{year}.zip"
+CHUNK = 64  # masks that a worker takes at once
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; exits with status 2 when one is out of range."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--coco_dir", required=True, type=Path, metavar="FOLDER", help="COCO: annotations/ and a folder for each split")
+    add(
+        "--split", default="val2017", metavar="NAME", help="train2017, val2017, train2014 or val2014 (default: val2017)"
+    )
+    add("--download", action="store_true", help="fetch what is missing into --coco_dir first; can be stopped and rerun")
+    add("--url", default=SERVER, metavar="URL", help=f"server for --download (default: {SERVER})")
+    add("--codec", default="chebyshev", metavar="NAME", help="chebyshev, fourier or polygon (default: chebyshev)")
+    add("--terms", type=int, default=8, help="numbers on each axis; corners of a polygon (default: 8)")
+    add("--starts", type=int, default=1, help="points tried to begin at; 8 fits better and takes 5 times (default: 1)")
+    add("--min_area", type=int, default=100, metavar="PIXELS", help="leave out smaller masks (default: 100)")
+    add("--min_fit", type=float, default=0.0, metavar="IOU", help="leave out masks that their shape fits worse")
+    add("--max_same", type=int, default=3, metavar="N", help="leave out categories with more objects in an image (3)")
+    add("--limit", type=int, metavar="N", help="stop after so many objects")
+    add("--val_split_ratio", type=float, default=0.0, metavar="SHARE", help="share of the images for val.jsonl")
+    add("--seed", type=int, default=0, help="chooses those images (default: 0)")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    add("--output_dir", required=True, type=Path, metavar="FOLDER", help="gets train.jsonl and val.jsonl")
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--skip_bad", action="store_true", help="leave out what is wrong and write the rest (exit status 1)")
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.val_split_ratio < 1:
+        parser.error(f"--val_split_ratio must be at least 0 and below 1, got {arguments.val_split_ratio}")
+    for name in ("starts", "max_same", "workers", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if arguments.url != SERVER and not arguments.download:
+        parser.error("--url belongs to --download, without which it does nothing")
+    return arguments
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
+    from vlm_grpo.data.coco import read_instances
+    from vlm_grpo.data.problems import problem_table
+    from vlm_grpo.data.segments import segments
+    from vlm_grpo.data.writing import refuse_existing
+
+    options = shape_options(arguments)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    names = ["train.jsonl", "val.jsonl"] if arguments.val_split_ratio else ["train.jsonl"]
+    paths = [arguments.output_dir / name for name in names]
+    refuse_existing(paths, overwrite=arguments.overwrite)
+    source = arguments.coco_dir / "annotations" / f"instances_{arguments.split}.json"
+    if arguments.download:
+        download(arguments, source)
+    instances = read_instances(source)
+    chosen = list(segments(instances, source, arguments.max_same))[: arguments.limit]
+    held_out = val_images(chosen, arguments.val_split_ratio, arguments.seed)
+    problems = list(instances.problems)
+    counts = write(make_rows(chosen, options, arguments.workers), paths, held_out, problems, arguments)
+    if problems:
+        print(f"left out\n{problem_table(problems)}", file=sys.stderr)
+    for path, count in zip(paths, counts, strict=True):
+        print(f"{path}: {count:,} rows")
+    return int(bool(problems))
+
+
+def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
+    """How masks become shapes.
+
+    Raises:
+        KeyError: an unknown codec.
+        ValueError: a number of terms that no codec has.
+    """
+    from vlm_grpo.data.segments import ShapeOptions
+    from vlm_grpo.shapes import CODECS, FEWEST_TERMS, MOST_TERMS
+
+    CODECS[arguments.codec]
+    if not FEWEST_TERMS <= arguments.terms <= MOST_TERMS:
+        raise ValueError(f"--terms must be from {FEWEST_TERMS} to {MOST_TERMS}, got {arguments.terms}")
+    return ShapeOptions(arguments.codec, arguments.terms, arguments.starts, arguments.min_area, arguments.min_fit)
+
+
+def download(arguments: argparse.Namespace, source: Path) -> None:
+    """Fetch and unpack annotations and images into --coco_dir; what is there already is kept.
+
+    Raises:
+        ValueError: COCO has no such split, or an archive is broken.
+        OSError: the server does not answer, or the disk is full.
+    """
+    from vlm_grpo.data.download import fetch, unpack
+
+    split, folder = arguments.split, arguments.coco_dir
+    if split not in ("train2017", "val2017", "train2014", "val2014"):
+        raise ValueError(f"--split {split}: --download knows train2017, val2017, train2014 and val2014")
+    if not source.exists():
+        name = ANNOTATIONS.format(year=split[-4:])
+        archive = fetch(f"{arguments.url}/annotations/{name}", folder / name)
+        unpack(archive, folder, only=f"annotations/{source.name}")
+    archive = fetch(f"{arguments.url}/zips/{split}.zip", folder / f"{split}.zip")
+    print(f"{folder / split}: {unpack(archive, folder):,} new images; {archive} is needed no more")
+
+
+def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
+    """Ids of the images whose rows are held out.
+
+    Raises:
+        ValueError: the ratio leaves one side without images.
+    """
+    images = sorted({segment.image.id for segment in chosen})
+    count = round(len(images) * ratio)
+    if ratio and not 0 < count < len(images):
+        raise ValueError(f"--val_split_ratio {ratio} of {len(images)} images leaves one part empty")
+    random.Random(seed).shuffle(images)
+    return set(images[:count])
+
+
+def make_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[Made]:
+    """What becomes of each segment, in their order, however many processes work on them."""
+    from tqdm import tqdm
+
+    from vlm_grpo.data.segments import make_row
+
+    work = partial(make_row, options=options)
+    shown = {"total": len(chosen), "disable": None, "unit": "mask"}  # no bar in a log file
+    if workers == 1:
+        yield from tqdm(map(work, chosen), **shown)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from tqdm(pool.map(work, chosen, chunksize=CHUNK), **shown)
+
+
+def write(
+    made: Iterable[Made],
+    paths: list[Path],
+    held_out: set[int],
+    problems: list[Problem],
+    arguments: argparse.Namespace,
+) -> list[int]:
+    """Write the rows of all or none of the files and return how many each has; problems are added to `problems`.
+
+    Raises:
+        DataError: there is a problem and --skip_bad was not given, or a file would be empty.
+    """
+    from vlm_grpo.data.problems import DataError, Problem
+    from vlm_grpo.data.writing import json_line, whole_files
+
+    counts, reasons = [0] * len(paths), Counter[str]()
+    with whole_files(paths) as files:
+        for one in made:
+            if one.row is not None:
+                part = int(one.row["image_id"] in held_out)
+                image = f"{arguments.split}/{one.row['image']}"
+                files[part].write(json_line({**one.row, "image": image}))
+                counts[part] += 1
+            elif one.problem is not None:
+                problems.append(one.problem)
+            else:
+                reasons[one.reason] += 1
+        for reason, count in sorted(reasons.items()):
+            print(f"{count:,} objects left out: {reason}")
+        for path, count in zip(paths, counts, strict=True):
+            if not count:
+                problems.append(Problem(str(path), "rows", "none", "at least one object to ask for"))
+        if problems and not (arguments.skip_bad and all(counts)):
+            raise DataError(problems)
+    return counts
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli.tool import exit_status
+
+    arguments = parse(argv)
+    return exit_status(lambda: convert(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""RefCOCO, RefCOCO+, RefCOCOg or COCO's instance annotations, as jsonl of questions about boxes.
+
+python data_tools/coco_to_rec.py --refs "refcoco/refs(unc).p" --split val --output refcoco_val.jsonl
+python data_tools/coco_to_rec.py --instances instances_val2017.json --task ovd --output ovd_val.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+if TYPE_CHECKING:
+    from vlm_grpo.data.coco import Instances
+    from vlm_grpo.data.problems import Problem
+
+Row = dict[str, Any]
+IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2014_{id:012d}.jpg"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; exits with status 2 when they contradict each other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; without it, plain COCO")
+    add("--instances", metavar="FILE", help="COCO annotations; with --refs, instances.json beside it unless given")
+    add("--split", metavar="NAME", help="split of --refs: train, val, test, testA or testB")
+    add("--sentences", choices=("all", "first"), help="a row for all expressions of a reference (default), or one")
+    add("--task", choices=("rec", "ovd"), default="rec", help="one box, or all boxes of a category (plain COCO only)")
+    add("--image_path", default="{file_name}", metavar="FORM", help=IMAGE_PATH)
+    add("--image_folder", metavar="FOLDER", help="check that each image is there and as large as annotated")
+    add("--output", required=True, metavar="FILE", help="jsonl file to write")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--skip_bad", action="store_true", help="leave out what is wrong and write the rest (exit status 1)")
+    arguments = parser.parse_args(argv)
+    if not arguments.refs and not arguments.instances:
+        parser.error("give --refs or --instances")
+    if arguments.refs and not arguments.split:
+        parser.error("--refs needs --split")
+    if arguments.refs and arguments.task != "rec":
+        parser.error("--task ovd reads plain COCO annotations; leave --refs out")
+    for name in () if arguments.refs else ("split", "sentences"):
+        if getattr(arguments, name):
+            parser.error(f"--{name} belongs to --refs, without which it does nothing")
+    return arguments
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
+    from vlm_grpo.data.coco import read_instances
+    from vlm_grpo.data.problems import DataError, Problem, problem_table
+    from vlm_grpo.data.writing import json_line, refuse_existing, whole_file
+
+    refuse_existing([arguments.output], overwrite=arguments.overwrite)
+    image_path(arguments.image_path, "x.jpg", 1)
+    if arguments.image_folder and not Path(arguments.image_folder).is_dir():
+        raise ValueError(f"--image_folder {arguments.image_folder}: no such folder")
+    instances = read_instances(arguments.instances or Path(arguments.refs).with_name("instances.json"))
+    problems = list(instances.problems)
+    rows = make_rows(arguments, instances, problems)
+    for row in rows:
+        row["image"] = image_path(arguments.image_path, row["image"], row["image_id"])
+    if arguments.image_folder:
+        rows = with_right_images(rows, instances, arguments.image_folder, problems)
+    if not rows:
+        problems.append(Problem(instances.name, "rows", "none", "at least one question"))
+    if problems and not (rows and arguments.skip_bad):
+        raise DataError(problems)
+    with whole_file(arguments.output) as file:
+        file.writelines(map(json_line, rows))
+    if problems:
+        print(f"left out\n{problem_table(problems)}", file=sys.stderr)
+    print(f"{arguments.output}: {len(rows):,} rows, {len({row['image'] for row in rows}):,} images")
+    return int(bool(problems))
+
+
+def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
+    """The rows that the flags ask for; what is wrong with references is added to `problems`."""
+    from vlm_grpo.data.grounding import category_rows, detection_rows, referring_rows
+    from vlm_grpo.data.problems import known_name
+    from vlm_grpo.data.refs import read_refs
+
+    if not arguments.refs:
+        return list((category_rows if arguments.task == "rec" else detection_rows)(instances))
+    refs, found = read_refs(arguments.refs, instances)
+    problems += found
+    counts = {split: sum(ref.split == split for ref in refs) for split in sorted({ref.split for ref in refs})}
+    if counts and arguments.split not in counts:
+        raise ValueError(f"--split {arguments.split}: {arguments.refs} has {known_name(arguments.split, list(counts))}")
+    shown = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    print(f"{arguments.refs}: {len(refs):,} references ({shown})")
+    chosen = [ref for ref in refs if ref.split == arguments.split]
+    return list(referring_rows(chosen, instances, first_only=arguments.sentences == "first"))
+
+
+def image_path(form: str, file_name: str, number: int) -> str:
+    """The path of an image in the rows.
+
+    Raises:
+        ValueError: the form has other fields than these two, or is broken.
+    """
+    try:
+        return form.format(file_name=file_name, id=number)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"--image_path {form}: expected {{file_name}} and {{id}} only, got {error}") from error
+
+
+def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:
+    """The rows whose image file is there and has the size that is annotated; the others' faults go to `problems`."""
+    from vlm_grpo.data.grounding import size_problems
+
+    found = dict(size_problems(rows, instances, folder))
+    problems += found.values()
+    return [row for row in rows if row["image_id"] not in found]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli.tool import exit_status
+
+    arguments = parse(argv)
+    return exit_status(lambda: convert(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

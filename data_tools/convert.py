@@ -1,0 +1,66 @@
+"""Data files of EasyR1 and RLLaVA (parquet), ms-swift (swift) and LLaVA (llava) to this package's jsonl, and back.
+
+python data_tools/convert.py --from parquet --to jsonl --input train.parquet --output train.jsonl --image_folder images
+python data_tools/convert.py --from jsonl --to swift --input train.jsonl --output swift.jsonl --image_folder images
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+NAMES = ("jsonl", "parquet", "swift", "llava")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; exits with status 2 when they contradict each other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--from", required=True, choices=NAMES, dest="source", help="form of the input")
+    add("--to", required=True, choices=NAMES, dest="target", help="form of the output")
+    add("--input", required=True, metavar="FILES", help="files, separated by ':', which become one")
+    add("--output", required=True, metavar="FILE", help="file to write")
+    add("--image_folder", metavar="FOLDER", help="where images are, and where those inside a parquet file go")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    arguments = parser.parse_args(argv)
+    if arguments.source == arguments.target:
+        parser.error(f"--from and --to are both {arguments.source}")
+    return arguments
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Write the output, unless a row cannot be converted."""
+    from vlm_grpo.data.exchange import FORMS, convert_files
+    from vlm_grpo.data.paths import split_paths
+    from vlm_grpo.data.writing import refuse_existing
+
+    inputs = [Path(path) for path in split_paths(arguments.input)]
+    folder = arguments.image_folder
+    forms = [FORMS[arguments.source], FORMS[arguments.target]]
+    if folder is None and any(form.needs_folder for form in forms):
+        raise ValueError("a parquet file holds the images themselves: --image_folder says where their files are or go")
+    if folder is not None and not any(form.uses_folder for form in forms):
+        raise ValueError("--image_folder does nothing here: both forms have paths relative to a folder of your choice")
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"--image_folder {folder}: no such folder; make it first")
+    refuse_existing([arguments.output], overwrite=arguments.overwrite)
+    if Path(arguments.output).resolve() in {path.resolve() for path in inputs}:
+        raise ValueError(f"--output {arguments.output} is read as well; choose another name")
+    count = convert_files(inputs, Path(arguments.output), arguments.source, arguments.target, folder or "")
+    print(f"{arguments.output}: {count:,} rows")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when rows cannot be converted, 2 for a wrong command line."""
+    from vlm_grpo.cli.tool import exit_status
+
+    arguments = parse(argv)
+    return exit_status(lambda: convert(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Outlines of a jsonl file drawn over their images, to see whether answers and masks are where they should be.
+
+python data_tools/draw_polygons.py --data_file_paths seg/val.jsonl --image_folders coco --output_dir drawn --limit 20
+
+Each PNG shows one row: the true mask in blue, the outline of the answer in red, its boxes in yellow, and below them
+question and IoU. Rows that are not of the task `seg` are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from vlm_grpo.records import Record
+
+BLUE, RED, YELLOW = (30, 110, 255), (255, 40, 40), (255, 220, 0)
+CAPTION = 34  # pixels below the image
+LEAST_WIDTH = 320
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; exits with status 2 when one is out of range."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
+    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
+    add("--output_dir", required=True, type=Path, metavar="FOLDER", help="gets a PNG for each row: NUMBER_ID.png")
+    add("--limit", type=int, default=50, metavar="N", help="stop after so many rows (default: 50)")
+    arguments = parser.parse_args(argv)
+    if arguments.limit < 1:
+        parser.error(f"--limit must be at least 1, got {arguments.limit}")
+    return arguments
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    """Write the pictures; the status is 1 when there was no row to draw."""
+    from vlm_grpo.data import load_dataset
+
+    rows = load_dataset(arguments.data_file_paths, image_folders=arguments.image_folders)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for number in range(len(rows)):
+        record = rows[number]["record"]
+        if record.task != "seg" or not record.images:
+            continue
+        save(picture(record), arguments.output_dir / f"{number:05d}_{file_name(record.id)}.png")
+        count += 1
+        if count == arguments.limit:
+            break
+    print(f"{arguments.output_dir}: {count:,} pictures")
+    if not count:
+        print(f"no row of {arguments.data_file_paths} has the task seg and an image", file=sys.stderr)
+    return int(not count)
+
+
+def picture(record: Record) -> Image.Image:
+    """The image of a record with mask, outline, boxes and a caption.
+
+    Raises:
+        ValueError: the image cannot be decoded; the message names the line.
+    """
+    from PIL import Image, ImageDraw
+
+    from vlm_grpo.data.images import open_image
+    from vlm_grpo.rewards.mask import answer_extent, true_mask
+    from vlm_grpo.shapes import read_shape, region_iou, regions
+    from vlm_grpo.shapes.fill import mask_of
+
+    image = open_image(record.images[int(record.extra.get("box_image") or 0)])
+    truth = true_mask(record.extra["mask"])
+    size = (truth.height, truth.width)
+    extent = answer_extent(record, truth)
+    found = regions(record.answer, *size, extent)
+    shown = tinted(image, mask_of([truth.toggles], *size), border(mask_of(found, *size)))
+    pencil = ImageDraw.Draw(shown)
+    for part in read_shape(record.answer)[1]:
+        x, y = shown.width / extent[0], shown.height / extent[1]
+        pencil.rectangle([round(side) for side in part.box * [x, y, x, y]], outline=YELLOW)
+    whole = Image.new("RGB", (max(shown.width, LEAST_WIDTH), shown.height + CAPTION), "white")
+    whole.paste(shown)
+    text = f"{record.question.replace('<image>', '').strip()}\nIoU {region_iou(found, truth.toggles):.3f}   {record.id}"
+    ImageDraw.Draw(whole).text((4, shown.height + 3), text, fill="black")
+    return whole
+
+
+def tinted(image: Image.Image, mask: np.ndarray, line: np.ndarray) -> Image.Image:
+    """The image with a mask tinted blue and a line, both (H, W) of bool, in red; they are scaled to the image."""
+    from PIL import Image
+
+    shown = image.convert("RGB")
+    for layer, color, strength in ((mask, BLUE, 110), (line, RED, 255)):
+        cover = Image.fromarray(layer.astype("uint8") * strength).resize(shown.size, Image.Resampling.NEAREST)
+        shown.paste(color, mask=cover)
+    return shown
+
+
+def border(mask: np.ndarray) -> np.ndarray:
+    """Pixels inside a mask, (H, W) of bool, that touch one outside, or the border of the image."""
+    import numpy as np
+
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def file_name(identity: Any) -> str:
+    """An id as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in str(identity))[:80]
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    from vlm_grpo.data.writing import whole_file
+
+    with whole_file(path, sync=False) as file:
+        image.save(file, "PNG")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli.tool import exit_status
+
+    arguments = parse(argv)
+    return exit_status(lambda: draw(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

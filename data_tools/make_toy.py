@@ -1,0 +1,60 @@
+"""A small data set for a task, drawn here and now: train.jsonl, held_out.jsonl and images/. Needs no download.
+
+python data_tools/make_toy.py --task rec --rows 200 --output_dir toy/rec
+python data_tools/make_toy.py --task all --rows 50 --output_dir toy
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+ALL = "all"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags."""
+    from vlm_grpo.data.toy import TOYS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    names = f"{', '.join(TOYS)}, or {ALL}: each in a folder of its own"
+    add("--task", required=True, choices=[*TOYS, ALL], metavar="NAME", help=names)
+    add("--rows", type=int, default=100, metavar="N", help="examples in all, a fifth of them held out (default: 100)")
+    add("--output_dir", required=True, metavar="DIR", help="folder to make")
+    add("--seed", type=int, default=0, help="of everything that is drawn; equal flags make equal files (default: 0)")
+    add("--side", type=int, default=336, metavar="PIXELS", help="width and height of the images (default: 336)")
+    return parser.parse_args(argv)
+
+
+def make(arguments: argparse.Namespace) -> int:
+    """Write the data sets and say where they are and how they are trained on."""
+    from vlm_grpo.data.toy import TOYS, write_toy
+    from vlm_grpo.tasks import TASKS
+
+    folder = Path(arguments.output_dir)
+    chosen = {name: folder / name for name in TOYS} if arguments.task == ALL else {arguments.task: folder}
+    for name, place in chosen.items():
+        files = write_toy(name, place, rows=arguments.rows, seed=arguments.seed, side=arguments.side)
+        counts = [sum(1 for _ in path.open("rb")) for path in (files.train, files.held_out)]
+        task = name if name in TASKS else "default"
+        print(f"{name}: {counts[0]} rows to train on and {counts[1]} held out in {place}")
+        print(f"  --data_file_paths {files.train} --image_folders {files.images} --task_type {task}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a mistake in the flags or a folder that holds something else."""
+    from vlm_grpo.cli.tool import exit_status
+
+    arguments = parse(argv)
+    return exit_status(lambda: make(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Segmentation: the contour of what is described, as 8 Chebyshev coefficients on each axis.
+# Edit the paths, then: bash run_scripts/run_grpo_seg.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+MODEL="Qwen/Qwen2.5-VL-3B-Instruct"
+DATA="/path/to/coco_contours_train.jsonl"
+IMAGES="/path/to/images"
+OUTPUT="output/grpo_seg"
+GPUS=8
+
+accelerate launch --num_processes "$GPUS" src/vlm_grpo/grpo_jsonl.py \
+    --output_dir "$OUTPUT" \
+    --model_name_or_path "$MODEL" \
+    --deepspeed configs/deepspeed/zero3.json \
+    --data_file_paths "$DATA" \
+    --image_folders "$IMAGES" \
+    --task_type seg \
+    --reward_funcs mask_iou format \
+    --max_pixels 1003520 \
+    --min_pixels 3136 \
+    --learning_rate 1e-6 \
+    --beta 0.04 \
+    --freeze_vision_modules true \
+    --num_generations 8 \
+    --max_completion_length 512 \
+    --per_device_train_batch_size 8 \
+    --gradient_accumulation_steps 2 \
+    --num_train_epochs 2 \
+    --bf16 true \
+    --logging_steps 1 \
+    --save_steps 100 \
+    --report_to tensorboard

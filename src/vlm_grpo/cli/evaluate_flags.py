@@ -1,0 +1,120 @@
+"""The flags of `vlm-grpo evaluate`, and which of them contradict each other. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
+SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
+LOCAL_ONLY = ("dtype", "batch_size")
+# What predictions do not depend on: these may differ when a stopped evaluation goes on.
+FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; those that training has too mean the same here."""
+    flags = argparse.ArgumentParser(prog="vlm-grpo evaluate", description=DESCRIPTION, allow_abbrev=False)
+    add = flags.add_argument
+    add("--model_name_or_path", required=True, help="model, checkpoint folder, adapter folder, or the server's name")
+    add("--data_file_paths", help="jsonl files, separated by ':' (a.jsonl:b.jsonl)")
+    add("--image_folders", help="image folder of each jsonl file, separated by ':'; one may serve all")
+    add("--dataset_name", help="Hugging Face data: org/name@split, a save_to_disk folder, or a file")
+    add("--task_type", default="default", help="task: its prompt and metrics (`vlm-grpo tasks`)")
+    add("--output_dir", required=True, help="folder for results.json, predictions.jsonl and report.html")
+    add("--overwrite", action="store_true", help="replace what an earlier evaluation left in --output_dir")
+    add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; a record's own wins")
+    add("--format_prompt", help="your own prompt template, a jinja file")
+    add("--prompt_key", help="column with the question")
+    add("--answer_key", help="column with the answer")
+    add("--image_key", help="column with the image or images")
+    add("--video_key", help="column with the video or videos")
+    add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
+    add("--limit", type=positive, help="evaluate only the first rows")
+    add("--group_by", metavar="COLUMN", help="also every metric for each value of this column")
+    add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
+    add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
+    add("--max_pixels", type=positive, help="images with more pixels are shrunk")
+    add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
+    add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
+    add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
+    add("--seed", type=int, default=0, help="of drawn completions and bootstrap intervals (default: 0)")
+    _add_drawing(flags)
+    _add_backends(flags)
+    return flags
+
+
+def _add_drawing(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument_group("several drawn completions instead of a greedy one").add_argument
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top_p", type=float, default=1.0, help="draw from the tokens that make up this share (default: 1)")
+    add("--num_samples", type=int, default=1, help="completions per row; metrics are the mean over them (default: 1)")
+    add("--pass_k", type=int, nargs="+", default=[], metavar="K", help="chance that one of K completions is right")
+
+
+def _add_backends(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument_group("where completions come from").add_argument
+    add("--backend", choices=("local", "openai"), default="local", help="this process, or an OpenAI-compatible server")
+    add("--batch_size", type=positive, help="local: completions per generate call (default: 8)")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="local: weights (default: auto)")
+    add("--use_cpu", action="store_true", help="local: stay on the CPU")
+    add("--base_url", help="openai: such as http://localhost:8000/v1; the key is OPENAI_API_KEY, if there is one")
+    add("--concurrency", type=positive, help="openai: requests at a time (default: 8)")
+    add("--timeout", type=float, help="openai: seconds for a request (default: 300)")
+    add("--retries", type=int, help="openai: repetitions of a request that failed (default: 3)")
+    spaces = ("thousand", "resized", "original", "unit")
+    add("--answer_space", choices=spaces, help="coordinates of the model's boxes (default: those of its family)")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def check(options: argparse.Namespace) -> list[str]:
+    """What is wrong with the flags together: contradictions, and flags without effect."""
+    problems = []
+    if bool(options.data_file_paths) == bool(options.dataset_name):
+        problems.append("give the data with one of --data_file_paths and --dataset_name")
+    is_server = options.backend == "openai"
+    for name in LOCAL_ONLY if is_server else SERVER_ONLY:
+        if getattr(options, name) is not None:
+            problems.append(f"--{name} has no effect with --backend {options.backend}")
+    if is_server and options.use_cpu:
+        problems.append("--use_cpu has no effect with --backend openai")
+    if is_server and not options.base_url:
+        problems.append("--backend openai needs --base_url, such as http://localhost:8000/v1")
+    if (options.timeout is not None and options.timeout <= 0) or (options.retries is not None and options.retries < 0):
+        problems.append("--timeout must be above 0 and --retries at least 0")
+    return problems or _task_problems(options)
+
+
+def _task_problems(options: argparse.Namespace) -> list[str]:
+    from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+    from vlm_grpo.tasks import TASKS
+
+    try:
+        Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
+        check_pass_k(options.pass_k, options.num_samples, TASKS[options.task_type].metric)
+    except (ValueError, KeyError) as error:
+        return [str(error.args[0])]
+    if options.backend == "openai" and options.answer_space is None:
+        from vlm_grpo.evaluation.server import needs_space, space_of_name
+
+        if needs_space(options.task_type) and space_of_name(options.model_name_or_path) is None:
+            return [
+                f"--task_type {options.task_type} scores boxes, and the name {options.model_name_or_path!r} does not "
+                "say in which coordinates the model writes them: give --answer_space"
+            ]
+    return []
+
+
+def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that predictions depend on."""
+    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    if settings["dtype"] is None and options.backend == "local":
+        settings["dtype"] = "auto"
+    return settings

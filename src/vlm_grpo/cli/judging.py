@@ -1,0 +1,77 @@
+"""Checks of the --judge_* flags: that something is judged, that a model is named, that its server can be reached."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from vlm_grpo.rewards import REWARDS, JudgeSettings, takes
+from vlm_grpo.rewards.accuracy import JUDGED
+from vlm_grpo.rewards.asking import judge_of
+
+FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
+REACH = 5.0  # seconds for a connection
+
+
+def given_flags(training: Any) -> list[str]:
+    """The --judge_* flags of this run."""
+    return [f"--judge_{name}" for name in FLAGS if getattr(training, f"judge_{name}") is not None]
+
+
+def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) -> None:
+    """Refuse flags that no reward reads, a judge without a model, and one that cannot be reached.
+
+    Raises:
+        ValueError: as said.
+        ImportError: the package openai is missing.
+    """
+    names = [name for name in specs if takes(name, "judge")]
+    flags = given_flags(training)
+    if flags and not names:
+        known = ", ".join(name for name in REWARDS if takes(name, "judge"))
+        raise ValueError(f"{', '.join(flags)} would have no effect: of the rewards only {known} can ask a judge")
+    if names and is_certain(specs, reward_method):
+        settings = training.judge_settings()
+        reach(judge_of(settings).settings)
+
+
+def is_certain(specs: Iterable[str], reward_method: str | None) -> bool:
+    """Whether the command line alone says that answers are judged; a record may say it too."""
+    methods = (reward_method or "").split(":")
+    return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGED)
+
+
+def check_judged_rows(
+    specs: Iterable[str], reward_method: str | None, training: Any, dataset: Iterable[Mapping[str, Any]]
+) -> None:
+    """Refuse --judge_* flags where neither the command line nor any record asks for a judge; reads the records.
+
+    Raises:
+        ValueError: as said.
+    """
+    flags = given_flags(training)
+    if not flags or is_certain(specs, reward_method):
+        return
+    if not any(row["record"].method in JUDGED for row in dataset):
+        needed = 'the reward \'judge\', --reward_method judge, or records with "accu_reward_method": "judge"'
+        raise ValueError(f"{', '.join(flags)} would have no effect without {needed}")
+
+
+def reach(settings: JudgeSettings) -> None:
+    """Open and close a connection to the server.
+
+    Raises:
+        ValueError: nobody listens there.
+    """
+    if settings.base_url is None:
+        return
+    parts = urlsplit(settings.base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=REACH).close()
+    except OSError as error:
+        raise ValueError(
+            f"the judge's server {settings.base_url} cannot be reached: {error}; start it, or mend --judge_base_url"
+        ) from error

@@ -1,0 +1,20 @@
+"""What every data tool does around its own work: errors become a message and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from vlm_grpo.data.problems import DataError, problem_table
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """What `work` returns: 0, or 1 for problems found. 1 also for a DataError, 2 for a mistake of the caller."""
+    try:
+        return work()
+    except DataError as error:
+        print(f"nothing was written\n{problem_table(error.problems)}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2

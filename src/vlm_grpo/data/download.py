@@ -1,0 +1,145 @@
+"""Large files from the web, taken up again where they stopped, and archives unpacked file by file."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.data.writing import whole_file
+
+TIMEOUT = 60  # seconds without a byte
+BLOCK = 2**20
+NETWORK_ERRORS = (OSError, HTTPException)
+
+
+def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
+    """The file of a URL under `path`, which it gets only once it is whole; a file that is there already is kept.
+
+    What has come so far stays in `path.part`: another call, also of another process, goes on from there, unless the
+    server has another version by now (`ETag`), or takes no ranges. Whole means as many bytes as the server announces.
+
+    Raises:
+        OSError: the server cannot be reached, has no such file, or broke off `attempts` times without a byte between.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, left = path.with_name(path.name + ".part"), attempts
+    while True:
+        had = _size(part)
+        try:
+            _fetch_rest(url, part)
+            part.replace(path)
+            _tag_file(part).unlink(missing_ok=True)
+            return path
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise OSError(f"{url}: the server says {error.code} {error.reason}") from error
+            failure: Exception = error
+        except NETWORK_ERRORS as error:
+            failure = error
+        left = attempts if _size(part) > had else left - 1
+        if left <= 0:
+            raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
+        time.sleep(pause)
+
+
+def _fetch_rest(url: str, part: Path) -> None:
+    """Add what is missing to a file.
+
+    Raises:
+        OSError, HTTPException: the connection failed, or ended too early.
+    """
+    from tqdm import tqdm
+
+    stream = _opened(url, part)
+    if stream is None:
+        return
+    with stream:
+        done = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
+        length = stream.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        shown = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
+        with part.open("r+b" if done else "wb") as file, tqdm(total=total, initial=done, **shown) as bar:
+            file.seek(done)
+            while block := stream.read(BLOCK):
+                done += file.write(block)
+                bar.update(len(block))
+    if total is not None and done != total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _opened(url: str, part: Path) -> Any | None:
+    """The server's answer to a request for what is missing, or for the whole file; None when nothing is missing."""
+    had, tag = _size(part), _tag_file(part)
+    headers = {"Accept-Encoding": "identity"}
+    if had and tag.exists():
+        headers |= {"Range": f"bytes={had}-", "If-Range": tag.read_text(encoding="utf-8")}
+    try:
+        stream = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        error.close()
+        if error.headers.get("Content-Range", "").endswith(f"/{had}"):
+            return None
+        part.unlink()
+        return _opened(url, part)
+    version = stream.headers.get("ETag") or stream.headers.get("Last-Modified")
+    if version and not version.startswith("W/"):
+        tag.write_text(version, encoding="utf-8")
+    else:
+        tag.unlink(missing_ok=True)  # without a version nobody can say whether the rest would fit
+    return stream
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _tag_file(part: Path) -> Path:
+    """Where the version of a file that has begun to come is noted."""
+    return part.with_name(part.name + ".version")
+
+
+def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) -> int:
+    """Unpack a zip file, or its one file `only`; files that are there with the right size are kept.
+
+    Returns how many files were written. Each is checked against the archive's checksum before it takes its name.
+
+    Raises:
+        ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.
+    """
+    again = f"delete {archive} and fetch it again"
+    written = 0
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir() and only in (None, entry.filename)]
+            if not entries:
+                raise ValueError(f"{archive} has no file {only or 'in it'}; {again}")
+            for entry in entries:
+                written += _unpack_one(opened, entry, Path(folder))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{archive}: {error}; {again}") from error
+    return written
+
+
+def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
+    """Write one file of an archive, unless it is there."""
+    target = folder / entry.filename
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{opened.filename}: {entry.filename} leads out of {folder}")
+    if target.exists() and target.stat().st_size == entry.file_size:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened.open(entry) as source, whole_file(target, sync=False) as file:
+        while block := source.read(BLOCK):
+            file.write(block)
+    return True

@@ -1,0 +1,59 @@
+"""Which rows are held out, so that no image (or other thing) is on both sides. Knows groups of rows, not files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterable, Sequence
+
+
+class Groups:
+    """Rows that must stay together: those that share a key, also by way of other rows (union-find)."""
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+        self._owner: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._parents)
+
+    def add(self, keys: Iterable[Hashable]) -> None:
+        """The next row and its keys; without any it stays alone."""
+        row = len(self._parents)
+        self._parents.append(row)
+        for key in keys:
+            other = self._owner.setdefault(key, row)
+            self._parents[self._root(row)] = self._root(other)
+
+    def members(self) -> list[list[int]]:
+        """The rows of each group, groups in the order of their first row."""
+        found: dict[int, list[int]] = {}
+        for row in range(len(self._parents)):
+            found.setdefault(self._root(row), []).append(row)
+        return list(found.values())
+
+    def _root(self, row: int) -> int:
+        while self._parents[row] != row:
+            self._parents[row] = self._parents[self._parents[row]]
+            row = self._parents[row]
+        return row
+
+
+def held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
+    """Rows of whole groups, in random order as many as fit into `wanted`, the same for the same seed.
+
+    Raises:
+        ValueError: every group is larger, or nothing would be left.
+    """
+    total = sum(map(len, groups))
+    if not 0 < wanted < total:
+        raise ValueError(f"{wanted} of {total} rows cannot be held out: rows are needed on both sides")
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    chosen: set[int] = set()
+    for number in order:
+        if len(chosen) + len(groups[number]) <= wanted:
+            chosen.update(groups[number])
+    if not chosen:
+        smallest = min(map(len, groups))
+        raise ValueError(f"no group fits into {wanted} held-out rows: the smallest has {smallest} rows")
+    return chosen

@@ -1,0 +1,29 @@
+"""One example of a toy data set before it is written: what a line of jsonl says, and the pictures that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is asked, what is right, and what there is to see.
+
+    `question` has an <image> marker for each of `images`, or a <video> marker. A video is `frames`, or the bytes of an
+    mp4 file in `clip`. `columns` are further columns of the line.
+    """
+
+    question: str
+    answer: Any
+    images: tuple[Image.Image, ...] = ()
+    frames: tuple[Image.Image, ...] = ()
+    clip: bytes = b""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+Maker = Callable[[Random, int, int], Example]  # (random, number of the example, side in pixels)

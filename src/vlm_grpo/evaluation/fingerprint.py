@@ -1,0 +1,60 @@
+"""Short digests that say whether two evaluations saw the same data and the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.records import ImageRef, Record, VideoRef
+
+WEIGHTS = (".safetensors", ".bin", ".json")
+
+
+def digest(parts: Iterable[str]) -> str:
+    """16 hexadecimal digits of some texts in their order."""
+    whole = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        whole.update(part.encode("utf-8", "surrogatepass"))
+        whole.update(b"\0")
+    return whole.hexdigest()
+
+
+def record_digest(record: Record) -> str:
+    """The digest of what is asked and what is right; the folder of the images and the prompt around do not count.
+
+    An image file counts by name and size, so that no image has to be read.
+    """
+    facts = [record.question, record.answer, list(record.options), list(record.reference_steps), record.method]
+    extra = {name: record.extra[name] for name in ("box_space", "box_image", "mask") if name in record.extra}
+    media = [_medium(ref) for ref in (*record.images, *record.videos)]
+    return digest([json.dumps([*facts, extra, media], sort_keys=True, default=str)])
+
+
+def _medium(ref: ImageRef | VideoRef) -> list[Any]:
+    source = ref.source
+    if isinstance(source, bytes):
+        return [hashlib.blake2b(source, digest_size=8).hexdigest()]
+    if isinstance(source, tuple):
+        return [_medium(frame) for frame in source]
+    if not isinstance(source, str):  # decoded by the caller
+        return [str(getattr(source, "size", None) or getattr(source, "shape", None))]
+    path = Path(source)
+    return [path.name, path.stat().st_size] if "://" not in source and path.is_file() else [source]
+
+
+def data_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Digests of some rows: `data` of their records, `prompts` of the messages made of them."""
+    pairs = [(record_digest(row["record"]), json.dumps(row["prompt"], sort_keys=True, default=str)) for row in rows]
+    return {"data": digest(pair[0] for pair in pairs), "prompts": digest(pair[1] for pair in pairs)}
+
+
+def model_digest(name: str) -> str | None:
+    """The digest of names, sizes and times of a model folder's files; None for a name on a hub or a server."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+    return digest(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)

@@ -1,0 +1,156 @@
+"""From completions to predictions: what was asked, completed and parsed, and its scores. Ready for JSON. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from vlm_grpo.evaluation.fingerprint import record_digest
+from vlm_grpo.evaluation.metrics import collect, evidence_names, load_scorer, reward_names
+from vlm_grpo.evaluation.sampling import pass_at_k
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.adapter import record_of_row, with_facts
+
+NO_GROUP = "(none)"
+DRAWN = ("box_space", "box_image", "mask", "terms")
+
+
+class Completion(NamedTuple):
+    """Decoded text without special tokens, its length in tokens (None: not known), whether it ran into the limit.
+
+    `facts` are what rewards are told of the prompt's images.
+    """
+
+    text: str
+    num_tokens: int | None
+    is_truncated: bool
+    facts: Mapping[str, Any] = MappingProxyType({})
+
+
+class Answered(NamedTuple):
+    """A row's number, the row, and its completions."""
+
+    number: int
+    row: Mapping[str, Any]
+    completions: list[Completion]
+
+
+class Backend(Protocol):
+    """What completes rows: a model in this process, or a server. It yields some rows at a time, in any order."""
+
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]: ...
+
+
+@dataclass
+class Scoring:
+    """Makes predictions for a task. What its rewards need is loaded when it is made.
+
+    Args:
+        pass_k: the k of each pass@k, which goes to the scores beside the rewards.
+        group_by: the column that names each example's group.
+
+    Raises:
+        KeyError: an unknown task.
+        ImportError: a package of an extra is missing.
+    """
+
+    task: str
+    reward_options: Mapping[str, Any] | None = None
+    pass_k: Sequence[int] = ()
+    group_by: str | None = None
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = reward_names(self.task)
+        self.evidence = evidence_names(self.task)
+        self.scorer = load_scorer(self.names, self.reward_options)
+
+    def predictions(self, answered: Sequence[Answered]) -> list[dict[str, Any]]:
+        """One prediction for each row; the completions of all rows are scored together."""
+        records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in answered]
+        flat = [(text, record) for entry, record in zip(answered, records, strict=True) for text in entry.completions]
+        scores = iter(self.scorer([completion.text for completion, _ in flat], [record for _, record in flat]))
+        return [
+            self._prediction(entry, record, [next(scores) for _ in entry.completions])
+            for entry, record in zip(answered, records, strict=True)
+        ]
+
+    def _prediction(self, entry: Answered, record: Record, scores: list[dict[str, float | None]]) -> dict[str, Any]:
+        samples = [
+            {
+                "predicted": given_answer(completion.text, record),
+                "scores": row,
+                "completion": completion.text,
+                "num_tokens": completion.num_tokens,
+                "is_truncated": completion.is_truncated,
+            }
+            for completion, row in zip(entry.completions, scores, strict=True)
+        ]
+        collected = [collect(self.evidence, completion.text, record) for completion in entry.completions]
+        return {
+            "row": entry.number,
+            "data": record_digest(record_of_row(entry.row)),
+            "id": record.id,
+            "question": record.question,
+            "images": [ref.source if isinstance(ref.source, str) else None for ref in record.images],
+            "answer": record.answer,
+            **samples[0],
+            "scores": self._scores(scores),
+            **(
+                {"evidence": {name: [part[name] for part in collected] for name in self.evidence}}
+                if self.evidence
+                else {}
+            ),
+            **({"group": group_of(record, self.group_by)} if self.group_by else {}),
+            **({"samples": samples} if len(samples) > 1 else {}),
+            "facts": {**_plain(entry.completions[0].facts), **_columns(record)},
+        }
+
+    def _scores(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+        """Each reward's mean over the completions that it applies to, and pass@k of the reward that ranks."""
+        found = {name: _mean([row[name] for row in scores if row[name] is not None]) for name in self.names}
+        judged = [row[self.names[0]] for row in scores if row[self.names[0]] is not None]
+        right = sum(value >= 1 for value in judged)
+        passes = {f"pass@{k}": pass_at_k(len(judged), right, k) if len(judged) >= k else None for k in self.pass_k}
+        return {**found, **passes}
+
+
+def group_of(record: Record, name: str) -> str:
+    """What a column of the record holds, as text."""
+    value = record.extra.get(name, getattr(record, name, None) if name in ("task", "method") else None)
+    return NO_GROUP if value is None else str(value)
+
+
+def check_group(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Refuse a column that no row has.
+
+    Raises:
+        ValueError: none of the rows has it; the message lists columns that there are.
+    """
+    known: dict[str, None] = {}
+    for row in rows:
+        if group_of(record_of_row(row), name) != NO_GROUP:
+            return
+        known |= dict.fromkeys(map(str, record_of_row(row).extra))
+    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*known, 'task', 'method'])}")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes as lists, as they would come back from JSON."""
+    sizes = ("image_sizes", "processed_sizes")
+    return {
+        name: [list(size) if size else None for size in value] if name in sizes else value
+        for name, value in facts.items()
+    }
+
+
+def _columns(record: Record) -> dict[str, Any]:
+    """The columns that say where the true box or mask is, so that a report can be drawn without the data."""
+    return {name: record.extra[name] for name in DRAWN if record.extra.get(name) is not None}

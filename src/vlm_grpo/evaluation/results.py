@@ -1,0 +1,87 @@
+"""What an evaluation leaves behind: predictions.jsonl, report.html and results.json, written whole. No torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.data.writing import write_whole
+from vlm_grpo.evaluation.report import evaluation_report
+
+if TYPE_CHECKING:
+    from vlm_grpo.evaluation import Evaluation
+
+PACKAGES = (
+    "vlm_grpo",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "pillow",
+    "pycocotools",
+    "openai",
+)
+
+
+def write_results(
+    folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Any], facts: Mapping[str, Any]
+) -> None:
+    """Leave the files in the folder; results.json comes last, so that where it is, all are.
+
+    Args:
+        dataset: the rows, for their images.
+        facts: further entries of results.json: settings, seed, digests of the data.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
+    write_whole(folder / "predictions.jsonl", "".join(lines))
+    evaluation_report(folder / "report.html", title, evaluation, dataset)
+    results = {
+        "task": evaluation.task,
+        "examples": len(evaluation.predictions),
+        "metrics": _as_json(evaluation.metrics),
+        **(
+            {"groups": {name: _as_json(group) for name, group in evaluation.groups.items()}}
+            if evaluation.groups
+            else {}
+        ),
+        **facts,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_whole(folder / "results.json", json.dumps(results, indent=1, default=str) + "\n")
+
+
+def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(metric) for name, metric in metrics.items()}
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what an evaluation depends on."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of this package, with `+` when files differ from it; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here.parent)])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0] + ("+" if said[1] else "")
