@@ -48,12 +48,16 @@ TESTED = {
         "use_huggingface_dataset",
     ),
     "streaming",
+    "expert_data_file_paths",  # tests/data/test_experts.py
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
+    "live_report",  # test_live_report.py
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
+    *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_penalty.py
+    *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }
 

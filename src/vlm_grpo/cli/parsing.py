@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.algorithms import find_algorithm, recipe_settings
 from vlm_grpo.cli.arguments import (
     ScriptArguments,
     flag_names,
@@ -54,8 +53,18 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
     problems = ineffective_flags([name for name in given if name in values], values) + flag_conflicts(model, training)
     problems += _unread_by(algorithm, given)
+    if script.expert_data_file_paths and (algorithm is None or _algorithms().find_algorithm(algorithm).expert is None):
+        with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
+        problems.append(f"--expert_data_file_paths has no effect without --algorithm {', '.join(with_plan)}")
     _refuse(problems if model.model_name_or_path else [*problems, "no model: give --model_name_or_path"])
     return script, training, model
+
+
+def _algorithms() -> Any:
+    """The package of algorithms, which imports torch: not for `--help`."""
+    from vlm_grpo import algorithms
+
+    return algorithms
 
 
 def _refuse(problems: list[str]) -> None:
@@ -72,7 +81,7 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any]) -> tuple[str
     algorithm = wanted_value(argv, "algorithm") or config.get("algorithm")
     trainer = wanted_value(argv, "trainer") or config.get("trainer")
     try:
-        needed = find_algorithm(str(algorithm)).trainer if algorithm else None
+        needed = _algorithms().find_algorithm(str(algorithm)).trainer if algorithm else None
     except (KeyError, ValueError) as error:
         raise UsageError(error.args[0]) from error
     if trainer is not None and trainer not in TRAINERS:
@@ -87,7 +96,7 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
-    settings = recipe_settings(algorithm, int(wanted_value(argv, name) or config.get(name, 1)))
+    settings = _algorithms().recipe_settings(algorithm, int(wanted_value(argv, name) or config.get(name, 1)))
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
@@ -97,7 +106,7 @@ def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
     """One sentence for each given flag that the algorithm's own advantage or loss does not read."""
     if algorithm is None:
         return []
-    recipe = find_algorithm(algorithm)
+    recipe = _algorithms().find_algorithm(algorithm)
     unread = {*recipe.unread, *(() if recipe.is_advantage_trls else ("scale_rewards", "multi_objective_aggregation"))}
     return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unread & set(given))]
 

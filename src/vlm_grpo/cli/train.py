@@ -48,6 +48,7 @@ def run(argv: list[str]) -> None:
         check_machine(model, training)
     check_rewards(script, training)
     dataset, held_out = load_data(script, training)
+    check_rows(script, training, dataset)
     if script.dry_run:
         show(script, training, model, dataset)
         return
@@ -94,6 +95,7 @@ def leave_together() -> None:
 def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
+    from vlm_grpo.data.experts import with_experts
 
     options = {name: getattr(script, name) for name in DATA_OPTIONS if getattr(script, name) is not None}
     try:
@@ -106,6 +108,8 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
             streaming=script.streaming,
             **options,
         )
+        if script.expert_data_file_paths:
+            dataset = with_experts(dataset, script.expert_data_file_paths)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     if not script.val_split_ratio:
@@ -129,12 +133,14 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
             a debug log that cannot be written.
     """
+    from vlm_grpo.cli.judging import check_judge
     from vlm_grpo.rewards import resolve_rewards
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
+        check_judge(specs, script.reward_method, training)
         resolve_rewards(specs, **training.reward_options())
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
@@ -142,6 +148,22 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     if given and not any(spec.split(":")[0] == "reasoning" for spec in specs):
         flags = ", ".join(f"--reasoning_{name}" for name in given)
         raise UsageError(f"wrong flags:\n  {flags} without the reward 'reasoning' would have no effect")
+
+
+def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
+    """Refuse flags that no row makes use of.
+
+    Raises:
+        UsageError: flags of a judge, and nothing is judged.
+    """
+    from vlm_grpo.cli.judging import check_judged_rows
+
+    if script.streaming:
+        return
+    try:
+        check_judged_rows(reward_specs(script), script.reward_method, training, dataset)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_machine(model: Any, training: Any) -> None:
@@ -194,6 +216,10 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    if script.live_report:
+        from vlm_grpo.evaluation.live import LiveReport
+
+        trainer.add_callback(LiveReport(trainer))  # before what evaluates at the beginning
     if held_out is not None:
         add_evaluation(trainer, script, held_out)
     return trainer

@@ -68,10 +68,17 @@ def own_rollout(
         images=images,
         completions=_own_part(logs["completion"], len(rows), place),
         rewards={name: _own_part(values, len(rows), place) for name, values in logs["rewards"].items()},
-        advantages=output["advantages"].tolist(),
+        advantages=_of_completions(output["advantages"], output["completion_mask"]),
         lengths=lengths,
         is_cut=is_cut,
     )
+
+
+def _of_completions(advantages: Tensor, mask: Tensor) -> list[float]:
+    """(B,) advantages as they are; of (B, C) the mean of each completion's tokens."""
+    if advantages.ndim == 1:
+        return advantages.tolist()
+    return ((advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
 
 
 def _own_part(gathered: Iterable[Any], count: int, place: Place) -> list[Any]:
