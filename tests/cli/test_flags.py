@@ -339,7 +339,7 @@ def test_rewards_are_checked_before_data_and_model(jsonl: list[str], tmp_path: P
         check("--reward_funcs", "mine.py:f")
     with pytest.raises(UsageError, match="unknown task 'rek'; did you mean 'rec'"):
         check("--task_type", "rek")
-    with pytest.raises(UsageError, match="--reasoning_device without the reward 'reasoning'"):
+    with pytest.raises(UsageError, match="--reasoning_device without a reward such as 'reasoning'"):
         check("--reasoning_device", "cuda")
     monkeypatch.setenv("DEBUG_MODE", "true")
     with pytest.raises(UsageError, match="DEBUG_MODE=true needs LOG_PATH"):
@@ -374,3 +374,15 @@ def test_max_prompt_length_drops_long_rows_and_counts_image_tokens(tiny_model: P
     assert f"--max_prompt_length {lengths[0]} drops 1 of 3 rows" in caplog.text
     with pytest.raises(ValueError, match=f"every prompt is longer, the longest has {lengths[1]} tokens"):
         trainer(tiny_model, tmp_path, *flags, "--max_prompt_length", "5")
+
+
+def test_records_that_ask_for_a_judge_need_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("JUDGE_MODEL", raising=False)
+    data = [{"conversations": turns("q", "a")}, {"conversations": turns("q", "b"), "accu_reward_method": "llm"}]
+    flags = ["--data_file_paths", write_jsonl(tmp_path / "a.jsonl", data), *QUICK, "--model_name_or_path", "m"]
+    flags += ["--output_dir", str(tmp_path)]
+    with pytest.raises(UsageError, match=r"a\.jsonl:2: the record asks for a judge, and none is named: give --judge_m"):
+        check_rewards(*parse(flags)[:2])
+    check_rewards(*parse([*flags, "--reward_funcs", "format"])[:2])  # nothing is judged
+    monkeypatch.setenv("JUDGE_MODEL", "gemma")
+    check_rewards(*parse(flags)[:2])

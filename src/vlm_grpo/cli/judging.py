@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,9 +10,10 @@ from urllib.parse import urlsplit
 
 from vlm_grpo.rewards import REWARDS, JudgeSettings, takes
 from vlm_grpo.rewards.accuracy import JUDGED
-from vlm_grpo.rewards.asking import judge_of
+from vlm_grpo.rewards.asking import MODEL, judge_of
 
 FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
+JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')
 REACH = 5.0  # seconds for a connection
 
 
@@ -57,6 +59,32 @@ def check_judged_rows(
     if not any(row["record"].method in JUDGED for row in dataset):
         needed = 'the reward \'judge\', --reward_method judge, or records with "accu_reward_method": "judge"'
         raise ValueError(f"{', '.join(flags)} would have no effect without {needed}")
+
+
+def check_judged_files(specs: Iterable[str], training: Any, paths: Iterable[str]) -> None:
+    """Refuse jsonl files whose records ask for a judge that has no model; a quick search, before they are read.
+
+    Raises:
+        ValueError: names the file and the line.
+    """
+    if not any(takes(spec, "judge") for spec in specs):
+        return
+    try:
+        (training.judge_settings() or JudgeSettings()).complete()
+    except ValueError:
+        for path in paths:
+            number = _judged_line(path)
+            if number is not None:
+                raise ValueError(
+                    f"{path}:{number}: the record asks for a judge, and none is named: give --judge_model (and "
+                    f"--judge_base_url), or set {MODEL}"
+                ) from None
+
+
+def _judged_line(path: str) -> int | None:
+    """The number of the first line that names a judge as its method."""
+    with open(path, "rb") as file:
+        return next((number for number, line in enumerate(file, 1) if JUDGED_LINE.search(line)), None)
 
 
 def reach(settings: JudgeSettings) -> None:

@@ -133,8 +133,9 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
             a debug log that cannot be written.
     """
-    from vlm_grpo.cli.judging import check_judge
-    from vlm_grpo.rewards import resolve_rewards
+    from vlm_grpo.cli.judging import check_judge, check_judged_files
+    from vlm_grpo.data.paths import split_paths
+    from vlm_grpo.rewards import resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 
     try:
@@ -142,12 +143,14 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
         resolve_rewards(specs, **training.reward_options())
+        files = [path for path in split_paths(script.data_file_paths) if Path(path).is_file()]
+        check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
-    if given and not any(spec.split(":")[0] == "reasoning" for spec in specs):
+    if given and not any(takes(spec, "encoder") for spec in specs):
         flags = ", ".join(f"--reasoning_{name}" for name in given)
-        raise UsageError(f"wrong flags:\n  {flags} without the reward 'reasoning' would have no effect")
+        raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
 
 def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
