@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_grpo.algorithms.objectives import Tokens, gmpo, kl_cov
+from vlm_grpo.algorithms.objectives import Tokens, gmpo, kl_cov, whole_completion
 from vlm_grpo.algorithms.selection import covariances, highest, some_between
 
 ADVANTAGES = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
@@ -20,6 +20,13 @@ def test_gmpo_clips_the_side_that_makes_the_step_larger(advantage: float, weight
     ratios = torch.tensor([[0.6, -0.6, 0.1, 9.0]])
     tokens = Tokens(ratios, torch.zeros(1, 4), torch.tensor([[advantage]]), torch.tensor([[1, 1, 1, 0]]))
     assert torch.allclose(gmpo(tokens), torch.full((1, 4), -advantage * weight), atol=1e-4)
+
+
+def test_a_completion_is_one_action():
+    """Log-ratios .1, -.1, -.5, 0 sum to -.5: ratio .6065, clipped to .8 where that makes the loss larger."""
+    for advantage, expected in ((1.0, -0.6065), (-1.0, 0.8)):
+        tokens = Tokens(LOGPS, OLD, torch.tensor([[advantage]]), ALL)
+        assert torch.allclose(whole_completion(tokens), torch.full((1, 4), expected), atol=1e-4)
 
 
 def test_covariances():

@@ -18,7 +18,7 @@ from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
-OWN = [name for name, recipe in ALGORITHMS.items() if not recipe.is_advantage_trls]
+OWN = [name for name, recipe in ALGORITHMS.items() if not recipe.is_advantage_trls and recipe.advantage is not None]
 SAME_LENGTH = {"generation_kwargs": {"min_new_tokens": 8}}
 
 
@@ -36,7 +36,10 @@ def build(name: str, model: Path, folder: Path, **options: Any) -> Any:
     trainer, config = kinds[ALGORITHMS[name].trainer]
     chosen = settings(folder, **{"per_device_train_batch_size": 8, "max_steps": 1, **TINY.get(name, {}), **options})
     args = config.of(name, chosen.pop("output_dir"), **chosen)
-    return trainer(str(model), by_text, args, train_dataset=image_rows(16))
+    rows = image_rows(16)
+    if ALGORITHMS[name].expert is not None:
+        rows = rows.add_column("expert", [["1. 2. 3"]] * len(rows))
+    return trainer(str(model), by_text, args, train_dataset=rows)
 
 
 def trained(*args: Any, **options: Any) -> Any:
@@ -156,6 +159,20 @@ def test_gpg_takes_no_ratio(tiny_model: Path, tmp_path: Path):
         trainer = trained(name, tiny_model, tmp_path, **options)
         clipped[name] = trainer.state.log_history[1]["clip_ratio/region_mean"]
     assert clipped["gpg"] == 0 and clipped["grpo_passk"] > 0
+
+
+def test_rloo_in_the_grpo_trainer_is_trls_rloo(tiny_model: Path, tmp_path: Path):
+    """Two updates of a rollout, so that the ratio of whole completions counts."""
+    options = {"max_steps": 2, "num_iterations": 2, "beta": 0.0, "learning_rate": 1e-2, **SAME_LENGTH}
+    runs = [trained(name, tiny_model, tmp_path, **options) for name in ("rloo", "rloo_grpo")]
+    norms = [[entry["grad_norm"] for entry in run.state.log_history[:2]] for run in runs]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0][0] != norms[0][1]
+    assert differences_of_weights(*runs) < 1e-4  # steps of 1e-2
+
+
+def differences_of_weights(one: Any, other: Any) -> float:
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])

@@ -18,7 +18,8 @@ class Tokens:
         old: (B, C) log-probabilities when they were sampled.
         advantages: (B, C) or (B, 1).
         mask: (B, C), 1 where a token is scored.
-        marks: further (B, C) tensors of the rollout, such as the tokens that an algorithm chose.
+        marks: further (B, C) or (B, 1) tensors of the rollout, such as the tokens that an algorithm chose.
+        entropies: (B, C), of the policy at each token, without gradient; None where nobody computed them.
     """
 
     logps: Tensor
@@ -26,6 +27,7 @@ class Tokens:
     advantages: Tensor
     mask: Tensor
     marks: Mapping[str, Tensor] = field(default_factory=dict)
+    entropies: Tensor | None = None
 
 
 def gmpo(tokens: Tokens, *, gmpo_clip: float = 0.4) -> Tensor:
@@ -39,6 +41,13 @@ def gmpo(tokens: Tokens, *, gmpo_clip: float = 0.4) -> Tensor:
     count = tokens.mask.sum(dim=1, keepdim=True).clamp(min=1)
     weight = ((ratios * tokens.mask).sum(dim=1, keepdim=True) / count).exp()  # (B, 1)
     return (-tokens.advantages * weight).expand_as(tokens.logps)
+
+
+def whole_completion(tokens: Tokens, *, clip: float = 0.2) -> Tensor:
+    """The clipped ratio of whole completions, exp of the sum of log-ratios: RLOO's single action (arXiv:2402.14740)."""
+    ratio = ((tokens.logps - tokens.old) * tokens.mask).sum(dim=1, keepdim=True).exp()  # (B, 1)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.min(ratio * tokens.advantages, clipped * tokens.advantages).expand_as(tokens.logps)
 
 
 def kl_cov(tokens: Tokens, *, kl_cov_coef: float = 1.0) -> Tensor:
