@@ -22,12 +22,22 @@ from typing import Any
 
 from vlm_grpo.algorithms import ALGORITHMS
 from vlm_grpo.cli.quickstart import Run, Settings, prepare_digits, warm_start
+from vlm_grpo.cli.warm_start import completion
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, GROUP, TENTH = 64, 8, 10
 RISE = 0.2
 # What a recipe cannot keep in completions of 24 tokens that end by themselves.
 OWN = {"dapo": {"mask_truncated_completions": False}}
+
+
+def expert_file(run: Run, files: Any) -> Path:
+    """An expert's answer to every training image: the right digit."""
+    path = run.folder / "expert.jsonl"
+    rows = [json.loads(line) for line in files.train.read_text(encoding="utf-8").splitlines()]
+    said = [{"id": row["id"], "expert": completion(row["conversations"][1]["value"])} for row in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in said), encoding="utf-8")
+    return path
 
 
 def command(name: str, run: Run, files: Any, folder: Path, rollouts: int) -> list[str]:
@@ -57,6 +67,7 @@ def command(name: str, run: Run, files: Any, folder: Path, rollouts: int) -> lis
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "use_cpu": True,
+        **({"expert_data_file_paths": expert_file(run, files)} if recipe.expert else {}),
         **OWN.get(name, {}),
     }
     words = [sys.executable, str(ROOT / "src" / "vlm_grpo" / "grpo_jsonl.py")]

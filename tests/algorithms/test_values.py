@@ -26,7 +26,7 @@ def row(*values: float) -> Tensor:
 
 
 def close(found: Tensor, *expected: float) -> bool:
-    return torch.allclose(found, row(*expected), atol=5e-5)
+    return torch.allclose(found, row(*map(float, expected)), atol=5e-5)
 
 
 ONES = row(1.0, 1.0, 1.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from vlm_grpo.algorithms import advantages, objectives, selection
+from vlm_grpo.algorithms import advantages, expert, objectives, selection, values
 from vlm_grpo.algorithms.recipe import Recipe
 
 BY_GROUP = {"scale_rewards": "group"}
 TOKEN_MEAN = {"loss_type": "dapo"}  # over all tokens of an optimizer step
+NO_SPREAD = {"scale_rewards": "none", "loss_type": "dr_grpo"}
 
 RECIPES = {
     "grpo": Recipe(
@@ -149,6 +150,16 @@ RECIPES = {
         trainer="rloo",
         advantage=advantages.rloo,
     ),
+    "rloo_grpo": Recipe(
+        summary="RLOO's advantage and ratio in the GRPO trainer, for what only that one has (tools, environments)",
+        formula="A_i = r_i - mean of r_j, j != i; min(w A, clip(w, 0.8, 1.2) A) with w of the whole completion",
+        paper="arXiv:2402.14740",
+        settings={"loss_type": "grpo", "beta": 0.0},
+        advantage=advantages.rloo,
+        is_advantage_trls=False,
+        objective=objectives.whole_completion,
+        unread=("epsilon", "epsilon_high"),
+    ),
     "opo": Recipe(
         summary="the baseline of least variance: the mean weighted by length; exactly on-policy",
         formula="A = r - sum(l r) / sum(l)",
@@ -181,7 +192,19 @@ RECIPES = {
         paper="arXiv:2501.03262",
         settings={**TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
         advantage=advantages.reinforce_plus_plus,
+        of_tokens=values.of_returns,
         is_advantage_trls=False,
+        min_generations=1,
+    ),
+    "ppo": Recipe(
+        summary="token advantages from a value head; one completion a prompt is enough; four updates per rollout",
+        formula="A_t = sum over s of (gamma lam)^s delta_(t+s), whitened; clipped ratio + 0.5 (V - R)^2 / 2, clipped",
+        paper="arXiv:1707.06347",
+        settings={**TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
+        mini_batches=4,
+        is_advantage_trls=False,
+        credit=values.gae,
+        value_loss=values.value_loss,
         min_generations=1,
     ),
     "reinforce_plus_plus_baseline": Recipe(
@@ -200,5 +223,51 @@ RECIPES = {
         advantage=advantages.remax,
         is_advantage_trls=False,
         min_generations=1,
+    ),
+    "luffy": Recipe(
+        summary="some completions of each prompt are an expert's; unlikely tokens of theirs still have a gradient",
+        formula="A = r - mean r over both; -A w, of the expert's tokens -A p / (p + 0.1); no clipping",
+        paper="arXiv:2504.14945",
+        settings={**NO_SPREAD, "beta": 0.0},
+        advantage=advantages.dr_grpo,
+        objective=expert.luffy,
+        unread=("epsilon", "epsilon_high"),
+        expert=expert.Joined(),
+    ),
+    "srft": Recipe(
+        summary="imitation of the expert where the policy is sure, reinforcement beside it, both weighed by entropy",
+        formula="expert: -0.5 exp(-H) log p - A p / (p + 0.1); right: -0.1 exp(H) log p; wrong: log p",
+        paper="arXiv:2506.19767",
+        settings={**NO_SPREAD, "beta": 0.0},
+        advantage=advantages.dr_grpo,
+        objective=expert.srft,
+        unread=("epsilon", "epsilon_high"),
+        expert=expert.JoinedJudged(),
+    ),
+    "hpt": Recipe(
+        summary="a prompt that no completion answers right is learned from the expert, any other by reinforcement",
+        formula="no completion right: -log p of the expert's answer; else A = r - mean r, clipped ratio",
+        paper="arXiv:2509.04419",
+        settings={**NO_SPREAD, "beta": 0.0},
+        advantage=advantages.dr_grpo,
+        objective=expert.hpt,
+        unread=("epsilon", "epsilon_high"),
+        expert=expert.Rescue(),
+    ),
+    "chord": Recipe(
+        summary="GRPO and imitation of separate batches of an expert's answers, whose weight rises and falls",
+        formula="(1 - mu) L_GRPO + mu L_SFT; mu linear to 0.5 at step 200, by a cosine to 0.02 at step 600",
+        paper="arXiv:2508.11408",
+        settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
+        advantage=advantages.grpo,
+        expert=expert.Beside(),
+    ),
+    "uft": Recipe(
+        summary="completions begin with a part of an expert's solution that gets shorter as training goes on",
+        formula="GRPO after k of 5 parts as a hint, k binomial, p from .95 to .05 over 300 steps; + 0.001 NLL(hint)",
+        paper="arXiv:2505.16984",
+        settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.001, "use_bias_correction_kl": False},
+        advantage=advantages.grpo,
+        expert=expert.Hinted(),
     ),
 }

@@ -29,14 +29,18 @@ OWN = '''## Your own in twenty lines
 ```python
 # mine.py
 """Reward minus the group's median, and a loss without clipping."""
+
 import torch
 from vlm_grpo.algorithms import Recipe
+
 
 def median_advantage(rewards, *, strength=1.0):  # (prompts, completions); NaN where no reward applied
     return strength * (rewards - rewards.nanmedian(dim=1, keepdim=True).values)
 
+
 def unclipped(tokens):  # (B, C) losses; tokens.mask, tokens.logps, tokens.old, tokens.advantages
     return -tokens.advantages * (tokens.logps - tokens.old).exp()
+
 
 mine = Recipe(
     summary="reward minus the median",
@@ -58,7 +62,14 @@ DYNAMIC = """## Dynamic sampling
 rewards are all equal by those of further prompts, in up to ten rounds; `--dynamic_sampling_reward accuracy` lets one
 reward decide. What is sampled beyond the size of a rollout begins the next one, with the log-probabilities that it was
 sampled with. After the last round the rollout is filled with groups without signal and a warning is logged. A resumed
-run goes on with the same prompts and completions.
+run goes on with the same prompts and completions. It does not go with expert answers.
+
+## Expert answers, a value model, KL in the reward
+
+`luffy`, `srft`, `hpt`, `chord` and `uft` learn from an expert's answers too: [expert_data.md](expert_data.md) has the
+form of the data and a command for each. [ppo.md](ppo.md) is about `ppo` and its value head, and about
+`--kl_in_reward`, which
+goes with every algorithm of the GRPO trainer.
 """
 
 

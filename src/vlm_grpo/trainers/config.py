@@ -10,8 +10,11 @@ from typing import Any
 from trl import GRPOConfig, RLOOConfig
 
 from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
+from vlm_grpo.algorithms.expert import plan_with
 from vlm_grpo.rewards import JudgeSettings
+from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
+from vlm_grpo.trainers.penalty import check_penalty
 
 JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
 
@@ -27,6 +30,24 @@ class VisionFields:
     algorithm_options: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "What the algorithm itself can be told, as JSON; `vlm-grpo algorithms` lists it."},
+    )
+    kl_in_reward: float = field(
+        default=0.0,
+        metadata={"help": "Subtract this much of the KL from the reference model from the reward (default 0)."},
+    )
+    kl_estimator: str = field(
+        default="k1",
+        metadata={"help": "Estimator of --kl_in_reward: k1, k2 or k3 (default k1).", "choices": ["k1", "k2", "k3"]},
+    )
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "KL of a token, in nats, that --kl_in_reward is adapted to (default: it stays as it is)."},
+    )
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of PPO's value head (default 1e-4)."}
+    )
+    value_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimizer steps in the beginning that train PPO's value head alone (default 0)."}
     )
     max_pixels: int | None = field(
         default=None, metadata={"help": "Images with more pixels are shrunk to at most this many."}
@@ -114,6 +135,8 @@ class VisionFields:
             self.algorithm_options = read_options(self.algorithm_options, self.algorithm)
         if recipe is not None:
             check_algorithm(self.algorithm, recipe, self)
+        check_penalty(self, recipe)
+        check_values(self, recipe)
 
     @classmethod
     def of(cls, algorithm: str, output_dir: str | None = None, **options: Any) -> VisionFields:
@@ -185,6 +208,10 @@ def check_algorithm(name: str, recipe: Recipe, args: Any) -> None:
             f"--algorithm {name} needs at least {recipe.min_updates} updates for each rollout, got {updates:g}: before "
             "the first one nothing has moved; set --steps_per_generation or --num_iterations"
         )
+    if recipe.expert is not None:
+        plan_with(name, recipe.expert, args.algorithm_options or {}, args.num_generations)
+        if getattr(args, "dynamic_sampling", 0):
+            raise ValueError(f"--dynamic_sampling does not go with --algorithm {name}: an expert gives its signal")
     if not recipe.is_advantage_trls and args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
             f"--multi_objective_aggregation {args.multi_objective_aggregation} has no effect: --algorithm {name} has "

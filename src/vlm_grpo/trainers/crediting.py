@@ -11,10 +11,19 @@ from torch import Tensor
 
 from vlm_grpo.algorithms import Recipe, advantages, find_algorithm
 from vlm_grpo.algorithms.selection import covariances
+from vlm_grpo.algorithms.values import token_rewards
+from vlm_grpo.trainers.critic import ValueModel
+from vlm_grpo.trainers.penalty import KlPenalty, as_trl
 from vlm_grpo.trainers.rollout import Sample
 
+# What TRL's own pass over a rollout takes of it besides tokens; this package's finds it with the samples.
+OF_IMAGES = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
 
-class Crediting:
+
+class Crediting(ValueModel, KlPenalty):
     """Mixin over TRL's trainers: replaces their advantages where `args.algorithm` has its own."""
 
     _samples: list[Sample]
@@ -34,6 +43,7 @@ class Crediting:
         if "greedy" in self._wants and (self.use_vllm or self._is_stock):
             what = "--use_vllm" if self.use_vllm else "tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
+        self._start_values()
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         self._reward_table = super()._calculate_rewards(inputs, prompts, completions, ids)  # (all rows, functions)
@@ -49,30 +59,59 @@ class Crediting:
 
     def _credit(self, output: dict[str, Any]) -> None:
         """Make of TRL's rollout that of the algorithm."""
-        if self._recipe is None or not self.model.training:
+        if not self.model.training:
             return
-        if not self._recipe.has_ratio:
+        recipe = self._recipe
+        if recipe is not None and not recipe.has_ratio:
             output.pop("old_per_token_logps", None)
-        if self._own_advantage is not None:
-            self._replace_advantages(output)
-        if self._recipe.choice is not None:
+        if recipe is not None and recipe.credit is not None:
+            self._credit_by_values(output)
+        elif recipe is not None and recipe.of_tokens is not None and self._kl is not None:
+            self._credit_tokens(output)
+        elif self._own_advantage is not None or self._kl is not None:
+            self._credit_completions(output)
+        if recipe is not None and recipe.choice is not None:
             self._choose(output)
 
-    def _replace_advantages(self, output: dict[str, Any]) -> None:
-        """The algorithm's own in place of TRL's, in the rollout and in what is logged of it."""
+    def _credit_tokens(self, output: dict[str, Any]) -> None:
+        """Advantages of single tokens, from their rewards: the completion's at its end, and the KL at each."""
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        rewards = token_rewards(self._own_rows(self._total(self._reward_table), len(mask)), mask, self._penalties)
+        rewards, everywhere = self._everywhere(rewards, mask)
+        self._set_advantages(output, self._recipe.of_tokens(rewards, everywhere), everywhere)
+
+    def _everywhere(self, *tables: Tensor) -> list[Tensor]:
+        """(B, C) tables of all processes' rows, padded to the longest completion of any."""
+        pad, gather = self.accelerator.pad_across_processes, self.accelerator.gather
+        return [gather(pad(table.contiguous(), dim=1)) for table in tables]
+
+    def _own_rows(self, values: Tensor, count: int) -> Tensor:
+        """This process's rows of those of all."""
+        return values[self.accelerator.process_index * count :][:count]
+
+    def _set_advantages(self, output: dict[str, Any], found: Tensor, mask: Tensor | None = None) -> None:
+        """Put advantages of all processes, (B,) or (B, C), in place of TRL's in the rollout and in what is logged."""
+        mine = self._own_rows(found, len(output["completion_ids"]))
+        output["advantages"] = mine if mask is None else mine[:, : output["completion_ids"].size(1)]
+        logged = self._logs["advantages"]
+        for _ in range(len(found)):
+            logged.pop()
+        means = found if mask is None else (found * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        logged.extend(means.tolist())
+
+    def _credit_completions(self, output: dict[str, Any]) -> None:
+        """The algorithm's advantages in place of TRL's; with a KL in the reward TRL's own anew."""
+        rewards = self._penalised(self._total(self._reward_table))
+        if self._own_advantage is None:
+            self._set_advantages(output, as_trl(rewards, self.num_generations, self.scale_rewards))
+            return
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         options = self._options_of(self._recipe.advantage)
         if "lengths" in self._wants:
             options["lengths"] = self.accelerator.gather(mask.sum(dim=1))
         if self._greedy_rewards is not None:
             options["greedy"] = self.accelerator.gather(self._greedy_rewards).view(-1, self.num_generations)[:, 0]
-        found = advantages(self._own_advantage, self._total(self._reward_table), self.num_generations, **options)
-        start = self.accelerator.process_index * len(mask)
-        output["advantages"] = found[start : start + len(mask)]
-        logged = self._logs["advantages"]
-        for _ in range(len(found)):
-            logged.pop()
-        logged.extend(found.tolist())
+        self._set_advantages(output, advantages(self._own_advantage, rewards, self.num_generations, **options))
 
     def _options_of(self, function: Any) -> dict[str, Any]:
         """Those of `--algorithm_options` that a function takes."""
@@ -85,16 +124,12 @@ class Crediting:
         choice, local = self._recipe.choice, output["completion_mask"] * output.get("tool_mask", 1)
         old = self._old_logps(output)
         advantages_here = output["advantages"][:, None].expand_as(local)
-        everywhere = [
-            self.accelerator.gather(self.accelerator.pad_across_processes(tensor.contiguous(), dim=1))
-            for tensor in (advantages_here, old * local, local)
-        ]
+        everywhere = self._everywhere(advantages_here, old * local, local)
         options = self._options_of(choice)
         if "seed" in signature(choice).parameters:
             options["seed"] = self.args.seed + self.state.global_step
         chosen = choice(covariances(*everywhere), everywhere[2], **options)
-        start = self.accelerator.process_index * len(local)
-        output["chosen"] = chosen[start : start + len(local), : local.size(1)]
+        output["chosen"] = self._own_rows(chosen, len(local))[:, : local.size(1)]
         if self._recipe.drops_chosen:
             output["advantages"] = advantages_here.masked_fill(output.pop("chosen"), 0.0)
 
@@ -106,9 +141,10 @@ class Crediting:
             torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
         )
         before, self._samples = self._samples, output.get("samples", self._samples)
+        visual = {name: output[name] for name in OF_IMAGES if name in output} if self._is_stock else {}
         with torch.no_grad():
             logps, _, _ = self._get_per_token_logps_and_entropies(
-                self.model, ids, mask, output["completion_ids"].size(1), self.args.per_device_train_batch_size
+                self.model, ids, mask, output["completion_ids"].size(1), self.args.per_device_train_batch_size, **visual
             )
         self._samples = before
         return logps

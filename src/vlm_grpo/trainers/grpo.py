@@ -5,11 +5,12 @@ from __future__ import annotations
 from trl import GRPOTrainer
 
 from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.expert import ExpertAnswers
 from vlm_grpo.trainers.pipeline import VisionPipeline
 from vlm_grpo.trainers.resampling import Resampling
 
 
-class VLMGRPOTrainer(Resampling, VisionPipeline, GRPOTrainer):
+class VLMGRPOTrainer(Resampling, ExpertAnswers, VisionPipeline, GRPOTrainer):
     """`trl.GRPOTrainer` for data with images, text, or both.
 
     Takes all that TRL's trainer takes. `reward_funcs` may also hold names of `REWARDS` ("accuracy", "iou@0.5:2") and

@@ -20,6 +20,7 @@ ONLY_IN_TRLS = {
     "use_adaptive_entropy": False,
 }
 AVERAGES = ("grpo", "dr_grpo", "dapo")
+MARKS = ("chosen", "is_expert", "verdict", "weight")  # of a rollout, for objectives
 
 
 class OwnLoss:
@@ -45,17 +46,19 @@ class OwnLoss:
             old=inputs.get("old_per_token_logps", logps.detach()),
             advantages=advantages if advantages.ndim == 2 else advantages[:, None],
             mask=mask,
-            marks={name: inputs[name] for name in ("chosen",) if name in inputs},
+            marks={name: inputs[name] for name in MARKS if name in inputs},
+            entropies=entropies.detach(),
         )
         losses = self._recipe.objective(tokens, **self._options_of(self._recipe.objective))
         if "importance_sampling_ratio" in inputs:  # of vLLM
             losses = losses * inputs["importance_sampling_ratio"]
+        sampled = mask * ~inputs["is_expert"] if "is_expert" in inputs else mask
         if self.beta != 0.0:
-            distance = inputs["ref_per_token_logps"] - logps
+            distance = (inputs["ref_per_token_logps"] - logps) * sampled
             kl = distance.exp() - distance - 1
             losses = losses + self.beta * kl
-            self._log_mean("kl", kl, mask)
-        self._log_mean("entropy", entropies, mask)
+            self._log_mean("kl", kl, sampled)
+        self._log_mean("entropy", entropies, sampled)
         return self._averaged(losses, mask, inputs["num_items_in_batch"])
 
     def _averaged(self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor) -> Tensor:

@@ -62,16 +62,18 @@ def token_scores(
     compute_aux_loss: bool = False,
     blanks: Mapping[str, Sample] | None = None,
     visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual,
+    on_values: Callable[[Tensor], None] | None = None,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
 
     Pixels wait on the host; `place` moves one chunk's tensors to the device. The model must carry TRL's fused LM
     head, which returns log-probabilities instead of logits. `blanks` maps kinds of media to prompts: a chunk without
     one gets that prompt as one more row, whose scores are thrown away, so that its vision tower runs as on the other
-    processes. `visual` gives the visual forward arguments of some rows.
+    processes. `visual` gives the visual forward arguments of some rows. `on_values` is handed the (B, C) values that a
+    model with a value head gives the states before the tokens.
     """
     extra = {"output_router_logits": True} if compute_aux_loss else {}
-    logps, entropies, aux_losses = [], [], []
+    logps, entropies, aux_losses, values = [], [], [], []
     for start in range(0, input_ids.size(0), chunk):
         rows = Rows(
             samples[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
@@ -87,6 +89,10 @@ def token_scores(
         logps.append(output.log_probs[:count, -completion:])
         entropies.append(output.entropy[:count, -completion:] if compute_entropy else None)
         aux_losses.append(output.aux_loss if compute_aux_loss else None)
+        if on_values is not None:
+            values.append(output.token_values[:count, -completion - 1 : -1])
+    if on_values is not None:
+        on_values(torch.cat(values))
     return TokenScores(
         logps=torch.cat(logps),
         entropies=torch.cat(entropies) if compute_entropy else None,

@@ -20,7 +20,7 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_videos
-from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
+from vlm_grpo.trainers.messages import Prompt, fill, read_prompt, turn_begun
 
 # One value per token: padded like the prompt and continued with zeros over the completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
@@ -44,6 +44,7 @@ class Sample:
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
     features: Any = None  # of a frozen vision tower
+    begun: int = 0  # tokens at the end that begin the answer
 
     @property
     def media(self) -> set[str]:
@@ -181,6 +182,8 @@ class PromptEncoder:
         check_videos(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
+        messages, beginning = turn_begun(prompt.messages)
+        begun = self._text_ids(beginning)
         if isinstance(prompt.messages, str):
             out = self.processor(text=[prompt.messages])
         else:
@@ -188,7 +191,7 @@ class PromptEncoder:
                 self.once.announced = [ref.key for ref in prompt.images]
             self.counters.processed += len(clips)
             out = self.processor.apply_chat_template(
-                conversation=[fill(prompt.messages, images, [clip.frames for clip in clips])],
+                conversation=[fill(messages, images, [clip.frames for clip in clips])],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -196,14 +199,19 @@ class PromptEncoder:
                 **self.template_options,
             )
         return Sample(
-            input_ids=_ints(out["input_ids"][0]),
+            input_ids=_ints(out["input_ids"][0]) + begun,
             messages=prompt.messages,
             visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
-            per_token={k: _ints(out[k][0]) for k in PER_TOKEN if k in out},
+            per_token={k: _ints(out[k][0]) + [0] * len(begun) for k in PER_TOKEN if k in out},
             images=images,
             refs=prompt.images,
             videos=prompt.videos,
+            begun=len(begun),
         )
+
+    def _text_ids(self, text: str) -> list[int]:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _decode(self, ref: ImageRef | VideoRef, open_ref: Callable[[Any], Any], decoded: dict[Hashable, Any]) -> Any:
         if ref.key not in decoded:
@@ -229,11 +237,12 @@ class PromptEncoder:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
+        messages, beginning = turn_begun(messages)
         text = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **self.template_options
         )
         has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        return tokenizer(text, add_special_tokens=not has_start)["input_ids"]
+        return tokenizer(text, add_special_tokens=not has_start)["input_ids"] + self._text_ids(beginning)
 
     def resized_images(self, sample: Sample) -> list[Any]:
         """The sample's images in the size that was processed, so that an engine with other limits sees the same."""

@@ -5,6 +5,7 @@ Mixed into `VisionPipeline`, which says what the rows at hand are (`_samples`, `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class PromptSharing(StepRepeating):
     _media_anywhere: list[bool]
     _keeps_features: bool  # whether image features stay the same during a run and every process has the whole tower
     _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities
+    _keep_values: Callable[[Tensor], None] | None = None  # set where the policy has a value head
 
     def _start_sharing(self, mode: str) -> None:
         """Decide what this run's models can share; called once, when they are complete."""
@@ -121,7 +123,7 @@ class PromptSharing(StepRepeating):
     @property
     def _skips_silent(self) -> bool:
         """Whether a row without advantage contributes nothing to the loss: no KL, no entropy term beside it."""
-        if not self._sharing.is_on or self._is_stock or self.aux_loss_enabled:
+        if not self._sharing.is_on or self._is_stock or self.aux_loss_enabled or self._keep_values is not None:
             return False
         kl_in_loss = self.beta != 0.0 and self._generates_logps  # RLOO has it in the reward
         needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
@@ -159,6 +161,7 @@ class PromptSharing(StepRepeating):
             "visual": self._visual,
         }
         wanted = {"chunk": batch_size or input_ids.size(0), "compute_entropy": compute_entropy}
+        wanted["on_values"] = None if model is self.ref_model else self._keep_values
         rows = (self._samples, input_ids, attention_mask)
         if self._sharing.is_on and not compute_aux_loss:  # the router's loss counts every token of every row
             if not self._sharing.is_checked:

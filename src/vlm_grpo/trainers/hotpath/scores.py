@@ -88,11 +88,13 @@ def packed_scores(
     blanks: Mapping[str, Sample] | None = None,
     visual: Callable[[Sequence[Sample]], dict[str, Any]] = collate_visual,
     silent: Sequence[bool] | None = None,
+    on_values: Callable[[Tensor], None] | None = None,
 ) -> TokenScores:
     """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
 
     `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `silent` are left out and
     get 0; where all of a forward are, the shortest prompt goes through alone, so that every parameter has a gradient.
+    `on_values` is handed what a value head says, as by `token_scores`.
     """
     texts = completions_of(input_ids, attention_mask, completion)
     if silent is not None:
@@ -103,20 +105,26 @@ def packed_scores(
         forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
     logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
     entropies = logps if compute_entropy else None
+    values = logps
 
-    def forward(packed: Packed) -> tuple[Tensor, Tensor | None]:
+    def forward(packed: Packed) -> tuple[Tensor, Tensor | None, Tensor | None]:
         with autocast():
             output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
-        return output.log_probs[0], output.entropy[0] if compute_entropy else None
+        entropy = output.entropy[0] if compute_entropy else None
+        return output.log_probs[0], entropy, None if on_values is None else output.token_values[0]
 
     for live in [part for rows in forwards for part in packing.cutting.cut(_live(rows, samples, texts))]:
         kept = [samples[row] for row in live]
         packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_blanks(kept, blanks))
-        found, entropy = packing.cutting.run(forward, packed)
+        found, entropy, value = packing.cutting.run(forward, packed)
         places = (torch.tensor(live)[packed.rows], packed.columns)
         logps = logps + _table(found, places, logps)
         if compute_entropy:
             entropies = entropies + _table(entropy, places, logps)
+        if value is not None:
+            values = values + _table(value, places, logps)
+    if on_values is not None:
+        on_values(values)
     return TokenScores(logps, entropies, None)
 
 
