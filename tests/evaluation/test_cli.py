@@ -199,6 +199,16 @@ def test_data_flags_reach_the_rows(tmp_path: Path):
     assert record.images[0].source.endswith("x.png")
 
 
+def test_video_key_names_the_column(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "a.jsonl").write_text('{"clip": "a.mp4", "problem": "q", "answer": "a"}\n', encoding="utf-8")
+    flags = ["--model_name_or_path", "m", "--output_dir", "o", "--data_file_paths", str(tmp_path / "a.jsonl")]
+    flags += ["--image_folders", str(tmp_path)]
+    assert not load_rows(parser().parse_args(flags))[0]["videos"]
+    (video,) = load_rows(parser().parse_args([*flags, "--video_key", "clip"]))[0]["videos"]
+    assert video.source == str(tmp_path / "a.mp4")
+
+
 def test_reasoning_options_reach_the_rewards(digits: DigitFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from vlm_grpo.evaluation import predictions
 
