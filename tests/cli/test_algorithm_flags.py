@@ -85,6 +85,12 @@ def test_flags_that_would_do_nothing_or_contradict(words: str, message: str, jso
         parse([*jsonl, *words.split()])
 
 
+def test_a_reference_model_may_follow_the_policy_where_its_kl_is_in_the_reward(jsonl: list[str]):
+    assert parse([*jsonl, "--beta", "0", "--sync_ref_model", "true", "--kl_in_reward", "0.1"])[1].sync_ref_model
+    with pytest.raises(UsageError, match="--sync_ref_model has no effect without --beta above 0 or --kl_in_reward"):
+        parse([*jsonl, "--beta", "0", "--sync_ref_model", "true"])
+
+
 def test_dynamic_sampling_can_be_switched_off_and_on(jsonl: list[str]):
     assert parse([*jsonl, "--algorithm", "dapo"])[1].dynamic_sampling == 10
     assert parse([*jsonl, "--algorithm", "dapo", "--dynamic_sampling", "0"])[1].dynamic_sampling == 0

@@ -325,3 +325,26 @@ def test_without_arguments_our_own_configuration_is_made(kind: tuple, tiny_model
     made = kind[0](str(tiny_model), ["accuracy:2"], train_dataset=image_rows())
     assert type(made.args) is kind[1]
     assert made.args.output_dir == f"{tiny_model.name}-{kind[0]._tag_names[-1].upper()}"
+
+
+def agent(prompts: list, trainer: Any) -> dict[str, Any]:
+    """A rollout of one's own, which takes TRL's path."""
+    encoded = trainer.processing_class.apply_chat_template(
+        prompts, tokenize=True, return_dict=True, add_generation_prompt=True
+    )["input_ids"]
+    ids = [[20 + row % 4, 30, 40] for row in range(len(prompts))]
+    return {"prompt_ids": encoded, "completion_ids": ids, "logprobs": [[-6.0] * 3] * len(ids)}
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_a_rollout_of_ones_own_sees_images_of_an_arrow_column(column: str, tiny_model: Path, tmp_path: Path):
+    rows = image_rows()
+    if column == "images":
+        rows = Dataset.from_list([{"prompt": row["prompt"], "images": [row["image"]]} for row in rows])
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
+    trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=rows, rollout_func=agent)
+    seen = []
+    score = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (seen.append(inputs), score(model, inputs))[1]
+    trainer.train()
+    assert seen[0]["pixel_values"].size(0) > 0 and seen[0]["num_images"] == [1] * 4

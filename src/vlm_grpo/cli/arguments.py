@@ -50,7 +50,7 @@ class ScriptArguments:
 
 
 # A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it:
-# a flag that is set, or that has one of the values between bars).
+# one of the flags between bars that is set, or that has one of the values between bars).
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
@@ -83,7 +83,8 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("sapo_",), "--loss_type sapo", ("loss_type", "sapo")),
     (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
     (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
-    (("use_bias_correction_kl", "sync_ref_model"), "--beta above 0", ("beta", "")),
+    (("use_bias_correction_kl",), "--beta above 0", ("beta", "")),
+    (("sync_ref_model",), "--beta above 0 or --kl_in_reward", ("beta|kl_in_reward", "")),
     (
         (
             *("val_before_train", "val_freq", "per_device_eval_batch_size", "eval_strategy", "eval_on_start"),
@@ -160,8 +161,8 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     """One sentence for each given flag that would do nothing in this run."""
     problems = []
     for prefixes, needed, (name, wanted) in NEEDS:
-        value = values.get(name)
-        satisfied = value in wanted.split("|") if wanted else bool(value)
+        found = [values.get(each) for each in name.split("|")]
+        satisfied = any(value in wanted.split("|") if wanted else bool(value) for value in found)
         if satisfied:
             continue
         hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]

@@ -18,10 +18,9 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Image, IterableDataset
 from torch import Tensor, nn
 
-from vlm_grpo.data.images import open_image
+from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, placeholder_ids, set_pixel_limits
-from vlm_grpo.records import ImageRef
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.crediting import Crediting
@@ -294,11 +293,13 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with decoded images in place of references, for TRL's own path."""
-    refs = row.get("images") or []
-    if not any(isinstance(ref, ImageRef) for ref in refs):
-        return row
-    return {**row, "images": [open_image(ref) for ref in refs]}
+    """The row with decoded images in place of references and undecoded ones, for TRL's own path."""
+    found = {}
+    if row.get("image") is not None:
+        found["image"] = open_image(image_ref(row["image"]))
+    if row.get("images"):
+        found["images"] = [open_image(image_ref(image)) for image in row["images"]]
+    return {**row, **found}
 
 
 def undecoded(dataset: Any) -> Any:
