@@ -218,7 +218,7 @@ GOOD = {"question": "q", "answer": "a"}
         ({**GOOD, "reference_steps": ["a", ""]}, "reference_steps", "list", "a list of non-empty texts"),
         ({**GOOD, "id": 1.5}, "id", "float 1.5", "text or a whole number"),
         ({**GOOD, "id": True}, "id", "bool True", "text or a whole number"),
-        ({**GOOD, "task": "countin"}, "task", "'countin'", r"counting \(did you mean"),
+        ({**GOOD, "task": "countin"}, "task", "'countin'", r"counting .*\(did you mean"),
         ({**GOOD, "accu_reward_method": "zzz"}, "accu_reward_method", "'zzz'", "one of auto, "),
         ({**GOOD, "accu_reward_method": ["exact"]}, "accu_reward_method", "exact", "one of auto, "),
     ],
