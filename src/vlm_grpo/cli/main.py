@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from vlm_grpo.table import unknown_name
@@ -20,8 +21,18 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run one command and return its exit status; a reader that stops early, such as `head`, is no error."""
+    try:
+        status = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 0
+
+
+def run(words: list[str]) -> int:
+    """One command, by its name and flags."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
         print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))

@@ -36,7 +36,7 @@ class ValuedOutput(FusedCausalLMOutput):
 
 
 class ValueHead(nn.Module):
-    """A linear map from a hidden state to a value, 0 in the beginning, in full precision.
+    """A linear map from a hidden state to a value, 0 in the beginning; it computes in full precision.
 
     It is a module of the policy, so that whatever trains, shards and gathers the policy's parameters does so with its
     own; but no state dict holds it: saved models stay plain ones, and it has a file of its own.
