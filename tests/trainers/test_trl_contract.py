@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 from transformers import GenerationMixin
-from trl import GRPOTrainer, RLOOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 
 SIGNATURES = {
     "_tokenize_prompts": ["self", "prompts"],
@@ -16,6 +16,13 @@ SIGNATURES = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_best_model": ["self"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "_generate": ["self", "prompts"],
+    "_get_train_sampler": ["self", "dataset"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "create_optimizer": ["self", "model"],
+    "_save": ["self", "output_dir", "state_dict"],
+    "_save_rng_state": ["self", "output_dir"],
+    "_load_rng_state": ["self", "checkpoint"],
     "_save_checkpoint": ["self", "model", "trial"],
     "save_model": ["self", "output_dir", "_internal_call"],
     "_init_training_state": [
@@ -29,6 +36,13 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(trainer: type, name: str):
     assert list(inspect.signature(getattr(trainer, name)).parameters) == SIGNATURES[name]
+
+
+def test_one_generation_is_refused_by_one_of_the_last_checks():
+    """Algorithms that need no group go on where TRL stops; what it checks after that is about vLLM alone."""
+    source = inspect.getsource(GRPOConfig.__post_init__)
+    _, after = source.split("at least 2 generations")
+    assert all("vllm_" in check for check in after.split("\n\n        if ")[1:])
 
 
 @pytest.mark.parametrize("trainer", [GRPOTrainer, RLOOTrainer])
