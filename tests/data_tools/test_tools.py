@@ -13,7 +13,7 @@ from tests.data_tools.files import ROOT, run_tool
 
 TOOLS = sorted((ROOT / "data_tools").glob("*.py"))
 HELP = """
-import runpy, sys, time
+import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
 status = None
 try:
@@ -21,14 +21,14 @@ try:
 except SystemExit as end:
     status = end.code
 heavy = {"torch", "transformers", "trl", "datasets", "pyarrow", "matplotlib"} & set(sys.modules)
-print(f"status {status or 0}, heavy {sorted(heavy)}, under a second {time.process_time() < 1}", file=sys.stderr)
+print(f"status {status or 0}, heavy {sorted(heavy)}", file=sys.stderr)
 """
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)
-def test_help_is_there_at_once(tool: Path):
+def test_help_loads_nothing_heavy(tool: Path):
     done = subprocess.run([sys.executable, "-c", HELP, str(tool)], capture_output=True, text=True, cwd=ROOT)
-    assert done.stderr == "status 0, heavy [], under a second True\n"
+    assert done.stderr == "status 0, heavy []\n"
     assert done.stdout.startswith("usage: ")
 
 
