@@ -56,6 +56,14 @@ mine = Recipe(
 `--algorithm mine.py:mine --algorithm_options '{"strength": 0.5}'`, or `register_algorithm("mine", advantage=...)` in a
 script. A function alone (`mine.py:median_advantage`) is an advantage with TRL's clipped loss.
 '''
+LEARNING = """## Do they learn?
+
+![Share of right answers among sampled completions, by rollout](algorithms.png)
+
+The digits of the quickstart: one warm start for each seed, 64 completions a rollout, the same learning rate for all.
+The numbers are in [benchmarks](../benchmarks/README.md). It is no ranking: recipes that cut a rollout into several
+updates take more steps of the same size, and a learning rate of its own would suit each better.
+"""
 DYNAMIC = """## Dynamic sampling
 
 `--dynamic_sampling 10` (part of `dapo`, and goes with every algorithm of the GRPO trainer) replaces groups whose
@@ -79,7 +87,8 @@ def page() -> str:
     options = [_options(name, recipe) for name, recipe in ALGORITHMS.items() if recipe.options]
     told = "## Options\n\nWhat `--algorithm_options` takes, with its defaults:\n\n" + "\n".join(options)
     refused = "## What is refused\n\n" + "\n".join(REFUSED)
-    return "\n\n".join([HEAD + "\n".join(rows), told, refused, DYNAMIC.strip(), OWN.strip()]) + "\n"
+    parts = [HEAD + "\n".join(rows), told, refused, LEARNING.strip(), DYNAMIC.strip(), OWN.strip()]
+    return "\n\n".join(parts) + "\n"
 
 
 REFUSED = (
