@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlm_grpo.algorithms import ALGORITHMS, Recipe
+from vlm_grpo.algorithms import Recipe
+from vlm_grpo.algorithms.recipes import RECIPES  # not those that somebody registered
 
 PAGE = Path("docs/algorithms.md")
 HEAD = """# Algorithms
@@ -83,8 +84,8 @@ goes with every algorithm of the GRPO trainer.
 
 def page() -> str:
     """The whole page."""
-    rows = [_row(name, recipe) for name, recipe in ALGORITHMS.items() if recipe.paper != "your own"]
-    options = [_options(name, recipe) for name, recipe in ALGORITHMS.items() if recipe.options]
+    rows = [_row(name, recipe) for name, recipe in RECIPES.items()]
+    options = [_options(name, recipe) for name, recipe in RECIPES.items() if recipe.options]
     told = "## Options\n\nWhat `--algorithm_options` takes, with its defaults:\n\n" + "\n".join(options)
     refused = "## What is refused\n\n" + "\n".join(REFUSED)
     parts = [HEAD + "\n".join(rows), told, refused, LEARNING.strip(), DYNAMIC.strip(), OWN.strip()]
@@ -93,12 +94,12 @@ def page() -> str:
 
 REFUSED = (
     "- Several updates of a rollout where an algorithm is exactly on-policy:",
-    f"  {', '.join(f'`{name}`' for name, recipe in ALGORITHMS.items() if recipe.is_on_policy)}.",
+    f"  {', '.join(f'`{name}`' for name, recipe in RECIPES.items() if recipe.is_on_policy)}.",
     "- One update where nothing has moved before it: `kl_cov`.",
     "- Settings that an own loss would leave out (`--delta`, `--entropy_coef`, `--top_entropy_quantile`, `--epsilon`",
     "  where nothing is clipped) or an own advantage (`--scale_rewards`, `--multi_objective_aggregation`).",
     "- One completion of a prompt, except for",
-    f"  {', '.join(f'`{name}`' for name, recipe in ALGORITHMS.items() if recipe.min_generations == 1)}.",
+    f"  {', '.join(f'`{name}`' for name, recipe in RECIPES.items() if recipe.min_generations == 1)}.",
     "- `remax` with vLLM or tools, which give no greedy completion.",
 )
 
