@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_grpo.cli.tables import _first_line
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.rewards import REWARDS, JudgeSettings, make_reward
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.shapes import write_rle
@@ -181,10 +181,7 @@ def value_of(name: str) -> float | None:
 
 def main(argv: list[str]) -> int:
     """Write the page, whole or not at all."""
-    target = Path(argv[0]) if argv else PAGE
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(page(), encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(argv[0] if argv else PAGE, page())
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.data.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -282,9 +283,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    partial = folder / "run.json.partial"
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / "run.json")
+    write_whole(folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:

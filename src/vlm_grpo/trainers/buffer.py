@@ -5,13 +5,13 @@ Without it a resumed run samples anew and goes another way. Pixels are not writt
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 
+from vlm_grpo.data.writing import whole_file
 from vlm_grpo.trainers.rollout import PromptEncoder, light_copies
 
 SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
@@ -31,9 +31,8 @@ def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dic
     content = {"step": step, "batches": held, "shape": {name: getattr(args, name) for name in SHAPE}}
     path = file_of(checkpoint, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        torch.save(content, file)
 
 
 def load_rollout(

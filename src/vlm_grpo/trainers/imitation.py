@@ -6,7 +6,6 @@ Both score given tokens after given prompts with the pass that the loss itself u
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.algorithms.expert import Beside, Hinted, Plan, mixed, part_of_batch, phi_weights
 from vlm_grpo.data.experts import expert_answers
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.trainers.answers import AnswerEncoder, AnswerStream, answer_columns
 from vlm_grpo.trainers.messages import read_prompt
 from vlm_grpo.trainers.rollout import MEDIA, Sample, light_copies
@@ -138,8 +138,7 @@ class Imitation:
         if self._stream is not None and self.args.process_index == 0:
             path = Path(output_dir) / STATE
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".partial").write_text(json.dumps(self._stream.state()) + "\n", encoding="utf-8")
-            os.replace(path.with_suffix(".partial"), path)
+            write_whole(path, json.dumps(self._stream.state()) + "\n")
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -6,7 +6,6 @@ TRL's `beta` is the other way: the KL is a term of the loss. Both can be on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from trl import GRPOConfig
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.advantages import EPSILON, dr_grpo, grpo, spread
 from vlm_grpo.algorithms.values import ESTIMATORS, adapted, kl_of_tokens
+from vlm_grpo.data.writing import write_whole
 
 FILE = "kl_in_reward.json"
 
@@ -67,9 +67,7 @@ class KlPenalty:
         if self._kl_coefficient and self.args.kl_target is not None and self.args.process_index == 0:
             path = Path(output_dir) / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({"coefficient": self._kl_coefficient}) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_whole(path, json.dumps({"coefficient": self._kl_coefficient}) + "\n")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

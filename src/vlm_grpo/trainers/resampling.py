@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from vlm_grpo.algorithms.advantages import NO_SPREAD, spread
+from vlm_grpo.data.writing import whole_file
 from vlm_grpo.trainers.buffer import with_pixels, without_pixels
 from vlm_grpo.trainers.rollout import MEDIA
 from vlm_grpo.trainers.rows import joined, taken
@@ -142,8 +142,8 @@ class Resampling:
             path = _file_of(output_dir, self.args.process_index)
             path.parent.mkdir(parents=True, exist_ok=True)
             held = self._left_over and without_pixels(self._left_over)
-            torch.save({"drawn": self._drawn, "left_over": held}, path.with_suffix(".partial"))
-            os.replace(path.with_suffix(".partial"), path)
+            with whole_file(path) as file:
+                torch.save({"drawn": self._drawn, "left_over": held}, file)
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
