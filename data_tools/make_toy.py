@@ -2,6 +2,7 @@
 
 python data_tools/make_toy.py --task rec --rows 200 --output_dir toy/rec
 python data_tools/make_toy.py --task all --rows 50 --output_dir toy
+python data_tools/make_toy.py --task pick_image --output_dir toy_images
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
-ALL = "all"
+ALL, PICK = "all", "pick_image"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -23,12 +24,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    names = f"{', '.join(TOYS)}, or {ALL}: each in a folder of its own"
-    add("--task", required=True, choices=[*TOYS, ALL], metavar="NAME", help=names)
+    names = f"{', '.join(TOYS)}, {PICK}: images to choose from, or {ALL}: each task in a folder of its own"
+    add("--task", required=True, choices=[*TOYS, PICK, ALL], metavar="NAME", help=names)
     add("--rows", type=int, default=100, metavar="N", help="examples in all, a fifth of them held out (default: 100)")
     add("--output_dir", required=True, metavar="DIR", help="folder to make")
     add("--seed", type=int, default=0, help="of everything that is drawn; equal flags make equal files (default: 0)")
-    add("--side", type=int, default=336, metavar="PIXELS", help="width and height of the images (default: 336)")
+    add("--side", type=int, metavar="PIXELS", help=f"width and height of the images (default: 336, of {PICK} 56)")
     return parser.parse_args(argv)
 
 
@@ -38,13 +39,29 @@ def make(arguments: argparse.Namespace) -> int:
     from vlm_grpo.tasks import TASKS
 
     folder = Path(arguments.output_dir)
+    if arguments.task == PICK:
+        return make_candidates(folder, arguments)
     chosen = {name: folder / name for name in TOYS} if arguments.task == ALL else {arguments.task: folder}
     for name, place in chosen.items():
-        files = write_toy(name, place, rows=arguments.rows, seed=arguments.seed, side=arguments.side)
+        files = write_toy(name, place, rows=arguments.rows, seed=arguments.seed, side=arguments.side or 336)
         counts = [sum(1 for _ in path.open("rb")) for path in (files.train, files.held_out)]
         task = name if name in TASKS else "default"
+        if name == "search":
+            from vlm_grpo.data.toy.library import write_documents
+
+            print(f"documents for `vlm-grpo index`: {write_documents(place / 'documents.jsonl')}")
         print(f"{name}: {counts[0]} rows to train on and {counts[1]} held out in {place}")
         print(f"  --data_file_paths {files.train} --image_folders {files.images} --task_type {task}")
+    return 0
+
+
+def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
+    """Write images to choose from, and say how they are trained on."""
+    from vlm_grpo.data.toy.candidates import write_candidates
+
+    paths = write_candidates(folder, rows=arguments.rows, seed=arguments.seed, side=arguments.side or 56)
+    print(f"{PICK}: {len(paths)} images in {folder}")
+    print(f"  --environment {PICK} --data_root {folder}")
     return 0
 
 

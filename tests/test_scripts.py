@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCHERS = sorted((ROOT / "run_scripts").glob("run_*.sh"))
+PICK = ROOT / "run_scripts" / "run_rloo_pick_image.sh"
+LAUNCHERS = sorted(set((ROOT / "run_scripts").glob("run_*.sh")) - {PICK})
 DEEPSPEED = sorted((ROOT / "configs" / "deepspeed").glob("*.json"))
 ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
@@ -43,6 +45,47 @@ def test_launch_script_parses(script: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert model.model_name_or_path.startswith("Qwen/")
     assert reward_specs(arguments)
     assert training.max_completion_length == 512
+
+
+def words_of_pick(folder: Path, *words: str) -> list[str]:
+    """What the script of the picking agent hands to `accelerate`, which is one here that prints it."""
+    launcher = folder / "accelerate"
+    launcher.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    launcher.chmod(0o755)
+    known = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", PICK, *words], env=known, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_picking_agent_takes_its_arguments(tmp_path: Path):
+    from vlm_grpo.cli.parsing import parse
+    from vlm_grpo.data.toy.candidates import write_candidates
+
+    write_candidates(tmp_path / "toy")
+    words = words_of_pick(
+        tmp_path,
+        *("--model_id", "Qwen/Qwen2.5-VL-32B-Instruct", "--data_root", str(tmp_path / "toy"), "--gpus", "3"),
+        *("--candidates_per_episode", "5", "--fixed_correct_index", "2", "--num_rollouts", "6", "--train_steps", "7"),
+        *("--per_device_batch_size", "12", "--use_lora", "true", "--output_dir", str(tmp_path / "out")),
+        *("--", "--use_cpu", "true", "--bf16", "false", "--beta", "0.1"),
+    )
+    start = next(n for n, word in enumerate(words) if word.endswith("grpo_jsonl.py")) + 1
+    assert words[:start] == ["launch", "--num_processes", "3", str(ROOT / "src/vlm_grpo/grpo_jsonl.py")]
+    at = words.index("--deepspeed")
+    assert Path(words[at + 1]).is_file()
+    script, training, model = parse([*words[start:at], *words[at + 2 :]])
+    assert (script.trainer, script.environment, script.data_root) == ("rloo", ["pick_image"], str(tmp_path / "toy"))
+    assert (script.candidates_per_episode, script.fixed_correct_index) == (5, 2)
+    assert (training.num_generations, training.max_steps, training.per_device_train_batch_size) == (6, 7, 12)
+    assert (model.model_name_or_path, model.use_peft, training.beta) == ("Qwen/Qwen2.5-VL-32B-Instruct", True, 0.1)
+    assert training.output_dir == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("words", [("--steps", "3"), ("--train_steps",)])
+def test_the_picking_agent_refuses_other_arguments(words: tuple, tmp_path: Path):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        words_of_pick(tmp_path, *words)
+    assert caught.value.returncode == 2
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "run_scripts").glob("*.sh")), ids=lambda path: path.name)

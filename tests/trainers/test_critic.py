@@ -56,7 +56,11 @@ def expected_values(trainer: Any, output: dict[str, Any], row: int) -> Tensor:
 @torch.no_grad()
 def values_of(trainer: Any, fields: dict[str, Any], count: int) -> Tensor:
     """The values of the states before the last `count` tokens of one row."""
-    hidden = trainer.model(**fields, output_hidden_states=True).hidden_states[-1][0]
+    own = getattr(trainer._value_head, "backbone", None)
+    if own is not None:
+        hidden = own(**fields).last_hidden_state[0]
+    else:
+        hidden = trainer.model(**fields, output_hidden_states=True).hidden_states[-1][0]
     return hidden[-count - 1 : -1] @ trainer._value_head.weight[0] + trainer._value_head.bias
 
 
@@ -205,15 +209,21 @@ def agent(prompts: list, trainer: Any) -> dict[str, Any]:
     return {**rows, "env_mask": [[1, 1, 0, 0, 1]] * len(ids)}
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 3.0])
+@pytest.mark.parametrize(("coefficient", "kind"), [(0.0, "shared"), (0.0, "own"), (3.0, "shared")])
 @pytest.mark.parametrize("updates", [{"num_iterations": 2}, {}], ids=["off_policy", "on_policy"])
 def test_a_tools_answer_is_stepped_over_on_trls_own_path(
-    updates: dict, coefficient: float, tiny_model: Path, tmp_path: Path
+    updates: dict, coefficient: float, kind: str, tiny_model: Path, tmp_path: Path
 ):
     """The first row's values by transformers' own forward, with its images."""
     write_data(tmp_path)
     rows = load_dataset(str(tmp_path / "a.jsonl"), image_folders=str(tmp_path))
-    options = {"max_steps": 4, "kl_in_reward": coefficient, "algorithm_options": {"lam": 1.0}, **FAST, **updates}
+    options = {
+        "max_steps": 4,
+        "kl_in_reward": coefficient,
+        "algorithm_options": {"lam": 1.0, "value_model": kind},
+        **FAST,
+        **updates,
+    }
     args = VLMGRPOConfig.of(
         "ppo", **settings(tmp_path, per_device_train_batch_size=8, steps_per_generation=1, **options)
     )

@@ -17,6 +17,7 @@ SIGNATURES = {
     "_load_best_model": ["self"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_generate": ["self", "prompts"],
+    "_log_metric": ["self", "name", "value"],
     "_get_train_sampler": ["self", "dataset"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "create_optimizer": ["self", "model"],

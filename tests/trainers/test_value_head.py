@@ -17,8 +17,8 @@ from tests.trainers.test_critic import FAST, TWO_UPDATES, head_of
 from tests.trainers.test_distributed import train, weights, write_data
 from tests.trainers.test_vllm import Engine
 from vlm_grpo.trainers.config import VLMGRPOConfig
-from vlm_grpo.trainers.critic import ValueHead, add_value_head, without_head
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.value_head import ValueHead, add_value_head, without_head
 
 
 def test_the_head_is_hidden_where_only_the_policy_is_wanted(tiny_model: Path):

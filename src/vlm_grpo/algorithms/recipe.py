@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vlm_grpo.algorithms.values import SHARED
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,7 +32,7 @@ class Recipe:
         of_tokens: (B, C) rewards of tokens and mask to advantages; takes the place of `advantage` where tokens have
             rewards of their own, which is with a KL in the reward.
         credit: (B, C) rewards and values of tokens and mask to advantages and returns; with it a value model is
-            trained.
+            trained, of the kind that the option `value_model` says.
         value_loss: (B, C) values, old values and returns to the loss of each value.
         unread: settings that the objective does not read.
         min_updates: fewest optimizer steps for each rollout.
@@ -70,4 +72,4 @@ class Recipe:
         for function in (self.advantage, self.choice, self.objective, self.credit, self.value_loss):
             parameters = inspect.signature(function).parameters.values() if function else ()
             found |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-        return found
+        return found if self.credit is None else {**found, "value_model": SHARED}

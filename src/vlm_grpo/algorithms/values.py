@@ -13,6 +13,7 @@ from torch import Tensor
 
 NO_SPREAD = 1e-6
 ESTIMATORS = ("k1", "k2", "k3")
+VALUE_MODELS = SHARED, OWN = ("shared", "own")  # a head on the policy's last hidden states, or on a model of its own
 
 
 class Credit(NamedTuple):

@@ -76,7 +76,7 @@ run goes on with the same prompts and completions. It does not go with expert an
 ## Expert answers, a value model, KL in the reward
 
 `luffy`, `srft`, `hpt`, `chord` and `uft` learn from an expert's answers too: [expert_data.md](expert_data.md) has the
-form of the data and a command for each. [ppo.md](ppo.md) is about `ppo` and its value head, and about
+form of the data and a command for each. [ppo.md](ppo.md) is about `ppo` and its value model, and about
 `--kl_in_reward`, which
 goes with every algorithm of the GRPO trainer.
 """

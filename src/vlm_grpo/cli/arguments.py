@@ -36,6 +36,17 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Rewards as NAME[:WEIGHT] or path/to/file.py:function[:WEIGHT]; default: the task's."},
     )
+    environment: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Environments with tools, by name (`vlm-grpo environments`) or file.py:Class; of several, the "
+            "rows' column 'environment' chooses."
+        },
+    )
+    environment_options: str | None = _flag("What the environment can be told, as JSON; of several, by their names.")
+    data_root: str | None = _flag("--environment pick_image: folder with the candidate images.")
+    candidates_per_episode: int | None = _flag("--environment pick_image: images that are shown (default: 4).")
+    fixed_correct_index: int | None = _flag("--environment pick_image: place of the right one (default: drawn).")
     format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
     prompt_key: str | None = _flag("Column with the question.")
     answer_key: str | None = _flag("Column with the answer.")
@@ -95,6 +106,14 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     ),
     (("eval_steps",), "--eval_strategy steps", ("eval_strategy", "steps")),
     (("eval_delay",), "--eval_strategy steps or epoch", ("eval_strategy", "steps|epoch")),
+    (
+        (
+            *("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
+            *("max_turns", "tool_time_limit", "tool_protocol"),
+        ),
+        "--environment",
+        ("environment", ""),
+    ),
     (("dynamic_sampling_reward",), "--dynamic_sampling", ("dynamic_sampling", "")),
     (("algorithm_options",), "--algorithm", ("algorithm", "")),
     (("max_tokens_per_forward",), "--shared_prefix auto or on", ("shared_prefix", "auto|on")),
@@ -109,7 +128,7 @@ UNREAD = {
     **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is --loss_type's"),
     **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), GREEDY),
     **dict.fromkeys(("train_sampling_strategy", "length_column_name"), "prompts come in groups; see --shuffle_dataset"),
-    "max_tool_calling_iterations": "this command has no tools",
+    "max_tool_calling_iterations": "--max_turns limits the turns of an episode",
 }
 
 
@@ -172,11 +191,28 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
         problems.append("--num_train_epochs has no effect beside --max_steps; use one of them")
     if values.get("dataset_name") and values.get("data_file_paths"):
         problems.append("--dataset_name and --data_file_paths both name the data; use one of them")
-    if not values.get("dataset_name") and not values.get("data_file_paths"):
+    has_data = bool(values.get("dataset_name") or values.get("data_file_paths"))
+    if not has_data and not values.get("environment"):
         problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
+    if values.get("environment"):
+        problems += environment_problems(values, has_data)
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
         problems.append("--use_huggingface_dataset needs --dataset_name")
     return problems + (streaming_problems(values) if values.get("streaming") else [])
+
+
+def environment_problems(values: dict[str, object], has_data: bool) -> list[str]:
+    """One sentence for each flag that contradicts --environment."""
+    problems = []
+    if not has_data and (values.get("max_steps") or 0) <= 0:
+        problems.append("--environment without data needs --max_steps: its episodes have no end")
+    if not has_data and values.get("dynamic_sampling"):
+        problems.append("--dynamic_sampling draws further rows by number, and --environment without data has none")
+    if values.get("val_split_ratio"):
+        problems.append("--val_split_ratio evaluates without tools; use `vlm-grpo evaluate --environment` instead")
+    if values.get("max_prompt_length"):
+        problems.append("--max_prompt_length cannot know what --environment adds to prompts; leave it out")
+    return problems
 
 
 def streaming_problems(values: dict[str, object]) -> list[str]:

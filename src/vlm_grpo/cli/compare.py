@@ -58,10 +58,8 @@ def lines(first: Run, second: Run, rows: list[int], differences: list[Difference
     head = f"{left}B {second.folder}: {len(second.predictions)}"
     table = [f"{'metric':<16} {'A':>7} {'B':>7} {'B - A [95 % interval]':<26} {'p':>7}  test"]
     for item in differences:
-        interval = f"{item.change:+.1%} [{item.low:+.1%}, {item.high:+.1%}]"
-        table.append(
-            f"{item.name:<16} {item.first:>7.1%} {item.second:>7.1%} {interval:<26} {item.p:>7.2g}  {item.test}"
-        )
+        values = f"{item.text(item.first):>7} {item.text(item.second):>7} {item.interval:<26}"
+        table.append(f"{item.name:<16} {values} {item.p:>7.2g}  {item.test}")
     return [head, *changed_settings(first.results, second.results), *table]
 
 

@@ -1,5 +1,7 @@
 """`vlm-grpo evaluate`: answers of a model, checkpoint or server to a data set, scored as in training.
 
+With --environment the model plays an episode for each row instead, or for each of --limit numbers.
+
 Writes predictions.jsonl (a line per example), results.json (metrics with intervals, versions, settings) and
 report.html to --output_dir. One that was stopped goes on where it was. `accelerate launch -m vlm_grpo.cli.evaluate ...`
 shards the rows over processes.
@@ -8,15 +10,14 @@ shards the rows over processes.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.evaluate_flags import check, parser, prediction_settings
-
-DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
+from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     options = flags.parse_args(argv)
     for problem in check(options):
         flags.error(problem)
+    from vlm_grpo.evaluation.predictions import EpisodeError
     from vlm_grpo.evaluation.server import ServerError
 
     try:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
         print("what was answered is kept; the same command goes on from there", file=sys.stderr)
         return 1
-    except (MistakeError, ImportError) as error:
+    except (MistakeError, EpisodeError, ImportError) as error:
         print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
         return 2
     return 0
@@ -46,9 +48,16 @@ class MistakeError(ValueError):
 
 
 def load_rows(options: argparse.Namespace) -> Any:
-    """The data set that the flags name, checked."""
+    """The data set that the flags name, checked; without data the episodes of --environment."""
     from vlm_grpo.data import load_dataset
     from vlm_grpo.evaluation.predictions import check_group
+
+    if options.environment:
+        check_environment(options)
+    if not has_data(options):
+        from vlm_grpo.evaluation.agents import made_episodes
+
+        return made_episodes(options.seed, options.limit)
 
     given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
     try:
@@ -67,12 +76,42 @@ def load_rows(options: argparse.Namespace) -> Any:
     return dataset
 
 
+def has_data(options: argparse.Namespace) -> bool:
+    """Whether rows come from files or a hub, rather than from an environment."""
+    return bool(options.data_file_paths or options.dataset_name)
+
+
+def check_environment(options: argparse.Namespace) -> None:
+    """Make the environments once, before data and model are read.
+
+    Raises:
+        MistakeError: an unknown one, wrong options, data too much or missing.
+    """
+    from vlm_grpo.cli.acting import check_environments
+    from vlm_grpo.cli.parsing import UsageError
+
+    try:
+        check_environments(options, has_data(options))
+    except UsageError as error:
+        raise MistakeError(error) from error
+    if not has_data(options) and options.limit is None:
+        names = " ".join(options.environment)
+        raise MistakeError(f"--environment {names} has episodes without end: give --limit, how many to play")
+
+
 def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
     """The rewards of the task, loaded before the model."""
     from vlm_grpo.evaluation.predictions import Scoring
 
     rewards = {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
-    return Scoring(options.task_type, rewards, options.pass_k, options.group_by)
+    return Scoring(
+        options.task_type,
+        rewards,
+        options.pass_k,
+        options.group_by,
+        of_episodes=bool(options.environment),
+        has_answers=has_data(options),
+    )
 
 
 def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
@@ -112,13 +151,15 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
 
 def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows: int) -> dict[str, Any]:
     """What the predictions depend on: settings, model files, data."""
-    from vlm_grpo.evaluation.fingerprint import data_digest, model_digest
+    from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
+    seen = (dataset[row] for row in range(rows))
+    made = {"data": digest(json.dumps(row, sort_keys=True) for row in seen)} if not has_data(options) else {}
     return {
         "settings": prediction_settings(options),
         "model_files": model_digest(options.model_name_or_path),
         "rows": rows,
-        **data_digest(dataset[row] for row in range(rows)),
+        **(made or data_digest(seen)),
     }
 
 
@@ -168,7 +209,19 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
     from vlm_grpo.evaluation.generate import LocalModel
 
     model, processor = load_model(options, device)
-    return LocalModel(model, processor, options.batch_size or 8, answer_space=options.answer_space, **common)
+    local = LocalModel(model, processor, options.batch_size or 8, answer_space=options.answer_space, **common)
+    return load_agents(options, local) if options.environment else local
+
+
+def load_agents(options: argparse.Namespace, model: Any) -> Any:
+    """The model as one that plays in the environments of the flags."""
+    from vlm_grpo.cli.acting import environment_factory
+    from vlm_grpo.evaluation.agents import Agents
+    from vlm_grpo.trainers.stage import Stage
+
+    max_turns, seconds, protocol = (getattr(options, name) or default for name, default in OF_EPISODES.items())
+    stage = Stage([], environment_factory(options))
+    return Agents(model, stage, Path(options.output_dir), max_turns, seconds, protocol)
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:

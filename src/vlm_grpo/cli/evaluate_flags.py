@@ -8,6 +8,9 @@ from typing import Any
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 LOCAL_ONLY = ("dtype", "batch_size")
+OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
+OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto"}  # with their defaults
+DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 # What predictions do not depend on: these may differ when a stopped evaluation goes on.
 FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
 
@@ -30,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add("--image_key", help="column with the image or images")
     add("--video_key", help="column with the video or videos")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
-    add("--limit", type=positive, help="evaluate only the first rows")
+    add("--limit", type=positive, help="evaluate only the first rows; of an --environment without data, episodes")
     add("--group_by", metavar="COLUMN", help="also every metric for each value of this column")
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
     add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
     add("--seed", type=int, default=0, help="of drawn completions and bootstrap intervals (default: 0)")
     _add_drawing(flags)
+    _add_episodes(flags)
     _add_backends(flags)
     return flags
 
@@ -50,6 +54,19 @@ def _add_drawing(flags: argparse.ArgumentParser) -> None:
     add("--top_p", type=float, default=1.0, help="draw from the tokens that make up this share (default: 1)")
     add("--num_samples", type=int, default=1, help="completions per row; metrics are the mean over them (default: 1)")
     add("--pass_k", type=int, nargs="+", default=[], metavar="K", help="chance that one of K completions is right")
+
+
+def _add_episodes(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument_group("episodes with tools").add_argument
+    add("--environment", nargs="+", help="by name (`vlm-grpo environments`) or file.py:Class; of several, rows choose")
+    add("--environment_options", metavar="JSON", help="what the environment can be told; of several, by their names")
+    add("--data_root", help="--environment pick_image: folder with the candidate images")
+    add("--candidates_per_episode", type=int, help="--environment pick_image: images that are shown (default: 4)")
+    add("--fixed_correct_index", type=int, help="--environment pick_image: place of the right one (default: drawn)")
+    add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
+    add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
+    protocols = ("auto", "native", "hermes", "tags")
+    add("--tool_protocol", choices=protocols, help="how the model is told of its tools (default: auto)")
 
 
 def _add_backends(flags: argparse.ArgumentParser) -> None:
@@ -76,9 +93,7 @@ def positive(text: str) -> int:
 
 def check(options: argparse.Namespace) -> list[str]:
     """What is wrong with the flags together: contradictions, and flags without effect."""
-    problems = []
-    if bool(options.data_file_paths) == bool(options.dataset_name):
-        problems.append("give the data with one of --data_file_paths and --dataset_name")
+    problems = _data_problems(options) + _episode_problems(options)
     is_server = options.backend == "openai"
     for name in LOCAL_ONLY if is_server else SERVER_ONLY:
         if getattr(options, name) is not None:
@@ -92,13 +107,37 @@ def check(options: argparse.Namespace) -> list[str]:
     return problems or _task_problems(options)
 
 
+def _data_problems(options: argparse.Namespace) -> list[str]:
+    given = [name for name in ("data_file_paths", "dataset_name") if getattr(options, name)]
+    if len(given) == 1:
+        return []
+    if given or not options.environment:
+        return ["give the data with one of --data_file_paths and --dataset_name"]
+    useless = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
+    useless += ["allow_outside"] if options.allow_outside else []
+    useless += ["task_type"] if options.task_type != "default" else []
+    return [f"--{name} has no effect without data" for name in useless]
+
+
+def _episode_problems(options: argparse.Namespace) -> list[str]:
+    if options.environment and options.backend != "local":
+        return [f"--environment plays with a model in this process: leave --backend {options.backend} out"]
+    useless = [name for name in (*OF_ENVIRONMENT, *OF_EPISODES) if getattr(options, name) is not None]
+    if useless and not options.environment:
+        return [f"--{name} has no effect without --environment" for name in useless]
+    if options.tool_time_limit is not None and options.tool_time_limit <= 0:
+        return [f"--tool_time_limit must be above 0, got {options.tool_time_limit:g}"]
+    return []
+
+
 def _task_problems(options: argparse.Namespace) -> list[str]:
     from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
     from vlm_grpo.tasks import TASKS
 
     try:
         Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
-        check_pass_k(options.pass_k, options.num_samples, TASKS[options.task_type].metric)
+        metric = "success" if options.environment else TASKS[options.task_type].metric
+        check_pass_k(options.pass_k, options.num_samples, metric)
     except (ValueError, KeyError) as error:
         return [str(error.args[0])]
     if options.backend == "openai" and options.answer_space is None:
@@ -114,7 +153,10 @@ def _task_problems(options: argparse.Namespace) -> list[str]:
 
 def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that predictions depend on."""
-    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    useless = () if options.environment else ("environment", *OF_ENVIRONMENT, *OF_EPISODES)
+    settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *useless)}
     if settings["dtype"] is None and options.backend == "local":
         settings["dtype"] = "auto"
+    if options.environment:
+        settings |= {name: settings[name] or default for name, default in OF_EPISODES.items()}
     return settings

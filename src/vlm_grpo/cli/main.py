@@ -17,6 +17,8 @@ COMMANDS = {
     "tasks": "list the tasks",
     "rewards": "list the rewards",
     "algorithms": "list the algorithms",
+    "environments": "list the environments",
+    "index": "index documents for the environment agent_search",
 }
 
 
@@ -35,12 +37,12 @@ def run(words: list[str]) -> int:
     """One command, by its name and flags."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
-        print("\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items()))
         return 0 if words else 2
     if words[0] not in COMMANDS:
         print(f"vlm-grpo: {unknown_name('command', words[0], list(COMMANDS))}", file=sys.stderr)
         return 2
-    if words[0] in ("tasks", "rewards", "algorithms"):
+    if words[0] in ("tasks", "rewards", "algorithms", "environments"):
         return importlib.import_module("vlm_grpo.cli.tables").main(words)
     return importlib.import_module(f"vlm_grpo.cli.{words[0]}").main(words[1:])
 

@@ -1,14 +1,21 @@
-"""`vlm-grpo tasks`, `rewards` and `algorithms`: one line for each entry of a table."""
+"""`vlm-grpo tasks`, `rewards`, `algorithms` and `environments`: one line for each entry of a table."""
 
 from __future__ import annotations
 
 import json
+from inspect import signature
 from typing import Any
 
 
 def main(argv: list[str]) -> int:
     """Print the table that the first word names."""
-    lines = {"tasks": task_lines, "rewards": reward_lines, "algorithms": algorithm_lines}[argv[0]]
+    tables = {
+        "tasks": task_lines,
+        "rewards": reward_lines,
+        "algorithms": algorithm_lines,
+        "environments": environment_lines,
+    }
+    lines = tables[argv[0]]
     print("\n".join(lines()))
     return 0
 
@@ -45,6 +52,19 @@ def algorithm_lines() -> list[str]:
         lines.append(f"{'':<34} {entry.formula}")
         if entry.options:
             lines.append(f"{'':<34} --algorithm_options '{json.dumps(entry.options)}'")
+    return lines
+
+
+def environment_lines() -> list[str]:
+    """Name of every environment, the first line of its docstring, and its options with their defaults."""
+    from vlm_grpo.envs import ENVIRONMENTS, find_environment
+
+    lines = []
+    for name in ENVIRONMENTS:
+        kind = find_environment(name)
+        lines.append(f"{name:<14} {_first_line(kind)}")
+        options = {key: value.default for key, value in signature(kind).parameters.items()}
+        lines.append(f"{'':<14} --environment_options '{json.dumps(options, default=str)}'")
     return lines
 
 

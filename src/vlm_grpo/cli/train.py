@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.cli.acting import check_environments, environment_factory, opened
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.data.writing import write_whole
@@ -48,6 +49,7 @@ def run(argv: list[str]) -> None:
     if not script.dry_run:
         check_machine(model, training)
     check_rewards(script, training)
+    check_environments(script, bool(script.data_file_paths or script.dataset_name))
     dataset, held_out = load_data(script, training)
     check_rows(script, training, dataset)
     if script.dry_run:
@@ -98,6 +100,10 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
     from vlm_grpo.data import load_dataset, val_split
     from vlm_grpo.data.experts import with_experts
 
+    if script.environment and not (script.data_file_paths or script.dataset_name):
+        from vlm_grpo.envs.pick_image import repeatable_episodes
+
+        return repeatable_episodes(training.seed), None
     options = {name: getattr(script, name) for name in DATA_OPTIONS if getattr(script, name) is not None}
     try:
         dataset = load_dataset(
@@ -119,11 +125,11 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
-    """The rewards of the command line, or the task's own."""
+    """The rewards of the command line; without any those of the environment, or of the task."""
     from vlm_grpo.tasks import TASKS
 
-    if script.reward_funcs:
-        return script.reward_funcs
+    if script.reward_funcs or script.environment:
+        return script.reward_funcs or []
     return [f"{name}:{weight:g}" for name, weight in TASKS[script.task_type].rewards.items()]
 
 
@@ -162,7 +168,7 @@ def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
     """
     from vlm_grpo.cli.judging import check_judged_rows
 
-    if script.streaming:
+    if script.streaming or script.environment:
         return
     try:
         check_judged_rows(reward_specs(script), script.reward_method, training, dataset)
@@ -219,6 +225,7 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
         eval_dataset=held_out,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        environment_factory=environment_factory(script),
     )
     if script.live_report:
         from vlm_grpo.evaluation.live import LiveReport
@@ -305,15 +312,17 @@ def _commit() -> str | None:
 def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> None:
     """Print two prompts and what the run would use."""
     for number, row in enumerate(islice(dataset, 2), 1):
+        row = opened(script, row)
         print(f"--- prompt {number} ({row['where']})")
         for message in row["prompt"]:
             print(f"[{message['role']}] {_plain(message['content'])}")
-        print(f"images: {[ref.source if isinstance(ref.source, str) else 'bytes' for ref in row['images']]}")
-        print(f"answer: {row['answer']}")
+        images = [ref.source if isinstance(ref.source, str) else "bytes" for ref in row.get("images", [])]
+        print(f"images: {images}")
+        print(f"answer: {row.get('answer')}")
     print("--- configuration")
     resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
     resolved["reward_funcs"] = reward_specs(script)
-    resolved["rows"] = "streamed" if script.streaming else len(dataset)
+    resolved["rows"] = len(dataset) if hasattr(dataset, "__len__") else "streamed"
     print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
 
 

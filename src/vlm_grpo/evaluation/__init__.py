@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.evaluation.metrics import Metric, load_scorer, metric_names, summarize
+from vlm_grpo.evaluation.metrics import Metric, episode_names, load_scorer, metric_names, summarize
 from vlm_grpo.evaluation.predictions import Backend, Scoring
 from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
 from vlm_grpo.tasks import TASKS
@@ -79,15 +79,17 @@ def evaluate(
 
 def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
     """The evaluation that some predictions amount to."""
-    names = metric_names(task)
-    names = [names[0], *(f"pass@{k}" for k in pass_k), *names[1:]]
+    names, numbers = metric_names(task), set()
+    if any("episode" in prediction for prediction in predictions):
+        names, numbers = episode_names(names, predictions)
+    names = list(dict.fromkeys([names[0], *(f"pass@{k}" for k in pass_k), *names[1:]]))
     groups = list(dict.fromkeys(prediction["group"] for prediction in predictions if "group" in prediction))
     parts = {group: [entry for entry in predictions if entry["group"] == group] for group in sorted(groups)}
     return Evaluation(
         task,
-        summarize(predictions, names, seed),
+        summarize(predictions, names, seed, numbers),
         predictions,
-        {group: summarize(part, names, seed) for group, part in parts.items()},
+        {group: summarize(part, names, seed, numbers) for group, part in parts.items()},
     )
 
 

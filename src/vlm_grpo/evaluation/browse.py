@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.overlay import as_json, boxes_of, masks_of, paint_masks
+from vlm_grpo.evaluation.steps import asked, said_last, steps
 
 SIDE = 320  # pixels of a thumbnail's longer side
 TINY = 100  # pixels: images no larger are kept as they are
@@ -42,7 +44,8 @@ class Shown:
     """One example of the page.
 
     `answers` are (label, prediction, is it right; None is undecided); `score` is what the page filters and sorts by;
-    `media` are the images as data comes in, or None for one that is gone.
+    `media` are the images as data comes in, or None for one that is gone. Of episodes, `media` are the images of the
+    prompt, and `of_tools` those that tools showed in all answers, both in the order of the trajectories.
     """
 
     prediction: Mapping[str, Any]
@@ -50,6 +53,7 @@ class Shown:
     score: float | None
     media: Sequence[Any] = ()
     tags: Sequence[str] = field(default_factory=list)
+    of_tools: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def write_page(path: str | Path, page: Page, examples: Sequence[Shown]) -> Path:
 
     order = by_worth(examples)
     kept = sorted(order[:MOST_EXAMPLES])
-    entries = {number: _entry(examples[number], _text_length(len(kept))) for number in kept}
+    length = _text_length(sum(_texts(examples[number]) for number in kept))
+    entries = {number: _entry(examples[number], length) for number in kept}
     pictured = _add_pictures(entries, examples, order)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("vlm_grpo.evaluation").joinpath("browse.html").read_text(encoding="utf-8")
@@ -92,13 +97,17 @@ def by_worth(examples: Sequence[Shown]) -> list[int]:
     return list(dict.fromkeys([*turns, *rest]))
 
 
-def _text_length(examples: int) -> int:
-    """How much of a completion is kept."""
-    return min(TEXT_LENGTH, max(100, TEXT_BYTES // max(1, examples)))
+def _text_length(texts: int) -> int:
+    """How much of a completion, or of a turn of an episode, is kept."""
+    return min(TEXT_LENGTH, max(100, TEXT_BYTES // max(1, texts)))
+
+
+def _texts(example: Shown) -> int:
+    return sum(1 + len(prediction.get("trajectory", ())) for _, prediction, _ in example.answers)
 
 
 def _notes(examples: Sequence[Shown], kept: int, pictured: int) -> list[str]:
-    with_media = sum(bool(example.media) for example in examples)
+    with_media = sum(bool(example.media or example.of_tools) for example in examples)
     notes = []
     if any("mask" in (example.prediction.get("facts") or {}) for example in examples):
         notes.append("Masks: the true one is green, the answered one magenta, and yellow is where they agree.")
@@ -114,15 +123,15 @@ def _notes(examples: Sequence[Shown], kept: int, pictured: int) -> list[str]:
 
 def _entry(example: Shown, length: int) -> dict[str, Any]:
     """The example as the page's script takes it, without its images."""
-    prediction = example.prediction
+    prediction, of_tools = example.prediction, count()
     return {
         "n": prediction["row"],
         "id": str(prediction["id"])[:80],
-        "q": str(prediction["question"]).replace("<image>", "").strip()[:length],
+        "q": asked(prediction)[:length],
         "t": _plain(prediction["answer"])[:length],
         "s": example.score,
         "g": list(example.tags),
-        "a": [_answer(*answer, length) for answer in example.answers],
+        "a": [_answer(*answer, length, of_tools) for answer in example.answers],
         "o": as_json(_boxes(example)),
         "m": len(example.media),
     }
@@ -141,15 +150,20 @@ def _boxes(example: Shown) -> list[Any]:
     return drawn
 
 
-def _answer(label: str, prediction: Mapping[str, Any], is_right: bool | None, length: int) -> dict[str, Any]:
+def _answer(
+    label: str, prediction: Mapping[str, Any], is_right: bool | None, length: int, of_tools: Iterator[int]
+) -> dict[str, Any]:
     scores = {name: value for name, value in prediction["scores"].items() if value is not None}
+    said = said_last(prediction)
     answer = {
         "l": label,
-        "t": None if prediction["predicted"] is None else prediction["predicted"][:length],
+        "t": None if said is None else said[:length],
         "r": is_right,
         "c": prediction["completion"][:length] + ("…" if len(prediction["completion"]) > length else ""),
         "s": " · ".join(f"{name} {value:.3g}" for name, value in scores.items()),
     }
+    if "trajectory" in prediction:
+        answer["p"] = steps(prediction["trajectory"], length, of_tools)
     samples = prediction.get("samples")
     return {**answer, "k": [str(part["predicted"])[:80] for part in samples[:32]]} if samples else answer
 
@@ -162,13 +176,16 @@ def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[Show
     """Put thumbnails into the entries of the first examples until the budget is spent; how many got theirs."""
     spent = pictured = 0
     for number in order:
-        if number not in entries or not examples[number].media:
+        example = examples[number]
+        if number not in entries or not (example.media or example.of_tools):
             continue
-        pictures = _pictures(examples[number])
-        size = sum(len(picture[0]) for picture in pictures if picture)
+        pictures, of_tools = _pictures(example), [_picture(medium) for medium in example.of_tools]
+        size = sum(len(picture[0]) for picture in [*pictures, *of_tools] if picture)
         if spent + size > IMAGE_BYTES or pictured >= MOST_PICTURED:
             break
         entries[number]["i"] = pictures
+        if of_tools:
+            entries[number]["j"] = of_tools
         spent, pictured = spent + size, pictured + 1
     return pictured
 
@@ -188,6 +205,15 @@ def _pictures(example: Shown) -> list[list[Any] | None]:
         pictures.append(_address(image))
         masked += _masked(image, example) if number == target else []
     return [*pictures, *masked]  # boxes are drawn by the number of the image
+
+
+def _picture(medium: Any) -> list[Any] | None:
+    try:
+        image = open_image(image_ref(medium))
+    except (OSError, ValueError):
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return _address(image)
 
 
 def _masked(image: Image.Image, example: Shown) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from math import comb
@@ -38,7 +38,7 @@ class Difference:
     """A metric of two runs on the examples that both have it of.
 
     `low` and `high` bound the difference `second - first` with 95 % confidence, `p` is how probable a difference as
-    large as this one is where there is none, and `test` says by which test.
+    large as this one is where there is none, and `test` says by which test. `is_share` is that of `Metric`.
     """
 
     name: str
@@ -49,10 +49,20 @@ class Difference:
     p: float
     test: str
     count: int
+    is_share: bool = True
 
     @property
     def change(self) -> float:
         return self.second - self.first
+
+    @property
+    def interval(self) -> str:
+        """The difference and its bounds as text."""
+        return f"{self.text(self.change, '+')} [{self.text(self.low, '+')}, {self.text(self.high, '+')}]"
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value of this metric, in percent where it is a share."""
+        return f"{value:{sign}.1%}" if self.is_share else f"{value:{sign}.2f}"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -110,7 +120,8 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
         pairs = [pair for pair in pairs if None not in pair]
         if pairs:
             made = of_measure(name, pairs, seed) if name in MEASURES else of_scores(name, pairs, seed)
-            differences += [] if made is None else [made]
+            is_share = first.results["metrics"][name].get("is_share", True)
+            differences += [] if made is None else [replace(made, is_share=is_share)]
     return differences
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_grpo.evaluation.browse import Page, Shown, Table, write_page
 from vlm_grpo.evaluation.compare import Difference, Run
 from vlm_grpo.evaluation.report import ranking, verdict
+from vlm_grpo.evaluation.trajectory import trajectory_images
 
 SORTS = (
     ("change", "largest change first"),
@@ -36,7 +37,7 @@ def compare_report(
         image_folder: where a file of the same name is looked for otherwise.
     """
     name = ranking(first.predictions[rows[0]]["scores"])
-    shown = [_shown(first.predictions[row], second.predictions[row], name, image_folder) for row in rows]
+    shown = [_shown(first, second, row, name, image_folder) for row in rows]
     changed = [example for example in shown if example.tags]
     gained = sum("gained" in example.tags for example in changed)
     page = Page(
@@ -57,9 +58,9 @@ def _table(differences: Sequence[Difference]) -> Table:
     rows = [
         [
             item.name,
-            f"{item.first:.1%}",
-            f"{item.second:.1%}",
-            f"{item.change:+.1%} [{item.low:+.1%}, {item.high:+.1%}]",
+            item.text(item.first),
+            item.text(item.second),
+            item.interval,
             f"{item.p:.2g}",
             item.test,
             f"{item.count:,}",
@@ -70,15 +71,16 @@ def _table(differences: Sequence[Difference]) -> Table:
     return Table("Metrics", ("metric", "A", "B", "B - A [95 % interval]", "p", "test", "examples"), rows, text)
 
 
-def _shown(first: Mapping[str, Any], second: Mapping[str, Any], name: str, folder: str | None) -> Shown:
-    scores = [prediction["scores"].get(name) for prediction in (first, second)]
+def _shown(first: Run, second: Run, row: int, name: str, folder: str | None) -> Shown:
+    pair = [run.predictions[row] for run in (first, second)]
+    scores = [prediction["scores"].get(name) for prediction in pair]
     change = None if None in scores else scores[1] - scores[0]
     tags = [] if not change else ["gained" if change > 0 else "lost"]
-    answers = [
-        (label, prediction, verdict(prediction["scores"]))
-        for label, prediction in zip("AB", (first, second), strict=True)
+    answers = [(label, prediction, verdict(prediction["scores"])) for label, prediction in zip("AB", pair, strict=True)]
+    of_tools = [
+        image for run in (first, second) for image in trajectory_images(run.predictions[row], run.folder, of_tools=True)
     ]
-    return Shown(second, answers, change, [_file(source, folder) for source in second["images"]], tags)
+    return Shown(pair[1], answers, change, [_file(source, folder) for source in pair[1]["images"]], tags, of_tools)
 
 
 def _file(source: str | None, folder: str | None) -> Any:

@@ -55,12 +55,45 @@ class LocalModel:
 
     def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
         """The numbered rows with their completions, a batch at a time, in order."""
-        encoder = PromptEncoder(self.processor, self.template_options or {})
-        rows_at_once = max(1, self.batch_size // self.sampling.num_samples)
-        for start in range(0, len(numbers), rows_at_once):
-            chosen = numbers[start : start + rows_at_once]
+        encoder = self.encoder()
+        for chosen in self.batches(numbers):
             batch = [dataset[number] for number in chosen]
             yield self._answered(encoder, chosen, batch)
+
+    def encoder(self) -> PromptEncoder:
+        """Makes prompts out of rows, with the processor of this model."""
+        return PromptEncoder(self.processor, self.template_options or {})
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The numbers of rows that are completed together."""
+        rows_at_once = max(1, self.batch_size // self.sampling.num_samples)
+        for start in range(0, len(numbers), rows_at_once):
+            yield numbers[start : start + rows_at_once]
+
+    def facts(self, encoder: PromptEncoder, sample: Sample) -> dict[str, Any]:
+        """What rewards and environments are told of a prompt's images."""
+        space = self.answer_space or coordinate_space(getattr(self.model.config, "model_type", ""))
+        return {**encoder.facts(sample), "answer_space": space}
+
+    @property
+    def ends(self) -> set[int]:
+        """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = configured if isinstance(configured, list) else [configured]
+        return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
+
+    def tokens_after(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+        """What follows each prompt: at most `most` tokens, up to and with the first that ends it.
+
+        Args:
+            seeds: of each prompt's draws.
+        """
+        ids: list[list[int]] = []
+        with _evaluating(self.model):
+            for start in range(0, len(samples), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                ids += self._tokens_of_batch(samples[part], seeds[part], most)
+        return ids
 
     def _answered(
         self, encoder: PromptEncoder, numbers: Sequence[int], batch: Sequence[Mapping[str, Any]]
@@ -72,45 +105,40 @@ class LocalModel:
             for n, sample in zip(numbers, samples, strict=True)
             for k in range(drawn)
         ]
-        done: list[Completion] = []
-        with _evaluating(self.model):
-            for start in range(0, len(jobs), self.batch_size):
-                done += self._complete(jobs[start : start + self.batch_size])
-        space = {"answer_space": self.answer_space or coordinate_space(getattr(self.model.config, "model_type", ""))}
+        prompts, seeds = [sample for sample, _ in jobs], [seed for _, seed in jobs]
+        done = [self._completion(ids) for ids in self.tokens_after(prompts, seeds, self.max_completion_length)]
         return [
             Answered(
                 number,
                 row,
                 [
-                    completion._replace(facts=encoder.facts(sample) | space)
+                    completion._replace(facts=self.facts(encoder, sample))
                     for completion in done[place * drawn : (place + 1) * drawn]
                 ],
             )
             for place, (number, row, sample) in enumerate(zip(numbers, batch, samples, strict=True))
         ]
 
-    def _complete(self, jobs: Sequence[tuple[Sample, int]]) -> list[Completion]:
-        model, tokenizer = self.model, self.processor.tokenizer
-        inputs = left_padded([sample for sample, _ in jobs], tokenizer.pad_token_id)
-        ends = _end_tokens(model, tokenizer)
+    def _completion(self, ids: list[int]) -> Completion:
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, len(ids), ids[-1] not in self.ends)
+
+    def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+        model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
+        inputs = left_padded(samples, tokenizer.pad_token_id)
         # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
-            max_new_tokens=self.max_completion_length,
+            max_new_tokens=most,
             eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
             suppress_tokens=placeholder_ids(model.config, tokenizer),
-            **_drawing(self.sampling, [seed for _, seed in jobs], model.device),
+            **_drawing(self.sampling, seeds, model.device),
         )
-        done = []
-        for ids in output[:, inputs["input_ids"].size(1) :].tolist():
-            length = next((index for index, token in enumerate(ids) if token in ends), None)
-            kept = ids if length is None else ids[: length + 1]
-            done.append(Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), length is None))
-        return done
+        return [_until_end(ids, ends) for ids in output[:, inputs["input_ids"].size(1) :].tolist()]
 
 
 class GumbelNoise(LogitsProcessor):
@@ -192,8 +220,6 @@ def left_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tenso
     }
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    length = next((index for index, token in enumerate(ids) if token in ends), None)
+    return ids if length is None else ids[: length + 1]

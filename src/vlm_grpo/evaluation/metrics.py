@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vlm_grpo.evaluation.measures import EVIDENCE, MEASURES, METRICS, Value, measure
 from vlm_grpo.records import Record
-from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.rewards import REWARDS, resolve_rewards
 from vlm_grpo.tasks import TASKS
 
 RESAMPLES = 2000
@@ -19,16 +19,22 @@ Scorer = Callable[[Sequence[str], Sequence[Record]], list[dict[str, "float | Non
 
 @dataclass(frozen=True)
 class Metric:
-    """A value over `count` examples and its 95 % interval; all None where it applied to no example."""
+    """A value over `count` examples and its 95 % interval; all None where it applied to no example.
+
+    `is_share` says that it is a share or a score from 0 to 1, rather than a count or a number of an environment.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     count: int
+    is_share: bool = True
 
     def __str__(self) -> str:
         if self.value is None:
             return "not applicable"
+        if not self.is_share:
+            return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
@@ -76,8 +82,24 @@ def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) 
     return scores
 
 
-def summarize(predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0) -> dict[str, Metric]:
-    """Every named metric with its interval, each over the predictions that it applies to."""
+def episode_names(of_task: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
+    """The metrics of episodes that apply to any of them, and which are numbers of the episode rather than shares."""
+    scored = dict.fromkeys(name for prediction in predictions for name in prediction["scores"])
+    first = [name for name in ("success", "reward") if name in scored]
+    measures = [name for name in of_task if name in MEASURES]
+    names = [*first, *measures, *(name for name in scored if name not in first)]
+    numbers = {name for prediction in predictions for name in prediction["episode"]} - {"success", *REWARDS}
+    return [name for name in names if column(predictions, name)], numbers
+
+
+def summarize(
+    predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
+) -> dict[str, Metric]:
+    """Every named metric with its interval, each over the predictions that it applies to.
+
+    Args:
+        numbers: names of those that are no shares.
+    """
     found: dict[str, Metric] = {}
     prepared: dict[Any, Any] = {}
     for name in names:
@@ -85,7 +107,7 @@ def summarize(predictions: Sequence[Mapping[str, Any]], names: Sequence[str], se
         if name in MEASURES:
             found[name] = measure_with_interval(name, values, seed, prepared)
         else:
-            found[name] = mean_with_interval(values, seed)
+            found[name] = replace(mean_with_interval(values, seed), is_share=name not in numbers)
     return found
 
 

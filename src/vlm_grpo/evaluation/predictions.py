@@ -15,19 +15,33 @@ from vlm_grpo.rewards.accuracy import given_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
 NO_GROUP = "(none)"
+OF_ANSWERS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
+SUCCESS = "success"  # the metric of an environment that says whether an episode is solved
 DRAWN = ("box_space", "box_image", "mask", "terms")
+
+
+class EpisodeError(ValueError):
+    """A row that cannot be played; what was played before is kept."""
+
+
+class Played(NamedTuple):
+    """An episode: its numbers (turns, calls, reward, the environment's metrics) and its turns, ready for JSON."""
+
+    numbers: Mapping[str, float]
+    trajectory: Sequence[Mapping[str, Any]]
 
 
 class Completion(NamedTuple):
     """Decoded text without special tokens, its length in tokens (None: not known), whether it ran into the limit.
 
-    `facts` are what rewards are told of the prompt's images.
+    `facts` are what rewards are told of the prompt's images. Of an episode, the text is the model's last turn.
     """
 
     text: str
     num_tokens: int | None
     is_truncated: bool
     facts: Mapping[str, Any] = MappingProxyType({})
+    played: Played | None = None
 
 
 class Answered(NamedTuple):
@@ -51,6 +65,8 @@ class Scoring:
     Args:
         pass_k: the k of each pass@k, which goes to the scores beside the rewards.
         group_by: the column that names each example's group.
+        of_episodes: completions are episodes: their numbers are scores too, and pass@k counts those that are solved.
+        has_answers: score by the task's rewards too; episodes without data have no true answers.
 
     Raises:
         KeyError: an unknown task.
@@ -61,11 +77,15 @@ class Scoring:
     reward_options: Mapping[str, Any] | None = None
     pass_k: Sequence[int] = ()
     group_by: str | None = None
+    of_episodes: bool = False
+    has_answers: bool = True
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = reward_names(self.task)
-        self.evidence = evidence_names(self.task)
+        rewards = reward_names(self.task) if self.has_answers else []
+        self.names = list(dict.fromkeys([*OF_ANSWERS, *rewards])) if self.of_episodes else rewards
+        self.evidence = evidence_names(self.task) if self.has_answers else []
+        self.judged = SUCCESS if self.of_episodes else self.names[0]
         self.scorer = load_scorer(self.names, self.reward_options)
 
     def predictions(self, answered: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -79,6 +99,9 @@ class Scoring:
         ]
 
     def _prediction(self, entry: Answered, record: Record, scores: list[dict[str, float | None]]) -> dict[str, Any]:
+        scores = [
+            _with_numbers(row, completion.played) for row, completion in zip(scores, entry.completions, strict=True)
+        ]
         samples = [
             {
                 "predicted": given_answer(completion.text, record),
@@ -86,6 +109,7 @@ class Scoring:
                 "completion": completion.text,
                 "num_tokens": completion.num_tokens,
                 "is_truncated": completion.is_truncated,
+                **_episode(completion.played),
             }
             for completion, row in zip(entry.completions, scores, strict=True)
         ]
@@ -110,9 +134,11 @@ class Scoring:
         }
 
     def _scores(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-        """Each reward's mean over the completions that it applies to, and pass@k of the reward that ranks."""
-        found = {name: _mean([row[name] for row in scores if row[name] is not None]) for name in self.names}
-        judged = [row[self.names[0]] for row in scores if row[self.names[0]] is not None]
+        """Each score's mean over the completions that it applies to, and pass@k of the one that says what is right."""
+        columns = {name: [row.get(name) for row in scores] for name in dict.fromkeys(n for row in scores for n in row)}
+        known = {name: [value for value in column if value is not None] for name, column in columns.items()}
+        found = {name: _mean(column) for name, column in known.items()}
+        judged = known.get(self.judged, [])
         right = sum(value >= 1 for value in judged)
         passes = {f"pass@{k}": pass_at_k(len(judged), right, k) if len(judged) >= k else None for k in self.pass_k}
         return {**found, **passes}
@@ -136,6 +162,18 @@ def check_group(rows: Sequence[Mapping[str, Any]], name: str) -> None:
             return
         known |= dict.fromkeys(map(str, record_of_row(row).extra))
     raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*known, 'task', 'method'])}")
+
+
+def _with_numbers(scores: Mapping[str, float | None], played: Played | None) -> dict[str, float | None]:
+    """The scores of an episode: whether it is solved and its reward first, its other numbers last."""
+    if played is None:
+        return dict(scores)
+    first = {name: played.numbers[name] for name in (SUCCESS, "reward") if name in played.numbers}
+    return {**first, **scores, **{name: value for name, value in played.numbers.items() if name not in scores}}
+
+
+def _episode(played: Played | None) -> dict[str, Any]:
+    return {} if played is None else {"episode": dict(played.numbers), "trajectory": list(played.trajectory)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -16,6 +16,7 @@ from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.browse import Page, Shown, Table, write_page
 from vlm_grpo.evaluation.chart import Curve, curve_svg
 from vlm_grpo.evaluation.sampling import GRADED
+from vlm_grpo.evaluation.trajectory import trajectory_images
 
 THUMBNAIL = 224  # pixels, the longer side
 MOST_GROUPS = 40  # in the page's table
@@ -98,19 +99,24 @@ def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Seque
     predictions = evaluation.predictions
     name = ranking(predictions[0]["scores"])
     several = max((len(prediction.get("samples", "1")) for prediction in predictions), default=1)
-    kind = "Greedy answers" if several == 1 else f"{several} answers each"
+    is_played = "episode" in predictions[0]
+    what = "episodes of" if is_played else "answers to" if several == 1 else "answers each to"
+    kind = f"Greedy {what}" if several == 1 else f"{several} {what}"
     page = Page(
         title=title,
-        lead=f"{kind} to {len(predictions):,} examples, task {evaluation.task}; examples are ranked by {name}.",
+        lead=f"{kind} {len(predictions):,} examples, task {evaluation.task}; examples are ranked by {name}.",
         tables=[metric_table(evaluation.metrics), *group_tables(evaluation)],
         score_name=name,
     )
-    return write_page(path, page, [_shown(prediction, rows, name) for prediction in predictions])
+    return write_page(path, page, [_shown(prediction, rows, name, Path(path).parent) for prediction in predictions])
 
 
 def ranking(scores: Mapping[str, Any]) -> str:
-    """The reward that examples are ranked by: the task's own, or the overlap that it is a threshold of."""
-    own = next(iter(scores))
+    """The reward that examples are ranked by: the task's own, or the overlap that it is a threshold of.
+
+    Of episodes it is the environment's, if it has one.
+    """
+    own = "reward" if "reward" in scores else next(iter(scores))
     return "iou" if own.startswith("iou@") and "iou" in scores else own
 
 
@@ -120,11 +126,14 @@ def verdict(scores: Mapping[str, Any]) -> bool | None:
     return None if value is None or name in GRADED else value >= 0.5
 
 
-def _shown(prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> Shown:
-    score = prediction["scores"][name]
-    media = RowImages(rows, prediction["row"], len(prediction["images"]))
+def _shown(prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path) -> Shown:
     tags = [prediction["group"]] if "group" in prediction else []
-    return Shown(prediction, [("answer", prediction, verdict(prediction["scores"]))], score, media, tags)
+    if "trajectory" in prediction:
+        media, of_tools = (trajectory_images(prediction, folder, of_tools=is_tools) for is_tools in (False, True))
+    else:
+        media, of_tools = RowImages(rows, prediction["row"], len(prediction["images"])), []
+    answers = [("answer", prediction, verdict(prediction["scores"]))]
+    return Shown(prediction, answers, prediction["scores"].get(name), media, tags, of_tools)
 
 
 class RowImages(Sequence):

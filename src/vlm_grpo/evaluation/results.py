@@ -1,4 +1,7 @@
-"""What an evaluation leaves behind: predictions.jsonl, report.html and results.json, written whole. No torch."""
+"""What an evaluation leaves behind: predictions.jsonl, report.html and results.json, written whole. No torch.
+
+Episodes also leave copies of the images that tools showed; they were written while the episodes were played.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report import evaluation_report
+from vlm_grpo.evaluation.trajectory import remove_unused
 
 if TYPE_CHECKING:
     from vlm_grpo.evaluation import Evaluation
@@ -43,6 +47,7 @@ def write_results(
     lines = [json.dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
     write_whole(folder / "predictions.jsonl", "".join(lines))
     evaluation_report(folder / "report.html", title, evaluation, dataset)
+    remove_unused(folder, evaluation.predictions)
     results = {
         "task": evaluation.task,
         "examples": len(evaluation.predictions),

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from math import comb
 
 # Rewards that say how good rather than whether right: pass@k would have to choose a threshold.
-GRADED = ("iou", "iou^2", "giou", "mask_iou", "reasoning", "reasoning_overlap", "detection", "ovd", "od_ap", "od_ap50")
+GRADED = (
+    "reward",
+    "iou",
+    "iou^2",
+    "giou",
+    "mask_iou",
+    "reasoning",
+    "reasoning_overlap",
+    "detection",
+    "ovd",
+    "od_ap",
+    "od_ap50",
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,10 @@ class Sampling:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
-    def seed_of(self, row: int, sample: int) -> int:
+    def seed_of(self, row: int, sample: int, turn: int = 0) -> int:
         """The seed of one completion, 0 to 2^31 - 1: the same whatever else is in its batch or on its rank."""
-        digest = hashlib.blake2b(f"{self.seed}/{row}/{sample}".encode(), digest_size=4).digest()
+        text = f"{self.seed}/{row}/{sample}" + (f"/{turn}" if turn else "")
+        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") >> 1
 
 

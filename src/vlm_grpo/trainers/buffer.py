@@ -12,7 +12,8 @@ import torch
 from accelerate.utils import send_to_device
 
 from vlm_grpo.data.writing import whole_file
-from vlm_grpo.trainers.rollout import PromptEncoder, light_copies
+from vlm_grpo.trainers.later import prompt_refs, with_later
+from vlm_grpo.trainers.rollout import TOOLS, PromptEncoder, light_copies
 
 SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
 
@@ -67,17 +68,20 @@ def load_rollout(
 def without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with what its samples are made of in their place."""
     samples = batch.get("samples")
-    return batch if samples is None else {**batch, "samples": [(s.messages, s.refs, s.videos) for s in samples]}
+    if samples is None:
+        return batch
+    return {**batch, "samples": [(s.messages, prompt_refs(s), s.videos, s.tools, s.later) for s in samples]}
 
 
 def with_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
     """The batches with samples again; all of a rollout are encoded together, so that each image is processed once."""
+    held = [sample for batch in batches for sample in batch.get("samples") or []]
     rows = [
-        {"prompt": messages, "images": images, "videos": videos}
-        for batch in batches
-        for messages, images, videos in batch.get("samples") or []
+        {"prompt": messages, "images": images, "videos": videos, TOOLS: tools}
+        for messages, images, videos, tools, _ in held
     ]
-    samples = iter(light_copies(encoder.encode(rows)))
+    prompts = light_copies(encoder.encode(rows))
+    samples = iter([with_later(prompt, entry[-1]) for prompt, entry in zip(prompts, held, strict=True)])
     return [
         {**batch, "samples": [next(samples) for _ in batch["samples"]]} if "samples" in batch else batch
         for batch in batches

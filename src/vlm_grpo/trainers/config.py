@@ -44,10 +44,11 @@ class VisionFields:
         metadata={"help": "KL of a token, in nats, that --kl_in_reward is adapted to (default: it stays as it is)."},
     )
     value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of PPO's value head (default 1e-4)."}
+        default=None,
+        metadata={"help": "Learning rate of PPO's value model (default 1e-4, or 1e-5 for a model of its own)."},
     )
     value_warmup_steps: int = field(
-        default=0, metadata={"help": "Optimizer steps in the beginning that train PPO's value head alone (default 0)."}
+        default=0, metadata={"help": "Optimizer steps in the beginning that train PPO's value model alone (default 0)."}
     )
     max_pixels: int | None = field(
         default=None, metadata={"help": "Images with more pixels are shrunk to at most this many."}
@@ -68,6 +69,18 @@ class VisionFields:
     max_tokens_per_forward: int | None = field(
         default=None,
         metadata={"help": "About how many tokens of shared prompts go into one forward (default: the batch size's)."},
+    )
+    max_turns: int = field(
+        default=8, metadata={"help": "Turns of the model in an episode, where it has tools (default 8)."}
+    )
+    tool_time_limit: float = field(default=60.0, metadata={"help": "Seconds that one call of a tool may take."})
+    tool_protocol: str = field(
+        default="auto",
+        metadata={
+            "help": "How the model is told of its tools: auto (its chat template's way, else hermes), native, hermes, "
+            "tags.",
+            "choices": ["auto", "native", "hermes", "tags"],
+        },
     )
     freeze_vision_modules: bool = field(
         default=False, metadata={"help": "Keep the vision tower's weights as they are."}

@@ -40,8 +40,8 @@ class Crediting(ValueModel, KlPenalty):
         formula = self._recipe.advantage if self._recipe and not self._recipe.is_advantage_trls else None
         self._own_advantage = name if formula else None
         self._wants = set(signature(formula).parameters) if formula else set()
-        if "greedy" in self._wants and (self.use_vllm or self._is_stock):
-            what = "--use_vllm" if self.use_vllm else "tools, environments or a rollout function"
+        if "greedy" in self._wants and (self.use_vllm or self._is_stock or self._stage):
+            what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
         self._start_values()
 

@@ -1,104 +1,32 @@
-"""PPO's value model (arXiv:1707.06347): a head on the policy's last hidden states, its loss, learning rate and file.
+"""PPO's value model (arXiv:1707.06347) inside a training: its values, loss, learning rate and file.
 
-The head sees the state before each token and says what the completion will still earn. It shares the policy's forward:
-no second model is kept, and no pass is added.
+It sees the state before each token and says what the completion will still earn. Its modules are in `value_head.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from trl.trainer.utils import FusedCausalLMOutput
 
 from vlm_grpo.algorithms import Recipe
-from vlm_grpo.algorithms.values import explained_variance, token_rewards, whitened
-from vlm_grpo.trainers.hotpath.scores import backbone
+from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whitened
 from vlm_grpo.trainers.loss import AVERAGES
+from vlm_grpo.trainers.value_head import (
+    NAME,
+    OwnValueModel,
+    ValuedOutput,
+    ValueHead,
+    add_value_head,
+    load_head,
+    without_head,
+)
 
-NAME = "value_head"
-FILE = f"{NAME}.safetensors"
-LEARNING_RATE = 1e-4
-
-
-@dataclass
-class ValuedOutput(FusedCausalLMOutput):
-    """TRL's output of a forward, with the head's values of the positions that its backbone gave, (B, L) or (1, S)."""
-
-    token_values: Tensor | None = None  # `values` is a method of every output
-
-
-class ValueHead(nn.Module):
-    """A linear map from a hidden state to a value, 0 in the beginning; it computes in full precision.
-
-    It is a module of the policy, so that whatever trains, shards and gathers the policy's parameters does so with its
-    own; but no state dict holds it: saved models stay plain ones, and it has a file of its own.
-    """
-
-    def __init__(self, size: int, like: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, size, dtype=like.dtype, device=like.device))
-        self.bias = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
-        self.is_alone = False  # whether its loss leaves the policy untouched
-        self._is_wanted = False
-        self._hidden: Tensor | None = None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., H) hidden states to (...) values."""
-        given = hidden.detach() if self.is_alone else hidden
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(given.float(), self.weight.float(), self.bias.float()).squeeze(-1)
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        """Nothing."""
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Nothing, and nothing is missing."""
-
-    def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before a forward of the policy: is it one that scores tokens?"""
-        self._is_wanted, self._hidden = bool(kwargs.get("fused_lm_head")), None
-
-    def keep(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """After the backbone: its last hidden states."""
-        if self._is_wanted:
-            self._hidden = output.last_hidden_state
-
-    def end(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """After the forward: the values, as a part of the output. DDP follows no other way to a parameter."""
-        if not self._is_wanted:
-            return output
-        hidden, self._hidden, self._is_wanted = self._hidden, None, False
-        return ValuedOutput(**output, token_values=self(hidden))
-
-
-def add_value_head(model: nn.Module) -> ValueHead:
-    """Give a policy a value head; its scoring forwards then have `token_values` in their output."""
-    size = model.config.get_text_config().hidden_size
-    head = ValueHead(size, next(model.parameters()))
-    backbone(model).register_forward_hook(head.keep)  # behind the one that keeps the scored positions alone
-    model.register_forward_pre_hook(head.begin, with_kwargs=True)
-    model.register_forward_hook(head.end)
-    setattr(model, NAME, head)
-    return head
-
-
-@contextmanager
-def without_head(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's parameters are the policy's alone, as vLLM expects them."""
-    head = model._modules.pop(NAME, None)
-    try:
-        yield
-    finally:
-        if head is not None:
-            model._modules[NAME] = head
+LEARNING_RATES = {SHARED: 1e-4, OWN: 1e-5}
 
 
 class ValueModel:
@@ -106,6 +34,7 @@ class ValueModel:
 
     _value_head: ValueHead | None = None
     _recipe: Recipe | None
+    _algorithm_options: dict[str, Any]
 
     def _start_values(self) -> None:
         """Give the policy its value head, before anything wraps or shards the policy.
@@ -128,7 +57,9 @@ class ValueModel:
                 "an optimizer in the DeepSpeed file gives the value head no learning rate of its own; leave that "
                 "section out and use --optim and --learning_rate"
             )
-        self._value_head = add_value_head(self.model)
+        self._value_head = add_value_head(self.model, self._value_kind, self._dist.gather_params)
+        if isinstance(self._value_head, OwnValueModel):
+            self._start_own(self._value_head)
         self._values: list[Tensor] = []  # of the passes since it was emptied, each (B, C)
         self._keep_values = self._values.append
         if self.use_vllm:
@@ -139,6 +70,27 @@ class ValueModel:
                     sync()
 
             self.vllm_generation.sync_weights = sync_policy
+
+    @property
+    def _value_kind(self) -> str:
+        return self._algorithm_options.get("value_model", SHARED)
+
+    def _start_own(self, own: OwnValueModel) -> None:
+        """Save its activations' memory, too, and keep it out of what ZeRO-3 gathers for generation.
+
+        An adapter's model hands gradient checkpointing on to the model below it alone.
+        """
+        if self.args.gradient_checkpointing and hasattr(self.model, "get_base_model"):
+            options = dict(self.args.gradient_checkpointing_kwargs or {})
+            ways = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+            own.backbone.activation_checkpointing_enable(options or None, **ways)
+        generate = self._generate_single_turn
+
+        def generate_by_policy(*args: Any, **kwargs: Any) -> Any:
+            with own.aside():
+                return generate(*args, **kwargs)
+
+        self._generate_single_turn = generate_by_policy
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._value_head is not None:
@@ -205,17 +157,21 @@ class ValueModel:
         return loss + (0.0 * policy if is_warming_up else policy)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """TRL's, with the value head in a group of its own."""
+        """TRL's, with the value model in groups of its own; the head is the last."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if self._value_head is None or not is_new:
             return optimizer
-        own = list(self._value_head.parameters())
-        for group in optimizer.param_groups:
-            group["params"] = [each for each in group["params"] if all(each is not parameter for parameter in own)]
+        own = {id(each) for each in self._value_head.parameters()}
+        linear = [self._value_head.weight, self._value_head.bias]
         given = self.args.value_learning_rate
-        rate = LEARNING_RATE if given is None else given
-        optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+        rate = LEARNING_RATES[self._value_kind] if given is None else given
+        for group in list(optimizer.param_groups):
+            moved = [each for each in group["params"] if id(each) in own - {id(one) for one in linear}]
+            group["params"] = [each for each in group["params"] if id(each) not in own]
+            if moved:
+                optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": group["weight_decay"]})
+        optimizer.add_param_group({"params": linear, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
@@ -225,34 +181,23 @@ class ValueModel:
             ValueError: the checkpoint was written without a value model, or by that of another model.
         """
         if self._value_head is not None and resume_from_checkpoint is not None:
-            self._load_head(Path(resume_from_checkpoint) / FILE)
+            load_head(self._value_head, resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
-
-    def _load_head(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(
-                f"{path.parent} has no {FILE}: it was written by an algorithm without a value model; begin anew with "
-                f"--model_name_or_path {path.parent}"
-            )
-        saved, live = load_file(path), dict(self._value_head.named_parameters())
-        for name, parameter in live.items():
-            if saved[name].shape != getattr(parameter, "ds_shape", parameter.shape):
-                raise ValueError(f"{path}: {name} is {tuple(saved[name].shape)}, this model's is {parameter.shape}")
-        if all(not hasattr(parameter, "ds_shape") for parameter in live.values()):  # else DeepSpeed's file gives it
-            for name, parameter in live.items():
-                parameter.data.copy_(saved[name])
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self._value_head is None:
             return
-        with self._dist.gather_params(list(self._value_head.parameters())):
-            if self.args.process_index == 0:
-                path = Path(output_dir) / FILE
-                partial = path.with_suffix(".partial")
-                held = {name: each.detach().cpu().clone() for name, each in self._value_head.named_parameters()}
-                save_file(held, partial, metadata={"format": "pt"})
-                partial.replace(path)
+        held = {}
+        for name, parameter in self._value_head.named_parameters():
+            with self._dist.gather_params([parameter]):
+                if self.args.process_index == 0:
+                    held[name] = parameter.detach().cpu().clone()
+        if self.args.process_index == 0:
+            path = Path(output_dir) / self._value_head.file
+            partial = path.with_suffix(".partial")
+            save_file(held, partial, metadata={"format": "pt"})
+            partial.replace(path)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """TRL's, without the head in what DeepSpeed gathered from parameters."""
@@ -272,6 +217,9 @@ def check_values(args: Any, recipe: Recipe | None) -> None:
         for name in [name for name, given in (("value_learning_rate", rate), ("value_warmup_steps", steps)) if given]:
             raise ValueError(f"--{name} has no effect without a value model; --algorithm ppo has one")
         return
+    kind = (args.algorithm_options or {}).get("value_model", SHARED)
+    if kind not in VALUE_MODELS:
+        raise ValueError(f"--algorithm_options: value_model must be one of {', '.join(VALUE_MODELS)}, got {kind!r}")
     if rate is not None and rate <= 0:
         raise ValueError(f"--value_learning_rate must be above 0, got {rate:g}")
     if steps < 0:

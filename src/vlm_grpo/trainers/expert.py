@@ -18,6 +18,7 @@ from vlm_grpo.algorithms.expert import Hinted, Joined, JoinedJudged, Plan, Rescu
 from vlm_grpo.data.experts import expert_answers
 from vlm_grpo.trainers.answers import answer_encoder, check_answers
 from vlm_grpo.trainers.imitation import Imitation
+from vlm_grpo.trainers.lengths import correct_lengths
 
 Rows = Sequence[Mapping[str, Any]]
 PER_TOKEN = ("completion_ids", "completion_mask", "old_per_token_logps", "ref_per_token_logps")
@@ -48,7 +49,7 @@ class ExpertAnswers(Imitation):
             ValueError: tools, an own rollout or a model of text alone; no reward of that name among those of this run.
         """
         name = self.args.algorithm
-        if self._is_stock:
+        if self._is_stock or self._stage is not None:
             raise ValueError(f"--algorithm {name} needs a model with a processor, and no tools or rollout function")
         limit = self.args.max_completion_length
         self._encode_answer = answer_encoder(self.processing_class, self.eos_token_ids, limit)
@@ -153,13 +154,7 @@ class ExpertAnswers(Imitation):
         sampled = table[table[:, 2] == 0]
         if len(sampled) == len(table) or not len(sampled):
             return
-        lengths, is_cut = sampled[:, 0], sampled[:, 1] > 0
-        ended = lengths[~is_cut] if not is_cut.all() else torch.zeros(1)
-        metrics = self._metrics["train"]
-        metrics["completions/clipped_ratio"][-1] = is_cut.float().mean().item()
-        for name, values in (("length", lengths), ("terminated_length", ended)):
-            for statistic in ("mean", "min", "max"):
-                metrics[f"completions/{statistic}_{name}"][-1] = getattr(values, statistic)().item()
+        correct_lengths(self._metrics["train"], sampled[:, 0], sampled[:, 1] > 0)
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         """Rewards are of whole answers: with the hint that they began with."""

@@ -1,4 +1,4 @@
-"""Prompt lengths without decoding an image, so that over-long prompts are dropped before training."""
+"""Prompt lengths without decoding an image, so that over-long prompts are dropped; completion lengths in the logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
+from torch import Tensor
 
 from vlm_grpo.data.images import image_size
 from vlm_grpo.data.stream import iterable_dataset
@@ -91,3 +93,18 @@ def image_tokens(sizes: Sequence[tuple[int, int]], processor: Any) -> list[int]:
         name = type(processor).__name__
         raise ValueError(f"--max_prompt_length: {name} cannot tell how many tokens an image becomes; leave it out")
     return processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])["num_image_tokens"]
+
+
+def correct_lengths(metrics: Mapping[str, list[float]], lengths: Tensor, is_cut: Tensor) -> None:
+    """Let TRL's last statistics of completion lengths be those of the tokens that the model wrote itself.
+
+    Args:
+        metrics: TRL's, of the phase.
+        lengths: (B,) of all processes.
+        is_cut: (B,) whether the limit on its length ended a completion.
+    """
+    ended = lengths[~is_cut] if not is_cut.all() else torch.zeros(1)
+    metrics["completions/clipped_ratio"][-1] = is_cut.float().mean().item()
+    for name, values in (("length", lengths), ("terminated_length", ended)):
+        for statistic in ("mean", "min", "max"):
+            metrics[f"completions/{statistic}_{name}"][-1] = getattr(values, statistic)().item()

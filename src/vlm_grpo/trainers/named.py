@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.rewards import resolve_rewards, side_by_side
 
 
-def named_rewards(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None]:
+def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
     """Callables for names of the reward table, and the weights that the names carried (None if all are 1).
 
-    Those of the algorithm come last, where they are not among the others.
+    Those of the algorithm follow, where they are not among the others, then `own`, those of environments.
 
     Raises:
         KeyError: an unknown name.
         ValueError: weights are given twice.
     """
-    if reward_funcs is None:
+    if reward_funcs is None and not own:
         return None, None
-    given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
     for item in given:
@@ -35,7 +36,8 @@ def named_rewards(reward_funcs: Any, args: Any) -> tuple[Any, list[float] | None
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
         own_weights = list(args.reward_weights)
-    return _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
+    functions, own_weights = _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
+    return [*functions, *own], own_weights and own_weights + [1.0] * len(own)
 
 
 def _with_those_of_algorithm(

@@ -31,9 +31,11 @@ from vlm_grpo.trainers.media import tell_videos_from_images
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
 from vlm_grpo.trainers.order import EpochSampler, endless
+from vlm_grpo.trainers.playing import Playing
 from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
 from vlm_grpo.trainers.rollout import (
     MEDIA,
+    TOOLS,
     PromptEncoder,
     Sample,
     collate_per_token,
@@ -45,10 +47,11 @@ from vlm_grpo.trainers.rollout import (
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
+from vlm_grpo.trainers.stage import Stage
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
 
-class VisionPipeline(PromptSharing, Crediting, OwnLoss):
+class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
@@ -57,7 +60,9 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
-        reward_funcs, weights = named_rewards(reward_funcs, args)
+        tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
+        stage = Stage(tools, factory) if tools or factory is not None else None
+        reward_funcs, weights = named_rewards(reward_funcs, args, stage.rewards() if stage else [])
         if weights is not None:
             args.reward_weights = weights
         for name in ("train_dataset", "eval_dataset"):
@@ -83,6 +88,7 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
         self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
+        self._start_playing(stage)
         self._start_crediting()
         self._prepare_rows()
 
@@ -133,9 +139,8 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
 
     @property
     def _is_stock(self) -> bool:
-        """Tools, environments and custom rollouts keep TRL's own path; so do models without a processor."""
-        custom = getattr(self, "tools", None) or getattr(self, "rollout_func", None)
-        return bool(custom) or not self._is_vlm
+        """Custom rollouts keep TRL's own path; so do models without a processor."""
+        return getattr(self, "rollout_func", None) is not None or not self._is_vlm
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
@@ -144,16 +149,20 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
             self._show(rows, [row.get("images") or [] for row in rows], output)
             self._simplify_logs()
             return output
-        self._samples = self.encoder.encode(inputs)
+        inputs = self._begin_episodes(inputs)
+        prompts = self._samples = self.encoder.encode(inputs)
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         stripped = [
-            {**{k: v for k, v in row.items() if k not in MEDIA_COLUMNS}, "prompt": sample.messages}
-            for row, sample in zip(inputs, self._samples, strict=True)
+            {**{k: v for k, v in row.items() if k not in (*MEDIA_COLUMNS, TOOLS)}, "prompt": sample.messages}
+            for row, sample in zip(inputs, prompts, strict=True)
         ]
         output = super()._generate_and_score_completions(stripped)
         self._log_images()
-        self._show(inputs, [sample.images for sample in self._samples], output)
+        self._show(
+            inputs, [[*s.images, *later] for s, later in zip(prompts, self._images_of_tools(), strict=True)], output
+        )
         self._simplify_logs()
+        self._end_episodes(output)
         output["samples"] = light_copies(self._samples)
         output |= {f"{kind}_anywhere": torch.tensor(self._media_anywhere[n]) for n, kind in enumerate(MEDIA)}
         self._samples = []
@@ -191,6 +200,9 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
 
     def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
         """TRL's, with images for vLLM: its engine expands placeholders itself, its server wants them expanded."""
+        if self._stage is not None and not self._is_turn:
+            ids = self._play()
+            return (ids, None) if self._generates_logps else ids
         if self.use_vllm and not self._is_stock:
             if any(sample.videos for sample in self._samples):
                 raise ValueError("--use_vllm: TRL hands images to vLLM but no videos; leave --use_vllm out for videos")
@@ -209,11 +221,14 @@ class VisionPipeline(PromptSharing, Crediting, OwnLoss):
         if self._is_stock:
             return super()._calculate_rewards(inputs, prompts, completions, ids)
         space = coordinate_space(self.model.config.model_type)
+        samples = [episode.prompt for episode in self._episodes] or self._samples
         seen = {
             id(sample): {"images": sample.images, **self.encoder.facts(sample), "answer_space": space}
-            for sample in unique(self._samples)
+            for sample in unique(samples)
         }
-        with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, self._samples, strict=True)]
+        with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, samples, strict=True)]
+        for row, episode in zip(with_images, self._episodes, strict=False):
+            row["environments"] = episode.environment
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
         if self._debug is not None:
             start = self.accelerator.process_index * len(inputs)

@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,17 +22,21 @@ from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_videos
 from vlm_grpo.trainers.messages import Prompt, fill, read_prompt, turn_begun
 
+if TYPE_CHECKING:
+    from vlm_grpo.trainers.later import Later
+
 # One value per token: padded like the prompt and continued with zeros over the completion.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 MEDIA = ("image", "video")
 TEXT_KEYS = ("input_ids", "attention_mask")
+TOOLS = "episode_tools"  # column with the schemas that a row's chat template is given
 
 
 @dataclass
 class Sample:
-    """One encoded prompt. All completions of a group share the same object.
+    """One encoded prompt. All completions of a group share the same object, but those that show images themselves.
 
-    `visual` holds the tensors of this prompt's images alone, on the host, with leading dimensions as the processor
+    `visual` holds the tensors of this row's images alone, on the host, with leading dimensions as the processor
     returns them (patches, tiles or images, depending on the family).
     """
 
@@ -45,6 +49,8 @@ class Sample:
     videos: list[VideoRef] = field(default_factory=list)
     features: Any = None  # of a frozen vision tower
     begun: int = 0  # tokens at the end that begin the answer
+    tools: Sequence[Mapping[str, Any]] | None = None  # schemas that the chat template was given
+    later: Later | None = None  # what the completion shows, where it shows images; `visual` and `refs` hold it too
 
     @property
     def media(self) -> set[str]:
@@ -168,17 +174,19 @@ class PromptEncoder:
         decoded: dict[Hashable, Any] = {}
         encoded = []
         for row in rows:
-            prompt = read_prompt(row)
+            prompt, tools = read_prompt(row), row.get(TOOLS)
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
-            key = (json.dumps(prompt.messages, sort_keys=True, default=str), media)
+            key = (json.dumps([prompt.messages, tools], sort_keys=True, default=str), media)
             if key not in samples:
-                samples[key] = self._encode_one(prompt, decoded)
+                samples[key] = self._encode_one(prompt, decoded, tools)
             encoded.append(samples[key])
         if self.once is not None:
             self.once.results.clear()
         return encoded
 
-    def _encode_one(self, prompt: Prompt, decoded: dict[Hashable, Any]) -> Sample:
+    def _encode_one(
+        self, prompt: Prompt, decoded: dict[Hashable, Any], tools: Sequence[Mapping[str, Any]] | None
+    ) -> Sample:
         check_videos(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
@@ -196,6 +204,7 @@ class PromptEncoder:
                 tokenize=True,
                 return_dict=True,
                 processor_kwargs={"videos_kwargs": _video_options(clips)} if clips else None,
+                **({"tools": tools} if tools else {}),
                 **self.template_options,
             )
         return Sample(
@@ -207,6 +216,7 @@ class PromptEncoder:
             refs=prompt.images,
             videos=prompt.videos,
             begun=len(begun),
+            tools=tools,
         )
 
     def _text_ids(self, text: str) -> list[int]:
@@ -313,7 +323,7 @@ def _pad_to(value: Tensor, shape: list[int]) -> Tensor:
 
 
 def collate_per_token(samples: Sequence[Sample], prompt_length: int, completion_length: int) -> dict[str, Tensor]:
-    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, zero over the completion."""
+    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, zero over what was generated."""
     names = list(dict.fromkeys(name for sample in samples for name in sample.per_token))
     return {name: _per_token_rows(name, samples, prompt_length, completion_length) for name in names}
 
@@ -323,6 +333,8 @@ def _per_token_rows(name: str, samples: Sequence[Sample], prompt_length: int, co
     for row, sample in zip(rows, samples, strict=True):
         values = sample.per_token.get(name, [])
         row[prompt_length - len(values) : prompt_length] = torch.tensor(values, dtype=torch.long)
+        after = sample.later.per_token.get(name, [])[:completion_length] if sample.later else []
+        row[prompt_length : prompt_length + len(after)] = torch.tensor(after, dtype=torch.long)
     return rows
 
 

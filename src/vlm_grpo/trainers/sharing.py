@@ -91,7 +91,7 @@ class PromptSharing(StepRepeating):
                 inputs = with_features(inputs, prompts)
             # Gathered parameters lie elsewhere every time: a captured step would read the old places.
             is_static = self.accelerator.device.type == "cuda" and not self._is_sharded
-            method = PromptOnce(row_numbers(self._samples), is_static)
+            method = PromptOnce(row_numbers(self._samples), is_static, is_alone=is_deepspeed_zero3_enabled())
             ids = model.generate(**inputs, generation_config=self.generation_config, custom_generate=method)
         return until_end(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from vlm_grpo.data.toy.charts import vqa_example
 from vlm_grpo.data.toy.clips import video_example
 from vlm_grpo.data.toy.counting import counting_example
+from vlm_grpo.data.toy.damaged import damaged_example
 from vlm_grpo.data.toy.detections import ovd_example
 from vlm_grpo.data.toy.digits import DigitFiles, digit_example, write_digits
 from vlm_grpo.data.toy.example import Example, Maker
 from vlm_grpo.data.toy.figures import math_example
+from vlm_grpo.data.toy.library import search_example
 from vlm_grpo.data.toy.masks import seg_example
+from vlm_grpo.data.toy.pages import page_example
 from vlm_grpo.data.toy.references import grounding_example, rec_example
 from vlm_grpo.data.toy.windows import gui_example
 from vlm_grpo.data.toy.writing import ToyFiles, write_examples
@@ -35,6 +38,9 @@ TOYS: Table[Maker] = Table(
         "vqa": vqa_example,
         "gui": gui_example,
         "video": video_example,
+        "damaged": damaged_example,
+        "search": search_example,
+        "pages": page_example,
     },
 )
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import part_of
+from vlm_grpo.trainers.later import row_ids
 from vlm_grpo.trainers.rollout import Sample, collate_visual
 
 PIXELS = "pixel_values"
@@ -48,7 +49,7 @@ def remember(backbone: nn.Module, samples: Sequence[Sample], place: Callable[[Ma
 
 
 def shown(sample: Sample) -> tuple[Hashable, ...]:
-    """The images of a prompt: equal for prompts that show the same ones in the same order."""
+    """The images of a row: equal for rows that show the same ones in the same order."""
     return tuple(ref.key for ref in sample.refs)
 
 
@@ -101,7 +102,7 @@ def tower_once(model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any] | 
     if len(rows) == len(prompts):
         return None
     rest = [replace(sample, visual={k: v for k, v in sample.visual.items() if k != PIXELS}) for sample in samples]
-    counts = [prompt.input_ids.count(mark) for prompt in prompts]
+    counts = [row_ids(prompt).count(mark) for prompt in prompts]
     return {**collate_visual(rest), TOWER: {"visual": collate_visual(prompts), "counts": counts, "rows": rows}}
 
 

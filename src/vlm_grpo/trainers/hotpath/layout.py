@@ -69,7 +69,7 @@ def pack(
     Args:
         samples: (B,), the same object for the completions of one prompt.
         completions: (B,), token ids without padding; an empty one is scored nowhere.
-        positions_of: a prompt's positions, (1, P) or (3, P).
+        positions_of: a prompt's positions, (1, P) or (3, P); with those of its completion where that shows images.
         blanks: prompts that are only there so that their images go through the vision tower.
     """
     members: dict[int, list[int]] = {}
@@ -80,18 +80,20 @@ def pack(
     positions, groups, scored, labels, rows, columns = [], [], [], [], [], []
     for sample, numbers in zip([*first, *blanks], [*members.values(), *([] for _ in blanks)], strict=True):
         start, place = len(ids), positions_of(sample)
+        last = len(sample.input_ids) - 1
         ids += sample.input_ids[:-1]
-        positions.append(place[:, :-1])
+        positions.append(place[:, :last])
         filled = [number for number in numbers if len(completions[number])]
         for number in filled:
             completion = completions[number]
             scored += range(len(ids), len(ids) + len(completion))
             ids += [sample.input_ids[-1], *completion[:-1]]
-            positions.append(place[:, -1:] + torch.arange(len(completion)))
+            after = place[:, last:] + torch.arange(len(completion)) if sample.later is None else place[:, last:]
+            positions.append(after[:, : len(completion)])
             labels += completion
             rows += [number] * len(completion)
             columns += range(len(completion))
-        groups.append(Group(start, len(sample.input_ids) - 1, tuple(len(completions[number]) for number in filled)))
+        groups.append(Group(start, last, tuple(len(completions[number]) for number in filled)))
     if not labels:  # the head needs something to predict; its score has no place
         scored, labels = [len(ids) - 1], ids[-1:]
     return Packed(

@@ -54,12 +54,15 @@ class PromptOnce:
 
     Args:
         rows: (B,), numbers of prompts.
+        is_alone: decode without the hooks on the whole model: DeepSpeed's waits there for the other processes, which
+            may have fewer tokens to sample.
         is_static: decode with a cache of fixed size, whose step transformers compiles on a GPU: one launch for a token
             instead of one for each kernel. Rows that have ended then stay in the batch.
     """
 
-    def __init__(self, rows: Sequence[int], is_static: bool = False) -> None:
+    def __init__(self, rows: Sequence[int], is_static: bool = False, is_alone: bool = False) -> None:
         self.rows = rows
+        self.is_alone = is_alone
         self.is_static = is_static
 
     def __call__(
@@ -75,7 +78,7 @@ class PromptOnce:
         outputs = model._prefill(input_ids, generation_config, state)
         state = model._update_model_kwargs_for_generation(outputs, state)
         rows = torch.tensor(self.rows, device=input_ids.device)
-        cache, step = state["past_key_values"], model.__call__
+        cache, step = state["past_key_values"], model.forward if self.is_alone else model.__call__
         if self.is_static and is_plain(cache):
             cache = fixed(cache, rows, model, generation_config.max_length)
             step = CompiledStep(model) if input_ids.is_cuda else step

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlm_grpo.trainers.hotpath.groups import divide
 from vlm_grpo.trainers.hotpath.layout import Layout, Packed, pack
 from vlm_grpo.trainers.hotpath.memory import Cutting
+from vlm_grpo.trainers.later import whole_row
 from vlm_grpo.trainers.objective import TokenScores, missing_blanks
 from vlm_grpo.trainers.rollout import Sample, collate_visual
 
@@ -37,8 +38,12 @@ def keep_scored_only(module: nn.Module, args: tuple, kwargs: dict, output: Any) 
 
 
 def prompt_positions(model: nn.Module, sample: Sample) -> Tensor:
-    """Positions of a prompt's tokens, (1, P), or (3, P) where the family has mRoPE, as its forward computes them."""
+    """Positions of a prompt's tokens, (1, P), or (3, P) where the family has mRoPE, as its forward computes them.
+
+    Where the completion shows images, those of its tokens follow: they move on by more than one at an image.
+    """
     index = getattr(backbone(model), "get_rope_index", None)
+    sample = whole_row(sample)
     count = len(sample.input_ids)
     if index is None:
         return torch.arange(count)[None]

@@ -22,7 +22,7 @@ class Silence:
     def __init__(self, inputs: Mapping[str, Any]) -> None:
         advantages: Tensor = inputs["advantages"]
         self.rows = (advantages == 0).reshape(len(advantages), -1).all(dim=1)
-        mask: Tensor = inputs["completion_mask"]
+        mask: Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         self._mask = mask * ~inputs["is_expert"] if "is_expert" in inputs else mask  # of the policy's own tokens
         self._old = inputs.get("old_per_token_logps", inputs.get("old_logps"))  # of GRPO (B, C), of RLOO (B,)
         self.entropy_stats = torch.zeros(2, device=advantages.device)

@@ -1,0 +1,46 @@
+"""Environments: episodes in which the model calls tools. A row of data, or the run, names one.
+
+`ENVIRONMENTS` says where each class is, so that nothing is imported before it is played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.protocol import make_tool_call_str, parse_tool_call_str
+from vlm_grpo.table import Table
+from vlm_grpo.userfile import is_file_name, load_from_file
+
+__all__ = ["ENVIRONMENTS", "ToolError", "find_environment", "make_tool_call_str", "parse_tool_call_str"]
+
+ENVIRONMENTS: Table[str | Callable[..., Any]] = Table(
+    "environment",
+    {
+        "pick_image": "vlm_grpo.envs.pick_image:PickImage",
+        "visual_crop": "vlm_grpo.envs.visual_crop:VisualCrop",
+        "agent_search": "vlm_grpo.envs.agent_search:AgentSearch",
+        "agent_code": "vlm_grpo.envs.agent_code:AgentCode",
+        "visual_code": "vlm_grpo.envs.visual_code:VisualCode",
+    },
+)
+
+
+def find_environment(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What makes an environment: that of a name of ENVIRONMENTS or of `file.py:Class`; anything else is one already.
+
+    Raises:
+        KeyError: an unknown name.
+        ValueError: no such file, or nothing of that name in it.
+    """
+    if not isinstance(name, str):
+        return name
+    if is_file_name(name):
+        return load_from_file("environment", name)
+    entry = ENVIRONMENTS[name]
+    if not isinstance(entry, str):
+        return entry
+    module, _, kind = entry.partition(":")
+    return getattr(import_module(module), kind)

@@ -1,0 +1,217 @@
+"""Repair, then answer: the model mends a damaged image with Python of its own, as in MAT-Coding (arXiv:2505.14246)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.accuracy import accuracy_reward
+from vlm_grpo.rewards.adapter import record_of_row
+from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
+from vlm_grpo.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from PIL import Image
+
+    from vlm_grpo.envs.sandbox import SandboxResult
+
+RIGHT = 0.5  # a score above it is a right answer
+LARGEST = 2**22  # pixels of an image that comes back
+LONGEST_OUTPUT = 2000  # characters of what a script printed
+SPECIAL = re.compile(r"<\|")  # how special tokens begin: what is printed must not end the turn, or add an image
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+SCORES: Table[Callable[[str, Record], float | None]] = Table(
+    "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
+)
+
+
+class AgentCode:
+    """A question about an image that is rotated, dark, overexposed, blurred, noisy or cut wrongly.
+
+    The row's first image is damaged already, and its column `original`, if there is one, is what it was before (a path,
+    base64 or bytes). With `damage` it is the other way round: the row has no image, or the model would see it whole,
+    and `original` is damaged here.
+
+    Args:
+        time_limit: seconds that a script may take.
+        memory_mb: MiB that it may add to what Python takes.
+        max_calls: scripts in an episode; one that failed counts, too.
+        damage: None, "drawn", or rotate, dark, overexposed, blur, noise, crop. How much depends on the row's id and the
+            seed alone, so that all completions of a group see the same.
+        seed: of the damage.
+        score: of the final answer: word_f1, exact_match or accuracy.
+        tool_bonus: what a script that gave an image is worth where the final answer is right; nothing where it is
+            wrong, or scripts would be learned for their own sake.
+        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox.py).
+
+    Raises:
+        KeyError: an unknown damage or score.
+        ValueError: an option makes no sense.
+        SandboxError: nothing on this machine can hold a script.
+    """
+
+    def __init__(
+        self,
+        *,
+        time_limit: float = 5.0,
+        memory_mb: int = 512,
+        max_calls: int = 3,
+        damage: str | None = None,
+        seed: int = 0,
+        score: str = "word_f1",
+        tool_bonus: float = 0.2,
+        backend: str = "auto",
+    ) -> None:
+        from vlm_grpo.envs.damage import DAMAGES, DRAWN
+        from vlm_grpo.envs.sandbox import SandboxSettings, shared_sandbox
+
+        if max_calls < 1:
+            raise ValueError(f"agent_code: max_calls must be at least 1, got {max_calls!r}")
+        if damage not in (None, DRAWN):
+            DAMAGES[damage]
+        self._damage, self._seed, self._max_calls = damage, seed, max_calls
+        self._score, self._bonus = SCORES[score], tool_bonus
+        settings = SandboxSettings(time_limit=time_limit, memory_mb=memory_mb, max_pixels=LARGEST)
+        self._sandbox = shared_sandbox(settings, backend)
+
+    def reset(self, **row: Any) -> str | list[dict[str, Any]]:
+        """Begin with the image of a row; it is shown here where it was damaged here.
+
+        Raises:
+            ValueError: the row has no answer to compare with, or not the image that is needed.
+        """
+        self._record = record_of_row(row)
+        if self._record.answer in (None, "", []):
+            raise ValueError(f"{_where(self._record)}agent_code needs a true answer, got {self._record.answer!r}")
+        self._original = _original(row, self._record)
+        self._calls = self._failed = 0
+        self._repaired: Image.Image | None = None
+        self._text = ""
+        if self._damage is None:
+            self._image = _first_image(row, self._record)
+            return ""
+        self._image = self._damaged(row)
+        return [{"type": "image", "image": self._image}]
+
+    def run_python(self, code: str) -> list[dict[str, Any]]:
+        """Run Python on the image. It is `image` (PIL, RGB) and the file input.png; Image of PIL and np are there.
+
+        Leave the repaired image in `result` to look at it. What the code prints is shown, too. Every call begins with
+        the image as it was given.
+
+        Args:
+            code: The code. No network, no other files, no other programs.
+        """
+        if self._calls >= self._max_calls:
+            raise ToolError(f"no more than {self._max_calls} scripts; answer now")
+        self._calls += 1
+        try:
+            return self._shown(self._run(code))
+        except ToolError:
+            self._failed += 1
+            raise
+
+    def _run(self, code: Any) -> SandboxResult:
+        if not isinstance(code, str) or not code.strip():
+            raise ToolError(f"code must be Python, got {code!r:.100}")
+        try:
+            result = self._sandbox.run(code, self._image)
+        except ValueError as error:
+            raise ToolError(str(error)) from error
+        if result.status != "ok":
+            raise ToolError("\n".join(part for part in (_clean(result.stdout), _clean(result.stderr)) if part))
+        return result
+
+    def _shown(self, result: SandboxResult) -> list[dict[str, Any]]:
+        """The image and what was printed, with a word on what is missing.
+
+        Raises:
+            ToolError: no model can look at such an image.
+        """
+        from vlm_grpo.data.images import check_sides
+
+        text = _clean(result.stdout)
+        if result.image is None:
+            return [{"type": "text", "text": f"{text}\n(no image in `result`)".lstrip()}]
+        try:
+            check_sides(result.image)
+        except ValueError as error:
+            raise ToolError(f"result: {error}") from error
+        self._repaired = result.image
+        return [{"type": "image", "image": result.image}, *([{"type": "text", "text": text}] if text else [])]
+
+    def finish(self, text: str) -> None:
+        """Be told the last turn."""
+        self._text = text
+
+    def get_reward(self) -> float:
+        """The score of the final answer, and where it is right the bonus for a script that gave an image."""
+        score = self._points()
+        return score + self._bonus * (score > RIGHT and self._repaired is not None)
+
+    def metrics(self) -> dict[str, float]:
+        """Whether the answer was right, how many scripts ran and failed; how near the last image is to the original.
+
+        `similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
+        scripts' work. Both only for rows with an original.
+        """
+        known = {"right": float(self._points() > RIGHT), "calls": float(self._calls), "failed": float(self._failed)}
+        if self._original is None:
+            return known
+        before = similarity(self._image, self._original)
+        after = before if self._repaired is None else similarity(self._repaired, self._original)
+        return {**known, "similarity": after, "similarity_gained": after - before}
+
+    def _points(self) -> float:
+        return self._score(self._text, self._record) or 0.0
+
+    def _damaged(self, row: Mapping[str, Any]) -> Image.Image:
+        from vlm_grpo.envs.damage import damaged
+
+        where = _where(self._record)
+        if self._original is None:
+            raise ValueError(f"{where}agent_code with damage {self._damage!r} needs the column 'original', an image")
+        if row.get("images") or self._record.images:
+            raise ValueError(
+                f"{where}agent_code with damage {self._damage!r}: the row must have no image of its own, which would "
+                "be shown whole; give it as 'original' only"
+            )
+        return damaged(self._original, self._damage or "", f"{self._seed}/{self._record.id}/{self._record.question}")
+
+
+def similarity(image: Image.Image, original: Image.Image) -> float:
+    """1 minus the mean difference of their RGB values, the first scaled to the size of the second."""
+    import numpy as np
+
+    pixels = np.asarray(image.convert("RGB").resize(original.size), dtype=np.float32)
+    return float(1 - np.abs(pixels - np.asarray(original.convert("RGB"), dtype=np.float32)).mean() / 255)
+
+
+def _first_image(row: Mapping[str, Any], record: Record) -> Image.Image:
+    from vlm_grpo.data.images import image_ref, open_image
+
+    images = row.get("images") or record.images
+    if not images:
+        raise ValueError(f"{_where(record)}agent_code needs an image in every row, got none")
+    return open_image(image_ref(images[0], record.where))
+
+
+def _original(row: Mapping[str, Any], record: Record) -> Image.Image | None:
+    from vlm_grpo.data.images import image_ref, open_image
+
+    value = row.get("original") or record.extra.get("original")
+    return None if value is None else open_image(image_ref(value, f"{record.where or 'row'}, 'original'"))
+
+
+def _where(record: Record) -> str:
+    return f"{record.where}: " if record.where else ""
+
+
+def _clean(text: str) -> str:
+    """What a script printed, as a model may see it: the last part, where errors stand."""
+    text = SPECIAL.sub("< |", UNPRINTABLE.sub(" ", text)).strip()
+    return text if len(text) <= LONGEST_OUTPUT else f"[...]\n{text[-LONGEST_OUTPUT:]}"

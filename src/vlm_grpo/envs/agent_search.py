@@ -1,0 +1,155 @@
+"""Search, then answer: the model looks up what the image alone does not tell, as in MAT-Search (arXiv:2505.14246)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.providers import ProviderSettings, shortened, web_search
+from vlm_grpo.envs.search import SHORTEST, Result, open_index
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.accuracy import accuracy_reward
+from vlm_grpo.rewards.adapter import record_of_row
+from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
+from vlm_grpo.table import Table
+
+RIGHT = 0.5  # a score above it is a right answer
+TITLE_LONGEST = 200  # characters of a title or an id
+SPECIAL = re.compile(
+    r"<\|"
+)  # how special tokens begin: a document must not be able to end the turn, or to add an image
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+SCORES: Table[Callable[[str, Record], float | None]] = Table(
+    "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
+)
+
+
+class AgentSearch:
+    """A question about images whose answer has to be looked up.
+
+    Args:
+        index: file of `vlm-grpo index`; without one the web is searched.
+        provider: serper, tavily, brave, searxng or json, with SEARCH_API_KEY and SEARCH_BASE_URL in the environment;
+            default: SEARCH_PROVIDER.
+        top: passages that a search shows.
+        max_searches: how often in an episode; a search that failed is not counted.
+        passage_characters: the longest passage.
+        score: of the final answer: word_f1, exact_match or accuracy.
+        tool_bonus: what having found something is worth where the final answer is right; nothing where it is wrong, or
+            searching would be learned for its own sake.
+        timeout: seconds for one request to a provider.
+        retries: how often a request that failed is repeated.
+        rate: requests that begin in a second, of all episodes together.
+
+    Raises:
+        KeyError: an unknown provider or score.
+        ValueError: an option makes no sense, or says nothing of where to search.
+        OSError: the index cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: str | None = None,
+        provider: str | None = None,
+        top: int = 3,
+        max_searches: int = 4,
+        passage_characters: int = 500,
+        score: str = "word_f1",
+        tool_bonus: float = 0.2,
+        timeout: float = 10.0,
+        retries: int = 2,
+        rate: float = 5.0,
+    ) -> None:
+        _check(index, provider, top=top, max_searches=max_searches, passage_characters=passage_characters)
+        self.top, self.max_searches, self.passage_characters = top, max_searches, passage_characters
+        self.score, self.tool_bonus = SCORES[score], tool_bonus
+        self.source: Any = open_index(index) if index else web_search(_settings(provider, timeout, retries, rate))
+        self.reset(answer=" ")
+
+    def reset(self, **row: Any) -> str:
+        """Begin with the question of a row.
+
+        Raises:
+            ValueError: the row has no answer to compare with.
+        """
+        self.record = record_of_row(row)
+        if self.record.answer in (None, "", []):
+            raise ValueError(
+                f"{self.record.where or 'row'}: agent_search needs a true answer, got {row.get('answer')!r}"
+            )
+        self.searches = self.found = self.failed = 0
+        self.text = ""
+        return ""
+
+    def search(self, query: str) -> str:
+        """Look something up. Gives the passages that fit best, each with its title and its source.
+
+        Args:
+            query: What to look for, in a few words.
+        """
+        try:
+            results = self._results(query)
+        except ToolError:
+            self.failed += 1
+            raise
+        self.searches += 1
+        self.found += bool(results)
+        return "\n\n".join(map(_shown, range(1, len(results) + 1), results)) or "Nothing was found; try other words."
+
+    def _results(self, query: Any) -> list[Result]:
+        if self.searches >= self.max_searches:
+            raise ToolError(f"no more than {self.max_searches} searches; answer now")
+        if not isinstance(query, str) or not query.strip():
+            raise ToolError(f"query must be a few words, got {query!r:.100}")
+        return self.source.search(query, self.top, self.passage_characters)
+
+    def finish(self, text: str) -> None:
+        """Be told the last turn."""
+        self.text = text
+
+    def get_reward(self) -> float:
+        """The score of the final answer, and the bonus for having found something where it is right."""
+        score = self._score()
+        return score + self.tool_bonus * (score > RIGHT and self.found > 0)
+
+    def metrics(self) -> dict[str, float]:
+        """How often the model searched, how often in vain because of an error, and whether the answer was right."""
+        return {
+            "searches": float(self.searches),
+            "failed": float(self.failed),
+            "right": float(self._score() > RIGHT),
+        }
+
+    def _score(self) -> float:
+        return self.score(self.text, self.record) or 0.0
+
+
+def _check(index: str | None, provider: str | None, **counts: int) -> None:
+    """Nothing, for options that make sense.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if index and provider:
+        raise ValueError("agent_search: give index, for your own documents, or provider, for the web, not both")
+    for name, value in counts.items():
+        least = SHORTEST if name == "passage_characters" else 1
+        if value < least:
+            raise ValueError(f"agent_search: {name} must be at least {least}, got {value!r}")
+
+
+def _settings(provider: str | None, timeout: float, retries: int, rate: float) -> ProviderSettings:
+    try:
+        return ProviderSettings(provider, timeout=timeout, retries=retries, rate=rate).complete()
+    except ValueError as error:
+        raise ValueError(f"agent_search: without the option index the web is searched, but {error}") from error
+
+
+def _shown(number: int, result: Result) -> str:
+    """A result as the model sees it."""
+    title, source = shortened(result.title, TITLE_LONGEST), shortened(result.id, TITLE_LONGEST)
+    text = f"[{number}] {title} ({source})\n{result.passage}"
+    return SPECIAL.sub("< |", UNPRINTABLE.sub(" ", text))

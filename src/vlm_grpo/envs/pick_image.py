@@ -1,0 +1,145 @@
+"""Pick one of several images by a tool call: the smallest task in which a model acts on what it sees."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.records import ImageRef
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+# How an episode can end, and what that earns: a call that can be read more than none, the right one by far the most.
+OUTCOMES = {"no_call": 0.0, "invalid_call": 0.05, "out_of_range": 0.1, "wrong": 0.2, "right": 1.0}
+
+
+class PickImage:
+    """Some images of a folder are shown; the model calls `pick_image` with the number of the one that is asked for.
+
+    What is shown and which is right depends on the seed and the number of the episode alone, so that all completions
+    of a group see the same. Images are named by what they show: `red_circle_2.png` is asked for as "red circle".
+
+    Args:
+        data_root: folder with images, also in folders below it.
+        candidates_per_episode: how many are shown, each of something else.
+        fixed_correct_index: the place of the right one in every episode, from 0; None draws it.
+        seed: of the episodes; a row's own `seed` wins.
+
+    Raises:
+        ValueError: the folder has too few images, or the index is none of the candidates'.
+    """
+
+    MAKES_EPISODES = True
+
+    def __init__(
+        self,
+        *,
+        data_root: str = ".",
+        candidates_per_episode: int = 4,
+        fixed_correct_index: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if candidates_per_episode < 2:
+            raise ValueError(f"--candidates_per_episode must be at least 2, got {candidates_per_episode}")
+        if fixed_correct_index is not None and not 0 <= fixed_correct_index < candidates_per_episode:
+            raise ValueError(
+                f"--fixed_correct_index must be from 0 to {candidates_per_episode - 1}, got {fixed_correct_index}"
+            )
+        self.by_name = images_by_name(data_root)
+        if len(self.by_name) < candidates_per_episode:
+            raise ValueError(
+                f"--data_root {data_root}: {len(self.by_name)} things to tell apart for --candidates_per_episode "
+                f"{candidates_per_episode}; images are named by what they show, such as red_circle_1.png"
+            )
+        self.candidates = candidates_per_episode
+        self.fixed = fixed_correct_index
+        self.seed = seed
+        self.done = False
+
+    def reset(self, episode: int = 0, seed: int | None = None, **row: Any) -> list[dict[str, Any]]:
+        """Begin the episode of a number."""
+        draw = random.Random(f"{self.seed if seed is None else seed}/{episode}")
+        names = draw.sample(sorted(self.by_name), self.candidates)
+        drawn = draw.randrange(self.candidates)
+        self.correct = drawn if self.fixed is None else self.fixed
+        self.outcome, self.done = "no_call", False
+        blocks: list[dict[str, Any]] = []
+        for number, name in enumerate(names):
+            image = ImageRef(draw.choice(self.by_name[name]), f"episode {episode}")
+            blocks += [{"type": "text", "text": f"{number}: "}, {"type": "image", "image": image}]
+        question = f"\nWhich image shows: {names[self.correct]}? Call pick_image with its number."
+        return [*blocks, {"type": "text", "text": question}]
+
+    def pick_image(self, index: int) -> str:
+        """Pick one of the images.
+
+        Args:
+            index: The number of the image, from 0.
+        """
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ToolError(f"index must be a whole number, got {index!r}")
+        self.done = True
+        if not 0 <= index < self.candidates:
+            self.outcome = "out_of_range"
+            raise ToolError(f"index must be from 0 to {self.candidates - 1}, got {index}")
+        self.outcome = "right" if index == self.correct else "wrong"
+        return self.outcome
+
+    def failed(self, name: str, problem: str) -> None:
+        """A call that was none of this tool's."""
+        if self.outcome == "no_call":
+            self.outcome = "invalid_call"
+
+    def get_reward(self) -> float:
+        """1 for the right image, less for a wrong one, for a number that no image has, for a call of something else."""
+        return OUTCOMES[self.outcome]
+
+    def metrics(self) -> dict[str, float]:
+        """How the episode ended."""
+        return {"success" if name == "right" else name: float(name == self.outcome) for name in OUTCOMES}
+
+
+@cache
+def images_by_name(data_root: str) -> dict[str, list[str]]:
+    """The image files below a folder by what they show.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not Path(data_root).is_dir():
+        raise ValueError(f"--data_root {data_root}: no such folder")
+    found: dict[str, list[str]] = {}
+    for path in sorted(Path(data_root).rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(name_of(path), []).append(str(path))
+    return found
+
+
+def name_of(path: Path) -> str:
+    """What an image shows, by its file's name without number: `red_circle_2.png` is a "red circle"."""
+    return re.sub(r"[\s_-]*\d*$", "", path.stem).replace("_", " ").replace("-", " ").strip() or path.stem
+
+
+def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
+    """Episodes without end, for environments that make everything of their number: a run that resumes goes on in it.
+
+    Args:
+        seed: of the episodes.
+        first: number of the first one.
+    """
+    from vlm_grpo.data.stream import iterable_dataset
+
+    return iterable_dataset(partial(_rows, seed, first))
+
+
+def _rows(seed: int, first: int) -> Iterator[dict[str, Any]]:
+    for episode in count(first):
+        yield {"prompt": [], "episode": episode, "seed": seed, "where": f"episode {episode}"}

@@ -1,0 +1,200 @@
+"""How a model is told of its tools, how its calls are read, and how their results are handed back to it.
+
+A protocol works on messages and text alone; tokens are the business of `trainers/turns.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple, Protocol, get_type_hints
+
+from vlm_grpo.envs.environment import Content, blocks_of
+from vlm_grpo.rewards.tool import Call, calls_in
+from vlm_grpo.text import extract_json, without_thinking
+
+PROTOCOLS = ("auto", "native", "hermes", "tags")
+UNREADABLE = 'the call cannot be read; expected {"name": ..., "arguments": {...}}'
+
+
+class Result(NamedTuple):
+    """What came of a call: content for the model, and whether the call failed."""
+
+    name: str
+    content: Content
+    is_failure: bool = False
+
+
+class ToolProtocol(Protocol):
+    """What the rollout needs to know; `is_native` says that the chat template is given the schemas itself."""
+
+    is_native: bool
+
+    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with what the model must know of its tools."""
+
+    def calls(self, text: str) -> list[Call]:
+        """The calls of one turn of the assistant, in order; `Call(None, None)` for one that cannot be read."""
+
+    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        """The messages that hand results to the model."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """For chat templates that know tools (Qwen3-VL, ...): they get schemas and `tool` messages."""
+
+    is_native: bool = True
+
+    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return messages
+
+    def calls(self, text: str) -> list[Call]:
+        return calls_in(text)
+
+    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        return [{"role": "tool", "name": result.name, "content": blocks_of(result.content)} for result in results]
+
+
+@dataclass(frozen=True)
+class Hermes:
+    """For every other template (Qwen2-VL, Qwen2.5-VL, ...): tools in the system turn, results in a user turn.
+
+    The markup is that of Hermes function calling, which the language models below Qwen's were trained on:
+    `<tools>`, `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, `<tool_response>`.
+    """
+
+    is_native: bool = False
+
+    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return with_system_text(messages, _render("hermes.jinja", tools=[json.dumps(schema) for schema in schemas]))
+
+    def calls(self, text: str) -> list[Call]:
+        return calls_in(text)
+
+    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": _enclosed(results, "tool_response")}]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """One tag for each tool, `<search>what to look for</search>`; the text is the tool's first argument.
+
+    Args:
+        tools: of the tool behind each tag, its name, its first argument and its description.
+        numbers: names of tools whose first argument is a number.
+    """
+
+    tools: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    numbers: frozenset[str] = frozenset()
+    is_native: bool = False
+
+    @classmethod
+    def of(cls, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None) -> Tags:
+        """The protocol of some tools; `tags` maps a tag to the name of its tool, else each tool's name is its tag.
+
+        Raises:
+            ValueError: a tag names no tool, or a tool takes no argument.
+        """
+        known, numbers = {}, set()
+        for tag, name in (tags or {name: name for name in tools}).items():
+            if name not in tools:
+                raise ValueError(f"tag {tag!r}: no tool {name!r}; the tools are {', '.join(tools)}")
+            parameters = list(inspect.signature(tools[name]).parameters)
+            hints = get_type_hints(tools[name])
+            if not parameters:
+                raise ValueError(f"tag {tag!r}: tool {name!r} takes no argument that the text of the tag could be")
+            known[tag] = (name, parameters[0], (inspect.getdoc(tools[name]) or "").split("\n", 1)[0])
+            if hints.get(parameters[0]) in (int, float):
+                numbers.add(name)
+        return cls(known, frozenset(numbers))
+
+    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return with_system_text(messages, _render("tags.jinja", tools=self.tools))
+
+    def calls(self, text: str) -> list[Call]:
+        pattern = re.compile(rf"<({'|'.join(map(re.escape, self.tools))})>(.*?)</\1>", re.DOTALL)
+        found = pattern.findall(without_thinking(text)) if self.tools else []
+        return [self._call(tag, content.strip()) for tag, content in found]
+
+    def _call(self, tag: str, text: str) -> Call:
+        name, argument, _ = self.tools[tag]
+        value = extract_json(text) if name in self.numbers else None
+        return Call(name, {argument: value if isinstance(value, int | float) else text})
+
+    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": _enclosed(results, "result")}]
+
+
+def find_protocol(
+    name: str, template: str | None, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
+) -> ToolProtocol:
+    """The protocol of a name of PROTOCOLS; `auto` is the model's own where its chat template knows tools.
+
+    Raises:
+        ValueError: an unknown name, or `native` for a template that knows no tools.
+    """
+    knows_tools = template is not None and "tools" in template
+    if name == "tags":
+        return Tags.of(tools, tags)
+    if name == "hermes" or (name == "auto" and not knows_tools):
+        return Hermes()
+    if name not in PROTOCOLS:
+        raise ValueError(f"--tool_protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    if not knows_tools:
+        raise ValueError("--tool_protocol native: this model's chat template knows no tools; use hermes or tags")
+    return Native()
+
+
+def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The messages with text at the end of their system turn, or with a system turn of it."""
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    content = messages[0]["content"]
+    longer = f"{content}\n\n{text}" if isinstance(content, str) else [*content, *blocks_of(f"\n\n{text}")]
+    return [{**messages[0], "content": longer}, *messages[1:]]
+
+
+def make_tool_call_str(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as a model writes it; `parse_tool_call_str` reads it back."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': dict(arguments)})}\n</tool_call>"
+
+
+def parse_tool_call_str(text: str) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of the only call in a text; None where there is none, several, or one that cannot be read."""
+    found = calls_in(text)
+    if len(found) != 1 or found[0].name is None or not isinstance(found[0].arguments, dict):
+        return None
+    return found[0].name, found[0].arguments
+
+
+def _enclosed(results: Sequence[Result], tag: str) -> list[dict[str, Any]]:
+    """The results as blocks, each between tags; neighbouring text is one block."""
+    blocks: list[dict[str, Any]] = []
+    for number, result in enumerate(results):
+        begin = f"{'' if number == 0 else chr(10)}<{tag}>\n"
+        blocks += [*blocks_of(begin), *blocks_of(result.content), *blocks_of(f"\n</{tag}>")]
+    joined: list[dict[str, Any]] = []
+    for block in blocks:
+        if joined and block["type"] == joined[-1]["type"] == "text":
+            joined[-1] = {"type": "text", "text": joined[-1]["text"] + block["text"]}
+        else:
+            joined.append(block)
+    return joined
+
+
+def _render(name: str, **values: Any) -> str:
+    return _template(name).render(**values).strip()
+
+
+@cache
+def _template(name: str) -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    source = files("vlm_grpo.envs").joinpath(name).read_text(encoding="utf-8")
+    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(source)

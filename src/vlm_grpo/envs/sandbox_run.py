@@ -1,0 +1,163 @@
+"""One run of a script as the parent sees it: what is sent, what comes back, when it is stopped.
+
+All that comes back is bytes from somebody else's program: it is counted while it is read, and nothing here decodes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from typing import NamedTuple
+
+START_LIMIT, KILL_LIMIT = 60.0, 10.0  # seconds
+CHUNK = 2**18  # bytes
+STARTED = b"S"
+REPORT = struct.Struct("id")  # wait status, CPU seconds
+
+
+class Caps(NamedTuple):
+    """What a run may take: seconds, bytes of answer, bytes kept of each output, bytes printed before it is stopped."""
+
+    seconds: float
+    answer: int
+    output: int
+    loud: int
+
+
+class Ending(NamedTuple):
+    """How a run went; `status` (of wait) and `cpu` (seconds) are None where its keeper did not tell."""
+
+    answer: bytes
+    out: bytes
+    err: bytes
+    seconds: float
+    status: int | None
+    cpu: float
+    stopped: str  # "time" or "output" where this side ended it
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the script was reached; else the sandbox itself failed."""
+        return self.answer.startswith(STARTED)
+
+
+class Worker:
+    """A process that waits for one script: four pipes, and the socket of the keeper that can kill it."""
+
+    def __init__(self) -> None:
+        request, out, err, answer = (os.pipe() for _ in range(4))
+        self.request, self.out, self.err, self.answer = request[1], out[0], err[0], answer[0]
+        self.their_files = [request[0], out[1], err[1], answer[1]]
+        self.control, self.theirs = socket.socketpair()
+        for file in self.files:
+            os.set_blocking(file, False)
+
+    @property
+    def files(self) -> list[int]:
+        return [self.request, self.out, self.err, self.answer]
+
+    def hand_over(self, starter: socket.socket) -> None:
+        """Give the other ends to the starter, which forks.
+
+        Raises:
+            OSError: there is no starter any more.
+        """
+        with self.theirs:
+            try:
+                socket.send_fds(starter, [b"W"], [*self.their_files, self.theirs.fileno()])
+            finally:
+                for file in self.their_files:
+                    os.close(file)
+
+    def stop(self) -> None:
+        """Have the keeper kill the process. Holds where a fork of this process has a copy of the socket, too."""
+        self.control.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Nothing of it is left, whether it ran or not."""
+        with self.control, contextlib.suppress(OSError):  # its keeper has ended
+            self.stop()
+        for file in self.files:
+            os.close(file)
+
+
+class Run:
+    """The exchange with a worker. The time limit counts from the moment in which the script begins."""
+
+    def __init__(self, worker: Worker, payload: bytes, caps: Caps) -> None:
+        self.worker, self.caps, self.rest = worker, caps, memoryview(payload)
+        limits = {worker.out: caps.output, worker.err: caps.output, worker.answer: caps.answer}
+        self.limits, self.kept = limits, {file: bytearray() for file in limits}
+        self.surplus = 0  # bytes that were read and not kept
+        self.stopped, self.is_started = "", False
+        self.began = time.monotonic()
+        self.deadline = self.began + START_LIMIT
+        self.report: bytes | None = None
+        self.poller = select.poll()
+        for file in (*limits, worker.control.fileno()):
+            self.poller.register(file, select.POLLIN)
+        self.poller.register(worker.request, select.POLLOUT)
+
+    def ending(self) -> Ending:
+        """Wait until the process has ended, and stop it when it takes or prints too much."""
+        while self.report is None:
+            now = time.monotonic()
+            if now >= self.deadline and self.stopped:
+                break  # the keeper does not answer: it was killed, and the worker with it
+            if now >= self.deadline:
+                self._stop("time")
+            self._exchange()
+        seconds = time.monotonic() - self.began
+        for file in self.limits:
+            while self._read(file):
+                pass
+        answer, out, err = (bytes(self.kept[file]) for file in (self.worker.answer, self.worker.out, self.worker.err))
+        is_whole = self.report is not None and len(self.report) == REPORT.size
+        status, cpu = REPORT.unpack(self.report) if is_whole else (None, 0.0)
+        return Ending(answer, out, err, seconds, status, cpu, self.stopped)
+
+    def _exchange(self) -> None:
+        for file, _ in self.poller.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
+            if file == self.worker.request:
+                self._write()
+            elif file == self.worker.control.fileno():
+                self.report = self.worker.control.recv(REPORT.size)
+            elif not self._read(file):
+                self.poller.unregister(file)
+        if not self.is_started and self.kept[self.worker.answer].startswith(STARTED):
+            self.is_started, self.began = True, time.monotonic()
+            self.deadline = self.began + self.caps.seconds
+        printed = sum(len(self.kept[file]) for file in (self.worker.out, self.worker.err))
+        if self.surplus + printed > self.caps.loud and not self.stopped:
+            self._stop("output")
+
+    def _stop(self, why: str) -> None:
+        self.stopped, self.deadline = why, time.monotonic() + KILL_LIMIT
+        with contextlib.suppress(OSError):  # it has ended by itself in this moment
+            self.worker.stop()
+
+    def _write(self) -> None:
+        try:
+            self.rest = self.rest[os.write(self.worker.request, self.rest[:CHUNK]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.rest = self.rest[:0]  # it ended before it read; its report says how
+        if not self.rest:
+            self.poller.unregister(self.worker.request)
+
+    def _read(self, file: int) -> bool:
+        """Take what is there; False when there is nothing."""
+        try:
+            data = os.read(file, CHUNK)
+        except BlockingIOError:
+            return False
+        kept = self.kept[file]
+        room = self.limits[file] - len(kept)
+        kept += data[:room]
+        self.surplus += max(0, len(data) - room)
+        return bool(data)

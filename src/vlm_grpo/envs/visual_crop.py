@@ -1,0 +1,102 @@
+"""Look closer: the model zooms into a part of an image, as in DeepEyes (arXiv:2505.14362)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from vlm_grpo.boxes import Box, convert
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.rewards.accuracy import accuracy_reward
+from vlm_grpo.rewards.adapter import record_of_row
+
+SMALLEST = 28  # pixels of a side: one token of the Qwen families
+
+
+class VisualCrop:
+    """A question about images that the model may look at more closely before it answers.
+
+    Args:
+        max_crops: how often in an episode.
+        tool_bonus: what a look is worth where the final answer is right; nothing where it is wrong, or looking would
+            be learned for its own sake.
+        space: of the boxes that the model gives: original (pixels), resized, thousand or unit; None is the one that its
+            family was trained on.
+    """
+
+    def __init__(self, *, max_crops: int = 4, tool_bonus: float = 0.2, space: str | None = None) -> None:
+        if max_crops < 1:
+            raise ValueError(f"max_crops must be at least 1, got {max_crops}")
+        self.max_crops, self.tool_bonus, self.space = max_crops, tool_bonus, space
+
+    def reset(self, **row: Any) -> str:
+        """Begin with the images of a row."""
+        self.record = record_of_row(row)
+        self.images: Sequence[Image.Image] = []
+        self.crops, self.text = 0, ""
+        return ""
+
+    def see(
+        self,
+        images: Sequence[Image.Image],
+        processed_sizes: Sequence[tuple[int, int] | None],
+        answer_space: str | None,
+        **facts: Any,
+    ) -> None:
+        """Be told of the row's images, the sizes in which the model sees them, and the space of its boxes."""
+        self.images, self.sizes = images, processed_sizes
+        self.given = self.space or answer_space or "original"
+
+    def zoom(self, box: list[float], image: int = 0) -> list[dict[str, Any]]:
+        """Show a part of an image, enlarged.
+
+        Args:
+            box: The part as [x1, y1, x2, y2], left, top, right and bottom.
+            image: The number of the image, from 0.
+        """
+        if self.crops >= self.max_crops:
+            raise ToolError(f"no more than {self.max_crops} looks; answer now")
+        if isinstance(image, bool) or not isinstance(image, int) or not 0 <= image < len(self.images):
+            raise ToolError(f"image must be from 0 to {len(self.images) - 1}, got {image!r}")
+        part = self._part(box, image)
+        self.crops += 1
+        return [{"type": "image", "image": self.images[image].crop(part)}]
+
+    def _part(self, box: Any, image: int) -> tuple[int, int, int, int]:
+        """The box in pixels of the original image, inside of it and not too small to see.
+
+        Raises:
+            ToolError: it is no box, or lies outside.
+        """
+        numbers = box if isinstance(box, list) else []
+        if len(numbers) != 4 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+            raise ToolError(f"box must be four numbers, got {box!r:.100}")
+        width, height = self.images[image].size
+        x1, y1, x2, y2 = convert(Box(*numbers), self.given, "original", (width, height), self.sizes[image])
+        x1, x2, y1, y2 = max(x1, 0), min(x2, width), max(y1, 0), min(y2, height)
+        if not (x1 < x2 and y1 < y2):
+            raise ToolError(f"box must lie in the image with x1 < x2 and y1 < y2, got {box!r:.100}")
+        (left, right), (top, bottom) = _grown(x1, x2, width), _grown(y1, y2, height)
+        return left, top, right, bottom
+
+    def finish(self, text: str) -> None:
+        """Be told the last turn."""
+        self.text = text
+
+    def get_reward(self) -> float:
+        """Accuracy of the final answer by the record's method, and the bonus for a look where it is right."""
+        accuracy = accuracy_reward(self.text, self.record) or 0.0
+        return accuracy + self.tool_bonus * (accuracy > 0.5 and self.crops > 0)
+
+    def metrics(self) -> dict[str, float]:
+        """Whether the answer was right, and how often the model looked."""
+        return {"success": float((accuracy_reward(self.text, self.record) or 0.0) > 0.5), "crops": float(self.crops)}
+
+
+def _grown(low: float, high: float, limit: int) -> tuple[int, int]:
+    """A range in whole pixels, at least SMALLEST long where the image is."""
+    missing = max(0.0, min(SMALLEST, limit) - (high - low))
+    start = min(max(low - missing / 2, 0), limit - min(SMALLEST, limit))
+    return int(start), min(limit, int(max(high + missing / 2, start + min(SMALLEST, limit)) + 0.999))

@@ -1,0 +1,163 @@
+"""Episodes: the model and its tools take turns, for all rows of a rollout together.
+
+The loop knows nothing of how tokens are generated; the trainers and the evaluation each hand it a `complete`.
+Rules: every token of the assistant is trained, every other one is masked; the calls of a turn run side by side; a
+result for which no tokens are left is not shown; an episode is over when its environment says `done`, at a turn without
+a call or that was cut off, and after `max_turns` turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm_grpo.envs.calls import Job, run
+from vlm_grpo.envs.environment import blocks_of
+from vlm_grpo.envs.protocol import Result, ToolProtocol
+from vlm_grpo.rewards.tool import Call
+from vlm_grpo.trainers.later import NOTHING, Later, after, continued
+from vlm_grpo.trainers.rollout import PromptEncoder, Sample
+from vlm_grpo.trainers.turns import encode_results
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When an episode is over, and what ends a turn.
+
+    Attributes:
+        most_tokens: of a completion in all, results included.
+        max_turns: of the assistant.
+        seconds: that one call may take.
+        ends: tokens that end a turn.
+    """
+
+    most_tokens: int
+    max_turns: int
+    seconds: float
+    ends: Collection[int]
+
+
+@dataclass
+class Episode:
+    """One row of a rollout while it is played: `later` is its completion so far, `mask` 1 where that is the model's."""
+
+    name: str | None  # of the environment in its run
+    environment: Any
+    tools: Mapping[str, Callable[..., Any]]
+    protocol: ToolProtocol
+    schemas: Sequence[Mapping[str, Any]] | None = None
+    prompt: Sample | None = None
+    later: Later = NOTHING
+    mask: list[int] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)  # of all calls, also those that the model was not shown
+    turns: int = 0
+    calls: int = 0
+    failures: int = 0
+    is_over: bool = False
+    is_hanging: bool = False  # a call still runs: the environment cannot be used again
+
+    def hear(self, ids: list[int], text: str) -> None:
+        """Add a turn of the model."""
+        self.later = after(self.later, Later(ids, {}, {}, []))
+        self.mask += [1] * len(ids)
+        self.messages.append({"role": "assistant", "content": text})
+        self.turns += 1
+
+    def show(self, turn: Later, results: Sequence[Result]) -> None:
+        """Add the results of its calls."""
+        self.later = after(self.later, turn)
+        self.mask += [0] * len(turn.ids)
+        self.messages += [{"role": "tool", "name": r.name, "content": blocks_of(r.content)} for r in results]
+
+    def fail(self, result: Result) -> None:
+        """Count a call that failed, and tell the environment, which may never have seen it."""
+        self.failures += 1
+        if hasattr(self.environment, "failed") and not self.is_hanging:
+            self.environment.failed(result.name, str(result.content))
+
+    def begin(self, prompt: Sample, facts: Mapping[str, Any]) -> None:
+        """Take the encoded prompt, and tell the environment what is known of its images."""
+        self.prompt = prompt
+        if hasattr(self.environment, "see"):
+            self.environment.see(images=prompt.images, **facts)
+
+    @property
+    def last_text(self) -> str:
+        """What the model said last."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "assistant"), "")
+
+    @property
+    def images(self) -> list[Any]:
+        """What the tools showed."""
+        shown = [block for message in self.messages if message["role"] == "tool" for block in message["content"]]
+        return [block["image"] for block in shown if block["type"] == "image"]
+
+
+Complete = Callable[[list[Episode], int], list[list[int]]]
+
+
+def play(
+    episodes: Sequence[Episode],
+    complete: Complete,
+    encoder: PromptEncoder,
+    rules: Rules,
+    anyone: Callable[[bool], bool] = bool,
+) -> None:
+    """Play all episodes to their ends.
+
+    Args:
+        complete: from episodes and a number of tokens to the tokens of their next turns.
+        anyone: whether a claim is true on any process; all take part in every round, one whose episodes are over with
+            an empty list.
+    """
+    while anyone(bool(active := [episode for episode in episodes if not episode.is_over])):
+        room = max((rules.most_tokens - len(episode.mask) for episode in active), default=1)
+        turns = complete(active, room)
+        decode = encoder.plain.tokenizer.decode
+        for episode, ids in zip(active, turns, strict=True):
+            kept = ids[: rules.most_tokens - len(episode.mask)]
+            episode.hear(kept, decode(kept, skip_special_tokens=True))
+        act(active, encoder, rules)
+    for episode in episodes:
+        if hasattr(episode.environment, "finish") and not episode.is_hanging:
+            episode.environment.finish(episode.last_text)
+
+
+def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> None:
+    """Run what was called in the last turn of each episode, and show what came of it."""
+    jobs = [Job(episode.tools, _calls(episode, rules)) for episode in episodes]
+    done = run(jobs, rules.seconds)
+    for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
+        episode.calls += len(results)
+        episode.results += results
+        episode.is_hanging |= is_hanging
+        for result in results:
+            if result.is_failure:
+                episode.fail(result)
+        is_done = not job.calls or is_hanging or bool(getattr(episode.environment, "done", False))
+        episode.is_over = is_done or episode.turns >= rules.max_turns
+        if not episode.is_over:
+            _show(episode, results, encoder, rules)
+
+
+def _calls(episode: Episode, rules: Rules) -> list[Call]:
+    """The calls of the last turn; none where it was cut off."""
+    is_whole = bool(episode.later.ids) and episode.later.ids[-1] in rules.ends
+    return episode.protocol.calls(episode.last_text) if is_whole else []
+
+
+def _show(episode: Episode, results: Sequence[Result], encoder: PromptEncoder, rules: Rules) -> None:
+    """Add the results; where they leave no room for an answer, the episode is over without them."""
+    schemas = episode.schemas if episode.protocol.is_native else None
+    turn = encode_results(encoder, episode.protocol, results, episode.later.ids[-1], schemas)
+    if len(episode.mask) + len(turn.ids) >= rules.most_tokens:
+        episode.is_over = True
+    else:
+        episode.show(turn, results)
+
+
+def next_prompt(episode: Episode) -> Sample:
+    """What the model continues; the same object for all episodes of a prompt that have not begun."""
+    return episode.prompt if not episode.later.ids else continued(episode.prompt, episode.later)

@@ -1,0 +1,123 @@
+"""The environments and tools of a run: which one a row is played in, kept and used again from rollout to rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vlm_grpo.envs import find_environment
+from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
+from vlm_grpo.envs.protocol import find_protocol
+from vlm_grpo.rewards.adapter import record_of_row
+from vlm_grpo.trainers.episodes import Episode
+from vlm_grpo.trainers.messages import MEDIA_COLUMNS, fill, read_prompt
+from vlm_grpo.trainers.rollout import TOOLS
+
+COLUMN = "environment"
+
+
+class NoEnvironment:
+    """The environment of a run that has tools alone."""
+
+    def reset(self, **row: Any) -> None:
+        """Nothing to say."""
+
+
+class Stage:
+    """What rows are played in.
+
+    Args:
+        tools: functions that every row may call.
+        factory: what makes an environment: a class or function, or the name of one of ENVIRONMENTS; or a mapping of
+            names to those, among which each row's column `environment` chooses.
+
+    Raises:
+        KeyError: an unknown name of an environment.
+        ValueError: an environment without `reset`, or a tool without hints or docstring.
+    """
+
+    def __init__(self, tools: Sequence[Callable[..., Any]], factory: Any) -> None:
+        self.is_chosen_by_rows = isinstance(factory, Mapping)
+        named = factory if self.is_chosen_by_rows else {None: NoEnvironment if factory is None else factory}
+        self.factories = {name: find_environment(made) for name, made in named.items()}
+        self.tools = {tool.__name__: tool for tool in tools}
+        self._idle: dict[Any, list[Any]] = {name: [make()] for name, make in self.factories.items()}
+        self._protocols, self._schemas = {}, {}
+        for name, (instance,) in self._idle.items():
+            check_environment(name or type(instance).__name__, instance)
+            self._schemas[name] = [schema_of(*item) for item in {**self.tools, **tools_of(instance)}.items()]
+
+    def choose_protocols(self, protocol: str, template: str | None) -> None:
+        """Decide how the model is told of its tools; called once, before the first rollout.
+
+        Args:
+            protocol: one of PROTOCOLS.
+            template: the model's chat template.
+
+        Raises:
+            ValueError: the template or the tools do not fit the protocol.
+        """
+        for name, (instance,) in self._idle.items():
+            tools = {**self.tools, **tools_of(instance)}
+            self._protocols[name] = find_protocol(protocol, template, tools, getattr(instance, "TAGS", None))
+
+    def rewards(self) -> list[EnvironmentReward]:
+        """The reward of every class of environment that has one."""
+        kinds = dict.fromkeys(type(idle[0]) for idle in self._idle.values())
+        return [EnvironmentReward(kind.__name__, kind) for kind in kinds if hasattr(kind, "get_reward")]
+
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Episode], list[dict[str, Any]]]:
+        """An episode for each row, and the rows with what their environments say at the beginning.
+
+        Raises:
+            ValueError: a row names no environment, or none of this run.
+        """
+        episodes = [self._episode(self._name_of(row)) for row in rows]
+        return episodes, [self._opened(episode, row) for episode, row in zip(episodes, rows, strict=True)]
+
+    def end(self, episodes: Sequence[Episode]) -> None:
+        """Keep the environments for the next rollout, but those in which a call still runs."""
+        for episode in episodes:
+            if not episode.is_hanging:
+                self._idle[episode.name].append(episode.environment)
+
+    def close(self) -> None:
+        """Let the environments give back what they hold."""
+        for instance in [instance for idle in self._idle.values() for instance in idle]:
+            if hasattr(instance, "close"):
+                instance.close()
+
+    def _name_of(self, row: Mapping[str, Any]) -> str | None:
+        if not self.is_chosen_by_rows:
+            return None
+        name = row.get(COLUMN) or record_of_row(row).extra.get(COLUMN)
+        if name not in self.factories:
+            known = ", ".join(self.factories)
+            raise ValueError(f"{row.get('where') or 'a row'}: {COLUMN!r} must be one of {known}, got {name!r}")
+        return name
+
+    def _episode(self, name: str | None) -> Episode:
+        idle = self._idle[name]
+        instance = idle.pop() if idle else self.factories[name]()
+        return Episode(name, instance, {**self.tools, **tools_of(instance)}, self._protocols[name], self._schemas[name])
+
+    def _opened(self, episode: Episode, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with its images in their places, what the environment adds, and what the model must know of tools."""
+        prompt = read_prompt({"prompt": [], **row})
+        messages = extended(fill(prompt.messages, prompt.images, prompt.videos), episode.environment.reset(**row))
+        rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
+        schemas = episode.schemas
+        if schemas:
+            messages = episode.protocol.prompt(messages, schemas)
+        return {**rest, "prompt": messages, TOOLS: schemas if episode.protocol.is_native and schemas else None}
+
+
+class EnvironmentReward:
+    """The environments' own reward of their episodes; None for rows that are played in another."""
+
+    def __init__(self, name: str, kind: type) -> None:
+        self.__name__ = name
+        self.kind = kind
+
+    def __call__(self, environments: Sequence[Any], **columns: Any) -> list[float | None]:
+        return [float(each.get_reward()) if type(each) is self.kind else None for each in environments]
