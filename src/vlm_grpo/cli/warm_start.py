@@ -29,7 +29,7 @@ def completion(answer: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """One row's prompt and its taught completion, as tokens."""
 
     sample: Any
@@ -50,10 +50,25 @@ def warm_up(
 
     Every row keeps one label, right or wrong, for the whole training.
     """
+    source = random.Random(seed)
+    taught = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
+    encoded = encode(processor, [rows[index] for index in range(len(rows))], taught)
+    return fit(model, processor, encoded, source, steps=steps, batch_size=batch_size, on_step=on_step)
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    encoded: Sequence[Encoded],
+    source: random.Random,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    on_step: Callable[[float], None] | None = None,
+) -> list[float]:
+    """Train the model in place on rows that `source` draws, and return the loss of every step."""
     import torch
 
-    source = random.Random(seed)
-    encoded = _encode(processor, rows, source)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / RISE))
     losses = []
@@ -71,20 +86,18 @@ def warm_up(
     return losses
 
 
-def _encode(processor: Any, rows: Sequence[Any], source: random.Random) -> list[_Encoded]:
+def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
+    """Rows with what the model is taught to write for each."""
     from vlm_grpo.trainers.rollout import PromptEncoder
 
-    encoder = PromptEncoder(processor, {})
-    samples = encoder.encode([rows[index] for index in range(len(rows))])
-    targets = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
-    end = processor.tokenizer.eos_token
+    samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
-        _Encoded(sample, processor.tokenizer(text + end)["input_ids"])
-        for sample, text in zip(samples, targets, strict=True)
+        Encoded(sample, processor.tokenizer(text + end)["input_ids"])
+        for sample, text in zip(samples, taught, strict=True)
     ]
 
 
-def _batch(rows: Sequence[_Encoded], pad_token_id: int) -> dict[str, Any]:
+def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     """Model inputs: prompts padded on the left, completions on the right; only completions are learned."""
     import torch
 

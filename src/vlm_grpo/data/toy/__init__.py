@@ -40,7 +40,7 @@ TOYS: Table[Maker] = Table(
         "video": video_example,
         "damaged": damaged_example,
         "search": search_example,
-        "pages": page_example,
+        "visual_code": page_example,
     },
 )
 

@@ -1,0 +1,125 @@
+"""Does a tiny model learn to act on what it sees? `pick_image` with RLOO and GRPO, a fixed and a drawn right index.
+
+python benchmarks/agents.py --folder /tmp/agents                      every run, three seeds
+python benchmarks/agents.py --folder /tmp/agents --seeds 0 --trainers rloo --indexes fixed
+python benchmarks/agents.py --report                                  the picture and the table of agents.json
+
+A Qwen2.5-VL of a million parameters first learns to see: plain questions for the number of an image, answered rightly.
+Its calls are taught too, but with random numbers: it knows how a tool is called and picks at chance. From there on the
+training command plays episodes; the success is counted on episodes of another seed, greedily, before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 384, "vision_hidden": 64, "vision_layers": 2}
+SEEING_STEPS, CALLING_STEPS = 700, 60
+STEPS = {"fixed": 40, "drawn": 150}
+EPISODES = 200  # held out
+HELD_OUT_SEED = 1_000
+INDEXES = {"fixed": ("--fixed_correct_index", "0"), "drawn": ()}
+RATE = "3e-4"
+
+
+def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The rows of some episodes as the model is shown them, and their environments."""
+    from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
+    from vlm_grpo.trainers.stage import Stage
+
+    stage = Stage([], lambda: PickImage(data_root=str(images)))
+    stage.choose_protocols("auto", processor.chat_template)
+    episodes, rows = stage.begin(list(islice(repeatable_episodes(seed), count)))
+    return rows, [episode.environment for episode in episodes]
+
+
+def corpus(images: Path) -> list[str]:
+    """What the tokenizer knows as whole words: the questions, the tools and their calls."""
+    from vlm_grpo.data.toy.candidates import COLORS
+    from vlm_grpo.envs.environment import schema_of
+    from vlm_grpo.envs.pick_image import PickImage
+    from vlm_grpo.envs.protocol import Hermes, make_tool_call_str
+
+    tool = PickImage(data_root=str(images)).pick_image
+    told = Hermes().prompt([], [schema_of("pick_image", tool)])[0]["content"]
+    asked = f"0: 1: 2: 3: Which image shows: {' '.join(COLORS)}? Call pick_image with its number. system user assistant"
+    return [told, asked, *(make_tool_call_str("pick_image", {"index": n}) for n in range(4))] * 20
+
+
+def warm_model(folder: Path, images: Path) -> Path:
+    """A model that sees, calls, and picks at chance; made once."""
+    import torch
+
+    from vlm_grpo.cli.warm_start import encode, fit
+    from vlm_grpo.envs.protocol import make_tool_call_str
+    from vlm_grpo.tiny import TinySize, build_tiny_qwen
+
+    if (folder / "config.json").is_file():
+        return folder
+    torch.manual_seed(0)
+    model, processor = build_tiny_qwen(
+        TinySize(**SIZE, vocabulary=900), corpus=corpus(images), min_pixels=56 * 56, max_pixels=56 * 56
+    )
+    rows, environments = opened_rows(processor, images, 3000, seed=7)
+    source = random.Random(0)
+    plain = [{**row, "prompt": row["prompt"][1:]} for row in rows]  # without the system turn that tells of tools
+    seeing = encode(processor, plain, [str(environment.correct) for environment in environments])
+    calls = [make_tool_call_str("pick_image", {"index": source.randrange(4)}) for _ in rows[:1000]]
+    calling = encode(processor, rows[:1000], calls)
+
+    def tell(name: str) -> Any:
+        losses: list[float] = []
+
+        def count(loss: float) -> None:
+            losses.append(loss)
+            if len(losses) % 50 == 0:
+                print(f"{name}: step {len(losses)}, loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+
+        return count
+
+    fit(model, processor, seeing, source, steps=SEEING_STEPS, on_step=tell("seeing"))
+    both = [*calling, *source.sample(seeing, len(calling))]
+    fit(model, processor, both, source, steps=CALLING_STEPS, batch_size=16, on_step=tell("calling"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def success(model: Path, images: Path, index: str) -> dict[str, float]:
+    """Greedy success on held-out episodes, by the evaluation command."""
+    output = model / f"evaluation_{index}"
+    words = ["evaluate", "--model_name_or_path", str(model), "--environment", "pick_image", "--data_root", str(images)]
+    words += ["--limit", str(EPISODES), "--seed", str(HELD_OUT_SEED), "--max_turns", "1", "--use_cpu", "--overwrite"]
+    run(["-m", "vlm_grpo.cli.main", *words, *INDEXES[index], "--max_completion_length", "40", "--batch_size", "25",
+         "--output_dir", str(output)])  # fmt: skip
+    metrics = json.loads((output / "results.json").read_text())["metrics"]
+    return {name: metrics[name]["value"] for name in ("success",)}
+
+
+def train(model: Path, images: Path, folder: Path, trainer: str, index: str, seed: int) -> list[float]:
+    """Train by the command; returns the success of the sampled episodes of every step."""
+    words = ["src/vlm_grpo/grpo_jsonl.py", "--trainer", trainer, "--model_name_or_path", str(model)]
+    words += ["--environment", "pick_image", "--data_root", str(images), *INDEXES[index], "--max_turns", "1"]
+    words += ["--output_dir", str(folder), "--seed", str(seed), "--max_steps", str(STEPS[index])]
+    words += ["--per_device_train_batch_size", "64", "--num_generations", "8", "--max_completion_length", "40"]
+    words += ["--learning_rate", RATE, "--lr_scheduler_type", "constant", "--logging_steps", "1", "--bf16", "false"]
+    words += ["--use_cpu", "true", "--report_to", "none", "--save_strategy", "no", "--live_report", "false"]
+    run(words)
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["episodes/success"] for entry in log if "episodes/success" in entry]
+
+
+def run(words: Sequence[str]) -> None:
+    """A command of this package in a process of its own."""
+    known = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, *words], cwd=ROOT, env=known, check=True, stdout=subprocess.DEVNULL)
