@@ -158,5 +158,5 @@ def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
     if settings["dtype"] is None and options.backend == "local":
         settings["dtype"] = "auto"
     if options.environment:
-        settings |= {name: settings[name] for name, default in OF_EPISODES.items()}
+        settings |= {name: settings[name] or default for name, default in OF_EPISODES.items()}
     return settings
