@@ -11,7 +11,6 @@ training command plays episodes; the success is counted on episodes of another s
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -56,6 +55,17 @@ def corpus(images: Path) -> list[str]:
     return [told, asked, *(make_tool_call_str("pick_image", {"index": n}) for n in range(4))] * 20
 
 
+def asked_for_name(row: dict[str, Any], number: int) -> tuple[dict[str, Any], str]:
+    """The row with another question, what the image of a number shows, and the answer."""
+    from vlm_grpo.envs.pick_image import name_of
+
+    (turn,) = row["prompt"]
+    *blocks, _ = turn["content"]
+    images = [block["image"].source for block in blocks if block["type"] == "image"]
+    question = {"type": "text", "text": f"\nWhich is {number}?"}
+    return {**row, "prompt": [{**turn, "content": [*blocks, question]}]}, name_of(Path(images[number]))
+
+
 def warm_model(folder: Path, images: Path) -> Path:
     """A model that sees, calls, and picks at chance; made once."""
     import torch
@@ -73,7 +83,9 @@ def warm_model(folder: Path, images: Path) -> Path:
     rows, environments = opened_rows(processor, images, 3000, seed=7)
     source = random.Random(0)
     plain = [{**row, "prompt": row["prompt"][1:]} for row in rows]  # without the system turn that tells of tools
+    naming = [asked_for_name(row, source.randrange(4)) for row in plain]
     seeing = encode(processor, plain, [str(environment.correct) for environment in environments])
+    seeing += encode(processor, [row for row, _ in naming], [name for _, name in naming])
     calls = [make_tool_call_str("pick_image", {"index": source.randrange(4)}) for _ in rows[:1000]]
     calling = encode(processor, rows[:1000], calls)
 

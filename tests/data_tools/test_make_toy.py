@@ -19,6 +19,7 @@ from vlm_grpo.data import load_dataset
 from vlm_grpo.data.toy import TOYS, write_toy
 from vlm_grpo.data.toy.scenes import COLORS
 from vlm_grpo.data.videos import open_video
+from vlm_grpo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "data_tools" / "make_toy.py"
@@ -72,7 +73,7 @@ def box_of(region: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", list(TOYS))
 def test_every_set_is_clean(name: str, toys: Path, capsys: pytest.CaptureFixture[str]):
     folder = toys / name
-    task = name if name != "video" else "default"
+    task = name if name in TASKS else "default"
     assert len(lines(folder)) == ROWS
     assert len((folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines()) == ROWS // 5
     for part in ("train", "held_out"):
