@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 384, "vision_hidden": 64, "vision_layers": 2}
-SEEING_STEPS, CALLING_STEPS = 700, 60
+SEEING_STEPS, CALLING_STEPS = 3000, 200
 STEPS = {"fixed": 40, "drawn": 150}
 EPISODES = 200  # held out
 HELD_OUT_SEED = 1_000
@@ -107,15 +107,14 @@ def warm_model(folder: Path, images: Path) -> Path:
     return folder
 
 
-def success(model: Path, images: Path, index: str) -> dict[str, float]:
+def success(model: Path, images: Path, index: str) -> float:
     """Greedy success on held-out episodes, by the evaluation command."""
     output = model / f"evaluation_{index}"
     words = ["evaluate", "--model_name_or_path", str(model), "--environment", "pick_image", "--data_root", str(images)]
     words += ["--limit", str(EPISODES), "--seed", str(HELD_OUT_SEED), "--max_turns", "1", "--use_cpu", "--overwrite"]
     run(["-m", "vlm_grpo.cli.main", *words, *INDEXES[index], "--max_completion_length", "40", "--batch_size", "25",
          "--output_dir", str(output)])  # fmt: skip
-    metrics = json.loads((output / "results.json").read_text())["metrics"]
-    return {name: metrics[name]["value"] for name in ("success",)}
+    return json.loads((output / "results.json").read_text())["metrics"]["success"]["value"]
 
 
 def train(model: Path, images: Path, folder: Path, trainer: str, index: str, seed: int) -> list[float]:
@@ -135,3 +134,91 @@ def run(words: Sequence[str]) -> None:
     """A command of this package in a process of its own."""
     known = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, *words], cwd=ROOT, env=known, check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every run that the flags ask for: success before and after on held-out episodes, and at every step."""
+    from vlm_grpo.data.toy.candidates import write_candidates
+
+    folder = Path(options.folder)
+    images = folder / "toy_images"
+    write_candidates(images)
+    start = warm_model(folder / "warm", images)
+    before = {index: success(start, images, index) for index in options.indexes}
+    results = []
+    for index in options.indexes:
+        for trainer in options.trainers:
+            for seed in options.seeds:
+                place = folder / f"{trainer}_{index}_{seed}"
+                curve = train(start, images, place, trainer, index, seed)
+                after = success(place, images, index)
+                results.append({"trainer": trainer, "index": index, "seed": seed, "before": before[index],
+                                "after": after, "curve": curve})  # fmt: skip
+                print(f"{trainer} {index} seed {seed}: {before[index]:.3f} -> {after:.3f}", flush=True)
+    return results
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A line for each trainer and kind of index."""
+    lines = ["| index | trainer | steps | before | after, of each seed |", "|---|---|---|---|---|"]
+    for index in INDEXES:
+        for trainer in ("rloo", "grpo"):
+            runs = [run for run in results if (run["index"], run["trainer"]) == (index, trainer)]
+            if runs:
+                after = ", ".join(f"{100 * run['after']:.1f} %" for run in runs)
+                steps = len(runs[0]["curve"])
+                lines.append(f"| {index} | {trainer} | {steps} | {100 * runs[0]['before']:.1f} % | {after} |")
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """The success of the sampled episodes of every step, a panel for each kind of index."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, index in zip(figure.subplots(1, 2, sharey=True), INDEXES, strict=True):
+        axis.axhline(0.25, color="#8a919e", linewidth=1, linestyle=":")
+        for trainer, color in (("rloo", "#1d5fd0"), ("grpo", "#d95f0e")):
+            runs = [run for run in results if (run["index"], run["trainer"]) == (index, trainer)]
+            for number, run in enumerate(runs):
+                axis.plot(run["curve"], color=color, linewidth=1, alpha=0.75, label=None if number else trainer)
+        axis.set(title=f"right index {index}", xlabel="step", ylim=(0, 1))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("success of sampled episodes")
+    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def report() -> None:
+    """Put the table and the picture into docs/agents.md."""
+    results = json.loads((ROOT / "benchmarks" / "agents.json").read_text())
+    draw(results, ROOT / "docs" / "agents.png")
+    page = ROOT / "docs" / "agents.md"
+    text = page.read_text(encoding="utf-8")
+    begin, end = "<!-- measured: begin -->\n", "<!-- measured: end -->"
+    head, rest = text.split(begin)
+    page.write_text(f"{head}{begin}\n{table(results)}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="/tmp/agents", help="for images, models and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--trainers", nargs="+", default=["rloo", "grpo"], choices=["rloo", "grpo"])
+    parser.add_argument("--indexes", nargs="+", default=list(INDEXES), choices=list(INDEXES))
+    parser.add_argument("--output", help="where the results go, as JSON")
+    parser.add_argument("--report", action="store_true", help="only make the table and picture of agents.json")
+    options = parser.parse_args()
+    if options.report:
+        report()
+        return
+    results = measure(options)
+    if options.output:
+        Path(options.output).write_text(json.dumps(results) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,12 @@ if [ ! -f "$STAMP" ]; then
   "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed,video]"
   touch "$STAMP"
 fi
+# A browser and a sandbox, for the tests that are skipped without them; only root of a Debian system can install them.
+if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v chromium && command -v bwrap; } > /dev/null; then
+  echo "Installing chromium and bubblewrap ..."
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium bubblewrap fonts-liberation; } \
+    > /dev/null 2>&1 || echo "They cannot be installed here: their tests are skipped." >&2
+fi
 # One worker for each core, up to four, each with one thread.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

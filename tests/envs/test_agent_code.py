@@ -57,7 +57,7 @@ def test_a_repaired_image_comes_back_and_pays_only_with_a_right_answer():
     environment.finish(RIGHT)
     assert environment.get_reward() == 1.2
     metrics = environment.metrics()
-    assert (metrics["right"], metrics["calls"], metrics["failed"], metrics["similarity"]) == (1.0, 1.0, 0.0, 1.0)
+    assert (metrics["success"], metrics["runs"], metrics["failed"], metrics["similarity"]) == (1.0, 1.0, 0.0, 1.0)
     assert 0.02 < metrics["similarity_gained"] < 0.9
     environment.finish(WRONG)
     assert environment.get_reward() == 0.0
@@ -74,7 +74,7 @@ def test_an_answer_without_a_script_or_with_a_failed_one_has_no_bonus():
         {"type": "text", "text": "only text\n(no image in `result`)"}
     ]
     assert environment.get_reward() == 1.0
-    assert environment.metrics() == {"right": 1.0, "calls": 2.0, "failed": 1.0}
+    assert environment.metrics() == {"success": 1.0, "runs": 2.0, "failed": 1.0}
     environment.run_python("result = image")
     assert environment.get_reward() == 1.5
 
@@ -115,7 +115,7 @@ def test_reset_clears_what_was_before():
     environment.finish(RIGHT)
     environment.reset(**row(Image.new("RGB", (8, 8))))
     assert environment.get_reward() == 0.0
-    assert environment.metrics() == {"right": 0.0, "calls": 0.0, "failed": 0.0}
+    assert environment.metrics() == {"success": 0.0, "runs": 0.0, "failed": 0.0}
     assert environment.run_python("print(image.size)")[0]["text"].startswith("(8, 8)")
     environment.finish(RIGHT)
     assert environment.get_reward() == 1.0, "an image of the episode before earns nothing"

@@ -49,10 +49,10 @@ def test_a_search_shows_passages_with_title_and_source(index: str):
 def test_an_answer_is_paid_by_its_words_and_a_search_only_with_a_right_one(index: str):
     environment = AgentSearch(index=index)
     right, half = "<answer>Bergen</answer>", "<answer>Bergen or the harbour Cork</answer>"
-    assert played(environment, [], right) == (1.0, {"searches": 0.0, "failed": 0.0, "right": 1.0})
-    assert played(environment, ["heron"], right) == (1.2, {"searches": 1.0, "failed": 0.0, "right": 1.0})
+    assert played(environment, [], right) == (1.0, {"searches": 0.0, "failed": 0.0, "success": 1.0})
+    assert played(environment, ["heron"], right) == (1.2, {"searches": 1.0, "failed": 0.0, "success": 1.0})
     assert played(environment, ["zebra"], right)[0] == 1.0, "nothing was found"
-    assert played(environment, ["heron"], half) == (0.4, {"searches": 1.0, "failed": 0.0, "right": 0.0})
+    assert played(environment, ["heron"], half) == (0.4, {"searches": 1.0, "failed": 0.0, "success": 0.0})
     assert played(environment, ["heron"], "Bergen")[0] == 0.0, "no answer block"
     assert played(environment, ["heron"], "<answer>Cork</answer>")[0] == 0.0
 
@@ -73,7 +73,7 @@ def test_an_episode_knows_nothing_of_the_last_one(index: str):
     environment = AgentSearch(index=index, max_searches=2)
     played(environment, ["heron", "otter"], "<answer>Bergen</answer>")
     environment.reset(answer="Cork", question="q")
-    assert environment.metrics() == {"searches": 0.0, "failed": 0.0, "right": 0.0}
+    assert environment.metrics() == {"searches": 0.0, "failed": 0.0, "success": 0.0}
     assert environment.get_reward() == 0.0
     assert played(environment, ["heron"], "<answer>Bergen</answer>", answer="Cork")[0] == 0.0
     record = Record("1", "q", "Cork", task="vqa")
@@ -166,4 +166,4 @@ def test_the_web_is_searched_where_the_environment_says_so(monkeypatch: pytest.M
             environment.search("otter")
         environment.finish("<answer>Bergen</answer>")
         assert environment.get_reward() == 1.2
-        assert environment.metrics() == {"searches": 1.0, "failed": 1.0, "right": 1.0}
+        assert environment.metrics() == {"searches": 1.0, "failed": 1.0, "success": 1.0}

@@ -159,7 +159,7 @@ class AgentCode:
         `similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
         scripts' work. Both only for rows with an original.
         """
-        known = {"right": float(self._points() > RIGHT), "calls": float(self._calls), "failed": float(self._failed)}
+        known = {"success": float(self._points() > RIGHT), "runs": float(self._calls), "failed": float(self._failed)}
         if self._original is None:
             return known
         before = similarity(self._image, self._original)

@@ -120,7 +120,7 @@ class AgentSearch:
         return {
             "searches": float(self.searches),
             "failed": float(self.failed),
-            "right": float(self._score() > RIGHT),
+            "success": float(self._score() > RIGHT),
         }
 
     def _score(self) -> float:
