@@ -95,7 +95,7 @@ def test_errors_are_words_for_the_model():
     assert environment.metrics()["failed"] == 6.0
     with pytest.raises(ToolError, match="no more than 6 scripts; answer now"):
         environment.run_python("result = image")
-    assert environment.metrics()["calls"] == 6.0
+    assert environment.metrics()["runs"] == 6.0
 
 
 def test_what_is_printed_cannot_end_a_turn_and_is_cut_in_front():
