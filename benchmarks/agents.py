@@ -1,7 +1,7 @@
 """Does a tiny model learn to act on what it sees? `pick_image` with RLOO and GRPO, a fixed and a drawn right index.
 
-python benchmarks/agents.py --folder /tmp/agents                      every run, three seeds
-python benchmarks/agents.py --folder /tmp/agents --seeds 0 --trainers rloo --indexes fixed
+python benchmarks/agents.py --folder agents_output                    every run, three seeds
+python benchmarks/agents.py --folder agents_output --seeds 0 --trainers rloo --indexes fixed
 python benchmarks/agents.py --report                                  the picture and the table of agents.json
 
 A Qwen2.5-VL of a million parameters first learns to see: plain questions for the number of an image, answered rightly.
@@ -11,6 +11,7 @@ training command plays episodes; the success is counted on episodes of another s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -204,7 +205,7 @@ def report() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="/tmp/agents", help="for images, models and runs")
+    parser.add_argument("--folder", default="agents_output", help="for images, models and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trainers", nargs="+", default=["rloo", "grpo"], choices=["rloo", "grpo"])
     parser.add_argument("--indexes", nargs="+", default=list(INDEXES), choices=list(INDEXES))

@@ -432,6 +432,29 @@ def test_what_does_not_go_with_tools_is_refused(options: dict, message: str, tin
         build("grpo", tiny_model, tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"algorithm": "ppo", "steps_per_generation": 1},
+        {"algorithm": "gspo", "steps_per_generation": 1},
+        {"algorithm": "reinforce_plus_plus"},
+        {"kl_in_reward": 0.1},
+        {"dynamic_sampling": 2},
+        {"mask_truncated_completions": True},
+        {"gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_what_goes_with_tools(options: dict, tiny_model: Path, tmp_path: Path):
+    trainer = build("grpo", tiny_model, tmp_path, **options)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    assert all(entry["grad_norm"] > 0 for entry in logs)
+    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
 def test_named_rewards_see_the_last_turn(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path, scripts=((READ, "<answer>0</answer>"), (READ, "<answer>7</answer>")),
                     reward_funcs=["accuracy"])  # fmt: skip

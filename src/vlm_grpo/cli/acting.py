@@ -97,11 +97,9 @@ def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
                 f"--environment {name} has no option {option!r}; it has {', '.join(known) or 'none'} "
                 "(--environment_options '{...}')"
             )
-    made = partial(_kind(name), **options)
-    instance = made()
-    if hasattr(instance, "close"):
-        instance.close()
-    return made
+    make = partial(_kind(name), **options)
+    make()
+    return make
 
 
 def _parameters(name: str) -> list[str]:

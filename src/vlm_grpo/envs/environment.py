@@ -11,7 +11,6 @@ class Guess:
     def finish(self, text: str) -> None: ...  # optional: the last turn of the assistant, when the episode is over
     def get_reward(self) -> float: ...
     def metrics(self) -> dict[str, float]: ...  # optional: averaged in the logs
-    def close(self) -> None: ...  # optional
 ```
 
 Nothing here runs a model; `trainers/episodes.py` plays, `calls.py` runs what the model calls.
@@ -23,7 +22,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics", "close")
+RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics")
 Content = str | list[dict[str, Any]]  # text, or blocks of text and images
 
 

@@ -30,7 +30,7 @@ class Agents:
 
     Args:
         model: completes turns; its `max_completion_length` is that of an episode, results of tools included.
-        stage: the environments; closed when all rows are played.
+        stage: the environments.
         folder: of the evaluation, for copies of the images that tools showed.
         max_turns: of the model in an episode.
         tool_time_limit: seconds that one call may take.
@@ -60,11 +60,8 @@ class Agents:
             EpisodeError: an environment refuses a row, or an image cannot be decoded.
         """
         encoder = self.model.encoder()
-        try:
-            for chosen in self.model.batches(numbers):
-                yield self._answered(encoder, chosen, [dataset[number] for number in chosen])
-        finally:
-            self.stage.close()
+        for chosen in self.model.batches(numbers):
+            yield self._answered(encoder, chosen, [dataset[number] for number in chosen])
 
     def _answered(
         self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]

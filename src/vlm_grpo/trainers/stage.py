@@ -81,12 +81,6 @@ class Stage:
             if not episode.is_hanging:
                 self._idle[episode.name].append(episode.environment)
 
-    def close(self) -> None:
-        """Let the environments give back what they hold."""
-        for instance in [instance for idle in self._idle.values() for instance in idle]:
-            if hasattr(instance, "close"):
-                instance.close()
-
     def _name_of(self, row: Mapping[str, Any]) -> str | None:
         if not self.is_chosen_by_rows:
             return None
