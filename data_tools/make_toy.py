@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
+PLAYED_IN = {"damaged": "agent_code", "search": "agent_search", "visual_code": "visual_code"}
 ALL, PICK = "all", "pick_image"
 
 
@@ -51,7 +52,8 @@ def make(arguments: argparse.Namespace) -> int:
 
             print(f"documents for `vlm-grpo index`: {write_documents(place / 'documents.jsonl')}")
         print(f"{name}: {counts[0]} rows to train on and {counts[1]} held out in {place}")
-        print(f"  --data_file_paths {files.train} --image_folders {files.images} --task_type {task}")
+        played = f" --environment {PLAYED_IN[name]}" if name in PLAYED_IN else ""
+        print(f"  --data_file_paths {files.train} --image_folders {files.images} --task_type {task}{played}")
     return 0
 
 

@@ -122,6 +122,7 @@ def test_dry_run_shows_episodes(candidates: str, tiny_model: Path, tmp_path: Pat
     shown = capsys.readouterr().out
     assert "Which image shows:" in shown
     assert "<tools>" in shown
+    assert f"images: ['{candidates}/" in shown
     assert "rows: streamed" in shown
 
 

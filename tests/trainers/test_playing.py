@@ -14,6 +14,8 @@ from PIL import Image
 from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, picture, settings, user
+from vlm_grpo.data.toy.candidates import write_candidates
+from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.later import whole_row
@@ -364,6 +366,24 @@ def test_resuming_within_a_rollout_is_exact(kind: str, options: dict, tiny_model
         trainer.train(resume_from_checkpoint=start)
         runs.append(trainer)
     assert differences(*runs)["weights"] == 0.0
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_endless_episodes_resume_where_they_were(kind: str, tiny_model: Path, tmp_path: Path):
+    write_candidates(tmp_path / "toy")
+    picks = tuple((call("pick_image", index=index),) for index in range(4))
+    runs, last = [], []
+    for start in (None, str(tmp_path / "checkpoint-3")):
+        trainer = build(
+            kind, tiny_model, tmp_path, picks, data=repeatable_episodes(seed=2), max_steps=5, save_strategy="steps",
+            save_steps=3, environment_factory=lambda: PickImage(data_root=str(tmp_path / "toy")),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=start)
+        runs.append(trainer)
+        last.append(str(trainer._logs["prompt"][-1]))
+    assert last[0] == last[1]
+    assert differences(*runs)["weights"] == 0.0
+    assert runs[0].state.log_history[-2]["reward_std"] > 0
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava_clip", "internvl", "smolvlm"])

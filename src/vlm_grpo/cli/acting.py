@@ -48,11 +48,13 @@ def opened(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row as its environment begins it; without one as it is."""
     if not flags.environment:
         return row
+    from vlm_grpo.trainers.messages import read_prompt
     from vlm_grpo.trainers.stage import Stage
 
     stage = Stage([], environment_factory(flags))
     stage.choose_protocols("hermes", None)
-    return stage.begin([row])[1][0]
+    row = stage.begin([row])[1][0]
+    return {**row, "images": read_prompt(row).images}
 
 
 def environments(names: Sequence[str], given: str | Mapping[str, Any] | None, own: Mapping[str, Any]) -> Any:
