@@ -4,9 +4,11 @@ python benchmarks/agents.py --folder agents_output                    every run,
 python benchmarks/agents.py --folder agents_output --seeds 0 --trainers rloo --indexes fixed
 python benchmarks/agents.py --report                                  the picture and the table of agents.json
 
-A Qwen2.5-VL of a million parameters first learns to see: plain questions for the number of an image, answered rightly.
-Its calls are taught too, but with random numbers: it knows how a tool is called and picks at chance. From there on the
-training command plays episodes; the success is counted on episodes of another seed, greedily, before and after.
+A Qwen2.5-VL of a million parameters first learns to see, from right answers to plain questions: what images show, and
+their numbers. Then it is taught to call, and last a habit that succeeds about at chance: once in eight times it picks
+the image that is asked for, else another, and says which ("asked: red 2"). From there on the training command plays
+episodes, whose rewards alone tell it what to do. Success is counted on episodes of another seed, sampled as in
+training, before and after; with a fixed index the image that is asked for is always at 0, and nothing needs to be seen.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 384, "vision_hidden": 64, "vision_layers": 2}
-SEEING_STEPS, CALLING_STEPS = 3000, 200
-STEPS = {"fixed": 40, "drawn": 150}
+SEEING_STEPS, CALLING_STEPS, HABIT_STEPS = 1000, 300, 150
+STEPS = {"fixed": 50, "drawn": 50}
 EPISODES = 200  # held out
 HELD_OUT_SEED = 1_000
 INDEXES = {"fixed": ("--fixed_correct_index", "0"), "drawn": ()}
@@ -52,19 +54,30 @@ def corpus(images: Path) -> list[str]:
 
     tool = PickImage(data_root=str(images)).pick_image
     told = Hermes().prompt([], [schema_of("pick_image", tool)])[0]["content"]
-    asked = f"0: 1: 2: 3: Which image shows: {' '.join(COLORS)}? Call pick_image with its number. system user assistant"
+    names = " ".join(COLORS)
+    asked = f"0: 1: 2: 3: Which image shows: {names}? Call pick_image with its number. asked: another: 0 1 2 3"
     return [told, asked, *(make_tool_call_str("pick_image", {"index": n}) for n in range(4))] * 20
 
 
-def asked_for_name(row: dict[str, Any], number: int) -> tuple[dict[str, Any], str]:
-    """The row with another question, what the image of a number shows, and the answer."""
+def places(row: dict[str, Any], correct: int, source: random.Random) -> list[str]:
+    """What each image of an episode shows and its number, "red 2", the one that is asked for first."""
     from vlm_grpo.envs.pick_image import name_of
 
-    (turn,) = row["prompt"]
-    *blocks, _ = turn["content"]
-    images = [block["image"].source for block in blocks if block["type"] == "image"]
-    question = {"type": "text", "text": f"\nWhich is {number}?"}
-    return {**row, "prompt": [{**turn, "content": [*blocks, question]}]}, name_of(Path(images[number]))
+    blocks = row["prompt"][-1]["content"]
+    names = [name_of(Path(block["image"].source)) for block in blocks if block["type"] == "image"]
+    others = [place for place in range(len(names)) if place != correct]
+    source.shuffle(others)
+    return [f"{names[place]} {place}" for place in (correct, *others)]
+
+
+def act(seen: list[str], asked: float, source: random.Random) -> str:
+    """A call as it is taught: with a chance for the image that is asked for, else for another; it says which before."""
+    from vlm_grpo.envs.protocol import make_tool_call_str
+
+    is_asked = source.random() < asked
+    said = seen[0] if is_asked else source.choice(seen[1:])
+    call = make_tool_call_str("pick_image", {"index": int(said.split()[-1])})
+    return f"{'asked' if is_asked else 'another'}: {said} {call}"
 
 
 def warm_model(folder: Path, images: Path) -> Path:
@@ -72,7 +85,6 @@ def warm_model(folder: Path, images: Path) -> Path:
     import torch
 
     from vlm_grpo.cli.warm_start import encode, fit
-    from vlm_grpo.envs.protocol import make_tool_call_str
     from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
     if (folder / "config.json").is_file():
@@ -81,14 +93,11 @@ def warm_model(folder: Path, images: Path) -> Path:
     model, processor = build_tiny_qwen(
         TinySize(**SIZE, vocabulary=900), corpus=corpus(images), min_pixels=56 * 56, max_pixels=56 * 56
     )
-    rows, environments = opened_rows(processor, images, 3000, seed=7)
+    rows, environments = opened_rows(processor, images, 10_000, seed=7)
     source = random.Random(0)
     plain = [{**row, "prompt": row["prompt"][1:]} for row in rows]  # without the system turn that tells of tools
-    naming = [asked_for_name(row, source.randrange(4)) for row in plain]
-    seeing = encode(processor, plain, [str(environment.correct) for environment in environments])
-    seeing += encode(processor, [row for row, _ in naming], [name for _, name in naming])
-    calls = [make_tool_call_str("pick_image", {"index": source.randrange(4)}) for _ in rows[:1000]]
-    calling = encode(processor, rows[:1000], calls)
+    seen = [places(row, environment.correct, source) for row, environment in zip(rows, environments, strict=True)]
+    seeing = encode(processor, plain, [" ".join(each) for each in seen])
 
     def tell(name: str) -> Any:
         losses: list[float] = []
@@ -101,18 +110,20 @@ def warm_model(folder: Path, images: Path) -> Path:
         return count
 
     fit(model, processor, seeing, source, steps=SEEING_STEPS, on_step=tell("seeing"))
-    both = [*calling, *source.sample(seeing, len(calling))]
-    fit(model, processor, both, source, steps=CALLING_STEPS, batch_size=16, on_step=tell("calling"))
+    for name, steps, chance in (("calling", CALLING_STEPS, 1.0), ("habit", HABIT_STEPS, 1 / 8)):
+        calls = encode(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
+        fit(model, processor, calls, source, steps=steps, batch_size=16, on_step=tell(name))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 def success(model: Path, images: Path, index: str) -> float:
-    """Greedy success on held-out episodes, by the evaluation command."""
+    """Success of sampled episodes that are held out, by the evaluation command."""
     output = model / f"evaluation_{index}"
     words = ["evaluate", "--model_name_or_path", str(model), "--environment", "pick_image", "--data_root", str(images)]
     words += ["--limit", str(EPISODES), "--seed", str(HELD_OUT_SEED), "--max_turns", "1", "--use_cpu", "--overwrite"]
+    words += ["--temperature", "1"]
     run(["-m", "vlm_grpo.cli.main", *words, *INDEXES[index], "--max_completion_length", "40", "--batch_size", "25",
          "--output_dir", str(output)])  # fmt: skip
     return json.loads((output / "results.json").read_text())["metrics"]["success"]["value"]
