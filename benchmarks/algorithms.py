@@ -5,8 +5,8 @@ python benchmarks/algorithms.py --report FILE.json      the table on standard ou
 
 All start from the same warm start of their seed, sample 64 completions a rollout (8 of each prompt) and use the same
 learning rate, with the exceptions in OWN; a recipe that cuts a rollout into several updates takes as many smaller ones.
-The curve is the share of right answers among sampled completions. A run adds itself to the output file, so that one that
-was stopped goes on.
+The curve is the share of right answers among sampled completions. A run adds itself to the output file, so that one
+that was stopped goes on.
 """
 
 from __future__ import annotations

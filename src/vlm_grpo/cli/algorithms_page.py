@@ -61,8 +61,8 @@ LEARNING = """## Do they learn?
 
 ![Share of right answers among sampled completions, by rollout](algorithms.png)
 
-The digits of the quickstart: one warm start for each of three seeds, 64 completions a rollout, the same learning rate for
-all but `kl_cov` (half of it), groups of 8 for all but `grpo_passk` (2). The numbers are in
+The digits of the quickstart: one warm start for each of three seeds, 64 completions a rollout, the same learning rate
+for all but `kl_cov` (half of it), groups of 8 for all but `grpo_passk` (2). The numbers are in
 [benchmarks](../benchmarks/README.md). It is no ranking: recipes that cut a rollout into several updates take more steps
 of the same size, and a learning rate of its own would suit each better.
 """
