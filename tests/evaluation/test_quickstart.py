@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlm_grpo.cli import quickstart
-from vlm_grpo.cli.warm_start import _batch, _Encoded, completion, warm_up, wrong_label
+from vlm_grpo.cli.warm_start import Encoded, _batch, completion, warm_up, wrong_label
 from vlm_grpo.data.toy import DigitFiles
 from vlm_grpo.rewards import score
 from vlm_grpo.trainers.rollout import Sample
@@ -30,7 +30,7 @@ def test_completion_earns_both_rewards():
 
 
 def test_batch_learns_completions_only():
-    rows = [_Encoded(Sample([5, 6, 7], []), [8, 2]), _Encoded(Sample([5], []), [9, 8, 2])]
+    rows = [Encoded(Sample([5, 6, 7], []), [8, 2]), Encoded(Sample([5], []), [9, 8, 2])]
     batch = _batch(rows, pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2, 0], [0, 0, 5, 9, 8, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
