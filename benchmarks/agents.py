@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 384, "vision_hidden": 64, "vision_layers": 2}
 SEEING_STEPS, CALLING_STEPS, HABIT_STEPS = 1000, 300, 150
-STEPS = {"fixed": 50, "drawn": 50}
+STEPS = {"fixed": 80, "drawn": 50}
 EPISODES = 200  # held out
 HELD_OUT_SEED = 1_000
 INDEXES = {"fixed": ("--fixed_correct_index", "0"), "drawn": ()}

@@ -34,6 +34,7 @@ WRONG: Mapping[str, Any] = {
     "vqa": "Z",
     "gui": ["a broken icon"],
     "video": "nowhere",
+    **dict.fromkeys(("damaged", "search", "visual_code"), "nothing"),
 }
 
 
