@@ -5,7 +5,7 @@ python benchmarks/agents.py --folder agents_output --seeds 0 --trainers rloo --i
 python benchmarks/agents.py --report                                  the picture and the table of agents.json
 
 A Qwen2.5-VL of a million parameters first learns to see, from right answers to plain questions: what images show, and
-their numbers. Then it is taught to call, and last a habit that succeeds about at chance: once in eight times it picks
+their numbers. Then it is taught to call, and last a habit that succeeds about at chance: once in four times it picks
 the image that is asked for, else another, and says which ("asked: red 2"). From there on the training command plays
 episodes, whose rewards alone tell it what to do. Success is counted on episodes of another seed, sampled as in
 training, before and after; with a fixed index the image that is asked for is always at 0, and nothing needs to be seen.
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 384, "vision_hidden": 64, "vision_layers": 2}
-SEEING_STEPS, CALLING_STEPS, HABIT_STEPS = 1000, 300, 150
+SEEING_STEPS, CALLING_STEPS, HABIT_STEPS = 1000, 450, 150
 STEPS = {"fixed": 80, "drawn": 50}
 EPISODES = 200  # held out
 HELD_OUT_SEED = 1_000
@@ -110,7 +110,7 @@ def warm_model(folder: Path, images: Path) -> Path:
         return count
 
     fit(model, processor, seeing, source, steps=SEEING_STEPS, on_step=tell("seeing"))
-    for name, steps, chance in (("calling", CALLING_STEPS, 1.0), ("habit", HABIT_STEPS, 1 / 8)):
+    for name, steps, chance in (("calling", CALLING_STEPS, 1.0), ("habit", HABIT_STEPS, 1 / 4)):
         calls = encode(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
         fit(model, processor, calls, source, steps=steps, batch_size=16, on_step=tell(name))
     model.save_pretrained(folder)
