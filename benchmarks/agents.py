@@ -167,6 +167,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 results.append({"trainer": trainer, "index": index, "seed": seed, "before": before[index],
                                 "after": after, "curve": curve})  # fmt: skip
                 print(f"{trainer} {index} seed {seed}: {before[index]:.3f} -> {after:.3f}", flush=True)
+                if options.output:  # after each, so that a run that was stopped leaves what it has
+                    Path(options.output).write_text(json.dumps(results) + "\n", encoding="utf-8")
     return results
 
 
@@ -226,10 +228,7 @@ def main() -> None:
     if options.report:
         report()
         return
-    results = measure(options)
-    if options.output:
-        Path(options.output).write_text(json.dumps(results) + "\n", encoding="utf-8")
-    print(table(results))
+    print(table(measure(options)))
 
 
 if __name__ == "__main__":
