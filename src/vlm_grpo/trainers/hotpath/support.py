@@ -25,7 +25,7 @@ def refusal(model: nn.Module) -> str | None:
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     checks = [
-        (text._attn_implementation not in (attention.PLAIN, attention.NAME), "attention other than sdpa"),
+        (not attention.is_supported(text._attn_implementation), "attention other than sdpa or flash attention"),
         (bool(kinds), f"layers of {', '.join(sorted(kinds))}"),
         (_slides(text), "a sliding window"),
         (bool(getattr(text, "attention_dropout", 0)), "attention dropout"),
@@ -71,19 +71,22 @@ class Sharing:
         for model in self.models if mode != "off" else []:
             add_hooks(backbone(model))
         if self.is_on:
-            attention.register()
-            for model in self.models:
-                model.config.get_text_config()._attn_implementation = attention.NAME
+            for text in self._text_configs():
+                plain = attention.plain_implementation(text._attn_implementation)
+                text._attn_implementation = attention.register(plain)
 
     def settle(self, difference: float, allowed: float) -> None:
         """Go on sharing if the two paths agree (on every process), else leave it."""
         self.is_checked = True
         if difference <= allowed:
             return
-        for model in self.models:
-            model.config.get_text_config()._attn_implementation = attention.PLAIN
+        for text in self._text_configs():
+            text._attn_implementation = attention.plain_implementation(text._attn_implementation)
         self.is_on = False
         self._give_up(f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})")
+
+    def _text_configs(self) -> list[Any]:
+        return [model.config.get_text_config() for model in self.models]
 
     def _give_up(self, reason: str) -> None:
         name = type(self.models[0]).__name__
