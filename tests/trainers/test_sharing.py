@@ -256,8 +256,8 @@ def test_a_trained_tower_runs_once_for_each_prompt_where_prompts_are_not_shared(
     with caplog.at_level(logging.WARNING):
         trainer = build(tmp_path / "model", tmp_path, max_steps=1)
     assert [record.message for record in caplog.records if "share" in record.message] == [
-        "Gemma3ForConditionalGeneration does not share prompts between completions: layers of sliding_attention; "
-        "the plain path is used"
+        "Gemma3ForConditionalGeneration does not share prompts between completions in scoring: layers of "
+        "sliding_attention; the plain path is used"
     ]
     seen = seen_rows(vision_towers(trainer.model)[0])
     trainer.train()
@@ -301,7 +301,7 @@ def test_a_model_may_be_trained_by_one_trainer_after_another(tiny_model: Path, t
 def test_on_refuses_what_auto_leaves(tmp_path: Path):
     FAMILIES_TINY["gemma3"](tmp_path / "model")
     with pytest.raises(
-        ValueError, match=r"--shared_prefix on: Gemma3.* cannot share prompts: layers of sliding_attent"
+        ValueError, match=r"--shared_prefix on: Gemma3.* cannot share prompts in scoring: layers of sliding_attent"
     ):
         build(tmp_path / "model", tmp_path, shared_prefix="on")
 

@@ -130,6 +130,7 @@ class LocalModel:
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             do_sample=False,
+            use_cache=True,  # many checkpoints say false: they were saved by a training
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=most,

@@ -112,7 +112,7 @@ def test_completions_from_one_prefill_are_those_of_the_plain_path(family: str, l
         method = PromptOnce(row_numbers(samples))
         fast = model.generate(**prompt_batch(unique(samples), 0), custom_generate=method, **options)
         assert until_end(fast[:, width:], ends) == until_end(plain[:, width:], ends)
-        method = PromptOnce(row_numbers(samples), is_static=True)
+        method = PromptOnce(row_numbers(samples), decoding="static")
         static = model.generate(**prompt_batch(unique(samples), 0), custom_generate=method, **options)
         assert until_end(static[:, width:], ends) == until_end(plain[:, width:], ends)
         if not ends:
