@@ -1,6 +1,7 @@
 """Tokens a second of decoding alone: one prompt with an image, many completions, each way to compute a step.
 
 python benchmarks/decoding.py --large --output benchmarks/decoding_gpu.json   the 3B's shape in bfloat16, on a GPU
+python benchmarks/decoding.py --large --ways compiled --output ...            one more way into the same file
 python benchmarks/decoding.py --rehearse                                      tiny, on a CPU
 
 Ways: `dynamic` launches every kernel over a growing cache, `static` over a cache of fixed size, `captured` replays that
@@ -16,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,15 @@ import torch
 from computer import describe
 from PIL import Image
 from step import SCALES, Scale
+from tables import BATCHES, FEW, WAYS, decoding_table
 
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.tiny import build_tiny_qwen
-from vlm_grpo.trainers.hotpath.sampling import DECODINGS, PromptOnce, prompt_batch
+from vlm_grpo.trainers.hotpath.sampling import Decoding, PromptOnce, prompt_batch
 from vlm_grpo.trainers.rollout import PromptEncoder
 
-BATCHES = (8, 32, 64)
 ON_CPU = ("dynamic", "static")  # the others need a GPU
-FEW, TOKENS = 4, 64  # steps of the short generation, and how many more the long one takes
+TOKENS = 32  # how many more steps the long generation takes than the short one
 SIDE = {"large": 896, "rehearse": 112}  # pixels of the square image
 NEEDS_A_GPU = "needs a GPU"
 
@@ -42,22 +43,26 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--large", action="store_true", help="the 3B's shape, on a GPU")
     size.add_argument("--rehearse", action="store_true", help="tiny, on a CPU")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="default: all")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file for step_report.py; written after each measurement")
     options = parser.parse_args()
     if options.large and not torch.cuda.is_available():
         parser.error("--large needs a GPU")
     name = "large" if options.large else "rehearse"
-    result: dict[str, Any] = {"computer": describe(), "tokens": TOKENS, "seconds": {}}
-    for entry in measure(SCALES[name], SIDE[name], options.repeats, result):
+    result: dict[str, Any] = {"seconds": {}}
+    if options.output and options.output.exists():
+        result = json.loads(options.output.read_text(encoding="utf-8"))
+    result |= {"computer": describe(), "tokens": TOKENS}
+    for entry in measure(SCALES[name], SIDE[name], options.ways, options.repeats, result):
         print(entry, flush=True)
         if options.output:
             write_whole(options.output, json.dumps(result) + "\n")
-    print(table(result))
+    print(decoding_table(result))
 
 
-def measure(scale: Scale, side: int, repeats: int, result: dict[str, Any]) -> Any:
-    """Fill the result and yield a line after every measurement: cheap ways first, at every batch size."""
+def measure(scale: Scale, side: int, ways: Sequence[Decoding], repeats: int, result: dict[str, Any]) -> Iterator[str]:
+    """Fill the result and yield a line after every measurement."""
     torch.manual_seed(0)
     with torch.device(scale.device):
         model, processor = build_tiny_qwen(scale.size, max_pixels=16384 * 28 * 28)
@@ -70,7 +75,7 @@ def measure(scale: Scale, side: int, repeats: int, result: dict[str, Any]) -> An
     result["prompt"] = inputs["input_ids"].size(1)
     result["bandwidth"] = bandwidth(scale.device)
     yield f"bandwidth {result['bandwidth'] / 1e9:.0f} GB/s"
-    for way in DECODINGS:
+    for way in ways:
         for batch in BATCHES:
             key = f"{way} {batch}"
             if not scale.is_on_gpu and way not in ON_CPU:
@@ -80,7 +85,7 @@ def measure(scale: Scale, side: int, repeats: int, result: dict[str, Any]) -> An
             yield f"{key}: {batch * TOKENS / statistics.median(result['seconds'][key]):.0f} tokens/s"
 
 
-def seconds(model: Any, inputs: dict[str, torch.Tensor], batch: int, way: str, repeats: int) -> list[float]:
+def seconds(model: Any, inputs: dict[str, torch.Tensor], batch: int, way: Decoding, repeats: int) -> list[float]:
     """Return the seconds of TOKENS steps, of each repeat; the first generation warms up and is not counted."""
 
     def generate(tokens: int) -> float:
@@ -128,31 +133,6 @@ def bandwidth(device: str) -> float:
         wait()
         best = min(best, time.perf_counter() - began)
     return 2 * source.numel() / best
-
-
-def bound(result: dict[str, Any], batch: int) -> float:
-    """Return the tokens a second that the measured bandwidth allows, at the middle of the measured steps."""
-    length = result["prompt"] + FEW + result["tokens"] / 2
-    step = result["bytes"]["weights"] + batch * length * result["bytes"]["token"]
-    return batch * result["bandwidth"] / step
-
-
-def table(result: dict[str, Any]) -> str:
-    """Return a line for each way: tokens a second at each batch size, and the share of the bound."""
-    lines = ["| step | " + " | ".join(f"{batch} rows" for batch in BATCHES) + " |", "|---" * (len(BATCHES) + 1) + "|"]
-    for way in DECODINGS:
-        cells = [cell(result["seconds"].get(f"{way} {batch}"), result, batch) for batch in BATCHES]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    bounds = " | ".join(f"{bound(result, batch):,.0f}" for batch in BATCHES)
-    return "\n".join([*lines, f"| bound of {result['bandwidth'] / 1e9:,.0f} GB/s | {bounds} |"])
-
-
-def cell(measured: Sequence[float] | str | None, result: dict[str, Any], batch: int) -> str:
-    """Return tokens a second with their share of the bound, or why there are none."""
-    if measured is None or isinstance(measured, str):
-        return measured or "not measured"
-    rate = batch * result["tokens"] / statistics.median(measured)
-    return f"{rate:,.0f} ({rate / bound(result, batch):.0%})"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import ctypes
 import gc
 import json
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from computer import describe
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from PIL import ImageFile
+from tables import PHASES, step_table, step_title
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_grpo.data.writing import write_whole
@@ -48,8 +48,6 @@ LARGE = TinySize(
     vocabulary=151_936,
 )  # fmt: skip
 TINY = TinySize()
-NOT_MEASURED = "not measured"
-PHASES = ("load", "process", "generate", "old/reference", "forward", "backward", "rest")
 
 
 @dataclass(frozen=True)
@@ -337,46 +335,6 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def table(result: dict[str, Any]) -> str:
-    """A line for each phase: median seconds of both, their ratio with its range over the repeats, what there is."""
-    lines = ["| phase | TRL, s | vlm_grpo, s | ratio | range | to gain |", "|---|---|---|---|---|---|"]
-    for phase in (*PHASES, "step"):
-        stock, ours = ([step[phase] for step in result["seconds"][kind]] for kind in ("trl", "ours"))
-        if not any(stock):
-            continue
-        ratios = sorted(a / b for a, b in zip(stock, ours, strict=False) if b)
-        shown = f"{statistics.median(ratios):.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else "not needed | "
-        shown = shown if ours else f"{NOT_MEASURED} | "
-        lines.append(f"| {phase} | {median(stock)} | {median(ours)} | {shown} | {to_gain(result, phase)} |")
-    stock, ours = (result["memory"][kind] for kind in ("trl", "ours"))
-    ratio = f"{statistics.median(stock) / statistics.median(ours):.2f}" if stock and ours else NOT_MEASURED
-    lines.append(f"| peak memory, MiB | {median(stock, 0)} | {median(ours, 0)} | {ratio} | | |")
-    return "\n".join(lines)
-
-
-def median(values: list[float], digits: int = 3) -> str:
-    """Return the median in so many digits, or that there is none: the run was cut off before."""
-    return f"{statistics.median(values):.{digits}f}" if values else NOT_MEASURED
-
-
-def to_gain(result: dict[str, Any], phase: str) -> str:
-    """The ratio of images for decoding and processing, of operations for everything else."""
-    kind = "calls" if phase in ("load", "process") else "operations"
-    stock, ours = (result[kind][name].get(phase, 0) for name in ("trl", "ours"))
-    if kind == "calls":
-        return f"{stock} : {ours}"
-    return f"{stock / ours:.2f}" if stock and ours else ""
-
-
-def title(result: dict[str, Any]) -> str:
-    """The setting in words."""
-    setting = Setting(**result["setting"])
-    extras = [("frozen tower", setting.frozen), ("LoRA", setting.lora), ("reference model", bool(setting.beta))]
-    named = [name for name, is_so in extras if is_so]
-    numbers = f"P {result['prompt']}, C {setting.completion}, G {setting.generations}"
-    return ", ".join([numbers, *named])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, *ON_GPU], help="which ones (default: two)")
@@ -401,7 +359,7 @@ def main() -> None:
                 write_whole(options.output, json.dumps(results) + "\n")
 
         save(compare(known[name], options.repeats, scale, save))
-        print(f"\n{title(results[name])}\n\n{table(results[name])}", flush=True)
+        print(f"\n{step_title(results[name])}\n\n{step_table(results[name])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def fit(
     losses = []
     model.train()
     for _ in range(steps):
-        loss = model(**_batch(source.choices(encoded, k=batch_size), processor.tokenizer.pad_token_id)).loss
+        batch = _batch(source.choices(encoded, k=batch_size), processor.tokenizer.pad_token_id)
+        loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

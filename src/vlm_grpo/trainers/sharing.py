@@ -120,8 +120,8 @@ class PromptSharing(StepRepeating):
 
     def _decoding_method(self) -> PromptOnce:
         # Gathered parameters lie elsewhere every time: a captured step would read the old places.
-        is_compiled = self.accelerator.device.type == "cuda" and not self._is_sharded
-        decoding = self.decoding or ("compiled" if is_compiled else "dynamic")
+        is_captured = self.accelerator.device.type == "cuda" and not self._is_sharded
+        decoding = self.decoding or ("captured" if is_captured else "dynamic")
         return PromptOnce(row_numbers(self._samples), decoding, is_alone=is_deepspeed_zero3_enabled())
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:

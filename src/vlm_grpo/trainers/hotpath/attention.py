@@ -44,8 +44,17 @@ def register(plain: str = SDPA) -> str:
     """
     name = NAME if plain == SDPA else OVER + plain
     ALL_ATTENTION_FUNCTIONS.register(name, partial(attention, plain=plain))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[plain])
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(mask, plain=plain))
     return name
+
+
+def mask(*, q_length: int, plain: str, **options: Any) -> Tensor | None:
+    """Return the mask of rows that are not packed, as transformers' mask interface asks.
+
+    It is sdpa's for one new token, so that decoding over a cache of fixed size has a mask of fixed size: a flash
+    attention would have to look up on the host which keys are there.
+    """
+    return ALL_MASK_ATTENTION_FUNCTIONS[SDPA if q_length == 1 else plain](q_length=q_length, **options)
 
 
 def attention(
@@ -66,9 +75,8 @@ def attention(
     elsewhere, or where that cannot be compiled, sdpa takes each group.
     """
     if packed is None:
-        # A mask of four dimensions was made for sdpa: by a decoding step with a cache of fixed size.
-        is_flash_mask = attention_mask is None or attention_mask.ndim == 2
-        function = ALL_ATTENTION_FUNCTIONS[plain if is_flash_mask else SDPA]
+        is_for_sdpa = attention_mask is not None and attention_mask.ndim == 4  # see `mask`
+        function = ALL_ATTENTION_FUNCTIONS[SDPA if is_for_sdpa else plain]
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     if query.is_cuda and query.size(-1) >= flex.SMALLEST_HEAD and (kernel := flex.compiled()) is not None:
         output = flex.packed_attention(query, key, value, packed, scaling, kernel)

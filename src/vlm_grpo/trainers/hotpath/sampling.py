@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.cache_utils import Cache, DynamicCache
 
 from vlm_grpo.trainers.hotpath.cache import can_be_fixed, fixed, repeated
+from vlm_grpo.trainers.hotpath.captured import CapturedStep
 from vlm_grpo.trainers.hotpath.compat import CACHE, forward_inputs, returned_cache
 from vlm_grpo.trainers.hotpath.tokens import TokenFields
 from vlm_grpo.trainers.rollout import Sample, collate_per_token, collate_visual, unique
@@ -23,8 +24,10 @@ from vlm_grpo.trainers.rollout import Sample, collate_per_token, collate_visual,
 logger = logging.getLogger(__name__)
 
 # dynamic: the cache grows, rows that have ended leave it. static: a cache of fixed size, every row stays to the end.
-# compiled: the same, with a step that transformers compiles: one launch for a token instead of one for each kernel.
-Decoding = Literal["dynamic", "static", "compiled"]
+# captured: the same, with a step recorded as a CUDA graph: one launch for a token instead of one for each kernel.
+# compiled: the same, with a step that torch compiles.
+Decoding = Literal["dynamic", "static", "captured", "compiled"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 
 # Selecting the cache's living rows costs about as much as reading them once; it is not worth it for a few.
 WORTH_DROPPING = 0.25
@@ -89,8 +92,8 @@ class PromptOnce:
     """
 
     def __init__(self, rows: Sequence[int], decoding: Decoding = "dynamic", is_alone: bool = False) -> None:
-        if decoding not in get_args(Decoding):
-            raise ValueError(f"decoding must be one of {', '.join(get_args(Decoding))}, got {decoding!r}")
+        if decoding not in DECODINGS:
+            raise ValueError(f"decoding must be one of {', '.join(DECODINGS)}, got {decoding!r}")
         self.rows = rows
         self.decoding = decoding
         self.is_alone = is_alone
@@ -111,7 +114,7 @@ class PromptOnce:
         rows = torch.tensor(self.rows, device=input_ids.device)
         is_fixed = self.decoding != "dynamic" and can_be_fixed(cache)
         cache = fixed(cache, rows, model, generation_config.max_length) if is_fixed else repeated(cache, rows)
-        forward = self._forward(model, is_compiled=is_fixed and self.decoding == "compiled")
+        forward = self._forward(model, self.decoding if is_fixed else "dynamic")
         keep = {name: inputs[name] for name in ("logits_to_keep",) if name in inputs}
         state = Decoded(input_ids[rows], prompts.select(rows), cache, generation_config.pad_token_id or 0)
         scores = scores[rows]
@@ -124,9 +127,11 @@ class PromptOnce:
                 state.drop_ended()
             scores = state.step(model, forward, keep)
 
-    def _forward(self, model: nn.Module, is_compiled: bool) -> Callable[..., Any]:
-        if is_compiled:
+    def _forward(self, model: nn.Module, decoding: Decoding) -> Callable[..., Any]:
+        if decoding == "compiled":
             return CompiledStep(model)
+        if decoding == "captured":
+            return CapturedStep(model)
         return model.forward if self.is_alone else model.__call__
 
 
