@@ -6,6 +6,20 @@ import json
 import re
 from typing import Any
 
+# How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
+THOUGHT_MARKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+OPEN, CLOSE = THOUGHT_MARKS[0]
+OTHER_MARKS = {mark: plain for pair in THOUGHT_MARKS[1:] for mark, plain in zip(pair, (OPEN, CLOSE), strict=True)}
+OTHER_MARK = re.compile("|".join(map(re.escape, OTHER_MARKS)))
+OPENING_MARK, CLOSING_MARK = (re.compile("|".join(map(re.escape, marks))) for marks in zip(*THOUGHT_MARKS, strict=True))
+TRAILING_THOUGHT = re.compile(rf"(?:{OPENING_MARK.pattern})\s*(?:(?:{CLOSING_MARK.pattern})\s*)?\Z")
 THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
@@ -25,9 +39,57 @@ def completion_text(completion: Any) -> str:
     return ""
 
 
+def plain_thoughts(text: str) -> str:
+    """Return the text with `<think>` and `</think>` in place of the marks that other families use."""
+    return OTHER_MARK.sub(lambda mark: OTHER_MARKS[mark[0]], text) if OTHER_MARK.search(text) else text
+
+
 def without_thinking(text: str) -> str:
-    """The text outside its think blocks; a block that never ends swallows the rest."""
-    return THINK.sub("", text) if "<think>" in text else text
+    """Return the text outside its thoughts.
+
+    A thought that never ends swallows the rest; one that ends without a beginning was begun before the text.
+    """
+    text = plain_thoughts(text)
+    outside = THINK.sub("", text) if OPEN in text else text
+    return outside.rpartition(CLOSE)[2] if CLOSE in outside else outside
+
+
+def thought_at(text: str) -> int:
+    """Return where the first thought of a text begins, its length if it has none."""
+    mark = OPENING_MARK.search(text)
+    return mark.start() if mark else len(text)
+
+
+def trailing_thought(prompt: str) -> str:
+    """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
+    found = TRAILING_THOUGHT.search(prompt)
+    return found[0] if found else ""
+
+
+def is_in_thought(opening: str) -> bool:
+    """Whether a text ends inside a thought."""
+    text = plain_thoughts(opening)
+    return text.rfind(OPEN) > text.rfind(CLOSE)
+
+
+def continuation(turn: str, opening: str) -> str:
+    """Return what is left to write of a whole turn of the assistant, after what a prompt has written of it.
+
+    Where the prompt is inside a thought, a turn without one ends it first; where the prompt holds a whole thought, the
+    turn's own is left out.
+    """
+    if not turn or turn.startswith(opening):
+        return turn[len(opening) :]
+    start, end = thought_at(opening), thought_at(turn)
+    if start == len(opening):
+        return turn
+    is_thought = not turn[:end].strip() and end < len(turn)
+    if not is_in_thought(opening):
+        return THINK.sub("", plain_thoughts(turn), count=1).lstrip() if is_thought else turn
+    if is_thought:
+        return OPENING_MARK.sub("", turn, count=1).lstrip("\n")
+    mark = OPENING_MARK.match(opening, start)[0]
+    return f"\n{dict(THOUGHT_MARKS)[mark]}\n\n{turn}"
 
 
 def extract_answer(text: str) -> str | None:

@@ -27,7 +27,7 @@ from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.loss import OwnLoss
-from vlm_grpo.trainers.media import tell_videos_from_images
+from vlm_grpo.trainers.media import tell_videos_from_images, thumbnails
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
 from vlm_grpo.trainers.order import EpochSampler, endless
@@ -41,7 +41,6 @@ from vlm_grpo.trainers.rollout import (
     collate_per_token,
     collate_visual,
     light_copies,
-    thumbnails,
     unique,
 )
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
