@@ -23,6 +23,7 @@ TRAILING_THOUGHT = re.compile(rf"(?:{OPENING_MARK.pattern})\s*(?:(?:{CLOSING_MAR
 THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
+BOXED = re.compile(r"<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_box\|>", re.DOTALL)  # GLM's
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
@@ -93,9 +94,20 @@ def continuation(turn: str, opening: str) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    """The last answer block outside the thinking; None without one or when it is empty."""
-    found = ANSWER.findall(without_thinking(text))
-    return (found[-1].strip() or None) if found else None
+    """Return the last answer block outside the thinking, or without any the last of GLM's boxes there.
+
+    None without one or when it is empty.
+    """
+    outside = without_thinking(text)
+    found = ANSWER.findall(outside) or BOXED.findall(outside)
+    return (unboxed(found[-1]) or None) if found else None
+
+
+def unboxed(answer: str) -> str:
+    """Return an answer without the box that GLM puts around it, if it is one box and nothing else."""
+    answer = answer.strip()
+    match = BOXED.fullmatch(answer)
+    return match[1].strip() if match else answer
 
 
 def extract_boxed(text: str) -> str | None:
@@ -142,7 +154,7 @@ def parse_answer(text: str, task: str = "default") -> str | None:
     if task != "vqa":
         answer = extract_answer(text)
         return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
-    value = extract_json(text)
+    value = extract_json(unboxed(without_thinking(text)))
     answer = value.get("answer") if isinstance(value, dict) else None
     return (answer.strip() or None) if isinstance(answer, str) else None
 
@@ -150,9 +162,9 @@ def parse_answer(text: str, task: str = "default") -> str | None:
 def parse_steps(text: str, task: str = "default") -> list[str]:
     """The reasoning steps of a completion: the JSON object's `reasoning_steps` for vqa, else the thought sentences."""
     if task != "vqa":
-        thought = "\n".join(THINK.findall(text))
+        thought = "\n".join(THINK.findall(plain_thoughts(text)))
         return [step.strip() for step in SENTENCE_END.split(thought) if step.strip()]
-    value = extract_json(text)
+    value = extract_json(unboxed(without_thinking(text)))
     steps = value.get("reasoning_steps") if isinstance(value, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         return []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from vlm_grpo.tiny import build_tiny_qwen
@@ -48,3 +50,10 @@ def tokenizer_with(template: str) -> Any:
     tokenizer = copy.deepcopy(build_tiny_qwen()[1].tokenizer)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def with_template(model: Path, folder: Path, template: str) -> Path:
+    """A copy of a model's folder with another chat template."""
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder

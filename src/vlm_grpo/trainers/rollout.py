@@ -19,6 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_videos
 from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
 from vlm_grpo.trainers.template import ChatTemplate, turn_begun
@@ -163,6 +164,7 @@ class PromptEncoder:
         self._blank: dict[str, Sample] = {}
         self.template_options = dict(template_options)
         self.template = ChatTemplate(processor, template_options)
+        self.decode = TurnDecoder(getattr(processor, "tokenizer", processor))
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
             self.once = OnceImageProcessor(processor.image_processor, self.counters)
