@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 # Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
 ROW = ("prompt", "images", "videos", "record", "id", "answer", "task", "where")
-TRAINER = ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+TRAINER = (
+    "prompts",
+    "completion",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "turn_opening",
+    "whole_turns",
+)
 RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools", "chat_template_kwargs"))
 
 

@@ -98,15 +98,6 @@ def fill(messages: list[dict[str, Any]], images: Sequence[Any], videos: Sequence
     return messages
 
 
-def turn_begun(messages: list[dict[str, Any]] | str) -> tuple[list[dict[str, Any]] | str, str]:
-    """The messages without a last turn of the assistant, and its text: the beginning of the answer."""
-    if isinstance(messages, str) or not messages or messages[-1].get("role") != "assistant":
-        return messages, ""
-    content = messages[-1]["content"]
-    text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
-    return messages[:-1], text
-
-
 def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         content = message.get("content")

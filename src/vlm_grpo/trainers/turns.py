@@ -36,14 +36,14 @@ def encode_results(
         tools: schemas, for a chat template that knows tools.
     """
     messages, images = _with_open_images(protocol.answer(results))
-    text = _text_after(encoder, messages, tools)
+    text, opening = _text_after(encoder, messages, tools)
     tokenizer = encoder.plain.tokenizer
     for end in (tokenizer.convert_ids_to_tokens(last), tokenizer.eos_token):
         if end and text.startswith(end):
             text = text.removeprefix(end)
             break
     if not images:
-        return Later(tokenizer(text, add_special_tokens=False)["input_ids"], {}, {}, [])
+        return Later(tokenizer(text, add_special_tokens=False)["input_ids"], {}, {}, [], opening)
     out = encoder.plain(text=[text], images=images, text_kwargs={"add_special_tokens": False}, return_tensors="pt")
     encoder.counters.processed += len(images)
     return Later(
@@ -51,6 +51,7 @@ def encode_results(
         per_token={name: out[name][0].tolist() for name in PER_TOKEN if name in out},
         visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
         refs=[ImageRef(_as_file(image)) for image in images],  # a checkpoint can keep files
+        opening=opening,
     )
 
 
@@ -69,14 +70,13 @@ def without_images(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "image"} if block["type"] == "image" else dict(block) for block in blocks]
 
 
-def _text_after(encoder: PromptEncoder, messages: list[dict[str, Any]], tools: Any) -> str:
-    """What the chat template writes after a turn of the assistant that these messages follow."""
+def _text_after(encoder: PromptEncoder, messages: list[dict[str, Any]], tools: Any) -> tuple[str, str]:
+    """What the chat template writes after a turn of the assistant that these messages follow, and what of it belongs
+    to the next one.
+    """
     before = [{"role": role, "content": blocks_of(text)} for role, text in (("user", "?"), ("assistant", SAID))]
-    options = {**({"tools": tools} if tools else {}), **encoder.template_options}
-    text = encoder.plain.apply_chat_template(
-        [*before, *messages], add_generation_prompt=True, tokenize=False, **options
-    )
-    return text[text.index(SAID) + len(SAID) :]
+    text = encoder.template.render([*before, *messages], tools)
+    return text[text.index(SAID) + len(SAID) :], encoder.template.opening([*before, *messages], tools).by_template
 
 
 def _as_file(image: Image.Image) -> bytes:

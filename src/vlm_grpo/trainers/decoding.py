@@ -1,0 +1,32 @@
+"""From generated tokens to the text of the assistant's turn: what the prompt opened of it, and what the model wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Special tokens that say something: marks of thoughts, boxes and tool calls. TRL's decoding drops all special tokens.
+MEANINGFUL = re.compile(r"think|channel|box|quad|object_ref|</?ref>|loc\d|tool.?call|arg|function|parameter|\"", re.I)
+
+
+class TurnDecoder:
+    """Decodes completions without end, padding and role tokens, but with those that belong to what was said."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {number: token.content for number, token in added.items() if token.special}
+        self._kept = {number for number, content in special.items() if MEANINGFUL.search(content)}
+        self._dropped = set(special) - self._kept
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """Return the text of the tokens of one completion."""
+        if self._kept.isdisjoint(ids):
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode([number for number in ids if number not in self._dropped])
+
+
+def whole_turn(opening: str, text: str, prompt: Any) -> Any:
+    """Return the turn that a completion is part of, in the form of its prompt: messages, or text."""
+    return opening + text if isinstance(prompt, str) else [{"role": "assistant", "content": opening + text}]
