@@ -16,7 +16,7 @@ PLACEHOLDERS = tuple(
 )
 PARTS = ("vision tower", "projector", "language model", "head")
 # Linear layers of the language model only: an adapter goes elsewhere only where it is asked to.
-LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+LANGUAGE_LINEAR = r"^(?!.*(visual|vision|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 # Where families that FAMILIES does not list mostly keep their vision tower.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -82,7 +82,7 @@ def vision_towers(model: Any) -> list[Any]:
     """
     model_type = model.config.model_type
     if model_type in FAMILIES:
-        names: tuple[str, ...] = (FAMILIES[model_type].vision_tower,)
+        names: tuple[str, ...] = towers_of(FAMILIES[model_type])
     else:
         names = VISION_TOWERS
         logger.warning(
@@ -102,12 +102,17 @@ def vision_towers(model: Any) -> list[Any]:
     return towers
 
 
+def towers_of(family: Family) -> tuple[str, ...]:
+    """The names of a family's towers, that of its images first."""
+    return (family.vision_tower, *family.other_towers)
+
+
 def part_of(name: str, family: Family) -> str:
     """To which of PARTS a parameter belongs, by its name in the model, also below an adapter's prefix."""
     path = f".{name}."
     if any(f".{place}." in path for place in family.projector):
         return "projector"
-    if f".{family.vision_tower}." in path:
+    if any(f".{place}." in path for place in towers_of(family)):
         return "vision tower"
     return "language model" if f".{family.language_model}." in path else "head"
 
