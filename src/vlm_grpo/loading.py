@@ -58,6 +58,25 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
     image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
 
 
+def limit_images(processor: Any, config: Any, limits: Any) -> None:
+    """Limit pixels and tokens of every processed image as `min_pixels`, `max_pixels` and `max_image_tokens` say.
+
+    Args:
+        limits: what has these attributes, or some of them: None, or not there, is no limit.
+
+    Raises:
+        ValueError: a limit that the family would ignore or cannot keep.
+    """
+    set_pixel_limits(processor, getattr(limits, "min_pixels", None), getattr(limits, "max_pixels", None))
+
+
+def name_experts(model: Any) -> None:
+    """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
+    text = model.config.get_text_config()
+    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
+        text.num_experts = text.num_local_experts
+
+
 def freeze_vision(model: Any) -> int:
     """Turn off gradients in the vision tower and return how many parameters that froze.
 

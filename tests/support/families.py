@@ -391,6 +391,7 @@ def save_qwen3_omni(folder: Path) -> None:
         },
         **{name.replace("token", "token_id"): words.convert_tokens_to_ids(mark) for name, mark in marks.items()},
         audio_start_token_id=words.convert_tokens_to_ids("<|audio_bos|>"),
+        vision_start_token_id=words.convert_tokens_to_ids("<|vision_bos|>"),
         user_token_id=words.convert_tokens_to_ids("user"),
         **ends(words),
     )

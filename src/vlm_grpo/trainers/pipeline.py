@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.families import coordinate_space
-from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, placeholder_ids, set_pixel_limits
+from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, limit_images, name_experts, placeholder_ids
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.crediting import Crediting
@@ -82,9 +82,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         if parts := getattr(self.args, "frozen_parts", list)():
             freeze_parts(self.model, parts)
         if self._is_vlm:
-            set_pixel_limits(
-                self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
-            )
+            limit_images(self.processing_class, self.model.config, self.args)
+            name_experts(self.model)
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
         self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
