@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vlm_grpo.families import FAMILIES, Family
+from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +44,17 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
     if min_pixels is None and max_pixels is None:
         return
     image_processor = getattr(processor, "image_processor", None)
-    size = getattr(image_processor, "size", None)
-    keys = ("shortest_edge", "longest_edge")
-    ranged = size is not None and all(key in size and size[key] is not None for key in keys)
-    if not ranged or not hasattr(image_processor, "merge_size"):
+    size, keys = getattr(image_processor, "size", None), ("shortest_edge", "longest_edge")
+    if not is_ranged(image_processor) or not hasattr(image_processor, "merge_size"):
         raise ValueError(
             f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
-            "so the limits would be ignored; leave them out"
+            "so the limits would be ignored; leave them out, --max_image_tokens limits every family"
         )
-    low = size["shortest_edge"] if min_pixels is None else min_pixels
-    high = size["longest_edge"] if max_pixels is None else max_pixels
+    frames = pixel_unit(image_processor) // (image_processor.patch_size * image_processor.merge_size) ** 2
+    low = size["shortest_edge"] if min_pixels is None else min_pixels * frames
+    high = size["longest_edge"] if max_pixels is None else max_pixels * frames
     if low > high:
+        low, high = low // frames, high // frames
         raise ValueError(f"--min_pixels must be at most --max_pixels, got {low} and {high}")
     image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
 
@@ -68,6 +69,9 @@ def limit_images(processor: Any, config: Any, limits: Any) -> None:
         ValueError: a limit that the family would ignore or cannot keep.
     """
     set_pixel_limits(processor, getattr(limits, "min_pixels", None), getattr(limits, "max_pixels", None))
+    most = getattr(limits, "max_image_tokens", None)
+    if most is not None:
+        limit_image_tokens(processor, config, most)
 
 
 def name_experts(model: Any) -> None:
