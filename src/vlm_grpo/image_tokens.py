@@ -92,10 +92,12 @@ def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
 
 def _patches(processor: Any, limit: int) -> Iterator[Settings]:
     """Kimi pads to whole tokens after it has resized: a few patches fewer may be needed."""
-    images = processor.image_processor
-    most = min(images.max_patches, limit * images.merge_size**2)
-    for share in range(20, 0, -1):
-        yield {"max_patches": max(1, most * share // 20)}
+    images, per_token = processor.image_processor, processor.image_processor.merge_size**2
+    for patches in range(min(images.max_patches, limit * per_token), 1, -per_token):
+        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in SHAPES)
+        if all(count <= limit * per_token for count in counts):
+            yield {"max_patches": patches}
+    yield {"max_patches": 1}
 
 
 def _tiles(processor: Any, limit: int) -> Iterator[Settings]:

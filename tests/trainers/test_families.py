@@ -23,10 +23,12 @@ from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import freeze_vision, placeholder_ids, towers_of
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.lengths import PromptLengths
 from vlm_grpo.trainers.objective import Rows, model_inputs, with_blank_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder
 
+IMAGE_ALWAYS = ("paligemma",)  # families whose processor reads no prompt without an image
 WORD = 40  # an ordinary token of every tokenizer here
 each_family = pytest.mark.parametrize("family", FAMILIES_TINY)
 # Families whose cache cannot be repeated row by row yet: "auto" would stop in the first rollout.
@@ -240,3 +242,17 @@ def test_the_tower_of_an_unknown_family_is_found_by_name_with_a_warning(caplog: 
 def test_an_unknown_family_without_a_tower_is_refused():
     with pytest.raises(ValueError, match=r"brand_new_vl.*none of visual, vision_tower, vision_model"):
         freeze_vision(Unknown("eye"))
+
+
+SIZES = ((84, 56), (200, 150), (56, 168), (240, 60))
+
+
+@each_family
+def test_prompt_lengths_are_those_of_the_processor(family: str, folder_of: Any):
+    """Without images, with one, with two of the same and of other sizes; what has no rule is measured."""
+    encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of(family)), {})
+    shown = [[], *([one] for one in SIZES), [SIZES[0], SIZES[1]], [SIZES[2], SIZES[2]], [SIZES[1], SIZES[3]]]
+    length_of = PromptLengths(encoder)
+    for number, sizes in enumerate(shown[1:] if family in IMAGE_ALWAYS else shown):
+        row = {"prompt": user("which color\n" * number), "images": [picture(3, *size) for size in sizes]}
+        assert length_of(row) == len(encoder.encode([row])[0].input_ids), sizes
