@@ -110,7 +110,7 @@ class PromptLengths:
         return measured
 
     def _by_rule(self, prompt: Prompt, sizes: Sequence[tuple[int, int]]) -> int | None:
-        """None where the processor has no rule, or one that fails, as LLaVA's does with an image processor of SigLIP."""
+        """None where the processor has no rule, or one that fails, as LLaVA's does with images for SigLIP."""
         try:
             counts = self.encoder.plain._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])
         except (AttributeError, TypeError, KeyError):

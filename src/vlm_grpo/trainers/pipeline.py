@@ -18,8 +18,8 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Image, IterableDataset
 from torch import Tensor, nn
 
+from vlm_grpo.answer_space import answer_space
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, limit_images, name_experts, placeholder_ids
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
@@ -219,7 +219,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
             return super()._calculate_rewards(inputs, prompts, completions, ids)
-        space = coordinate_space(self.model.config.model_type)
+        space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         samples = [episode.prompt for episode in self._episodes] or self._samples
         seen = {
             id(sample): {"images": sample.images, **self.encoder.facts(sample), "answer_space": space}
