@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vlm_grpo.families import FAMILIES, Family
+from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ PLACEHOLDERS = tuple(
 )
 PARTS = ("vision tower", "projector", "language model", "head")
 # Linear layers of the language model only: an adapter goes elsewhere only where it is asked to.
-LANGUAGE_LINEAR = r"^(?!.*(visual|vision)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+LANGUAGE_LINEAR = r"^(?!.*(visual|vision|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 # Where families that FAMILIES does not list mostly keep their vision tower.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
@@ -43,19 +44,41 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
     if min_pixels is None and max_pixels is None:
         return
     image_processor = getattr(processor, "image_processor", None)
-    size = getattr(image_processor, "size", None)
-    keys = ("shortest_edge", "longest_edge")
-    ranged = size is not None and all(key in size and size[key] is not None for key in keys)
-    if not ranged or not hasattr(image_processor, "merge_size"):
+    size, keys = getattr(image_processor, "size", None), ("shortest_edge", "longest_edge")
+    if not is_ranged(image_processor) or not hasattr(image_processor, "merge_size"):
         raise ValueError(
             f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
-            "so the limits would be ignored; leave them out"
+            "so the limits would be ignored; leave them out, --max_image_tokens limits every family"
         )
-    low = size["shortest_edge"] if min_pixels is None else min_pixels
-    high = size["longest_edge"] if max_pixels is None else max_pixels
+    frames = pixel_unit(image_processor) // (image_processor.patch_size * image_processor.merge_size) ** 2
+    low = size["shortest_edge"] if min_pixels is None else min_pixels * frames
+    high = size["longest_edge"] if max_pixels is None else max_pixels * frames
     if low > high:
+        low, high = low // frames, high // frames
         raise ValueError(f"--min_pixels must be at most --max_pixels, got {low} and {high}")
     image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
+
+
+def limit_images(processor: Any, config: Any, limits: Any) -> None:
+    """Limit pixels and tokens of every processed image as `min_pixels`, `max_pixels` and `max_image_tokens` say.
+
+    Args:
+        limits: what has these attributes, or some of them: None, or not there, is no limit.
+
+    Raises:
+        ValueError: a limit that the family would ignore or cannot keep.
+    """
+    set_pixel_limits(processor, getattr(limits, "min_pixels", None), getattr(limits, "max_pixels", None))
+    most = getattr(limits, "max_image_tokens", None)
+    if most is not None:
+        limit_image_tokens(processor, config, most)
+
+
+def name_experts(model: Any) -> None:
+    """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
+    text = model.config.get_text_config()
+    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
+        text.num_experts = text.num_local_experts
 
 
 def freeze_vision(model: Any) -> int:
@@ -82,7 +105,7 @@ def vision_towers(model: Any) -> list[Any]:
     """
     model_type = model.config.model_type
     if model_type in FAMILIES:
-        names: tuple[str, ...] = (FAMILIES[model_type].vision_tower,)
+        names: tuple[str, ...] = towers_of(FAMILIES[model_type])
     else:
         names = VISION_TOWERS
         logger.warning(
@@ -102,12 +125,17 @@ def vision_towers(model: Any) -> list[Any]:
     return towers
 
 
+def towers_of(family: Family) -> tuple[str, ...]:
+    """The names of a family's towers, that of its images first."""
+    return (family.vision_tower, *family.other_towers)
+
+
 def part_of(name: str, family: Family) -> str:
     """To which of PARTS a parameter belongs, by its name in the model, also below an adapter's prefix."""
     path = f".{name}."
     if any(f".{place}." in path for place in family.projector):
         return "projector"
-    if f".{family.vision_tower}." in path:
+    if any(f".{place}." in path for place in towers_of(family)):
         return "vision tower"
     return "language model" if f".{family.language_model}." in path else "head"
 

@@ -225,18 +225,38 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
-    """The model on its device and its processor with the pixel limits of the flags."""
+    """The model on its device and its processor with the limits of images of the flags.
+
+    Raises:
+        MistakeError: a flag does not fit the model.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vlm_grpo.loading import set_pixel_limits
+    from vlm_grpo.answer_space import check_answer_space
+    from vlm_grpo.loading import limit_images
     from vlm_grpo.trainers.media import tell_videos_from_images
 
-    processor = AutoProcessor.from_pretrained(options.model_name_or_path)
-    set_pixel_limits(processor, options.min_pixels, options.max_pixels)
-    dtype = options.dtype or "auto"
-    model = AutoModelForImageTextToText.from_pretrained(options.model_name_or_path, dtype=dtype)
+    name = options.model_name_or_path
+    processor = AutoProcessor.from_pretrained(name)
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype or "auto")
+    try:
+        limit_images(processor, model.config, options)
+        check_answer_space(options.answer_space, processor)
+    except ValueError as error:
+        raise MistakeError(error) from error
+    tell_space(options, model.config.model_type)
     tell_videos_from_images(model)
     return model.to(device), processor
+
+
+def tell_space(options: argparse.Namespace, model_type: str) -> None:
+    """Print in which space boxes are read, where it is a guess."""
+    from vlm_grpo.answer_space import space_notice
+    from vlm_grpo.evaluation.server import needs_space
+
+    notice = space_notice(model_type, options.answer_space) if needs_space(options.task_type) else None
+    if notice:
+        print(f"vlm-grpo evaluate: {notice}", file=sys.stderr)
 
 
 def progress_bar(rows: int, done: int, state: Any) -> Any:

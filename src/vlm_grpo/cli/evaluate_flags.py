@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vlm_grpo.answer_space import ANSWER_SPACES
+
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
-LOCAL_ONLY = ("dtype", "batch_size")
+LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens")
 OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
 OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto"}  # with their defaults
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
     add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
     add("--max_pixels", type=positive, help="images with more pixels are shrunk")
+    add("--max_image_tokens", type=positive, help="no image becomes more tokens than this, in any model family")
     add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
     add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
     add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
@@ -79,8 +82,7 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
     add("--concurrency", type=positive, help="openai: requests at a time (default: 8)")
     add("--timeout", type=float, help="openai: seconds for a request (default: 300)")
     add("--retries", type=int, help="openai: repetitions of a request that failed (default: 3)")
-    spaces = ("thousand", "resized", "original", "unit")
-    add("--answer_space", choices=spaces, help="coordinates of the model's boxes (default: those of its family)")
+    add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
 
 
 def positive(text: str) -> int:

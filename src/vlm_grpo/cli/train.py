@@ -18,6 +18,7 @@ from typing import Any
 
 from vlm_grpo.cli.acting import check_environments, environment_factory, opened
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
+from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.data.writing import write_whole
 
@@ -57,7 +58,7 @@ def run(argv: list[str]) -> None:
         return
     from vlm_grpo.loading import parameter_table
 
-    check_model(model, training)
+    check_model(model, training, script.task_type, () if script.environment else dataset)
     start = resume_point(training)
     trainer = build_trainer(script, training, model, dataset, held_out)
     write_run_file(script, training, model)
@@ -186,22 +187,6 @@ def check_machine(model: Any, training: Any) -> None:
 
     if problems := machine_lacks(model, training):
         raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
-
-
-def check_model(model: Any, training: Any) -> None:
-    """Read the model's configuration, so that a misspelt name is answered in a line.
-
-    Raises:
-        UsageError: there is no such model, or it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    try:
-        AutoConfig.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path {model.model_name_or_path!r} cannot be read: {error}") from error
 
 
 def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: Any, held_out: Any) -> Any:

@@ -94,6 +94,7 @@ class GreedyEvaluation(TrainerCallback):
                 batch_size=self.batch_size or trainer.args.per_device_eval_batch_size,
                 max_completion_length=trainer.args.max_completion_length,
                 template_options=getattr(trainer, "chat_template_kwargs", None),
+                answer_space=getattr(trainer.args, "answer_space", None),
             )
         self.last = summary(self.task, unique_rows(gather_object(mine)))
         entries = log_entries(self.last)

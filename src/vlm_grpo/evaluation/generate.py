@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from vlm_grpo.answer_space import answer_space
 from vlm_grpo.evaluation.predictions import Answered, Completion
 from vlm_grpo.evaluation.sampling import Sampling
-from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
 
@@ -72,7 +72,7 @@ class LocalModel:
 
     def facts(self, encoder: PromptEncoder, sample: Sample) -> dict[str, Any]:
         """What rewards and environments are told of a prompt's images."""
-        space = self.answer_space or coordinate_space(getattr(self.model.config, "model_type", ""))
+        space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
         return {**encoder.facts(sample), "answer_space": space}
 
     @property

@@ -11,6 +11,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
 from vlm_grpo.algorithms.expert import plan_with
+from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
@@ -55,6 +56,17 @@ class VisionFields:
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Images with fewer pixels are enlarged to at least this many."}
+    )
+    max_image_tokens: int | None = field(
+        default=None, metadata={"help": "No image becomes more tokens than this, in any model family."}
+    )
+    answer_space: str | None = field(
+        default=None,
+        metadata={
+            "help": "Coordinates of the model's boxes (default: those of its family): thousand, resized, original, "
+            "unit, loc.",
+            "choices": list(ANSWER_SPACES),
+        },
     )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Rows with longer prompts, counted with their images' tokens, are dropped."}

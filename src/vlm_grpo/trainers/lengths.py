@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from torch import Tensor
 
-from vlm_grpo.data.images import image_size
+from vlm_grpo.data.images import image_ref, image_size
 from vlm_grpo.data.stream import iterable_dataset
-from vlm_grpo.trainers.messages import read_prompt
+from vlm_grpo.records import ImageRef
+from vlm_grpo.trainers.messages import MEDIA_COLUMNS, Prompt, read_prompt
 from vlm_grpo.trainers.rollout import PromptEncoder
 
 logger = logging.getLogger(__name__)
+
+TRIALS = 4  # different sizes on which a processor's rule is compared with what it does
+KEPT = 8  # processed blank images
 
 
 def drop_long_prompts(dataset: Any, encoder: PromptEncoder, limit: int) -> Any:
@@ -25,16 +30,17 @@ def drop_long_prompts(dataset: Any, encoder: PromptEncoder, limit: int) -> Any:
     Rows of a stream are measured when they are reached.
 
     Raises:
-        ValueError: every prompt is longer (of a stream: at its end), or the processor cannot tell image tokens.
+        ValueError: every prompt is longer (of a stream: at its end).
         TypeError: the data set is neither a `Dataset` nor an `IterableDataset`.
     """
+    length_of = PromptLengths(encoder)
     if isinstance(dataset, IterableDataset):
-        return iterable_dataset(_ShortRows(dataset, encoder, limit))
+        return iterable_dataset(_ShortRows(dataset, length_of, limit))
     if not isinstance(dataset, Dataset):
         raise TypeError(f"--max_prompt_length: must have a Dataset or IterableDataset, got {type(dataset).__name__}")
     kept, longest = [], 0
     for number in range(len(dataset)):
-        length = prompt_length(dataset[number], encoder)
+        length = length_of(dataset[number])
         longest = max(longest, length)
         if length <= limit:
             kept.append(number)
@@ -47,14 +53,14 @@ class _ShortRows:
     """Calling it is one pass over a stream without its over-long rows; the first tells how many there were."""
 
     dataset: IterableDataset
-    encoder: PromptEncoder
+    length_of: PromptLengths
     limit: int
     is_told: bool = False
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         total, kept, longest = 0, 0, 0
         for row in self.dataset:
-            length = prompt_length(row, self.encoder)
+            length = self.length_of(row)
             total, longest = total + 1, max(longest, length)
             if length <= self.limit:
                 kept += 1
@@ -71,28 +77,82 @@ def _report(limit: int, kept: int, total: int, longest: int) -> None:
         logger.warning("--max_prompt_length %d drops %d of %d rows", limit, total - kept, total)
 
 
-def prompt_length(row: Mapping[str, Any], encoder: PromptEncoder) -> int:
-    """Tokens of a row's prompt as the model will read it: every placeholder counts as its image's tokens.
+class PromptLengths:
+    """How many tokens the prompt of a row has as the model will read it; no image is decoded.
 
-    Raises:
-        ValueError: the row has images and its processor cannot tell how many tokens they become.
+    Most processors have a rule for the tokens of an image of some size. For each number of images in a row it is
+    compared with the processor itself on the first rows, and where they differ, or where there is no rule, every row
+    is measured: the processor makes the prompt with blank images of the same sizes.
     """
-    prompt = read_prompt(row)
-    if prompt.videos:
-        return len(encoder.encode([row])[0].input_ids)  # how many frames a file has is known when it is decoded
-    ids = encoder.unexpanded_ids(prompt.messages)
-    tokens = image_tokens([image_size(ref) for ref in prompt.images], encoder.processor)
-    return len(ids) - len(prompt.images) + sum(tokens)
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self.encoder = encoder
+        self.measuring = PromptEncoder(encoder.plain, encoder.template_options)
+        if self.measuring.once is not None:
+            self.measuring.once.results = _Kept()
+        self._blanks: dict[tuple[int, int], ImageRef] = {}
+        self._rules: dict[int, _Rule] = {}
+
+    def __call__(self, row: Mapping[str, Any]) -> int:
+        """Return the length of a row's prompt, with every image's tokens."""
+        prompt = read_prompt(row)
+        if prompt.videos:
+            return len(self.encoder.encode([row])[0].input_ids)  # a file has so many frames as are found in it
+        sizes = [image_size(ref) for ref in prompt.images]
+        if not sizes:
+            return len(self.encoder.unexpanded_ids(prompt.messages))
+        rule = self._rules.setdefault(len(sizes), _Rule())
+        length = self._by_rule(prompt, sizes) if rule.holds else None
+        if length is not None and not rule.is_new(sizes):
+            return length
+        measured = self._measured(row, sizes)
+        rule.holds = measured == length
+        return measured
+
+    def _by_rule(self, prompt: Prompt, sizes: Sequence[tuple[int, int]]) -> int | None:
+        """None where the processor has no rule, or one that fails, as LLaVA's does with images for SigLIP."""
+        try:
+            counts = self.encoder.plain._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])
+        except (AttributeError, TypeError, KeyError):
+            return None
+        return len(self.encoder.unexpanded_ids(prompt.messages)) - len(sizes) + sum(counts["num_image_tokens"])
+
+    def _measured(self, row: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
+        if len(self._blanks) >= KEPT:
+            self._blanks.clear()
+            self.measuring.once.results = _Kept()
+        for size in sizes:
+            self._blanks.setdefault(size, image_ref(Image.new("RGB", size, "white")))
+        rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
+        sample = {**rest, "prompt": read_prompt(row).messages, "images": [self._blanks[size] for size in sizes]}
+        return len(self.measuring.encode([sample])[0].input_ids)
 
 
-def image_tokens(sizes: Sequence[tuple[int, int]], processor: Any) -> list[int]:
-    """How many tokens images of some (width, height) in pixels become, by the processor's own rule."""
-    if not sizes:
-        return []
-    if not hasattr(processor, "_get_num_multimodal_tokens"):
-        name = type(processor).__name__
-        raise ValueError(f"--max_prompt_length: {name} cannot tell how many tokens an image becomes; leave it out")
-    return processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])["num_image_tokens"]
+@dataclass
+class _Rule:
+    """A processor's own rule, for rows of one number of images: whether it holds, and on which sizes it was tried."""
+
+    holds: bool = True
+    tried: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+
+    def is_new(self, sizes: Sequence[tuple[int, int]]) -> bool:
+        """Whether the rule has to be tried on these sizes; the first few different ones count."""
+        if tuple(sizes) in self.tried or len(self.tried) >= TRIALS:
+            return False
+        self.tried.append(tuple(sizes))
+        return True
+
+
+class _Kept(dict):
+    """What was processed, beyond the call of the encoder that clears it."""
+
+    def clear(self) -> None:
+        """Keep everything."""
+
+
+def prompt_length(row: Mapping[str, Any], encoder: PromptEncoder) -> int:
+    """Tokens of one row's prompt; `PromptLengths` is for many."""
+    return PromptLengths(encoder)(row)
 
 
 def correct_lengths(metrics: Mapping[str, list[float]], lengths: Tensor, is_cut: Tensor) -> None:

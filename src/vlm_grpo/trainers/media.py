@@ -5,7 +5,7 @@ Refused are videos at all, or beside images in one prompt, or of unequal length 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,27 @@ class TensorVideoProcessor:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.inner(*args, **{**options, "return_tensors": "pt"})
+
+
+def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
+    """Along which dimension a family joins the tensors of several images: the first, but for packed patches.
+
+    MiniCPM-V packs the patches of all slices along the last dimension of one row, and tells them apart by
+    `target_sizes`.
+    """
+    sizes = {"pixel_values": "target_sizes", "pixel_values_videos": "target_sizes_videos"}.get(name)
+    return -1 if sizes in visual else 0
+
+
+def check_media(prompt: Prompt, processor: Any) -> None:
+    """Refuse a prompt whose media this processor cannot read.
+
+    Raises:
+        ValueError: as `check_videos`, or it has no image and the processor needs one.
+    """
+    if not prompt.images and type(processor).__name__ == "PaliGemmaProcessor":
+        raise ValueError("a row without images: PaliGemmaProcessor needs an image in every prompt; leave the row out")
+    check_videos(prompt, processor)
 
 
 def check_videos(prompt: Prompt, processor: Any) -> None:

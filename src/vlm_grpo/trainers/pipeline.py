@@ -18,8 +18,8 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from vlm_grpo.families import coordinate_space
-from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, placeholder_ids, set_pixel_limits
+from vlm_grpo.answer_space import answer_space
+from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, limit_images, name_experts, placeholder_ids
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
@@ -84,9 +84,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         if parts := getattr(self.args, "frozen_parts", list)():
             freeze_parts(self.model, parts)
         if self._is_vlm:
-            set_pixel_limits(
-                self.processing_class, getattr(self.args, "min_pixels", None), getattr(self.args, "max_pixels", None)
-            )
+            limit_images(self.processing_class, self.model.config, self.args)
+            name_experts(self.model)
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
         self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
@@ -222,7 +221,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
             return super()._calculate_rewards(self._with_turns(inputs, prompts, ids), prompts, completions, ids)
-        space = coordinate_space(self.model.config.model_type)
+        space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         self._turns = self._whole_turns(ids)
         samples = [episode.prompt for episode in self._episodes] or self._samples
         seen = {

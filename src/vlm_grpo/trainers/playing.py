@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import pad
 
+from vlm_grpo.answer_space import answer_space
 from vlm_grpo.envs.environment import metrics_of
-from vlm_grpo.families import coordinate_space
 from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
 from vlm_grpo.trainers.later import NOTHING, with_later
@@ -87,7 +87,8 @@ class Playing:
 
     def _play(self) -> list[list[int]]:
         """The tokens of each row's completion, tools' included; the rows at hand become those for the loss."""
-        space = {"answer_space": coordinate_space(self.model.config.model_type)}
+        chosen = getattr(self.args, "answer_space", None)
+        space = {"answer_space": answer_space(self.model.config.model_type, chosen)}
         for episode, sample in zip(self._episodes, self._samples, strict=True):
             episode.begin(sample, self.encoder.facts(sample) | space)
         rules = Rules(

@@ -20,7 +20,7 @@ from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.decoding import TurnDecoder
-from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_videos
+from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_media, join_dimension
 from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
 from vlm_grpo.trainers.template import ChatTemplate, turn_begun
 
@@ -140,11 +140,11 @@ def _join(parts: Sequence[BatchFeature]) -> BatchFeature | None:
         return parts[0]
     joined: dict[str, Any] = {}
     for name, first in parts[0].items():
-        values = [part[name] for part in parts]
+        values, dimension = [part[name] for part in parts], join_dimension(name, parts[0])
         if isinstance(first, Tensor):
-            if first.ndim == 5 or len({value.shape[1:] for value in values}) > 1:
+            if dimension == 0 and (first.ndim == 5 or len({value.shape[1:] for value in values}) > 1):
                 return None
-            joined[name] = torch.cat(values)
+            joined[name] = torch.cat(values, dimension)
         else:
             joined[name] = [item for value in values for item in value]
     return BatchFeature(joined)
@@ -193,7 +193,7 @@ class PromptEncoder:
     def _encode_one(
         self, prompt: Prompt, decoded: dict[Hashable, Any], tools: Sequence[Mapping[str, Any]] | None
     ) -> Sample:
-        check_videos(prompt, self.plain)
+        check_media(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         opening = self.template.opening(prompt.messages, tools)
@@ -206,7 +206,7 @@ class PromptEncoder:
                 self.once.announced = [ref.key for ref in prompt.images]
             self.counters.processed += len(clips)
             out = self.processor.apply_chat_template(
-                conversation=[fill(messages, images, [clip.frames for clip in clips])],
+                [fill(messages, images, [clip.frames for clip in clips])],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -304,13 +304,14 @@ def collate_visual(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """The visual tensors of some rows, joined; rows without images contribute nothing, and no key if none has any."""
     names = list(dict.fromkeys(name for sample in samples for name in sample.visual))
     check_frames([s.visual["pixel_values_videos"] for s in samples if "pixel_values_videos" in s.visual])
-    return {name: _join_rows([s.visual[name] for s in samples if name in s.visual]) for name in names}
+    return {name: _join_rows(name, [s.visual for s in samples if name in s.visual]) for name in names}
 
 
-def _join_rows(values: list[Tensor]) -> Tensor:
-    """Concatenate along the first dimension, padding the others with zeros where rows differ."""
-    if len(values) == 1:
-        return values[0]
+def _join_rows(name: str, rows: list[dict[str, Tensor]]) -> Tensor:
+    """Concatenate along the first dimension, padding the others with zeros where rows differ, or as a family packs."""
+    values, dimension = [row[name] for row in rows], join_dimension(name, rows[0])
+    if len(values) == 1 or dimension:
+        return on_host(torch.cat(values, dimension))
     shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     return on_host(torch.cat([_pad_to(value, shape) for value in values]))
 

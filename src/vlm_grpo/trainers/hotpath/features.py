@@ -66,11 +66,17 @@ def with_features(inputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str
 
 
 def joined(features: Sequence[Any]) -> SimpleNamespace:
-    """Features of several prompts as those of one batch; Qwen3-VL's deepstack features belong to them."""
+    """Features of several prompts as those of one batch; Qwen3-VL's deepstack features and Ovis2's marks belong."""
     pooled = _join([one.pooler_output for one in features])
     layers = [getattr(one, "deepstack_features", None) for one in features]
     deep = None if layers[0] is None else [_join(list(layer)) for layer in zip(*layers, strict=True)]
-    return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
+    return SimpleNamespace(pooler_output=pooled, deepstack_features=deep, **_marks(features[0]))
+
+
+def _marks(features: Any) -> dict[str, Any]:
+    """Ovis2's features of the tokens around an image: the same for all images."""
+    name = "visual_indicator_features"
+    return {name: getattr(features, name)} if hasattr(features, name) else {}
 
 
 def _join(values: list[Any]) -> Any:
@@ -119,6 +125,7 @@ def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     repeated = SimpleNamespace(
         pooler_output=_repeat(found.pooler_output, counts, rows),
         deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
+        **_marks(found),
     )
     rest = {name: value for name, value in kwargs.items() if name != TOWER}
     return args, {**rest, "mm_encoder_outputs": {"image": repeated}}

@@ -49,7 +49,12 @@ def prompt_positions(model: nn.Module, sample: Sample) -> Tensor:
         return torch.arange(count)[None]
     if not sample.visual:
         return torch.arange(count).expand(3, -1)
-    fields = {**sample.visual, **{name: torch.tensor([values]) for name, values in sample.per_token.items()}}
+    everything = {"attention_mask": torch.ones(1, count, dtype=torch.long)}  # Qwen3-Omni asks for it
+    fields = {
+        **everything,
+        **sample.visual,
+        **{name: torch.tensor([values]) for name, values in sample.per_token.items()},
+    }
     taken = set(inspect.signature(index).parameters)
     positions, _ = index(torch.tensor([sample.input_ids]), **{k: v for k, v in fields.items() if k in taken})
     return positions[:, 0]

@@ -1,0 +1,108 @@
+"""What a model's configuration and processor say about a run, before the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from vlm_grpo.cli.parsing import UsageError
+
+logger = logging.getLogger(__name__)
+
+MANY_TOKENS = 4096  # of one image, above which a run says so
+FIRST_ROWS = 4
+
+
+def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse what cannot be trained, and say what will cost much or has to be guessed.
+
+    Args:
+        task: names the metrics; some of them compare places in an image.
+        dataset: its first rows show how large images are.
+
+    Raises:
+        UsageError: there is no such model, it cannot be read or trained, or a flag does not fit it.
+    """
+    from vlm_grpo.answer_space import check_answer_space, space_notice
+    from vlm_grpo.evaluation.server import needs_space
+
+    config = read_config(model, training)
+    processor = read_processor(model, training)
+    if getattr(processor, "image_processor", None) is None:
+        return
+    try:
+        limit(processor, config, training)
+        check_answer_space(training.answer_space, processor)
+    except ValueError as error:
+        raise UsageError(f"wrong flags:\n  {error}") from error
+    if needs_space(task) and (notice := space_notice(config.model_type, training.answer_space)):
+        logger.warning(notice)
+    if costs := cost_notice(processor, config.model_type, islice(dataset, FIRST_ROWS)):
+        logger.warning(costs)
+
+
+def read_config(model: Any, training: Any) -> Any:
+    """The model's configuration.
+
+    Raises:
+        UsageError: there is none, or it is of a model that cannot be trained.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    from vlm_grpo.refusals import refusal
+
+    name, options = model.model_name_or_path, {"revision": model.model_revision}
+    trust = bool(training.trust_remote_code)
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(name, **options)
+        if reason := refusal(content, CONFIG_MAPPING, trust_remote_code=trust):
+            raise UsageError(f"--model_name_or_path {name}: {reason}")
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path {name!r} cannot be read: {error}") from error
+
+
+def read_processor(model: Any, training: Any) -> Any:
+    """The model's processor; a tokenizer for a model without images.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoProcessor
+
+    name = model.model_name_or_path
+    try:
+        return AutoProcessor.from_pretrained(
+            name, revision=model.model_revision, trust_remote_code=bool(training.trust_remote_code)
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
+
+
+def limit(processor: Any, config: Any, limits: Any) -> None:
+    """Limit images as the flags say, so that a limit which cannot be kept shows before the model is loaded."""
+    from vlm_grpo.loading import limit_images
+
+    limit_images(processor, config, limits)
+
+
+def cost_notice(processor: Any, model_type: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the line about images of very many tokens in some rows; None where there is none."""
+    from vlm_grpo.data.images import image_ref, image_size
+    from vlm_grpo.image_tokens import count_image_tokens, is_ranged
+
+    images = [image for row in rows for image in row.get("images") or []]
+    sizes = sorted({image_size(image_ref(image)) for image in images}, key=lambda size: size[0] * size[1])
+    if not sizes:
+        return None
+    largest = sizes[-1]
+    count = count_image_tokens(processor, model_type, largest)
+    if count <= MANY_TOKENS:
+        return None
+    flag = "--max_pixels or --max_image_tokens" if is_ranged(processor.image_processor) else "--max_image_tokens"
+    return (
+        f"an image of {largest[0]} x {largest[1]} pixels in the first rows becomes {count:,} tokens, in every "
+        f"completion's prompt; set {flag}, such as --max_image_tokens 1024"
+    )

@@ -1,0 +1,184 @@
+"""How many tokens an image becomes, and how that is limited in each kind of image processor.
+
+What counts are the tokens that stand for features of the image, not the marks around tiles and rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vlm_grpo.families import FAMILIES
+
+Settings = Mapping[str, Any]
+
+# Images (width, height) that a limit is tried on: photographs, screens, strips, and small ones, which some enlarge.
+SHAPES = (
+    (4032, 3024), (3024, 4032), (2048, 2048), (1920, 1080), (1600, 1200), (800, 3200), (3200, 800),
+    (1000, 250), (700, 500), (448, 448), (300, 500), (200, 150),
+)  # fmt: skip
+SOFT_TOKENS = (1120, 560, 280, 140, 70)  # the budgets of Gemma 4, arguments of its image processor
+
+
+def count_image_tokens(processor: Any, model_type: str, size: tuple[int, int]) -> int:
+    """Return how many tokens a blank image of some (width, height) becomes in a prompt of its own.
+
+    Raises:
+        ValueError: it is not known which token stands for a feature of an image.
+    """
+    image = Image.new("RGB", size, "white")
+    if getattr(processor, "chat_template", None):
+        message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "?"}]}
+        inputs = processor.apply_chat_template([[message]], tokenize=True, return_dict=True, return_tensors="pt")
+    else:
+        inputs = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")
+    return inputs["input_ids"][0].tolist().count(_feature_token(processor, model_type))
+
+
+def _feature_token(processor: Any, model_type: str) -> int:
+    family = FAMILIES.get(model_type)
+    if family is not None:
+        return processor.tokenizer.convert_tokens_to_ids(family.placeholders[0])
+    token = getattr(processor, "image_token_id", None)
+    if token is None:
+        raise ValueError(f"{type(processor).__name__} does not say which token stands for an image's features")
+    return token
+
+
+def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
+    """Set the image processor so that no image becomes more tokens than a limit, and its model where it has to know.
+
+    Raises:
+        ValueError: the smallest setting of this family still makes more.
+    """
+    model_type, images = config.model_type, processor.image_processor
+    kind = next((kind for kind in KINDS if kind.fits(images)), None)
+    count = 0
+    for settings in kind.settings(processor, limit) if kind else [{}]:
+        for name, value in settings.items():
+            setattr(images, name, value)
+        if "image_grid_pinpoints" in settings:  # the model puts the tiles together again
+            config.image_grid_pinpoints = settings["image_grid_pinpoints"]
+        counts = (count_image_tokens(processor, model_type, size) for size in SHAPES)
+        count = next((count for count in counts if count > limit), 0)
+        if not count:
+            return
+    raise ValueError(
+        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {count} of an "
+        "image; raise it or leave it out"
+    )
+
+
+def pixel_unit(images: Any) -> int:
+    """Pixels of one token where the processor resizes to a range of pixels; GLM counts those of its doubled frame."""
+    frames = images.temporal_patch_size if type(images).__name__.startswith("Glm") else 1
+    return (images.patch_size * images.merge_size) ** 2 * frames
+
+
+def is_ranged(images: Any) -> bool:
+    """Whether an image processor resizes to a range of pixel counts."""
+    size, edges = getattr(images, "size", None), ("shortest_edge", "longest_edge")
+    return size is not None and all(edge in size and size[edge] is not None for edge in edges)
+
+
+def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
+    images = processor.image_processor
+    low, high = images.size["shortest_edge"], min(images.size["longest_edge"], limit * pixel_unit(images))
+    yield {"size": type(images.size)(**{**dict(images.size), "shortest_edge": min(low, high), "longest_edge": high})}
+
+
+def _patches(processor: Any, limit: int) -> Iterator[Settings]:
+    """Kimi pads to whole tokens after it has resized: a few patches fewer may be needed."""
+    images, per_token = processor.image_processor, processor.image_processor.merge_size**2
+    for patches in range(min(images.max_patches, limit * per_token), 1, -per_token):
+        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in SHAPES)
+        if all(count <= limit * per_token for count in counts):
+            yield {"max_patches": patches}
+    yield {"max_patches": 1}
+
+
+def _tiles(processor: Any, limit: int) -> Iterator[Settings]:
+    """Tiles of a fixed number of tokens; several come with the whole image beside them."""
+    images, tiles = processor.image_processor, limit // processor.image_seq_length
+    most = min(images.max_patches, tiles - 1) if tiles > 2 else 1
+    yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
+
+
+def _slices(processor: Any, limit: int) -> Iterator[Settings]:
+    for most in range(processor.image_processor.max_slice_nums, 0, -1):
+        yield {"max_slice_nums": most}
+    for share in range(7, 0, -1):  # then a smaller image
+        yield {"max_slice_nums": 1, "scale_resolution": 448 * share // 8}
+
+
+def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
+    """Tiles side by side along the longest edge, k x k at most, with the whole image beside them."""
+    images, tiles = processor.image_processor, limit // processor.image_seq_len
+    side = math.isqrt(max(0, tiles - 1)) if tiles >= 5 else 1
+    longest = min(images.size["longest_edge"], side * images.max_image_size["longest_edge"])
+    yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
+
+
+def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
+    """A grid of patches of the image's own shape."""
+    images = processor.image_processor
+    unit = processor.patch_size * processor.spatial_merge_size
+    longest = min(images.size["longest_edge"], math.isqrt(limit) * unit)
+    yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
+
+
+def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
+    """The resolutions that an image is tiled to: those of few enough tokens, or a single tile."""
+    images = processor.image_processor
+    counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
+    kept = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
+    if kept:
+        yield {"image_grid_pinpoints": kept}
+    side = min(min(pair) for pair in images.image_grid_pinpoints)
+    yield {"image_grid_pinpoints": [[side, side]]}
+
+
+def _lfm2(processor: Any, limit: int) -> Iterator[Settings]:
+    images = processor.image_processor
+    side = math.ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
+    tiles = (limit - images.max_image_tokens) // side**2  # beside the thumbnail
+    if tiles >= max(2, images.min_tiles):
+        yield {"max_tiles": min(images.max_tiles, tiles)}
+    most = min(limit, images.max_image_tokens)
+    whole = {"max_image_tokens": most, "min_image_tokens": min(images.min_image_tokens, most)}
+    yield {**whole, "do_image_splitting": False}
+
+
+def _soft_tokens(processor: Any, limit: int) -> Iterator[Settings]:
+    most = processor.image_processor.max_soft_tokens
+    fitting = [budget for budget in SOFT_TOKENS if budget <= min(limit, most)]
+    yield {"max_soft_tokens": fitting[0] if fitting else SOFT_TOKENS[-1]}
+
+
+class Kind(NamedTuple):
+    """A kind of image processor: what all of it have, and settings for a limit, of more tokens before fewer."""
+
+    name: str
+    fits: Callable[[Any], bool]
+    settings: Callable[[Any, int], Iterator[Settings]]
+
+
+def _has(*names: str) -> Callable[[Any], bool]:
+    return lambda images: all(hasattr(images, name) for name in names)
+
+
+KINDS = (
+    Kind("a range of pixels", lambda images: is_ranged(images) and hasattr(images, "merge_size"), _ranged),
+    Kind("patches", _has("max_patches", "merge_size"), _patches),
+    Kind("tiles", _has("max_patches", "crop_to_patches"), _tiles),
+    Kind("slices", _has("max_slice_nums"), _slices),
+    Kind("tiles along the longest edge", _has("max_image_size"), _square_of_tiles),
+    Kind("resolutions of tiles", _has("image_grid_pinpoints"), _pinpoints),
+    Kind("tiles and tokens", _has("max_image_tokens", "max_tiles"), _lfm2),
+    Kind("a budget of tokens", _has("max_soft_tokens"), _soft_tokens),
+    Kind("the longest edge", lambda images: hasattr(images, "patch_size") and "longest_edge" in (images.size or {}),
+         _longest_edge),
+)  # fmt: skip
