@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,40 @@ def with_template(model: Path, folder: Path, template: str) -> Path:
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
+
+
+# Mistral's own template is not among those that TRL ships; calls look as in it.
+MISTRAL = """{%- if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}
+{%- for m in messages %}{%- if m.role == "assistant" %}
+{%- if m.tool_calls %}[TOOL_CALLS][
+{%- for call in m.tool_calls %}{% set f = call.function -%}
+{"name": {{ f.name | tojson }}, "arguments": {{ f.arguments | tojson }}, "id": {{ call.id | tojson }}}
+{{- ", " if not loop.last }}{% endfor %}]{% else %}{{ m.content }}{% endif %}{{ eos_token }}
+{%- else %}
+{%- if m.role == "tool" %}{% if m.tool_call_id | length != 9 %}{{ raise_exception("no tool_call_id") }}{% endif %}
+[TOOL_RESULTS]{% else %}[INST]{% endif %}
+{%- if m.content is string %}{{ m.content }}{% else %}{% for block in m.content %}
+{%- if block.type == "image" %}[IMG]{% else %}{{ block.text }}{% endif %}{% endfor %}{% endif %}
+{%- if m.role == "tool" %}[/TOOL_RESULTS]{% else %}[/INST]{% endif %}{% endif %}{% endfor %}"""
+
+
+def glm_with_images() -> str:
+    """GLM-4.5's template, whose text model shows no images, with those of its vision models."""
+    shown = "{%- if item is mapping and item.type == 'text' -%}"
+    image = (
+        "{%- if item is mapping and item.type == 'image' -%}<|begin_of_image|><|image|><|end_of_image|>{%- endif -%}"
+    )
+    found = published("glm4moe").replace(shown, image + shown)
+    return found.replace("[gMASK]<sop>", "")
+
+
+def written_calls(template: str, calls: Sequence[Any], tools: Any) -> str:
+    """What follows the question where a template writes a turn of calls."""
+    functions = [
+        {"type": "function", "id": "call00001", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
+    asked = [{"role": "user", "content": "(asked)"}]
+    turn = {"role": "assistant", "content": "", "tool_calls": functions}
+    text = tokenizer_with(template).apply_chat_template([*asked, turn], tools=tools, tokenize=False)
+    return text.split("(asked)")[-1]

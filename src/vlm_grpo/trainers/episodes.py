@@ -151,7 +151,7 @@ def play(
 
 def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> None:
     """Run what was called in the last turn of each episode, and show what came of it."""
-    jobs = [Job(episode.tools, _calls(episode, rules)) for episode in episodes]
+    jobs = [Job(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
     done = run(jobs, rules.seconds)
     for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
         episode.calls += len(results)
