@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.specifiers import SpecifierSet
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -116,3 +119,10 @@ def test_the_rest_of_what_is_used_of_transformers_is_there():
     assert {"register"} <= {*dir(ALL_ATTENTION_FUNCTIONS)} & {*dir(ALL_MASK_ATTENTION_FUNCTIONS)}
     assert hasattr(PreTrainedModel, "_supports_attention_backend")
     assert hasattr(PreTrainedConfig, "_attn_implementation")
+
+
+def test_the_installed_version_is_one_that_setup_allows():
+    """With `run_scripts/test_transformers.sh` both ends of the range are installed and tested."""
+    setup = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
+    (allowed,) = re.findall(r'"transformers([^"]+)"', setup)
+    assert transformers.__version__ in SpecifierSet(allowed)

@@ -116,7 +116,7 @@ class Hermes:
         return TOOL_FORMS["hermes"].calls(text)
 
     def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        return {"role": "assistant", "content": SAID}, SAID
+        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
 
     def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
         return [{"role": "user", "content": _enclosed(results, "tool_response")}]
@@ -169,7 +169,7 @@ class Tags:
         return f"<{tag}>TEXT</{tag}>"
 
     def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        return {"role": "assistant", "content": SAID}, SAID
+        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
 
     def _call(self, tag: str, text: str) -> Call:
         name, argument, _ = self.tools[tag]

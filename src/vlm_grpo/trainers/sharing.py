@@ -47,7 +47,7 @@ class PromptSharing(StepRepeating):
         """Decide what this run's models can share; called once, when they are complete."""
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self._sharing = Sharing(mode, models)
-        self._sampling_refusal = sampling_refusal(models[0])
+        self._sampling_refusal = None if self._is_stock else sampling_refusal(models[0])
         if not self.use_vllm:
             self._sample_with_cache()
             if mode != "off" and self._sampling_refusal is not None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, CompileConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.families import FAMILIES_TINY
@@ -101,6 +101,24 @@ def test_completions_from_one_prefill_are_those_of_each_prompt_by_itself(name: s
         if not ends:
             ends = [only_in_one(expected)]
             options |= {"eos_token_id": ends, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_the_step_of_a_fixed_cache_is_one_graph(name: str, loaded: Callable):
+    """Traced as it is for a GPU, but run without a compiler's kernels; `fullgraph` raises where the trace breaks."""
+    model, processor, prompts = loaded(name)
+    samples = [prompts[number] for number in (0, 0, 1, 2)]
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": placeholder_ids(model.config, processor)}
+    expected = model.generate(**prompt_batch(samples, 0), **options)
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    method = PromptOnce(row_numbers(samples), "compiled")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = model.generate(
+        **prompt_batch(unique(samples), 0), custom_generate=method, compile_config=config, **options
+    )
+    assert torch.equal(compiled, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from vlm_grpo.trainers.hotpath.cache import can_be_fixed, fixed, repeated
@@ -114,7 +114,7 @@ class PromptOnce:
         rows = torch.tensor(self.rows, device=input_ids.device)
         is_fixed = self.decoding != "dynamic" and can_be_fixed(cache)
         cache = fixed(cache, rows, model, generation_config.max_length) if is_fixed else repeated(cache, rows)
-        forward = self._forward(model, self.decoding if is_fixed else "dynamic")
+        forward = self._forward(model, self.decoding if is_fixed else "dynamic", generation_config)
         keep = {name: inputs[name] for name in ("logits_to_keep",) if name in inputs}
         state = Decoded(input_ids[rows], prompts.select(rows), cache, generation_config.pad_token_id or 0)
         scores = scores[rows]
@@ -127,9 +127,9 @@ class PromptOnce:
                 state.drop_ended()
             scores = state.step(model, forward, keep)
 
-    def _forward(self, model: nn.Module, decoding: Decoding) -> Callable[..., Any]:
+    def _forward(self, model: nn.Module, decoding: Decoding, config: GenerationConfig) -> Callable[..., Any]:
         if decoding == "compiled":
-            return CompiledStep(model)
+            return CompiledStep(model, config.compile_config)
         if decoding == "captured":
             return CapturedStep(model)
         return model.forward if self.is_alone else model.__call__
@@ -203,11 +203,15 @@ def choose(scores: Tensor, do_sample: bool) -> Tensor:
 
 
 class CompiledStep:
-    """The model's forward as transformers compiles it for fixed caches; as it is where that fails."""
+    """The model's forward as transformers compiles it for fixed caches; as it is where that fails.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        config: how it is compiled; None is transformers' default.
+    """
+
+    def __init__(self, model: nn.Module, config: CompileConfig | None) -> None:
         self.model = model
-        self.call = model.get_compiled_call(None)
+        self.call = model.get_compiled_call(config)
 
     def __call__(self, **inputs: Any) -> Any:
         try:

@@ -111,7 +111,8 @@ class Sharing:
         Raises:
             ValueError: the mode is `on`.
         """
-        name = type(self.models[0]).__name__
+        model = self.models[0]
+        name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
         if self.mode == "on":
             raise ValueError(f"--shared_prefix on: {name} cannot share prompts in {what}: {reason}; use auto or off")
         logger.warning(
