@@ -16,8 +16,8 @@ from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.templates import published, with_template
 from tests.support.training import picture, settings, user
 from vlm_grpo.evaluation import predict
-from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.answers import answer_encoder
+from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer

@@ -27,6 +27,15 @@ class TurnDecoder:
         return self.tokenizer.decode([number for number in ids if number not in self._dropped])
 
 
+def markup_of(processor: Any) -> tuple[str, ...]:
+    """Return the tokens that only a processor or chat template may write: special ones that are no part of answers."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = [token.content for token in added if token.special and not MEANINGFUL.search(token.content)]
+    placeholders = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+    return tuple(dict.fromkeys([*special, *(mark for mark in placeholders if isinstance(mark, str))]))
+
+
 def whole_turn(opening: str, text: str, prompt: Any) -> Any:
     """Return the turn that a completion is part of, in the form of its prompt: messages, or text."""
     return opening + text if isinstance(prompt, str) else [{"role": "assistant", "content": opening + text}]
