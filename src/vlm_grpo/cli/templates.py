@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,8 +138,8 @@ def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
 
 
 def _as_object(value: Any) -> dict[str, Any]:
-    value = json.loads(value) if isinstance(value, str) else value
-    return dict(value or {})
+    """The variables as run.json keeps them; the Trainer writes a dict as Python does."""
+    return dict((ast.literal_eval(value) if isinstance(value, str) else value) or {})
 
 
 def find_prompting(
