@@ -21,6 +21,7 @@ from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+from vlm_grpo.trainers.rollout import PromptEncoder
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 # What is sampled after <think>, and what it earns: accuracy, format.
@@ -144,3 +145,12 @@ def test_answers_of_an_expert_go_on_after_the_opening(thinker: Path):
     for options, answer in (({}, "a</think><answer>7</answer>"), ({"enable_thinking": False}, "<answer>7</answer>")):
         encode = answer_encoder(processor, [end], 99, options)
         assert processor.tokenizer.decode(encode("<think>a</think><answer>7</answer>")[:-1]) == answer
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_placeholder_in_text_is_named_with_its_row(role: str, thinker: Path):
+    encoder = PromptEncoder(AutoProcessor.from_pretrained(thinker), {})
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    turns = [{**turn, "content": "a <|image_pad|>"} if turn["role"] == role else turn for turn in turns]
+    with pytest.raises(ValueError, match=rf"a\.jsonl:7: the text of a turn of the {role} holds '<\|image_pad\|>'"):
+        encoder.encode([{"prompt": turns, "where": "a.jsonl:7"}])
