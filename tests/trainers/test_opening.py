@@ -84,6 +84,17 @@ def test_rewards_and_logs_see_the_whole_turn(kind: tuple, thinker: Path, tmp_pat
     assert seen["openings"] == [THINKS] * 4
 
 
+def test_prompts_that_ask_for_written_tags_are_worth_a_word(thinker: Path, tmp_path: Path, caplog: Any):
+    for question, count in (("Think in <think> </think>.", 1), ("what color?", 0)):
+        asked = Dataset.from_list([{"prompt": user(question), "image": picture(0), "answer": "red"}])
+        args = VLMGRPOConfig(**settings(tmp_path, max_steps=2, max_completion_length=100))
+        caplog.clear()
+        scripted(VLMGRPOTrainer, list(THOUGHTS))(str(thinker), ["format"], args, train_dataset=asked).train()
+        assert [record.getMessage()[:34] for record in caplog.records if "think_tags=False" in record.getMessage()] == [
+            "prompts ask for <think> tags, but "
+        ] * count
+
+
 def test_a_template_that_skips_the_thought_asks_for_no_tags(tiny_model: Path, tmp_path: Path):
     model = with_template(tiny_model, tmp_path / "model", published("qwen3_5_nothink"))
     args = VLMGRPOConfig(**settings(tmp_path / "out", max_steps=1, max_completion_length=60))

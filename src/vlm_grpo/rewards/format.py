@@ -25,8 +25,10 @@ def format_reward(completion: str, record: Record) -> float:
 
     vqa: one JSON object with exactly `reasoning_steps` and `answer`. grounding: one answer block. All others: one think
     block, one answer block. What must stand in the answer block is in ANSWER_FORMS; for seg it is a shape with the
-    record's number of terms. Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task
-    begins with that thought, which may mention any tag but its own.
+    record's number of terms, for rec and grounding one box as JSON or in the markup of a family.
+
+    Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task begins with that thought,
+    which may mention any tag but its own.
     """
     text, opening = plain_thoughts(completion), plain_thoughts(record.extra.get("turn_opening") or "")
     if OPEN in opening or CLOSE in opening:
