@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
 from tests.support import families
 from tests.support.agents import Speaker
 from tests.support.environments import Gallery, call, scripted_turns
-from tests.support.templates import published, with_template
+from tests.support.templates import published, tokenizer_with, with_template
 from tests.support.training import picture, settings, user
 from vlm_grpo.evaluation import predict
 from vlm_grpo.trainers.answers import answer_encoder
@@ -165,3 +165,18 @@ def test_a_placeholder_in_text_is_named_with_its_row(role: str, thinker: Path):
     turns = [{**turn, "content": "a <|image_pad|>"} if turn["role"] == role else turn for turn in turns]
     with pytest.raises(ValueError, match=rf"a\.jsonl:7: the text of a turn of the {role} holds '<\|image_pad\|>'"):
         encoder.encode([{"prompt": turns, "where": "a.jsonl:7"}])
+
+
+def test_models_of_text_have_openings_too(tmp_path: Path):
+    words = tokenizer_with(published("nemotron_3_nano"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Qwen2Config(vocab_size=len(words), num_key_value_heads=1, eos_token_id=words.eos_token_id, **sizes)
+    asked = Dataset.from_list([{"prompt": user("what color?"), "answer": "red"}])
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=100))
+
+    trainer = VLMGRPOTrainer(Qwen2ForCausalLM(config), ["format"], args, train_dataset=asked, processing_class=words)
+    ids = [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in THOUGHTS]
+    rows, prompts = [dict(asked[0]) for _ in ids], [asked[0]["prompt"]] * 4
+    completions = [[{"role": "assistant", "content": text}] for text in THOUGHTS]
+    values = trainer._calculate_rewards(rows, prompts, completions, ids)
+    assert values[:, 0].tolist() == [form for _, form in THOUGHTS.values()]
