@@ -52,7 +52,7 @@ def test_tasks_without_a_thought_take_one_that_the_prompt_opened(task: str):
         "vqa": '{"reasoning_steps": ["a cat"], "answer": "cat"}',
         "grounding": '<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>',
     }[task]
-    for opening in (THINKS, SILENT):
+    for opening in (THINKS, "</think>", SILENT):
         turn = opening + continuation(answer, opening)
         assert score("format", turn, task=task, turn_opening=opening) == 1.0
         assert score("format", turn, task=task) == 0.0
@@ -71,6 +71,7 @@ def test_tasks_without_a_thought_take_one_that_the_prompt_opened(task: str):
         ("<answer>1</answer>", "[THINK]", "\n[/THINK]\n\n<answer>1</answer>"),
         ("<think>a</think>\n<answer>1</answer>", SILENT, "<answer>1</answer>"),
         ("<answer>1</answer>", SILENT, "<answer>1</answer>"),
+        ("<think>a</think><answer>1</answer>", "</think>", "<answer>1</answer>"),
         ("<answer>1</answer>", "So: ", "<answer>1</answer>"),
         ("", THINKS, ""),
     ],

@@ -56,9 +56,12 @@ def without_thinking(text: str) -> str:
 
 
 def thought_at(text: str) -> int:
-    """Return where the first thought of a text begins, its length if it has none."""
-    mark = OPENING_MARK.search(text)
-    return mark.start() if mark else len(text)
+    """Return where the first mark of a thought stands in a text, its length if it has none.
+
+    It may be an end: GLM-5 skips a thought with `</think>` alone.
+    """
+    found = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
+    return min(found, default=len(text))
 
 
 def trailing_thought(prompt: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
 from tests.support import families
 from tests.support.agents import Speaker
 from tests.support.environments import Gallery, call, scripted_turns
-from tests.support.templates import published, with_template
+from tests.support.templates import published, tokenizer_with, with_template
 from tests.support.training import picture, settings, user
 from vlm_grpo.evaluation import predict
 from vlm_grpo.trainers.answers import answer_encoder
@@ -21,6 +21,7 @@ from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+from vlm_grpo.trainers.rollout import PromptEncoder
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 # What is sampled after <think>, and what it earns: accuracy, format.
@@ -81,6 +82,17 @@ def test_rewards_and_logs_see_the_whole_turn(kind: tuple, thinker: Path, tmp_pat
     assert [turn[0]["content"] for turn in seen["turns"]] == whole
     assert [turn[0]["content"] for turn in seen["completions"]] == list(THOUGHTS)  # TRL's form stays TRL's
     assert seen["openings"] == [THINKS] * 4
+
+
+def test_prompts_that_ask_for_written_tags_are_worth_a_word(thinker: Path, tmp_path: Path, caplog: Any):
+    for question, count in (("Think in <think> </think>.", 1), ("what color?", 0)):
+        asked = Dataset.from_list([{"prompt": user(question), "image": picture(0), "answer": "red"}])
+        args = VLMGRPOConfig(**settings(tmp_path, max_steps=2, max_completion_length=100))
+        caplog.clear()
+        scripted(VLMGRPOTrainer, list(THOUGHTS))(str(thinker), ["format"], args, train_dataset=asked).train()
+        assert [record.getMessage()[:34] for record in caplog.records if "think_tags=False" in record.getMessage()] == [
+            "prompts ask for <think> tags, but "
+        ] * count
 
 
 def test_a_template_that_skips_the_thought_asks_for_no_tags(tiny_model: Path, tmp_path: Path):
@@ -144,3 +156,27 @@ def test_answers_of_an_expert_go_on_after_the_opening(thinker: Path):
     for options, answer in (({}, "a</think><answer>7</answer>"), ({"enable_thinking": False}, "<answer>7</answer>")):
         encode = answer_encoder(processor, [end], 99, options)
         assert processor.tokenizer.decode(encode("<think>a</think><answer>7</answer>")[:-1]) == answer
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_placeholder_in_text_is_named_with_its_row(role: str, thinker: Path):
+    encoder = PromptEncoder(AutoProcessor.from_pretrained(thinker), {})
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    turns = [{**turn, "content": "a <|image_pad|>"} if turn["role"] == role else turn for turn in turns]
+    with pytest.raises(ValueError, match=rf"a\.jsonl:7: the text of a turn of the {role} holds '<\|image_pad\|>'"):
+        encoder.encode([{"prompt": turns, "where": "a.jsonl:7"}])
+
+
+def test_models_of_text_have_openings_too(tmp_path: Path):
+    words = tokenizer_with(published("nemotron_3_nano"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Qwen2Config(vocab_size=len(words), num_key_value_heads=1, eos_token_id=words.eos_token_id, **sizes)
+    asked = Dataset.from_list([{"prompt": user("what color?"), "answer": "red"}])
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=100))
+
+    trainer = VLMGRPOTrainer(Qwen2ForCausalLM(config), ["format"], args, train_dataset=asked, processing_class=words)
+    ids = [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in THOUGHTS]
+    rows, prompts = [dict(asked[0]) for _ in ids], [asked[0]["prompt"]] * 4
+    completions = [[{"role": "assistant", "content": text}] for text in THOUGHTS]
+    values = trainer._calculate_rewards(rows, prompts, completions, ids)
+    assert values[:, 0].tolist() == [form for _, form in THOUGHTS.values()]

@@ -12,12 +12,18 @@ from vlm_grpo.trainers.template import ChatTemplate
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 
 
+# As GLM-5 marks turns: a thought is begun, or skipped by its end alone.
+GLM5 = """{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|></think>{{ m.content }}{% else %}
+{{- '<|' + m.role + '|>' + m.content }}{% endif %}{% endfor %}{% if add_generation_prompt -%}
+<|assistant|>{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}{% endif %}"""
+
+
 def said(role: str, *parts: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": part} for part in parts]}
 
 
 def template(name: str, **options: Any) -> ChatTemplate:
-    return ChatTemplate(tokenizer_with(GLM4V if name == "glm4v" else published(name)), options)
+    return ChatTemplate(tokenizer_with({"glm4v": GLM4V, "glm5": GLM5}.get(name) or published(name)), options)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,8 @@ def template(name: str, **options: Any) -> ChatTemplate:
         ("qwen3_8", {"enable_thinking": False}, SILENT),
         ("qwen3", {"enable_thinking": False}, SILENT),
         ("glm4v", {}, "<think>"),
+        ("glm5", {}, "<think>"),
+        ("glm5", {"enable_thinking": False}, "</think>"),
         ("glm4moe", {}, ""),
         ("glm4moe", {"enable_thinking": False}, "<think></think>"),
         ("deepseek_r1_distill", {}, THINKS),

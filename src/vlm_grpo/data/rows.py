@@ -37,12 +37,16 @@ RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools",
 class RowMaker:
     """The transform of a data set of row numbers: calling it with a batch of numbers gives the rows as columns.
 
-    It can be pickled, so that loader processes make rows themselves.
+    It can be pickled, so that loader processes make rows themselves. `think_tags` says whether prompts of tasks ask
+    for <think> tags.
     """
 
-    def __init__(self, sources: Sequence[Source], prompt: PromptTemplate | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], prompt: PromptTemplate | None = None, *, think_tags: bool = True
+    ) -> None:
         self.sources = list(sources)
         self.prompt = prompt
+        self.think_tags = think_tags
         self.ends = list(accumulate(map(len, self.sources)))
 
     def __len__(self) -> int:
@@ -72,8 +76,9 @@ class RowMaker:
     def row(self, record: Record) -> dict[str, Any]:
         """What trainers and rewards get of a record."""
         task = TASKS[record.task]
+        prompt = self.prompt or PROMPTS[task.prompt]
         return {
-            "prompt": (self.prompt or PROMPTS[task.prompt]).render(record, system=task.system),
+            "prompt": prompt.render(record, system=task.system, think_tags=self.think_tags),
             "images": list(record.images),
             "videos": list(record.videos),
             "record": record,

@@ -10,7 +10,7 @@ from vlm_grpo.boxes import is_marked_box
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.mask import asked_terms
 from vlm_grpo.shapes import shape_fault
-from vlm_grpo.text import OPEN, extract_boxed, extract_json, plain_thoughts, unboxed
+from vlm_grpo.text import CLOSE, OPEN, extract_boxed, extract_json, plain_thoughts, unboxed
 
 WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -25,15 +25,17 @@ def format_reward(completion: str, record: Record) -> float:
 
     vqa: one JSON object with exactly `reasoning_steps` and `answer`. grounding: one answer block. All others: one think
     block, one answer block. What must stand in the answer block is in ANSWER_FORMS; for seg it is a shape with the
-    record's number of terms. Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task
-    begins with that thought, which may mention any tag but its own.
+    record's number of terms, for rec and grounding one box as JSON or in the markup of a family.
+
+    Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task begins with that thought,
+    which may mention any tag but its own.
     """
-    text = plain_thoughts(completion)
-    if OPEN in plain_thoughts(record.extra.get("turn_opening") or ""):
-        opened = OPENED.fullmatch(text)
+    text, opening = plain_thoughts(completion), plain_thoughts(record.extra.get("turn_opening") or "")
+    if OPEN in opening or CLOSE in opening:
+        opened = OPENED.fullmatch(text if OPEN in opening else OPEN + text)
         if opened is None:
             return 0.0
-        text = opened[1] if record.task in THOUGHTLESS else f"{OPEN}</think>{opened[1]}"
+        text = opened[1] if record.task in THOUGHTLESS else f"{OPEN}{CLOSE}{opened[1]}"
     return _form(text, record)
 
 

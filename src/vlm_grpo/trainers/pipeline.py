@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, limit_images, name_experts, placeholder_ids
-from vlm_grpo.rewards.adapter import WHOLE_TURNS
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
-from vlm_grpo.trainers.decoding import whole_turn
+from vlm_grpo.trainers.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.loss import OwnLoss
 from vlm_grpo.trainers.media import tell_videos_from_images, thumbnails
@@ -75,6 +74,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         super().__init__(model, reward_funcs, args, **options)
         self._dist = GatheringBackend(self.accelerator)
         self._samples: list[Sample] = []
+        self._is_told = False  # that prompts do not fit the chat template
         self._turns: list[Any] = []  # of the rollout at hand, as rewards see them
         self._media_anywhere = [False for _ in MEDIA]  # in the rollout at hand, on any process
         self._debug = debug_log(os.environ, self.accelerator.process_index)
@@ -152,6 +152,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             return output
         inputs = self._begin_episodes(inputs)
         prompts = self._samples = self.encoder.encode(inputs)
+        self._is_told = self._is_told or warn_of_tags(prompts[0].opening, prompts[0].messages)
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         stripped = [
             {**{k: v for k, v in row.items() if k not in (*MEDIA_COLUMNS, TOOLS)}, "prompt": sample.messages}
@@ -220,7 +221,10 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
-            return super()._calculate_rewards(self._with_turns(inputs, prompts, ids), prompts, completions, ids)
+            if getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
+                openings, self._turns = turns_of_text(self.encoder.template, self.encoder.decode, prompts, ids)
+                inputs = with_turns(inputs, openings, self._turns)
+            return super()._calculate_rewards(inputs, prompts, completions, ids)
         space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         self._turns = self._whole_turns(ids)
         samples = [episode.prompt for episode in self._episodes] or self._samples
@@ -228,10 +232,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             id(sample): {"images": sample.images, **self.encoder.facts(sample), "answer_space": space}
             for sample in unique(samples)
         }
-        with_images = [
-            {**row, **seen[id(sample)], "turn_opening": opening, WHOLE_TURNS: turn}
-            for row, sample, opening, turn in zip(inputs, samples, self._openings(), self._turns, strict=True)
-        ]
+        with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, samples, strict=True)]
+        with_images = with_turns(with_images, self._openings(), self._turns)
         for row, episode in zip(with_images, self._episodes, strict=False):
             row["environments"] = episode.environment
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
@@ -242,16 +244,6 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             values = dict(zip(self.reward_func_names, mine, strict=True))
             self._debug.write(self.state.global_step, rows, self._turns, values)
         return rewards
-
-    def _with_turns(self, rows: list[dict[str, Any]], prompts: list, ids: list) -> list[dict[str, Any]]:
-        """The rows of a model of text with the turns of the assistant; an own rollout may begin them as it likes."""
-        if getattr(self, "rollout_func", None) is not None:
-            return rows
-        openings = ["".join(self.encoder.template.opening(prompt)) for prompt in prompts]
-        decoded_ids = map(self.encoder.decode, ids)
-        self._turns = list(map(whole_turn, openings, decoded_ids, prompts))
-        columns = zip(rows, openings, self._turns, strict=True)
-        return [{**row, "turn_opening": opening, WHOLE_TURNS: turn} for row, opening, turn in columns]
 
     def _openings(self) -> list[str]:
         """What each row's last turn of the assistant began with before the model went on."""

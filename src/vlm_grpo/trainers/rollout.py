@@ -21,7 +21,7 @@ from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_media, join_dimension
-from vlm_grpo.trainers.messages import Prompt, fill, read_prompt
+from vlm_grpo.trainers.messages import Prompt, check_text, fill, read_prompt
 from vlm_grpo.trainers.template import ChatTemplate, turn_begun
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ class PromptEncoder:
         self.template_options = dict(template_options)
         self.template = ChatTemplate(processor, template_options)
         self.decode = TurnDecoder(getattr(processor, "tokenizer", processor))
+        names = (getattr(processor, f"{kind}_token", None) for kind in MEDIA)
+        self.placeholders = [name for name in names if isinstance(name, str)]
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
             self.once = OnceImageProcessor(processor.image_processor, self.counters)
@@ -181,6 +183,7 @@ class PromptEncoder:
         encoded = []
         for row in rows:
             prompt, tools = read_prompt(row), row.get(TOOLS)
+            check_text(prompt.messages, self.placeholders, str(row.get("where", "")))
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
             key = (json.dumps([prompt.messages, tools], sort_keys=True, default=str), media)
             if key not in samples:

@@ -138,7 +138,7 @@ def after_header(prompt: str, start: int, header: str) -> str:
     """
     name, tail = header.rstrip(), prompt[start:]
     found = prompt.rfind(name) + len(name)
-    if name and found > start:
+    if name in prompt and found > start and name:
         rest, space = prompt[found:], header[len(name) :]
         return rest.removeprefix(space) if rest.startswith(space) else rest
     return "" if name and name.startswith(tail.rstrip()) else tail
