@@ -56,19 +56,17 @@ def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
     """
     model_type, images = config.model_type, processor.image_processor
     kind = next((kind for kind in KINDS if kind.fits(images)), None)
-    count = 0
     for settings in kind.settings(processor, limit) if kind else [{}]:
         for name, value in settings.items():
             setattr(images, name, value)
         if "image_grid_pinpoints" in settings:  # the model puts the tiles together again
             config.image_grid_pinpoints = settings["image_grid_pinpoints"]
-        counts = (count_image_tokens(processor, model_type, size) for size in SHAPES)
-        count = next((count for count in counts if count > limit), 0)
-        if not count:
+        if all(count_image_tokens(processor, model_type, size) <= limit for size in SHAPES):
             return
+    most = max(count_image_tokens(processor, model_type, size) for size in SHAPES)
     raise ValueError(
-        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {count} of an "
-        "image; raise it or leave it out"
+        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {most} of an "
+        f"image; take at least {most}"
     )
 
 

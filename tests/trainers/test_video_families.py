@@ -23,7 +23,6 @@ from tests.trainers.test_families import (
     loaded,
     padded,
     tower_state,
-    write_families,
 )
 from vlm_grpo.trainers.config import VLMRLOOConfig
 from vlm_grpo.trainers.media import tell_videos_from_images
@@ -31,9 +30,8 @@ from vlm_grpo.trainers.objective import model_inputs, with_blank_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder
 
-WITH_VIDEO = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm", "glm4v"]
+WITH_VIDEO = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm2", "glm4v"]
 WITHOUT_VIDEO = ["llava_clip", "gemma3", "mistral3"]
-folder_of = pytest.fixture(scope="module")(write_families)
 each_video_family = pytest.mark.parametrize("family", WITH_VIDEO)
 
 
@@ -50,7 +48,7 @@ def rows(family: str) -> list[dict[str, Any]]:
         {"prompt": user("red"), "videos": [], "images": []},
     ]
     both = {"prompt": user("are they alike"), "videos": [clip(5)], "images": [picture(1)]}
-    return one_of_each if family == "smolvlm" else [*one_of_each, both]
+    return one_of_each if family == "smolvlm2" else [*one_of_each, both]
 
 
 def saved_rows(family: str, folder: Path) -> list[dict[str, Any]]:
@@ -154,7 +152,7 @@ def test_a_family_without_videos_refuses_them_by_line(family: str, folder_of: An
 
 
 def test_smolvlm_refuses_an_image_and_a_video_in_one_prompt(folder_of: Any):
-    encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of("smolvlm")), {})
+    encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of("smolvlm2")), {})
     row = {"prompt": user("what"), "videos": [clip(0)], "images": [picture(0)], "where": "a.jsonl:3"}
     with pytest.raises(ValueError, match=r"a\.jsonl:3: SmolVLMProcessor cannot read images and a video in one prompt"):
         encoder.encode([row])

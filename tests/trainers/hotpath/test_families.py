@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.support.families import FAMILIES_TINY
+from tests.support.families import FAMILIES_TINY, TRAINED, facts_of
 from tests.support.training import picture, user
 from vlm_grpo.loading import placeholder_ids, vision_towers
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end
@@ -23,7 +23,7 @@ from vlm_grpo.trainers.hotpath.support import Sharing, refusal
 from vlm_grpo.trainers.objective import TokenScores, token_scores
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
 
-SHARING = [name for name in FAMILIES_TINY if name != "gemma3"]
+SHARING = [name for name in TRAINED if facts_of(name).refuses_prefix is None]
 EACH_KIND = ("qwen2_5_vl", "qwen3_vl", "llava_clip")  # mRoPE, with deepstack, and positions of one dimension
 LENGTHS = (6, 3, 1, 2, 6, 6, 5, 5, 0)  # of three completions for each of three prompts
 
