@@ -51,6 +51,9 @@ def _feature_token(processor: Any, model_type: str) -> int:
 def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
     """Set the image processor so that no image becomes more tokens than a limit, and its model where it has to know.
 
+    An image has one token in its shorter direction at least: one whose sides differ by more than `limit` times (never
+    more than 200 times) may exceed a very small limit.
+
     Raises:
         ValueError: the smallest setting of this family still makes more.
     """
@@ -89,10 +92,13 @@ def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _patches(processor: Any, limit: int) -> Iterator[Settings]:
-    """Kimi pads to whole tokens after it has resized: a few patches fewer may be needed."""
+    """Kimi counts whole patches, resizes, and then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
-    for patches in range(min(images.max_patches, limit * per_token), 1, -per_token):
-        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in SHAPES)
+    sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
+    shapes = [*SHAPES, *((width, height) for width in sides for height in sides)]
+    most = min(images.max_patches, limit * per_token)
+    for patches in range(most, 1, -max(per_token, most // 64)):
+        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in shapes)
         if all(count <= limit * per_token for count in counts):
             yield {"max_patches": patches}
     yield {"max_patches": 1}
