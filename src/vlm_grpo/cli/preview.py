@@ -12,7 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+from vlm_grpo.cli.preview_space import row_placer
 
 if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--reward_funcs", nargs="+", metavar="NAME[:WEIGHT]", help="rewards of the gold answer; default: the task's")
     add("--format_prompt", metavar="FILE", help="your own prompt template, a jinja file")
     add("--model_name_or_path", metavar="MODEL", help="also show the prompt in this model's chat template")
+    add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
     add("--output", metavar="FILE.html", help="also write a page that shows the images in the prompts")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
@@ -78,9 +81,9 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
     options = {**form_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
     dataset = load_dataset(source, check=False, **options)
     template = _chat_template(arguments.model_name_or_path)
-    count = min(arguments.count, len(dataset))
+    count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
     return [
-        _show(dataset[number], arguments.reward_funcs, template, with_images=bool(arguments.output))
+        _show(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
         for number in range(count)
     ]
 
