@@ -304,7 +304,6 @@ FAMILIES: Table[Family] = Table(
             ("<|media_pad|>", "<|kimi_k25_video_placeholder|>", "<|media_begin|>", "<|media_end|>"),
             None,
             checkpoints=("moonshotai/Kimi-K2.6",),
-            has_video=True,
         ),
         "ovis2": Family(
             "model.vision_tower",

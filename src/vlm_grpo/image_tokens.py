@@ -51,24 +51,25 @@ def _feature_token(processor: Any, model_type: str) -> int:
 def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
     """Set the image processor so that no image becomes more tokens than a limit, and its model where it has to know.
 
+    An image has one token in its shorter direction at least: one whose sides differ by more than `limit` times (never
+    more than 200 times) may exceed a very small limit.
+
     Raises:
         ValueError: the smallest setting of this family still makes more.
     """
     model_type, images = config.model_type, processor.image_processor
     kind = next((kind for kind in KINDS if kind.fits(images)), None)
-    count = 0
     for settings in kind.settings(processor, limit) if kind else [{}]:
         for name, value in settings.items():
             setattr(images, name, value)
         if "image_grid_pinpoints" in settings:  # the model puts the tiles together again
             config.image_grid_pinpoints = settings["image_grid_pinpoints"]
-        counts = (count_image_tokens(processor, model_type, size) for size in SHAPES)
-        count = next((count for count in counts if count > limit), 0)
-        if not count:
+        if all(count_image_tokens(processor, model_type, size) <= limit for size in SHAPES):
             return
+    most = max(count_image_tokens(processor, model_type, size) for size in SHAPES)
     raise ValueError(
-        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {count} of an "
-        "image; raise it or leave it out"
+        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {most} of an "
+        f"image; take at least {most}"
     )
 
 
@@ -91,10 +92,13 @@ def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _patches(processor: Any, limit: int) -> Iterator[Settings]:
-    """Kimi pads to whole tokens after it has resized: a few patches fewer may be needed."""
+    """Kimi counts whole patches, resizes, and then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
-    for patches in range(min(images.max_patches, limit * per_token), 1, -per_token):
-        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in SHAPES)
+    sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
+    shapes = [*SHAPES, *((width, height) for width in sides for height in sides)]
+    most = min(images.max_patches, limit * per_token)
+    for patches in range(most, 1, -max(per_token, most // 64)):
+        counts = (images.get_number_of_image_patches(h, w, {"max_patches": patches}) for w, h in shapes)
         if all(count <= limit * per_token for count in counts):
             yield {"max_patches": patches}
     yield {"max_patches": 1}

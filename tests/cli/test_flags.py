@@ -54,7 +54,7 @@ TESTED = {
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     "chat_template_path",  # test_templates.py
     "live_report",  # test_live_report.py
-    *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules"),
+    *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules", "max_image_tokens", "answer_space"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
     *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_penalty.py
@@ -232,6 +232,26 @@ def test_pixel_limits_and_freezing(jsonl: list[str], tiny_model: Path, tmp_path:
     made = trainer(tiny_model, tmp_path, *jsonl, "--freeze_vision_modules", "true")
     frozen = {name.split(".")[1] for name, parameter in made.model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"visual"}
+
+
+def test_limit_of_image_tokens(jsonl: list[str], tiny_model: Path, tmp_path: Path):
+    made = trainer(tiny_model, tmp_path, *jsonl, "--max_image_tokens", "9")
+    assert made.processing_class.image_processor.size["longest_edge"] == 9 * 28 * 28
+
+
+@pytest.mark.parametrize(("flags", "space"), [([], "resized"), (["--answer_space", "unit"], "unit")])
+def test_answer_space_reaches_the_rewards(
+    flags: list[str], space: str, jsonl: list[str], tiny_model: Path, tmp_path: Path
+):
+    seen = tmp_path / "seen.txt"
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, answer_space, **columns):\n"
+        f"    open({str(seen)!r}, 'a').write(' '.join(answer_space) + ' ')\n"
+        "    return [float(n) for n in range(len(completions))]\n"
+    )
+    words = ["--reward_funcs", f"{tmp_path / 'mine.py'}:mine", "--max_completion_length", "2", "--max_steps", "1"]
+    trainer(tiny_model, tmp_path, *jsonl, *words, *flags).train()
+    assert set(seen.read_text().split()) == {space}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,44 @@ def test_chat_template_of_a_model(tiny_model: Path, tmp_path: Path, capsys: pyte
     templated = capsys.readouterr().out.split("--- in the chat template\n")[1]
     assert templated.count("<|image_pad|>") == 2
     assert "<|im_start|>assistant" in templated
+
+
+@pytest.mark.parametrize(
+    ("words", "box"),
+    [
+        ([], "[2, 1, 4, 3]"),
+        (["--answer_space", "thousand"], "[250, 166.666667, 500, 500]"),
+        (["--answer_space", "unit"], "[0.25, 0.166667, 0.5, 0.5]"),
+        (["--model_name_or_path", "qwen3_vl"], "[250, 166.666667, 500, 500]"),
+        (["--model_name_or_path", "qwen3_vl", "--answer_space", "original"], "[2, 1, 4, 3]"),
+    ],
+)
+def test_the_gold_box_is_written_in_the_space_of_the_model(
+    words: list[str], box: str, folder_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The image has 8 x 6 pixels."""
+    words = [str(folder_of(word)) if word == "qwen3_vl" else word for word in words]
+    where = {"id": 0, "image": ["0.png"], "conversations": turns("<image>it", [2, 1, 4, 3])}
+    assert main([*flags(tmp_path, [where]), "--task_type", "rec", *words]) == 0
+    out = capsys.readouterr().out
+    assert f'<answer>{{"bbox_2d": {box}}}</answer>' in out
+    assert re.search(r"^iou\S*: 1$", out, flags=re.MULTILINE) and "WARNING" not in out
+
+
+def test_a_box_in_resized_pixels_is_that_of_the_processor(
+    folder_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Qwen2.5-VL enlarges 8 x 6 pixels to 84 x 56 here."""
+    where = {"id": 0, "image": ["0.png"], "conversations": turns("<image>it", [2, 3, 4, 6])}
+    given = [*flags(tmp_path, [where]), "--task_type", "rec"]
+    assert main([*given, "--model_name_or_path", str(folder_of("qwen2_5_vl"))]) == 0
+    assert '<answer>{"bbox_2d": [21, 28, 42, 56]}</answer>' in capsys.readouterr().out
+    assert main([*given, "--answer_space", "resized"]) == 1
+    assert "--answer_space resized needs --model_name_or_path" in capsys.readouterr().err
+
+
+def test_a_guessed_space_is_told_of_once(folder_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    where = {"image": ["0.png"], "conversations": turns("<image>it", [2, 1, 4, 3])}
+    given = flags(tmp_path, [{**where, "id": number} for number in range(3)])
+    assert main([*given, "--task_type", "rec", "--model_name_or_path", str(folder_of("mistral3"))]) == 0
+    assert capsys.readouterr().err.count("boxes are read as pixels of the original image") == 1

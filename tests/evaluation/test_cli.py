@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +169,22 @@ def test_a_local_model_is_loaded_as_flags_say(tiny_model: Path):
         6272,
         12544,
     )
+
+
+def test_image_tokens_of_a_local_model_are_limited(tiny_model: Path, folder_of: Any):
+    given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path"]
+    _, processor = load_model(parser().parse_args([*given, str(tiny_model), "--max_image_tokens", "9"]), "cpu")
+    assert processor.image_processor.size["longest_edge"] == 9 * 28 * 28
+    with pytest.raises(MistakeError, match="--max_image_tokens 3 is too few for Gemma3"):
+        load_model(parser().parse_args([*given, str(folder_of("gemma3")), "--max_image_tokens", "3"]), "cpu")
+
+
+def test_boxes_in_a_guessed_space_are_told_of(folder_of: Any, capsys: pytest.CaptureFixture):
+    given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path", str(folder_of("mistral3"))]
+    load_model(parser().parse_args(given), "cpu")
+    assert "boxes" not in capsys.readouterr().err
+    load_model(parser().parse_args([*given, "--task_type", "rec"]), "cpu")
+    assert "boxes are read as pixels of the original image: no coordinate space" in capsys.readouterr().err
 
 
 def test_a_local_models_answer_space_can_be_given(tiny: tuple, rows: object):

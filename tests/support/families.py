@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import transformers as hf
 
+from vlm_grpo.families import FAMILIES, Family
+from vlm_grpo.refusals import REFUSALS
 from vlm_grpo.tiny import END, PAD, START, VISION, build_tiny_qwen, chat_template
 
 HIDDEN = 32
@@ -220,7 +222,8 @@ def save_internvl(folder: Path) -> None:
     save(folder, hf.InternVLForConditionalGeneration, config, made)
 
 
-def save_smolvlm(folder: Path) -> None:
+def save_smolvlm(folder: Path, written: str) -> None:
+    """`written` is the chat template: SmolVLM's has no videos, that of SmolVLM2 has."""
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     words = tokenizer(
         *tiles,
@@ -243,7 +246,7 @@ def save_smolvlm(folder: Path) -> None:
         tokenizer=words,
         video_processor=hf.SmolVLMVideoProcessor(**sizes),
         image_seq_len=1,
-        chat_template=trl_template("smolvlm"),
+        chat_template=written,
     )
     save(folder, hf.SmolVLMForConditionalGeneration, config, made)
 
@@ -725,7 +728,8 @@ FAMILIES_TINY: dict[str, Callable[[Path], Any]] = {
     "llava_dinov2": partial(save_llava, tower="dinov2"),
     "llava_onevision": save_llava_onevision,
     "internvl": save_internvl,
-    "smolvlm": save_smolvlm,
+    "smolvlm": partial(save_smolvlm, written=trl_template("smolvlm")),
+    "smolvlm2": partial(save_smolvlm, written=template("<image>", "<video>")),
     "gemma3": save_gemma3,
     "glm4v": save_glm4v,
     "mistral3": save_mistral3,
@@ -747,3 +751,22 @@ FAMILIES_TINY: dict[str, Callable[[Path], Any]] = {
     "deepseek_vl": save_deepseek_vl,
     "deepseek_vl_hybrid": save_deepseek_vl_hybrid,
 }
+
+# Tiny models that are not called as their `config.model_type` is.
+MODEL_TYPES = {
+    **dict.fromkeys(("llava_clip", "llava_siglip", "llava_dinov2"), "llava"),
+    **dict.fromkeys(("qwen3_5_think", "qwen3_5_nothink"), "qwen3_5"),
+    "smolvlm2": "smolvlm",
+    "qwen3_omni": "qwen3_omni_moe_thinker",
+}
+# PaliGemma is evaluated, not trained: see vlm_grpo.refusals.
+TRAINED = [name for name in FAMILIES_TINY if MODEL_TYPES.get(name, name) not in REFUSALS]
+
+
+def facts_of(name: str) -> Family:
+    """What the package knows of a tiny model's family."""
+    return FAMILIES[MODEL_TYPES.get(name, name)]
+
+
+# Families whose cache cannot be repeated row by row yet, and how they are trained till then; empty is "auto" for all.
+PREFIX = dict.fromkeys(("qwen3_5_think", "qwen3_5_nothink", "qwen3_5_moe", "lfm2_vl", "minicpmv4_6"), "off")

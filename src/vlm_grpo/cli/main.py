@@ -18,6 +18,7 @@ COMMANDS = {
     "rewards": "list the rewards",
     "algorithms": "list the algorithms",
     "environments": "list the environments",
+    "families": "list the model families, with what each of them can",
     "index": "index documents for the environment agent_search",
 }
 
@@ -42,7 +43,7 @@ def run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         print(f"vlm-grpo: {unknown_name('command', words[0], list(COMMANDS))}", file=sys.stderr)
         return 2
-    if words[0] in ("tasks", "rewards", "algorithms", "environments"):
+    if words[0] in ("tasks", "rewards", "algorithms", "environments", "families"):
         return importlib.import_module("vlm_grpo.cli.tables").main(words)
     return importlib.import_module(f"vlm_grpo.cli.{words[0]}").main(words[1:])
 

@@ -57,11 +57,13 @@ def read_config(model: Any, training: Any) -> Any:
     trust = bool(training.trust_remote_code)
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, **options)
-        if reason := refusal(content, CONFIG_MAPPING, trust_remote_code=trust):
-            raise UsageError(f"--model_name_or_path {name}: {reason}")
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
+        reason = refusal(content, CONFIG_MAPPING, trust_remote_code=trust)
+        config = None if reason else AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} cannot be read: {error}") from error
+    if reason:
+        raise UsageError(f"--model_name_or_path {name}: {reason}")
+    return config
 
 
 def read_processor(model: Any, training: Any) -> Any:

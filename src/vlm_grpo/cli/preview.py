@@ -12,8 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
 from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--model_name_or_path", metavar="MODEL", help="also show the prompt in this model's chat template")
     add("--chat_template_kwargs", metavar="JSON", help=KWARGS_HELP)
     add("--chat_template_path", metavar="FILE", help=PATH_HELP)
+    add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
     add("--output", metavar="FILE.html", help="also write a page that shows the images in the prompts")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
@@ -91,9 +94,9 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
         options |= {"think_tags": prompting.think_tags, "markup": prompting.markup}
         template = prompting.template
     dataset = load_dataset(source, check=False, **options)
-    count = min(arguments.count, len(dataset))
+    count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
     return [
-        _show(dataset[number], arguments.reward_funcs, template, with_images=bool(arguments.output))
+        _show(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
         for number in range(count)
     ]
 

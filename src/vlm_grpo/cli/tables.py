@@ -1,4 +1,4 @@
-"""`vlm-grpo tasks`, `rewards`, `algorithms` and `environments`: one line for each entry of a table."""
+"""`vlm-grpo tasks`, `rewards`, `algorithms`, `environments` and `families`: one line for each entry of a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
         "rewards": reward_lines,
         "algorithms": algorithm_lines,
         "environments": environment_lines,
+        "families": family_lines,
     }
     lines = tables[argv[0]]
     print("\n".join(lines()))
@@ -66,6 +67,13 @@ def environment_lines() -> list[str]:
         options = {key: value.default for key, value in signature(kind).parameters.items()}
         lines.append(f"{'':<14} --environment_options '{json.dumps(options, default=str)}'")
     return lines
+
+
+def family_lines() -> list[str]:
+    """What each model family can, and examples of its checkpoints."""
+    from vlm_grpo.cli.families_page import lines
+
+    return lines()
 
 
 def _first_line(reward: Any) -> str:

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from vlm_grpo.trainers.messages import Prompt
 
+# GLM's processors write image placeholders for frames.
+GLM = ("glm4v", "glm4v_moe", "glm46v")
+# Processors whose videos transformers' model cannot read: Kimi's counts the features of a video before it joins frames.
+WITHOUT_VIDEOS = ("Kimi_K25Processor",)
+
 
 class TensorVideoProcessor:
     """A video processor that returns tensors, also for families that return lists of arrays unless they are asked."""
@@ -52,13 +57,15 @@ def check_videos(prompt: Prompt, processor: Any) -> None:
     """Refuse a prompt whose videos this processor would leave out.
 
     Raises:
-        ValueError: it has no part for videos, or puts a video's frames where the prompt's images were.
+        ValueError: it has no part for videos, or its chat template no place, or it puts a video's frames where the
+            prompt's images were.
     """
     if not prompt.videos:
         return
     where, name = prompt.videos[0].where or "a row", type(processor).__name__
     inner = getattr(processor, "video_processor", None)
-    if inner is None:
+    written = str(getattr(processor, "chat_template", None) or "video")
+    if inner is None or name in WITHOUT_VIDEOS or "video" not in written:
         raise ValueError(f"{where}: {name} cannot read videos; give frames as images, or take another model family")
     if prompt.images and "pixel_values" in getattr(inner, "model_input_names", ()):
         raise ValueError(
@@ -88,7 +95,7 @@ def tell_videos_from_images(*models: nn.Module | None) -> None:
     takes all of them for both, and a batch that has both fails.
     """
     for module in (module for model in models if model is not None for module in model.modules()):
-        if getattr(getattr(module, "config", None), "model_type", "") == "glm4v" and hasattr(module, "get_rope_index"):
+        if getattr(getattr(module, "config", None), "model_type", "") in GLM and hasattr(module, "get_rope_index"):
             module.get_placeholder_mask = _PlaceholderMask(module)
 
 

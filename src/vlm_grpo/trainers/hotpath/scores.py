@@ -49,14 +49,15 @@ def prompt_positions(model: nn.Module, sample: Sample) -> Tensor:
         return torch.arange(count)[None]
     if not sample.visual:
         return torch.arange(count).expand(3, -1)
-    everything = {"attention_mask": torch.ones(1, count, dtype=torch.long)}  # Qwen3-Omni asks for it
     fields = {
-        **everything,
+        "attention_mask": torch.ones(1, count, dtype=torch.long),  # this and the next: Qwen3-Omni asks for them
+        "second_per_grids": sample.visual.get("video_second_per_grid"),
         **sample.visual,
         **{name: torch.tensor([values]) for name, values in sample.per_token.items()},
     }
     taken = set(inspect.signature(index).parameters)
-    positions, _ = index(torch.tensor([sample.input_ids]), **{k: v for k, v in fields.items() if k in taken})
+    given = {name: value for name, value in fields.items() if name in taken and value is not None}
+    positions, _ = index(torch.tensor([sample.input_ids]), **given)
     return positions[:, 0]
 
 
