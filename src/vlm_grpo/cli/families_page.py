@@ -98,8 +98,8 @@ Before the model is loaded, in a line that says what to use:
 RUN = """## What was run
 
 For every family of the table but PaliGemma a random model with two layers, the family's own processor classes and,
-where TRL carries it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3 and 4,
-SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
+where TRL carries it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3
+and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
 
 - two steps of GRPO on rows with one, two and no images in one batch; saved, loaded again (bit for bit), evaluated
   greedily, and resumed from the first step's checkpoint with the same weights at the end (bit for bit);
