@@ -11,7 +11,7 @@ from vlm_grpo.text import extract_json
 NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are no coordinate, and could become infinite
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
-LOCATIONS = re.compile(r"<loc(\d{4})>" * 4)
+
 
 Size = tuple[float, float]
 
@@ -31,16 +31,9 @@ class Box(NamedTuple):
 
 
 def boxes_in(text: str) -> list[Box]:
-    """All boxes in a text, in order: `[x1,y1,x2,y2]` (also inside JSON), `(x1,y1),(x2,y2)` or four `<loc0123>`."""
-    found = [(match.start(), match.groups()) for form in (FOUR, CORNERS) for match in form.finditer(text)]
-    found += [(match.start(), _x_first(match.groups())) for match in LOCATIONS.finditer(text)]
-    return [_box(numbers) for _, numbers in sorted(found)]
-
-
-def _x_first(numbers: tuple[str, ...]) -> tuple[str, ...]:
-    """Location tokens name y before x."""
-    top, left, bottom, right = numbers
-    return left, top, right, bottom
+    """All boxes in a text, written as `[x1,y1,x2,y2]` (also inside JSON) or `(x1,y1),(x2,y2)`, in order."""
+    found = [*FOUR.finditer(text), *CORNERS.finditer(text)]
+    return [_box(match.groups()) for match in sorted(found, key=lambda match: match.start())]
 
 
 def only_box(value: Any) -> Box | None:
@@ -65,13 +58,7 @@ def extent(space: str, original: Size, resized: Size | None) -> Size | None:
     Raises:
         ValueError: an unknown space.
     """
-    known = {
-        "original": original,
-        "resized": resized,
-        "thousand": (1000, 1000),
-        "unit": (1, 1),
-        "loc": (1024, 1024),
-    }
+    known = {"original": original, "resized": resized, "thousand": (1000, 1000), "unit": (1, 1)}
     if space not in known:
         raise ValueError(f"a coordinate space must be one of {', '.join(known)}, got {space!r}")
     return known[space]
@@ -81,8 +68,7 @@ def convert(box: Box, source: str, target: str, original: Size, resized: Size | 
     """The box in another coordinate space of its image; as it is where a size is not known.
 
     Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
-    (0 to 1000 of each side), `unit` (0 to 1) and `loc` (the 1024 bins of PaliGemma's location tokens). Sizes are
-    (width, height) in pixels.
+    (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
 
     Raises:
         ValueError: an unknown space.

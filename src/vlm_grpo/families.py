@@ -12,8 +12,8 @@ from typing import Literal
 from vlm_grpo.table import Table
 
 # resized: pixels of the image as the processor resized it. thousand: 0 to 1000 in both directions, whatever the size.
-# unit: 0 to 1 likewise. loc: 0 to 1024 likewise, the bins of PaliGemma's location tokens.
-CoordinateSpace = Literal["resized", "thousand", "unit", "loc"]
+# unit: 0 to 1 likewise.
+CoordinateSpace = Literal["resized", "thousand", "unit"]
 
 
 @dataclass(frozen=True)
@@ -291,8 +291,8 @@ FAMILIES: Table[Family] = Table(
             PROJECTOR,
             LANGUAGE,
             ("<image>",),
-            "loc",
-            source="PaliGemma, arXiv:2407.07726: location tokens, y before x",
+            "thousand",
+            source="PaliGemma, arXiv:2407.07726: 1024 location tokens, read as thousandths",
             checkpoints=("google/paligemma2-3b-mix-448",),
             refuses_prefix="bidirectional attention",
         ),

@@ -55,9 +55,9 @@ a warning where facts would have decided. `vlm-grpo families` prints the first t
 - **tools**: the form in which the chat template writes calls of tools. Without one, the instruction and the calls are
   put into plain text.
 - **boxes**: the coordinate space that the family was trained on: `thousand` is 0 to 1000 and `unit` 0 to 1 of each
-  side, `resized` are pixels of the image as the processor resized it, `loc` the 1024 bins of location tokens. Where
-  nothing is published, boxes are read as pixels of the original image, and a run with boxes says so.
-  `--answer_space thousand|resized|original|unit|loc` chooses another in `train`, `evaluate` and `preview`.
+  side, `resized` are pixels of the image as the processor resized it. Where nothing is published, boxes are read as
+  pixels of the original image, and a run with boxes says so.
+  `--answer_space thousand|resized|original|unit` chooses another in `train`, `evaluate` and `preview`.
 
 | model type | examples | shared prefix | videos | tools | boxes |
 |---|---|---|---|---|---|
