@@ -65,7 +65,7 @@ def test_a_limited_checkpoint_is_saved_with_its_limit(folder_of: Any, tmp_path: 
     assert after.image_grid_pinpoints == again.image_processor.image_grid_pinpoints == [[28, 28]]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("family", SETTINGS)
 def test_the_numbers_of_the_page_are_those_of_hub_sized_processors(family: str, folder_of: Any):
     model_type = MODEL_TYPES.get(family, family)
