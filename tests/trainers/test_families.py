@@ -202,6 +202,11 @@ def test_a_frozen_tower_under_lora_trains_no_adapter_of_its_own(folder_of: Any):
     assert trained(model) and not any("vision_tower" in name for name in trained(model))
 
 
+def test_an_adapter_goes_to_the_language_model_alone_where_there_is_a_tower_for_sound(folder_of: Any, tmp_path: Path):
+    names = trained(build_rloo_with_adapter(folder_of("qwen3_omni"), tmp_path).model)
+    assert names and all(".language_model." in name for name in names)
+
+
 def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
