@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_grpo.families import coordinate_space
 
-ANSWER_SPACES = ("thousand", "resized", "original", "unit", "loc")
+ANSWER_SPACES = ("thousand", "resized", "original", "unit")
 DEFAULT = "original"
 
 

@@ -14,6 +14,7 @@ FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({N
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
 
 LOC = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>")  # PaliGemma's top, left, bottom, right
+LOCS = 1024  # places of a side that it tells apart
 # What families put around a box: Qwen, InternVL and CogVLM, GLM; a name may stand before or after it.
 LABEL = r"(?:<\|object_ref_start\|>[^<>]*<\|object_ref_end\|>|<ref>[^<>]*</ref>)?"
 CORNER_PAIR, LISTED = CORNERS.pattern, rf"\[?\s*{FOUR.pattern}\s*\]?"
@@ -40,16 +41,14 @@ class Box(NamedTuple):
 
 
 def boxes_in(text: str) -> list[Box]:
-    """All boxes in a text, in order: `[x1,y1,x2,y2]` (also inside JSON), `(x1,y1),(x2,y2)` or four `<loc0123>`."""
-    found = [(match.start(), match.groups()) for form in (FOUR, CORNERS) for match in form.finditer(text)]
-    found += [(match.start(), _x_first(match.groups())) for match in LOC.finditer(text)]
-    return [_box(numbers) for _, numbers in sorted(found)]
+    """Return all boxes in a text, in order: `[x1,y1,x2,y2]` (also inside JSON), `(x1,y1),(x2,y2)`, PaliGemma's tokens.
 
-
-def _x_first(numbers: tuple[str, ...]) -> tuple[str, ...]:
-    """Location tokens name y before x."""
-    top, left, bottom, right = numbers
-    return left, top, right, bottom
+    Those tokens count 1024 places of a side; their boxes are in thousandths of it.
+    """
+    found = [(match.start(), _box(match.groups())) for form in (FOUR, CORNERS) for match in form.finditer(text)]
+    if "<loc" in text:
+        found += [(match.start(), _box_of_tokens(*match.groups())) for match in LOC.finditer(text)]
+    return [box for _, box in sorted(found, key=lambda pair: pair[0])]
 
 
 def only_box(value: Any) -> Box | None:
@@ -83,6 +82,10 @@ def _is_json_box(item: dict[str, Any]) -> bool:
     return is_box and {"bbox_2d"} <= set(item) <= {"bbox_2d", "label"} and isinstance(item.get("label", ""), str)
 
 
+def _box_of_tokens(top: str, left: str, bottom: str, right: str) -> Box:
+    return _box([1000 * int(place) / LOCS for place in (left, top, right, bottom)])
+
+
 def _box(numbers: Iterable[str | float]) -> Box:
     return Box(*(max(0.0, float(number)) for number in numbers))
 
@@ -93,13 +96,7 @@ def extent(space: str, original: Size, resized: Size | None) -> Size | None:
     Raises:
         ValueError: an unknown space.
     """
-    known = {
-        "original": original,
-        "resized": resized,
-        "thousand": (1000, 1000),
-        "unit": (1, 1),
-        "loc": (1024, 1024),
-    }
+    known = {"original": original, "resized": resized, "thousand": (1000, 1000), "unit": (1, 1)}
     if space not in known:
         raise ValueError(f"a coordinate space must be one of {', '.join(known)}, got {space!r}")
     return known[space]
@@ -109,8 +106,7 @@ def convert(box: Box, source: str, target: str, original: Size, resized: Size | 
     """The box in another coordinate space of its image; as it is where a size is not known.
 
     Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
-    (0 to 1000 of each side), `unit` (0 to 1) and `loc` (the 1024 bins of PaliGemma's location tokens). Sizes are
-    (width, height) in pixels.
+    (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
 
     Raises:
         ValueError: an unknown space.

@@ -6,14 +6,14 @@ cannot be trained at all is in `refusals.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlm_grpo.table import Table
 
 # resized: pixels of the image as the processor resized it. thousand: 0 to 1000 in both directions, whatever the size.
-# unit: 0 to 1 likewise. loc: 0 to 1024 likewise, the bins of PaliGemma's location tokens.
-CoordinateSpace = Literal["resized", "thousand", "unit", "loc"]
+# unit: 0 to 1 likewise.
+CoordinateSpace = Literal["resized", "thousand", "unit"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,18 @@ GLM_MARKS = (
 GLM_REPORT = "GLM-4.5V and GLM-4.1V-Thinking, arXiv:2507.01006"
 LLAVA_15 = "LLaVA-1.5, arXiv:2310.03744"
 IDEFICS_MARKS = ("<image>", "<fake_token_around_image>", "<global-img>")
-MINICPM_MARKS = ("<|image_pad|>", "<|video_pad|>", "<image>", "</image>", "<slice>", "</slice>")
 HERMES, QWEN_XML, GLM_TOOLS = "Hermes JSON", "Qwen XML", "GLM key-value"
 LINEAR, SLIDING = "layers of linear_attention", "layers of sliding_attention"
+MINICPM = Family(
+    "model.vision_tower",
+    ("model.merger",),
+    LANGUAGE,
+    ("<|image_pad|>", "<|video_pad|>", "<image>", "</image>", "<slice>", "</slice>"),
+    None,
+    checkpoints=("openbmb/MiniCPM-V-4.6",),
+    refuses_prefix=LINEAR,
+    has_video=True,
+)
 
 FAMILIES: Table[Family] = Table(
     "model family",
@@ -282,21 +291,13 @@ FAMILIES: Table[Family] = Table(
             PROJECTOR,
             LANGUAGE,
             ("<image>",),
-            "loc",
-            source="PaliGemma, arXiv:2407.07726: location tokens, y before x",
+            "thousand",
+            source="PaliGemma, arXiv:2407.07726: 1024 location tokens, read as thousandths",
             checkpoints=("google/paligemma2-3b-mix-448",),
             refuses_prefix="bidirectional attention",
         ),
-        "minicpmv4_6": Family(
-            "model.vision_tower",
-            ("model.merger",),
-            LANGUAGE,
-            MINICPM_MARKS,
-            None,
-            checkpoints=("openbmb/MiniCPM-V-4.6",),
-            refuses_prefix=LINEAR,
-            has_video=True,
-        ),
+        "minicpmv4_6": MINICPM,
+        "minicpmv4_7": replace(MINICPM, checkpoints=("openbmb/MiniCPM-V-4.7-1B",)),
         "kimi_k25": Family(
             "model.vision_tower",
             ("model.mm_projector",),

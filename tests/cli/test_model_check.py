@@ -60,7 +60,7 @@ def test_boxes_without_a_known_space_are_told_of_in_a_line(folder_of: Any, caplo
         check(folder_of("mistral3"), "rec")
     assert caplog.messages == [
         "boxes are read as pixels of the original image: no coordinate space is published for mistral3; "
-        "--answer_space thousand|resized|original|unit|loc chooses another"
+        "--answer_space thousand|resized|original|unit chooses another"
     ]
 
 

@@ -79,7 +79,7 @@ def test_the_box_of_a_later_image_uses_its_size():
 
 def test_an_unknown_space_is_an_error():
     with pytest.raises(
-        RuntimeError, match="a coordinate space must be one of original, resized, thousand, unit, loc, got 'x'"
+        RuntimeError, match="a coordinate space must be one of original, resized, thousand, unit, got 'x'"
     ):
         score("iou", boxed("[1, 2, 3, 4]"), answer=[1, 2, 3, 4], answer_space="resized", box_space="x", **SIZES)
 

@@ -596,25 +596,42 @@ MINICPM_MARKS = {
 }
 
 
-def save_minicpmv(folder: Path) -> None:
-    words = tokenizer(**MINICPM_MARKS)
-    config = hf.MiniCPMV4_6Config(
+def minicpmv_config(kind: type, words: Any, **ids: int) -> Any:
+    return kind(
         text_config={"model_type": "qwen3_5_text", **hybrid(words)},
         vision_config={**SQUARE_TOWER, "image_size": 112, "insert_layer_id": 0},
         insert_layer_id=0,
         image_size=112,
         image_token_id=words.image_token_id,
         video_token_id=words.video_token_id,
+        **ids,
         **ends(words),
     )
+
+
+def minicpmv_processor(kind: type, words: Any) -> Any:
     sides = {"scale_resolution": 56, "max_slice_nums": 4}
-    made = hf.MiniCPMV4_6Processor(
+    return kind(
         image_processor=hf.MiniCPMV4_6ImageProcessor(**sides),
         video_processor=hf.MiniCPMV4_6VideoProcessor(**sides),
         tokenizer=words,
         chat_template=template("<|image_pad|>", "<|video_pad|>"),
     )
-    save(folder, hf.MiniCPMV4_6ForConditionalGeneration, config, made)
+
+
+def save_minicpmv4_6(folder: Path) -> None:
+    words = tokenizer(**MINICPM_MARKS)
+    config = minicpmv_config(hf.MiniCPMV4_6Config, words)
+    save(folder, hf.MiniCPMV4_6ForConditionalGeneration, config, minicpmv_processor(hf.MiniCPMV4_6Processor, words))
+
+
+def save_minicpmv4_7(folder: Path) -> None:
+    """Its positions are places on a canvas: it has to know the marks of slices, and the end of a line."""
+    words = tokenizer(**MINICPM_MARKS)
+    names = ("image_start", "image_end", "slice_start", "slice_end")
+    ids = {f"{name}_id": words.convert_tokens_to_ids(MINICPM_MARKS[f"{name}_token"]) for name in names}
+    config = minicpmv_config(hf.MiniCPMV4_7Config, words, newline_id=words("\n")["input_ids"][0], **ids)
+    save(folder, hf.MiniCPMV4_7ForConditionalGeneration, config, minicpmv_processor(hf.MiniCPMV4_7Processor, words))
 
 
 def save_kimi_k25(folder: Path) -> None:
@@ -745,7 +762,8 @@ FAMILIES_TINY: dict[str, Callable[[Path], Any]] = {
     "llava_next": save_llava_next,
     "lfm2_vl": save_lfm2_vl,
     "paligemma": save_paligemma,
-    "minicpmv4_6": save_minicpmv,
+    "minicpmv4_6": save_minicpmv4_6,
+    "minicpmv4_7": save_minicpmv4_7,
     "kimi_k25": save_kimi_k25,
     "ovis2": save_ovis2,
     "deepseek_vl": save_deepseek_vl,
@@ -769,4 +787,6 @@ def facts_of(name: str) -> Family:
 
 
 # Families whose cache cannot be repeated row by row yet, and how they are trained till then; empty is "auto" for all.
-PREFIX = dict.fromkeys(("qwen3_5_think", "qwen3_5_nothink", "qwen3_5_moe", "lfm2_vl", "minicpmv4_6"), "off")
+PREFIX = dict.fromkeys(
+    ("qwen3_5_think", "qwen3_5_nothink", "qwen3_5_moe", "lfm2_vl", "minicpmv4_6", "minicpmv4_7"), "off"
+)

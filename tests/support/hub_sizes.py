@@ -46,7 +46,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava_onevision": ({"size": square(384), "image_grid_pinpoints": ONEVISION}, {"num_image_tokens": 729}),
     "lfm2_vl": ({"min_image_tokens": 64, "max_image_tokens": 256, "tile_size": 512, "max_tiles": 10}, {}),
     "paligemma": ({"size": square(224)}, {"image_seq_length": 256}),
-    "minicpmv4_6": ({"scale_resolution": 448, "max_slice_nums": 9}, {}),
+    **{name: ({"scale_resolution": 448, "max_slice_nums": 9}, {}) for name in ("minicpmv4_6", "minicpmv4_7")},
     "kimi_k25": ({"max_patches": 16384}, {}),
     "ovis2": ({"size": square(448), "max_patches": 9}, {"image_seq_length": 256}),
     "deepseek_vl": ({"size": square(384)}, {"num_image_tokens": 576}),

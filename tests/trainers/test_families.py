@@ -202,6 +202,11 @@ def test_a_frozen_tower_under_lora_trains_no_adapter_of_its_own(folder_of: Any):
     assert trained(model) and not any("vision_tower" in name for name in trained(model))
 
 
+def test_an_adapter_goes_to_the_language_model_alone_where_there_is_a_tower_for_sound(folder_of: Any, tmp_path: Path):
+    names = trained(build_rloo_with_adapter(folder_of("qwen3_omni"), tmp_path).model)
+    assert names and all(".language_model." in name for name in names)
+
+
 def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -269,6 +274,25 @@ def test_prompt_lengths_are_those_of_the_processor(family: str, folder_of: Any):
     encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of(family)), {})
     shown = [[], *([one] for one in SIZES), [SIZES[0], SIZES[1]], [SIZES[2], SIZES[2]], [SIZES[1], SIZES[3]]]
     length_of = PromptLengths(encoder)
-    for number, sizes in enumerate(shown):
+    for number, sizes in enumerate([*shown, *shown]):  # at first, and when it is known whether the rule holds
         row = {"prompt": user("which color\n" * number), "images": [picture(3, *size) for size in sizes]}
         assert length_of(row) == len(encoder.encode([row])[0].input_ids), sizes
+
+
+def test_paligemma_is_evaluated_but_refuses_a_prompt_without_an_image(folder_of: Any, held_out: Any):
+    model, processor = loaded(folder_of("paligemma"))
+    evaluation = evaluate(model, processor, held_out, limit=2, batch_size=2, max_completion_length=3)
+    assert [len(entry["images"]) for entry in evaluation.predictions] == [1, 2]
+    with pytest.raises(ValueError, match="PaliGemmaProcessor needs an image in every prompt"):
+        evaluate(model, processor, held_out, max_completion_length=3)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "internvl", "smolvlm", "lfm2_vl", "minicpmv4_6"])
+def test_a_model_trains_on_images_of_fewer_tokens(family: str, folder_of: Any, tmp_path: Path):
+    """Some models put tiles together themselves: they have to know of other resolutions than they came with."""
+    trainer = build(folder_of(family), tmp_path, max_image_tokens=10, max_steps=1)
+    trainer.train()
+    ids = trainer.encoder.encode([{"prompt": user("what"), "images": [picture(0, 500, 400)]}])[0].input_ids
+    mark = trainer.processing_class.tokenizer.convert_tokens_to_ids(facts_of(family).placeholders[0])
+    assert 0 < ids.count(mark) <= 10
+    assert trainer.state.log_history[0]["grad_norm"] > 0

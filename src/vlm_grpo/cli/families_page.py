@@ -34,6 +34,7 @@ EXAMPLES: Mapping[str, tuple[int, int | str, int | str]] = {
     "lfm2_vl": (1770, 746, 234),
     "paligemma": (256, 256, 256),
     "minicpmv4_6": (630, 630, 203),
+    "minicpmv4_7": (630, 630, 203),
     "kimi_k25": (2494, 972, 234),
     "ovis2": (2560, 768, 256),
     "deepseek_vl": (576, 576, "at least 576"),
@@ -54,9 +55,9 @@ a warning where facts would have decided. `vlm-grpo families` prints the first t
 - **tools**: the form in which the chat template writes calls of tools. Without one, the instruction and the calls are
   put into plain text.
 - **boxes**: the coordinate space that the family was trained on: `thousand` is 0 to 1000 and `unit` 0 to 1 of each
-  side, `resized` are pixels of the image as the processor resized it, `loc` the 1024 bins of location tokens. Where
-  nothing is published, boxes are read as pixels of the original image, and a run with boxes says so.
-  `--answer_space thousand|resized|original|unit|loc` chooses another in `train`, `evaluate` and `preview`.
+  side, `resized` are pixels of the image as the processor resized it. Where nothing is published, boxes are read as
+  pixels of the original image, and a run with boxes says so.
+  `--answer_space thousand|resized|original|unit` chooses another in `train`, `evaluate` and `preview`.
 
 | model type | examples | shared prefix | videos | tools | boxes |
 |---|---|---|---|---|---|
@@ -96,9 +97,9 @@ Before the model is loaded, in a line that says what to use:
 """
 RUN = """## What was run
 
-For every family of the table a random model with two layers, the family's own processor classes and, where TRL carries
-it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3 and 4, SmolVLM,
-Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
+For every family of the table but PaliGemma a random model with two layers, the family's own processor classes and,
+where TRL carries it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3
+and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
 
 - two steps of GRPO on rows with one, two and no images in one batch; saved, loaded again (bit for bit), evaluated
   greedily, and resumed from the first step's checkpoint with the same weights at the end (bit for bit);

@@ -63,8 +63,7 @@ class VisionFields:
     answer_space: str | None = field(
         default=None,
         metadata={
-            "help": "Coordinates of the model's boxes (default: those of its family): thousand, resized, original, "
-            "unit, loc.",
+            "help": "Coordinates of the model's boxes (default: its family's): thousand, resized, original, unit.",
             "choices": list(ANSWER_SPACES),
         },
     )
