@@ -68,6 +68,7 @@ def test_tasks_without_a_thought_take_one_that_the_prompt_opened(task: str):
         ("<think>\na</think>", THINKS, "a</think>"),
         ("<think>a</think><answer>1</answer>", THINKS, "a</think><answer>1</answer>"),
         ("<answer>1</answer>", THINKS, "\n</think>\n\n<answer>1</answer>"),
+        ("<answer>1</answer>", "</think><think>", "\n</think>\n\n<answer>1</answer>"),
         ("<answer>1</answer>", "[THINK]", "\n[/THINK]\n\n<answer>1</answer>"),
         ("<think>a</think>\n<answer>1</answer>", SILENT, "<answer>1</answer>"),
         ("<answer>1</answer>", SILENT, "<answer>1</answer>"),

@@ -84,15 +84,15 @@ def continuation(turn: str, opening: str) -> str:
     """
     if not turn or turn.startswith(opening):
         return turn[len(opening) :]
-    start, end = thought_at(opening), thought_at(turn)
-    if start == len(opening):
+    end = thought_at(turn)
+    if thought_at(opening) == len(opening):
         return turn
     is_thought = not turn[:end].strip() and end < len(turn)
     if not is_in_thought(opening):
         return THINK.sub("", plain_thoughts(turn), count=1).lstrip() if is_thought else turn
     if is_thought:
         return OPENING_MARK.sub("", turn, count=1).lstrip("\n")
-    mark = OPENING_MARK.match(opening, start)[0]
+    mark = OPENING_MARK.findall(opening)[-1]
     return f"\n{dict(THOUGHT_MARKS)[mark]}\n\n{turn}"
 
 

@@ -111,7 +111,8 @@ def test_evaluation_asks_as_training_did(thinker: Path, tmp_path: Path, capsys):
         assert evaluate.main([*words, *more, "--use_cpu", "--max_completion_length", "4"]) == 0
         is_said = f"--chat_template_kwargs '{on}', as in training ({out / 'run.json'})" in capsys.readouterr().out
         assert is_said == (number < 2)
-        assert json.loads((folder / "predictions.jsonl").read_text())["completion"].startswith(opening)
+        prediction = json.loads((folder / "predictions.jsonl").read_text())
+        assert prediction["completion"].startswith(opening) and prediction["facts"]["turn_opening"] == opening
         settings = json.loads((folder / "results.json").read_text())["settings"]
         assert settings["chat_template_kwargs"] == (None if number == 3 else json.loads(on if number < 2 else OFF))
 

@@ -128,6 +128,21 @@ def test_calls_that_are_only_thought_of_are_not_made(thinker: Path, tmp_path: Pa
     assert text.count(THINKS) == 2  # the prompt has the first one
 
 
+def test_every_turn_has_its_own_opening(thinker: Path, tmp_path: Path):
+    turns = [*user("what color?"), {"role": "assistant", "content": "I look."}]
+    begun = Dataset.from_list([{"prompt": turns, "image": picture(0), "answer": "red"}])
+    args = VLMGRPOConfig(**settings(tmp_path, max_completion_length=900, tool_protocol="hermes"))
+    trainer = VLMGRPOTrainer(str(thinker), ["accuracy"], args, train_dataset=begun, tools=[Gallery().read])
+    scripted_turns(trainer, [(call("read", page=3), "A page.</think>\nred")])
+    trainer.model.train()
+    seen: list[Any] = []
+    trainer.watch_rollout = seen.append
+    trainer._generate_and_score_completions([dict(begun[0]) for _ in range(4)])
+    first, _, last = seen[0].completions[0]
+    assert first["content"] == f"{THINKS}\n</think>\n\nI look.{call('read', page=3)}"
+    assert last["content"] == f"{THINKS}A page.</think>\nred"
+
+
 def test_evaluation_scores_the_whole_turn(thinker: Path):
     processor = AutoProcessor.from_pretrained(thinker)
     texts = list(THOUGHTS)

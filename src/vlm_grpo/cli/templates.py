@@ -68,7 +68,8 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
     try:
         processor = AutoProcessor.from_pretrained(name, **loading)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UsageError(f"--model_name_or_path {name}: its processor cannot be loaded: {error}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(f"--model_name_or_path {name}: its processor cannot be loaded: {reason}") from error
     if path is not None:
         processor.chat_template = read_template(path)
     check_template(processor, name)

@@ -16,6 +16,7 @@ TURNS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_end|>"),
     *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<end_of_utterance>"),
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "[gMASK]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]"),
 )
 PLACEHOLDERS = tuple(mark for family in FAMILIES.values() for mark in family.placeholders if mark not in ORDINARY)

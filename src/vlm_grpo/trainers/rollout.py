@@ -258,10 +258,11 @@ class PromptEncoder:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
-        text = self.template.render(turn_begun(messages)[0])
+        before, begun = turn_begun(messages)
+        text = self.template.render(before)
         has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        begun = self._text_ids(self.template.opening(messages).by_row)
-        return tokenizer(text, add_special_tokens=not has_start)["input_ids"] + begun
+        ids = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
+        return ids + self._text_ids(self.template.opening(messages).by_row) if begun else ids
 
     def resized_images(self, sample: Sample) -> list[Any]:
         """The sample's images in the size that was processed, so that an engine with other limits sees the same."""
