@@ -31,8 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.evaluation.server import ServerError
 
     try:
-        prompting = load_local_prompting(options)
+        prompting, fault = find_local_prompting(options)
         dataset = load_rows(options, prompting)
+        if fault is not None:
+            raise fault
         scoring = load_scoring(options, dataset)
         run(options, dataset, scoring)
     except ServerError as error:
@@ -49,11 +51,10 @@ class MistakeError(ValueError):
     """A mistake of the user; printed without a traceback."""
 
 
-def load_local_prompting(options: argparse.Namespace) -> Prompting | None:
-    """What a local model's processor says about prompts; the template's variables become those of its training.
+def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, MistakeError | None]:
+    """What a local model's processor says about prompts, or why it says nothing: data are looked at before.
 
-    Raises:
-        MistakeError: the processor cannot be loaded or has no chat template, or the flags for it are wrong.
+    The variables of the chat template become those of the model's training where none are given.
     """
     from vlm_grpo.cli.parsing import UsageError
     from vlm_grpo.cli.templates import load_prompting, parse_kwargs, trained_kwargs
@@ -61,14 +62,15 @@ def load_local_prompting(options: argparse.Namespace) -> Prompting | None:
     try:
         options.chat_template_kwargs = parse_kwargs(options.chat_template_kwargs)
         if options.backend == "openai":
-            return None
+            return None, None
         trained = trained_kwargs(options.model_name_or_path)
         if options.chat_template_kwargs is None and trained is not None and trained[0]:
             options.chat_template_kwargs, path = trained
             print(f"--chat_template_kwargs '{json.dumps(trained[0])}', as in training ({path})")
-        return load_prompting(options.model_name_or_path, options.chat_template_kwargs, options.chat_template_path)
+        kwargs, path = options.chat_template_kwargs, options.chat_template_path
+        return load_prompting(options.model_name_or_path, kwargs, path), None
     except UsageError as error:
-        raise MistakeError(error) from error
+        return None, MistakeError(error)
 
 
 def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Any:
