@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from tests.support.environments import Gallery, scripted_turns
-from tests.support.families import FAMILIES_TINY
+from tests.support.families import FAMILIES_TINY, tokenizer
 from tests.support.templates import MISTRAL, glm_with_images, written_calls
 from tests.support.training import picture, settings, user
 from vlm_grpo.envs.environment import schema_of, tools_of
-from vlm_grpo.tool_forms import Call, find_form
+from vlm_grpo.tool_forms import TOOL_FORMS, UNREADABLE, Call, find_form
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
+from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
@@ -96,3 +98,13 @@ def test_a_call_that_cannot_be_read_is_answered_with_the_form(tmp_path: Path):
     said = trainer.processing_class.tokenizer.decode(seen[0]["completion_ids"][0])
     assert "the call cannot be read; expected <tool_call>\n<function=NAME>" in said
     assert torch.isfinite(seen[0]["advantages"]).all()
+
+
+@pytest.mark.parametrize("form", TOOL_FORMS)
+def test_the_marks_of_calls_are_kept_when_they_are_special_tokens(form: str):
+    """TRL's decoding would drop them, and with them the call."""
+    written = {"mistral": '[TOOL_CALLS]NAME[CALL_ID]a1b2c3d4e[ARGS]{"KEY": "TEXT"}'}.get(form, TOOL_FORMS[form].example)
+    marks = re.findall(r"<\|?/?[a-z_]+\|?>|<\|\"\|>|\[[A-Z_]+\]", written)
+    words = tokenizer(*dict.fromkeys(marks))
+    ids = words(written + words.eos_token, add_special_tokens=False)["input_ids"]
+    assert TOOL_FORMS[form].calls(TurnDecoder(words)(ids)) == TOOL_FORMS[form].calls(written) != [UNREADABLE]
