@@ -75,12 +75,13 @@ def measure(scale: Scale, side: int, ways: Sequence[Decoding], repeats: int, res
     result["prompt"] = inputs["input_ids"].size(1)
     result["bandwidth"] = bandwidth(scale.device)
     yield f"bandwidth {result['bandwidth'] / 1e9:.0f} GB/s"
+    if not scale.is_on_gpu:
+        left_out = [way for way in WAYS if way not in ON_CPU]
+        result["seconds"] |= {f"{way} {batch}": NEEDS_A_GPU for way in left_out for batch in BATCHES}
+        ways = [way for way in ways if way in ON_CPU]
     for way in ways:
         for batch in BATCHES:
             key = f"{way} {batch}"
-            if not scale.is_on_gpu and way not in ON_CPU:
-                result["seconds"][key] = NEEDS_A_GPU
-                continue
             result["seconds"][key] = seconds(model, inputs, batch, way, repeats)
             yield f"{key}: {batch * TOKENS / statistics.median(result['seconds'][key]):.0f} tokens/s"
 

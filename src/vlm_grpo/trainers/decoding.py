@@ -15,7 +15,9 @@ from vlm_grpo.trainers.template import ChatTemplate
 logger = logging.getLogger(__name__)
 
 # Special tokens that say something: marks of thoughts, boxes and tool calls. TRL's decoding drops all special tokens.
-MEANINGFUL = re.compile(r"think|channel|box|quad|object_ref|</?ref>|loc\d|tool.?call|call.?id|arg|function|parameter|\"", re.I)
+MEANINGFUL = re.compile(
+    r"think|channel|box|quad|object_ref|</?ref>|loc\d|tool.?call|call.?id|arg|function|parameter|\"", re.I
+)
 
 
 class TurnDecoder:
