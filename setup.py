@@ -34,7 +34,7 @@ setup(
     package_data={"vlm_grpo": ["**/*.jinja", "**/*.json", "**/*.html", "**/*.js"]},
     install_requires=[
         "trl>=1.16,<1.17",
-        "transformers>=5.23,<5.24",
+        "transformers>=5.23,<5.25",
         "torch>=2.10",
         "torchvision>=0.25",
         "accelerate>=1.15,<2",

@@ -4,12 +4,13 @@ python benchmarks/step.py                      the two named points on a CPU
 python benchmarks/step.py --all --output benchmarks/step_cpu.json     every setting of SETTINGS
 python benchmarks/step.py --large --output benchmarks/step_gpu.json   the 3B's shape in bfloat16, on a GPU
 python benchmarks/step.py --settings p858_c32 --repeats 5             one setting
+python benchmarks/step.py --rehearse                                  what --large does, at tiny size on a CPU
 
 The model is a random Qwen2.5-VL of 25 million parameters; with --large it has the shape of the 3B. Time goes to the
 phase that runs: decoding images, the image processor, sampling, passes without gradient (old and reference), forward,
 backward, and what is left (rewards, optimizer, moving data). Beside the ratio of seconds stands what there is to gain:
 for images how many are decoded and processed, for the rest the ratio of the floating-point operations that torch counts
-in one more step of each.
+in one more step of each; on a GPU these are not counted. The output file is written after every step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import ctypes
 import gc
 import json
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from computer import describe
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from PIL import ImageFile
+from tables import PHASES, step_table, step_title
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
 SMALL = TinySize(
@@ -44,7 +47,28 @@ LARGE = TinySize(
     hidden=2048, layers=36, heads=16, intermediate=11008, vision_hidden=1280, vision_layers=32, vision_heads=16,
     vocabulary=151_936,
 )  # fmt: skip
-PHASES = ("load", "process", "generate", "old/reference", "forward", "backward", "rest")
+TINY = TinySize()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A model and where it is trained; on a GPU in bfloat16 with gradient checkpointing, as a model of 3B is."""
+
+    size: TinySize
+    is_on_gpu: bool
+    one_at_a_time: bool  # one trainer after the other, so that each has all of the memory
+
+    @property
+    def device(self) -> str:
+        """Return the name of torch's device."""
+        return "cuda" if self.is_on_gpu else "cpu"
+
+
+SCALES = {
+    "cpu": Scale(SMALL, is_on_gpu=False, one_at_a_time=False),
+    "large": Scale(LARGE, is_on_gpu=True, one_at_a_time=True),
+    "rehearse": Scale(TINY, is_on_gpu=False, one_at_a_time=True),
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +98,13 @@ SETTINGS = {
 NAMED = ("p330_c128", "p858_c32")
 ON_GPU = {
     "p1100_c128": Setting(896, 128),
-    "p1100_c512": Setting(896, 512),
     "p1100_c128_frozen": Setting(896, 128, frozen=True),
+    "p1100_c512": Setting(896, 512),
+}
+REHEARSED = {
+    "p1100_c128": Setting(112, 8),
+    "p1100_c128_frozen": Setting(112, 8, frozen=True),
+    "p1100_c512": Setting(112, 16),
 }
 
 
@@ -171,7 +200,7 @@ def rows(folder: Path, side: int) -> Dataset:
     return Dataset.from_list([{"prompt": question, "image": str(path)}], features=features)
 
 
-def build(kind: str, folder: Path, setting: Setting, is_large: bool) -> Any:
+def build(kind: str, folder: Path, setting: Setting, scale: Scale) -> Any:
     """A trainer of a kind, `trl` or `ours`, that takes one step whenever it is asked to train."""
     from peft import LoraConfig
     from transformers import PrinterCallback
@@ -189,19 +218,18 @@ def build(kind: str, folder: Path, setting: Setting, is_large: bool) -> Any:
         generation_kwargs={"min_new_tokens": setting.completion},
         max_steps=1,
         beta=setting.beta,
-        bf16=is_large,
-        use_cpu=not is_large,
-        gradient_checkpointing=is_large,
+        bf16=scale.is_on_gpu,
+        use_cpu=not scale.is_on_gpu,
+        gradient_checkpointing=scale.one_at_a_time,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
     )
     torch.manual_seed(0)
-    size = LARGE if is_large else SMALL
-    with torch.device("cuda" if is_large else "cpu"):
-        model, processor = build_tiny_qwen(size, max_pixels=16384 * 28 * 28)
-    model = model.bfloat16() if is_large else model
+    with torch.device(scale.device):
+        model, processor = build_tiny_qwen(scale.size, max_pixels=16384 * 28 * 28)
+    model = model.bfloat16() if scale.is_on_gpu else model
     model.config._name_or_path = str(folder)  # what the reference model is loaded from
     if setting.beta and not setting.lora:
         model.save_pretrained(folder)
@@ -241,17 +269,17 @@ def one_step(trainer: Any) -> dict[str, float]:
 
 
 @contextmanager
-def peak_memory(found: list[float], is_large: bool) -> Iterator[None]:
+def peak_memory(found: list[float], is_on_gpu: bool) -> Iterator[None]:
     """Append by how many MiB memory in use grew at most; on a GPU all that is allocated there."""
     gc.collect()
-    if is_large:
+    if is_on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         before = resident("VmRSS")
     yield
-    found.append(torch.cuda.max_memory_allocated() / 2**20 if is_large else resident("VmHWM") - before)
+    found.append(torch.cuda.max_memory_allocated() / 2**20 if is_on_gpu else resident("VmHWM") - before)
 
 
 def resident(field: str) -> float:
@@ -260,38 +288,45 @@ def resident(field: str) -> float:
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
 
 
-def operations(trainer: Any) -> tuple[dict[str, float], dict[str, int]]:
-    """Floating-point operations of each phase of one more step, and its calls."""
+def operations(trainer: Any) -> dict[str, float]:
+    """Return the floating-point operations of each phase of one more step."""
     with FlopCounterMode(display=False) as METER.counter:
         counted = one_step(trainer)
     METER.counter = None
-    return counted, dict(METER.calls)
+    return counted
 
 
-def compare(setting: Setting, repeats: int, is_large: bool) -> dict[str, Any]:
-    """Seconds of every repeat, calls, operations and memory of both, by phase."""
+def compare(
+    setting: Setting, repeats: int, scale: Scale, save: Callable[[dict[str, Any]], None] = lambda result: None
+) -> dict[str, Any]:
+    """Return seconds, memory, calls and operations of both, by phase; `save` is told after each repeat."""
     folder = Path(tempfile.mkdtemp())
     kinds = ("trl", "ours")
-    result: dict[str, Any] = {"setting": asdict(setting), "repeats": repeats}
+    result: dict[str, Any] = {"setting": asdict(setting), "repeats": repeats, "computer": describe()}
     result |= {what: {kind: [] for kind in kinds} for what in ("seconds", "memory")}
-    result |= {"operations": {}, "calls": {}}
+    result |= {"operations": {kind: {} for kind in kinds}, "calls": {kind: {} for kind in kinds}}
     trainers: dict[str, Any] = {}
-    # On a CPU the two take turns; on a GPU one goes after the other, so that each has all of the memory.
-    for group in [[kind] for kind in kinds] if is_large else [kinds]:
+    for group in [[kind] for kind in kinds] if scale.one_at_a_time else [kinds]:
         for kind in group:
-            trainers[kind] = build(kind, folder, setting, is_large)
+            trainers[kind] = build(kind, folder, setting, scale)
             one_step(trainers[kind])  # warms up
+        result["prompt"] = prompt_tokens(trainers[group[0]], setting)
         for _ in range(repeats):
             for kind in group:
-                with peak_memory(result["memory"][kind], is_large):
+                with peak_memory(result["memory"][kind], scale.is_on_gpu):
                     result["seconds"][kind].append(one_step(trainers[kind]))
-        for kind in group:
-            result["operations"][kind], result["calls"][kind] = operations(trainers[kind])
-        tokens = trainers[group[0]].state.log_history[-1]["num_tokens"]
-        result["prompt"] = round(tokens / setting.generations - setting.completion)
+                result["calls"][kind] = dict(METER.calls)
+            save(result)
+        for kind in [] if scale.is_on_gpu else group:
+            result["operations"][kind] = operations(trainers[kind])
         trainers.clear()
         release()
     return result
+
+
+def prompt_tokens(trainer: Any, setting: Setting) -> int:
+    """Return the tokens of the prompt, after one step."""
+    return round(trainer.state.log_history[-1]["num_tokens"] / setting.generations - setting.completion)
 
 
 def release() -> None:
@@ -300,59 +335,31 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def table(result: dict[str, Any]) -> str:
-    """A line for each phase: median seconds of both, their ratio with its range over the repeats, what there is."""
-    lines = ["| phase | TRL, s | vlm_grpo, s | ratio | range | to gain |", "|---|---|---|---|---|---|"]
-    for phase in (*PHASES, "step"):
-        stock, ours = ([step[phase] for step in result["seconds"][kind]] for kind in ("trl", "ours"))
-        if not max(stock):
-            continue
-        ratios = sorted(a / b for a, b in zip(stock, ours, strict=True) if b)
-        shown = f"{statistics.median(ratios):.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f}" if ratios else "not needed | "
-        medians = f"{statistics.median(stock):.3f} | {statistics.median(ours):.3f}"
-        lines.append(f"| {phase} | {medians} | {shown} | {to_gain(result, phase)} |")
-    memory = [statistics.median(result["memory"][kind]) for kind in ("trl", "ours")]
-    lines.append(f"| peak memory, MiB | {memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1]:.2f} | | |")
-    return "\n".join(lines)
-
-
-def to_gain(result: dict[str, Any], phase: str) -> str:
-    """The ratio of images for decoding and processing, of operations for everything else."""
-    kind = "calls" if phase in ("load", "process") else "operations"
-    stock, ours = (result[kind][name].get(phase, 0) for name in ("trl", "ours"))
-    if kind == "calls":
-        return f"{stock} : {ours}"
-    return f"{stock / ours:.2f}" if stock and ours else ""
-
-
-def title(result: dict[str, Any]) -> str:
-    """The setting in words."""
-    setting = Setting(**result["setting"])
-    extras = [("frozen tower", setting.frozen), ("LoRA", setting.lora), ("reference model", bool(setting.beta))]
-    named = [name for name, is_so in extras if is_so]
-    numbers = f"P {result['prompt']}, C {setting.completion}, G {setting.generations}"
-    return ", ".join([numbers, *named])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, *ON_GPU], help="which ones (default: two)")
     parser.add_argument("--all", action="store_true", help="all settings")
     parser.add_argument("--large", action="store_true", help="the 3B's shape, on a GPU")
+    parser.add_argument("--rehearse", action="store_true", help="the settings of --large at tiny size, on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON file for step_report.py; grows by each setting")
+    parser.add_argument("--output", type=Path, help="JSON file for step_report.py; grows by each step")
     options = parser.parse_args()
     if options.large and not torch.cuda.is_available():
         parser.error("--large needs a GPU; without it the same phases are measured on a CPU, on a small model")
     _, processor = build_tiny_qwen(SMALL)
     watch_images(processor)
-    known = ON_GPU if options.large else SETTINGS
+    scale = SCALES["rehearse" if options.rehearse else "large" if options.large else "cpu"]
+    known = REHEARSED if options.rehearse else ON_GPU if options.large else SETTINGS
     results = json.loads(options.output.read_text()) if options.output and options.output.exists() else {}
-    for name in options.settings or (known if options.all or options.large else NAMED):
-        results[name] = compare(known[name], options.repeats, options.large)
-        print(f"\n{title(results[name])}\n\n{table(results[name])}", flush=True)
-        if options.output:
-            options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    for name in options.settings or (known if options.all or scale.one_at_a_time else NAMED):
+
+        def save(result: dict[str, Any], name: str = name) -> None:
+            results[name] = result
+            if options.output:
+                write_whole(options.output, json.dumps(results) + "\n")
+
+        save(compare(known[name], options.repeats, scale, save))
+        print(f"\n{step_title(results[name])}\n\n{step_table(results[name])}", flush=True)
 
 
 if __name__ == "__main__":

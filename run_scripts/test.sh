@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs the package with its test dependencies into a virtual environment of its own and runs every test.
-# Usage: bash run_scripts/test.sh [pytest arguments]       VENV=dir chooses another place than .venv-test
+# Usage: bash run_scripts/test.sh [--extended] [pytest arguments]       VENV=dir chooses another place than .venv-test
+# --extended runs the slower campaigns too, and then the trainers' tests with the newest transformers that setup.py
+# allows; the oldest is that of configs/constraints.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV="${VENV:-.venv-test}"
@@ -19,4 +21,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v chromi
 fi
 # One worker for each core, up to four, each with one thread.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
+"$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
+case " $* " in
+  *" --extended "*) VENV="$VENV" bash run_scripts/test_transformers.sh 5.24.0 ;;
+esac

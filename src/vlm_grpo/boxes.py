@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from vlm_grpo.text import extract_json
@@ -12,6 +13,15 @@ NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are no coordinate, and coul
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
 
+LOC = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>")  # PaliGemma's top, left, bottom, right
+LOCS = 1024  # places of a side that it tells apart
+# What families put around a box: Qwen, InternVL and CogVLM, GLM; a name may stand before or after it.
+LABEL = r"(?:<\|object_ref_start\|>[^<>]*<\|object_ref_end\|>|<ref>[^<>]*</ref>)?"
+CORNER_PAIR, LISTED = CORNERS.pattern, rf"\[?\s*{FOUR.pattern}\s*\]?"
+MARKED = re.compile(
+    rf"\s*{LABEL}\s*(?:<\|box_start\|>{CORNER_PAIR}<\|box_end\|>|<box>\s*(?:{LISTED}|{CORNER_PAIR})\s*</box>"
+    rf"|<\|begin_of_box\|>\s*(?:{LISTED}|{CORNER_PAIR})\s*<\|end_of_box\|>|{CORNER_PAIR}|{LOC.pattern}[^<>\d\[(]*)\s*"
+)
 
 Size = tuple[float, float]
 
@@ -31,9 +41,14 @@ class Box(NamedTuple):
 
 
 def boxes_in(text: str) -> list[Box]:
-    """All boxes in a text, written as `[x1,y1,x2,y2]` (also inside JSON) or `(x1,y1),(x2,y2)`, in order."""
-    found = [*FOUR.finditer(text), *CORNERS.finditer(text)]
-    return [_box(match.groups()) for match in sorted(found, key=lambda match: match.start())]
+    """Return all boxes in a text, in order: `[x1,y1,x2,y2]` (also inside JSON), `(x1,y1),(x2,y2)`, PaliGemma's tokens.
+
+    Those tokens count 1024 places of a side; their boxes are in thousandths of it.
+    """
+    found = [(match.start(), _box(match.groups())) for form in (FOUR, CORNERS) for match in form.finditer(text)]
+    if "<loc" in text:
+        found += [(match.start(), _box_of_tokens(*match.groups())) for match in LOC.finditer(text)]
+    return [box for _, box in sorted(found, key=lambda pair: pair[0])]
 
 
 def only_box(value: Any) -> Box | None:
@@ -48,7 +63,30 @@ def only_box(value: Any) -> Box | None:
     return found[0] if len(found) == 1 else None
 
 
-def _box(numbers: tuple[str, ...]) -> Box:
+def is_marked_box(answer: str) -> bool:
+    """Whether an answer is one box and nothing else, as JSON or in the markup of a family.
+
+    JSON is `{"bbox_2d": [...]}` with an optional `label`, alone or as the only item of a list. Four bare numbers in
+    brackets do not say what they are.
+    """
+    value = extract_json(answer)
+    if value is None:
+        return MARKED.fullmatch(answer) is not None and only_box(answer) is not None
+    items = value if isinstance(value, list) else [value]
+    return len(items) == 1 and isinstance(items[0], dict) and _is_json_box(items[0]) and only_box(answer) is not None
+
+
+def _is_json_box(item: dict[str, Any]) -> bool:
+    corners = item.get("bbox_2d")
+    is_box = isinstance(corners, list) and len(corners) == 4 and all(type(x) in (int, float) for x in corners)
+    return is_box and {"bbox_2d"} <= set(item) <= {"bbox_2d", "label"} and isinstance(item.get("label", ""), str)
+
+
+def _box_of_tokens(top: str, left: str, bottom: str, right: str) -> Box:
+    return _box([1000 * int(place) / LOCS for place in (left, top, right, bottom)])
+
+
+def _box(numbers: Iterable[str | float]) -> Box:
     return Box(*(max(0.0, float(number)) for number in numbers))
 
 

@@ -6,9 +6,24 @@ import json
 import re
 from typing import Any
 
+# How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
+THOUGHT_MARKS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+OPEN, CLOSE = THOUGHT_MARKS[0]
+OTHER_MARKS = {mark: plain for pair in THOUGHT_MARKS[1:] for mark, plain in zip(pair, (OPEN, CLOSE), strict=True)}
+OTHER_MARK = re.compile("|".join(map(re.escape, OTHER_MARKS)))
+OPENING_MARK, CLOSING_MARK = (re.compile("|".join(map(re.escape, marks))) for marks in zip(*THOUGHT_MARKS, strict=True))
+TRAILING_THOUGHT = re.compile(rf"(?:{OPENING_MARK.pattern})\s*(?:(?:{CLOSING_MARK.pattern})\s*)?\Z")
 THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
+BOXED = re.compile(r"<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_box\|>", re.DOTALL)  # GLM's
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
@@ -25,15 +40,77 @@ def completion_text(completion: Any) -> str:
     return ""
 
 
+def plain_thoughts(text: str) -> str:
+    """Return the text with `<think>` and `</think>` in place of the marks that other families use."""
+    return OTHER_MARK.sub(lambda mark: OTHER_MARKS[mark[0]], text) if OTHER_MARK.search(text) else text
+
+
 def without_thinking(text: str) -> str:
-    """The text outside its think blocks; a block that never ends swallows the rest."""
-    return THINK.sub("", text) if "<think>" in text else text
+    """Return the text outside its thoughts.
+
+    A thought that never ends swallows the rest; one that ends without a beginning was begun before the text.
+    """
+    text = plain_thoughts(text)
+    outside = THINK.sub("", text) if OPEN in text else text
+    return outside.rpartition(CLOSE)[2] if CLOSE in outside else outside
+
+
+def thought_at(text: str) -> int:
+    """Return where the first mark of a thought stands in a text, its length if it has none.
+
+    It may be an end: GLM-5 skips a thought with `</think>` alone.
+    """
+    found = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
+    return min(found, default=len(text))
+
+
+def trailing_thought(prompt: str) -> str:
+    """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
+    found = TRAILING_THOUGHT.search(prompt)
+    return found[0] if found else ""
+
+
+def is_in_thought(opening: str) -> bool:
+    """Whether a text ends inside a thought."""
+    text = plain_thoughts(opening)
+    return text.rfind(OPEN) > text.rfind(CLOSE)
+
+
+def continuation(turn: str, opening: str) -> str:
+    """Return what is left to write of a whole turn of the assistant, after what a prompt has written of it.
+
+    Where the prompt is inside a thought, a turn without one ends it first; where the prompt holds a whole thought, the
+    turn's own is left out.
+    """
+    if not turn or turn.startswith(opening):
+        return turn[len(opening) :]
+    end = thought_at(turn)
+    if thought_at(opening) == len(opening):
+        return turn
+    is_thought = not turn[:end].strip() and end < len(turn)
+    if not is_in_thought(opening):
+        return THINK.sub("", plain_thoughts(turn), count=1).lstrip() if is_thought else turn
+    if is_thought:
+        return OPENING_MARK.sub("", turn, count=1).lstrip("\n")
+    mark = OPENING_MARK.findall(opening)[-1]
+    return f"\n{dict(THOUGHT_MARKS)[mark]}\n\n{turn}"
 
 
 def extract_answer(text: str) -> str | None:
-    """The last answer block outside the thinking; None without one or when it is empty."""
-    found = ANSWER.findall(without_thinking(text))
-    return (found[-1].strip() or None) if found else None
+    """Return the last answer block outside the thinking, or without any the last of GLM's boxes there.
+
+    None without one or when it is empty.
+    """
+    outside = without_thinking(text)
+    found = ANSWER.findall(outside) or BOXED.findall(outside)
+    return (unboxed(found[-1]) or None) if found else None
+
+
+def unboxed(answer: str) -> str:
+    """Return an answer without the box that GLM puts around it, if it is one box and nothing else."""
+    answer = answer.strip()
+    match = BOXED.fullmatch(answer)
+    return match[1].strip() if match else answer
 
 
 def extract_boxed(text: str) -> str | None:
@@ -80,7 +157,7 @@ def parse_answer(text: str, task: str = "default") -> str | None:
     if task != "vqa":
         answer = extract_answer(text)
         return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
-    value = extract_json(text)
+    value = extract_json(unboxed(without_thinking(text)))
     answer = value.get("answer") if isinstance(value, dict) else None
     return (answer.strip() or None) if isinstance(answer, str) else None
 
@@ -88,9 +165,9 @@ def parse_answer(text: str, task: str = "default") -> str | None:
 def parse_steps(text: str, task: str = "default") -> list[str]:
     """The reasoning steps of a completion: the JSON object's `reasoning_steps` for vqa, else the thought sentences."""
     if task != "vqa":
-        thought = "\n".join(THINK.findall(text))
+        thought = "\n".join(THINK.findall(plain_thoughts(text)))
         return [step.strip() for step in SENTENCE_END.split(thought) if step.strip()]
-    value = extract_json(text)
+    value = extract_json(unboxed(without_thinking(text)))
     steps = value.get("reasoning_steps") if isinstance(value, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         return []

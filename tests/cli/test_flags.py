@@ -52,6 +52,7 @@ TESTED = {
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
+    "chat_template_path",  # test_templates.py
     "live_report",  # test_live_report.py
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules", "max_image_tokens", "answer_space"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),

@@ -73,3 +73,29 @@ def test_fsdp_needs_gpus(kind: str, is_refused: bool, monkeypatch: pytest.Monkey
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     assert machine_lacks(model(), training(kind=kind)) == []
     assert bool(machine_lacks(model(), training(kind=kind, fsdp=True))) is is_refused
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flash_attention_4"])
+def test_flash_attention_needs_its_package(name: str, monkeypatch: pytest.MonkeyPatch):
+    asked = model(attn_implementation=name)
+    assert machine_lacks(model(attn_implementation="sdpa"), training()) == []
+    monkeypatch.setattr(machine, "find_spec", lambda module: None)
+    (problem,) = machine_lacks(asked, training())
+    assert f"--attn_implementation {name} needs the package flash_attn" in problem and "install" in problem
+    monkeypatch.setattr(machine, "find_spec", lambda module: object() if module == "kernels" else None)
+    assert machine_lacks(asked, training()) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--attn_implementation", "flash_attention_2"),
+        ("--model_init_kwargs", '{"attn_implementation": "flash_attention_2"}'),
+    ],
+)
+def test_flash_attention_is_refused_before_the_model_loads(
+    flags: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Neither the data nor the model exist: the machine is asked first."""
+    assert main(words(tmp_path, *flags)) == 2
+    assert "--attn_implementation flash_attention_2 needs a GPU" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_episodes_search_side_by_side(index: str):
     environments = [AgentSearch(index=index, top=1) for _ in range(20)]
     queries = ["heron", "otter"] * 10
     jobs = [
-        Job(tools_of(environment), [Call("search", {"query": query})])
+        Job(tools_of(environment), [Call("search", {"query": query})], "a call")
         for environment, query in zip(environments, queries, strict=True)
     ]
     shown = [done.results[0].content for done in run(jobs, seconds=60)]

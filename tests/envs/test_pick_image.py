@@ -70,7 +70,7 @@ def test_outcomes_are_told_apart(call: Call | None, outcome: str, folder: str):
     environment = PickImage(data_root=folder, fixed_correct_index=0)
     environment.reset(episode=1)
     if call is not None:
-        (done,) = run([Job({"pick_image": environment.pick_image}, [call])], seconds=5)
+        (done,) = run([Job({"pick_image": environment.pick_image}, [call], "a call")], seconds=5)
         if done.results[0].is_failure:
             environment.failed(call.name or "", str(done.results[0].content))
     assert environment.outcome == outcome

@@ -7,7 +7,7 @@ import pytest
 
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
-from vlm_grpo.rewards.adapter import batch_reward, split_spec
+from vlm_grpo.rewards.adapter import batch_reward, lift, split_spec
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 
@@ -114,3 +114,16 @@ def test_no_text_makes_a_reward_fail(name: str, text: str):
         for completion in (text, f"<answer>{text}</answer>"):
             value = score(name, completion, answer=truth, options=["x", "y"])
             assert value is None or -1.0 <= value <= 1.0
+
+
+def test_rewards_read_whole_turns_and_know_what_the_prompt_opened():
+    record = Record(id=1, question="", answer="red")
+    answer = "a</think><answer>red</answer>"
+    columns = {"record": [record], "turn_opening": ["<think>"], "whole_turns": ["<think><answer>" + answer]}
+    for name, value in (("accuracy", 1.0), ("format", 1.0)):
+        assert make_reward(name)(completions=[answer], **columns) == [value]
+    seen = []
+    lift("own", lambda completion, record: seen.append(completion) or 0.0)(completions=[answer], **columns)
+    lift("own", lambda text, ground_truth: seen.append(text) or 0.0)(completions=[answer], **columns)
+    lift("own", lambda completions, **columns: seen.extend(completions))(completions=[answer], **columns)
+    assert seen == ["<think><answer>" + answer] * 2 + [answer]

@@ -40,6 +40,58 @@ def test_rec_needs_the_box_json(answer: str):
     assert score("format", f"<think>a</think><answer>{answer}</answer>", task="rec") == 0.0
 
 
+FAMILY_BOXES = [
+    '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]',
+    '{"bbox_2d": [10, 20, 30, 40], "label": "dog"}',
+    '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]\n```',
+    "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>",
+    "<ref>dog</ref><box>[[10, 20, 30, 40]]</box>",
+    "<box>(10,20),(30,40)</box>",
+    "(10, 20), (30, 40)",
+    "<|begin_of_box|>[10, 20, 30, 40]<|end_of_box|>",
+    "<|begin_of_box|>[[10,20,30,40]]<|end_of_box|>",
+]
+
+
+@pytest.mark.parametrize("answer", FAMILY_BOXES)
+@pytest.mark.parametrize("task", ["rec", "grounding"])
+def test_a_box_in_the_own_form_of_a_family_has_the_right_form(answer: str, task: str):
+    text = f"{'<think>a</think>' if task == 'rec' else ''}<answer>{answer}</answer>"
+    assert score("format", text, task=task) == 1.0
+    assert score("iou", text, task=task, answer=[10, 20, 30, 40]) == 1.0
+
+
+def test_tokens_of_places_are_thousandths():
+    text = "<answer><loc0512><loc0256><loc1023><loc0768> dog</answer>"  # top, left, bottom, right of 1024
+    assert score("format", text, task="grounding") == 1.0
+    assert score("iou", text, answer=[250, 500, 750, 1000 * 1023 / 1024]) == pytest.approx(1.0)
+    assert score("iou", "<answer><loc0512><loc0256><loc1023></answer>", answer=[250, 500, 750, 999]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"{FAMILY_BOXES[0]} {FAMILY_BOXES[0]}",
+        '[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [0, 0, 9, 9]}]',
+        '[{"bbox_2d": [10, 20, 30, 40], "label": "[0, 0, 9, 9]"}]',
+        "(10,20),(30,40) (0,0),(9,9)",
+        "<box>[[10, 20, 30, 40], [0, 0, 9, 9]]</box>",
+        "<|begin_of_box|>[10, 20, 30, 40]<|end_of_box|><|begin_of_box|>[0, 0, 9, 9]<|end_of_box|>",
+        "<loc0001><loc0001><loc0009><loc0009><loc0001><loc0001><loc0009><loc0009>",
+    ],
+)
+def test_several_boxes_are_no_several_tries(answer: str):
+    text = f"<answer>{answer}</answer>"
+    assert score("format", text, task="grounding") == score("iou", text, answer=[10, 20, 30, 40]) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["It is at (10,20),(30,40)", "[10, 20, 30, 40]", "[[10, 20, 30, 40]]"])
+def test_what_surrounds_a_box_or_does_not_name_it_costs_the_form_alone(answer: str):
+    text = f"<answer>{answer}</answer>"
+    assert score("iou", text, answer=[10, 20, 30, 40]) == 1.0
+    assert score("format", text, task="grounding") == 0.0
+
+
 @pytest.mark.parametrize(
     "text",
     [

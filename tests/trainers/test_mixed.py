@@ -162,8 +162,10 @@ def test_a_box_is_rewarded_in_the_familys_space(tiny_model: Path, tmp_path: Path
     trainer = VLMGRPOTrainer(str(tiny_model), ["iou"], args, train_dataset=rows)
     answers = ["[28, 28, 56, 56]", "[25, 25, 50, 50]"] * 2
     trainer._samples = trainer.encoder.encode([rows[0]] * 4)
-    texts = [[{"role": "assistant", "content": f"<answer>{answer}</answer>"}] for answer in answers]
-    values = trainer._calculate_rewards([rows[0]] * 4, [rows[0]["prompt"]] * 4, texts, [[1]] * 4)
+    texts = [f"<answer>{answer}</answer>" for answer in answers]
+    ids = trainer.processing_class.tokenizer(texts)["input_ids"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    values = trainer._calculate_rewards([rows[0]] * 4, [rows[0]["prompt"]] * 4, completions, ids)
     assert values[:2, 0].tolist() == [1.0, pytest.approx(22 * 22 / (28**2 + 25**2 - 22**2))]
 
 

@@ -410,24 +410,6 @@ def test_other_families_show_pictures_in_turns(family: str, tmp_path: Path):
     assert len(output["samples"][0].refs) == 3
 
 
-def test_templates_that_know_tools_get_schemas(tiny_model: Path, tmp_path: Path):
-    trainer = build("grpo", tiny_model, tmp_path, scripts=None)
-    template = (
-        "{% if tools %}<|im_start|>system\ntools: "
-        "{{ tools | map(attribute='function') | map(attribute='name') | list }}<|im_end|>\n{% endif %}"
-        + trainer.processing_class.chat_template
-    )
-    trainer.processing_class.chat_template = template
-    trainer._encoder = None
-    trainer._stage.choose_protocols("auto", template)
-    scripted_turns(trainer, ((READ, "end"),))
-    output = rollout(trainer)
-    decode = trainer.processing_class.tokenizer.decode
-    assert "tools: ['crash', 'look', 'read', 'wait']" in decode(output["prompt_ids"][0])
-    assert "<|im_start|>tool\npage 3<|im_end|>" in decode(output["completion_ids"][0])
-    assert "tools:" not in decode(output["completion_ids"][0])
-
-
 def test_tags_call_tools(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path, scripts=(("<look>green</look>", "end"),), tool_protocol="tags",
                     environment_factory=type("Tagged", (Gallery,), {"TAGS": {"look": "look"}}))  # fmt: skip

@@ -13,6 +13,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, image_rows, picture, settings, user
@@ -254,8 +256,8 @@ def test_a_trained_tower_runs_once_for_each_prompt_where_prompts_are_not_shared(
     with caplog.at_level(logging.WARNING):
         trainer = build(tmp_path / "model", tmp_path, max_steps=1)
     assert [record.message for record in caplog.records if "share" in record.message] == [
-        "Gemma3ForConditionalGeneration does not share prompts between completions: layers of sliding_attention; "
-        "the plain path is used"
+        "Gemma3ForConditionalGeneration does not share prompts between completions in scoring: layers of "
+        "sliding_attention; the plain path is used"
     ]
     seen = seen_rows(vision_towers(trainer.model)[0])
     trainer.train()
@@ -299,7 +301,7 @@ def test_a_model_may_be_trained_by_one_trainer_after_another(tiny_model: Path, t
 def test_on_refuses_what_auto_leaves(tmp_path: Path):
     FAMILIES_TINY["gemma3"](tmp_path / "model")
     with pytest.raises(
-        ValueError, match=r"--shared_prefix on: Gemma3.* cannot share prompts: layers of sliding_attent"
+        ValueError, match=r"--shared_prefix on: Gemma3.* cannot share prompts in scoring: layers of sliding_attent"
     ):
         build(tmp_path / "model", tmp_path, shared_prefix="on")
 
@@ -357,3 +359,59 @@ def test_sampled_completions_have_the_probabilities_that_the_model_gives_them(ti
     shares = torch.stack([(first == token).float().mean() for token in allowed])
     assert shares.sum().item() == pytest.approx(1)
     assert torch.allclose(shares, probabilities, atol=0.03)  # about four standard errors
+
+
+def flash_stand_in(seen: list[tuple[int, int]]) -> Callable:
+    """An attention with the arguments of transformers' flash attention: a mask of two dimensions, or none.
+
+    `seen` grows by the rows and query tokens of each call.
+    """
+
+    def attend(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[Any, None]:
+        assert mask is None or mask.ndim == 2
+        seen.append((query.size(0), query.size(2)))
+        visible = torch.ones(query.size(2), key.size(2), dtype=torch.bool).tril(key.size(2) - query.size(2))
+        visible = visible if mask is None else visible & mask.bool()[:, None, None]
+        visible = visible | ~visible.any(dim=-1, keepdim=True)  # padding sees everything and is seen by nothing
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, scale=options["scaling"], enable_gqa=True
+        )
+        return output.transpose(1, 2), None
+
+    return attend
+
+
+def trained_over(implementation: str, tiny_model: Path, folder: Path) -> Any:
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model)
+    model.config.get_text_config()._attn_implementation = implementation
+    args = VLMGRPOConfig(**settings(folder, per_device_train_batch_size=8, **SAME_LENGTH))
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    trainer = VLMGRPOTrainer(model, two_of_four, args, train_dataset=image_rows(), processing_class=processor)
+    trainer.train()
+    return trainer
+
+
+def test_a_flash_attention_takes_the_rows_that_are_not_packed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Packed rows never reach it: of a loss it sees only the two rows of the check on the first step."""
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_stand_in", flash_stand_in(seen))
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, "flash_stand_in", flash_attention_mask)
+    with caplog.at_level(logging.WARNING):
+        over_flash = trained_over("flash_stand_in", tiny_model, tmp_path)
+    assert "plain path" not in caplog.text
+    worst = differences(trained_over("sdpa", tiny_model, tmp_path), over_flash)
+    assert worst["logs"] < 1e-5 and worst["weights"] < 1e-4
+    layers = over_flash.model.config.get_text_config().num_hidden_layers
+    checked = [(rows, tokens) for rows, tokens in seen if tokens > 30 and rows == 2]
+    assert len(checked) >= layers
+    assert not [(rows, tokens) for rows, tokens in seen if rows == 1 and tokens > 30], "a packed row"
+
+
+def test_an_attention_that_cannot_be_replaced_takes_the_plain_path(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING):
+        trained_over("eager", tiny_model, tmp_path)
+    assert "attention other than sdpa or flash attention; the plain path is used" in caplog.text

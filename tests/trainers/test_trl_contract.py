@@ -1,12 +1,25 @@
-"""What the pipeline relies on in TRL: an upgrade that changes it fails here first."""
+"""What the pipeline relies on in TRL and transformers: an upgrade that changes it fails here first."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import GenerationMixin
+import torch
+import transformers
+from packaging.specifiers import SpecifierSet
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
+
+from tests.support.families import FAMILIES_TINY
+from vlm_grpo.trainers.hotpath.cache import REPEATABLE
+from vlm_grpo.trainers.hotpath.compat import CACHE
 
 SIGNATURES = {
     "_tokenize_prompts": ["self", "prompts"],
@@ -61,10 +74,55 @@ def test_log_prob_signature_begins_as_relied_upon(trainer: type):
     ]
 
 
-def test_generation_has_the_steps_that_sampling_from_one_prefill_takes():
-    """They are what a method given as `generate(custom_generate=...)` is made of."""
-    prefill = ["self", "input_ids", "generation_config", "model_kwargs"]
-    assert list(inspect.signature(GenerationMixin._prefill).parameters)[:4] == prefill
-    update = inspect.signature(GenerationMixin._update_model_kwargs_for_generation).parameters
-    assert list(update)[:3] == ["self", "outputs", "model_kwargs"]
-    assert "next_sequence_length" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+def test_generation_hands_a_decoding_method_what_the_loop_takes():
+    """`generate(custom_generate=...)` prepares prompts, processors and criteria; steps are public methods."""
+    assert "custom_generate" in inspect.signature(GenerationMixin.generate).parameters
+    prepare = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    assert {CACHE, "next_sequence_length", "is_first_iteration", "attention_mask"} <= {*prepare}
+    assert list(inspect.signature(PreTrainedModel.get_compiled_call).parameters) == ["self", "compile_config"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_clip"])  # mRoPE, and positions of one dimension
+def test_a_decoding_method_is_given_masks_positions_and_kinds_under_the_names_of_forwards(family: str, tmp_path: Path):
+    FAMILIES_TINY[family](tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    given: dict[str, Any] = {}
+
+    def method(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **prepared: Any) -> Any:
+        given.update(prepared)
+        assert callable(logits_processor) and callable(stopping_criteria)
+        return input_ids
+
+    ids = torch.tensor([[0, 20, 21], [20, 21, 22]])
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    if family == "qwen2_5_vl":
+        inputs["mm_token_type_ids"] = torch.zeros_like(ids)
+    model.generate(**inputs, custom_generate=method, max_new_tokens=4, pad_token_id=0)
+    assert given["generation_config"].max_length == 7 and given["generation_config"].pad_token_id == 0
+    assert given["attention_mask"].shape == (2, 3)
+    assert given["position_ids"].shape[-2:] == (2, 3) and given["position_ids"][..., 0, :].max() == 1
+    assert all(given[name].shape == (2, 3) for name in inputs if name != "input_ids")
+
+
+@pytest.mark.parametrize("layer", REPEATABLE, ids=lambda layer: layer.__name__)
+def test_layers_of_a_cache_select_rows(layer: type):
+    assert list(inspect.signature(layer.reorder_cache).parameters) == ["self", "beam_idx"]
+    assert layer in {*DYNAMIC_LAYER_TYPE_MAPPING.values()}
+
+
+def test_states_of_linear_layers_are_written_by_the_cache():
+    for name, states in (("update_conv_state", "conv_states"), ("update_recurrent_state", "recurrent_states")):
+        assert list(inspect.signature(getattr(StaticCache, name)).parameters)[1:4] == [states, "layer_idx", "state_idx"]
+
+
+def test_the_rest_of_what_is_used_of_transformers_is_there():
+    assert {"register"} <= {*dir(ALL_ATTENTION_FUNCTIONS)} & {*dir(ALL_MASK_ATTENTION_FUNCTIONS)}
+    assert hasattr(PreTrainedModel, "_supports_attention_backend")
+    assert hasattr(PreTrainedConfig, "_attn_implementation")
+
+
+def test_the_installed_version_is_one_that_setup_allows():
+    """With `run_scripts/test_transformers.sh` both ends of the range are installed and tested."""
+    setup = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
+    (allowed,) = re.findall(r'"transformers([^"]+)"', setup)
+    assert transformers.__version__ in SpecifierSet(allowed)

@@ -48,6 +48,7 @@ class ScriptArguments:
     candidates_per_episode: int | None = _flag("--environment pick_image: images that are shown (default: 4).")
     fixed_correct_index: int | None = _flag("--environment pick_image: place of the right one (default: drawn).")
     format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
+    chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
     prompt_key: str | None = _flag("Column with the question.")
     answer_key: str | None = _flag("Column with the answer.")
     image_key: str | None = _flag("Column with the image or images.")

@@ -1,10 +1,13 @@
-"""`vlm-grpo check`: every problem of a data set in one table. Imports no torch, loads no model."""
+"""`vlm-grpo check`: every problem of a data set in one table. Loads no model, and no torch unless one is named."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from typing import Any
+
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.templates import load_prompting
 
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
 
@@ -15,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     add_data_flags(parser)
     parser.add_argument("--mixture", metavar="SHARES", help="share of each file, separated by ':', as in training")
     parser.add_argument("--decode", action="store_true", help="decode every image and fetch URLs, instead of headers")
+    parser.add_argument("--model_name_or_path", metavar="MODEL", help="also look for this model's special tokens")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
 
@@ -24,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         form = data_form(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
         problems = check_source(source, form=form, **options)
-    except (DataError, KeyError) as error:
+    except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
     if not problems:
@@ -73,7 +77,12 @@ def data_form(arguments: argparse.Namespace) -> Any:
     """The same as a Form."""
     from vlm_grpo.data import Form
 
-    return Form(**form_options(arguments))
+    return Form(**form_options(arguments), markup=_markup(arguments.model_name_or_path))
+
+
+def _markup(model: str | None) -> tuple[str, ...] | None:
+    """The special tokens of a model, of which the processor's files alone are read; None without one."""
+    return None if model is None else load_prompting(model, None).markup
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
+from vlm_grpo.cli.templates import Prompting
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.evaluation.server import ServerError
 
     try:
-        dataset = load_rows(options)
+        prompting, fault = find_local_prompting(options)
+        dataset = load_rows(options, prompting)
+        if fault is not None:
+            raise fault
         scoring = load_scoring(options, dataset)
         run(options, dataset, scoring)
     except ServerError as error:
@@ -47,7 +51,29 @@ class MistakeError(ValueError):
     """A mistake of the user; printed without a traceback."""
 
 
-def load_rows(options: argparse.Namespace) -> Any:
+def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, MistakeError | None]:
+    """What a local model's processor says about prompts, or why it says nothing: data are looked at before.
+
+    The variables of the chat template become those of the model's training where none are given.
+    """
+    from vlm_grpo.cli.parsing import UsageError
+    from vlm_grpo.cli.templates import load_prompting, parse_kwargs, trained_kwargs
+
+    try:
+        options.chat_template_kwargs = parse_kwargs(options.chat_template_kwargs)
+        if options.backend == "openai":
+            return None, None
+        trained = trained_kwargs(options.model_name_or_path)
+        if options.chat_template_kwargs is None and trained is not None and trained[0]:
+            options.chat_template_kwargs, path = trained
+            print(f"--chat_template_kwargs '{json.dumps(trained[0])}', as in training ({path})")
+        kwargs, path = options.chat_template_kwargs, options.chat_template_path
+        return load_prompting(options.model_name_or_path, kwargs, path), None
+    except UsageError as error:
+        return None, MistakeError(error)
+
+
+def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Any:
     """The data set that the flags name, checked; without data the episodes of --environment."""
     from vlm_grpo.data import load_dataset
     from vlm_grpo.evaluation.predictions import check_group
@@ -65,6 +91,7 @@ def load_rows(options: argparse.Namespace) -> Any:
             options.data_file_paths or options.dataset_name,
             task=options.task_type,
             allow_outside=options.allow_outside,
+            **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **given,
         )
         if options.group_by:
@@ -204,12 +231,20 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
             answer_space=options.answer_space or space_of_name(name),
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
+            template_options=options.chat_template_kwargs,
             **common,
         )
     from vlm_grpo.evaluation.generate import LocalModel
 
     model, processor = load_model(options, device)
-    local = LocalModel(model, processor, options.batch_size or 8, answer_space=options.answer_space, **common)
+    local = LocalModel(
+        model,
+        processor,
+        options.batch_size or 8,
+        answer_space=options.answer_space,
+        template_options=options.chat_template_kwargs,
+        **common,
+    )
     return load_agents(options, local) if options.environment else local
 
 
@@ -233,11 +268,14 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vlm_grpo.answer_space import check_answer_space
+    from vlm_grpo.cli.templates import read_template
     from vlm_grpo.loading import limit_images
     from vlm_grpo.trainers.media import tell_videos_from_images
 
     name = options.model_name_or_path
     processor = AutoProcessor.from_pretrained(name)
+    if options.chat_template_path is not None:
+        processor.chat_template = read_template(options.chat_template_path)
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype or "auto")
     try:
         limit_images(processor, model.config, options)

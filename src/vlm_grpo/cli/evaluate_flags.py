@@ -6,10 +6,11 @@ import argparse
 from typing import Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
+from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
-LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens")
+LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
 OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
 OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto"}  # with their defaults
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace what an earlier evaluation left in --output_dir")
     add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; a record's own wins")
     add("--format_prompt", help="your own prompt template, a jinja file")
+    add("--chat_template_kwargs", metavar="JSON", help=f"{KWARGS_HELP} (default: as the model was trained)")
     add("--prompt_key", help="column with the question")
     add("--answer_key", help="column with the answer")
     add("--image_key", help="column with the image or images")
@@ -77,6 +79,7 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
     add("--backend", choices=("local", "openai"), default="local", help="this process, or an OpenAI-compatible server")
     add("--batch_size", type=positive, help="local: completions per generate call (default: 8)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="local: weights (default: auto)")
+    add("--chat_template_path", metavar="FILE", help=f"local: {PATH_HELP}")
     add("--use_cpu", action="store_true", help="local: stay on the CPU")
     add("--base_url", help="openai: such as http://localhost:8000/v1; the key is OPENAI_API_KEY, if there is one")
     add("--concurrency", type=positive, help="openai: requests at a time (default: 8)")

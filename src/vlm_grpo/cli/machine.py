@@ -9,6 +9,16 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
+# What each flash attention of transformers needs: the module to import, and how to install it.
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (
+        "flash_attn_interface",
+        "build it from the hopper folder of github.com/Dao-AILab/flash-attention",
+    ),
+    "flash_attention_4": ("flash_attn.cute", "pip install flash-attn-4"),
+}
+
 
 def flag_conflicts(model: Any, training: Any) -> list[str]:
     """One sentence for each flag that cannot work with the others, on any machine."""
@@ -37,12 +47,44 @@ def machine_lacks(model: Any, training: Any) -> list[str]:
         problems.append(f"--{name} needs a GPU and this run has none; leave the flag out, or run where a GPU is")
     if name is not None and find_spec("bitsandbytes") is None:
         problems.append(f"--{name} needs bitsandbytes: pip install 'vlm_grpo[quantization]'")
+    problems += flash_attention_lacks(attention_flag(model, training), training.device.type)
     if fsdp_is_wanted(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
         problems.append(
             "FSDP needs GPUs and a launcher (accelerate launch, torchrun): accelerate would not shard here, but train "
             "as without it; leave it out"
         )
     return problems
+
+
+def flash_attention_lacks(implementation: str | None, device: str) -> list[str]:
+    """Say what a flash attention needs and does not have here; nothing for any other attention implementation."""
+    if implementation not in FLASH_PACKAGES:
+        return []
+    module, command = FLASH_PACKAGES[implementation]
+    without = "leave the flag out: sdpa is taken, and shared prompts go through FlexAttention with either"
+    if device == "cpu":
+        return [f"--attn_implementation {implementation} needs a GPU and this run has none; {without}"]
+    if not is_installed(module) and not is_installed("kernels"):  # from which transformers would take it
+        return [
+            f"--attn_implementation {implementation} needs the package {module}, which is not installed: {command}; "
+            f"or {without}"
+        ]
+    return []
+
+
+def attention_flag(model: Any, training: Any) -> str | None:
+    """Return the attention implementation that the flags ask for."""
+    options = getattr(training, "model_init_kwargs", None)
+    asked = options.get("attn_implementation") if isinstance(options, dict) else None
+    return asked or getattr(model, "attn_implementation", None)
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be found, also one inside a package that is not there."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def quantization_flag(model: Any) -> str | None:

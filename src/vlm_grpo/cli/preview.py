@@ -6,7 +6,7 @@ import argparse
 import base64
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview_space import row_placer
+from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
 
 if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
+    from vlm_grpo.trainers.template import ChatTemplate
 
 THUMBNAIL = 320  # pixels of the longer side
 FULL = 1 - 1e-6
@@ -58,13 +61,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--reward_funcs", nargs="+", metavar="NAME[:WEIGHT]", help="rewards of the gold answer; default: the task's")
     add("--format_prompt", metavar="FILE", help="your own prompt template, a jinja file")
     add("--model_name_or_path", metavar="MODEL", help="also show the prompt in this model's chat template")
+    add("--chat_template_kwargs", metavar="JSON", help=KWARGS_HELP)
+    add("--chat_template_path", metavar="FILE", help=PATH_HELP)
     add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
     add("--output", metavar="FILE.html", help="also write a page that shows the images in the prompts")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
+    for name in ("chat_template_kwargs", "chat_template_path"):
+        if getattr(arguments, name) is not None and arguments.model_name_or_path is None:
+            parser.error(f"--{name} has no effect without --model_name_or_path")
     try:
         shown = preview(source, arguments)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, UsageError) as error:
         print(f"vlm-grpo preview: {error.args[0]}", file=sys.stderr)
         return 1
     print("\n\n".join(map(as_text, shown)))
@@ -79,8 +87,13 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
     from vlm_grpo.data import load_dataset
 
     options = {**form_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
+    template = None
+    if arguments.model_name_or_path is not None:
+        kwargs = parse_kwargs(arguments.chat_template_kwargs)
+        prompting = load_prompting(arguments.model_name_or_path, kwargs, arguments.chat_template_path)
+        options |= {"think_tags": prompting.think_tags, "markup": prompting.markup}
+        template = prompting.template
     dataset = load_dataset(source, check=False, **options)
-    template = _chat_template(arguments.model_name_or_path)
     count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
     return [
         _show(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
@@ -88,10 +101,12 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
     ]
 
 
-def _show(row: Mapping[str, Any], specs: list[str] | None, template: Any, *, with_images: bool) -> Shown:
-    from vlm_grpo.tasks import TASKS, ideal_completion
+def _show(
+    row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
+) -> Shown:
+    from vlm_grpo.tasks import TASKS
 
-    completion = ideal_completion(row["record"])
+    gold = gold_turn(row, template)
     pictures = iter([_picture(ref, with_images) for ref in row["images"]])
     clips = iter([f"[video: {_video_name(ref)}]" for ref in row["videos"]])
     parts = [
@@ -108,21 +123,34 @@ def _show(row: Mapping[str, Any], specs: list[str] | None, template: Any, *, wit
         )
         for message in row["prompt"]
     ]
-    rewards = {spec: gold_reward(spec, completion, row) for spec in specs or TASKS[row["task"]].rewards}
-    return Shown(f"{row['where']} (id {row['id']})", parts, template and template(row["prompt"]), completion, rewards)
+    rewards = gold_rewards(list(specs or TASKS[row["task"]].rewards), gold, row)
+    templated = None if template is None else template.render(row["prompt"])
+    return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards)
 
 
-def gold_reward(spec: str, completion: str, row: Mapping[str, Any]) -> float | str | None:
-    """What one reward gives the gold completion; text when the reward needs something that is not installed."""
+def gold_rewards(
+    specs: Sequence[str], gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> dict[str, float | str | None]:
+    """What each reward gives the gold turn; `options` are those of `resolve_rewards`."""
+    return {spec: _gold_reward(spec, gold, row, options or {}) for spec in specs}
+
+
+def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
+    """What one reward gives the gold turn; text when the reward needs something that is not installed."""
     from vlm_grpo.rewards import resolve_rewards
+    from vlm_grpo.rewards.adapter import WHOLE_TURNS
 
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
+    columns |= {"turn_opening": [gold.opening], WHOLE_TURNS: [_assistant(gold.opening + gold.completion)]}
     try:
-        (function,), _ = resolve_rewards([spec])
-        message = [{"role": "assistant", "content": completion}]
-        return function(prompts=[row["prompt"]], completions=[message], **columns)[0]
+        (function,), _ = resolve_rewards([spec], **options)
+        return function(prompts=[row["prompt"]], completions=[_assistant(gold.completion)], **columns)[0]
     except ImportError as error:
         return f"not computed: {error}"
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def _video_name(ref: VideoRef) -> str:
@@ -133,16 +161,6 @@ def _video_name(ref: VideoRef) -> str:
 
 def _is_low(value: float | str | None) -> bool:
     return isinstance(value, float) and value < FULL
-
-
-def _chat_template(model: str | None) -> Any:
-    """A function that renders messages as the model will read them; None without a model."""
-    if model is None:
-        return None
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(model)
-    return lambda messages: processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:

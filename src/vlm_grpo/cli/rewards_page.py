@@ -84,6 +84,19 @@ for any TRL trainer, `score(name, completion, **columns)` the value of one compl
 last `<answer>` block outside the thinking (for the task `vqa`, the JSON object's `answer`); training and evaluation
 read it with the same parser. No reward goes above 1, and none raises on any text.
 
+**What a reward reads is the assistant's whole turn.** Some chat templates write its beginning: Qwen3.5's thinking one
+ends a prompt with `<think>`, others skip the thought with `<think></think>`, and the last turn of a row may be the
+assistant's. What was sampled goes on from there. The rewards below, and own functions `(completion, record)` or
+`(text, ground_truth)`, get that opening and what was sampled as one text, in which the special tokens that mark
+thoughts, boxes and tool calls are kept. An answer, box, `\\boxed{}` or call inside a thought never counts, finished or
+not, whichever marks the family uses (`<think>`, `[THINK]`, `<|channel>thought`, `◁think▷`, ...); text before a
+thought's end without a beginning is a thought too. GLM's `<|begin_of_box|>...<|end_of_box|>` around an answer is left
+out, and it stands for the answer block where there is none. `length` and `overlong` count sampled tokens.
+
+An own reward in TRL's form, `(prompts, completions, **columns)`, gets TRL's `completions`, what was sampled without
+special tokens, and beside them the columns `whole_turns` and `turn_opening`. TRL's own trainers know of no opening:
+there, rewards read the completions.
+
 The values below are computed by the rewards themselves. `reasoning`, `reasoning_ordered` and `causal` use the encoder
 `overlap` here, the share of common words, so that no model has to be loaded; by default they embed the steps.
 """

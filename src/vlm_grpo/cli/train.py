@@ -12,14 +12,14 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.acting import check_environments, environment_factory, opened
+from vlm_grpo.cli.acting import check_environments, environment_factory
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
 
 logger = logging.getLogger(__name__)
@@ -51,16 +51,21 @@ def run(argv: list[str]) -> None:
         check_machine(model, training)
     check_rewards(script, training)
     check_environments(script, bool(script.data_file_paths or script.dataset_name))
-    dataset, held_out = load_data(script, training)
+    prompting, fault = find_prompting(script, training, model)
+    dataset, held_out = load_data(script, training, prompting)
     check_rows(script, training, dataset)
     if script.dry_run:
-        show(script, training, model, dataset)
+        from vlm_grpo.cli.dry_run import show
+
+        show(script, training, model, dataset, reward_specs(script), prompting or fault)
         return
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
+    if fault is not None:
+        raise fault
     start = resume_point(training)
-    trainer = build_trainer(script, training, model, dataset, held_out)
+    trainer = build_trainer(script, training, model, dataset, held_out, prompting)
     write_run_file(script, training, model)
     if training.process_index == 0:
         print(parameter_table(trainer.model))
@@ -96,7 +101,7 @@ def leave_together() -> None:
         os._exit(0)
 
 
-def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
+def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
     from vlm_grpo.data.experts import with_experts
@@ -114,6 +119,7 @@ def load_data(script: ScriptArguments, training: Any) -> tuple[Any, Any]:
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
+            **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **options,
         )
         if script.expert_data_file_paths:
@@ -189,7 +195,14 @@ def check_machine(model: Any, training: Any) -> None:
         raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
 
 
-def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: Any, held_out: Any) -> Any:
+def build_trainer(
+    script: ScriptArguments,
+    training: Any,
+    model: Any,
+    dataset: Any,
+    held_out: Any,
+    prompting: Prompting | None = None,
+) -> Any:
     """The trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
 
@@ -208,6 +221,7 @@ def build_trainer(script: ScriptArguments, training: Any, model: Any, dataset: A
         training,
         train_dataset=dataset,
         eval_dataset=held_out,
+        processing_class=own_processor(script, training, model, prompting),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         environment_factory=environment_factory(script),
@@ -292,29 +306,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def show(script: ScriptArguments, training: Any, model: Any, dataset: Any) -> None:
-    """Print two prompts and what the run would use."""
-    for number, row in enumerate(islice(dataset, 2), 1):
-        row = opened(script, row)
-        print(f"--- prompt {number} ({row['where']})")
-        for message in row["prompt"]:
-            print(f"[{message['role']}] {_plain(message['content'])}")
-        images = [ref.source if isinstance(ref.source, str) else "bytes" for ref in row.get("images", [])]
-        print(f"images: {images}")
-        print(f"answer: {row.get('answer')}")
-    print("--- configuration")
-    resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
-    resolved["reward_funcs"] = reward_specs(script)
-    resolved["rows"] = len(dataset) if hasattr(dataset, "__len__") else "streamed"
-    print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
-
-
-def _plain(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(block.get("text", f"<{block['type']}>") for block in content)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def fit(
     losses = []
     model.train()
     for _ in range(steps):
-        loss = model(**_batch(source.choices(encoded, k=batch_size), processor.tokenizer.pad_token_id)).loss
+        batch = _batch(source.choices(encoded, k=batch_size), processor.tokenizer.pad_token_id)
+        loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -88,11 +89,12 @@ def fit(
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Rows with what the model is taught to write for each."""
+    from vlm_grpo.text import continuation
     from vlm_grpo.trainers.rollout import PromptEncoder
 
     samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
-        Encoded(sample, processor.tokenizer(text + end)["input_ids"])
+        Encoded(sample, processor.tokenizer(continuation(text, sample.opening) + end)["input_ids"])
         for sample, text in zip(samples, taught, strict=True)
     ]
 

@@ -43,6 +43,8 @@ def load_dataset(
     mixture: str | Sequence[str | float] | None = None,
     mixture_seed: int = 0,
     streaming: bool = False,
+    think_tags: bool = True,
+    markup: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
     """A data set whose rows are made when they are asked for.
 
@@ -58,33 +60,33 @@ def load_dataset(
         format_prompt: a jinja file that replaces the task's prompt.
         prompt_key: column of the question; without it `conversations`, `problem`, `question`, `prompt` or `messages`.
         answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
-        image_key: column of the image or images; without it `images` or `image`.
-        video_key: column of videos (paths, lists of frames); without it `videos` or `video`.
+        image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
         allow_outside: allow image paths that leave their folder.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
-            the length. The files alternate evenly; None is all rows, file after file.
-        mixture_seed: chooses which rows of the other files are used.
+            the length, `mixture_seed` chooses which rows of the others are used. None is all rows, file after file.
         streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
             first row of each is looked at before. A later one (with `check` its images too) is when it is reached: the
             DataError then names its line.
+        think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
+        markup: special tokens of the model, which no text may hold; None is those that are known of any model.
 
     Raises:
         DataError: something is wrong with the data; the message is a table of all problems.
         KeyError: the task is unknown.
         ValueError: the prompt file is missing or wrong.
     """
-    prompt = None if format_prompt is None else load_prompt(format_prompt)
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    form = Form(task=task, allow_outside=allow_outside, **keys)
+    form = Form(task=task, allow_outside=allow_outside, markup=None if markup is None else tuple(markup), **keys)
+    prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:
-        return _stream(open_sources(source, **pairs, form=form, opener=open_stream), prompt, check, mixture)
+        return _stream(open_sources(source, **pairs, form=form, opener=open_stream), prompt, check, mixture, think_tags)
     opened = open_sources(source, **pairs, form=form)
     shares, problems = file_shares(mixture, source, opened)
     _refuse([*problems, *opened.problems], opened.sources if check else [])
     numbers = mixture_numbers(list(map(len, opened.sources)), shares, mixture_seed) if shares else None
-    return row_dataset(RowMaker(opened.sources, prompt), numbers)
+    return row_dataset(RowMaker(opened.sources, prompt, think_tags=think_tags), numbers)
 
 
 def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
@@ -95,13 +97,15 @@ def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
     _warn(problems)
 
 
-def _stream(opened: Opened, prompt: PromptTemplate | None, check: bool, mixture: object) -> IterableDataset:
+def _stream(
+    opened: Opened, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
+) -> IterableDataset:
     """The rows of streams, unless something is wrong with a file or its first row."""
     problems = list(opened.problems)
     if mixture is not None:
         expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
         problems.append(Problem("--mixture", "shares", str(mixture), expected))
-    rows = StreamedRows(opened.sources, prompt, check=check)
+    rows = StreamedRows(opened.sources, prompt, check=check, think_tags=think_tags)
     problems += rows.first_problems()
     if any(not problem.is_warning for problem in problems):
         raise DataError(problems)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_grpo.data.images import image_ref
+from vlm_grpo.data.markup import EXPECTED, markup_in
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
 from vlm_grpo.data.targets import BOX_COLUMNS, BOX_TASKS, MASK_TASKS, box_complaints, mask_complaints
@@ -43,6 +44,7 @@ class Form:
     image_key: str | None = None
     video_key: str | None = None
     allow_outside: bool = False
+    markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
 
 
 class Reading(NamedTuple):
@@ -58,6 +60,9 @@ def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Rea
     """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
     reader = _RowReader(row, where, form)
     record = reader.record(number)
+    if not any(not problem.is_warning for problem in reader.problems):
+        for found in markup_in(record, form.markup):
+            reader.wrong(reader.question_key or "question", found, EXPECTED)
     failed = any(not problem.is_warning for problem in reader.problems)
     return Reading(None if failed else record, reader.problems, record.images, record.videos)
 
@@ -70,13 +75,14 @@ class _RowReader:
         self.where = where
         self.form = form
         self.problems: list[Problem] = []
+        self.question_key: str | None = None
         self.used: set[str] = {"id", "task", *IMAGE_KEYS, *VIDEO_KEYS}
 
     def wrong(self, field: str, found: str, expected: str) -> None:
         self.problems.append(Problem(self.where, field, found, expected))
 
     def record(self, number: int) -> Record:
-        key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
+        key = self.question_key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
         conversation = self.conversation(key)
         answer = self.answer(conversation)
         images = self.images()

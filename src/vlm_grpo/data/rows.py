@@ -20,19 +20,33 @@ if TYPE_CHECKING:
 
 # Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
 ROW = ("prompt", "images", "videos", "record", "id", "answer", "task", "where")
-TRAINER = ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+TRAINER = (
+    "prompts",
+    "completion",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "turn_opening",
+    "whole_turns",
+)
 RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools", "chat_template_kwargs"))
 
 
 class RowMaker:
     """The transform of a data set of row numbers: calling it with a batch of numbers gives the rows as columns.
 
-    It can be pickled, so that loader processes make rows themselves.
+    It can be pickled, so that loader processes make rows themselves. `think_tags` says whether prompts of tasks ask
+    for <think> tags.
     """
 
-    def __init__(self, sources: Sequence[Source], prompt: PromptTemplate | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], prompt: PromptTemplate | None = None, *, think_tags: bool = True
+    ) -> None:
         self.sources = list(sources)
         self.prompt = prompt
+        self.think_tags = think_tags
         self.ends = list(accumulate(map(len, self.sources)))
 
     def __len__(self) -> int:
@@ -62,8 +76,9 @@ class RowMaker:
     def row(self, record: Record) -> dict[str, Any]:
         """What trainers and rewards get of a record."""
         task = TASKS[record.task]
+        prompt = self.prompt or PROMPTS[task.prompt]
         return {
-            "prompt": (self.prompt or PROMPTS[task.prompt]).render(record, system=task.system),
+            "prompt": prompt.render(record, system=task.system, think_tags=self.think_tags),
             "images": list(record.images),
             "videos": list(record.videos),
             "record": record,

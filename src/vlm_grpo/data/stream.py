@@ -104,9 +104,16 @@ class StreamedRows:
         DataError: when a row is reached that is no record, or with `check` one whose image is missing or damaged.
     """
 
-    def __init__(self, streams: Sequence[Stream], prompt: PromptTemplate | None = None, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        prompt: PromptTemplate | None = None,
+        *,
+        check: bool = True,
+        think_tags: bool = True,
+    ) -> None:
         self.streams = list(streams)
-        self.make = RowMaker((), prompt).row
+        self.make = RowMaker((), prompt, think_tags=think_tags).row
         self.check = check
         self.warned: set[str] = set()
 

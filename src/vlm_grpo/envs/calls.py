@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.protocol import UNREADABLE, Result
-from vlm_grpo.rewards.tool import Call
+from vlm_grpo.envs.protocol import Result
+from vlm_grpo.tool_forms import Call
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +21,14 @@ AT_ONCE = 64  # episodes whose calls run side by side
 
 
 class Job(NamedTuple):
-    """The calls of one turn, which run one after the other: they may change the same environment."""
+    """The calls of one turn, which run one after the other: they may change the same environment.
+
+    `example` is how a call is written, for the answer to one that cannot be read.
+    """
 
     tools: Tools
     calls: Sequence[Call]
+    example: str
 
 
 class Done(NamedTuple):
@@ -45,7 +49,7 @@ def run(jobs: Sequence[Job], seconds: float) -> list[Done]:
 def _run_one(job: Job, seconds: float) -> Done:
     results: list[Result] = []
     for call in job.calls:
-        result = _in_time(job.tools, call, seconds)
+        result = _in_time(job, call, seconds)
         if result is None:
             late = Result(call.name or "", f"Error: {call.name} did not end within {seconds:g} s", is_failure=True)
             return Done([*results, late], is_hanging=True)
@@ -53,18 +57,18 @@ def _run_one(job: Job, seconds: float) -> Done:
     return Done(results)
 
 
-def _in_time(tools: Tools, call: Call, seconds: float) -> Result | None:
+def _in_time(job: Job, call: Call, seconds: float) -> Result | None:
     """The call's result; None if it takes too long. Its thread cannot be ended; it is left behind."""
     done: list[Result] = []
-    thread = threading.Thread(target=lambda: done.append(_call(tools, call)), daemon=True)
+    thread = threading.Thread(target=lambda: done.append(_call(job, call)), daemon=True)
     thread.start()
     thread.join(seconds)
     return done[0] if done else None
 
 
-def _call(tools: Tools, call: Call) -> Result:
+def _call(job: Job, call: Call) -> Result:
     try:
-        return Result(call.name or "", _content(_checked(tools, call)(**call.arguments)))
+        return Result(call.name or "", _content(_checked(job, call)(**call.arguments)))
     except ToolError as error:
         return Result(call.name or "", f"Error: {error}", is_failure=True)
     except Exception as error:  # whatever a tool raises, the episode goes on
@@ -72,14 +76,15 @@ def _call(tools: Tools, call: Call) -> Result:
         return Result(call.name or "", f"Error: {type(error).__name__}: {error}", is_failure=True)
 
 
-def _checked(tools: Tools, call: Call) -> Callable[..., Any]:
+def _checked(job: Job, call: Call) -> Callable[..., Any]:
     """The tool, if there is one of that name and it takes these arguments.
 
     Raises:
         ToolError: otherwise.
     """
     if call.name is None or not isinstance(call.arguments, Mapping):
-        raise ToolError(UNREADABLE)
+        raise ToolError(f"the call cannot be read; expected {job.example}")
+    tools = job.tools
     if call.name not in tools:
         raise ToolError(f"there is no tool {call.name!r}; the tools are {', '.join(tools)}")
     try:

@@ -14,12 +14,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
-from vlm_grpo.envs.environment import Content, blocks_of
-from vlm_grpo.rewards.tool import Call, calls_in
+from vlm_grpo.envs.environment import Content, blocks_of, schema_of
+from vlm_grpo.rewards.tool import offered_tools
 from vlm_grpo.text import extract_json, without_thinking
+from vlm_grpo.tool_forms import TOOL_FORMS, Call, Schemas, ToolForm, find_form
 
 PROTOCOLS = ("auto", "native", "hermes", "tags")
-UNREADABLE = 'the call cannot be read; expected {"name": ..., "arguments": {...}}'
+SAID = "(a turn of the assistant)"  # stands for what was generated while the text around results is rendered
 
 
 class Result(NamedTuple):
@@ -31,15 +32,27 @@ class Result(NamedTuple):
 
 
 class ToolProtocol(Protocol):
-    """What the rollout needs to know; `is_native` says that the chat template is given the schemas itself."""
+    """What the rollout needs to know.
+
+    Attributes:
+        is_native: whether the chat template is given the schemas itself.
+        example: a call as the model should write it.
+    """
 
     is_native: bool
+    example: str
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages with what the model must know of its tools."""
 
     def calls(self, text: str) -> list[Call]:
-        """The calls of one turn of the assistant, in order; `Call(None, None)` for one that cannot be read."""
+        """The calls of one turn of the assistant, in order; `UNREADABLE` for one that cannot be read."""
+
+    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        """A turn of the assistant with the calls that gave these results, and the text that it ends with.
+
+        It stands for the turn that was generated while a chat template renders what comes after it; SAID is in it.
+        """
 
     def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
         """The messages that hand results to the model."""
@@ -47,18 +60,42 @@ class ToolProtocol(Protocol):
 
 @dataclass(frozen=True)
 class Native:
-    """For chat templates that know tools (Qwen3-VL, ...): they get schemas and `tool` messages."""
+    """For chat templates that know tools, in the form in which they write calls: they get schemas and `tool` messages.
 
+    Args:
+        form: how calls are written.
+        schemas: of the arguments of each tool.
+    """
+
+    form: ToolForm = TOOL_FORMS["hermes"]
+    schemas: Schemas = field(default_factory=dict)
     is_native: bool = True
+
+    @property
+    def example(self) -> str:
+        return self.form.example
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return messages
 
     def calls(self, text: str) -> list[Call]:
-        return calls_in(text)
+        return self.form.calls(text, self.schemas)
+
+    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        functions = [{"name": result.name, "arguments": {"said": SAID}} for result in results]
+        calls = [{"type": "function", "id": call_id(n), "function": each} for n, each in enumerate(functions)]
+        return {"role": "assistant", "content": "", "tool_calls": calls}, self.form.end
 
     def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
-        return [{"role": "tool", "name": result.name, "content": blocks_of(result.content)} for result in results]
+        return [
+            {"role": "tool", "name": result.name, "tool_call_id": call_id(n), "content": blocks_of(result.content)}
+            for n, result in enumerate(results)
+        ]
+
+
+def call_id(number: int) -> str:
+    """Nine letters and digits, as Mistral's template wants them."""
+    return f"call{number:05d}"
 
 
 @dataclass(frozen=True)
@@ -70,12 +107,16 @@ class Hermes:
     """
 
     is_native: bool = False
+    example: str = TOOL_FORMS["hermes"].example
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return with_system_text(messages, _render("hermes.jinja", tools=[json.dumps(schema) for schema in schemas]))
 
     def calls(self, text: str) -> list[Call]:
-        return calls_in(text)
+        return TOOL_FORMS["hermes"].calls(text)
+
+    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
 
     def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
         return [{"role": "user", "content": _enclosed(results, "tool_response")}]
@@ -122,6 +163,14 @@ class Tags:
         found = pattern.findall(without_thinking(text)) if self.tools else []
         return [self._call(tag, content.strip()) for tag, content in found]
 
+    @property
+    def example(self) -> str:
+        tag = next(iter(self.tools), "TAG")
+        return f"<{tag}>TEXT</{tag}>"
+
+    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
+        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
+
     def _call(self, tag: str, text: str) -> Call:
         name, argument, _ = self.tools[tag]
         value = extract_json(text) if name in self.numbers else None
@@ -134,21 +183,26 @@ class Tags:
 def find_protocol(
     name: str, template: str | None, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
 ) -> ToolProtocol:
-    """The protocol of a name of PROTOCOLS; `auto` is the model's own where its chat template knows tools.
+    """The protocol of a name of PROTOCOLS; `auto` is the model's own where its template writes calls in a known form.
 
     Raises:
-        ValueError: an unknown name, or `native` for a template that knows no tools.
+        ValueError: an unknown name, or `native` for a template that writes no calls, or in a form that is not known.
     """
-    knows_tools = template is not None and "tools" in template
-    if name == "tags":
-        return Tags.of(tools, tags)
-    if name == "hermes" or (name == "auto" and not knows_tools):
-        return Hermes()
     if name not in PROTOCOLS:
         raise ValueError(f"--tool_protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
-    if not knows_tools:
+    if name == "tags":
+        return Tags.of(tools, tags)
+    form = find_form(template)
+    if name == "hermes" or (name == "auto" and form is None):
+        return Hermes()
+    if template is None or "tools" not in template:
         raise ValueError("--tool_protocol native: this model's chat template knows no tools; use hermes or tags")
-    return Native()
+    if form is None:
+        raise ValueError(
+            "--tool_protocol native: this model's chat template must write calls in one of the forms "
+            f"{', '.join(TOOL_FORMS)}, got another one; use hermes or tags"
+        )
+    return Native(form, offered_tools([schema_of(*item) for item in tools.items()]))
 
 
 def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
@@ -167,7 +221,7 @@ def make_tool_call_str(name: str, arguments: Mapping[str, Any]) -> str:
 
 def parse_tool_call_str(text: str) -> tuple[str, dict[str, Any]] | None:
     """Name and arguments of the only call in a text; None where there is none, several, or one that cannot be read."""
-    found = calls_in(text)
+    found = TOOL_FORMS["hermes"].calls(text)
     if len(found) != 1 or found[0].name is None or not isinstance(found[0].arguments, dict):
         return None
     return found[0].name, found[0].arguments

@@ -126,7 +126,7 @@ class Agents:
             episode.last_text,
             sum(episode.mask),
             episode.later.ids[-1] not in self.model.ends,
-            self.model.facts(encoder, episode.prompt),
+            {**self.model.facts(encoder, episode.prompt), "turn_opening": episode.opening},
             Played(numbers, turns),
         )
 

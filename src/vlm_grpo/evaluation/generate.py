@@ -106,22 +106,16 @@ class LocalModel:
             for k in range(drawn)
         ]
         prompts, seeds = [sample for sample, _ in jobs], [seed for _, seed in jobs]
-        done = [self._completion(ids) for ids in self.tokens_after(prompts, seeds, self.max_completion_length)]
+        tokens = self.tokens_after(prompts, seeds, self.max_completion_length)
+        done = [self._completion(encoder, *pair) for pair in zip(prompts, tokens, strict=True)]
         return [
-            Answered(
-                number,
-                row,
-                [
-                    completion._replace(facts=self.facts(encoder, sample))
-                    for completion in done[place * drawn : (place + 1) * drawn]
-                ],
-            )
-            for place, (number, row, sample) in enumerate(zip(numbers, batch, samples, strict=True))
+            Answered(number, row, done[place * drawn : (place + 1) * drawn])
+            for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
         ]
 
-    def _completion(self, ids: list[int]) -> Completion:
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, len(ids), ids[-1] not in self.ends)
+    def _completion(self, encoder: PromptEncoder, sample: Sample, ids: list[int]) -> Completion:
+        facts = {**self.facts(encoder, sample), "turn_opening": sample.opening}
+        return Completion(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
 
     def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
         model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
@@ -130,6 +124,7 @@ class LocalModel:
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             do_sample=False,
+            use_cache=True,  # many checkpoints say false: they were saved by a training
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=most,

@@ -32,9 +32,10 @@ class Played(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """Decoded text without special tokens, its length in tokens (None: not known), whether it ran into the limit.
+    """The assistant's turn, the length in tokens of what the model wrote (None: not known), whether that was cut off.
 
-    `facts` are what rewards are told of the prompt's images. Of an episode, the text is the model's last turn.
+    `text` begins with what the prompt had opened of the turn (`turn_opening` of the facts); of special tokens it has
+    marks of thoughts, boxes and calls alone. Of an episode, it is the last turn. `facts` are what rewards are told.
     """
 
     text: str
@@ -91,8 +92,12 @@ class Scoring:
     def predictions(self, answered: Sequence[Answered]) -> list[dict[str, Any]]:
         """One prediction for each row; the completions of all rows are scored together."""
         records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in answered]
-        flat = [(text, record) for entry, record in zip(answered, records, strict=True) for text in entry.completions]
-        scores = iter(self.scorer([completion.text for completion, _ in flat], [record for _, record in flat]))
+        flat = [
+            (completion.text, with_facts(record, completion.facts))
+            for entry, record in zip(answered, records, strict=True)
+            for completion in entry.completions
+        ]
+        scores = iter(self.scorer([text for text, _ in flat], [record for _, record in flat]))
         return [
             self._prediction(entry, record, [next(scores) for _ in entry.completions])
             for entry, record in zip(answered, records, strict=True)
@@ -186,6 +191,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: [list(size) if size else None for size in value] if name in sizes else value
         for name, value in facts.items()
+        if name != "turn_opening" or value
     }
 
 

@@ -22,6 +22,7 @@ from vlm_grpo.evaluation.predictions import Answered, Completion
 from vlm_grpo.evaluation.sampling import Sampling
 from vlm_grpo.families import FAMILIES, coordinate_space
 from vlm_grpo.records import ImageRef
+from vlm_grpo.text import CLOSE, OPEN, plain_thoughts
 
 PATCH = 28  # pixels: Qwen2-VL and Qwen2.5-VL resize both sides to multiples of it
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 14 * 14 * 4 * 16384  # of those families' processors
@@ -43,6 +44,7 @@ class Server:
         retries: how often a request that failed (connection, time limit, status 408, 409, 429 or 5xx) is repeated,
             after growing pauses.
         answer_space: the coordinate space of the model's boxes; None is not known.
+        template_options: variables of the chat template, which vLLM and SGLang take as `chat_template_kwargs`.
         min_pixels, max_pixels: images outside are resized before they are sent; None leaves them.
 
     Raises:
@@ -59,6 +61,7 @@ class Server:
     answer_space: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    template_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -114,10 +117,12 @@ class Server:
             ]
         except OpenAIError as error:
             raise ServerError(f"{row.get('where') or f'row {number}'}: {self.base_url}: {error}") from error
-        return Answered(number, row, [completion._replace(facts=facts) for completion in drawn])
+        return Answered(number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in drawn])
 
     def _complete(self, messages: list[dict[str, Any]], seed: int) -> Completion:
         drawing = {} if self.sampling.is_greedy else {"top_p": self.sampling.top_p, "seed": seed}
+        if self.template_options:
+            drawing["extra_body"] = {"chat_template_kwargs": dict(self.template_options)}
         reply = self.client.chat.completions.create(
             model=self.model,
             messages=messages,
@@ -128,10 +133,12 @@ class Server:
         if not getattr(reply, "choices", None):
             raise ServerError(f"{self.base_url}: the reply has no choices: {reply!r:.300}")
         choice = reply.choices[0]
+        opening, text = opened_turn(choice.message)
         return Completion(
-            choice.message.content or "",
+            opening + text,
             reply.usage.completion_tokens if reply.usage else None,
             choice.finish_reason == "length",
+            {"turn_opening": opening},
         )
 
     def _resized(self, image: Image.Image) -> Image.Image:
@@ -141,6 +148,19 @@ class Server:
         else:
             size = limited_size(image.size, self.min_pixels, self.max_pixels)
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def opened_turn(message: Any) -> tuple[str, str]:
+    """Return the opening of a reply's turn and what follows it: a server does not say what its chat template opened.
+
+    It shows by a thought that ends without a beginning, or that the server has taken out of the reply.
+    """
+    content = message.content or ""
+    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    if isinstance(thought, str) and thought:
+        return OPEN, f"{thought}{CLOSE}{content}" if content else thought
+    text = plain_thoughts(content)
+    return (OPEN if CLOSE in text.partition(OPEN)[0] else ""), content
 
 
 def with_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Prompt templates: jinja files that turn a record into chat messages; `<image>` and `<video>` keep their places.
 
-A template sees `question`, `options` (texts), `lettered` (the options as lines with letters) and `record`.
+A template sees `question`, `options` (texts), `lettered` (the options as lines with letters), `record`, and
+`think_tags`: whether it shall ask for <think> tags, which some models' chat templates write themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vlm_grpo.table import Table, unknown_name
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
-VARIABLES = ("question", "options", "lettered", "record")
+VARIABLES = ("question", "options", "lettered", "record", "think_tags")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PromptTemplate:
 
         return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(self.text)
 
-    def render(self, record: Record, system: str | None = None) -> list[dict[str, Any]]:
+    def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[dict[str, Any]]:
         """Chat messages whose contents are lists of text blocks and empty image blocks.
 
         `system` is used when the record has no system turn of its own. Markers count in user turns only; images
@@ -51,7 +52,7 @@ class PromptTemplate:
         system = record.system if record.system is not None else system
         turns = [{"role": "system", "content": system}] if system else []
         turns += [dict(turn) for turn in record.history]
-        turns.append({"role": "user", "content": self._question(record)})
+        turns.append({"role": "user", "content": self._question(record, think_tags)})
         asked = [turn for turn in turns if turn["role"] == "user"]
         missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in asked)
         if missing < 0:
@@ -64,7 +65,7 @@ class PromptTemplate:
         kinds = {MARKER: "image", **({VIDEO_MARKER: "video"} if record.videos else {})}
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
-    def _question(self, record: Record) -> str:
+    def _question(self, record: Record, think_tags: bool) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -73,6 +74,7 @@ class PromptTemplate:
                 options=list(record.options),
                 lettered="\n".join(lettered(record.options)),
                 record=record,
+                think_tags=think_tags,
             ).strip("\n")
         except (TemplateError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(f"{record.where}: prompt {self.path or self.name}: {error}") from error

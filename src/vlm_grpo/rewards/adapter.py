@@ -18,9 +18,11 @@ FIELDS = {
     "method": ("accu_reward_method", "method"),
     "options": ("options", "choices"),
 }
-# What is known of a row only with its model: (width, height) of each image, original and as the model sees it, and the
-# coordinate space in which the model answers.
-FACTS = ("image_sizes", "processed_sizes", "answer_space")
+# What is known of a row only with its model: (width, height) of each image, original and as the model sees it, the
+# coordinate space in which the model answers, and what the prompt has written of the assistant's turn.
+FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
+# Of each completion the turn that it is part of: text or messages with the prompt's opening, and the model's markers.
+WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
 ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
 
@@ -70,6 +72,7 @@ def batch_reward(
 ) -> Callable[..., list[float | None]]:
     """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
 
+    The reward is given the assistant's whole turn where the trainer knows it (`whole_turns`), else the completion.
     `prepare` sees the whole batch first; `options` are the reward's keyword arguments. The callable's `asynchronous` is
     the same as a coroutine function: TRL awaits all of those together, so that slow rewards do not wait for each other.
     """
@@ -78,13 +81,14 @@ def batch_reward(
 
     def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
         tokens = columns.pop("completion_ids", None)
-        texts = [completion_text(completion) for completion in completions]
+        turns = columns.pop(WHOLE_TURNS, completions)
+        texts = [completion_text(turn) for turn in turns]
         records = [record_of(columns, row) for row in range(len(texts))]
         if prepare:
             given = {**options, "log_metric": columns.get("log_metric")}
             prepare(texts, records, **{key: value for key, value in given.items() if key in preparing})
         lengths = [len(ids) for ids in tokens] if tokens else [None] * len(texts)
-        known = {"num_tokens": lengths, "messages": completions}
+        known = {"num_tokens": lengths, "messages": turns}
         own = [key for key in known if key in wanted]
         return [
             checked(name, reward, text, records[row], **options, **{key: known[key][row] for key in own})

@@ -6,26 +6,45 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlm_grpo.boxes import is_marked_box
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.mask import asked_terms
 from vlm_grpo.shapes import shape_fault
-from vlm_grpo.text import extract_boxed, extract_json
+from vlm_grpo.text import CLOSE, OPEN, extract_boxed, extract_json, plain_thoughts, unboxed
 
 WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+OPENED = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>((?:(?!</?think>).)*)", re.DOTALL)
+THOUGHTLESS = ("vqa", "grounding")  # tasks whose completions hold no thought unless the prompt has opened one
+BOXES = ("rec", "grounding")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_reward(completion: str, record: Record) -> float:
-    """1.0 when the whole text is what the task asks for, and nothing else; otherwise 0.0.
+    """Return 1.0 when the whole turn is what the task asks for, and nothing else; otherwise 0.0.
 
     vqa: one JSON object with exactly `reasoning_steps` and `answer`. grounding: one answer block. All others: one think
     block, one answer block. What must stand in the answer block is in ANSWER_FORMS; for seg it is a shape with the
-    record's number of terms.
+    record's number of terms, for rec and grounding one box as JSON or in the markup of a family.
+
+    Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task begins with that thought,
+    which may mention any tag but its own.
     """
+    text, opening = plain_thoughts(completion), plain_thoughts(record.extra.get("turn_opening") or "")
+    if OPEN in opening or CLOSE in opening:
+        opened = OPENED.fullmatch(text if OPEN in opening else OPEN + text)
+        if opened is None:
+            return 0.0
+        text = opened[1] if record.task in THOUGHTLESS else f"{OPEN}{CLOSE}{opened[1]}"
+    return _form(text, record)
+
+
+def _form(text: str, record: Record) -> float:
     if record.task == "vqa":
-        return float(_is_vqa(completion))
-    answer = _only_answer(completion) if record.task == "grounding" else _answer_of_whole(completion)
+        return float(_is_vqa(unboxed(text)))
+    answer = _only_answer(text) if record.task == "grounding" else _answer_of_whole(text)
+    if answer is not None and record.task not in BOXES:
+        answer = unboxed(answer)
     if record.task == "seg":
         return float(answer is not None and shape_fault(answer, asked_terms(record)) is None)
     return float(answer is not None and ANSWER_FORMS.get(record.task, bool)(answer))
@@ -51,11 +70,6 @@ def _is_vqa(text: str) -> bool:
     steps = value["reasoning_steps"]
     listed = isinstance(steps, list) and bool(steps) and all(isinstance(s, str) and s.strip() for s in steps)
     return listed and isinstance(value["answer"], str) and bool(value["answer"].strip())
-
-
-def _is_box(answer: str) -> bool:
-    value = extract_json(answer)
-    return isinstance(value, dict) and set(value) == {"bbox_2d"} and _are_corners(value["bbox_2d"])
 
 
 def _are_corners(value: Any) -> bool:
@@ -91,8 +105,8 @@ def _is_boxed(answer: str) -> bool:
 
 # What must stand in the answer block; any text where a task is not named.
 ANSWER_FORMS: Mapping[str, Callable[[str], bool]] = {
-    "rec": _is_box,
-    "grounding": _is_box,
+    "rec": is_marked_box,
+    "grounding": is_marked_box,
     "ovd": _is_detections,
     "math": _is_boxed,
 }

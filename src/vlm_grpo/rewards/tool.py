@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.asking import JudgeSettings
-from vlm_grpo.text import extract_json, without_thinking
-
-CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-
-
-class Call(NamedTuple):
-    """A tool's name and arguments; `name` is None where the call cannot be read."""
-
-    name: str | None
-    arguments: Any
+from vlm_grpo.text import extract_json
+from vlm_grpo.tool_forms import UNREADABLE, Call, Schemas, calls_in_text
 
 
 def tool_call_reward(
@@ -34,9 +25,10 @@ def tool_call_reward(
 ) -> float | None:
     """Share of the tool calls that are well-formed, 0 where the final answer is not right; 0 without a call.
 
-    A call is `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` outside the thinking, or one of the messages'
-    `tool_calls`; it is well-formed when the record's `tools` (JSON schemas of functions, or names) offer that tool and
-    allow its arguments. None when the record offers no tools, or when it cannot be known whether the answer is right.
+    A call is written outside the thinking in one of TOOL_FORMS (JSON in `<tool_call>`, or as Qwen3.5, Gemma, GLM, LFM2
+    and Mistral do), or is one of the messages' `tool_calls`. It is well-formed when the
+    record's `tools` (JSON schemas of functions, or names) offer that tool and allow its arguments. None when the record
+    offers no tools, or when it cannot be known whether the answer is right.
 
     Args:
         messages: The whole completion where it has several turns; the adapter gives it.
@@ -49,16 +41,20 @@ def tool_call_reward(
     right = 1.0 if even_if_wrong else accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
     if right is None:
         return None
-    calls = calls_in(completion if isinstance(messages, str) or not messages else messages)
+    calls = calls_in(completion if isinstance(messages, str) or not messages else messages, offered)
     if right <= 0.5 or not calls:
         return 0.0
     return sum(call.name in offered and is_allowed(call.arguments, offered[call.name]) for call in calls) / len(calls)
 
 
-def calls_in(completion: Any) -> list[Call]:
-    """The tool calls of a text, or of the assistant's turns in a list of messages."""
+def calls_in(completion: Any, schemas: Schemas | None = None) -> list[Call]:
+    """Return the tool calls of a text, or of the assistant's turns in a list of messages.
+
+    Args:
+        schemas: of the arguments of each tool, for forms that write numbers and strings alike.
+    """
     if isinstance(completion, str):
-        return [_read(found) for found in CALL.findall(without_thinking(completion))]
+        return calls_in_text(completion, schemas)
     calls = []
     for message in completion:
         if not isinstance(message, Mapping) or message.get("role") != "assistant":
@@ -67,23 +63,16 @@ def calls_in(completion: Any) -> list[Call]:
         blocks = content if isinstance(content, list) else [{"text": content}]
         for block in blocks:
             text = block.get("text") if isinstance(block, Mapping) else None
-            calls += calls_in(text) if isinstance(text, str) else []
+            calls += calls_in_text(text, schemas) if isinstance(text, str) else []
         calls += [_from_function(call) for call in message.get("tool_calls") or []]
     return calls
-
-
-def _read(text: str) -> Call:
-    value = extract_json(text)
-    if isinstance(value, dict) and set(value) == {"name", "arguments"} and isinstance(value["name"], str):
-        return Call(value["name"], value["arguments"])
-    return Call(None, None)
 
 
 def _from_function(call: Any) -> Call:
     """A call in the form of TRL and OpenAI, arguments as an object or as its JSON text."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return Call(None, None)
+        return UNREADABLE
     arguments = function.get("arguments")
     return Call(function["name"], extract_json(arguments) if isinstance(arguments, str) else arguments)
 

@@ -12,19 +12,22 @@ from transformers import AutoTokenizer
 
 from vlm_grpo.data.experts import COLUMN, PLACES, Answer, check_experts
 from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.text import continuation
+from vlm_grpo.trainers.template import ChatTemplate
 
 
 @dataclass(frozen=True)
 class AnswerEncoder:
-    """The tokens of an answer, with `end`, the token that ends a turn; at most `limit` of them."""
+    """The tokens of an answer after `opening`, with `end`, the token that ends a turn; at most `limit` of them."""
 
     tokenizer: Any
     end: int
     limit: int
+    opening: str = ""  # what the chat template writes of each answer
 
     def __call__(self, text: str) -> list[int]:
         """Raises ValueError for a text that holds special tokens: the model would take them for its markup."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(continuation(text, self.opening), add_special_tokens=False)["input_ids"]
         special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         found = special.intersection(ids)
         if found:
@@ -37,23 +40,30 @@ class AnswerEncoder:
         return self(answer.text)
 
 
-def answer_encoder(processor: Any, ends: Sequence[int], limit: int) -> AnswerEncoder:
+def answer_encoder(
+    processor: Any, ends: Sequence[int], limit: int, template_options: Mapping[str, Any] | None = None
+) -> AnswerEncoder:
     """The encoder for a tokenizer or processor.
 
     Args:
         processor: whose chat template says how a turn ends.
         ends: tokens that end a completion; the template's last one of these, else the tokenizer's, ends an answer.
         limit: most tokens of an answer.
+        template_options: of every rendering.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     template = getattr(tokenizer, "chat_template", None) or getattr(processor, "chat_template", None)
     found: list[int] = []
+    opening = ""
     if template:
         turns = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
-        renderer = processor if getattr(processor, "chat_template", None) else tokenizer
-        rendered = renderer.apply_chat_template(turns, tokenize=False)
+        renderer = ChatTemplate(
+            processor if getattr(processor, "chat_template", None) else tokenizer, template_options or {}
+        )
+        rendered = renderer.render(turns, is_prompt=False)
         found = [number for number in tokenizer(rendered, add_special_tokens=False)["input_ids"] if number in ends]
-    return AnswerEncoder(tokenizer, found[-1] if found else tokenizer.eos_token_id, limit)
+        opening = renderer.opening(turns[:1]).by_template
+    return AnswerEncoder(tokenizer, found[-1] if found else tokenizer.eos_token_id, limit, opening)
 
 
 def check_answers(name: str, dataset: Any, model: Any, processor: Any, args: Any) -> None:

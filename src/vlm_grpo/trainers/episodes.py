@@ -18,7 +18,7 @@ from vlm_grpo.envs.protocol import Result, ToolProtocol
 from vlm_grpo.rewards.tool import Call
 from vlm_grpo.trainers.later import NOTHING, Later, after, continued
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
-from vlm_grpo.trainers.turns import encode_results
+from vlm_grpo.trainers.turns import encode_results, without_images
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Episode:
     prompt: Sample | None = None
     later: Later = NOTHING
     mask: list[int] = field(default_factory=list)
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)  # each of the model as a whole turn
+    openings: list[str] = field(default_factory=list)  # of the model's turns: what the prompt wrote of each
+    opening: str = ""  # of the turn that was heard last, or of the next one
     results: list[Result] = field(default_factory=list)  # of all calls, also those that the model was not shown
     turns: int = 0
     calls: int = 0
@@ -59,14 +61,16 @@ class Episode:
     is_hanging: bool = False  # a call still runs: the environment cannot be used again
 
     def hear(self, ids: list[int], text: str) -> None:
-        """Add a turn of the model."""
+        """Add a turn of the model, which goes on where the prompt has begun it."""
         self.later = after(self.later, Later(ids, {}, {}, []))
         self.mask += [1] * len(ids)
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "assistant", "content": self.opening + text})
+        self.openings.append(self.opening)
         self.turns += 1
 
     def show(self, turn: Later, results: Sequence[Result]) -> None:
         """Add the results of its calls."""
+        self.opening = turn.opening
         self.later = after(self.later, turn)
         self.mask += [0] * len(turn.ids)
         self.messages += [{"role": "tool", "name": r.name, "content": blocks_of(r.content)} for r in results]
@@ -79,20 +83,41 @@ class Episode:
 
     def begin(self, prompt: Sample, facts: Mapping[str, Any]) -> None:
         """Take the encoded prompt, and tell the environment what is known of its images."""
-        self.prompt = prompt
+        self.prompt, self.opening = prompt, prompt.opening
         if hasattr(self.environment, "see"):
             self.environment.see(images=prompt.images, **facts)
 
     @property
     def last_text(self) -> str:
-        """What the model said last."""
+        """The model's last turn, with what the prompt had opened of it."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "assistant"), "")
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """All messages, without pixels."""
+        return [_without_pixels(message) for message in self.messages]
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """The same as TRL has them: of the model's turns what it wrote itself."""
+        openings = iter(self.openings)
+        return [
+            {**message, "content": message["content"].removeprefix(next(openings))}
+            if message["role"] == "assistant"
+            else message
+            for message in self.shown
+        ]
 
     @property
     def images(self) -> list[Any]:
         """What the tools showed."""
         shown = [block for message in self.messages if message["role"] == "tool" for block in message["content"]]
         return [block["image"] for block in shown if block["type"] == "image"]
+
+
+def _without_pixels(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    return message if isinstance(content, str) else {**message, "content": without_images(content)}
 
 
 Complete = Callable[[list[Episode], int], list[list[int]]]
@@ -115,10 +140,9 @@ def play(
     while anyone(bool(active := [episode for episode in episodes if not episode.is_over])):
         room = max((rules.most_tokens - len(episode.mask) for episode in active), default=1)
         turns = complete(active, room)
-        decode = encoder.plain.tokenizer.decode
         for episode, ids in zip(active, turns, strict=True):
             kept = ids[: rules.most_tokens - len(episode.mask)]
-            episode.hear(kept, decode(kept, skip_special_tokens=True))
+            episode.hear(kept, encoder.decode(kept))
         act(active, encoder, rules)
     for episode in episodes:
         if hasattr(episode.environment, "finish") and not episode.is_hanging:
@@ -127,7 +151,7 @@ def play(
 
 def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> None:
     """Run what was called in the last turn of each episode, and show what came of it."""
-    jobs = [Job(episode.tools, _calls(episode, rules)) for episode in episodes]
+    jobs = [Job(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
     done = run(jobs, rules.seconds)
     for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
         episode.calls += len(results)

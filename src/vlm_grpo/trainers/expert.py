@@ -52,7 +52,9 @@ class ExpertAnswers(Imitation):
         if self._is_stock or self._stage is not None:
             raise ValueError(f"--algorithm {name} needs a model with a processor, and no tools or rollout function")
         limit = self.args.max_completion_length
-        self._encode_answer = answer_encoder(self.processing_class, self.eos_token_ids, limit)
+        self._encode_answer = answer_encoder(
+            self.processing_class, self.eos_token_ids, limit, self.chat_template_kwargs
+        )
         wanted = getattr(self._plan, "correct_reward", None)
         if wanted is not None and wanted not in self.reward_func_names:
             known = ", ".join(self.reward_func_names)

@@ -21,6 +21,7 @@ class Later:
     per_token: dict[str, list[int]]
     visual: dict[str, Tensor]
     refs: list[ImageRef]
+    opening: str = ""  # at its end, what is written of the turn that follows
 
 
 NOTHING = Later([], {}, {}, [])
@@ -33,6 +34,7 @@ def after(first: Later, second: Later) -> Later:
         per_token=_joined_values((first.ids, first.per_token), (second.ids, second.per_token)),
         visual=_joined_visual(first.visual, second.visual),
         refs=first.refs + second.refs,
+        opening=second.opening,
     )
 
 
@@ -55,6 +57,7 @@ def continued(sample: Sample, later: Later) -> Sample:
         features=None if later.visual else sample.features,
         later=None,
         begun=0,
+        opening=later.opening,
     )
 
 

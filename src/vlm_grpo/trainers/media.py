@@ -121,3 +121,14 @@ class _PlaceholderMask:
             if features is not None and int(masks[kind].sum()) * inputs_embeds.size(-1) != torch.numel(features):
                 raise ValueError(f"{int(masks[kind].sum())} {kind} placeholders for {len(features)} features")
         return masks["image"].unsqueeze(-1), masks["video"].unsqueeze(-1)
+
+
+def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
+    """Small copies of decoded images: the only form in which images ever cross ranks."""
+
+    def shrink(image: Any) -> Any:
+        small = image.copy()
+        small.thumbnail((largest, largest))
+        return small
+
+    return [shrink(image) for image in images]

@@ -98,13 +98,21 @@ def fill(messages: list[dict[str, Any]], images: Sequence[Any], videos: Sequence
     return messages
 
 
-def turn_begun(messages: list[dict[str, Any]] | str) -> tuple[list[dict[str, Any]] | str, str]:
-    """The messages without a last turn of the assistant, and its text: the beginning of the answer."""
-    if isinstance(messages, str) or not messages or messages[-1].get("role") != "assistant":
-        return messages, ""
-    content = messages[-1]["content"]
-    text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
-    return messages[:-1], text
+def check_text(messages: Sequence[Mapping[str, Any]] | str, placeholders: Sequence[str], where: str) -> None:
+    """Refuse text that the processor would take for an image or video.
+
+    Raises:
+        ValueError: a turn holds a placeholder that stands for nothing.
+    """
+    for message in () if isinstance(messages, str) else messages:
+        content = message.get("content") or ""
+        text = content if isinstance(content, str) else "".join(block.get("text", "") for block in _blocks([message]))
+        for mark in placeholders:
+            if mark in text:
+                raise ValueError(
+                    f"{where or 'a row'}: the text of a turn of the {message['role']} holds {mark!r}, which the "
+                    "processor takes for an image or video; remove it, or put an image block there"
+                )
 
 
 def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.loading import (
     for_language_model,
     freeze_parts,
@@ -31,9 +30,10 @@ from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
+from vlm_grpo.trainers.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
 from vlm_grpo.trainers.lengths import drop_long_prompts
 from vlm_grpo.trainers.loss import OwnLoss
-from vlm_grpo.trainers.media import tell_videos_from_images
+from vlm_grpo.trainers.media import tell_videos_from_images, thumbnails
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
 from vlm_grpo.trainers.order import EpochSampler, endless
@@ -47,13 +47,13 @@ from vlm_grpo.trainers.rollout import (
     collate_per_token,
     collate_visual,
     light_copies,
-    thumbnails,
     unique,
 )
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
 from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.trainers.undecoded import decoded, undecoded
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
 
@@ -79,6 +79,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         super().__init__(model, reward_funcs, args, **options)
         self._dist = GatheringBackend(self.accelerator)
         self._samples: list[Sample] = []
+        self._is_told = False  # that prompts do not fit the chat template
+        self._turns: list[Any] = []  # of the rollout at hand, as rewards see them
         self._media_anywhere = [False for _ in MEDIA]  # in the rollout at hand, on any process
         self._debug = debug_log(os.environ, self.accelerator.process_index)
         self._encoder: PromptEncoder | None = None
@@ -148,13 +150,14 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
-            rows = [_decoded(row) for row in inputs]
+            rows = [decoded(row) for row in inputs]
             output = super()._generate_and_score_completions(rows)
             self._show(rows, [row.get("images") or [] for row in rows], output)
             self._simplify_logs()
             return output
         inputs = self._begin_episodes(inputs)
         prompts = self._samples = self.encoder.encode(inputs)
+        self._is_told = self._is_told or warn_of_tags(prompts[0].opening, prompts[0].messages)
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         stripped = [
             {**{k: v for k, v in row.items() if k not in (*MEDIA_COLUMNS, TOOLS)}, "prompt": sample.messages}
@@ -179,7 +182,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         if self.watch_rollout is not None and self.model.training:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             place = Place(self.state.global_step + 1, self.accelerator.process_index, self.accelerator.num_processes)
-            self.watch_rollout(own_rollout(rows, images, output, self._logs, ends, place))
+            self.watch_rollout(own_rollout(rows, images, output, self._logs, ends, place, self._turns))
 
     def _simplify_logs(self) -> None:
         """Leave text alone in the completions table, as W&B needs it."""
@@ -223,14 +226,19 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         if self._is_stock:
+            if getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
+                openings, self._turns = turns_of_text(self.encoder.template, self.encoder.decode, prompts, ids)
+                inputs = with_turns(inputs, openings, self._turns)
             return super()._calculate_rewards(inputs, prompts, completions, ids)
         space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
+        self._turns = self._whole_turns(ids)
         samples = [episode.prompt for episode in self._episodes] or self._samples
         seen = {
             id(sample): {"images": sample.images, **self.encoder.facts(sample), "answer_space": space}
             for sample in unique(samples)
         }
         with_images = [{**row, **seen[id(sample)]} for row, sample in zip(inputs, samples, strict=True)]
+        with_images = with_turns(with_images, self._openings(), self._turns)
         for row, episode in zip(with_images, self._episodes, strict=False):
             row["environments"] = episode.environment
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
@@ -239,8 +247,21 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             mine = rewards[start : start + len(inputs)].T.tolist()
             rows = [{**row, "images": sample.refs} for row, sample in zip(inputs, self._samples, strict=True)]
             values = dict(zip(self.reward_func_names, mine, strict=True))
-            self._debug.write(self.state.global_step, rows, completions, values)
+            self._debug.write(self.state.global_step, rows, self._turns, values)
         return rewards
+
+    def _openings(self) -> list[str]:
+        """What each row's last turn of the assistant began with before the model went on."""
+        return [episode.opening for episode in self._episodes] or [sample.opening for sample in self._samples]
+
+    def _whole_turns(self, ids: list[list[int]]) -> list[Any]:
+        """What the assistant has said in each row, with the openings of its turns."""
+        if self._episodes:
+            return [episode.shown for episode in self._episodes]
+        return [
+            whole_turn(sample.opening, self.encoder.decode(tokens), sample.messages)
+            for sample, tokens in zip(self._samples, ids, strict=True)
+        ]
 
     def _log_images(self) -> None:
         """Gather thumbnails for the completions table; every rank takes part or none does."""
@@ -309,38 +330,3 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
     def _loads_by_trainer(self, model: nn.Module) -> bool:
         """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)
-
-
-def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with decoded images in place of references and undecoded ones, for TRL's own path."""
-    found = {}
-    if row.get("image") is not None:
-        found["image"] = open_image(image_ref(row["image"]))
-    if row.get("images"):
-        found["images"] = [open_image(image_ref(image)) for image in row["images"]]
-    return {**row, **found}
-
-
-def undecoded(dataset: Any) -> Any:
-    """The data set with its image columns as `{bytes, path}`, so that no row is decoded before a rollout needs it."""
-    if isinstance(dataset, dict):
-        return type(dataset)({name: undecoded(part) for name, part in dataset.items()})
-    if not isinstance(dataset, Dataset | IterableDataset) or dataset.features is None:
-        return dataset
-    features = {name: _undecoded_feature(feature) for name, feature in dataset.features.items()}
-    for name, feature in features.items():
-        if feature != dataset.features[name]:
-            dataset = dataset.cast_column(name, feature)
-    return dataset
-
-
-def _undecoded_feature(feature: Any) -> Any:
-    """The same feature with `decode=False` in every image below it."""
-    if isinstance(feature, Image):
-        return Image(decode=False, mode=feature.mode)
-    if isinstance(feature, dict):
-        return {name: _undecoded_feature(part) for name, part in feature.items()}
-    if isinstance(feature, list):
-        return [_undecoded_feature(part) for part in feature]
-    inner = getattr(feature, "feature", None)
-    return type(feature)(_undecoded_feature(inner)) if inner is not None else feature

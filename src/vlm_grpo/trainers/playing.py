@@ -23,7 +23,6 @@ from vlm_grpo.trainers.later import NOTHING, with_later
 from vlm_grpo.trainers.lengths import correct_lengths
 from vlm_grpo.trainers.rollout import Sample
 from vlm_grpo.trainers.stage import Stage
-from vlm_grpo.trainers.turns import without_images
 
 
 class Playing:
@@ -138,7 +137,7 @@ class Playing:
         output = super()._generate(prompts)
         if self._stage is None:
             return output
-        said = [[_shown(message) for message in episode.messages] for episode in self._episodes]
+        said = [episode.said for episode in self._episodes]
         self._log_episodes()
         self._count_own_tokens()
         if not self._generates_logps:
@@ -193,9 +192,3 @@ class Playing:
         counts = torch.stack([output["completion_mask"].sum(), (output["completion_mask"] * output["tool_mask"]).sum()])
         everything, own = self.accelerator.reduce(counts.float(), reduction="sum").tolist()
         self._metrics[self._phase]["kl"][-1] *= everything / max(own, 1.0)
-
-
-def _shown(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without pixels, for rewards and logs."""
-    content = message["content"]
-    return message if isinstance(content, str) else {**message, "content": without_images(content)}

@@ -19,8 +19,10 @@ from transformers import BatchFeature, ProcessorMixin
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_media, join_dimension
-from vlm_grpo.trainers.messages import Prompt, fill, read_prompt, turn_begun
+from vlm_grpo.trainers.messages import Prompt, check_text, fill, read_prompt
+from vlm_grpo.trainers.template import ChatTemplate, turn_begun
 
 if TYPE_CHECKING:
     from vlm_grpo.trainers.later import Later
@@ -37,7 +39,8 @@ class Sample:
     """One encoded prompt. All completions of a group share the same object, but those that show images themselves.
 
     `visual` holds the tensors of this row's images alone, on the host, with leading dimensions as the processor
-    returns them (patches, tiles or images, depending on the family).
+    returns them (patches, tiles or images, depending on the family). `opening` is the text at the end of the prompt
+    that belongs to the assistant's turn already: what the chat template opens (`<think>`), and what the row begins.
     """
 
     input_ids: list[int]
@@ -48,7 +51,8 @@ class Sample:
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
     features: Any = None  # of a frozen vision tower
-    begun: int = 0  # tokens at the end that begin the answer
+    begun: int = 0  # tokens at the end with which the row, not the template, begins the answer
+    opening: str = ""
     tools: Sequence[Mapping[str, Any]] | None = None  # schemas that the chat template was given
     later: Later | None = None  # what the completion shows, where it shows images; `visual` and `refs` hold it too
 
@@ -159,6 +163,10 @@ class PromptEncoder:
         self.plain = processor
         self._blank: dict[str, Sample] = {}
         self.template_options = dict(template_options)
+        self.template = ChatTemplate(processor, template_options)
+        self.decode = TurnDecoder(getattr(processor, "tokenizer", processor))
+        names = (getattr(processor, f"{kind}_token", None) for kind in MEDIA)
+        self.placeholders = [name for name in names if isinstance(name, str)]
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
             self.once = OnceImageProcessor(processor.image_processor, self.counters)
@@ -175,6 +183,7 @@ class PromptEncoder:
         encoded = []
         for row in rows:
             prompt, tools = read_prompt(row), row.get(TOOLS)
+            check_text(prompt.messages, self.placeholders, str(row.get("where", "")))
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
             key = (json.dumps([prompt.messages, tools], sort_keys=True, default=str), media)
             if key not in samples:
@@ -190,11 +199,12 @@ class PromptEncoder:
         check_media(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
-        messages, beginning = turn_begun(prompt.messages)
-        begun = self._text_ids(beginning)
+        opening = self.template.opening(prompt.messages, tools)
+        begun = self._text_ids(opening.by_row)
         if isinstance(prompt.messages, str):
             out = self.processor(text=[prompt.messages])
         else:
+            messages = self.template.shaped(turn_begun(prompt.messages)[0], tools)
             if self.once is not None:
                 self.once.announced = [ref.key for ref in prompt.images]
             self.counters.processed += len(clips)
@@ -216,6 +226,7 @@ class PromptEncoder:
             refs=prompt.images,
             videos=prompt.videos,
             begun=len(begun),
+            opening=opening.by_template + opening.by_row,
             tools=tools,
         )
 
@@ -247,12 +258,11 @@ class PromptEncoder:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
-        messages, beginning = turn_begun(messages)
-        text = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self.template_options
-        )
+        before, begun = turn_begun(messages)
+        text = self.template.render(before)
         has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        return tokenizer(text, add_special_tokens=not has_start)["input_ids"] + self._text_ids(beginning)
+        ids = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
+        return ids + self._text_ids(self.template.opening(messages).by_row) if begun else ids
 
     def resized_images(self, sample: Sample) -> list[Any]:
         """The sample's images in the size that was processed, so that an engine with other limits sees the same."""
@@ -337,14 +347,3 @@ def _per_token_rows(name: str, samples: Sequence[Sample], prompt_length: int, co
         after = sample.later.per_token.get(name, [])[:completion_length] if sample.later else []
         row[prompt_length : prompt_length + len(after)] = torch.tensor(after, dtype=torch.long)
     return rows
-
-
-def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
-    """Small copies of decoded images: the only form in which images ever cross ranks."""
-
-    def shrink(image: Any) -> Any:
-        small = image.copy()
-        small.thumbnail((largest, largest))
-        return small
-
-    return [shrink(image) for image in images]

@@ -17,10 +17,17 @@ from trl.trainer.utils import split_tensor_dict
 
 from vlm_grpo.trainers.hotpath.features import is_frozen, remember, visual_inputs, with_features
 from vlm_grpo.trainers.hotpath.groups import runs, shuffle_groups
-from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, until_end
+from vlm_grpo.trainers.hotpath.sampling import (
+    Decoding,
+    PromptOnce,
+    left_to_generate,
+    prompt_batch,
+    row_numbers,
+    until_end,
+)
 from vlm_grpo.trainers.hotpath.scores import Packing, backbone, packed_scores, prompt_positions
 from vlm_grpo.trainers.hotpath.silence import Silence, correct_entropy
-from vlm_grpo.trainers.hotpath.support import Sharing, mean_difference, tolerance
+from vlm_grpo.trainers.hotpath.support import Sharing, mean_difference, sampling_refusal, tolerance
 from vlm_grpo.trainers.objective import TokenScores, token_scores
 from vlm_grpo.trainers.repeating import StepRepeating
 from vlm_grpo.trainers.rollout import MEDIA, Sample, collate_visual, unique
@@ -33,12 +40,18 @@ class PromptSharing(StepRepeating):
     _media_anywhere: list[bool]
     _keeps_features: bool  # whether image features stay the same during a run and every process has the whole tower
     _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities
+    decoding: Decoding | None = None  # how the tokens after a prefill are computed; None: as suits the device
     _keep_values: Callable[[Tensor], None] | None = None  # set where the policy has a value head
 
     def _start_sharing(self, mode: str) -> None:
         """Decide what this run's models can share; called once, when they are complete."""
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self._sharing = Sharing(mode, models)
+        self._sampling_refusal = None if self._is_stock else sampling_refusal(models[0])
+        if not self.use_vllm:
+            self._sample_with_cache()
+            if mode != "off" and self._sampling_refusal is not None:
+                self._sharing.give_up("sampling", self._sampling_refusal)
         self._silent: Silence | None = None
         self._start_repeating()
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
@@ -57,13 +70,25 @@ class PromptSharing(StepRepeating):
         self.vllm_generation.generation_kwargs["n"] = sizes.pop() if is_shared else 1
         return [self._samples[group[0]] for group in groups] if is_shared else self._samples
 
+    def _sample_with_cache(self) -> None:
+        """Let no `use_cache: false` of the checkpoint reach sampling; one in --generation_kwargs does."""
+        if "use_cache" not in (self.args.generation_kwargs or {}):
+            self.generation_config.use_cache = True
+            self.generation_kwargs["use_cache"] = True  # laid over it again
+
     @property
     def _prefills_once(self) -> bool:
         """Whether completions are sampled here, from a cache that can be repeated and no other process waits for."""
         if self._is_stock or self._sharing.mode == "off" or self.args.use_transformers_continuous_batching:
             return False
         is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
-        return is_gathered and self.generation_config.cache_implementation in (None, "dynamic")
+        return is_gathered and self._repeats_cache
+
+    @property
+    def _repeats_cache(self) -> bool:
+        """Whether the model's cache can be repeated, and the settings leave sampling to a loop that does so."""
+        is_dynamic = self.generation_config.cache_implementation in (None, "dynamic")
+        return is_dynamic and self._sampling_refusal is None and not left_to_generate(self.generation_config)
 
     def _remember(self, model: nn.Module) -> None:
         with self.accelerator.autocast():
@@ -74,8 +99,9 @@ class PromptSharing(StepRepeating):
         return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
 
     def _generate_from_unique_prompts(self) -> list[list[int]]:
-        """Completions of the rows at hand; each prompt goes through the model once."""
-        prompts = unique(self._samples)
+        """Completions of the rows at hand; each prompt goes through the model once, where its cache can be repeated."""
+        method = self._decoding_method() if self._repeats_cache else None
+        prompts = self._samples if method is None else unique(self._samples)
         inputs = Trainer._prepare_inputs(self, prompt_batch(prompts, self._tokenizer.pad_token_id))
         model_for_sampling = unwrap_model_for_generation(
             self.model_wrapped,
@@ -89,11 +115,14 @@ class PromptSharing(StepRepeating):
             if self._keeps_features:
                 self._remember(model)
                 inputs = with_features(inputs, prompts)
-            # Gathered parameters lie elsewhere every time: a captured step would read the old places.
-            is_static = self.accelerator.device.type == "cuda" and not self._is_sharded
-            method = PromptOnce(row_numbers(self._samples), is_static, is_alone=is_deepspeed_zero3_enabled())
             ids = model.generate(**inputs, generation_config=self.generation_config, custom_generate=method)
         return until_end(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
+
+    def _decoding_method(self) -> PromptOnce:
+        # Gathered parameters lie elsewhere every time: a captured step would read the old places.
+        is_captured = self.accelerator.device.type == "cuda" and not self._is_sharded
+        decoding = self.decoding or ("captured" if is_captured else "dynamic")
+        return PromptOnce(row_numbers(self._samples), decoding, is_alone=is_deepspeed_zero3_enabled())
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL's, but completions of one prompt stay together when a rollout is shuffled and cut into micro-batches."""

@@ -14,12 +14,11 @@ from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.envs.environment import blocks_of
-from vlm_grpo.envs.protocol import Result, ToolProtocol
+from vlm_grpo.envs.protocol import SAID, Result, ToolProtocol
 from vlm_grpo.records import ImageRef
 from vlm_grpo.trainers.later import Later
 from vlm_grpo.trainers.rollout import PER_TOKEN, TEXT_KEYS, PromptEncoder, on_host
-
-SAID = "(a turn of the assistant)"  # stands for what was generated while the text around results is rendered
+from vlm_grpo.trainers.template import common_length
 
 
 def encode_results(
@@ -35,15 +34,16 @@ def encode_results(
         last: the token that ended the turn before; it is not repeated.
         tools: schemas, for a chat template that knows tools.
     """
-    messages, images = _with_open_images(protocol.answer(results))
-    text = _text_after(encoder, messages, tools)
+    answer, images = _with_open_images(protocol.answer(results))
+    turn, end = protocol.turn(results)
+    text, opening = _text_after(encoder, turn, end, answer, tools)
     tokenizer = encoder.plain.tokenizer
     for end in (tokenizer.convert_ids_to_tokens(last), tokenizer.eos_token):
         if end and text.startswith(end):
             text = text.removeprefix(end)
             break
     if not images:
-        return Later(tokenizer(text, add_special_tokens=False)["input_ids"], {}, {}, [])
+        return Later(tokenizer(text, add_special_tokens=False)["input_ids"], {}, {}, [], opening)
     out = encoder.plain(text=[text], images=images, text_kwargs={"add_special_tokens": False}, return_tensors="pt")
     encoder.counters.processed += len(images)
     return Later(
@@ -51,6 +51,7 @@ def encode_results(
         per_token={name: out[name][0].tolist() for name in PER_TOKEN if name in out},
         visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
         refs=[ImageRef(_as_file(image)) for image in images],  # a checkpoint can keep files
+        opening=opening,
     )
 
 
@@ -69,14 +70,57 @@ def without_images(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "image"} if block["type"] == "image" else dict(block) for block in blocks]
 
 
-def _text_after(encoder: PromptEncoder, messages: list[dict[str, Any]], tools: Any) -> str:
-    """What the chat template writes after a turn of the assistant that these messages follow."""
-    before = [{"role": role, "content": blocks_of(text)} for role, text in (("user", "?"), ("assistant", SAID))]
-    options = {**({"tools": tools} if tools else {}), **encoder.template_options}
-    text = encoder.plain.apply_chat_template(
-        [*before, *messages], add_generation_prompt=True, tokenize=False, **options
+def _text_after(
+    encoder: PromptEncoder, turn: dict[str, Any], end: str, answer: list[dict[str, Any]], tools: Any
+) -> tuple[str, str]:
+    """What the chat template writes after a turn of the assistant that ends with a text, and what of it belongs to the
+    assistant's next one.
+
+    Raises:
+        ValueError: the template does not show the turn, or not all of the answer.
+    """
+    before = [{"role": "user", "content": blocks_of("?")}, turn]
+    text = _after(encoder.template.render([*before, *answer], tools), end)
+    bare = [{**message, "content": _text_blocks(message)} for message in answer]
+    images = sum(len(message["content"]) - len(kept["content"]) for message, kept in zip(answer, bare, strict=True))
+    if images and text.count(_image_mark(encoder)) < images:  # a template that shows pictures in turns of users alone
+        answer = _with_images_apart(answer, bare)
+        text = _after(encoder.template.render([*before, *answer], tools), end)
+    for block in (block for message in bare for block in message["content"]):
+        if block["text"].strip() not in text:
+            raise ValueError(
+                f"this model's chat template does not show the results of tools ({block['text'][:40]!r} is missing); "
+                "use --tool_protocol hermes"
+            )
+    return text, encoder.template.opening([*before, *answer], tools).by_template
+
+
+def _after(whole: str, end: str) -> str:
+    """The text after the turn in which SAID stands, which ends with another."""
+    said = whole.rfind(SAID)
+    if said < 0 or end not in whole[said:]:
+        raise ValueError("this model's chat template does not show the assistant's calls; use --tool_protocol hermes")
+    return whole[whole.index(end, said) + len(end) :]
+
+
+def _image_mark(encoder: PromptEncoder) -> str:
+    """What the chat template writes for an image in a turn of the user."""
+    without, shown = (
+        encoder.template.render([{"role": "user", "content": [*image, {"type": "text", "text": SAID}]}])
+        for image in ([], [{"type": "image"}])
     )
-    return text[text.index(SAID) + len(SAID) :]
+    start = common_length(without, shown)
+    return shown[start : len(shown) - common_length(without[start:][::-1], shown[start:][::-1])]
+
+
+def _text_blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [block for block in message["content"] if block["type"] == "text"]
+
+
+def _with_images_apart(answer: list[dict[str, Any]], bare: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The text of an answer, then a turn of the user with its images."""
+    images = [block for message in answer for block in message["content"] if block["type"] != "text"]
+    return [*bare, {"role": "user", "content": images}]
 
 
 def _as_file(image: Image.Image) -> bytes:

@@ -50,6 +50,7 @@ def own_rollout(
     logs: Mapping[str, Any],
     ends: Iterable[int],
     place: Place,
+    turns: Sequence[Any] = (),
 ) -> Rollout:
     """This process's part of the rollout that was scored last.
 
@@ -60,13 +61,14 @@ def own_rollout(
         logs: what TRL gathered; each list ends with this rollout's values of all processes, in order of rank.
         ends: tokens that end a completion, and the one that pads it.
         place: of this process.
+        turns: what the assistant said in each row, with what the prompt had opened of it; else TRL's completions.
     """
     lengths, is_cut = endings(output["completion_ids"], output["completion_mask"], ends)
     return Rollout(
         step=place.step,
         rows=rows,
         images=images,
-        completions=_own_part(logs["completion"], len(rows), place),
+        completions=turns or _own_part(logs["completion"], len(rows), place),
         rewards={name: _own_part(values, len(rows), place) for name, values in logs["rewards"].items()},
         advantages=_of_completions(output["advantages"], output["completion_mask"]),
         lengths=lengths,

@@ -1,12 +1,14 @@
 """Attention over packed rows: a completion sees its prompt and itself, nothing of the other completions.
 
-The function is registered with transformers under NAME and set once for good: whether a row is packed is told by the
-`packed` keyword of the model's forward. Switching the implementation around a forward would let the recomputation of
-gradient checkpointing take the other path.
+The function is registered with transformers and set once for good: whether a row is packed is told by the `packed`
+keyword of the model's forward. Switching the implementation around a forward would let the recomputation of gradient
+checkpointing take the other path. Rows that are not packed go through the implementation that the model was loaded
+with: sdpa, or a flash attention.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +21,40 @@ from vlm_grpo.trainers.hotpath import flex
 from vlm_grpo.trainers.hotpath.layout import Group, Layout
 
 NAME = "shared_prefix"
-PLAIN = "sdpa"  # what rows that are not packed go through
+OVER = f"{NAME}_over_"  # what the implementation's name follows, where that is not SDPA
+SDPA = "sdpa"
 
 
-def register() -> None:
-    """Make NAME known to transformers; doing it twice changes nothing."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[PLAIN])
+def plain_implementation(implementation: str) -> str:
+    """Return what rows that are not packed go through under the name of an attention implementation."""
+    return SDPA if implementation == NAME else implementation.removeprefix(OVER)
+
+
+def is_supported(implementation: str) -> bool:
+    """Return whether `register` takes this implementation: sdpa or a flash attention of transformers."""
+    plain = plain_implementation(implementation)
+    return plain == SDPA or ("flash" in plain and plain in ALL_MASK_ATTENTION_FUNCTIONS)
+
+
+def register(plain: str = SDPA) -> str:
+    """Make packed rows known to transformers and return the name to set; doing it twice changes nothing.
+
+    Args:
+        plain: the implementation for rows that are not packed, as `is_supported` accepts it.
+    """
+    name = NAME if plain == SDPA else OVER + plain
+    ALL_ATTENTION_FUNCTIONS.register(name, partial(attention, plain=plain))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(mask, plain=plain))
+    return name
+
+
+def mask(*, q_length: int, plain: str, **options: Any) -> Tensor | None:
+    """Return the mask of rows that are not packed, as transformers' mask interface asks.
+
+    It is sdpa's for one new token, so that decoding over a cache of fixed size has a mask of fixed size: a flash
+    attention would have to look up on the host which keys are there.
+    """
+    return ALL_MASK_ATTENTION_FUNCTIONS[SDPA if q_length == 1 else plain](q_length=q_length, **options)
 
 
 def attention(
@@ -37,16 +66,18 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: Layout | None = None,
+    plain: str = SDPA,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (B, H, L, D), key and value (B, K, L, D); gives (B, L, H, D).
+    """Attend as transformers' attention interface asks: query (B, H, L, D), key and value (B, K, L, D) to (B, L, H, D).
 
-    Without `packed` it is sdpa. With it B is 1; on CUDA FlexAttention takes the whole row, elsewhere, or where that
-    cannot be compiled, sdpa takes each group.
+    Without `packed` it is the `plain` implementation. With it B is 1; on CUDA FlexAttention takes the whole row,
+    elsewhere, or where that cannot be compiled, sdpa takes each group.
     """
     if packed is None:
-        plain = ALL_ATTENTION_FUNCTIONS[PLAIN]
-        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+        is_for_sdpa = attention_mask is not None and attention_mask.ndim == 4  # see `mask`
+        function = ALL_ATTENTION_FUNCTIONS[SDPA if is_for_sdpa else plain]
+        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     if query.is_cuda and query.size(-1) >= flex.SMALLEST_HEAD and (kernel := flex.compiled()) is not None:
         output = flex.packed_attention(query, key, value, packed, scaling, kernel)
         return output.transpose(1, 2).contiguous(), None

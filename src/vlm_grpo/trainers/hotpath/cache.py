@@ -1,13 +1,34 @@
-"""The keys and values of a rollout: one prompt's repeated for its completions, and grown without being copied."""
+"""The cache of a rollout: a prompt's state repeated for its completions, and keys and values grown without copies."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer, StaticCache
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicCache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticCache,
+)
 
 ROOM = 256  # tokens, in which caches grow
+# Classes whose `reorder_cache` selects the rows of every state that they hold; a subclass may hold more.
+REPEATABLE = (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
 
 class RoomyLayer(DynamicLayer):
@@ -32,8 +53,8 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :end] for room in self._room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self._room = (self.keys, self.values)
 
 
@@ -44,29 +65,43 @@ def _with_room(tensor: Tensor, length: int) -> Tensor:
     return room
 
 
-def is_plain(cache: Cache) -> bool:
-    """Whether a cache holds all keys and values of every layer and nothing else."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+def unrepeatable_layers(model: nn.Module) -> list[str]:
+    """Return the classes of the model's cache layers whose rows cannot be selected one by one; [] where all can."""
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return sorted(kind.__name__ for kind in kinds - {*REPEATABLE})
 
 
 def repeated(cache: Cache, rows: Tensor) -> Cache:
-    """The cache with its row `rows[b]` in row b, changed in place; layers that only grow become roomy."""
+    """Return the cache with its row `rows[b]` in row b, changed in place; layers that only grow become roomy."""
+    cache.reorder_cache(rows)
     cache.layers = [
-        RoomyLayer(layer.keys[rows], layer.values[rows]) if type(layer) is DynamicLayer else _chosen(layer, rows)
+        RoomyLayer(layer.keys, layer.values) if type(layer) is DynamicLayer and layer.is_initialized else layer
         for layer in cache.layers
     ]
     return cache
 
 
-def _chosen(layer: Any, rows: Tensor) -> Any:
-    layer.batch_select_indices(rows)
-    return layer
+def can_be_fixed(cache: Cache) -> bool:
+    """Return whether a cache holds all keys and values, or states of a fixed size, in every layer."""
+    return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in cache.layers)
 
 
 def fixed(cache: Cache, rows: Tensor, model: nn.Module, length: int) -> StaticCache:
-    """The same in a cache that takes at least `length` tokens and never grows, as compiled steps need it."""
+    """Return the same in a cache that takes at least `length` tokens and never grows, as compiled steps need it."""
     room = -(-length // ROOM) * ROOM  # few sizes, so that the step is compiled a few times only
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
     for number, layer in enumerate(cache.layers):
-        static.update(layer.keys[rows], layer.values[rows], number)
+        if type(layer) is DynamicLayer:
+            static.update(layer.keys[rows], layer.values[rows], number)
+        else:
+            _copy_states(static, number, layer, rows)
     return static
+
+
+def _copy_states(static: StaticCache, number: int, layer: LinearAttentionLayer, rows: Tensor) -> None:
+    """Write the states of a linear or convolution layer through the cache's own methods, which fix their addresses."""
+    for state in range(layer.number_of_states):
+        if layer.is_conv_states_initialized[state]:
+            static.update_conv_state(layer.conv_states[state][rows], number, state_idx=state)
+        if layer.is_recurrent_states_initialized[state]:
+            static.update_recurrent_state(layer.recurrent_states[state][rows], number, state_idx=state)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import part_of
@@ -24,6 +24,15 @@ from vlm_grpo.trainers.rollout import Sample, collate_visual
 
 PIXELS = "pixel_values"
 TOWER = "tower_once"
+
+
+@dataclass
+class ImageFeatures(ModelOutput):
+    """Features of images, as a model takes them in place of their pixels (`mm_encoder_outputs`)."""
+
+    pooler_output: Any = None  # (tokens, D), or a list of (tokens, D), as the family's tower gives them
+    deepstack_features: list[Tensor] | None = None  # Qwen3-VL's
+    visual_indicator_features: Tensor | None = None  # Ovis2's, of the tokens around an image
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -65,12 +74,12 @@ def with_features(inputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str
     return {**rest, "mm_encoder_outputs": {"image": joined([sample.features for sample in shown])}}
 
 
-def joined(features: Sequence[Any]) -> SimpleNamespace:
+def joined(features: Sequence[Any]) -> ImageFeatures:
     """Features of several prompts as those of one batch; Qwen3-VL's deepstack features and Ovis2's marks belong."""
     pooled = _join([one.pooler_output for one in features])
     layers = [getattr(one, "deepstack_features", None) for one in features]
     deep = None if layers[0] is None else [_join(list(layer)) for layer in zip(*layers, strict=True)]
-    return SimpleNamespace(pooler_output=pooled, deepstack_features=deep, **_marks(features[0]))
+    return ImageFeatures(pooler_output=pooled, deepstack_features=deep, **_marks(features[0]))
 
 
 def _marks(features: Any) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     found = backbone.get_image_features(**given, return_dict=True)
     counts, rows = asked["counts"], asked["rows"]
     deep = getattr(found, "deepstack_features", None)
-    repeated = SimpleNamespace(
+    repeated = ImageFeatures(
         pooler_output=_repeat(found.pooler_output, counts, rows),
         deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
         **_marks(found),

@@ -1,26 +1,54 @@
 """All completions of a prompt from one prefill: the cache is repeated, and rows that have ended leave the batch.
 
-`PromptOnce` is handed to `generate(custom_generate=...)`: transformers prepares inputs, cache, logits processors and
-stopping criteria; only the loop over tokens is here.
+`PromptOnce` is handed to `generate(custom_generate=...)`: transformers prepares the prompts, logits processors and
+stopping criteria; the loop over tokens is here, with a cache of its own that forwards are given and give back.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicCache
 
-from vlm_grpo.trainers.hotpath.cache import fixed, is_plain, repeated
+from vlm_grpo.trainers.hotpath.cache import can_be_fixed, fixed, repeated
+from vlm_grpo.trainers.hotpath.captured import CapturedStep
+from vlm_grpo.trainers.hotpath.compat import CACHE, forward_inputs, returned_cache
+from vlm_grpo.trainers.hotpath.tokens import TokenFields
 from vlm_grpo.trainers.rollout import Sample, collate_per_token, collate_visual, unique
 
 logger = logging.getLogger(__name__)
 
+# dynamic: the cache grows, rows that have ended leave it. static: a cache of fixed size, every row stays to the end.
+# captured: the same, with a step recorded as a CUDA graph: one launch for a token instead of one for each kernel.
+# compiled: the same, with a step that torch compiles.
+Decoding = Literal["dynamic", "static", "captured", "compiled"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+
 # Selecting the cache's living rows costs about as much as reading them once; it is not worth it for a few.
 WORTH_DROPPING = 0.25
+
+# Options of a generation that only `generate` itself carries out, with the values that ask for nothing.
+LEFT_TO_GENERATE: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "prefill_chunk_size": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "watermarking_config": (None,),
+    "use_cache": (None, True),
+}
+
+
+def left_to_generate(config: GenerationConfig) -> list[str]:
+    """Return the options that are set and that `PromptOnce` does not carry out."""
+    return [name for name, idle in LEFT_TO_GENERATE.items() if getattr(config, name, None) not in idle]
 
 
 def row_numbers(samples: Sequence[Sample]) -> list[int]:
@@ -54,61 +82,119 @@ class PromptOnce:
 
     Args:
         rows: (B,), numbers of prompts.
+        decoding: how the tokens after the first are computed. Layers that no cache of fixed size can hold, those with
+            a sliding window, are decoded dynamically.
         is_alone: decode without the hooks on the whole model: DeepSpeed's waits there for the other processes, which
             may have fewer tokens to sample.
-        is_static: decode with a cache of fixed size, whose step transformers compiles on a GPU: one launch for a token
-            instead of one for each kernel. Rows that have ended then stay in the batch.
+
+    Raises:
+        ValueError: there is no such decoding.
     """
 
-    def __init__(self, rows: Sequence[int], is_static: bool = False, is_alone: bool = False) -> None:
+    def __init__(self, rows: Sequence[int], decoding: Decoding = "dynamic", is_alone: bool = False) -> None:
+        if decoding not in DECODINGS:
+            raise ValueError(f"decoding must be one of {', '.join(DECODINGS)}, got {decoding!r}")
         self.rows = rows
+        self.decoding = decoding
         self.is_alone = is_alone
-        self.is_static = is_static
 
     def __call__(
         self,
         model: nn.Module,
         input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **state: Any,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **prepared: Any,
     ) -> Tensor:
-        """Token ids (B, P + C) for U prompts of P tokens; what follows a row's end is padding."""
-        outputs = model._prefill(input_ids, generation_config, state)
-        state = model._update_model_kwargs_for_generation(outputs, state)
+        """Return token ids (B, P + C) for U prompts of P tokens; what follows a row's end is padding."""
+        inputs = forward_inputs(prepared)
+        prompts = TokenFields.of_prompts(inputs)
+        scores, cache = prefill(model, input_ids, inputs)
         rows = torch.tensor(self.rows, device=input_ids.device)
-        cache, step = state["past_key_values"], model.forward if self.is_alone else model.__call__
-        if self.is_static and is_plain(cache):
-            cache = fixed(cache, rows, model, generation_config.max_length)
-            step = CompiledStep(model) if input_ids.is_cuda else step
-        else:
-            cache = repeated(cache, rows)
-        state = {**rows_of(state, rows, len(input_ids)), "past_key_values": cache}
-        text, scores = input_ids[rows], outputs.logits[:, -1].float()[rows]
-        alive = torch.arange(len(rows), device=rows.device)  # the rows that the cache still holds
-        ended = torch.zeros_like(alive, dtype=torch.bool)  # of these
-        finished: dict[int, Tensor] = {}
-        pad = generation_config._pad_token_tensor
+        is_fixed = self.decoding != "dynamic" and can_be_fixed(cache)
+        cache = fixed(cache, rows, model, generation_config.max_length) if is_fixed else repeated(cache, rows)
+        forward = self._forward(model, self.decoding if is_fixed else "dynamic", generation_config)
+        keep = {name: inputs[name] for name in ("logits_to_keep",) if name in inputs}
+        state = Decoded(input_ids[rows], prompts.select(rows), cache, generation_config.pad_token_id or 0)
+        scores = scores[rows]
         while True:
-            chosen = choose(logits_processor(text, scores), generation_config.do_sample)
-            chosen = chosen if pad is None else torch.where(ended, pad.to(chosen), chosen)
-            text = torch.cat([text, chosen[:, None]], dim=1)
-            ended = ended | stopping_criteria(text, None)
-            if ended.all():
-                break
-            if not self.is_static and ended.float().mean() >= WORTH_DROPPING:
-                finished |= {int(number): row for number, row in zip(alive[ended], text[ended], strict=True)}
-                living = (~ended).nonzero().flatten()
-                cache.batch_select_indices(living)
-                state = rows_of(state, living, len(text))
-                text, alive, ended = text[living], alive[living], ended[living]
-            inputs = model.prepare_inputs_for_generation(text, next_sequence_length=1, **state)
-            outputs = step(**inputs, return_dict=True)
-            state = model._update_model_kwargs_for_generation(outputs, state)
-            scores = outputs.logits[:, -1].float()
-        finished |= {int(number): row for number, row in zip(alive, text, strict=True)}
-        return padded([finished[number] for number in range(len(rows))], 0 if pad is None else int(pad))
+            state.append(choose(logits_processor(state.text, scores), generation_config.do_sample))
+            state.end(stopping_criteria(state.text, None))
+            if state.ended.all():
+                return state.all_rows()
+            if not is_fixed and state.ended.float().mean() >= WORTH_DROPPING:
+                state.drop_ended()
+            scores = state.step(model, forward, keep)
+
+    def _forward(self, model: nn.Module, decoding: Decoding, config: GenerationConfig) -> Callable[..., Any]:
+        if decoding == "compiled":
+            return CompiledStep(model, config.compile_config)
+        if decoding == "captured":
+            return CapturedStep(model)
+        return model.forward if self.is_alone else model.__call__
+
+
+def prefill(model: nn.Module, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Cache]:
+    """Return the scores (U, V) of each prompt's first new token, and the prompts' cache.
+
+    Args:
+        inputs: of the model's forward, beside the prompts' tokens (U, P).
+    """
+    given = {**inputs, "use_cache": True, CACHE: DynamicCache(config=model.config)}
+    outputs = model(
+        **model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **given), return_dict=True
+    )
+    return outputs.logits[:, -1].float(), returned_cache(outputs)
+
+
+class Decoded:
+    """The rows of a rollout while they are decoded: those that the cache still holds, and those that have left it.
+
+    Attributes:
+        text: (B, L) tokens of the rows that the cache holds, `tokens` their fields, `ended` (B,) whether they are over.
+    """
+
+    def __init__(self, text: Tensor, tokens: TokenFields, cache: Cache, pad: int) -> None:
+        self.text, self.tokens, self.cache, self.pad = text, tokens, cache, pad
+        self.ended = torch.zeros(len(text), dtype=torch.bool, device=text.device)
+        self._numbers = torch.arange(len(text), device=text.device)  # of the rows that the cache holds
+        self._left: dict[int, Tensor] = {}
+
+    def append(self, chosen: Tensor) -> None:
+        """Add a token (B,) to each row; a row that is over gets padding."""
+        chosen = chosen.masked_fill(self.ended, self.pad)
+        self.text = torch.cat([self.text, chosen[:, None]], dim=1)
+
+    def end(self, is_over: Tensor) -> None:
+        self.ended = self.ended | is_over
+
+    def drop_ended(self) -> None:
+        """Let the rows that are over leave the cache."""
+        self._keep(self.ended)
+        living = (~self.ended).nonzero().flatten()
+        self.cache.reorder_cache(living)
+        self.tokens = self.tokens.select(living)
+        self.text, self._numbers, self.ended = self.text[living], self._numbers[living], self.ended[living]
+
+    def step(self, model: nn.Module, forward: Callable[..., Any], keep: dict[str, Any]) -> Tensor:
+        """Return the scores (B, V) of the next token."""
+        self.tokens = self.tokens.next()
+        given = {**self.tokens.fields, **keep, "use_cache": True, CACHE: self.cache}
+        outputs = forward(
+            **model.prepare_inputs_for_generation(self.text, next_sequence_length=1, **given), return_dict=True
+        )
+        self.cache = returned_cache(outputs)
+        return outputs.logits[:, -1].float()
+
+    def all_rows(self) -> Tensor:
+        """Return the tokens of all rows in their order, filled up with padding on the right."""
+        self._keep(torch.ones_like(self.ended))
+        ordered = [self._left[number] for number in range(len(self._left))]
+        return nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=self.pad)
+
+    def _keep(self, rows: Tensor) -> None:
+        self._left |= {int(number): text for number, text in zip(self._numbers[rows], self.text[rows], strict=True)}
 
 
 def choose(scores: Tensor, do_sample: bool) -> Tensor:
@@ -117,11 +203,15 @@ def choose(scores: Tensor, do_sample: bool) -> Tensor:
 
 
 class CompiledStep:
-    """The model's forward as transformers compiles it for fixed caches; as it is where that fails."""
+    """The model's forward as transformers compiles it for fixed caches; as it is where that fails.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        config: how it is compiled; None is transformers' default.
+    """
+
+    def __init__(self, model: nn.Module, config: CompileConfig | None) -> None:
         self.model = model
-        self.call = model.get_compiled_call(None)
+        self.call = model.get_compiled_call(config)
 
     def __call__(self, **inputs: Any) -> Any:
         try:
@@ -132,24 +222,3 @@ class CompiledStep:
             logger.warning("decoding cannot be compiled here (%s); every kernel is launched by itself", error)
             self.call = self.model.__call__
             return self.call(**inputs)
-
-
-def rows_of(state: dict[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
-    """What `generate` carries from token to token beside the cache, for some rows of a batch of `count`.
-
-    A row may come several times. Images have done their work in the prefill and are let go.
-    """
-    kept = {name: value for name, value in state.items() if name not in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL}
-    return {name: _selected(value, rows, count) for name, value in kept.items()}
-
-
-def _selected(value: Any, rows: Tensor, count: int) -> Any:
-    """Rows of (B, L) tensors, and of (k, B, L) position ids."""
-    if isinstance(value, Tensor) and value.ndim in (2, 3) and value.size(-2) == count:
-        return value.index_select(-2, rows)
-    return value
-
-
-def padded(rows: Sequence[Tensor], pad: int) -> Tensor:
-    """Rows of different lengths as one tensor, filled up on the right."""
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)

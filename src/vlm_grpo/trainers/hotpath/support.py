@@ -1,4 +1,4 @@
-"""Which models can share a prefix, and the check of the fast path against the plain one."""
+"""Which models can share a prompt, in sampling and in scoring, and the check of the fast path against the plain one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_grpo.trainers.hotpath import attention
+from vlm_grpo.trainers.hotpath.cache import unrepeatable_layers
 from vlm_grpo.trainers.hotpath.features import run_tower_once
 from vlm_grpo.trainers.hotpath.scores import backbone, keep_scored_only
 
@@ -19,13 +20,27 @@ MODES = ("auto", "on", "off")
 # Largest mean difference of log-probabilities between the two paths. Rounding alone gives 1e-6 and a few hundredths.
 IN_FULL_PRECISION, IN_HALF_PRECISION = 1e-4, 0.1
 
+# Settings of language models that look at images in every forward, beside their cache.
+CROSS_ATTENTION = ("cross_attention_layers", "cross_layer_interval")
+
+
+def sampling_refusal(model: nn.Module) -> str | None:
+    """Return why a prompt's cache cannot be repeated for its completions; None where it can."""
+    config = model.config
+    if config.is_encoder_decoder:
+        return "an encoder with a cache of its own"
+    if any(hasattr(config.get_text_config(), name) for name in CROSS_ATTENTION):
+        return "cross-attention to images"
+    layers = unrepeatable_layers(model)
+    return f"cache layers of class {', '.join(layers)}" if layers else None
+
 
 def refusal(model: nn.Module) -> str | None:
-    """Why completions of this model cannot share their prompt's pass; None where they can."""
+    """Return why completions of this model cannot share their prompt when they are scored; None where they can."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     checks = [
-        (text._attn_implementation not in (attention.PLAIN, attention.NAME), "attention other than sdpa"),
+        (not attention.is_supported(text._attn_implementation), "attention other than sdpa or flash attention"),
         (bool(kinds), f"layers of {', '.join(sorted(kinds))}"),
         (_slides(text), "a sliding window"),
         (bool(getattr(text, "attention_dropout", 0)), "attention dropout"),
@@ -67,29 +82,42 @@ class Sharing:
         reason = None if mode == "off" else next(filter(None, map(refusal, self.models)), None)
         self.is_on = mode != "off" and reason is None
         if reason is not None:
-            self._give_up(reason)
+            self.give_up("scoring", reason)
         for model in self.models if mode != "off" else []:
             add_hooks(backbone(model))
         if self.is_on:
-            attention.register()
-            for model in self.models:
-                model.config.get_text_config()._attn_implementation = attention.NAME
+            for text in self._text_configs():
+                plain = attention.plain_implementation(text._attn_implementation)
+                text._attn_implementation = attention.register(plain)
 
     def settle(self, difference: float, allowed: float) -> None:
         """Go on sharing if the two paths agree (on every process), else leave it."""
         self.is_checked = True
         if difference <= allowed:
             return
-        for model in self.models:
-            model.config.get_text_config()._attn_implementation = attention.PLAIN
+        for text in self._text_configs():
+            text._attn_implementation = attention.plain_implementation(text._attn_implementation)
         self.is_on = False
-        self._give_up(f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})")
+        self.give_up(
+            "scoring", f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})"
+        )
 
-    def _give_up(self, reason: str) -> None:
-        name = type(self.models[0]).__name__
+    def _text_configs(self) -> list[Any]:
+        return [model.config.get_text_config() for model in self.models]
+
+    def give_up(self, what: str, reason: str) -> None:
+        """Say once that sampling or scoring takes the plain path.
+
+        Raises:
+            ValueError: the mode is `on`.
+        """
+        model = self.models[0]
+        name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
         if self.mode == "on":
-            raise ValueError(f"--shared_prefix on: {name} cannot share prompts: {reason}; use auto or off")
-        logger.warning("%s does not share prompts between completions: %s; the plain path is used", name, reason)
+            raise ValueError(f"--shared_prefix on: {name} cannot share prompts in {what}: {reason}; use auto or off")
+        logger.warning(
+            "%s does not share prompts between completions in %s: %s; the plain path is used", name, what, reason
+        )
 
 
 def add_hooks(below_head: nn.Module) -> None:

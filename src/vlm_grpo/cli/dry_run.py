@@ -1,0 +1,72 @@
+"""What `--dry_run` shows: two prompts as the model would read them, and the resolved configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from vlm_grpo.cli.acting import opened
+from vlm_grpo.cli.arguments import ScriptArguments
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.preview import gold_rewards, reward_text
+from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
+from vlm_grpo.rewards.accuracy import JUDGED
+from vlm_grpo.rewards.adapter import split_spec
+
+
+def show(
+    script: ScriptArguments,
+    training: Any,
+    model: Any,
+    dataset: Any,
+    specs: Sequence[str],
+    prompting: Prompting | UsageError,
+) -> None:
+    """Print two prompts, how they end for the model, what a right answer earns, and what the run would use.
+
+    `specs` are the rewards; in place of what is known of prompts there may be the reason why nothing is.
+    """
+    if isinstance(prompting, UsageError):
+        print(f"the prompts in the model's chat template are not shown: {prompting}")
+    for number, row in enumerate(islice(dataset, 2), 1):
+        row = opened(script, row)
+        print(f"--- prompt {number} ({row['where']})")
+        for message in row["prompt"]:
+            print(f"[{message['role']}] {_plain(message['content'])}")
+        images = [ref.source if isinstance(ref.source, str) else "bytes" for ref in row.get("images", [])]
+        print(f"images: {images}")
+        print(f"answer: {row.get('answer')}")
+        if isinstance(prompting, Prompting):
+            _show_end(row, prompting, _scored(script, row, specs), training.reward_options())
+    print("--- configuration")
+    resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
+    resolved["reward_funcs"] = list(specs)
+    resolved["rows"] = len(dataset) if hasattr(dataset, "__len__") else "streamed"
+    print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
+
+
+def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str]) -> list[str]:
+    """The rewards that the right answer of a row can be given now: none of the user's, none that asks a server."""
+    record = row.get("record")
+    if script.environment or record is None or record.method in JUDGED:
+        return []
+    return [spec for spec in specs if ".py:" not in spec and split_spec(spec)[0] not in JUDGED]
+
+
+def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:
+    """Print where the prompt stops, and the right answer that goes on there with the rewards that it earns."""
+    print(f"the prompt ends for the model with:\n{prompt_end(prompting.template.render(row['prompt']))}")
+    if not specs:
+        return
+    gold = gold_turn(row, prompting.template)
+    print(f"a right answer goes on with:\n{gold.completion}")
+    for name, value in gold_rewards(specs, gold, row, options).items():
+        print(f"it earns {name}: {reward_text(value)}")
+
+
+def _plain(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(block.get("text", f"<{block['type']}>") for block in content)

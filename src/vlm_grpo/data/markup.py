@@ -1,0 +1,46 @@
+"""Text of a row that a model would take for markup: placeholders of images, the tokens around turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from vlm_grpo.families import FAMILIES
+from vlm_grpo.prompts import MARKER, VIDEO_MARKER
+from vlm_grpo.records import Record
+
+# Ordinary text that is some family's placeholder: it is looked for only where the model is known.
+ORDINARY = ("<image>", "<video>", "<img>", "</img>", "[IMG]")
+TURNS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_end|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<end_of_utterance>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "[gMASK]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]"),
+)
+PLACEHOLDERS = tuple(mark for family in FAMILIES.values() for mark in family.placeholders if mark not in ORDINARY)
+KNOWN = tuple(dict.fromkeys((*PLACEHOLDERS, *TURNS)))  # of any model
+EXPECTED = "plain text: a model reads this as its own markup. Remove it; the chat template is applied in training"
+
+
+def markup_in(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
+    """Yield the markup in each text of a record that a model is shown, quoted with what stands around it.
+
+    The user's markers of images and videos are none.
+
+    Args:
+        marks: special tokens of the model; None is those that are known of any.
+    """
+    pattern = _pattern(KNOWN if marks is None else tuple(marks))
+    asked = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]
+    others = [record.system or "", *(t["content"] for t in record.history if t["role"] != "user")]
+    for text in (*(text.replace(MARKER, "").replace(VIDEO_MARKER, "") for text in asked), *others):
+        if found := pattern.search(text):
+            yield repr(text[max(0, found.start() - 20) : found.end() + 20])
+
+
+@lru_cache(maxsize=8)
+def _pattern(marks: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(marks, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) if marks else r"(?!)")

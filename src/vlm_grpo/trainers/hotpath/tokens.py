@@ -1,0 +1,53 @@
+"""What a forward is told of each token beside its id: attention mask, positions, kinds of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASK = "attention_mask"
+POSITIONS = "position_ids"
+KINDS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class TokenFields:
+    """The fields of rows that are being completed: the mask of all tokens so far, the rest of the newest token alone.
+
+    Attributes:
+        fields: (B, L) mask, (B, 1) kinds, (B, 1) or (k, B, 1) positions; what the model does not take is missing.
+    """
+
+    fields: Mapping[str, Tensor]
+
+    @classmethod
+    def of_prompts(cls, prepared: Mapping[str, Any]) -> TokenFields:
+        """Return those of the last token of each prompt; `prepared` has (U, P) and (k, U, P) fields."""
+        given = {name: prepared.get(name) for name in (MASK, POSITIONS, *KINDS)}
+        fields = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        return cls({name: value if name == MASK else value[..., -1:] for name, value in fields.items()})
+
+    def select(self, rows: Tensor) -> TokenFields:
+        """Return those of some rows; a row may come several times."""
+        return TokenFields({name: _select(value, rows) for name, value in self.fields.items()})
+
+    def next(self) -> TokenFields:
+        """Return those of the token after: it is seen, it is text, and its position is one further."""
+        return TokenFields({name: _next(name, value) for name, value in self.fields.items()})
+
+
+def _select(value: Tensor, rows: Tensor) -> Tensor:
+    """Rows of (B, L) or (k, B, L); a single row is that of every prompt."""
+    return value.index_select(-2, rows if value.size(-2) > 1 else torch.zeros_like(rows))
+
+
+def _next(name: str, value: Tensor) -> Tensor:
+    if name == MASK:
+        return torch.cat([value, value.new_ones(len(value), 1)], dim=1)
+    if name == POSITIONS:
+        return value + 1
+    return value if name == "token_type_ids" else torch.zeros_like(value)  # as `generate` does
