@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from vlm_grpo.families import FAMILIES, Family
@@ -18,8 +19,18 @@ PLACEHOLDERS = tuple(
 PARTS = ("vision tower", "projector", "language model", "head")
 # Linear layers of the language model only: an adapter goes elsewhere only where it is asked to.
 LANGUAGE_LINEAR = r"^(?!.*(visual|vision|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+# PEFT makes a plain list of names of the pattern above where a model has experts: what is excluded is said once more.
+TOWER_MODULES = r".*(visual|vision|audio).*"
 # Where families that FAMILIES does not list mostly keep their vision tower.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def for_language_model(adapter: Any) -> Any:
+    """Return a PEFT configuration with the language model's linear layers as its targets, where it names none."""
+    if getattr(adapter, "target_modules", "") is not None:
+        return adapter
+    excluded = getattr(adapter, "exclude_modules", None) or TOWER_MODULES
+    return replace(adapter, target_modules=LANGUAGE_LINEAR, exclude_modules=excluded)
 
 
 def placeholder_ids(config: Any, processor: Any) -> list[int]:

@@ -784,9 +784,3 @@ TRAINED = [name for name in FAMILIES_TINY if MODEL_TYPES.get(name, name) not in 
 def facts_of(name: str) -> Family:
     """What the package knows of a tiny model's family."""
     return FAMILIES[MODEL_TYPES.get(name, name)]
-
-
-# Families whose cache cannot be repeated row by row yet, and how they are trained till then; empty is "auto" for all.
-PREFIX = dict.fromkeys(
-    ("qwen3_5_think", "qwen3_5_nothink", "qwen3_5_moe", "lfm2_vl", "minicpmv4_6", "minicpmv4_7"), "off"
-)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.data.files import turns, write_jsonl
-from tests.support.families import FAMILIES_TINY, MODEL_TYPES, PREFIX, TRAINED, facts_of
+from tests.support.families import FAMILIES_TINY, MODEL_TYPES, TRAINED, facts_of
 from tests.support.training import picture, settings, user
 from vlm_grpo.data import load_dataset
 from vlm_grpo.data.images import image_ref, open_image
@@ -66,7 +66,7 @@ def alternating_reward(completions: list, **columns: Any) -> list[float]:
 
 
 def build(model: Path, folder: Path, data: list[dict[str, Any]] | None = None, **options: Any) -> Any:
-    args = VLMGRPOConfig(**arguments(folder, shared_prefix=PREFIX.get(model.name, "auto"), **options))
+    args = VLMGRPOConfig(**arguments(folder, **options))
     return VLMGRPOTrainer(str(model), alternating_reward, args, train_dataset=Dataset.from_list(data or rows()))
 
 
@@ -77,8 +77,7 @@ def arguments(folder: Path, **options: Any) -> dict[str, Any]:
 
 def build_rloo_with_adapter(model: Path, folder: Path, **options: Any) -> Any:
     """Every second checkpoint falls into the middle of a rollout."""
-    prefix = PREFIX.get(model.name, "auto")
-    args = VLMRLOOConfig(**arguments(folder, num_iterations=2, beta=0.1, max_steps=3, shared_prefix=prefix, **options))
+    args = VLMRLOOConfig(**arguments(folder, num_iterations=2, beta=0.1, max_steps=3, **options))
     trained = {"train_dataset": Dataset.from_list(rows()), "peft_config": LoraConfig(target_modules=None)}
     return VLMRLOOTrainer(str(model), alternating_reward, args, **trained)
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.support.families import PREFIX, TRAINED, facts_of
+from tests.support.families import TRAINED, facts_of
 from tests.support.training import picture, user
 from tests.trainers.test_families import (
     WORD,
@@ -126,7 +126,7 @@ def test_videos_train_beside_images_and_text_and_resume(family: str, folder_of: 
     data = Dataset.from_list(saved_rows(family, tmp_path))
 
     def trainer(**options: Any) -> Any:
-        batch = {"per_device_train_batch_size": 2 * len(data), "shared_prefix": PREFIX.get(family, "auto")}
+        batch = {"per_device_train_batch_size": 2 * len(data)}
         given = arguments(tmp_path, num_iterations=2, beta=0.1, **batch, **options)
         return VLMRLOOTrainer(str(folder_of(family)), alternating_reward, VLMRLOOConfig(**given), train_dataset=data)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,14 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.loading import LANGUAGE_LINEAR, freeze_parts, freeze_vision, limit_images, name_experts, placeholder_ids
+from vlm_grpo.loading import (
+    for_language_model,
+    freeze_parts,
+    freeze_vision,
+    limit_images,
+    name_experts,
+    placeholder_ids,
+)
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import last_complete
 from vlm_grpo.trainers.crediting import Crediting
@@ -68,9 +74,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         for name in ("train_dataset", "eval_dataset"):
             if options.get(name) is not None:
                 options[name] = undecoded(options[name])
-        adapter = options.get("peft_config")
-        if adapter is not None and getattr(adapter, "target_modules", "") is None:
-            options["peft_config"] = replace(adapter, target_modules=LANGUAGE_LINEAR)
+        if options.get("peft_config") is not None:
+            options["peft_config"] = for_language_model(options["peft_config"])
         super().__init__(model, reward_funcs, args, **options)
         self._dist = GatheringBackend(self.accelerator)
         self._samples: list[Sample] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.support.families import FAMILIES_TINY, PREFIX, TRAINED, facts_of
+from tests.support.families import FAMILIES_TINY, TRAINED, facts_of
 from tests.support.training import picture, user
 from vlm_grpo.loading import placeholder_ids, vision_towers
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end
@@ -99,7 +99,7 @@ def test_packed_rows_score_as_separate_ones(family: str, checkpointing: bool | N
     assert ((plain.logps - again.logps).abs() * mask).max() < 1e-6
 
 
-@pytest.mark.parametrize("family", [name for name in TRAINED if name not in PREFIX])
+@pytest.mark.parametrize("family", TRAINED)
 def test_completions_from_one_prefill_are_those_of_the_plain_path(family: str, loaded: Callable):
     """Greedy, with prompts of different lengths; in the second round the first row ends at its third token."""
     model, prompts, processor = loaded(family)
