@@ -31,7 +31,7 @@ class Family:
         checkpoints: examples on the hub.
         refuses_prefix: why completions do not share their prompt's pass; None where they do.
         has_video: whether its processor reads videos.
-        tools: how its chat template writes calls of tools; None where it knows none.
+        tools: the form of TOOL_FORMS in which its chat template writes calls; None where it knows no tools.
     """
 
     vision_tower: str
@@ -65,7 +65,6 @@ GLM_MARKS = (
 GLM_REPORT = "GLM-4.5V and GLM-4.1V-Thinking, arXiv:2507.01006"
 LLAVA_15 = "LLaVA-1.5, arXiv:2310.03744"
 IDEFICS_MARKS = ("<image>", "<fake_token_around_image>", "<global-img>")
-HERMES, QWEN_XML, GLM_TOOLS = "Hermes JSON", "Qwen XML", "GLM key-value"
 LINEAR, SLIDING = "layers of linear_attention", "layers of sliding_attention"
 MINICPM = Family(
     "model.vision_tower",
@@ -110,7 +109,7 @@ FAMILIES: Table[Family] = Table(
             source=QWEN3_REPORT,
             checkpoints=("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Thinking"),
             has_video=True,
-            tools=HERMES,
+            tools="hermes",
         ),
         "qwen3_vl_moe": Family(
             "model.visual",
@@ -121,7 +120,7 @@ FAMILIES: Table[Family] = Table(
             source=QWEN3_REPORT,
             checkpoints=("Qwen/Qwen3-VL-30B-A3B-Instruct",),
             has_video=True,
-            tools=HERMES,
+            tools="hermes",
         ),
         "qwen3_5": Family(
             "model.visual",
@@ -133,7 +132,7 @@ FAMILIES: Table[Family] = Table(
             checkpoints=("Qwen/Qwen3.5-4B", "Qwen/Qwen3.5-27B"),
             refuses_prefix=LINEAR,
             has_video=True,
-            tools=QWEN_XML,
+            tools="qwen_xml",
         ),
         "qwen3_5_moe": Family(
             "model.visual",
@@ -145,7 +144,7 @@ FAMILIES: Table[Family] = Table(
             checkpoints=("Qwen/Qwen3.5-35B-A3B",),
             refuses_prefix=LINEAR,
             has_video=True,
-            tools=QWEN_XML,
+            tools="qwen_xml",
         ),
         "qwen3_omni_moe_thinker": Family(
             "model.visual",
@@ -187,7 +186,7 @@ FAMILIES: Table[Family] = Table(
             source=GLM_REPORT,
             checkpoints=("zai-org/GLM-4.5V",),
             has_video=True,
-            tools=GLM_TOOLS,
+            tools="glm",
         ),
         "glm46v": Family(
             "model.visual",
@@ -198,7 +197,7 @@ FAMILIES: Table[Family] = Table(
             source="the makers' grounding skill for GLM-V (github.com/zai-org/GLM-V)",
             checkpoints=("zai-org/GLM-4.6V-Flash", "zai-org/GLM-4.6V"),
             has_video=True,
-            tools=GLM_TOOLS,
+            tools="glm",
         ),
         "gemma3": Family(
             "model.vision_tower",
@@ -214,13 +213,12 @@ FAMILIES: Table[Family] = Table(
             ("model.embed_vision",),
             LANGUAGE,
             ("<|image|>", "<|video|>", "<|image>", "<image|>"),
-            "thousand",
-            source="model card (box_2d, 0 to 1000; it names y before x)",
+            None,
             other_towers=("model.audio_tower", "model.embed_audio"),
             checkpoints=("google/gemma-4-E2B-it", "google/gemma-4-E4B-it"),
             refuses_prefix=SLIDING,
             has_video=True,
-            tools="Gemma 4 calls",
+            tools="gemma",
         ),
         "mistral3": Family(
             "model.vision_tower",
@@ -229,7 +227,7 @@ FAMILIES: Table[Family] = Table(
             ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
             None,
             checkpoints=("mistralai/Mistral-Small-3.2-24B-Instruct-2506",),
-            tools="Mistral [TOOL_CALLS]",
+            tools="mistral",
         ),
         "smolvlm": Family(
             "model.vision_model",
@@ -284,7 +282,7 @@ FAMILIES: Table[Family] = Table(
             source="model card of LFM2.5-VL",
             checkpoints=("LiquidAI/LFM2.5-VL-1.6B", "LiquidAI/LFM2-VL-450M"),
             refuses_prefix="layers of conv",
-            tools="LFM2 calls",
+            tools="python",
         ),
         "paligemma": Family(
             "model.vision_tower",

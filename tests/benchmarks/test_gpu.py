@@ -43,7 +43,7 @@ def test_the_rehearsal_runs_every_stage_and_its_page_goes_into_the_documentation
     measured = text.split("<!-- measured on a GPU: begin -->")[1].split("<!-- measured on a GPU: end -->")[0]
     assert "Measured on: CPU" in measured and "Not measured" not in measured
     assert re.search(r"\| \d+ passed, 0 failed, \d+ skipped, 0 error \|", measured)
-    assert measured.count("| step |") == 4  # three settings, and the head of the table of decoding
+    assert measured.count("| step |") == 5  # the stage, three settings, and the head of the table of decoding
     assert re.search(r"\| captured \| needs a GPU \|", measured)
     assert re.search(r"2 steps, sampled accuracy [\d.]+% to [\d.]+%, held-out accuracy [\d.]+% before", measured)
     assert (tmp_path / "performance_gpu.png").stat().st_size > 1000

@@ -1,7 +1,7 @@
 """The image processors of the tiny families with the settings that checkpoints on the hub come with.
 
-They are typed in from preprocessor_config.json and processor_config.json of the first checkpoint that
-`vlm-grpo families` names, or are transformers' defaults of the family.
+They are transformers' defaults of the family, or what is known of the first checkpoint that `vlm-grpo families` names;
+the checkpoints' own files were not at hand. Ovis2's number of tiles is a guess.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
 
 KINDS = {"grpo": (VLMGRPOTrainer, VLMGRPOConfig), "rloo": (VLMRLOOTrainer, VLMRLOOConfig)}
+NOISE = {"short_window": 0.1}  # added to weights, so that the three prompts have different answers
 WINDOW = 8  # tokens, fewer than any of the prompts has
 MIXED = [
     {"prompt": user("what color"), "images": [picture(0)]},
@@ -65,7 +66,7 @@ def loaded(folders: dict[str, Path]) -> Callable[[str], tuple[nn.Module, Any, li
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter += NOISE.get(name, 0.2) * torch.randn(parameter.shape, generator=generator)
         processor = AutoProcessor.from_pretrained(folders[name])
         return model, processor, PromptEncoder(processor, {}).encode(MIXED)
 
@@ -190,4 +191,4 @@ def test_evaluation_answers_as_generate_does(name: str, loaded: Callable):
     options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": placeholder_ids(model.config, processor)}
     for completion, prompt in zip(found, prompts, strict=True):
         ids = model.generate(**prompt_batch([prompt], 0), **options)[0, len(prompt.input_ids) :]
-        assert completion.text == processor.tokenizer.decode(ids, skip_special_tokens=True)
+        assert completion.text == prompt.opening + processor.tokenizer.decode(ids, skip_special_tokens=True)

@@ -73,7 +73,7 @@ def test_every_option_acts_as_in_generate(option: str, decoding: str, prompted: 
 
 
 def test_an_unknown_decoding_is_refused():
-    with pytest.raises(ValueError, match="decoding must be one of dynamic, static, compiled, got 'fast'"):
+    with pytest.raises(ValueError, match="decoding must be one of dynamic, static, captured, compiled, got 'fast'"):
         PromptOnce([0], "fast")  # type: ignore[arg-type]
 
 
