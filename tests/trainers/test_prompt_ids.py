@@ -34,6 +34,11 @@ PAIRS = [
     ("smolvlm", "idefics3", False),
     ("gemma3", "gemma3", False),
     ("glm4v", "glm4v", False),
+    ("qwen3_5_think", "qwen3_5_think", True),
+    ("gemma4", "gemma4_v5", True),
+    ("lfm2_vl", "lfm2_2_5_vl", True),
+    ("idefics3", "idefics3", False),
+    ("llava_next", "llava_next", False),
 ]
 
 
