@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CompileConf
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.families import FAMILIES_TINY
-from tests.support.hybrid import HYBRIDS
 from tests.support.training import differences, picture, settings, user
 from vlm_grpo.evaluation.generate import generate_greedy
 from vlm_grpo.loading import placeholder_ids
@@ -46,6 +45,7 @@ def save_short_window(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+HYBRIDS = {"qwen3_5": FAMILIES_TINY["qwen3_5_nothink"], "lfm2_vl": FAMILIES_TINY["lfm2_vl"]}
 BUILDERS = {**HYBRIDS, "short_window": save_short_window}
 
 
