@@ -16,6 +16,7 @@ from vlm_grpo.cli.arguments import (
     ineffective_flags,
     unknown_flags,
     wanted_value,
+    without_flag,
 )
 from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.table import unknown_name
@@ -33,8 +34,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     Raises:
         UsageError: flags that are unknown, contradict each other or would do nothing.
     """
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     config = _config_values(argv)
+    argv = without_flag(argv, "config", at_most=1)
     algorithm, trainer = _algorithm_and_trainer(argv, config)
     given = [*flag_names(argv), *config]
     _refuse(unknown_flags([*argv, *(f"--{name}" for name in config)], trainer))
@@ -45,7 +46,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
 
     kind = VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig
     parser = TrlParser((ScriptArguments, kind, ModelConfig))
-    parser.set_defaults_with_config(trainer=trainer, **_recipe(algorithm, argv, config))
+    parser.set_defaults_with_config(**{"trainer": trainer, **_recipe(algorithm, argv, config), **config})
     try:
         script, training, model = parser.parse_args_and_config(argv)
     except ValueError as error:  # a combination that TRL refuses
@@ -96,7 +97,11 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
-    settings = _algorithms().recipe_settings(algorithm, int(wanted_value(argv, name) or config.get(name, 1)))
+    accumulation = wanted_value(argv, name) or config.get(name, 1)
+    try:
+        settings = _algorithms().recipe_settings(algorithm, int(accumulation))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"wrong flags:\n  --{name} {accumulation}: must be a whole number") from error
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
@@ -126,7 +131,11 @@ def _config_values(argv: list[str]) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: must hold a mapping from flag to value, got {type(values).__name__}")
-    return {name: value for name, value in values.items() if name != "env"}
+    variables = values.pop("env", None) or {}
+    if not isinstance(variables, dict):
+        raise UsageError(f"--config {path}: 'env' must be a mapping from variable to value, got {variables!r:.80}")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return values
 
 
 def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
