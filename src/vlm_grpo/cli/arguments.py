@@ -56,7 +56,7 @@ class ScriptArguments:
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
-    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 is never.", 0.0)
+    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 or -1 is never.", 0.0)
     live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
     dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
 
