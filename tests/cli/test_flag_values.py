@@ -72,6 +72,22 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capsys: pytest.Captur
         assert said.count(part) == 1, said
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--algorithm nope", "unknown algorithm 'nope'"),
+        ("--trainer", "--trainer: must be followed by one of grpo, rloo"),
+        ("--config none.yaml", "--config: no such file none.yaml"),
+        ("--algorithm gspo --gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: must be a whole"),
+        ("--model_init_kwargs [1]", r"--model_init_kwargs \[1\]: must be a JSON object"),
+        ("--num_generations 3", r"generation_batch_size \(4\) must be divisible by num_generations \(3\)"),
+    ],
+)
+def test_one_mistake_is_one_sentence(given: str, said: str, tmp_path: Path):
+    with pytest.raises(UsageError, match=rf"^wrong flags:\n  {said}.*$"):
+        parse([*words(tmp_path), *given.split()])
+
+
 def test_limits_themselves_are_allowed(tmp_path: Path):
     allowed = {"top_p": "1", "learning_rate": "0", "seed": "0", "val_split_ratio": "0.5", "max_grad_norm": "0"}
     training = parse(words(tmp_path, **allowed))[1]

@@ -58,7 +58,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     parts = [] if wrong else _configurations(parser, argv, problems)
     if parts:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
-        problems += flag_conflicts(parts[2], parts[1])
+        problems += flag_conflicts(parts[2], parts[1]) + _no_mappings(values)
     problems += wrong + _contradictions(values, algorithm, given)
     _refuse(problems)
     script, training, model = parts
@@ -81,8 +81,17 @@ def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[A
         return list(parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
     except CONFIGURATION_ERRORS as error:
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        problems.append(text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
+        problems.append(text if isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}")
         return []
+
+
+def _no_mappings(values: dict[str, Any]) -> list[str]:
+    """One sentence for each flag of keyword arguments that holds something else than a JSON object."""
+    return [
+        f"--{name} {value}: must be a JSON object"
+        for name, value in values.items()
+        if name.endswith("_kwargs") and value is not None and not isinstance(value, dict)
+    ]
 
 
 def _without_unknown_flags(
@@ -154,13 +163,15 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: li
     Where one of them is unknown, or they contradict each other, that is a problem more.
     """
     algorithm = wanted_value(argv, "algorithm") or config.get("algorithm")
-    trainer = wanted_value(argv, "trainer") or config.get("trainer")
+    trainer = wanted_value(argv, "trainer") or config.get("trainer") or None
     needed = None
     try:
         needed = _algorithms().find_algorithm(str(algorithm)).trainer if algorithm else None
     except (KeyError, ValueError) as error:
         problems.append(str(error.args[0]))
         algorithm = None
+    if trainer is None and wanted_value(argv, "trainer") is not None:
+        problems.append(f"--trainer: must be followed by one of {', '.join(TRAINERS)}")
     if trainer is not None and trainer not in TRAINERS:
         problems.append(unknown_name("trainer", str(trainer), TRAINERS))
         trainer = None
@@ -175,8 +186,9 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
         return {}
     name = "gradient_accumulation_steps"
     accumulation = str(wanted_value(argv, name) or config.get(name, 1))
-    # one that is no whole number is found with the other wrong values
-    settings = _algorithms().recipe_settings(algorithm, int(accumulation) if accumulation.isdecimal() else 1)
+    # one that is no whole number above 0 is found with the other wrong values
+    is_usable = accumulation.isdecimal() and len(accumulation) < 10
+    settings = _algorithms().recipe_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
