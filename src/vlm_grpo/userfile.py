@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,28 @@ def load_from_file(kind: str, name: str) -> Any:
         kind: of thing, for the error.
 
     Raises:
-        ValueError: no such file, or nothing of that name in it.
+        ValueError: no such file, it cannot be imported, or nothing of that name in it.
     """
     path, _, attribute = name.rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"{kind} {name!r}: no such file {path!r}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{kind} {name!r}: {_place(path, error)}: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ValueError(
             f"{kind} {name!r}: {path} has no {attribute!r}; its functions are {', '.join(known) or 'none'}"
         )
     return getattr(module, attribute)
+
+
+def _place(path: str, error: BaseException) -> str:
+    """Return the file and the line of it at which an import failed."""
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
+    return f"{path}:{lines[-1]}" if lines else path

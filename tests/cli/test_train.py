@@ -195,3 +195,13 @@ def test_a_misspelt_reward_is_answered_before_the_data(tmp_path: Path, capsys: p
     (tmp_path / "2.png").unlink()
     assert main([*words, "--reward_funcs", "acuracy"]) == 2
     assert "unknown reward 'acuracy'; did you mean 'accuracy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [("raise SystemExit(0)", "SystemExit: 0"), ("return float('nan')", "finite")]
+)
+def test_a_reward_that_gives_no_number_ends_the_run_by_name(body: str, said: str, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(f"def f(completion, record): {body}")
+    with pytest.raises((RuntimeError, ValueError), match=rf"reward 'f' on record \d .*a\.jsonl:\d: .*{said}"):
+        main([*flags(tiny_model, tmp_path), "--reward_funcs", f"{tmp_path}/mine.py:f"])
+    assert not (tmp_path / "out" / "model.safetensors").exists()

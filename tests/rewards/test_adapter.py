@@ -7,7 +7,7 @@ import pytest
 
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
-from vlm_grpo.rewards.adapter import batch_reward, lift, split_spec
+from vlm_grpo.rewards.adapter import WITHOUT_A_ROW, batch_reward, checked_batch, lift, split_spec
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 
@@ -125,5 +125,79 @@ def test_rewards_read_whole_turns_and_know_what_the_prompt_opened():
     seen = []
     lift("own", lambda completion, record: seen.append(completion) or 0.0)(completions=[answer], **columns)
     lift("own", lambda text, ground_truth: seen.append(text) or 0.0)(completions=[answer], **columns)
-    lift("own", lambda completions, **columns: seen.extend(completions))(completions=[answer], **columns)
+    lift("own", lambda completions, **columns: seen.extend(completions) or [0.0])(completions=[answer], **columns)
     assert seen == ["<think><answer>" + answer] * 2 + [answer]
+
+
+FORMS = ("def f(completion, record): return {}", "def f(completions, **columns): return [{}]")
+FORMS += ("async def f(completions, **columns): return [{}]",)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "-1e39", "1e300", "10**400", "'0.5'", "[1.0]"])
+def test_a_value_that_no_loss_can_take_names_reward_and_record(form: str, value: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(form.format(value))
+    (reward,), _ = resolve_rewards([f"{tmp_path}/mine.py:f"])
+    with pytest.raises((ValueError, TypeError), match=r"reward 'f' on record 5 a\.jsonl:3: must return a"):
+        found = reward(prompts=["q"], completions=["7"], id=[5], where=["a.jsonl:3"])
+        asyncio.run(found)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize(("value", "expected"), [("True", 1.0), ("3e38", 3e38), ("None", None), ("-2", -2.0)])
+def test_numbers_and_none_are_values(form: str, value: str, expected: float | None, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(form.format(value))
+    (reward,), _ = resolve_rewards([f"{tmp_path}/mine.py:f"])
+    assert reward(prompts=["q"], completions=["7"]) == [expected]
+
+
+@pytest.mark.parametrize("values", ["None", "1.0", "[1.0]", "'ab'"])
+def test_a_batch_reward_returns_one_value_for_each_completion(values: str):
+    with pytest.raises(TypeError, match=r"reward 'mine': must return a list of 2 numbers or None, got"):
+        checked_batch("mine", lambda completions, **columns: eval(values))(completions=["a", "b"])
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e300"])
+def test_a_weight_is_finite(weight: str):
+    with pytest.raises(ValueError, match=rf"reward 'iou:{weight}': the weight after ':' must be a finite number"):
+        resolve_rewards([f"iou:{weight}"])
+
+
+@pytest.mark.parametrize("form", ["def f(completion, record): {}", "def f(completions, **columns): {}"])
+def test_a_reward_cannot_end_the_run_as_if_it_were_done(form: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(form.format("raise SystemExit(0)"))
+    (reward,), _ = resolve_rewards([f"{tmp_path}/mine.py:f"])
+    with pytest.raises(RuntimeError, match=r"reward 'f'.*SystemExit: 0"):
+        reward(prompts=["q"], completions=["7"])
+
+
+def test_a_reward_that_applies_to_no_row_is_named_once(caplog: pytest.LogCaptureFixture):
+    def reward(completion: str, record: Record) -> float | None:
+        return None if record.answer is None else 1.0
+
+    never, at_times = batch_reward("never", reward), batch_reward("at_times", reward)
+    for number in range(3 * WITHOUT_A_ROW):
+        never(completions=["a", "b"])
+        at_times(completions=["a", "b"], answer=[None, None if number % 5 else "7"])
+        assert caplog.text.count("reward 'never' applied to no row") == (number + 1 >= WITHOUT_A_ROW)
+    assert "at_times" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(completion): return 1.0", r"must take \(completion, record\), .*, got f\(completion\)"),
+        ("def f(a, b, c): return 1.0", r"must take .*, got f\(a, b, c\)"),
+        ("def f(completions, answer): return [1.0]", r"must end with \*\*columns"),
+        ("async def f(completion, record): return 1.0", "a coroutine function must take all at once"),
+        ("class f: pass", "must be a function, got a class"),
+        ("f = 1.0", "must be a function, got float"),
+        ("x = 1\ndef f(completion, record) return 1.0", r"mine\.py:2: SyntaxError"),
+        ("x = 1\n\nimport no_such_package", r"mine\.py:3: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("raise SystemExit(0)", r"mine\.py:1: SystemExit"),
+    ],
+)
+def test_mistakes_in_a_reward_file_are_found_when_it_is_named(code: str, said: str, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(ValueError, match=rf"reward '.*mine\.py:f': .*{said}"):
+        resolve_rewards([f"{tmp_path}/mine.py:f"])

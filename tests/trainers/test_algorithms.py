@@ -201,7 +201,7 @@ def test_an_own_loss_is_averaged_as_trls(loss_type: str, tiny_model: Path, tmp_p
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("grpo", {"num_generations": 1}, "at least 2 generations"),
+        ("grpo", {"num_generations": 1}, "--num_generations 1: must be a whole number of at least 2"),
         ("opo", {"num_iterations": 2}, "--algorithm opo is exactly on-policy: one update for each rollout, got 2"),
         ("opo", {"steps_per_generation": 3}, "exactly on-policy: one update for each rollout, got 3"),
         ("kl_cov", {"steps_per_generation": 1}, "--algorithm kl_cov needs at least 2 updates for each rollout, got 1"),

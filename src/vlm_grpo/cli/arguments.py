@@ -56,7 +56,7 @@ class ScriptArguments:
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
-    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 is never.", 0.0)
+    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 or -1 is never.", 0.0)
     live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
     dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
 
@@ -151,13 +151,29 @@ def flag_names(argv: list[str]) -> list[str]:
 
 
 def wanted_value(argv: list[str], name: str) -> str | None:
-    """The first value of a flag on the command line, empty when none follows; None without the flag."""
+    """Return the last value of a flag, the one that argparse takes; empty when none follows, None without the flag."""
+    wanted = None
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        if here == f"--{name}":
-            return following
-        if here.startswith(f"--{name}="):
-            return here.split("=", 1)[1]
-    return None
+        flag, equals, value = here.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            wanted = value if equals else following
+    return wanted
+
+
+def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
+    """Return the command line without a flag, however often it is given, and without `at_most` values of each."""
+    words, left = [], 0
+    for word in argv:
+        if word.startswith("--"):
+            is_flag = flag_names([word]) == [name]
+            left = at_most - ("=" in word) if is_flag else 0
+            if is_flag:
+                continue
+        if left > 0:
+            left -= 1
+        else:
+            words.append(word)
+    return words
 
 
 def unknown_flags(argv: list[str], trainer: str) -> list[str]:

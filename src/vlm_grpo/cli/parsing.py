@@ -16,6 +16,7 @@ from vlm_grpo.cli.arguments import (
     ineffective_flags,
     unknown_flags,
     wanted_value,
+    without_flag,
 )
 from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.table import unknown_name
@@ -27,37 +28,121 @@ class UsageError(ValueError):
     """A mistake that the user can mend; printed without a traceback."""
 
 
+# What the libraries under a configuration raise for values that they do not take.
+CONFIGURATION_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(ImportError, OSError, RuntimeError, NotImplementedError),
+)
+
+
 def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     """Script arguments, training configuration and model configuration of a command line.
 
     Raises:
-        UsageError: flags that are unknown, contradict each other or would do nothing.
+        UsageError: all at once, flags that are unknown, have values that are not allowed, contradict each other or
+            would do nothing.
     """
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    config = _config_values(argv)
-    algorithm, trainer = _algorithm_and_trainer(argv, config)
+    problems: list[str] = []
+    config = _config_values(argv, problems)
+    argv = without_flag(argv, "config", at_most=1)
+    algorithm, trainer = _algorithm_and_trainer(argv, config, problems)
+    recipe = _recipe(algorithm, argv, config)
+    argv, config = _without_unknown_flags(argv, config, trainer, problems)
     given = [*flag_names(argv), *config]
-    _refuse(unknown_flags([*argv, *(f"--{name}" for name in config)], trainer))
     argv = _prepare_cpu_deepspeed(argv, given)
-    from trl import ModelConfig, TrlParser
+    parser = _flag_parser(trainer)
+    argv = without_flag(argv, "trainer")  # judged already
+    parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
+    values, wrong = parser.read(argv, {**config, "trainer": trainer})
+    wrong += _wrong_values(values, algorithm)
+    parts = [] if wrong else _configurations(parser, argv, problems)
+    if parts:
+        values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+        problems += flag_conflicts(parts[2], parts[1]) + _no_mappings(values)
+    problems += wrong + _contradictions(values, algorithm, given)
+    _refuse(problems)
+    script, training, model = parts
+    script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
+    return script, training, model
 
+
+def _flag_parser(trainer: str) -> Any:
+    from trl import ModelConfig
+
+    from vlm_grpo.cli.flag_parser import FlagParser
     from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
-    kind = VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig
-    parser = TrlParser((ScriptArguments, kind, ModelConfig))
-    parser.set_defaults_with_config(trainer=trainer, **_recipe(algorithm, argv, config))
+    return FlagParser((ScriptArguments, VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig, ModelConfig))
+
+
+def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[Any]:
+    """The three configurations of a command line; none, and a problem more, where TRL or transformers refuse it."""
     try:
-        script, training, model = parser.parse_args_and_config(argv)
-    except ValueError as error:  # a combination that TRL refuses
-        raise UsageError(f"wrong flags:\n  {error}") from error
-    values = {f.name: getattr(part, f.name) for part in (script, training, model) for f in dataclasses.fields(part)}
-    problems = ineffective_flags([name for name in given if name in values], values) + flag_conflicts(model, training)
-    problems += _unread_by(algorithm, given)
-    if script.expert_data_file_paths and (algorithm is None or _algorithms().find_algorithm(algorithm).expert is None):
+        return list(parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
+    except CONFIGURATION_ERRORS as error:
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        problems.append(text if isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}")
+        return []
+
+
+def _no_mappings(values: dict[str, Any]) -> list[str]:
+    """One sentence for each flag of keyword arguments that holds something else than a JSON object."""
+    return [
+        f"--{name} {value}: must be a JSON object"
+        for name, value in values.items()
+        if name.endswith("_kwargs") and value is not None and not isinstance(value, dict)
+    ]
+
+
+def _without_unknown_flags(
+    argv: list[str], config: dict[str, Any], trainer: str, problems: list[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """The command line and the config file without flags that this trainer does not know; each is a problem more."""
+    for name in dict.fromkeys([*flag_names(argv), *config]):
+        if found := unknown_flags([f"--{name}"], trainer):
+            problems += found
+            argv = without_flag(argv, name)
+            config = {key: value for key, value in config.items() if key != name}
+    return argv, config
+
+
+def _wrong_values(values: dict[str, Any], algorithm: str | None) -> list[str]:
+    """One sentence for each value that its flag does not take."""
+    from vlm_grpo.trainers.ranges import range_problems
+
+    fewest = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
+    return range_problems(values, fewest) + output_problems(values.get("output_dir"))
+
+
+def output_problems(output_dir: str | None) -> list[str]:
+    """Say why nothing can be written to a folder, which need not exist yet; nothing where it can."""
+    if output_dir is None:
+        return []
+    if not output_dir.strip():
+        return ["--output_dir '': must name a folder"]
+    folder = Path(output_dir).absolute()
+    try:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            return [f"--output_dir {output_dir}: must be a folder, and {there} is a file"]
+    except OSError as error:
+        return [f"--output_dir {output_dir}: {error.strerror}"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"--output_dir {output_dir}: cannot be written, {there} is read-only for this user"]
+    return []
+
+
+def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+    """One sentence for each flag that contradicts another or has no effect, and for a model that is missing."""
+    if not values:  # the parser found no flags to speak of
+        return []
+    problems = ineffective_flags([name for name in given if name in values], values) + _unread_by(algorithm, given)
+    if values.get("expert_data_file_paths") and (
+        algorithm is None or _algorithms().find_algorithm(algorithm).expert is None
+    ):
         with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
         problems.append(f"--expert_data_file_paths has no effect without --algorithm {', '.join(with_plan)}")
-    _refuse(problems if model.model_name_or_path else [*problems, "no model: give --model_name_or_path"])
-    return script, training, model
+    return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 
 def _algorithms() -> Any:
@@ -69,25 +154,29 @@ def _algorithms() -> Any:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise UsageError("\n  ".join(["wrong flags:", *problems]))
+        raise UsageError("\n  ".join(["wrong flags:", *dict.fromkeys(problems)]))
 
 
-def _algorithm_and_trainer(argv: list[str], config: dict[str, Any]) -> tuple[str | None, str]:
+def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: list[str]) -> tuple[str | None, str]:
     """What --algorithm names, and the trainer: the given one, else the algorithm's, else GRPO's.
 
-    Raises:
-        UsageError: one of them is unknown, or they contradict each other.
+    Where one of them is unknown, or they contradict each other, that is a problem more.
     """
     algorithm = wanted_value(argv, "algorithm") or config.get("algorithm")
-    trainer = wanted_value(argv, "trainer") or config.get("trainer")
+    trainer = wanted_value(argv, "trainer") or config.get("trainer") or None
+    needed = None
     try:
         needed = _algorithms().find_algorithm(str(algorithm)).trainer if algorithm else None
     except (KeyError, ValueError) as error:
-        raise UsageError(error.args[0]) from error
+        problems.append(str(error.args[0]))
+        algorithm = None
+    if trainer is None and wanted_value(argv, "trainer") is not None:
+        problems.append(f"--trainer: must be followed by one of {', '.join(TRAINERS)}")
     if trainer is not None and trainer not in TRAINERS:
-        raise UsageError(unknown_name("trainer", str(trainer), TRAINERS))
+        problems.append(unknown_name("trainer", str(trainer), TRAINERS))
+        trainer = None
     if needed and trainer and trainer != needed:
-        raise UsageError(f"--algorithm {algorithm} runs with --trainer {needed}, not with --trainer {trainer}")
+        problems.append(f"--algorithm {algorithm} runs with --trainer {needed}, not with --trainer {trainer}")
     return algorithm, trainer or needed or "grpo"
 
 
@@ -96,7 +185,10 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
-    settings = _algorithms().recipe_settings(algorithm, int(wanted_value(argv, name) or config.get(name, 1)))
+    accumulation = str(wanted_value(argv, name) or config.get(name, 1))
+    # one that is no whole number above 0 is found with the other wrong values
+    is_usable = accumulation.isdecimal() and len(accumulation) < 10
+    settings = _algorithms().recipe_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
@@ -111,22 +203,39 @@ def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
     return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unread & set(given))]
 
 
-def _config_values(argv: list[str]) -> dict[str, Any]:
-    """The mapping in the file that --config names; empty without one."""
+def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
+    """The mapping in the file that --config names; empty without one, and with one that cannot be read."""
     path = wanted_value(argv, "config")
-    if path is None:
+    try:
+        return {} if path is None else read_config(path)
+    except UsageError as error:
+        problems.append(str(error))
         return {}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the mapping from flag to value in a YAML file, and set the variables of its `env`.
+
+    Raises:
+        UsageError: there is no such file, or it holds something else.
+    """
     import yaml
 
     if not Path(path).is_file():
         raise UsageError(f"--config: no such file {path or '(nothing given)'}")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: must hold a mapping from flag to value, got {type(values).__name__}")
-    return {name: value for name, value in values.items() if name != "env"}
+    variables = values.pop("env", None) or {}
+    if not isinstance(variables, dict):
+        raise UsageError(f"--config {path}: 'env' must be a mapping from variable to value, got {variables!r:.80}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise UsageError(f"--config {path}: {odd[0]!r} is no flag")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return values
 
 
 def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:

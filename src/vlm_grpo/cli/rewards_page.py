@@ -97,6 +97,12 @@ An own reward in TRL's form, `(prompts, completions, **columns)`, gets TRL's `co
 special tokens, and beside them the columns `whole_turns` and `turn_opening`. TRL's own trainers know of no opening:
 there, rewards read the completions.
 
+A reward returns a finite number within float32, or None where it does not apply. NaN, an infinity, 1e300 or text stops
+the run and names the reward and the record, and so does an exception, `SystemExit` too; weights are finite as well. A
+reward that was None for every row of 10 rollouts in a row is named in a warning, once. A reward file that cannot be
+imported, or a function that takes other arguments, is refused before the data are read. A function in TRL's form must
+end with `**columns`, as TRL passes all columns; a coroutine function must have that form.
+
 The values below are computed by the rewards themselves. `reasoning`, `reasoning_ordered` and `causal` use the encoder
 `overlap` here, the share of common words, so that no model has to be loaded; by default they embed the steps.
 """

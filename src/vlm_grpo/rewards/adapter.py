@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +27,11 @@ FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
 WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
 ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
+FORMS = "(completion, record), (completion, ground_truth) or (completions, **columns)"
+LARGEST = 3.4028234663852886e38  # of a float32
+WITHOUT_A_ROW = 10  # rollouts in which a reward applies to no row, until that is said
+
+logger = logging.getLogger(__name__)
 
 
 def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
@@ -78,6 +85,7 @@ def batch_reward(
     """
     wanted = inspect.signature(reward).parameters
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
+    watch = Watch(name)
 
     def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
         tokens = columns.pop("completion_ids", None)
@@ -90,10 +98,12 @@ def batch_reward(
         lengths = [len(ids) for ids in tokens] if tokens else [None] * len(texts)
         known = {"num_tokens": lengths, "messages": turns}
         own = [key for key in known if key in wanted]
-        return [
+        values = [
             checked(name, reward, text, records[row], **options, **{key: known[key][row] for key in own})
             for row, text in enumerate(texts)
         ]
+        watch.note(values)
+        return values
 
     async def asynchronous(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
         return await asyncio.to_thread(score_batch, completions, prompts, **columns)
@@ -104,27 +114,110 @@ def batch_reward(
 
 
 def checked(name: str, reward: Reward, completion: str, record: Record, **options: Any) -> float | None:
-    """The reward's value; an exception or a value that is no number stops the run and says for which record.
+    """The reward's value; an exception or a value that is no finite number stops the run and says for which record.
 
     Raises:
-        RuntimeError: the reward raised.
+        RuntimeError: the reward raised, or asked the process to end.
         TypeError: it returned something else than a number or None.
+        ValueError: it returned a number that no loss can take.
     """
     try:
         value = reward(completion, record, **options)
     except ImportError:
         raise  # says what to install; no record is to blame
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = _blame(name, record)
         raise RuntimeError(f"{where}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
-    if value is None or type(value) is float:
-        return value
-    if isinstance(value, int | float):
-        return float(value)
+    return as_number(value, lambda: _blame(name, record))
+
+
+def as_number(value: object, blame: Callable[[], str]) -> float | None:
+    """Return what a reward gave as a float; None, not applicable, stays None. `blame` names reward and record.
+
+    Raises:
+        TypeError: it is neither a number nor None.
+        ValueError: it is NaN, infinite, or too large for float32, in which TRL keeps rewards.
+    """
+    if value is None:
+        return None
     try:
-        return float(value.item())  # a number of numpy or torch
-    except (AttributeError, ValueError, RuntimeError):
-        raise TypeError(f"{_blame(name, record)}: must return a number or None, got {value!r:.200}") from None
+        number = float(value if isinstance(value, int | float) else value.item())  # or a number of numpy or torch
+    except (AttributeError, ValueError, RuntimeError, TypeError):
+        raise TypeError(f"{blame()}: must return a number or None, got {value!r:.200}") from None
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= LARGEST:
+        raise ValueError(
+            f"{blame()}: must return a finite number within float32 (at most {LARGEST:.4g}), got "
+            f"{value!r:.200}; return None where the reward does not apply"
+        )
+    return number
+
+
+class Watch:
+    """Counts the rollouts in which a reward applied to no row, and warns once when they do not end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.empty = 0
+
+    def note(self, values: Sequence[float | None]) -> None:
+        """Take note of the values of one rollout's rows."""
+        self.empty = self.empty + 1 if values and all(value is None for value in values) else 0
+        if self.empty == WITHOUT_A_ROW:
+            logger.warning(
+                "reward %r applied to no row of %d rollouts in a row (it returned None each time) and has taught "
+                "nothing; check that the data have what it needs, or leave it out",
+                self.name,
+                self.empty,
+            )
+            self.note = lambda values: None  # said once
+
+
+def checked_batch(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's `function(prompts, completions, **columns)`, whose errors and values are checked as those of `checked`.
+
+    A coroutine function stays one.
+    """
+    watch = Watch(name)
+
+    def check(values: Any, arguments: tuple[Any, ...], columns: Mapping[str, Any]) -> list[float | None]:
+        numbers = _batch_values(name, values, arguments, columns)
+        watch.note(numbers)
+        return numbers
+
+    call = getattr(function, "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+
+        async def score_batch(*arguments: Any, **columns: Any) -> list[float | None]:
+            try:
+                values = await function(*arguments, **columns)
+            except (Exception, SystemExit) as error:
+                raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
+            return check(values, arguments, columns)
+
+    else:
+
+        def score_batch(*arguments: Any, **columns: Any) -> list[float | None]:
+            try:
+                values = function(*arguments, **columns)
+            except (Exception, SystemExit) as error:
+                raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
+            return check(values, arguments, columns)
+
+    score_batch.__name__ = name
+    score_batch.__wrapped__ = function
+    return score_batch
+
+
+def _batch_values(name: str, values: Any, arguments: tuple[Any, ...], columns: Mapping[str, Any]) -> list[float | None]:
+    completions = columns.get("completions", arguments[-1] if arguments else ())
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple) or len(values) != len(completions):
+        got = f"{len(values)} values" if isinstance(values, list | tuple) else f"{values!r:.200}"
+        raise TypeError(f"reward {name!r}: must return a list of {len(completions)} numbers or None, got {got}")
+    known = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
+    return [as_number(value, lambda row=row: _blame(name, record_of(known, row))) for row, value in enumerate(values)]
 
 
 def _blame(name: str, record: Record) -> str:
@@ -135,34 +228,54 @@ def split_spec(spec: str) -> tuple[str, float]:
     """`NAME:WEIGHT` or `file.py:function:WEIGHT` as name and weight (1.0 without one).
 
     Raises:
-        ValueError: what stands for the weight is not a number.
+        ValueError: what stands for the weight is not a finite number.
     """
     head, colon, tail = spec.rpartition(":")
     if not colon or head.endswith(".py") or (len(head) == 1 and head.isalpha()):
         return spec, 1.0
     try:
-        return head, float(tail)
+        weight = float(tail)
     except ValueError:
         raise ValueError(f"reward {spec!r}: the weight after ':' must be a number, got {tail!r}") from None
+    if not abs(weight) <= LARGEST:
+        raise ValueError(f"reward {spec!r}: the weight after ':' must be a finite number, got {tail!r}")
+    return head, weight
 
 
 def load_user_reward(name: str) -> Callable[..., list[float | None]]:
     """The function that `path/to/file.py:function` names, as a batch reward.
 
     Raises:
-        ValueError: no such file or function.
+        ValueError: no such file or function, or it cannot be called as a reward is.
     """
     function = load_from_file("reward", name)
-    if not callable(function):
-        raise ValueError(f"reward {name!r}: must be a function, got {type(function).__name__}")
-    return lift(name.rpartition(":")[2], function)
+    if not callable(function) or inspect.isclass(function):
+        found = "a class" if inspect.isclass(function) else type(function).__name__
+        raise ValueError(f"reward {name!r}: must be a function, got {found}")
+    try:
+        return lift(name.rpartition(":")[2], function)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r}: {error}") from None
 
 
 def lift(name: str, function: Callable[..., Any]) -> Callable[..., list[float | None]]:
-    """A batch reward from a user's function: `(completions, ...)`, `(completion, record)` or `(text, ground_truth)`."""
-    parameters = list(inspect.signature(function).parameters)
+    """A batch reward from a user's function: `(completions, ...)`, `(completion, record)` or `(text, ground_truth)`.
+
+    Raises:
+        TypeError: the function takes something else.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters)
     if any(parameter in BATCH_PARAMETERS for parameter in parameters):
-        return function
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+            raise TypeError(f"must end with **columns, which takes the columns it does not name, got {name}{signature}")
+        return checked_batch(name, function)
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"a coroutine function must take all at once, (completions, **columns), got {name}{signature}")
+    try:
+        signature.bind("", None, **{key: None for key in ("num_tokens", "messages") if key in parameters})
+    except TypeError:
+        raise TypeError(f"must take {FORMS}, got {name}{signature}") from None
     if len(parameters) >= 2 and parameters[1] in ANSWER_PARAMETERS:
         return batch_reward(name, lambda completion, record: function(completion, record.answer))
     return batch_reward(name, function)

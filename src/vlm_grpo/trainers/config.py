@@ -16,6 +16,7 @@ from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
 from vlm_grpo.trainers.penalty import check_penalty
+from vlm_grpo.trainers.ranges import range_problems
 
 JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
 
@@ -149,6 +150,8 @@ class VisionFields:
 
     def __post_init__(self) -> None:
         recipe = find_algorithm(self.algorithm) if self.algorithm else None
+        if problems := range_problems(vars(self), recipe.min_generations if recipe is not None else 2):
+            raise ValueError("\n  ".join(problems))
         try:
             super().__post_init__()
         except ValueError as error:  # one of TRL's last checks; those after it are of vLLM's importance ratios

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch.nn import Module
+
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.rewards import resolve_rewards, side_by_side
+from vlm_grpo.rewards.adapter import checked_batch
 
 
 def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
@@ -27,7 +30,7 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
         if isinstance(item, str):
             (function,), (weight,) = resolve_rewards([item], **options)
         else:
-            function, weight = item, 1.0
+            function, weight = _checked(item), 1.0
         functions.append(function)
         weights.append(weight)
     if getattr(args, "reward_weights", None) is None:
@@ -37,7 +40,14 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
     else:
         own_weights = list(args.reward_weights)
     functions, own_weights = _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
-    return [*functions, *own], own_weights and own_weights + [1.0] * len(own)
+    return [*functions, *map(_checked, own)], own_weights and own_weights + [1.0] * len(own)
+
+
+def _checked(function: Any) -> Any:
+    """A user's function whose values are checked; a model is left to TRL, and what is checked already as it is."""
+    if isinstance(function, Module) or not callable(function) or hasattr(function, "asynchronous"):
+        return function
+    return checked_batch(getattr(function, "__name__", type(function).__name__), function)
 
 
 def _with_those_of_algorithm(

@@ -114,4 +114,4 @@ class EnvironmentReward:
         self.kind = kind
 
     def __call__(self, environments: Sequence[Any], **columns: Any) -> list[float | None]:
-        return [float(each.get_reward()) if type(each) is self.kind else None for each in environments]
+        return [each.get_reward() if type(each) is self.kind else None for each in environments]

@@ -1,0 +1,63 @@
+"""The parser of `vlm-grpo train`: TRL's, but it goes on after a wrong value and finds all that is wrong at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NamedTuple
+
+from trl import TrlParser
+
+from vlm_grpo.cli.arguments import wanted_value, without_flag
+
+EXPECTED = {"invalid int value": "must be a whole number", "invalid float value": "must be a number"}
+
+
+class ParsedFlags(NamedTuple):
+    """The value of every flag (its default where the given one is wrong), and a sentence for each wrong one."""
+
+    values: dict[str, Any]
+    problems: list[str]
+
+
+class FlagParser(TrlParser):
+    """TRL's parser, with `read` beside its own methods."""
+
+    def __init__(self, types: tuple[type, ...]) -> None:
+        """Take the dataclasses whose fields are the flags."""
+        super().__init__(types, exit_on_error=False, add_help=False)
+
+    def error(self, message: str) -> None:
+        """Raise in place of ending the process."""
+        raise argparse.ArgumentError(None, message)
+
+    def read(self, argv: list[str], config: dict[str, Any]) -> ParsedFlags:
+        """Parse a command line of known flags, whose defaults a config file has set already."""
+        problems = self._config_problems(config)
+        while True:
+            try:
+                namespace, rest = self.parse_known_args(argv)
+            except argparse.ArgumentError as error:
+                if error.argument_name is None:  # no flag to leave out
+                    return ParsedFlags({}, [*problems, error.message])
+                name = error.argument_name.split("/")[0].removeprefix("--")
+                given = wanted_value(argv, name)
+                problems.append(_problem(name, config.get(name) if given is None else given, error.message))
+                if given is None:
+                    self.set_defaults(**{name: None})  # what the config file said
+                argv = without_flag(argv, name)
+                continue
+            stray = [f"{word!r} belongs to no flag" for word in rest]
+            return ParsedFlags(vars(namespace), [*problems, *stray])
+
+    def _config_problems(self, config: dict[str, Any]) -> list[str]:
+        """Return one sentence for each value of a config file that is no choice of its flag: argparse looks at none."""
+        return [
+            f"--{action.dest} {config[action.dest]}: must be one of {', '.join(map(str, action.choices))}"
+            for action in self._actions
+            if action.choices and config.get(action.dest) is not None and config[action.dest] not in action.choices
+        ]
+
+
+def _problem(name: str, value: object, message: str) -> str:
+    expected = EXPECTED.get(message.split(":")[0])
+    return f"--{name}: {message}" if expected is None else f"--{name} {value}: {expected}"
