@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -123,5 +124,9 @@ def file_shapes(path: Path) -> Shapes:
 def deepspeed_shapes(folder: Path) -> Shapes:
     """Names and shapes of what was trained, as DeepSpeed noted them beside its shards."""
     step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
-    states = torch.load(sorted(step.glob("*model_states.pt"))[0], map_location="cpu", weights_only=False, mmap=True)
+    path = sorted(step.glob("*model_states.pt"))[0]
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and plain values, and is not read: {error}") from error
     return {name: tuple(shape) for group in states["param_shapes"] for name, shape in group.items()}
