@@ -18,6 +18,7 @@ from tests.trainers.test_resume import build
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.checkpoints import fault, last_complete, resumable, write_record
 from vlm_grpo.trainers.later import Later
+from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.state_file import load_state, save_state
 
 STATES = ("training_state/rollout_0.safetensors", "training_state/left_over_0.safetensors")
@@ -123,6 +124,25 @@ def test_a_pickle_in_place_of_a_file_does_not_run(
     write_record(checkpoint)
     with pytest.raises((ValueError, pickle.UnpicklingError), match=rf"{name} is cut off|Weights only load failed"):
         train(tiny_model, checkpoint.parent, checkpoint)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("name", ["zero_pp_rank_0_mp_rank_00_model_states.pt", "bf16_zero_pp_rank_1_optim_states.pt"])
+def test_deepspeed_is_not_given_a_shard_that_runs_code(name: str, tmp_path: Path):
+    """It unpickles whatever is there."""
+    model = torch.nn.Linear(2, 3)
+    (tmp_path / "latest").write_text("global_step1")
+    (tmp_path / "global_step1").mkdir()
+    shapes = [{key: parameter.shape for key, parameter in model.named_parameters()}]
+    torch.save({"param_shapes": shapes}, tmp_path / "global_step1" / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    check_fit(model, tmp_path, is_deepspeed=True)
+    path = tmp_path / "global_step1" / name
+    torch.save({"param_shapes": shapes, "more": [Malicious(tmp_path / "marker")]}, path)
+    with pytest.raises(ValueError, match=rf"{name} asks for posix\.mkdir, which could run code"):
+        check_fit(model, tmp_path, is_deepspeed=True)
+    torch.save(Malicious(tmp_path / "marker"), path, pickle_protocol=4)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as a file of tensors"):
+        check_fit(model, tmp_path, is_deepspeed=True)
     assert not (tmp_path / "marker").exists()
 
 
