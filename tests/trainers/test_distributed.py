@@ -174,7 +174,6 @@ SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 2}
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        ("ddp", {}),
         ("ddp", SYNCED),
         ("zero2.yaml", SYNCED),
         ("zero3", {}),
