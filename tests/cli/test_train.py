@@ -179,6 +179,22 @@ def test_resume_continues_the_newest_checkpoint(tiny_model: Path, tmp_path: Path
     assert first.stat().st_mtime_ns == written  # its steps were not run again
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_resume_refuses_a_checkpoint_with_pickles_of_an_earlier_version(is_named: bool, tmp_path: Path):
+    """Beginning anew in the same folder would write over it."""
+    from types import SimpleNamespace
+
+    from vlm_grpo.cli.train import resume_point
+
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / "rollout_0.pt").write_bytes(b"whatever")
+    value = str(folder) if is_named else "true"
+    with pytest.raises(UsageError, match=r"--resume_from_checkpoint.*rollout_0\.pt is a pickle of an earlier version"):
+        resume_point(SimpleNamespace(resume_from_checkpoint=value, output_dir=str(tmp_path)))
+
+
 def test_resume_refuses_a_folder_without_a_checkpoint(tmp_path: Path):
     from types import SimpleNamespace
 

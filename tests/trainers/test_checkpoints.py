@@ -9,7 +9,7 @@ import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.trainers.test_resume import build, weights_differ
-from vlm_grpo.trainers.checkpoints import fault, last_complete
+from vlm_grpo.trainers.checkpoints import fault, last_complete, write_record
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,10 @@ def test_all_shards_of_weights_are_looked_at(run: Path):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = '{"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}'
     (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {names}}}')
+    write_record(folder)
     assert fault(folder) == "model-00002-of-00002.safetensors is missing"
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
+    write_record(folder)
     assert fault(folder) is None
     cut(folder / "model-00002-of-00002.safetensors")
     assert fault(folder) == "model-00002-of-00002.safetensors is cut off"
@@ -79,6 +81,7 @@ def test_fsdp_shards_are_whole_once_their_index_is_written(run: Path):
         (folder / name).mkdir()
         (folder / name / "__0_0.distcp").write_bytes(b"...")
     (folder / "pytorch_model_fsdp_0" / ".metadata").write_bytes(b"...")
+    write_record(folder)
     assert fault(folder) == "optimizer_0 is not complete"
     (folder / "optimizer_0" / ".metadata").write_bytes(b"...")
     assert fault(folder) is None

@@ -167,11 +167,24 @@ def test_adapter_is_switched_off_for_the_reference(tiny_model: Path, tmp_path: P
         assert_equal_steps(one, two, 3)
 
 
+SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 2}
+
+
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("mode", ["ddp", "zero3", "fsdp2.yaml", "fsdp2.yaml sharded"])
-def test_two_processes_resume_in_the_middle_of_a_rollout(mode: str, tiny_model: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("ddp", SYNCED),
+        ("zero2.yaml", SYNCED),
+        ("zero3", {}),
+        ("fsdp2.yaml", {}),
+        ("fsdp2.yaml sharded", {}),
+    ],
+    ids=str,
+)
+def test_two_processes_resume_in_the_middle_of_a_rollout(mode: str, options: dict, tiny_model: Path, tmp_path: Path):
     write_data(tmp_path)
-    options = {"num_iterations": 2, "save_steps": 3, "max_steps": 5}
+    options = {"num_iterations": 2, "save_steps": 3, "max_steps": 5, **options}
     whole = train(mode, "grpo", tiny_model, tmp_path, **options)
     expected = weights(tmp_path / mode)
     resumed = train(

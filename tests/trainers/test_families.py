@@ -33,6 +33,7 @@ from vlm_grpo.trainers.media import WITHOUT_VIDEOS
 from vlm_grpo.trainers.objective import Rows, model_inputs, with_blank_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder
+from vlm_grpo.trainers.state_file import load_state
 
 WORD = 40  # an ordinary token of every tokenizer here
 each_family = pytest.mark.parametrize("family", TRAINED)
@@ -122,7 +123,7 @@ def test_rloo_with_an_adapter_resumes_in_the_middle_of_a_rollout(family: str, fo
     whole.train()
     resumed = build_rloo_with_adapter(folder_of(family), tmp_path)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert torch.load(tmp_path / "checkpoint-1" / "rollout_0.pt", weights_only=False)["batches"]
+    assert load_state(tmp_path / "checkpoint-1" / "training_state" / "rollout_0.safetensors")["batches"]
     assert largest_difference(adapter_state(resumed.model), adapter_state(whole.model)) == 0
     first = load_file(tmp_path / "checkpoint-1" / "adapter_model.safetensors")
     assert largest_difference(first, get_peft_model_state_dict(whole.model)) > 1e-4

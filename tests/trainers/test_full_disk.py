@@ -130,7 +130,9 @@ def test_the_state_that_makes_a_checkpoint_complete_waits_for_every_process(tiny
     folder = tmp_path / "checkpoint-1"
 
     def recorded() -> None:
-        meetings.append([(folder / name).is_file() for name in ("rollout_0.pt", "trainer_state.json")])
+        meetings.append(
+            [(folder / name).is_file() for name in ("training_state/rollout_0.safetensors", "trainer_state.json")]
+        )
         wait()
 
     trainer.accelerator.wait_for_everyone = recorded

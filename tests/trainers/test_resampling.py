@@ -13,6 +13,7 @@ from tests.support.training import differences, image_rows, settings
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rows import joined, taken
+from vlm_grpo.trainers.state_file import load_state
 
 LONG = {"per_device_train_batch_size": 12, "max_steps": 1, "generation_kwargs": {"min_new_tokens": 8}}
 
@@ -121,7 +122,7 @@ def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_pat
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
     whole = build(tiny_model, tmp_path / "whole", **options)
     whole.train()
-    held = [torch.load(tmp_path / f"whole/checkpoint-{n}/left_over_0.pt", weights_only=False) for n in range(1, 6)]
+    held = [load_state(tmp_path / f"whole/checkpoint-{n}/training_state/left_over_0.safetensors") for n in range(1, 6)]
     step = next(n for n, content in enumerate(held, 1) if content["left_over"] is not None and content["drawn"])
     again = build(tiny_model, tmp_path / "again", **options)
     again.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))

@@ -13,10 +13,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.training import image_rows, length_reward, settings
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
+from vlm_grpo.trainers.checkpoints import write_record
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+from vlm_grpo.trainers.state_file import load_state
 
 OPTIONS = [{"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}]
 MID_ROLLOUT = [  # checkpoint 3 falls between two steps of one rollout
@@ -94,7 +96,7 @@ def test_stock_samples_anew_in_the_middle_of_a_rollout(tiny_model: Path, tmp_pat
 def test_a_resumed_rollout_processes_its_images_once_and_keeps_no_pixels_on_disk(tiny_model: Path, tmp_path: Path):
     options = {"num_iterations": 4, "steps_per_generation": 2}
     build("grpo", tiny_model, tmp_path, **options).train()
-    saved = torch.load(tmp_path / "checkpoint-3" / "rollout_0.pt", weights_only=False)
+    saved = load_state(tmp_path / "checkpoint-3" / "training_state" / "rollout_0.safetensors")
     assert saved["step"] == 3 and "pixel_values" not in str(saved)
     resumed = build("grpo", tiny_model, tmp_path, max_steps=4, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -108,6 +110,7 @@ def test_keys_that_do_not_fit_are_an_error(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path)
     trainer.train()
     save_tiny_qwen(tmp_path / "checkpoint-3", TinySize(layers=3))
+    write_record(tmp_path / "checkpoint-3")
     with pytest.raises(RuntimeError, match="layers"):
         build("grpo", tiny_model, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
@@ -119,6 +122,7 @@ def test_weights_that_lack_a_key_are_an_error(tiny_model: Path, tmp_path: Path):
     weights = load_file(path)
     del weights["model.norm.weight"]
     save_file(weights, path, metadata={"format": "pt"})
+    write_record(path.parent)
     with pytest.raises(ValueError, match=r"do not fit this model: 1 missing \(\S*norm\.weight\)"):
         build("grpo", tiny_model, tmp_path, max_steps=2).train(resume_from_checkpoint=str(path.parent))
 
@@ -203,6 +207,6 @@ def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Pat
     save_rollout(tmp_path, 0, 2, None, trainer.args)
     place = (trainer.encoder, torch.device("cpu"), trainer.args)
     assert load_rollout(tmp_path, 0, *place) == (2, None)
-    with pytest.raises(ValueError, match=r"rollout_1\.pt is missing"):
+    with pytest.raises(ValueError, match=r"rollout_1\.safetensors is missing"):
         load_rollout(tmp_path, 1, *place)
     assert load_rollout(tmp_path / "none", 1, *place) == (0, None)

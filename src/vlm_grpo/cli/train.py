@@ -258,13 +258,16 @@ def resume_point(training: Any) -> str | None:
     Raises:
         UsageError: the named checkpoint does not exist or is not complete.
     """
-    from vlm_grpo.trainers.checkpoints import fault, last_complete
+    from vlm_grpo.trainers.checkpoints import fault, resumable
 
     value = training.resume_from_checkpoint
     if value is None or str(value).lower() == "false":
         return None
     if str(value).lower() == "true":
-        newest = last_complete(training.output_dir)
+        try:
+            newest = resumable(training.output_dir)
+        except ValueError as error:
+            raise UsageError(f"--resume_from_checkpoint: {error}") from error
         if newest is None:
             logger.warning("--resume_from_checkpoint: no complete checkpoint in %s, starting anew", training.output_dir)
         return None if newest is None else str(newest)

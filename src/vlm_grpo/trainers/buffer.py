@@ -5,22 +5,25 @@ Without it a resumed run samples anew and goes another way. Pixels are not writt
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 
-from vlm_grpo.data.writing import whole_file
 from vlm_grpo.trainers.later import prompt_refs, with_later
 from vlm_grpo.trainers.rollout import TOOLS, PromptEncoder, light_copies
+from vlm_grpo.trainers.state_file import load_state, save_state, state_path
+
+logger = logging.getLogger(__name__)
 
 SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
 
 
 def file_of(checkpoint: str | Path, rank: int) -> Path:
     """Where the rollout of a process lies in a checkpoint."""
-    return Path(checkpoint) / f"rollout_{rank}.pt"
+    return state_path(checkpoint, f"rollout_{rank}")
 
 
 def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dict[str, Any]] | None, args: Any) -> None:
@@ -30,10 +33,7 @@ def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dic
     """
     held = batches and [without_pixels(batch) for batch in batches]
     content = {"step": step, "batches": held, "shape": {name: getattr(args, name) for name in SHAPE}}
-    path = file_of(checkpoint, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        torch.save(content, file)
+    save_state(file_of(checkpoint, rank), content)
 
 
 def load_rollout(
@@ -42,14 +42,15 @@ def load_rollout(
     """What `save_rollout` was given, with pixels; (0, None) for a checkpoint that has none, such as stock TRL's.
 
     Raises:
-        ValueError: an image that the rollout needs cannot be read any more, the file of this process is lost, or the
-            checkpoint is in the middle of a rollout whose shape is another now.
+        ValueError: an image that the rollout needs cannot be read any more, the file of this process is lost or
+            broken, or the checkpoint is in the middle of a rollout whose shape is another now.
     """
     path = file_of(checkpoint, rank)
     known = path if path.is_file() else file_of(checkpoint, 0)
     if not known.is_file():
+        logger.warning("%s holds no rollout, as of stock TRL: a new one begins, also in the middle of one", checkpoint)
         return 0, None
-    content = torch.load(known, map_location="cpu", weights_only=False)
+    content = load_state(known)
     now = {name: getattr(args, name) for name in SHAPE}
     changed = [f"{name} {old}, now {now[name]}" for name, old in content["shape"].items() if old != now[name]]
     if changed and content["batches"]:

@@ -1,4 +1,8 @@
-"""Which checkpoint a run can be resumed from: one that was being written when the run was killed is not one."""
+"""Which checkpoint a run can be resumed from: one that was being written when the run was killed is not one.
+
+Each checkpoint has a record of its files, so that one that is missing or cut off is found before anything is loaded.
+Nothing of a checkpoint is unpickled here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,18 @@ import re
 import zipfile
 from pathlib import Path
 
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.trainers.resume import FULL_WEIGHTS
+from vlm_grpo.trainers.state_file import FOLDER
 
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"checkpoint-(\d+)")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+RECORD = "checkpoint_files.json"
+RECORDED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
+NOT_NEEDED = ("training_args.bin", "trainer_state.json", RECORD)  # trainer_state.json is looked at by itself
+PICKLES = ("rollout_*.pt", "left_over_*.pt")
 SINGLE_WEIGHTS = (*(name for name in FULL_WEIGHTS if name not in INDEXES), "adapter_model.safetensors")
 
 
@@ -30,23 +40,112 @@ def last_complete(folder: str | Path) -> Path | None:
     return None
 
 
+def resumable(folder: str | Path) -> Path | None:
+    """The checkpoint of an output folder that `--resume_from_checkpoint true` means; None when there is none.
+
+    Raises:
+        ValueError: all that is there is from a version that stored pickles; a new start would write over it.
+    """
+    newest = last_complete(folder)
+    old = [path for path in Path(folder).glob("checkpoint-*") if newest is None and _pickles(path)]
+    if old:
+        raise ValueError(f"{old[0]}: {_old_format(_pickles(old[0])[0], old[0])}")
+    return newest
+
+
+def check_complete(checkpoint: str | Path) -> None:
+    """Nothing, when a run can be resumed from a checkpoint.
+
+    Raises:
+        ValueError: says what is missing or broken.
+    """
+    problem = fault(checkpoint)
+    if problem is not None:
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: {problem}; resume from another one")
+
+
+def write_record(checkpoint: str | Path) -> None:
+    """Record the names and sizes of the files that a resume needs; called when every process has written its own."""
+    folder = Path(checkpoint)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in RECORDED and path.name not in NOT_NEEDED)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files if path.is_file()}
+    write_whole(folder / RECORD, json.dumps(sizes, indent=2) + "\n")
+
+
 def fault(checkpoint: str | Path) -> str | None:
     """What is missing or broken in a checkpoint; None when a run can be resumed from it."""
     folder = Path(checkpoint)
     state = folder / "trainer_state.json"  # written last
     if not state.is_file():
         return "no trainer_state.json"
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
-        return "trainer_state.json is cut off"
+    problem = _object_fault(state)
+    if problem is not None:
+        return problem
+    pickles = _pickles(folder)
+    if pickles:
+        return _old_format(pickles[0], folder)
     names = [*(path.name for path in folder.glob("*.pt")), *(path.name for path in folder.glob("*.pth"))]
-    broken = [name for name in names if not zipfile.is_zipfile(folder / name)]
+    names += [path.relative_to(folder).as_posix() for path in folder.glob(f"{FOLDER}/*.safetensors")]
+    broken = [name for name in names if not _is_whole(folder / name)]
     if broken:
         return f"{sorted(broken)[0]} is cut off"
     if not (folder / "latest").is_file() and not any(folder.glob("optimizer*")):
         return "no optimizer state, which --save_only_model leaves out"
-    return _weights_fault(folder)
+    return _weights_fault(folder) or _record_fault(folder)
+
+
+def _object_fault(path: Path) -> str | None:
+    """What is wrong with a file that must hold a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return f"{path.name} is cut off"
+    if isinstance(content, dict):
+        return None
+    return f"{path.name} must hold a JSON object, it holds {type(content).__name__}"
+
+
+def _pickles(folder: Path) -> list[str]:
+    return sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+
+
+def _old_format(name: str, folder: Path) -> str:
+    return (
+        f"{name} is a pickle of an earlier version of this package; reading it could run code, so it is not read. "
+        f"Begin a new run from the checkpoint's weights, without its rollout (--model_name_or_path {folder} and "
+        "another --output_dir), or train anew"
+    )
+
+
+def _record_fault(folder: Path) -> str | None:
+    record = folder / RECORD
+    if not record.is_file():
+        return _fault_without_record(folder)
+    problem = _object_fault(record)
+    if problem is not None:
+        return problem
+    for name, size in json.loads(record.read_text(encoding="utf-8")).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.suffix == ".json":  # people edit configurations
+            problem = _object_fault(path)
+        elif path.stat().st_size != size:
+            problem = f"{name} has {path.stat().st_size} bytes, {size} were written"
+        if problem is not None:
+            return problem
+    return None
+
+
+def _fault_without_record(folder: Path) -> str | None:
+    """What every Trainer writes must be there; stock TRL stores no rollout, this package a record with each."""
+    if any(folder.glob(f"{FOLDER}/rollout_*")):
+        return f"{RECORD} is missing"
+    if not any(folder.glob("rng_state*.pth")):
+        return "rng_state.pth is missing"
+    if not (folder / "scheduler.pt").is_file() and not (folder / "latest").is_file():
+        return "scheduler.pt is missing"
+    return None
 
 
 def _weights_fault(folder: Path) -> str | None:
@@ -61,7 +160,10 @@ def _weights_fault(folder: Path) -> str | None:
         return f"{unfinished[0]} is not complete" if unfinished else None
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} is cut off"
     else:
         names = [name for name in SINGLE_WEIGHTS if (folder / name).is_file()]
     if not names:
@@ -77,9 +179,11 @@ def _is_whole(path: Path) -> bool:
         return zipfile.is_zipfile(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return False
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
             return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return path.stat().st_size == 8 + length + max(ends, default=0)

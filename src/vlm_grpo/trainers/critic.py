@@ -185,9 +185,11 @@ class ValueModel:
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self._value_head is None:
-            return
+        if self._value_head is not None:
+            self._save_value_head(output_dir)
+        super()._save_rng_state(output_dir)  # the last of it records what was written
+
+    def _save_value_head(self, output_dir: str) -> None:
         held = {}
         for name, parameter in self._value_head.named_parameters():
             with self._dist.gather_params([parameter]):

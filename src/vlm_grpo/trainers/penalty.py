@@ -63,11 +63,11 @@ class KlPenalty:
             self._kl_coefficient = adapted(self._kl_coefficient, mean, self.args.kl_target, round(completions))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
         if self._kl_coefficient and self.args.kl_target is not None and self.args.process_index == 0:
             path = Path(output_dir) / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({"coefficient": self._kl_coefficient}) + "\n")
+        super()._save_rng_state(output_dir)  # the last of it records what was written
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -27,7 +27,7 @@ from vlm_grpo.loading import (
     placeholder_ids,
 )
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
-from vlm_grpo.trainers.checkpoints import last_complete
+from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
@@ -38,6 +38,7 @@ from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
 from vlm_grpo.trainers.order import EpochSampler, endless
 from vlm_grpo.trainers.playing import Playing
+from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
 from vlm_grpo.trainers.rollout import (
     MEDIA,
@@ -78,6 +79,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             options["peft_config"] = for_language_model(options["peft_config"])
         super().__init__(model, reward_funcs, args, **options)
         self._dist = GatheringBackend(self.accelerator)
+        check_reference(self.args, is_sharded=self._dist.is_zero3 or self._dist.is_fsdp)
         self._samples: list[Sample] = []
         self._is_told = False  # that prompts do not fit the chat template
         self._turns: list[Any] = []  # of the rollout at hand, as rewards see them
@@ -120,10 +122,12 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
         """TRL's; `resume_from_checkpoint=True` is the newest complete checkpoint, or a new start without one."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete(self.args.output_dir)
+            resume_from_checkpoint = resumable(self.args.output_dir)
         path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
         if path is not None:
+            check_complete(path)
             check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
+            load_reference(path, self._synced_reference())
         return super().train(resume_from_checkpoint=path, **options)
 
     evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
@@ -305,7 +309,14 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         batches = None if is_over else self._buffered_inputs
         save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
-        self.accelerator.wait_for_everyone()  # trainer_state.json comes next: it says that every process is done
+        if self.args.sync_ref_model and self.args.should_save:
+            save_reference(output_dir, self._synced_reference())
+        self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
+        if self.args.should_save:
+            write_record(output_dir)
+
+    def _synced_reference(self) -> nn.Module | None:
+        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -13,10 +13,10 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from vlm_grpo.algorithms.advantages import NO_SPREAD, spread
-from vlm_grpo.data.writing import whole_file
 from vlm_grpo.trainers.buffer import with_pixels, without_pixels
 from vlm_grpo.trainers.rollout import MEDIA
 from vlm_grpo.trainers.rows import joined, taken
+from vlm_grpo.trainers.state_file import load_state, save_state, state_path
 
 logger = logging.getLogger(__name__)
 
@@ -139,18 +139,15 @@ class Resampling:
 
     def _save_rng_state(self, output_dir: str) -> None:
         if self._rounds:
-            path = _file_of(output_dir, self.args.process_index)
-            path.parent.mkdir(parents=True, exist_ok=True)
             held = self._left_over and without_pixels(self._left_over)
-            with whole_file(path) as file:
-                torch.save({"drawn": self._drawn, "left_over": held}, file)
+            save_state(_file_of(output_dir, self.args.process_index), {"drawn": self._drawn, "left_over": held})
         super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if not self._rounds or checkpoint is None or not _file_of(checkpoint, self.args.process_index).is_file():
             return
-        content = torch.load(_file_of(checkpoint, self.args.process_index), map_location="cpu", weights_only=False)
+        content = load_state(_file_of(checkpoint, self.args.process_index))
         self._drawn, held = content["drawn"], content["left_over"]
         if held is not None:
             (held,) = with_pixels([held], self.encoder)
@@ -159,4 +156,4 @@ class Resampling:
 
 
 def _file_of(checkpoint: str, rank: int) -> Path:
-    return Path(checkpoint) / f"left_over_{rank}.pt"
+    return state_path(checkpoint, f"left_over_{rank}")

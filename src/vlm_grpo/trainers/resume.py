@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import PreTrainedModel
 
 FULL_WEIGHTS = (
@@ -22,6 +24,14 @@ FULL_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 ADAPTER = "adapter_model.safetensors"
+DEEPSPEED_CLASSES = frozenset(  # what its shards name beside tensors and plain values
+    {
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    }
+)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -50,8 +60,8 @@ def check_fit(model: nn.Module, checkpoint: str | Path, *, is_deepspeed: bool) -
     Whole models outside DeepSpeed are left to `load_full_weights`, which is as strict.
 
     Raises:
-        ValueError: it was written by another kind of run (adapter or whole model, with or without DeepSpeed), or keys
-            or shapes do not fit.
+        ValueError: it was written by another kind of run (adapter or whole model, with or without DeepSpeed), keys or
+            shapes do not fit, or a shard of DeepSpeed could run code.
     """
     folder = Path(checkpoint)
     by_deepspeed, is_adapter = (folder / "latest").is_file(), hasattr(model, "peft_config")
@@ -63,6 +73,7 @@ def check_fit(model: nn.Module, checkpoint: str | Path, *, is_deepspeed: bool) -
     if not is_adapter and has_adapter and not is_whole:
         raise ValueError(_other_run(folder, "with an adapter alone"))
     if is_deepspeed:
+        check_deepspeed_pickles(folder)
         _compare(folder, deepspeed_shapes(folder), trained_shapes(model))
     elif is_adapter and has_adapter:
         _compare(folder, file_shapes(folder / ADAPTER), adapter_shapes(model))
@@ -120,8 +131,27 @@ def file_shapes(path: Path) -> Shapes:
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
+def check_deepspeed_pickles(folder: Path) -> None:
+    """Look, without unpickling, at what DeepSpeed would unpickle.
+
+    Raises:
+        ValueError: a file names anything but DEEPSPEED_CLASSES and what torch takes for weights; it could run code.
+    """
+    step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+    for path in sorted(step.glob("*.pt")):
+        try:
+            names = set(get_unsafe_globals_in_checkpoint(path)) - DEEPSPEED_CLASSES
+        except (UnpicklingError, EOFError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read as a file of tensors: {error}; take another checkpoint") from error
+        if names:
+            raise ValueError(
+                f"{path} asks for {', '.join(sorted(names))}, which could run code when DeepSpeed reads it; resume "
+                "from another checkpoint"
+            )
+
+
 def deepspeed_shapes(folder: Path) -> Shapes:
     """Names and shapes of what was trained, as DeepSpeed noted them beside its shards."""
     step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
-    states = torch.load(sorted(step.glob("*model_states.pt"))[0], map_location="cpu", weights_only=False, mmap=True)
+    states = torch.load(sorted(step.glob("*model_states.pt"))[0], map_location="cpu", weights_only=True, mmap=True)
     return {name: tuple(shape) for group in states["param_shapes"] for name, shape in group.items()}
