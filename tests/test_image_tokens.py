@@ -114,7 +114,7 @@ RIGHT = {
 SPACES = {
     "thousand": {
         *("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5_think", "qwen3_5_nothink", "qwen3_5_moe", "qwen3_omni"),
-        *("internvl", "glm4v", "glm4v_moe", "glm46v", "gemma4", "paligemma"),
+        *("internvl", "glm4v", "glm4v_moe", "glm46v", "paligemma"),
     },
     "unit": {"llava_clip", "llava_siglip", "llava_dinov2", "llava_onevision", "lfm2_vl"},
     "resized": {"qwen2_5_vl"},
