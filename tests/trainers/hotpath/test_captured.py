@@ -14,6 +14,7 @@ from tests.support.families import FAMILIES_TINY
 from tests.support.training import image_rows
 from vlm_grpo.trainers.hotpath import sampling
 from vlm_grpo.trainers.hotpath.captured import CapturedStep
+from vlm_grpo.trainers.hotpath.compat import CACHE
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch
 from vlm_grpo.trainers.rollout import PromptEncoder
 
@@ -62,15 +63,15 @@ def test_inputs_of_another_shape_go_through_the_model_itself():
     calls = []
 
     class Doubling(torch.nn.Module):
-        def forward(self, past_key_values: object, **inputs: torch.Tensor) -> torch.Tensor:
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
             calls.append(inputs["input_ids"])
             return 2 * inputs["input_ids"]
 
     class NoLayers:
         layers = ()
 
-    step, cache = CapturedStep(Doubling(), lambda run: run), NoLayers()
-    assert step(past_key_values=cache, input_ids=torch.ones(2, 1)).tolist() == [[2], [2]]
-    assert step(past_key_values=cache, input_ids=torch.full((2, 1), 5.0)).tolist() == [[10], [10]]
-    assert step(past_key_values=cache, input_ids=torch.full((3, 1), 7.0)).tolist() == [[14]] * 3
+    step, cache = CapturedStep(Doubling(), lambda run: run), {CACHE: NoLayers()}
+    assert step(**cache, input_ids=torch.ones(2, 1)).tolist() == [[2], [2]]
+    assert step(**cache, input_ids=torch.full((2, 1), 5.0)).tolist() == [[10], [10]]
+    assert step(**cache, input_ids=torch.full((3, 1), 7.0)).tolist() == [[14]] * 3
     assert calls[0] is calls[1] and calls[2] is not calls[0]  # the first two read the same buffer
