@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
 
+from tests.support.templates import published
 from vlm_grpo.families import FAMILIES, Family
 from vlm_grpo.refusals import REFUSALS
 from vlm_grpo.tiny import END, PAD, START, VISION, build_tiny_qwen, chat_template
@@ -50,11 +50,6 @@ def tokenizer(*special: str, **named: str) -> Any:
         extra_special_tokens=[START, *special],
         model_specific_special_tokens=named,
     )
-
-
-def trl_template(name: str) -> str:
-    """A maker's chat template as TRL's package carries it."""
-    return files("trl").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def template(image: str, video: str = "") -> str:
@@ -105,7 +100,7 @@ def save_qwen2_vl(folder: Path) -> None:
         image_processor=hf.Qwen2VLImageProcessor(size=PIXELS),
         tokenizer=words,
         video_processor=hf.Qwen2VLVideoProcessor(size=PIXELS),
-        chat_template=trl_template("qwen2_5_vl"),
+        chat_template=published("qwen2_5_vl"),
     )
     save(folder, hf.Qwen2VLForConditionalGeneration, config, made)
 
@@ -119,7 +114,7 @@ def qwen_tokens(words: Any) -> dict[str, int]:
 
 def save_qwen2_5_vl(folder: Path) -> None:
     model, processor = build_tiny_qwen()
-    processor.chat_template = trl_template("qwen2_5_vl")
+    processor.chat_template = published("qwen2_5_vl")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -269,7 +264,7 @@ def save_gemma3(folder: Path) -> None:
         image_processor=hf.Gemma3ImageProcessor(size=square()),
         tokenizer=words,
         image_seq_length=4,
-        chat_template=trl_template("gemma3"),
+        chat_template=published("gemma3"),
     )
     save(folder, hf.Gemma3ForConditionalGeneration, config, made)
 
@@ -334,7 +329,7 @@ def qwen3_processor(words: Any, template_name: str) -> Any:
         image_processor=hf.Qwen2VLImageProcessor(size=PIXELS, patch_size=16),
         tokenizer=words,
         video_processor=hf.Qwen3VLVideoProcessor(size=PIXELS),
-        chat_template=trl_template(template_name),
+        chat_template=published(template_name),
     )
 
 
@@ -493,7 +488,7 @@ def save_gemma4(folder: Path) -> None:
         tokenizer=words,
         video_processor=hf.Gemma4VideoProcessor(max_soft_tokens=70),
         image_seq_length=70,
-        chat_template=trl_template("gemma4_v5"),
+        chat_template=published("gemma4_v5"),
     )
     save(folder, hf.Gemma4ForConditionalGeneration, config, made)
 
@@ -513,7 +508,7 @@ def save_idefics3(folder: Path) -> None:
         image_processor=hf.Idefics3ImageProcessor(**sizes),
         tokenizer=words,
         image_seq_len=1,
-        chat_template=trl_template("idefics3"),
+        chat_template=published("idefics3"),
     )
     save(folder, hf.Idefics3ForConditionalGeneration, config, made)
 
@@ -537,7 +532,7 @@ def save_llava_next(folder: Path) -> None:
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=trl_template("llava_next"),
+        chat_template=published("llava_next"),
     )
     save(folder, hf.LlavaNextForConditionalGeneration, config, made)
 
@@ -562,7 +557,7 @@ def save_lfm2_vl(folder: Path) -> None:
             min_image_tokens=1, max_image_tokens=4, tile_size=64, max_tiles=4, max_num_patches=16
         ),
         tokenizer=words,
-        chat_template=trl_template("lfm2_2_5_vl"),
+        chat_template=published("lfm2_2_5_vl"),
     )
     save(folder, hf.Lfm2VlForConditionalGeneration, config, made)
 
@@ -745,7 +740,7 @@ FAMILIES_TINY: dict[str, Callable[[Path], Any]] = {
     "llava_dinov2": partial(save_llava, tower="dinov2"),
     "llava_onevision": save_llava_onevision,
     "internvl": save_internvl,
-    "smolvlm": partial(save_smolvlm, written=trl_template("smolvlm")),
+    "smolvlm": partial(save_smolvlm, written=published("smolvlm")),
     "smolvlm2": partial(save_smolvlm, written=template("<image>", "<video>")),
     "gemma3": save_gemma3,
     "glm4v": save_glm4v,

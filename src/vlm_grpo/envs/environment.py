@@ -19,7 +19,7 @@ Nothing here runs a model; `trainers/episodes.py` plays, `calls.py` runs what th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics")
@@ -85,6 +85,17 @@ def blocks_of(content: Content | None) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [dict(block) for block in content or []]
+
+
+def join_text(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the blocks with neighbouring text in one of them: some templates show the first block of a turn alone."""
+    joined: list[dict[str, Any]] = []
+    for block in blocks:
+        if joined and block["type"] == joined[-1]["type"] == "text":
+            joined[-1] = {**joined[-1], "text": joined[-1]["text"] + block["text"]}
+        else:
+            joined.append(dict(block))
+    return joined
 
 
 def metrics_of(environment: Any) -> Mapping[str, float]:

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
-from vlm_grpo.envs.environment import Content, blocks_of, schema_of
+from vlm_grpo.envs.environment import Content, blocks_of, join_text, schema_of
 from vlm_grpo.rewards.tool import offered_tools
 from vlm_grpo.text import extract_json, without_thinking
 from vlm_grpo.tool_forms import TOOL_FORMS, Call, Schemas, ToolForm, find_form
@@ -233,13 +233,7 @@ def _enclosed(results: Sequence[Result], tag: str) -> list[dict[str, Any]]:
     for number, result in enumerate(results):
         begin = f"{'' if number == 0 else chr(10)}<{tag}>\n"
         blocks += [*blocks_of(begin), *blocks_of(result.content), *blocks_of(f"\n</{tag}>")]
-    joined: list[dict[str, Any]] = []
-    for block in blocks:
-        if joined and block["type"] == joined[-1]["type"] == "text":
-            joined[-1] = {"type": "text", "text": joined[-1]["text"] + block["text"]}
-        else:
-            joined.append(block)
-    return joined
+    return join_text(blocks)
 
 
 def _render(name: str, **values: Any) -> str:

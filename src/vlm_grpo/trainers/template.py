@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from vlm_grpo.envs.environment import join_text
 from vlm_grpo.text import continuation, thought_at, trailing_thought
 
 PROBE = "(what was said)"  # stands for content while a template is looked at
@@ -74,7 +75,7 @@ class ChatTemplate:
         content = message.get("content")
         if not isinstance(content, list):
             return message
-        blocks = _joined(content)
+        blocks = join_text(content)
         is_text = all(block["type"] == "text" for block in blocks) and message["role"] in ROLES
         if is_text and not self._shows_blocks(message["role"], tools):
             return {**message, "content": "".join(block["text"] for block in blocks)}
@@ -161,14 +162,3 @@ def turn_begun(messages: Messages) -> tuple[Messages, str]:
 
 def _block(text: str) -> Messages:
     return [{"type": "text", "text": text}]
-
-
-def _joined(blocks: Sequence[Mapping[str, Any]]) -> Messages:
-    """The blocks with neighbouring text in one of them; Gemma3 and others show the first block of a turn alone."""
-    joined: Messages = []
-    for block in blocks:
-        if joined and block["type"] == joined[-1]["type"] == "text":
-            joined[-1] = {**joined[-1], "text": joined[-1]["text"] + block["text"]}
-        else:
-            joined.append(dict(block))
-    return joined
