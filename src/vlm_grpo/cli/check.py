@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import Any
 
 from vlm_grpo.cli.parsing import UsageError
@@ -23,19 +24,22 @@ def main(argv: list[str] | None = None) -> int:
     source = data_source(parser, arguments)
 
     from vlm_grpo.data import DataError, check_source, problem_table
+    from vlm_grpo.rewards.accuracy import meaning
 
+    accuracy: Counter[str] = Counter()
     try:
         form = data_form(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
-        problems = check_source(source, form=form, **options)
+        problems = check_source(source, form=form, note=lambda record: accuracy.update([meaning(record)]), **options)
     except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
-    if not problems:
-        print("no problems")
-        return 0
-    print(problem_table(problems))
-    return int(any(not problem.is_warning for problem in problems))
+    print(problem_table(problems) if problems else "no problems")
+    if any(not problem.is_warning for problem in problems):
+        return 1
+    for text, count in accuracy.most_common():
+        print(f"the reward accuracy of {count:,} rows is {text}")
+    return 0
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
