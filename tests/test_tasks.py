@@ -105,7 +105,9 @@ def test_accuracy_of_boxes_is_their_overlap_and_of_masks_theirs(method: str | No
         assert score("accuracy", "<answer>a dog</answer>", record=record) == 0.0
     mask = {"size": [4, 4], "counts": [0, 8, 8]}
     record = Record(1, "q", "", task="seg", method=method, extra={"mask": mask, "box_space": "thousand"})
-    square = '{"polygon": [{"bbox_2d": [0, 0, 1000, 1000], "points": [[-100, -100], [100, -100], [100, 100], [-100, 100]]}]}'
+    square = (
+        '{"polygon": [{"bbox_2d": [0, 0, 1000, 1000], "points": [[-100, -100], [100, -100], [100, 100], [-100, 100]]}]}'
+    )
     said = f"<think>x</think><answer>{square}</answer>"
     assert score("accuracy", said, record=record) == score("mask_iou", said, record=record) == 0.5
 

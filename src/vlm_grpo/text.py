@@ -151,8 +151,8 @@ def _refuse(constant: str) -> Any:
 def parse_answer(text: str, task: str = "default") -> str | None:
     r"""The answer of a completion for a task.
 
-    The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last `\boxed{...}` in it holds, or
-    without an answer block the last one in the text.
+    The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last
+    `\boxed{...}` in it holds, or without an answer block the last one in the text.
     """
     if task != "vqa":
         answer = extract_answer(text)

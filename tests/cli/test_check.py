@@ -22,7 +22,9 @@ def test_good_data_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(flags(tmp_path, [GOOD])) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no problems"
-    assert said[1].startswith("the reward accuracy of 1 rows is auto: By the type of the true answer") and len(said) == 2
+    assert (
+        said[1].startswith("the reward accuracy of 1 rows is auto: By the type of the true answer") and len(said) == 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from vlm_grpo.cli.acting import check_environments, environment_factory
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
 
@@ -54,6 +55,10 @@ def run(argv: list[str]) -> None:
     prompting, fault = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
     check_rows(script, training, dataset)
+    template = None if prompting is None else prompting.template
+    trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
+    if training.process_index == 0:
+        print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
     if script.dry_run:
         from vlm_grpo.cli.dry_run import show
 

@@ -49,9 +49,7 @@ def check_source(
     return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode, note=note)]
 
 
-def check_rows(
-    source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None
-) -> list[Problem]:
+def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
     """Every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
     images = _ImageCheck(decode)

@@ -32,7 +32,9 @@ def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
     mask = true_mask(record.extra.get("mask"))
     if mask is None:
         return None
-    found = regions(answer, mask.height, mask.width, answer_extent(record, mask), asked_terms(record)) if answer else None
+    found = (
+        regions(answer, mask.height, mask.width, answer_extent(record, mask), asked_terms(record)) if answer else None
+    )
     return 0.0 if found is None else region_iou(found, mask.toggles)
 
 
