@@ -69,7 +69,7 @@ def find_algorithm(name: str) -> Recipe:
     if inspect.isclass(found):
         raise ValueError(
             f"algorithm {name!r}: is a class, as for RLLaVA's @register_ppo; here an algorithm is a function from "
-            "rewards (prompts, completions) to advantages, or a Recipe: see 'Your own in twenty lines' in docs/algorithms.md"
+            "rewards (prompts, completions) to advantages, or a Recipe: 'Your own in twenty lines' in docs/algorithms.md"
         )
     if not callable(found):
         raise ValueError(f"algorithm {name!r}: must be a Recipe or a function of rewards, got {type(found).__name__}")

@@ -39,9 +39,9 @@ def exact(completions, solution, **kwargs):
         """def compute_score(reward_input: dict) -> dict:
     right = float(f"<answer>{reward_input['ground_truth']}</answer>" in reward_input["response"])
     return {"overall": 0.9 * right + 0.1, "format": 1.0, "accuracy": right}""",
-        "`response`, `response_length` in tokens, `ground_truth` as text, and the row's other columns. `overall` is the "
-        "reward, the other numbers are logged as `compute_score/format` and so on. Told by the name `reward_input` or by "
-        "an annotation `dict`.",
+        "`response`, `response_length` in tokens, `ground_truth` as text, and the row's other columns. `overall` is "
+        "the reward, the other numbers are logged as `compute_score/format` and so on. Told by the name `reward_input` "
+        "or by an annotation `dict`.",
     ),
     "reward_inputs": (
         """def compute_score(reward_inputs: list) -> list:
@@ -58,14 +58,14 @@ def exact(completions, solution, **kwargs):
 }
 HEAD = """## Your own
 
-`--reward_funcs file.py:function` or `file.py:function:WEIGHT`. What a function is called with goes by its parameters, in
-the forms of this package and of the systems that users come from:
+`--reward_funcs file.py:function` or `file.py:function:WEIGHT`. What a function is called with goes by its parameters,
+in the forms of this package and of the systems that users come from:
 """
 TAIL = """
-A function of none of these forms is refused with this list, before the data are read. Before the model is loaded each own
-reward is called once, with the right answer of the first row as the completion: what it raises ends the run with the line
-in its file, what it gives is printed (also by `--dry_run`). `vlm-grpo preview --reward_funcs file.py:function` shows it
-for more rows. Prompts, sizes of images as the model sees them, and tokens are stand-ins there.
+A function of none of these forms is refused with this list, before the data are read. Before the model is loaded each
+own reward is called once, with the right answer of the first row as the completion: what it raises ends the run with
+the line in its file, what it gives is printed (also by `--dry_run`). `vlm-grpo preview --reward_funcs file.py:function`
+shows it for more rows. Tokens, and sizes of images as the model sees them, are stand-ins there.
 """
 
 
