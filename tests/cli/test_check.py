@@ -68,6 +68,20 @@ def test_flags_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "unknown task 'zzz'" in capsys.readouterr().err
 
 
+def test_flags_of_training_are_known_here_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {**GOOD, "task": "clevr_count"}
+    words = flags(tmp_path, [row])
+    assert main(words) == 1
+    for command in (main, preview):
+        assert command([*words, "--ignore_columns", "task", "--task_type", "gui_defect"]) == 0
+    hub = ["--dataset_name", words[1], *words[2:], "--ignore_columns", "task"]
+    for extra in (["--use_huggingface_dataset"], ["--use_huggingface_dataset", "true"]):
+        assert main([*hub, *extra]) == 0
+        with pytest.raises(SystemExit):
+            main([*words, *extra])
+        assert "--use_huggingface_dataset needs --dataset_name" in capsys.readouterr().err
+
+
 def test_shares_are_checked_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images = ["--image_folders", str(write_images(tmp_path))]
     paths = [write_jsonl(tmp_path / f"{name}.jsonl", [GOOD] * size) for name, size in (("a", 2), ("b", 30))]

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
+DATA_OPTIONS += ("ignore_columns",)
 
 
 def main(argv: list[str] | None = None) -> int:

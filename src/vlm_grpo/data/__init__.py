@@ -39,6 +39,7 @@ def load_dataset(
     image_key: str | None = None,
     video_key: str | None = None,
     allow_outside: bool = False,
+    ignore_columns: Sequence[str] = (),
     check: bool = True,
     mixture: str | Sequence[str | float] | None = None,
     mixture_seed: int = 0,
@@ -62,6 +63,7 @@ def load_dataset(
         answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
         image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
         allow_outside: allow image paths that leave their folder.
+        ignore_columns: columns that are as good as not there, such as a `task` that means something else.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
             the length, `mixture_seed` chooses which rows of the others are used. None is all rows, file after file.
@@ -77,7 +79,8 @@ def load_dataset(
         ValueError: the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    form = Form(task=task, allow_outside=allow_outside, markup=None if markup is None else tuple(markup), **keys)
+    options = {"allow_outside": allow_outside, "ignored": tuple(ignore_columns)}
+    form = Form(task=task, **options, markup=None if markup is None else tuple(markup), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:
