@@ -20,6 +20,7 @@ from vlm_grpo.cli.arguments import (
     wanted_value,
     without_flag,
 )
+from vlm_grpo.cli.batches import batch_problems
 from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
 from vlm_grpo.cli.translation import nested, translate, translate_keys
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     argv = without_flag(argv, "trainer")  # judged already
     parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
     values, wrong = parser.read(argv, {**config, "trainer": trainer})
-    wrong += _wrong_values(values, algorithm)
+    wrong += _wrong_values(values, algorithm, given)
     parts = [] if wrong else _configurations(parser, argv, problems)
     if parts:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
@@ -141,12 +142,14 @@ def _without_unknown_flags(
     return argv, config
 
 
-def _wrong_values(values: dict[str, Any], algorithm: str | None) -> list[str]:
-    """One sentence for each value that its flag does not take."""
+def _wrong_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+    """One sentence for each value that its flag does not take, or for batch sizes that do not fit."""
     from vlm_grpo.trainers.ranges import range_problems
 
     fewest = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
-    return range_problems(values, fewest) + output_problems(values.get("output_dir"))
+    problems = range_problems(values, fewest)
+    sizes = [] if problems or not values else batch_problems(values, given, algorithm, fewest)
+    return problems + sizes + output_problems(values.get("output_dir"))
 
 
 def output_problems(output_dir: str | None) -> list[str]:
