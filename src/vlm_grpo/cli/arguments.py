@@ -47,7 +47,9 @@ class ScriptArguments:
     environment_options: str | None = _flag("What the environment can be told, as JSON; of several, by their names.")
     data_root: str | None = _flag("--environment pick_image: folder with the candidate images.")
     candidates_per_episode: int | None = _flag("--environment pick_image: images that are shown (default: 4).")
-    fixed_correct_index: int | None = _flag("--environment pick_image: place of the right one (default: drawn).")
+    fixed_correct_index: int | None = _flag(
+        "--environment pick_image: place of the right one (default: 0); -1 draws it."
+    )
     format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
     chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
     prompt_key: str | None = _flag("Column with the question.")
