@@ -210,9 +210,10 @@ def test_an_output_is_kept_unless_asked(coco: Path, tmp_path: Path):
 
 
 def test_two_splits_fill_one_folder(coco: Path, tmp_path: Path):
-    shutil.copy(coco / "annotations" / "instances_val2017.json", coco / "annotations" / "instances_train2017.json")
+    annotations = shutil.copytree(coco, tmp_path / "coco") / "annotations"
+    shutil.copy(annotations / "instances_val2017.json", annotations / "instances_train2017.json")
     for split in ("train2017", "val2017"):
-        assert convert(coco, tmp_path, "--split", split).returncode == 0
+        assert convert(tmp_path / "coco", tmp_path, "--split", split).returncode == 0
     for split in ("train", "val"):
         rows = read_jsonl(tmp_path / f"{split}.jsonl")
         assert len(rows) == 5 and all(row["image"].startswith(f"{split}2017/") for row in rows)
