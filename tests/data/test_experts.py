@@ -157,3 +157,36 @@ def test_a_long_answer_stops_the_command(tiny_model: Path, tmp_path: Path, capsy
     assert f"{path}:2" in said and "at most --max_completion_length 8" in said and f"{path}:1" not in said
     assert main(words) == 2
     assert "no row has an expert's answer" in capsys.readouterr().err
+
+
+def parsed(folder: Path, *words: str) -> Any:
+    given = [*QUICK, "--model_name_or_path", "m", "--output_dir", str(folder), "--num_generations", "4", *words]
+    return load_data(*parse(given)[:2])[0]
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming", "--max_steps", "3"]])
+def test_a_thought_and_an_answer_become_an_experts_answer(streaming: list[str], tmp_path: Path):
+    """LUFFY's columns, in the form of each row's task; one that has its tags already is left as it is."""
+    rows = [
+        {"problem": "q", "answer": "3", "thinking": "One, two, three.", "solution": 3},
+        {"problem": "q", "answer": "3", "thinking": "<think>x</think>", "solution": "<answer>3</answer>"},
+        {"problem": "q", "answer": "x", "task": "math", "thinking": "Halve it.", "solution": "$x$"},
+        {"problem": "q", "answer": "B", "task": "vqa", "thinking": "A sign.\nIt is red.", "solution": "B"},
+        {"problem": "q", "answer": "3", "thinking": "No solution."},
+    ]
+    words = ["--data_file_paths", lines(tmp_path, *rows), "--algorithm", "luffy", "--expert_key", "thinking+solution"]
+    found = parsed(tmp_path, *words, *streaming)
+    assert [row["expert"] for row in found] == [
+        "<think>One, two, three.</think>\n<answer>3</answer>",
+        "<think>x</think>\n<answer>3</answer>",
+        "<think>Halve it.</think>\n<answer>\\boxed{x}</answer>",
+        '{"reasoning_steps": ["A sign.", "It is red."], "answer": "B"}',
+        None,
+    ]
+    named = [*words[:-1], "thinking", *streaming]
+    assert [row["expert"] for row in parsed(tmp_path, *named)][:2] == ["One, two, three.", "<think>x</think>"]
+    for key, said in (("thinkin", "a column of the data"), ("a+b+c", "must be a column, or two, thinking")):
+        with pytest.raises(UsageError, match=rf"--expert_key.*{said}"):
+            parsed(tmp_path, *words[:-1], key)
+    with pytest.raises(UsageError, match="--expert_key has no effect without --algorithm luffy"):
+        parsed(tmp_path, *words[:2], *words[4:])

@@ -175,11 +175,10 @@ def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[s
     if not values:  # the parser found no flags to speak of
         return []
     problems = ineffective_flags([name for name in given if name in values], values) + _unread_by(algorithm, given)
-    if values.get("expert_data_file_paths") and (
-        algorithm is None or _algorithms().find_algorithm(algorithm).expert is None
-    ):
+    if algorithm is None or _algorithms().find_algorithm(algorithm).expert is None:
         with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
-        problems.append(f"--expert_data_file_paths has no effect without --algorithm {', '.join(with_plan)}")
+        unread = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
+        problems += [f"--{name} has no effect without --algorithm {', '.join(with_plan)}" for name in unread]
     return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 

@@ -110,6 +110,7 @@ def leave_together() -> None:
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
+    from vlm_grpo.data.expert_columns import with_expert_key
     from vlm_grpo.data.experts import with_experts
 
     if script.environment and not (script.data_file_paths or script.dataset_name):
@@ -128,6 +129,8 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **options,
         )
+        if script.expert_key:
+            dataset = with_expert_key(dataset, script.expert_key)
         if script.expert_data_file_paths:
             dataset = with_experts(dataset, script.expert_data_file_paths)
     except (ValueError, KeyError, FileNotFoundError) as error:
