@@ -55,6 +55,7 @@ def run(argv: list[str]) -> None:
     check_environments(script, bool(script.data_file_paths or script.dataset_name))
     prompting, fault = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
+    shown = load_demonstrations(script, training, prompting)
     check_rows(script, training, dataset)
     template = None if prompting is None else prompting.template
     trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> None:
     if fault is not None:
         raise fault
     start = resume_point(training)
-    trainer = build_trainer(script, training, model, dataset, held_out, prompting)
+    trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
     write_run_file(script, training, model)
     if training.process_index == 0:
         print(parameter_table(trainer.model))
@@ -110,6 +111,7 @@ def leave_together() -> None:
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
+    from vlm_grpo.data.demonstrations import sort_expert_files
     from vlm_grpo.data.expert_columns import with_expert_key
     from vlm_grpo.data.experts import with_experts
 
@@ -131,13 +133,36 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
         )
         if script.expert_key:
             dataset = with_expert_key(dataset, script.expert_key)
-        if script.expert_data_file_paths:
-            dataset = with_experts(dataset, script.expert_data_file_paths)
+        if script.expert_data_file_paths and (answers := sort_expert_files(script.expert_data_file_paths).answers):
+            dataset = with_experts(dataset, answers)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     if not script.val_split_ratio:
         return dataset, None
     return val_split(dataset, script.val_split_ratio, training.seed)
+
+
+def load_demonstrations(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> Any:
+    """The rows of --expert_data_file_paths that have questions of their own; None without any.
+
+    Raises:
+        UsageError: they are wrong, or the algorithm is not chord.
+    """
+    from vlm_grpo.data.demonstrations import demonstrations, sort_expert_files
+
+    if not script.expert_data_file_paths:
+        return None
+    paths = sort_expert_files(script.expert_data_file_paths).demonstrations
+    if paths and training.algorithm != "chord":
+        raise UsageError(
+            f"--expert_data_file_paths {paths[0]}: has questions of its own, which --algorithm chord imitates; "
+            f"--algorithm {training.algorithm} needs answers to training rows: lines with id and expert"
+        )
+    folder = script.image_folders if script.image_folders and ":" not in script.image_folders else ""
+    try:
+        return demonstrations(paths, folder, markup=None if prompting is None else prompting.markup) if paths else None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
@@ -211,6 +236,7 @@ def build_trainer(
     dataset: Any,
     held_out: Any,
     prompting: Prompting | None = None,
+    demonstrations: Any = None,
 ) -> Any:
     """The trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
@@ -234,6 +260,7 @@ def build_trainer(
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         environment_factory=environment_factory(script),
+        **({} if demonstrations is None else {"demonstrations": demonstrations}),
     )
     if script.live_report:
         from vlm_grpo.evaluation.live import LiveReport
