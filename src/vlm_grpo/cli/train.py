@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm_grpo.cli.acting import check_environments, environment_factory
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
+from vlm_grpo.cli.expert_data import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
@@ -111,9 +112,6 @@ def leave_together() -> None:
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
-    from vlm_grpo.data.demonstrations import sort_expert_files
-    from vlm_grpo.data.expert_columns import with_expert_key
-    from vlm_grpo.data.experts import with_experts
 
     if script.environment and not (script.data_file_paths or script.dataset_name):
         from vlm_grpo.envs.pick_image import repeatable_episodes
@@ -131,38 +129,12 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **options,
         )
-        if script.expert_key:
-            dataset = with_expert_key(dataset, script.expert_key)
-        if script.expert_data_file_paths and (answers := sort_expert_files(script.expert_data_file_paths).answers):
-            dataset = with_experts(dataset, answers)
+        dataset = with_expert_answers(script, dataset)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     if not script.val_split_ratio:
         return dataset, None
     return val_split(dataset, script.val_split_ratio, training.seed)
-
-
-def load_demonstrations(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> Any:
-    """The rows of --expert_data_file_paths that have questions of their own; None without any.
-
-    Raises:
-        UsageError: they are wrong, or the algorithm is not chord.
-    """
-    from vlm_grpo.data.demonstrations import demonstrations, sort_expert_files
-
-    if not script.expert_data_file_paths:
-        return None
-    paths = sort_expert_files(script.expert_data_file_paths).demonstrations
-    if paths and training.algorithm != "chord":
-        raise UsageError(
-            f"--expert_data_file_paths {paths[0]}: has questions of its own, which --algorithm chord imitates; "
-            f"--algorithm {training.algorithm} needs answers to training rows: lines with id and expert"
-        )
-    folder = script.image_folders if script.image_folders and ":" not in script.image_folders else ""
-    try:
-        return demonstrations(paths, folder, markup=None if prompting is None else prompting.markup) if paths else None
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:

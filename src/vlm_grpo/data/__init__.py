@@ -57,20 +57,17 @@ def load_dataset(
             save_to_disk folder, a parquet file, a `datasets.Dataset`.
         image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
-        task: the task of all records that name none themselves: its prompt and system turn.
-        format_prompt: a jinja file that replaces the task's prompt.
-        prompt_key: column of the question; without it `conversations`, `problem`, `question`, `prompt` or `messages`.
+        task, format_prompt: the task of records that name none, and a jinja file that replaces its prompt.
+        prompt_key: column of the question; without it one of QUESTION_KEYS in forms.py.
         answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
         image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
-        allow_outside: allow image paths that leave their folder.
-        ignore_columns: columns that are as good as not there, such as a `task` that means something else.
+        allow_outside, ignore_columns: allow image paths that leave their folder; columns that are not read.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
-            the length, `mixture_seed` chooses which rows of the others are used. None is all rows, file after file.
+            the length, `mixture_seed` chooses which rows of the others are used.
         streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
-            first row of each is looked at before. A later one (with `check` its images too) is when it is reached: the
-            DataError then names its line.
-        think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
+            first row of each is looked at before, a later one (with `check` its images too) when it is reached.
+        think_tags: the task's prompt asks for <think> tags; False where the model's chat template writes them.
         markup: special tokens of the model, which no text may hold; None is those that are known of any model.
 
     Raises:
@@ -79,8 +76,8 @@ def load_dataset(
         ValueError: the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    options = {"allow_outside": allow_outside, "ignored": tuple(ignore_columns)}
-    form = Form(task=task, **options, markup=None if markup is None else tuple(markup), **keys)
+    rules = {**keys, "allow_outside": allow_outside, "ignored": tuple(ignore_columns)}
+    form = Form(task=task, markup=None if markup is None else tuple(markup), **rules)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:
