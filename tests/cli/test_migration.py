@@ -48,6 +48,7 @@ def test_a_flag_that_is_read_is_a_flag_of_the_page(name: str, monkeypatch: pytes
     done = translate([name, change.example], KNOWN)
     assert done.problems == [] and done.notes
     assert done.words in ([], [f"{change.new}={change.example}"])
+    assert translate([f"{name}={change.example.capitalize()}"], KNOWN).problems == []
 
 
 @pytest.mark.parametrize("name", [*(key for key in RLLAVA if key not in READ), *CHANGES])

@@ -53,7 +53,7 @@ def settled(new: str, value: str, note: str = "") -> Change:
     """Something that is always so here: the one value is taken and does nothing, others are refused."""
 
     def read(given: Any) -> list[str]:
-        if text_of(given) != value:
+        if text_of(given).lower() != value:
             raise ValueError(note or new)
         return []
 
