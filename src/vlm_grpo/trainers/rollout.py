@@ -52,6 +52,7 @@ class Sample:
 
     input_ids: list[int]
     messages: list[dict[str, Any]] | str
+    given: list[dict[str, Any]] | str | None = None  # the prompt of a row without media, in the row's own shape
     visual: dict[str, Tensor] = field(default_factory=dict)
     per_token: dict[str, list[int]] = field(default_factory=dict)
     completion_types: Mapping[str, int] = field(default_factory=dict)  # `per_token` over the completion; else 0
@@ -68,6 +69,12 @@ class Sample:
     def media(self) -> set[str]:
         """Which of MEDIA the prompt shows."""
         return {kind for kind, refs in zip(MEDIA, (self.refs, self.videos), strict=True) if refs}
+
+    def prompt_for_rewards(self) -> list[dict[str, Any]] | str:
+        """Return the prompt in the shape in which TRL hands it to reward functions: strings stay strings, and blocks of
+        images hold the decoded images.
+        """
+        return fill(self.messages, self.images, self.videos) if self.given is None else self.given
 
     def without_images(self) -> Sample:
         """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
@@ -111,6 +118,11 @@ class PromptEncoder:
         if getattr(processor, "video_processor", None) is not None:
             self.processor.video_processor = TensorVideoProcessor(processor.video_processor)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's, or that of a model without images itself."""
+        return getattr(self.plain, "tokenizer", self.plain)
+
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """One sample per row, in order; equal prompts share one object."""
         samples: dict[Hashable, Sample] = {}
@@ -121,7 +133,7 @@ class PromptEncoder:
             check_text(prompt.messages, self.placeholders, where)
             check_media(prompt, self.plain, where)
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
-            key = (json.dumps([prompt.messages, tools], sort_keys=True, default=str), media)
+            key = (json.dumps([prompt.messages, prompt.given, tools], sort_keys=True, default=str), media)
             if key not in samples:
                 samples[key] = self._encode_one(prompt, decoded, tools)
             encoded.append(samples[key])
@@ -155,6 +167,7 @@ class PromptEncoder:
         return Sample(
             input_ids=_ints(out["input_ids"][0]) + begun,
             messages=prompt.messages,
+            given=prompt.given,
             visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
             per_token={k: _ints(out[k][0]) + [types.get(k, 0)] * len(begun) for k in PER_TOKEN if k in out},
             completion_types=types,

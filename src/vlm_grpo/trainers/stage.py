@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
 from vlm_grpo.envs.protocol import find_protocol
@@ -21,6 +23,24 @@ class NoEnvironment:
 
     def reset(self, **row: Any) -> None:
         """Nothing to say."""
+
+
+def empty_rows(args: Any, factory: Any) -> Dataset:
+    """Return a data set for a run without one, whose environment gives the prompts: one rollout of empty prompts.
+
+    Raises:
+        ValueError: the length of the run is not given, or rows would have to choose among several environments.
+    """
+    if isinstance(factory, Mapping):
+        raise ValueError(
+            "several environments and no train_dataset: give one whose column 'environment' chooses for each row, or a "
+            "single environment"
+        )
+    if args.max_steps <= 0:
+        raise ValueError(
+            "no train_dataset: the environment gives the prompts, and max_steps must say how long to train"
+        )
+    return Dataset.from_list([{"prompt": []}] * (args.generation_batch_size // args.num_generations))
 
 
 class Stage:
@@ -98,7 +118,8 @@ class Stage:
     def _opened(self, episode: Episode, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with its images in their places, what the environment adds, and what the model must know of tools."""
         prompt = read_prompt({"prompt": [], **row})
-        messages = extended(fill(prompt.messages, prompt.images, prompt.videos), episode.environment.reset(**row))
+        asked = prompt.given or fill(prompt.messages, prompt.images, prompt.videos)
+        messages = extended(asked, episode.environment.reset(**row))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
         schemas = episode.schemas
         if schemas:
