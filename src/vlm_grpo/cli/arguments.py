@@ -54,6 +54,7 @@ class ScriptArguments:
     image_key: str | None = _flag("Column with the image or images.")
     video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
+    allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
     val_freq: float = _flag("Evaluate greedily every so many epochs; 0 or -1 is never.", 0.0)

@@ -91,6 +91,7 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
             options.data_file_paths or options.dataset_name,
             task=options.task_type,
             allow_outside=options.allow_outside,
+            allow_private_urls=options.allow_private_urls,
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **given,
         )

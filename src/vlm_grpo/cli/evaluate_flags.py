@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
+from vlm_grpo.cli.check import PRIVATE_HELP
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--image_key", help="column with the image or images")
     add("--video_key", help="column with the video or videos")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
+    add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
     add("--limit", type=positive, help="evaluate only the first rows; of an --environment without data, episodes")
     add("--group_by", metavar="COLUMN", help="also every metric for each value of this column")
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
@@ -119,7 +121,7 @@ def _data_problems(options: argparse.Namespace) -> list[str]:
     if given or not options.environment:
         return ["give the data with one of --data_file_paths and --dataset_name"]
     useless = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
-    useless += ["allow_outside"] if options.allow_outside else []
+    useless += [name for name in ("allow_outside", "allow_private_urls") if getattr(options, name)]
     useless += ["task_type"] if options.task_type != "default" else []
     return [f"--{name} has no effect without data" for name in useless]
 

@@ -116,6 +116,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             script.data_file_paths or script.dataset_name,
             task=script.task_type,
             allow_outside=script.allow_outside,
+            allow_private_urls=script.allow_private_urls,
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
