@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 HIDDEN = "[hidden]"
 NAME = (
@@ -21,7 +22,8 @@ PARAMETER = rf"{NAME}|key|sig|auth|[\w.-]*signature"
 USER = re.compile(r"""(?<=://)[^\s/?#"'<>]*@""")
 QUERY = re.compile(rf"""([?&;#](?:{PARAMETER})=)[^\s&;#"'<>]+""", re.IGNORECASE)
 BEARER = re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
-FLAG = re.compile(rf"""(--(?:{NAME})(?:=|\s+))(?!--)("[^"]*"|'[^']*'|\S+)""", re.IGNORECASE)
+# In a sentence, `--hub_token has no effect`, what follows is no value: one has a digit.
+FLAG = re.compile(rf"(--(?:{NAME}))(=\S+|\s+(?!--)(?=\S*\d)\S+)", re.IGNORECASE)
 KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16})\b")
 
 
@@ -34,8 +36,20 @@ def redact_text(text: str) -> str:
     """Return the text with `[hidden]` for passwords and keys in URLs, after flags, and for known kinds of tokens."""
     text = USER.sub(f"{HIDDEN}@", text)
     text = QUERY.sub(rf"\g<1>{HIDDEN}", text)
-    text = FLAG.sub(rf"\g<1>{HIDDEN}", text)
+    text = FLAG.sub(lambda found: f"{found[1]}{found[2][0]}{HIDDEN}", text)
     return KNOWN.sub(HIDDEN, BEARER.sub(rf"\g<1>{HIDDEN}", text))
+
+
+def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Return a URL without its user and password, and these; None where it has none.
+
+    Libraries log the addresses that they ask.
+    """
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url, None
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return plain, (unquote(parts.username), unquote(parts.password or ""))
 
 
 def redact(value: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
 from vlm_grpo.cli.templates import Prompting
+from vlm_grpo.redact import redact, redact_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,11 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         scoring = load_scoring(options, dataset)
         run(options, dataset, scoring)
     except ServerError as error:
-        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+        print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         print("what was answered is kept; the same command goes on from there", file=sys.stderr)
         return 1
     except (MistakeError, EpisodeError, ImportError) as error:
-        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+        print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -311,7 +312,7 @@ def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts:
     """Leave the files in the output folder."""
     from vlm_grpo.evaluation.results import write_results
 
-    facts = {**facts, "settings": vars(options), "seed": options.seed}
+    facts = {**facts, "settings": redact(vars(options)), "seed": options.seed}
     write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 

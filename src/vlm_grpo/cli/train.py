@@ -21,6 +21,7 @@ from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.redact import redact, redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(words)
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
-        print(f"vlm-grpo train: {error}", file=sys.stderr)
+        print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -293,7 +294,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    write_whole(folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_whole(folder / "run.json", json.dumps(redact(content), indent=1, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ from trl import GRPOConfig, RLOOConfig
 from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
 from vlm_grpo.algorithms.expert import plan_with
 from vlm_grpo.answer_space import ANSWER_SPACES
+from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
@@ -147,6 +148,10 @@ class VisionFields:
             if not given["api_key"]:
                 raise ValueError(f"--judge_api_key_variable {self.judge_api_key_variable}: no such variable is set")
         return JudgeSettings(**given) if given else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON and loggers take them, without passwords and keys."""
+        return redact(super().to_dict())
 
     def __post_init__(self) -> None:
         recipe = find_algorithm(self.algorithm) if self.algorithm else None
