@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.error(problem)
     from vlm_grpo.evaluation.predictions import EpisodeError
     from vlm_grpo.evaluation.server import ServerError
+    from vlm_grpo.rewards.calling import TimeLimitError
 
     try:
         prompting, fault = find_local_prompting(options)
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         print("what was answered is kept; the same command goes on from there", file=sys.stderr)
         return 1
-    except (MistakeError, EpisodeError, ImportError) as error:
+    except (MistakeError, EpisodeError, ImportError, TimeLimitError) as error:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
@@ -256,9 +257,12 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     from vlm_grpo.evaluation.agents import Agents
     from vlm_grpo.trainers.stage import Stage
 
-    max_turns, seconds, protocol = (getattr(options, name) or default for name, default in OF_EPISODES.items())
-    stage = Stage([], environment_factory(options))
-    return Agents(model, stage, Path(options.output_dir), max_turns, seconds, protocol)
+    given = {name: getattr(options, name) for name in OF_EPISODES}
+    own = {name: OF_EPISODES[name] if value is None else value for name, value in given.items()}
+    stage = Stage([], environment_factory(options), own["reward_time_limit"])
+    return Agents(
+        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_protocol"]
+    )
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:

@@ -30,15 +30,19 @@ DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key",
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data."""
+    """Run one training and return the exit status: 0 done, 1 own code that hangs, 2 wrong flags or data."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError
+    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
         run(words)
+    except TimeLimitError as error:
+        print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
+        return hung_status()
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ from vlm_grpo.loading import (
     name_experts,
     placeholder_ids,
 )
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.crediting import Crediting
@@ -68,7 +69,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
         tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
-        stage = Stage(tools, factory) if tools or factory is not None else None
+        seconds = getattr(args, "reward_time_limit", DEFAULT_LIMIT)
+        stage = Stage(tools, factory, seconds) if tools or factory is not None else None
         reward_funcs, weights = named_rewards(reward_funcs, args, stage.rewards() if stage else [])
         if weights is not None:
             args.reward_weights = weights
