@@ -462,3 +462,39 @@ def test_named_rewards_see_the_last_turn(tiny_model: Path, tmp_path: Path):
                     reward_funcs=["accuracy"])  # fmt: skip
     rollout(trainer)
     assert list(trainer._logs["rewards"]["accuracy"]) == [1.0, 0.0, 1.0, 0.0]
+
+
+class AsyncGallery(Gallery):
+    """A gallery that asks a server for its reward."""
+
+    async def get_reward(self) -> float:
+        """The number of pictures that were shown."""
+        return float(self.shown)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_reward_of_an_environment_may_be_a_coroutine(kind: str, tiny_model: Path, tmp_path: Path):
+    trainer = build(kind, tiny_model, tmp_path, environment_factory=AsyncGallery)
+    rollout(trainer)
+    assert trainer._metrics["train"]["rewards/AsyncGallery/mean"] == [0.75]  # 2, 0, 0 and 1 pictures
+
+
+@pytest.mark.parametrize(
+    ("method", "failure", "said"),
+    [
+        *((name, "raise ValueError('gone')", "ValueError: gone") for name in ("reset", "see", "finish", "metrics")),
+        ("get_reward", "raise SystemExit(0)", "SystemExit: 0"),
+        *(("metrics", f"return {value}", "must return a mapping from name to number") for value in ("[1]", "{1: 'a'}")),
+        ("reset", "import time; time.sleep(60)", "has not returned for 2 s"),
+    ],
+)
+def test_what_fails_in_an_environment_is_named_with_its_row(
+    method: str, failure: str, said: str, tiny_model: Path, tmp_path: Path
+):
+    names: dict[str, Any] = {}
+    exec(f"def {method}(self, *words, **options):\n    {failure}", names)
+    kind = type("Torn", (Gallery,), {method: names[method]})
+    data = rows(1).map(lambda row: {"where": "a.jsonl:7"})
+    trainer = build("grpo", tiny_model, tmp_path, environment_factory=kind, data=data, reward_time_limit=2.0)
+    with pytest.raises(RuntimeError, match=rf"environment 'Torn', {method}\(\) on row a.jsonl:7.*{said}"):
+        rollout(trainer)

@@ -12,6 +12,7 @@ from vlm_grpo.cli.arguments import ScriptArguments
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
+from vlm_grpo.redact import redact
 from vlm_grpo.rewards import is_model
 from vlm_grpo.rewards.accuracy import JUDGED
 from vlm_grpo.rewards.adapter import split_spec
@@ -42,7 +43,7 @@ def show(
         if isinstance(prompting, Prompting):
             _show_end(row, prompting, _scored(script, row, specs), training.reward_options())
     print("--- configuration")
-    resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
+    resolved = redact({**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()})
     resolved["reward_funcs"] = list(specs)
     resolved["rows"] = len(dataset) if hasattr(dataset, "__len__") else "streamed"
     print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))

@@ -17,6 +17,7 @@ from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairin
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
+from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         shown = preview(source, arguments)
     except (ValueError, KeyError, UsageError) as error:
-        print(f"vlm-grpo preview: {error.args[0]}", file=sys.stderr)
+        print(f"vlm-grpo preview: {redact_text(str(error.args[0]))}", file=sys.stderr)
         return 1
     print("\n\n".join(map(as_text, shown)))
     if arguments.output:

@@ -21,6 +21,7 @@ from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.redact import redact, redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,21 @@ DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key",
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data."""
+    """Run one training and return the exit status: 0 done, 1 own code that hangs, 2 wrong flags or data."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError
+    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
         run(words)
+    except TimeLimitError as error:
+        print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
+        return hung_status()
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
-        print(f"vlm-grpo train: {error}", file=sys.stderr)
+        print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -116,6 +121,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             script.data_file_paths or script.dataset_name,
             task=script.task_type,
             allow_outside=script.allow_outside,
+            allow_private_urls=script.allow_private_urls,
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
@@ -292,7 +298,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    write_whole(folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_whole(folder / "run.json", json.dumps(redact(content), indent=1, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:

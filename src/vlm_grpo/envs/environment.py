@@ -96,8 +96,3 @@ def join_text(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         else:
             joined.append(dict(block))
     return joined
-
-
-def metrics_of(environment: Any) -> Mapping[str, float]:
-    """The numbers of an episode; empty where the environment gives none."""
-    return environment.metrics() if hasattr(environment, "metrics") else {}

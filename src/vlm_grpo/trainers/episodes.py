@@ -15,6 +15,7 @@ from typing import Any
 from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import Content, blocks_of
 from vlm_grpo.envs.protocol import Result, ToolProtocol
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, call_method, method_name
 from vlm_grpo.rewards.tool import Call
 from vlm_grpo.trainers.later import NOTHING, Later, after, continued
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
@@ -60,6 +61,16 @@ class Episode:
     failures: int = 0
     is_over: bool = False
     is_hanging: bool = False  # a call still runs: the environment cannot be used again
+    row: str = ""  # where the row stands, for errors
+    method_seconds: float = DEFAULT_LIMIT  # that a method of the environment may take
+
+    def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Return what a method of the environment returns.
+
+        Raises:
+            RuntimeError: it raised or took too long; the message names environment, method and row.
+        """
+        return call_method(self.environment, method, self.row, self.method_seconds, *arguments, **options)
 
     def hear(self, ids: list[int], text: str) -> None:
         """Add a turn of the model, which goes on where the prompt has begun it."""
@@ -80,13 +91,26 @@ class Episode:
         """Count a call that failed, and tell the environment, which may never have seen it."""
         self.failures += 1
         if hasattr(self.environment, "failed") and not self.is_hanging:
-            self.environment.failed(result.name, str(result.content))
+            self.ask("failed", result.name, str(result.content))
 
     def begin(self, prompt: Sample, facts: Mapping[str, Any]) -> None:
         """Take the encoded prompt, and tell the environment what is known of its images."""
         self.prompt, self.opening = prompt, prompt.opening
         if hasattr(self.environment, "see"):
-            self.environment.see(images=prompt.images, **facts)
+            self.ask("see", images=prompt.images, **facts)
+
+    def metrics(self) -> Mapping[str, float]:
+        """The environment's numbers of this episode; empty where it gives none.
+
+        Raises:
+            RuntimeError: it raised, or one of them is no number; the message names environment and row.
+        """
+        found = self.ask("metrics") if hasattr(self.environment, "metrics") else {}
+        try:
+            return {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            place = method_name(self.environment, "metrics", self.row)
+            raise RuntimeError(f"{place}: must return a mapping from name to number, got {found!r:.200}") from error
 
     @property
     def last_text(self) -> str:
@@ -166,7 +190,7 @@ def play(
         act(active, encoder, rules)
     for episode in episodes:
         if hasattr(episode.environment, "finish") and not episode.is_hanging:
-            episode.environment.finish(episode.last_text)
+            episode.ask("finish", episode.last_text)
 
 
 def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> None:

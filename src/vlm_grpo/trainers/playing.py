@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from trl.trainer.utils import pad
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.envs.environment import metrics_of
 from vlm_grpo.loading import placeholder_ids
 from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
 from vlm_grpo.trainers.later import NOTHING, with_later
@@ -180,7 +179,7 @@ class Playing:
     def _log_episodes(self) -> None:
         for episode in self._episodes:
             counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}
-            for name, value in {**counts, **metrics_of(episode.environment)}.items():
+            for name, value in {**counts, **episode.metrics()}.items():
                 self._log_metric(f"episodes/{name}", float(value))
         counts = torch.tensor(
             [[len(self._episodes), *(sum(getattr(e, name) for e in self._episodes) for name in ("calls", "failures"))]],
