@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.training import picture
-from vlm_grpo.cli.model_check import check_model
+from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.refusals import REFUSALS
 
@@ -81,3 +81,17 @@ def test_expensive_first_rows_are_told_of(folder_of: Any, caplog: pytest.LogCapt
         check(folder_of("qwen2_vl"), rows=[{"images": [picture(0, 800, 600)]}])
     (line,) = caplog.messages
     assert line.startswith("an image of 800 x 600 pixels in the first rows becomes 12 tokens")
+
+
+def test_rows_without_an_image_are_refused_where_the_family_needs_one(folder_of: Any):
+    rows = [*ROWS, {"images": None, "where": "rows.jsonl:2"}, *ROWS, {"images": [], "where": "rows.jsonl:4"}]
+    with pytest.raises(UsageError, match=r"in every prompt, and 2 rows have none \(rows.jsonl:2, rows.jsonl:4\)"):
+        check(folder_of("paligemma"), rows=rows)
+    check(folder_of("paligemma"))
+    check(folder_of("smolvlm"), rows=rows)
+
+
+@pytest.mark.parametrize("flag", LANGUAGE_ONLY)
+def test_what_trl_does_for_language_models_alone_is_refused(flag: str, folder_of: Any):
+    with pytest.raises(UsageError, match=rf"^wrong flags:\n  --{flag}: "):
+        check(folder_of("smolvlm"), **{flag: True})

@@ -11,6 +11,7 @@ from vlm_grpo.cli.migration import VALUES
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
 
+PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
 
 
@@ -58,6 +59,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--video_key", metavar="COLUMN", help="column with videos")
     add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns that are not read")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder")
+    add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
 
 
 def add_hub_flag(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +92,7 @@ def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How rows are read, by the names of `load_dataset`."""
-    names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside")
+    names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 

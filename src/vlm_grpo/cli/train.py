@@ -23,6 +23,7 @@ from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.redact import redact, redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,21 @@ DATA_OPTIONS += ("ignore_columns",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data."""
+    """Run one training and return the exit status: 0 done, 1 own code that hangs, 2 wrong flags or data."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError
+    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
         run(words)
+    except TimeLimitError as error:
+        print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
+        return hung_status()
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
-        print(f"vlm-grpo train: {error}", file=sys.stderr)
+        print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -59,7 +64,8 @@ def run(argv: list[str]) -> None:
     shown = load_demonstrations(script, training, prompting)
     check_rows(script, training, dataset)
     template = None if prompting is None else prompting.template
-    trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
+    options = {"space": training.answer_space, "time_limit": training.reward_time_limit}
+    trials = try_rewards(reward_specs(script), dataset, template, **options)
     if training.process_index == 0:
         print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
     if script.dry_run:
@@ -123,6 +129,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             script.data_file_paths or script.dataset_name,
             task=script.task_type,
             allow_outside=script.allow_outside,
+            allow_private_urls=script.allow_private_urls,
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
@@ -154,16 +161,16 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
             a debug log that cannot be written.
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
-    from vlm_grpo.data.paths import split_paths
-    from vlm_grpo.rewards import resolve_rewards, takes
+    from vlm_grpo.data.sources import split_entries
+    from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
-        resolve_rewards(specs, **training.reward_options())
-        files = [path for path in split_paths(script.data_file_paths) if Path(path).is_file()]
+        resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
+        files = [path for path in split_entries(script.data_file_paths or []) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
@@ -300,7 +307,7 @@ def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    write_whole(folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_whole(folder / "run.json", json.dumps(redact(content), indent=1, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
 from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, record_from, split_spec
 from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited, time_limit
 from vlm_grpo.rewards.causal import causal_reward, prepare_causal, reasoning_ordered_reward
 from vlm_grpo.rewards.count import count_reward
 from vlm_grpo.rewards.detection import detection_reward, ovd_reward
@@ -70,6 +73,7 @@ PREPARE: Mapping[str, Callable[..., None]] = {
     "causal": prepare_causal,
 }
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
 SLOW = ("judge", "accuracy")  # these may wait for other processes or a server
 
 
@@ -142,8 +146,17 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
     return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
 
 
+def is_model(spec: str) -> bool:
+    """Whether a reward, `NAME[:WEIGHT]`, is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
+    name = split_spec(spec)[0]
+    return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
+
+
 def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:
     if ".py:" in name:
-        return load_user_reward(name)
+        seconds = given.get("time_limit", DEFAULT_LIMIT)
+        with time_limit(lambda: f"reward {name!r}: importing its file", seconds):
+            function = load_user_reward(name)
+        return limited(function, seconds)
     known = inspect.signature(REWARDS[name]).parameters
     return make_reward(name, **{option: value for option, value in given.items() if option in known})
