@@ -104,7 +104,7 @@ def test_all_that_cannot_be_read_is_said_at_once(tmp_path: Path):
         "trainer.nnodes=2: RLLaVA's; here `accelerate launch --num_processes N",
         "data.val_files=x/y@test: RLLaVA's; here --val_split_ratio, or `vlm-grpo evaluate`",
         "algorithm.nonsense=1: no such key is known",
-        "unknown flag --adv_estimator; it is --algorithm here (RLLaVA's algorithm.adv_estimator)",
+        "unknown flag --adv_estimator; RLLaVA's algorithm.adv_estimator, here --algorithm",
         "--max_new_tokens 8: the VQA guide's; here --max_completion_length",
     ):
         assert sum(line.strip().startswith(part) for line in lines) == 1, part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from vlm_grpo.cli.migration import FLAGS, RLLAVA, VALUES, Change
 from vlm_grpo.cli.own_rewards import OWN_REWARDS
 from vlm_grpo.rewards.signatures import FORMS
 
+FLAG = re.compile(r"--\w+(?: '\{.*?\}'| chord| [A-Z]+(?:\.jinja|\.jsonl)?)?|configs/\S+")
 PAGE = Path("docs/migration.md")
 HEAD = """# Coming from another system
 
@@ -54,7 +56,7 @@ THINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("`OpenGVLab/InternVL2-8B`, `THUDM/glm-4v-9b`", "refused: code of their own; the message names one to take"),
     ),
     "Fleet": (
-        ("`training.py` with the flags below", "`--trainer rloo --environment pick_image --max_turns 1` and data_root"),
+        ("`training.py` with the flags below", "`--trainer rloo --environment pick_image --max_turns 1` besides"),
         ("`--fixed_correct_index` left out", "0, as there; `-1` draws the place anew in each episode"),
         ('`{"tool_name": "pick_image", "arguments": {"i": 0}}`', "read as a call of the tool"),
     ),
@@ -75,23 +77,25 @@ def page() -> str:
         dashes = "" if system == "RLLaVA" else "--"
         rows = [_row(f"`{dashes}{name}`", change) for name, change in changes.items()]
         rows += [_value_row(flag, value, new) for (flag, value), (of, new) in VALUES.items() if of == system]
-        parts.append("| there | here | | |\n|---|---|---|---|\n" + "\n".join(rows))
+        parts.append("| there | here | | note |\n|---|---|---|---|\n" + "\n".join(rows))
     shapes = [f"- `{form.shape}`: {form.source}" for name, form in FORMS.items() if name in OWN_REWARDS]
     parts.append(REWARDS + "\n" + "\n".join(shapes))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _row(name: str, change: Change) -> str:
-    new = f"`{change.new}`" if change.new.startswith("--") and " (" not in change.new else change.new
-    return f"| {name} | {_cell(new)} | {'read' if change.read else ''} | {_cell(change.note)} |"
+    return f"| {name} | {_cell(change.new)} | {'read' if change.read else 'refused'} | {_cell(change.note)} |"
 
 
 def _value_row(flag: str, value: str, new: str | None) -> str:
-    return f"| `--{flag} {value}` | {f'`--{flag} {new}`' if new else 'nothing'} | read | |"
+    return f"| `--{flag} {value}` | {f'`--{flag} {new}`' if new else 'nothing'} | read |  |"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """A text with its flags as code, where they are not code already."""
+    parts = text.replace("|", "\\|").split("`")
+    parts[::2] = [FLAG.sub(r"`\g<0>`", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def main() -> int:
