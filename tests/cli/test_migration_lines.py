@@ -111,6 +111,11 @@ def bare_flag(folder: Path) -> None:
     assert run(folder, "--data_file_paths=a.jsonl", "--bf16", "--logging_steps=1")[1].bf16 is True
 
 
+def steps_and_epochs(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--num_train_epochs has no effect beside --max_steps; use one of them"):
+        run(folder, "--data_file_paths=a.jsonl", "--num_train_epochs=2", "--max_steps=9")
+
+
 def foreign_task(folder: Path) -> None:
     path = one_row(folder, task="clevr_count")
     assert load_dataset(path, ignore_columns=["task"])[0]["task"] == "default"
@@ -235,6 +240,7 @@ RUN: Mapping[str, Mapping[str, Callable[[Path], None]]] = {
         "--task_type rec": accuracy_of_tasks,
         "f(completions": form("columns", "completions, solution, **kwargs"),
         "--bf16": bare_flag,
+        "--num_train_epochs": steps_and_epochs,
         "No Defect": no_defect,
         "clevr_count": foreign_task,
         "absolute": absolute_paths,

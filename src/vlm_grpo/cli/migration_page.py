@@ -41,6 +41,7 @@ THINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("`--task_type rec --reward_funcs accuracy format`", "read: `accuracy` is the IoU; `seg`: of masks"),
         ("`f(completions, solution, **kwargs)`", "read, with `problem`, `solution`, `image_path` and so on"),
         ("`--bf16` without a value", "read: true, as every flag of two values"),
+        ("`--num_train_epochs` beside `--max_steps`", "refused: one of them; there `--max_steps` wins"),
         ("answers `No Defect`", "read: the empty list of defects"),
         ("a column `task: clevr_count`", "`--ignore_columns task`"),
         ("absolute image paths", "without `--image_folders`, or with `--allow_outside true`"),

@@ -24,6 +24,7 @@ from vlm_grpo.cli.batches import batch_problems
 from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
 from vlm_grpo.cli.translation import nested, translate, translate_keys
+from vlm_grpo.redact import redact_text
 from vlm_grpo.table import unknown_name
 
 TRAINERS = ["grpo", "rloo"]
@@ -86,7 +87,7 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
     for part in (file, flags, line):
         problems += part.problems
     if notes := [*file.notes, *flags.notes, *line.notes]:
-        logger.warning("read as in other systems: %s", "; ".join(notes))
+        logger.warning("read as in other systems: %s", redact_text("; ".join(notes)))
     words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
     config = {name: value for name, value in config.items() if name not in theirs and name not in old}
     return _with_known_algorithm(words, config)
