@@ -268,3 +268,29 @@ def test_a_line_of_the_page(system: str, line: str, tmp_path: Path):
 
 def test_nothing_is_run_that_the_page_does_not_say():
     assert {system: len(lines) for system, lines in THINGS.items()} == {s: len(runs) for s, runs in RUN.items()}
+
+
+# The arguments of run_grpo_rec.sh, and of the VQA guide's training script, as they are printed there.
+REC = """--use_vllm False --output_dir {folder} --resume_from_checkpoint True
+--model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct
+--data_file_paths a.jsonl:b.jsonl:c.jsonl --image_folders x:y:z --is_reward_customized_from_vlm_module True
+--task_type rec --per_device_train_batch_size 8 --gradient_accumulation_steps 2 --gradient_checkpointing true
+--logging_steps 1 --num_train_epochs 2 --bf16 --attn_implementation flash_attention_2 --run_name rec --data_seed 42
+--save_steps 100 --num_generations 8 --max_completion_length 2048 --reward_funcs accuracy format --beta 0.04
+--epsilon_high 0.28 --report_to wandb --dataset-name this_is_not_used"""
+VQA = """--model_name_or_path Qwen/Qwen2-VL-7B-Instruct --dataset_name /data/vqa --use_huggingface_dataset
+--task_type vqa
+--reward_funcs format accuracy reasoning --output_dir {folder} --num_train_epochs 3 --per_device_train_batch_size 2
+--gradient_accumulation_steps 8 --learning_rate 1e-5 --bf16 --logging_steps 10 --save_steps 500 --save_total_limit 3
+--warmup_steps 100 --max_grad_norm 1.0 --logging_dir {folder}/logs --report_to tensorboard"""
+LORA = "--use_peft --lora_r 16 --lora_alpha 32 --lora_dropout 0.05 --target_modules q_proj v_proj k_proj o_proj"
+
+
+@pytest.mark.parametrize(("command", "task"), [(REC, "rec"), (VQA, "vqa"), (f"{VQA} {LORA}", "vqa")])
+def test_a_command_of_their_guides_is_read_as_it_is(
+    command: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    script, training, model = parse([*command.format(folder=tmp_path).split(), "--use_cpu"])
+    assert (script.task_type, training.bf16, training.generation_batch_size) == (task, True, 16)
+    assert model.lora_target_modules == (["q_proj", "v_proj", "k_proj", "o_proj"] if "lora" in command else None)
