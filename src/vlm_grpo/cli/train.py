@@ -25,11 +25,12 @@ from vlm_grpo.data.writing import write_whole
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+GO_ON = "the same command with --resume_from_checkpoint true goes on from there"
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data."""
+    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data, 143 stopped by SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
@@ -74,20 +75,32 @@ def run(argv: list[str]) -> None:
 
 
 def train_and_save(trainer: Any, start: str | None) -> None:
-    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line."""
+    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line.
+
+    Raises:
+        SystemExit: with status 143 after SIGTERM, where checkpoints are written; the model is not.
+    """
+    from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
     try:
+        trainer.preemption.is_wanted |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
         trainer.train(resume_from_checkpoint=start)
         if trainer.is_fsdp_enabled:  # with sharded checkpoints the Trainer would save no model that can be loaded
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model(trainer.args.output_dir)
     except SavingError as error:
         raise SystemExit(f"vlm-grpo train: {error}") from error
+    except Preempted as stop:
+        if trainer.args.should_save:
+            checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
+            print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} is written; {GO_ON}", file=sys.stderr)
+        leave_together(stop.code)
+        raise
     trainer.save_state()
 
 
-def leave_together() -> None:
+def leave_together(status: int = 0) -> None:
     """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
     from accelerate import PartialState
 
@@ -98,7 +111,7 @@ def leave_together() -> None:
         # Now and then a thread of gloo aborts a process that is on its way out; the launcher would call the run failed.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
