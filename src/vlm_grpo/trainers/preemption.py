@@ -99,6 +99,7 @@ class Preemption(TrainerCallback):
             Preempted: after SIGTERM.
         """
         if self._is_stopping:
+            self.accelerator.wait_for_everyone()  # a launcher kills the others when one has ended, also while it writes
             raise Preempted(state.global_step)
 
     def _is_any_signalled(self) -> bool:
