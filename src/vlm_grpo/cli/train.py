@@ -5,13 +5,9 @@ Order: flags, data, then the model; an error in an earlier one costs nothing of 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,9 @@ from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
-from vlm_grpo.data.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
 GO_ON = "the same command with --resume_from_checkpoint true goes on from there"
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 
@@ -66,12 +60,41 @@ def run(argv: list[str]) -> None:
     if fault is not None:
         raise fault
     start = resume_point(training)
+    record = compared_record(argv, script, training, model, dataset, start)
     trainer = build_trainer(script, training, model, dataset, held_out, prompting)
-    write_run_file(script, training, model)
+    keep_record(trainer, record)
     if training.process_index == 0:
         print(parameter_table(trainer.model))
     train_and_save(trainer, start)
     leave_together()
+
+
+def compared_record(
+    argv: list[str], script: ScriptArguments, training: Any, model: Any, dataset: Any, start: str | None
+) -> dict[str, Any]:
+    """The record of this run, where it can go on from the checkpoint that it starts from.
+
+    Raises:
+        UsageError: it cannot, being another run.
+    """
+    from vlm_grpo.cli.run_changes import check_changes
+    from vlm_grpo.cli.run_record import run_record
+
+    rows = len(dataset) if hasattr(dataset, "__len__") else None
+    record = run_record(script, training, model, rewards=reward_specs(script), rows=rows, command=argv)
+    if start is not None:
+        check_changes(start, record, is_main=training.process_index == 0)
+    return {**record, "resumed_from": start}
+
+
+def keep_record(trainer: Any, record: dict[str, Any]) -> None:
+    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
+    from vlm_grpo.cli.run_record import RecordInCheckpoints, write_record
+
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        write_record(record, trainer.args.output_dir)
+    trainer.add_callback(RecordInCheckpoints(record))
 
 
 def train_and_save(trainer: Any, start: str | None) -> None:
@@ -79,10 +102,13 @@ def train_and_save(trainer: Any, start: str | None) -> None:
 
     Raises:
         SystemExit: with status 143 after SIGTERM, where checkpoints are written; the model is not.
+        UsageError: what the checkpoint holds does not fit this run.
     """
+    from vlm_grpo.cli.run_changes import FirstStep
     from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
+    trainer.add_callback(first := FirstStep())
     try:
         trainer.preemption.is_wanted |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
         trainer.train(resume_from_checkpoint=start)
@@ -91,6 +117,10 @@ def train_and_save(trainer: Any, start: str | None) -> None:
         trainer.save_model(trainer.args.output_dir)
     except SavingError as error:
         raise SystemExit(f"vlm-grpo train: {error}") from error
+    except ValueError as error:
+        if start is None or first.has_begun:
+            raise
+        raise UsageError(f"--resume_from_checkpoint {start}: {error}") from error
     except Preempted as stop:
         if trainer.args.should_save:
             checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
@@ -288,40 +318,6 @@ def resume_point(training: Any) -> str | None:
     if problem is not None:
         raise UsageError(f"--resume_from_checkpoint {value}: not a complete checkpoint: {problem}")
     return value
-
-
-def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
-    """Leave the resolved configuration, versions and commit in output_dir/run.json."""
-    if training.process_index != 0:
-        return
-    folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "script": dataclasses.asdict(script),
-        "training": training.to_sanitized_dict(),
-        "model": dataclasses.asdict(model),
-        "processes": training.world_size,
-        "distributed": training.distributed_state.distributed_type,
-        "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
-    write_whole(folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

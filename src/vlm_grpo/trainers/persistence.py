@@ -14,7 +14,7 @@ from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.preemption import Preemption
 from vlm_grpo.trainers.reference import load_reference, save_reference
-from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
+from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 
 
@@ -46,6 +46,11 @@ class Persistence:
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, *rest: Any) -> tuple[int, int]:
         """The Trainer's; a run that was killed after its last step has no epoch left; that takes one more step."""
         begun = super()._init_training_state(max_steps, steps, epochs, *rest)
+        if self.state.global_step > max_steps:
+            raise ValueError(
+                f"the checkpoint is at step {self.state.global_step}, and this run ends at step {max_steps}: give "
+                "--max_steps or --num_train_epochs a larger value, or resume from an earlier checkpoint"
+            )
         return (epochs, 0) if self.state.global_step >= max_steps else begun
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -86,6 +91,11 @@ class Persistence:
         if checkpoint is not None:
             place = (self.args.process_index, self.encoder, self.accelerator.device)
             self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            check_optimizer(self.optimizer, checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model
