@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.data.problems import DataError
 
     try:
-        run(words)
+        return run(words)
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def run(argv: list[str]) -> None:
-    """Parse, check, train, save."""
+def run(argv: list[str]) -> int:
+    """Parse, check, train, save; return the exit status."""
     script, training, model = parse(argv)
     if not script.dry_run:
         check_machine(model, training)
@@ -53,20 +53,23 @@ def run(argv: list[str]) -> None:
         from vlm_grpo.cli.dry_run import show
 
         show(script, training, model, dataset, reward_specs(script), prompting or fault)
-        return
+        return 0
+    from vlm_grpo.cli.run_lock import locked
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
     if fault is not None:
         raise fault
-    start = resume_point(training)
-    record = compared_record(argv, script, training, model, dataset, start)
-    trainer = build_trainer(script, training, model, dataset, held_out, prompting)
-    keep_record(trainer, record)
-    if training.process_index == 0:
-        print(parameter_table(trainer.model))
-    train_and_save(trainer, start)
-    leave_together()
+    with locked(training.output_dir) if training.process_index == 0 else nullcontext():
+        start = resume_point(training)
+        record = compared_record(argv, script, training, model, dataset, start)
+        trainer = build_trainer(script, training, model, dataset, held_out, prompting)
+        keep_record(trainer, record)
+        if training.process_index == 0:
+            print(parameter_table(trainer.model))
+        status = train_and_save(trainer, start)
+    leave_together(status)
+    return status
 
 
 def compared_record(
@@ -97,11 +100,13 @@ def keep_record(trainer: Any, record: dict[str, Any]) -> None:
     trainer.add_callback(RecordInCheckpoints(record))
 
 
-def train_and_save(trainer: Any, start: str | None) -> None:
+def train_and_save(trainer: Any, start: str | None) -> int:
     """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line.
 
+    Returns:
+        The exit status: 143 after SIGTERM, where checkpoints are written; the model is not, it is not finished.
+
     Raises:
-        SystemExit: with status 143 after SIGTERM, where checkpoints are written; the model is not.
         UsageError: what the checkpoint holds does not fit this run.
     """
     from vlm_grpo.cli.run_changes import FirstStep
@@ -125,9 +130,9 @@ def train_and_save(trainer: Any, start: str | None) -> None:
         if trainer.args.should_save:
             checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
             print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} is written; {GO_ON}", file=sys.stderr)
-        leave_together(stop.code)
-        raise
+        return stop.code
     trainer.save_state()
+    return 0
 
 
 def leave_together(status: int = 0) -> None:
