@@ -45,14 +45,14 @@ SECRETS = (
 
 
 def run_record(
-    script: Any, training: Any, model: Any, *, rewards: Sequence[str], rows: int | None, command: Sequence[str]
+    script: Any, training: Any, model: Any, dataset: Any, *, rewards: Sequence[str], command: Sequence[str]
 ) -> dict[str, Any]:
     """Return the record of a run that is about to begin.
 
     Args:
         script, training, model: its configurations, resolved.
+        dataset: the training rows, or a stream of them.
         rewards: `NAME:WEIGHT` of each, also where they are the task's.
-        rows: of the training data; None where that is not known.
         command: the words of the command line.
     """
     names = [name for name, _ in map(split_spec, rewards)]
@@ -69,7 +69,7 @@ def run_record(
             "revision": model.model_revision,
             "files": _model_digest(Path(str(model.model_name_or_path))),
         },
-        "data": {"files": _digests(_data_paths(script)), "rows": rows},
+        "data": {"files": _digests(_data_paths(script)), "rows": len(dataset) if hasattr(dataset, "__len__") else None},
         "code": _digests(_code_paths(script, names)),
         "processes": training.world_size,
         "distributed": training.distributed_state.distributed_type,
@@ -77,6 +77,14 @@ def run_record(
         "commit": _commit(),
     }
     return plain(record)
+
+
+def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
+    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        write_record(record, trainer.args.output_dir)
+    trainer.add_callback(RecordInCheckpoints(record))
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:

@@ -54,7 +54,10 @@ def run(argv: list[str]) -> int:
 
         show(script, training, model, dataset, reward_specs(script), prompting or fault)
         return 0
+    from vlm_grpo.cli.card import card_facts
+    from vlm_grpo.cli.run_changes import check_changes
     from vlm_grpo.cli.run_lock import locked
+    from vlm_grpo.cli.run_record import keep_record, run_record
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
@@ -62,42 +65,17 @@ def run(argv: list[str]) -> int:
         raise fault
     with locked(training.output_dir) if training.process_index == 0 else nullcontext():
         start = resume_point(training)
-        record = compared_record(argv, script, training, model, dataset, start)
+        record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
+        if start is not None:
+            check_changes(start, record, is_main=training.process_index == 0)
         trainer = build_trainer(script, training, model, dataset, held_out, prompting)
-        keep_record(trainer, record)
+        keep_record(trainer, {**record, "resumed_from": start})
+        trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0:
             print(parameter_table(trainer.model))
         status = train_and_save(trainer, start)
     leave_together(status)
     return status
-
-
-def compared_record(
-    argv: list[str], script: ScriptArguments, training: Any, model: Any, dataset: Any, start: str | None
-) -> dict[str, Any]:
-    """The record of this run, where it can go on from the checkpoint that it starts from.
-
-    Raises:
-        UsageError: it cannot, being another run.
-    """
-    from vlm_grpo.cli.run_changes import check_changes
-    from vlm_grpo.cli.run_record import run_record
-
-    rows = len(dataset) if hasattr(dataset, "__len__") else None
-    record = run_record(script, training, model, rewards=reward_specs(script), rows=rows, command=argv)
-    if start is not None:
-        check_changes(start, record, is_main=training.process_index == 0)
-    return {**record, "resumed_from": start}
-
-
-def keep_record(trainer: Any, record: dict[str, Any]) -> None:
-    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
-    from vlm_grpo.cli.run_record import RecordInCheckpoints, write_record
-
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.process_index == 0:
-        write_record(record, trainer.args.output_dir)
-    trainer.add_callback(RecordInCheckpoints(record))
 
 
 def train_and_save(trainer: Any, start: str | None) -> int:

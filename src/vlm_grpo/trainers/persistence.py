@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
+from vlm_grpo.algorithms import find_algorithm
+from vlm_grpo.data.writing import write_whole
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
+from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.preemption import Preemption
 from vlm_grpo.trainers.reference import load_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
-from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
+from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
 
 
 class Persistence:
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: what it writes is whole, and a resumed run goes on bit for bit."""
+
+    card_facts = CardFacts()  # set by the command line
+    evaluated: Mapping[str, Any] = {}  # metrics of the newest evaluation, set by evaluation.callback.GreedyEvaluation
 
     def __init__(self, *args: Any, **options: Any) -> None:
         handler = signal.getsignal(signal.SIGTERM)
@@ -57,6 +64,7 @@ class Persistence:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with writing_checkpoint(folder, **self._writer()):
             super()._save_checkpoint(model, trial)
+            self._write_card(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's; a model that is saved by itself replaces an older one only when all of its files are whole."""
@@ -64,9 +72,42 @@ class Persistence:
             return super().save_model(output_dir, _internal_call=True)
         with writing_model(Path(output_dir or self.args.output_dir), **self._writer()) as partial:
             super().save_model(str(partial), _internal_call=True)
+            self._write_card(partial)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """That of a vision-language model; TRL's for others."""
+        if self._is_vlm:
+            self._write_card(Path(self.args.output_dir))
+        else:
+            super().create_model_card(*args, **options)
+
+    def _write_card(self, folder: Path) -> None:
+        if self._is_vlm and self.args.should_save and folder.is_dir():
+            write_whole(folder / NAME, self._card(folder).text())
+
+    def _card(self, folder: Path) -> Card:
+        adapters = getattr(self.model, "peft_config", {})
+        name = getattr(self.args, "algorithm", None)
+        recipe = find_algorithm(name) if name else None
+        return Card(
+            path=str(folder.parent if folder.name == PARTIAL else folder),
+            base_model=str(getattr(self.model.config, "_name_or_path", "") or ""),
+            trainer=self._name if recipe is None else name,
+            method=f"{recipe.summary} ({recipe.paper})" if recipe else f"Method: arXiv:{self._paper['id']}.",
+            rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
+            settings=settings_of(self.args, self.accelerator.num_processes, next(iter(adapters.values()), None)),
+            logs=self.state.log_history,
+            place=(self.state.global_step, self.state.max_steps),
+            evaluated=self.evaluated,
+            template_options=self.args.chat_template_kwargs or {},
+            tokens=self.args.max_completion_length,
+            is_adapter=bool(adapters),
+            tags=self._tag_names,
+            facts=self.card_facts,
+        )
 
     def _writer(self) -> dict[str, Any]:
         wait = self.accelerator.wait_for_everyone
