@@ -33,6 +33,7 @@ from vlm_grpo.trainers.loss import OwnLoss
 from vlm_grpo.trainers.media import tell_videos_from_images, thumbnails
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
+from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.order import EpochSampler, endless
 from vlm_grpo.trainers.persistence import Persistence
 from vlm_grpo.trainers.playing import Playing
@@ -94,6 +95,8 @@ class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
         self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
         self._start_playing(stage)
         self._start_crediting()
+        self.no_signal = NoSignal(self.accelerator.is_main_process)
+        self.add_callback(self.no_signal)
         self._prepare_rows()
 
     def _prepare_rows(self) -> None:
