@@ -29,11 +29,11 @@ def test_a_training_without_signal_says_so_once_and_on_its_page(
     trainer = VLMGRPOTrainer(str(tiny_model), nothing, args, train_dataset=image_rows())
     trainer.add_callback(LiveReport(trainer))
     trainer.train()
-    said = [record.getMessage() for record in caplog.records if "no signal" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("no signal for 20 steps: in every group of completions all rewards")
+    said = [record.getMessage() for record in caplog.records if "No signal" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("No signal for 20 steps: in every group of completions all rewards")
     assert "100% of the completions are cut off at --max_completion_length 2: raise it." in said[0]
     assert "No completion earns anything of 'nothing'" in said[0]
-    assert data_of(tmp_path / "report")["facts"]["warning"].startswith("no signal for 22 steps")
+    assert data_of(tmp_path / "report")["facts"]["warning"].startswith("No signal for 22 steps")
 
 
 def test_it_is_said_after_many_steps_and_taken_back(caplog: pytest.LogCaptureFixture):
@@ -46,10 +46,10 @@ def test_it_is_said_after_many_steps_and_taken_back(caplog: pytest.LogCaptureFix
 
     assert log(119, **SILENT) is None
     assert log(120, loss=1.0) is None, "an evaluation, or another trainer"
-    assert log(120, **SILENT).startswith("no signal for 20 steps")
+    assert log(120, **SILENT).startswith("No signal for 20 steps")
     assert log(130, **{**SILENT, "frac_reward_zero_std": 0.9}) is None
     assert log(149, **SILENT) is None and log(150, **SILENT) is not None
-    assert caplog.text.count("no signal") == 1
+    assert caplog.text.count("No signal") == 1
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def has_signal(logs: Mapping[str, Any], algorithm: str | None) -> bool:
 def message(logs: Mapping[str, Any], steps: int, limit: int) -> str:
     """Return what is said: since when, and the usual causes, those that the log line shows first."""
     return (
-        f"no signal for {steps} steps: in every group of completions all rewards are equal, so nothing is learned. "
+        f"No signal for {steps} steps: in every group of completions all rewards are equal, so nothing is learned. "
         f"{' '.join(_seen(logs, limit)) or _unseen(logs)}"
     )
 
