@@ -36,22 +36,23 @@ class Terminator(TrainerCallback):
         self.steps -= 1
 
 
-def trained(model: Path, folder: Path, terminator: Terminator | None = None) -> Any:
+def trained(model: Path, folder: Path, terminator: Terminator | None = None, **changes: Any) -> Any:
     """A trainer that has gone on from the newest checkpoint of its folder."""
-    trainer = build("grpo", model, folder, max_steps=40, save_steps=100, enable_jit_checkpoint=True, **LATE)
+    options = {"kind": "grpo", "max_steps": 40, "save_steps": 100, "enable_jit_checkpoint": True, **LATE, **changes}
+    trainer = build(options.pop("kind"), model, folder, **options)
     if terminator is not None:
         trainer.add_callback(terminator)
     trainer.train(resume_from_checkpoint=True)
     return trainer
 
 
-def stopped_at(model: Path, folder: Path, source: random.Random, rank: int) -> int:
+def stopped_at(model: Path, folder: Path, source: random.Random, rank: int, **changes: Any) -> int:
     """Train until SIGTERM at a random moment, on one process or on both at different times; return the step."""
     steps, delays = source.randrange(4), [source.uniform(0, 0.1) for _ in range(2)]
     signalled = source.choice([[0], [1], [0, 1]]) if "WORLD_SIZE" in os.environ else [0]
     terminator = Terminator(steps, delays[rank]) if rank in signalled else None
     try:
-        trained(model, folder, terminator)
+        trained(model, folder, terminator, **changes)
     except Preempted as stop:
         if terminator is not None:
             terminator.timer.join()
@@ -60,16 +61,16 @@ def stopped_at(model: Path, folder: Path, source: random.Random, rank: int) -> i
     raise AssertionError("the training was not stopped")
 
 
-def compare(model: Path, folder: Path, rank: int = 0) -> list[int]:
+def compare(model: Path, folder: Path, rank: int = 0, count: int = STOPS, **changes: Any) -> list[int]:
     """Stop a training ten times and compare its end with that of an undisturbed one; return where it stopped."""
     source, stops, output = random.Random(0), [], folder / "stopped"
-    for _ in range(STOPS):
-        stops.append(stopped_at(model, output, source, rank))
+    for _ in range(count):
+        stops.append(stopped_at(model, output, source, rank, **changes))
         assert fault(output / f"checkpoint-{stops[-1]}") is None
         assert not (output / "model.safetensors").exists()
-    assert stops == sorted(set(stops)) and stops[-1] > 2 * STOPS - 5
-    last, whole = trained(model, output), trained(model, folder / "whole")
-    assert len(step_losses(whole)) == 40 and step_losses(last) == step_losses(whole)
+    assert stops == sorted(set(stops)) and stops[-1] > count
+    last, whole = trained(model, output, **changes), trained(model, folder / "whole", **changes)
+    assert len(step_losses(whole)) == whole.args.max_steps and step_losses(last) == step_losses(whole)
     assert weights_differ(last, whole) == 0
     return stops
 

@@ -19,7 +19,9 @@ from tests.trainers.test_distributed import ON_CPU, ROOT
 from tests.trainers.test_distributed import environment as environment_of
 from tests.trainers.test_kill import command, finish, newest, start, write_data
 from tests.trainers.test_resume import build
+from vlm_grpo.cli.train import main
 from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 
 
 @pytest.fixture
@@ -30,12 +32,40 @@ def handler() -> Iterator[None]:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_ten_random_moments(tiny_model: Path, tmp_path: Path):
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The handler of SIGTERM is what it was, also after a stop, which leaves its own."""
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        compare(tiny_model, tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("restored")
+def test_ten_random_moments(tiny_model: Path, tmp_path: Path):
+    compare(tiny_model, tmp_path)
+
+
+ONE_STEP = {"steps_per_generation": 1, "num_iterations": 1}
+CONFIGURATIONS = [
+    {"kind": "rloo", "beta": 0.1},
+    {"lora": True, "beta": 0.1},
+    {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 3},
+    {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
+    {"algorithm": "ppo"},
+    {"algorithm": "dapo", "dynamic_sampling": 2, "mask_truncated_completions": False},
+    {"algorithm": "kl_cov", **ONE_STEP, "num_iterations": 2},
+    {"algorithm": "reinforce_plus_plus", **ONE_STEP},
+    {"kl_in_reward": 0.1, "kl_target": 0.01},
+    {"shared_prefix": "off", "optim": "adafactor"},
+    {"lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 0.1},
+]
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("changes", CONFIGURATIONS, ids=str)
+def test_random_moments_of_other_trainings(changes: dict, tiny_model: Path, tmp_path: Path):
+    compare(tiny_model, tmp_path, count=3, max_steps=14, **changes)
 
 
 @pytest.mark.multiprocess
@@ -102,6 +132,16 @@ def test_a_second_signal_ends_at_once_and_so_does_the_first_in_a_forked_process(
 def test_a_checkpoint_without_optimizer_is_no_use(tmp_path: Path):
     with pytest.raises(ValueError, match="--enable_jit_checkpoint writes a checkpoint to go on from"):
         VLMGRPOConfig(str(tmp_path), enable_jit_checkpoint=True, save_only_model=True, bf16=False)
+
+
+def test_an_interrupt_is_a_line(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_data(tmp_path)
+    monkeypatch.setattr(VLMGRPOTrainer, "training_step", interrupt)
+    assert main(command("one", tiny_model, tmp_path, tmp_path / "out", max_steps=1)[3:]) == 130
+    assert "vlm-grpo train: interrupted; what came after the last checkpoint is lost\n" in capsys.readouterr().err
 
 
 def stop(process: subprocess.Popen, log: Path, output: Path, step: int) -> int:

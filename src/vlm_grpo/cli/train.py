@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key",
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data, 143 stopped by SIGTERM."""
+    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data, 143 SIGTERM, 130 Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
@@ -37,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("vlm-grpo train: interrupted; what came after the last checkpoint is lost", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def run(argv: list[str]) -> int:
