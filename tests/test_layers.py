@@ -11,6 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo"
 LAYERS = {
+    "redact": 0, "regular": 0, "web": 0,
     "table": 0, "records": 0, "text": 0, "boxes": 0, "shapes": 0, "tool_forms": 0, "userfile": 0,
     "rewards": 1, "prompts": 1, "algorithms": 1, "families": 1, "tasks": 1,
     "answer_space": 2, "data": 2, "envs": 2, "image_tokens": 2, "loading": 2, "refusals": 2, "tiny": 2,

@@ -14,11 +14,13 @@ class ImageRef:
     """An image that is decoded only when a rollout needs it.
 
     `source` is a path or URL, the undecoded bytes of an image file, or an image that the caller decoded (PIL).
-    `where` names the line that asked for it, so that an error can too.
+    `where` names the line that asked for it, so that an error can too. Only where `is_private_allowed` may a URL lead
+    to this machine or a private network.
     """
 
     source: Any
     where: str = ""
+    is_private_allowed: bool = False
 
     @cached_property
     def key(self) -> Hashable:
@@ -40,6 +42,7 @@ class VideoRef:
     where: str = ""
     fps: float | None = None
     max_frames: int | None = None
+    is_private_allowed: bool = False
 
     @cached_property
     def key(self) -> Hashable:

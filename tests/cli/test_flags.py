@@ -51,6 +51,7 @@ TESTED = {
     "expert_data_file_paths",  # tests/data/test_experts.py
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
+    "allow_private_urls",  # tests/test_web.py
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     "chat_template_path",  # test_templates.py
     "live_report",  # test_live_report.py
@@ -60,6 +61,7 @@ TESTED = {
     *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_penalty.py
     *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
+    "reward_time_limit",  # tests/cli/test_hanging.py
     *("max_turns", "tool_time_limit", "tool_protocol"),  # this and the line above: test_environment_flags.py
     *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }

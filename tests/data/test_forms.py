@@ -197,6 +197,8 @@ GOOD = {"question": "q", "answer": "a"}
         ({**GOOD, "question": "  "}, "question", "empty text", "a question"),
         ({**GOOD, "question": 5}, "question", "int 5", "text, or a list of chat messages"),
         ({**GOOD, "answer": float("nan")}, "answer", "float nan", "text, a number"),
+        ({**GOOD, "answer": float("inf")}, "answer", "float inf", "text, a number"),
+        ({**GOOD, "answer": {"a": [1, float("nan")]}}, "answer", "dict", "text, a number"),
         ({**GOOD, "answer": ""}, "answer", "empty text", "the right answer"),
         ({**GOOD, "answer": None}, "answer", "missing or null", "the answer"),
         ({**GOOD, "answer": b"x"}, "answer", "bytes b'x'", "text, a number"),

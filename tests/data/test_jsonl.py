@@ -85,7 +85,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"a\.jsonl.*no such file"):
         JsonlSource(tmp_path / "a.jsonl", Form())
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="a folder, not a regular file"):
         JsonlSource(tmp_path, Form())
 
 
@@ -152,3 +152,17 @@ def test_a_csv_row_with_too_many_cells_is_named(tmp_path: Path):
     (tmp_path / "a.csv").write_text("q,a\n1,2\n1,2,3\n")
     problem = csv_source(tmp_path / "a.csv", Form()).raw(1)
     assert (problem.where, problem.found) == (f"{tmp_path}/a.csv:3", "1 cells more than the header")
+
+
+@pytest.mark.parametrize("inner", [b'{"q": 1, "q": 2}', b'{"q": {"a": 1, "b": [{"x": 1, "y": 2, "x": 3}]}}'])
+def test_a_repeated_key_is_refused_with_its_line(inner: bytes, tmp_path: Path):
+    """Of the two values one would be lost without a word."""
+    source = opened(tmp_path / "a.jsonl", b'{"q": 1}\n' + inner + b"\n")
+    problem = source.raw(1)
+    assert (problem.where[-2:], problem.expected) == (":2", "every key once")
+    assert "comes 2 times" in problem.found
+    (tmp_path / "a.json").write_bytes(b"[" + inner + b"]")
+    with pytest.raises(DataError, match=r"comes 2 times"):
+        json_source(tmp_path / "a.json", Form())
+    (tmp_path / "a.csv").write_text('q,a\n1,"' + inner.decode().replace('"', '""') + '"\n')
+    assert "comes 2 times" in csv_source(tmp_path / "a.csv", Form()).raw(0).found

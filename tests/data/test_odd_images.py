@@ -103,7 +103,7 @@ BAD = {
     "bomb.png": (bomb(), "200000000 pixels"),
     "line.png": (png(size=(20_000, 20)), "20,000 x 20 pixels, over 200:1"),
     "column.gif": (saved(Image.new("L", (20, 4001)), "GIF"), "20 x 4,001 pixels, over 200:1"),
-    "folder": (None, "Is a directory"),
+    "folder": (None, "a folder, not a regular file"),
 }
 
 

@@ -10,6 +10,7 @@ from tests.data.test_images import noise, saved
 from vlm_grpo.data import images, verify
 from vlm_grpo.data.verify import image_fault
 from vlm_grpo.records import ImageRef
+from vlm_grpo.web import Limits
 
 KINDS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 
@@ -60,10 +61,10 @@ def test_png_and_jpeg_are_not_decoded_unless_asked(monkeypatch: pytest.MonkeyPat
 
 
 def test_urls_are_fetched_only_to_decode(monkeypatch: pytest.MonkeyPatch):
-    def refuse(url: str, timeout: float) -> None:
+    def refuse(url: str, limits: Limits) -> None:
         raise OSError(f"asked for {url}")
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("vlm_grpo.data.images.fetch_url", refuse)
     ref = ImageRef("https://host/a.png", "f:1")
     assert image_fault(ref) is None
     assert image_fault(ref, decode=True) == "asked for https://host/a.png"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.files import png
-from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count, video_ref
+from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count, video_fault, video_ref
 
 
 def write_video(path: Path, count: int = 8, fps: int = 4) -> str:
@@ -76,3 +76,20 @@ def test_bad_videos_are_named_with_their_line(tmp_path: Path):
     for value in (None, 7, [], {}, {"fps": 2}, io.BytesIO()):
         with pytest.raises(ValueError, match=r"a\.jsonl:7: a video must be a path, URL, bytes"):
             video_ref(value, "a.jsonl:7")
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path):
+    """Broken bytes in the decoder's words, not by the file's own path; a file with sound alone by what it lacks."""
+    import av
+
+    (tmp_path / "broken.mp4").write_bytes(b"not a video" * 100)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    faults = [video_fault(video_ref(str(tmp_path / f"{name}.mp4"), "x:1"), decode=True) for name in ("broken", "sound")]
+    assert faults == ["Invalid data found when processing input", "it holds no video stream"]
+    frames = video_ref([png("red"), png("red", (4, 4))], "x:1")
+    with pytest.raises(ValueError, match="x:1: the frames of a video must have one size"):
+        open_video(frames)

@@ -293,7 +293,7 @@ def test_errors_are_shown_to_the_model(said: str, told: str, tiny_model: Path, t
         assert len(completion) == 1
         assert len(trainer._stage._idle[None]) == 0
     else:
-        assert completion[1]["content"][0]["text"].startswith(told)
+        assert completion[1]["content"].startswith(told)
         assert completion[-1]["content"] == "end"
         assert len(trainer._stage._idle[None]) == 4
 
@@ -311,7 +311,7 @@ def test_calls_of_a_turn_run_side_by_side(tiny_model: Path, tmp_path: Path):
         "grpo", tiny_model, tmp_path, scripts=((call("meet"), "end"),), tools=[meet], reward_funcs=["format"]
     )
     rollout(trainer)
-    assert [completion[1]["content"][0]["text"] for completion in trainer._logs["completion"]] == ["met"] * 4
+    assert [completion[1]["content"] for completion in trainer._logs["completion"]] == ["met"] * 4
 
 
 def test_environments_are_reused_and_apart(tiny_model: Path, tmp_path: Path):
@@ -365,6 +365,43 @@ def test_resuming_within_a_rollout_is_exact(kind: str, options: dict, tiny_model
         trainer = build(kind, tiny_model, tmp_path, max_steps=5, save_strategy="steps", save_steps=3, **options)
         trainer.train(resume_from_checkpoint=start)
         runs.append(trainer)
+    assert differences(*runs)["weights"] == 0.0
+
+
+def for_half(completions: list, answer: list, **columns: Any) -> list[float]:
+    """A signal in the groups of every second row only."""
+    return [float(n % 4 > 1) if int(number) % 2 else 1.0 for n, number in enumerate(answer)]
+
+
+def test_dynamic_sampling_of_episodes_trains_as_without_where_every_group_has_a_signal(
+    tiny_model: Path, tmp_path: Path
+):
+    """Gallery's own reward differs in every group."""
+    runs = [build("grpo", tiny_model, tmp_path, max_steps=2, dynamic_sampling=rounds) for rounds in (0, 2)]
+    for trainer in runs:
+        trainer.train()
+    weights = [trainer.model.state_dict() for trainer in runs]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-6
+
+
+def test_dynamic_sampling_of_episodes_fills_rollouts_and_resumes(tiny_model: Path, tmp_path: Path):
+    runs, batches = [], []
+    options = {"reward_funcs": [for_half], "dynamic_sampling": 8, "dynamic_sampling_reward": "for_half"}
+    for start in (None, str(tmp_path / "checkpoint-1")):
+        trainer = build(
+            "grpo", tiny_model, tmp_path, data=rows(6), max_steps=3, save_strategy="steps", save_steps=1,
+            per_device_train_batch_size=4, steps_per_generation=2, **options,
+        )  # fmt: skip
+        compute = trainer._compute_loss
+        trainer._compute_loss = lambda model, inputs, compute=compute: (batches.append(inputs), compute(model, inputs))[
+            1
+        ]
+        trainer.train(resume_from_checkpoint=start)
+        runs.append(trainer)
+    for batch in batches:
+        assert batch["advantages"].abs().min() > 0
+        masks = batch["tool_mask"] * batch["completion_mask"]
+        assert 0 < masks.sum() < batch["completion_mask"].sum()
     assert differences(*runs)["weights"] == 0.0
 
 
@@ -462,3 +499,39 @@ def test_named_rewards_see_the_last_turn(tiny_model: Path, tmp_path: Path):
                     reward_funcs=["accuracy"])  # fmt: skip
     rollout(trainer)
     assert list(trainer._logs["rewards"]["accuracy"]) == [1.0, 0.0, 1.0, 0.0]
+
+
+class AsyncGallery(Gallery):
+    """A gallery that asks a server for its reward."""
+
+    async def get_reward(self) -> float:
+        """The number of pictures that were shown."""
+        return float(self.shown)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_reward_of_an_environment_may_be_a_coroutine(kind: str, tiny_model: Path, tmp_path: Path):
+    trainer = build(kind, tiny_model, tmp_path, environment_factory=AsyncGallery)
+    rollout(trainer)
+    assert trainer._metrics["train"]["rewards/AsyncGallery/mean"] == [0.75]  # 2, 0, 0 and 1 pictures
+
+
+@pytest.mark.parametrize(
+    ("method", "failure", "said"),
+    [
+        *((name, "raise ValueError('gone')", "ValueError: gone") for name in ("reset", "see", "finish", "metrics")),
+        ("get_reward", "raise SystemExit(0)", "SystemExit: 0"),
+        *(("metrics", f"return {value}", "must return a mapping from name to number") for value in ("[1]", "{1: 'a'}")),
+        ("reset", "import time; time.sleep(60)", "has not returned for 2 s"),
+    ],
+)
+def test_what_fails_in_an_environment_is_named_with_its_row(
+    method: str, failure: str, said: str, tiny_model: Path, tmp_path: Path
+):
+    names: dict[str, Any] = {}
+    exec(f"def {method}(self, *words, **options):\n    {failure}", names)
+    kind = type("Torn", (Gallery,), {method: names[method]})
+    data = rows(1).map(lambda row: {"where": "a.jsonl:7"})
+    trainer = build("grpo", tiny_model, tmp_path, environment_factory=kind, data=data, reward_time_limit=2.0)
+    with pytest.raises(RuntimeError, match=rf"environment 'Torn', {method}\(\) on row a.jsonl:7.*{said}"):
+        rollout(trainer)

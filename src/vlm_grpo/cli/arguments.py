@@ -54,6 +54,7 @@ class ScriptArguments:
     image_key: str | None = _flag("Column with the image or images.")
     video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
+    allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
     val_freq: float = _flag("Evaluate greedily every so many epochs; 0 or -1 is never.", 0.0)
@@ -204,6 +205,9 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
         hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]
         problems += [f"--{flag} has no effect without {needed}" for flag in hit]
     problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
+    has_own = values.get("environment") or ".py:" in " ".join(map(str, values.get("reward_funcs") or []))
+    if "reward_time_limit" in given and not has_own:
+        problems.append("--reward_time_limit has no effect without a reward of yours (file.py:name), or --environment")
     if {"max_steps", "num_train_epochs"} <= set(given) and (values.get("max_steps") or 0) > 0:
         problems.append("--num_train_epochs has no effect beside --max_steps; use one of them")
     if values.get("dataset_name") and values.get("data_file_paths"):

@@ -9,6 +9,7 @@ from typing import Any
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
 
+PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
 
 
@@ -51,6 +52,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--image_key", metavar="COLUMN", help="column with the image or images")
     add("--video_key", metavar="COLUMN", help="column with videos")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder")
+    add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
 
 
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
@@ -69,7 +71,7 @@ def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How rows are read, by the names of `load_dataset`."""
-    names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside")
+    names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     return {"task": arguments.task_type, **{name: getattr(arguments, name) for name in names}}
 
 

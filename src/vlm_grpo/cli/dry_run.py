@@ -12,6 +12,8 @@ from vlm_grpo.cli.arguments import ScriptArguments
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
+from vlm_grpo.redact import redact
+from vlm_grpo.rewards import is_model
 from vlm_grpo.rewards.accuracy import JUDGED
 from vlm_grpo.rewards.adapter import split_spec
 
@@ -41,7 +43,7 @@ def show(
         if isinstance(prompting, Prompting):
             _show_end(row, prompting, _scored(script, row, specs), training.reward_options())
     print("--- configuration")
-    resolved = {**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()}
+    resolved = redact({**dataclasses.asdict(script), **dataclasses.asdict(model), **training.to_sanitized_dict()})
     resolved["reward_funcs"] = list(specs)
     resolved["rows"] = len(dataset) if hasattr(dataset, "__len__") else "streamed"
     print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
@@ -52,7 +54,7 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGED:
         return []
-    return [spec for spec in specs if ".py:" not in spec and split_spec(spec)[0] not in JUDGED]
+    return [spec for spec in specs if ".py:" not in spec and not is_model(spec) and split_spec(spec)[0] not in JUDGED]
 
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
 from vlm_grpo.cli.templates import Prompting
+from vlm_grpo.redact import redact, redact_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.error(problem)
     from vlm_grpo.evaluation.predictions import EpisodeError
     from vlm_grpo.evaluation.server import ServerError
+    from vlm_grpo.rewards.calling import TimeLimitError
 
     try:
         prompting, fault = find_local_prompting(options)
@@ -38,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         scoring = load_scoring(options, dataset)
         run(options, dataset, scoring)
     except ServerError as error:
-        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+        print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         print("what was answered is kept; the same command goes on from there", file=sys.stderr)
         return 1
-    except (MistakeError, EpisodeError, ImportError) as error:
-        print(f"vlm-grpo evaluate: {error}", file=sys.stderr)
+    except (MistakeError, EpisodeError, ImportError, TimeLimitError) as error:
+        print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -91,6 +93,7 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
             options.data_file_paths or options.dataset_name,
             task=options.task_type,
             allow_outside=options.allow_outside,
+            allow_private_urls=options.allow_private_urls,
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **given,
         )
@@ -254,9 +257,12 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     from vlm_grpo.evaluation.agents import Agents
     from vlm_grpo.trainers.stage import Stage
 
-    max_turns, seconds, protocol = (getattr(options, name) or default for name, default in OF_EPISODES.items())
-    stage = Stage([], environment_factory(options))
-    return Agents(model, stage, Path(options.output_dir), max_turns, seconds, protocol)
+    given = {name: getattr(options, name) for name in OF_EPISODES}
+    own = {name: OF_EPISODES[name] if value is None else value for name, value in given.items()}
+    stage = Stage([], environment_factory(options), own["reward_time_limit"])
+    return Agents(
+        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_protocol"]
+    )
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
@@ -310,7 +316,7 @@ def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts:
     """Leave the files in the output folder."""
     from vlm_grpo.evaluation.results import write_results
 
-    facts = {**facts, "settings": vars(options), "seed": options.seed}
+    facts = {**facts, "settings": redact(vars(options)), "seed": options.seed}
     write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
+from vlm_grpo.cli.check import PRIVATE_HELP
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
 OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
-OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto"}  # with their defaults
+OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto", "reward_time_limit": 600.0}  # defaults
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 # What predictions do not depend on: these may differ when a stopped evaluation goes on.
 FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--image_key", help="column with the image or images")
     add("--video_key", help="column with the video or videos")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
+    add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
     add("--limit", type=positive, help="evaluate only the first rows; of an --environment without data, episodes")
     add("--group_by", metavar="COLUMN", help="also every metric for each value of this column")
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
@@ -70,6 +73,7 @@ def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add("--fixed_correct_index", type=int, help="--environment pick_image: place of the right one (default: drawn)")
     add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
     add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
+    add("--reward_time_limit", type=float, help="seconds for each of the environment's own methods (default: 600)")
     protocols = ("auto", "native", "hermes", "tags")
     add("--tool_protocol", choices=protocols, help="how the model is told of its tools (default: auto)")
 
@@ -119,7 +123,7 @@ def _data_problems(options: argparse.Namespace) -> list[str]:
     if given or not options.environment:
         return ["give the data with one of --data_file_paths and --dataset_name"]
     useless = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
-    useless += ["allow_outside"] if options.allow_outside else []
+    useless += [name for name in ("allow_outside", "allow_private_urls") if getattr(options, name)]
     useless += ["task_type"] if options.task_type != "default" else []
     return [f"--{name} has no effect without data" for name in useless]
 
@@ -130,6 +134,8 @@ def _episode_problems(options: argparse.Namespace) -> list[str]:
     useless = [name for name in (*OF_ENVIRONMENT, *OF_EPISODES) if getattr(options, name) is not None]
     if useless and not options.environment:
         return [f"--{name} has no effect without --environment" for name in useless]
+    if options.reward_time_limit is not None and not 0 <= options.reward_time_limit < math.inf:
+        return [f"--reward_time_limit must be at least 0, got {options.reward_time_limit:g}"]
     if options.tool_time_limit is not None and options.tool_time_limit <= 0:
         return [f"--tool_time_limit must be above 0, got {options.tool_time_limit:g}"]
     return []

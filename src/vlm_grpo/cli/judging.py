@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from vlm_grpo.redact import redact_text
 from vlm_grpo.rewards import REWARDS, JudgeSettings, takes
 from vlm_grpo.rewards.accuracy import JUDGED
 from vlm_grpo.rewards.asking import MODEL, judge_of
@@ -101,5 +102,6 @@ def reach(settings: JudgeSettings) -> None:
         socket.create_connection((parts.hostname or "", port), timeout=REACH).close()
     except OSError as error:
         raise ValueError(
-            f"the judge's server {settings.base_url} cannot be reached: {error}; start it, or mend --judge_base_url"
+            f"the judge's server {redact_text(settings.base_url)} cannot be reached: {error}; start it, or mend "
+            "--judge_base_url"
         ) from error

@@ -17,6 +17,7 @@ from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairin
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
+from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         shown = preview(source, arguments)
     except (ValueError, KeyError, UsageError) as error:
-        print(f"vlm-grpo preview: {error.args[0]}", file=sys.stderr)
+        print(f"vlm-grpo preview: {redact_text(str(error.args[0]))}", file=sys.stderr)
         return 1
     print("\n\n".join(map(as_text, shown)))
     if arguments.output:
@@ -137,8 +138,11 @@ def gold_rewards(
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
     """What one reward gives the gold turn; text when the reward needs something that is not installed."""
-    from vlm_grpo.rewards import resolve_rewards
+    from vlm_grpo.rewards import is_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS
+
+    if is_model(spec):
+        return "not computed: a reward model"
 
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     columns |= {"turn_opening": [gold.opening], WHOLE_TURNS: [_assistant(gold.opening + gold.completion)]}

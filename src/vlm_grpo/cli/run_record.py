@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from vlm_grpo.data.paths import split_paths
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.redact import redact, redact_command
 from vlm_grpo.rewards.adapter import split_spec
 
 NAME = "run.json"
@@ -33,15 +34,6 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "d
 WHOLE = 64 * 2**20  # bytes of a file up to which all of it is read for its digest; of others both ends
 END = 2**20
 WEIGHTS = (".safetensors", ".bin")
-HIDDEN = "***"
-SECRET_NAME = re.compile(r"(token|api_?key|password|secret|credentials?)$")
-SECRETS = (
-    re.compile(r"(?<=://)[^/@\s'\"]+(?=@)"),  # user and password of a URL
-    re.compile(
-        r"(?<=[?&])((?:access_?)?(?:token|key|sig|signature|password|secret)|api_?key)=[^&\s'\"]+", re.IGNORECASE
-    ),
-    re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9_-]{16,}"),
-)
 
 
 def run_record(
@@ -58,7 +50,7 @@ def run_record(
     names = [name for name, _ in map(split_spec, rewards)]
     record = {
         "format": FORMAT,
-        "command": hidden_words(command),
+        "command": redact_command(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": None,
         "script": {**dataclasses.asdict(script), "reward_funcs": list(rewards)},
@@ -76,7 +68,7 @@ def run_record(
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    return plain(record)
+    return redact(plain(record))
 
 
 def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
@@ -126,42 +118,19 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def plain(value: Any, name: str = "") -> Any:
-    """Return a value made of JSON's types alone, without secrets."""
-    if SECRET_NAME.search(name) and isinstance(value, str):
-        return HIDDEN
-    if value is None or isinstance(value, bool | int):
+def plain(value: Any) -> Any:
+    """Return a value made of JSON's types alone."""
+    if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Enum):
-        return plain(value.value, name)
+        return plain(value.value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, str(key)) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
         return [plain(item) for item in value]
-    return hidden(str(value))
-
-
-def hidden(text: str) -> str:
-    """Return a text without what looks like a key, a token or a password."""
-    for pattern in SECRETS:
-        text = pattern.sub(lambda match: f"{match[1]}={HIDDEN}" if match.re.groups else HIDDEN, text)
-    return text
-
-
-def hidden_words(words: Sequence[str]) -> list[str]:
-    """Return a command line without secrets: values of flags that are called so, and what looks like one."""
-    shown: list[str] = []
-    is_secret = False
-    for word in words:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            is_secret = bool(SECRET_NAME.search(flag.replace("-", "_")))
-            shown.append(f"{flag}{equals}{HIDDEN if is_secret and value else hidden(value)}")
-        else:
-            shown.append(HIDDEN if is_secret else hidden(word))
-    return shown
+    return str(value)
 
 
 def _training(training: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.regular import check_regular
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.arguments import ScriptArguments
@@ -99,6 +100,7 @@ def read_template(path: str) -> str:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
+        check_regular(path)
         text = Path(path).read_text(encoding="utf-8")
         _compile_jinja_template(text)
     except (OSError, UnicodeDecodeError) as error:

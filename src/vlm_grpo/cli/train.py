@@ -18,6 +18,7 @@ from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
+from vlm_grpo.redact import redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,24 @@ DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key",
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 2 a mistake in flags or data, 143 SIGTERM, 130 Ctrl-C."""
+    """Run one training and return the exit status.
+
+    0: done; 1: own code that hangs; 2: wrong flags or data; 130: Ctrl-C; 143: SIGTERM, and a checkpoint is written.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError
+    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
         return run(words)
+    except TimeLimitError as error:
+        print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
+        return hung_status()
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
-        print(f"vlm-grpo train: {error}", file=sys.stderr)
+        print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vlm-grpo train: interrupted; what came after the last checkpoint is lost", file=sys.stderr)
@@ -146,6 +154,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             script.data_file_paths or script.dataset_name,
             task=script.task_type,
             allow_outside=script.allow_outside,
+            allow_private_urls=script.allow_private_urls,
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
@@ -179,14 +188,14 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
     from vlm_grpo.data.paths import split_paths
-    from vlm_grpo.rewards import resolve_rewards, takes
+    from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
-        resolve_rewards(specs, **training.reward_options())
+        resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
         files = [path for path in split_paths(script.data_file_paths) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:

@@ -39,6 +39,7 @@ def load_dataset(
     image_key: str | None = None,
     video_key: str | None = None,
     allow_outside: bool = False,
+    allow_private_urls: bool = False,
     check: bool = True,
     mixture: str | Sequence[str | float] | None = None,
     mixture_seed: int = 0,
@@ -61,23 +62,22 @@ def load_dataset(
         prompt_key: column of the question; without it `conversations`, `problem`, `question`, `prompt` or `messages`.
         answer_key: column of the answer; without it `answer`, `solution` or `ground_truth`.
         image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
-        allow_outside: allow image paths that leave their folder.
+        allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
             the length, `mixture_seed` chooses which rows of the others are used. None is all rows, file after file.
         streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
-            first row of each is looked at before. A later one (with `check` its images too) is when it is reached: the
-            DataError then names its line.
+            first row of each is looked at before, a later one (with `check` its images too) when it is reached.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
         markup: special tokens of the model, which no text may hold; None is those that are known of any model.
 
     Raises:
         DataError: something is wrong with the data; the message is a table of all problems.
-        KeyError: the task is unknown.
-        ValueError: the prompt file is missing or wrong.
+        KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    form = Form(task=task, allow_outside=allow_outside, markup=None if markup is None else tuple(markup), **keys)
+    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    form = Form(task=task, markup=None if markup is None else tuple(markup), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:

@@ -15,6 +15,7 @@ from typing import Any
 from vlm_grpo.boxes import Box
 from vlm_grpo.data.jsonl import unreadable
 from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.regular import check_regular
 
 SLACK = 1.0  # pixels by which a box may pass the border before it counts as wrong; it is cut off there
 PARTS = ("images", "annotations", "categories")
@@ -75,6 +76,7 @@ def read_instances(path: str | Path) -> Instances:
 
 def _load(path: Path) -> dict[str, list[Any]]:
     try:
+        check_regular(path)
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError([unreadable(path, error)]) from error

@@ -7,6 +7,7 @@ turns the last gpt turn is the answer to the last human turn, and all turns befo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Form:
     image_key: str | None = None
     video_key: str | None = None
     allow_outside: bool = False
+    allow_private_urls: bool = False
     markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
 
 
@@ -150,8 +152,9 @@ class _RowReader:
             value = extract_answer(value) or value
             if not value.strip():
                 self.wrong(field, "empty text", "the right answer")
-        elif not isinstance(value, int | float | list | dict) or value != value:  # NaN is no answer
-            self.wrong(field, f"{type(value).__name__} {show_value(value)}", "text, a number, a list or an object")
+        elif not isinstance(value, int | float | list | dict) or not _is_finite(value):
+            expected = "text, a number (finite), a list or an object"
+            self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
         return value
 
     def images(self) -> list[ImageRef | None]:
@@ -180,7 +183,7 @@ class _RowReader:
             folder = self.form.folder or "the working directory"
             self.wrong(field, show_value(ref.source), f"a path inside {folder} (--allow_outside allows others)")
             return None
-        return ImageRef(in_folder(self.form.folder, ref.source), self.where)
+        return ImageRef(in_folder(self.form.folder, ref.source), self.where, self.form.allow_private_urls)
 
     def place(
         self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
@@ -294,7 +297,14 @@ class _RowReader:
             frames = [self.image(field, frame) for frame in ref.source]
             return replace(ref, source=tuple(frames)) if None not in frames else None
         path = self.image(field, ref.source) if isinstance(ref.source, str) else ref
-        return path and replace(ref, source=path.source)
+        return path and replace(ref, source=path.source, is_private_allowed=path.is_private_allowed)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
+    if isinstance(value, list | dict):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def video_items(value: Any) -> list[Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.forms import Form
-from vlm_grpo.data.jsonl import RawRow
+from vlm_grpo.data.jsonl import RawRow, unreadable
 from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.regular import check_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,11 +108,20 @@ def is_path(name: str) -> bool:
 
 
 def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) -> Any:
+    if not path.is_dir():
+        _refuse_special(path)
     if path.suffix in (".parquet", ".arrow"):
         return _load(source, path.suffix[1:], data_files=str(path), split="train", **options)
     if (path / SAVED_DICT).is_file() or all((path / name).is_file() for name in SAVED):
         return _from_disk(path, split, source)  # mapped, not read
     return _load(source, str(path), split=split or "train", **options)
+
+
+def _refuse_special(path: Path) -> None:
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise DataError([unreadable(path, error)]) from error
 
 
 def _from_disk(path: Path, split: str | None, source: str) -> Dataset:

@@ -9,16 +9,20 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.redact import redact_text
+from vlm_grpo.regular import check_regular
+from vlm_grpo.web import Limits, fetch_url
 
 URL_STARTS = ("http://", "https://")
-URL_TIMEOUT = 30  # seconds
+IMAGE_LIMITS = Limits(size=64 * 2**20, seconds=60.0)
 BASE64_SHORTEST = 48  # characters; the smallest image files are longer
 PATH_LONGEST = 4096  # characters; longer text can only be base64, of whatever format
 # How base64 of PNG, JPEG, GIF, WebP and TIFF files begins. `/9j/` alone could be a path; JPEG goes on with a marker.
@@ -109,7 +113,7 @@ def open_image(ref: ImageRef) -> Image.Image:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright(ref.source)
-        with Image.open(opened(ref.source)) as image:
+        with Image.open(opened(ref)) as image:
             return _upright(image)
     except DECODE_ERRORS as error:
         raise ValueError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
@@ -124,7 +128,7 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright_size(ref.source)
-        with Image.open(opened(ref.source)) as image:
+        with Image.open(opened(ref)) as image:
             return _upright_size(image)
     except DECODE_ERRORS as error:
         raise ValueError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
@@ -163,15 +167,18 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def opened(source: Any) -> Any:
-    """What PIL can open: a path stays, bytes and the content of a URL become a file in memory."""
+def opened(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
+    """What PIL can open: a path stays, bytes and the content of a URL become a file in memory.
+
+    Raises:
+        OSError: the path is of no regular file, or the URL has no content within the limits.
+    """
+    source = ref.source
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if source.startswith(URL_STARTS):
-        from urllib.request import urlopen
-
-        with urlopen(source, timeout=URL_TIMEOUT) as reply:
-            return io.BytesIO(reply.read())
+        return io.BytesIO(fetch_url(source, replace(limits, private=ref.is_private_allowed)))
+    check_regular(source)
     return source
 
 
@@ -179,6 +186,8 @@ def name_of(source: Any) -> str:
     """How an error calls an image."""
     if not isinstance(source, str):
         return "an embedded image"
+    if source.startswith(URL_STARTS):
+        source = redact_text(source)
     return source if len(source) <= PATH_LONGEST else f"{source[:40]}... ({len(source):,} characters)"
 
 
@@ -186,7 +195,7 @@ def reason(error: BaseException) -> str:
     """Why an image could not be decoded, in the decoder's words without addresses of objects."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    said = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
     text = str(said).split("<_io.", 1)[0].strip()
     return text or type(error).__name__
 

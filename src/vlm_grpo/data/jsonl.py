@@ -16,6 +16,7 @@ import numpy as np
 
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.regular import check_regular
 
 BOM = b"\xef\xbb\xbf"
 RawRow = Mapping[str, Any] | Problem
@@ -65,6 +66,7 @@ def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """
     position, found = 0, False
     try:
+        check_regular(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
@@ -98,10 +100,28 @@ def unreadable(path: Path, error: OSError) -> Problem:
     return Problem(str(path), "file", found, "a file that can be read")
 
 
+class RepeatedKeyError(ValueError):
+    """An object that holds a key twice: of the two values, one would be lost without a word."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these keys and values.
+
+    Raises:
+        RepeatedKeyError: a key comes twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(f"the key {twice!r:.60} comes {names.count(twice)} times")
+    return found
+
+
 def parse_line(line: bytes, where: str) -> RawRow:
     """The JSON object in a line of UTF-8, or what is wrong with it."""
     try:
-        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        row = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=unique_keys)
         if b"\\ud" in line.lower():  # half a character, which no tokenizer takes
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -111,6 +131,8 @@ def parse_line(line: bytes, where: str) -> RawRow:
     except json.JSONDecodeError as error:
         near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip()
         return Problem(where, "line", f"{error.msg} at column {error.colno}, near {near!r}", "one JSON object")
+    except RepeatedKeyError as error:
+        return Problem(where, "line", str(error), "every key once")
     except (ValueError, RecursionError) as error:
         return Problem(where, "line", str(error), "one JSON object")
     return row if isinstance(row, dict) else Problem(where, "line", type(row).__name__, "one JSON object")
@@ -148,13 +170,14 @@ def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
         DataError: the file is missing, is no JSON, or has no rows.
     """
     try:
+        check_regular(path)
         content = Path(path).read_bytes().removeprefix(BOM)
     except OSError as error:
         raise DataError([unreadable(Path(path), error)]) from error
     if not content.lstrip().startswith(b"["):
         return JsonlSource(path, form)
     try:
-        items = json.loads(content.decode("utf-8"))
+        items = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
@@ -163,6 +186,8 @@ def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
     except json.JSONDecodeError as error:
         found = f"{error.msg} at column {error.colno}"
         raise DataError([Problem(f"{path}:{error.lineno}", "line", found, "an array of JSON objects")]) from error
+    except RepeatedKeyError as error:
+        raise DataError([Problem(str(path), "file", str(error), "every key of an object once")]) from error
     if not items:
         raise DataError([Problem(str(path), "file", "an empty array", "at least one row")])
     places = [f"[{number}]" for number in range(len(items))]
@@ -192,6 +217,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
     csv.field_size_limit(2**31 - 1)  # base64 images are long cells
     count = 0
     try:
+        check_regular(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             for row in reader:
@@ -210,7 +236,10 @@ def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
 def _csv_row(row: dict[str, Any], where: str) -> RawRow:
     if "" in row and isinstance(row[""], list):
         return Problem(where, "line", f"{len(row[''])} cells more than the header", "one cell for each column")
-    return {name: _csv_cell(cell) for name, cell in row.items()}
+    try:
+        return {name: _csv_cell(cell) for name, cell in row.items()}
+    except RepeatedKeyError as error:
+        return Problem(where, "line", str(error), "every key of an object once")
 
 
 def _csv_cell(cell: str | None) -> Any:
@@ -219,6 +248,8 @@ def _csv_cell(cell: str | None) -> Any:
     if cell[0] not in "[{":
         return cell
     try:
-        return json.loads(cell)
+        return json.loads(cell, object_pairs_hook=unique_keys)
+    except RepeatedKeyError:
+        raise
     except (ValueError, RecursionError):
         return cell

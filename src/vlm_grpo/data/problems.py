@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_grpo.redact import redact_text
 from vlm_grpo.table import nearest
 
 HEADER = ("line", "field", "found", "expected")
@@ -35,7 +36,7 @@ class Problem:
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """The four columns of the table, each on one line."""
-        return self.where, self.field, _shorten(_one_line(self.found)), _one_line(self.expected)
+        return self.where, self.field, _shorten(_one_line(redact_text(self.found))), _one_line(self.expected)
 
 
 class DataError(ValueError):

@@ -14,6 +14,7 @@ from typing import Any
 from vlm_grpo.data.coco import Instances
 from vlm_grpo.data.jsonl import unreadable
 from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.regular import check_regular
 
 PICKLE_ERRORS = (EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError, ImportError)
 
@@ -80,6 +81,7 @@ def _load(path: Path) -> list[Any]:
 
 def _unpickled(path: Path) -> Any:
     """Text of Python 2 is bytes in the file, in most of them ASCII."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             return _PlainUnpickler(file, encoding="utf-8").load()

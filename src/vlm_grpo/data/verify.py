@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from PIL import Image
 
@@ -26,7 +25,7 @@ def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
     if is_url and not decode:
         return None
     try:
-        if is_url or not _looks_whole(ref.source) or decode:
+        if is_url or not _looks_whole(ref) or decode:
             return _decode_fault(ref)
     except DECODE_ERRORS as error:
         return reason(error)
@@ -41,9 +40,10 @@ def _decode_fault(ref: ImageRef) -> str | None:
     return None
 
 
-def _looks_whole(source: Any) -> bool:
+def _looks_whole(ref: ImageRef) -> bool:
     """Whether header and end fit together; False means that only decoding can tell."""
-    file = open(source, "rb") if isinstance(source, str) else opened(source)  # noqa: SIM115
+    file = opened(ref)
+    file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
     with file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:

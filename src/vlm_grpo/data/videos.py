@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, open_image, opened, reason
+from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
 from vlm_grpo.records import VideoRef
+from vlm_grpo.regular import check_regular
+from vlm_grpo.web import Limits
 
+VIDEO_LIMITS = Limits(size=1024 * 2**20, seconds=300.0)
 FPS = 2.0  # frames a second that are taken of a file, as Qwen's own preprocessing does
 MAX_FRAMES = 64
 
@@ -90,8 +93,10 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
 def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
     """What is wrong with a video file, in a few words; without `decode` only whether there is one."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
-        if not os.path.isfile(ref.source):
-            return "no such file"
+        try:
+            check_regular(ref.source)
+        except OSError as error:
+            return reason(error)
         if not os.path.getsize(ref.source):
             return "the file is empty"
     if not decode or not isinstance(ref.source, str | bytes):
@@ -99,7 +104,7 @@ def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
     try:
         open_video(ref)
     except ValueError as error:
-        return str(error).rpartition(": ")[2]
+        return reason(error.__cause__) if error.__cause__ else str(error).removeprefix(f"{ref.where or 'video'}: ")
     return None
 
 
@@ -129,12 +134,14 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     except ImportError as error:
         raise ImportError("reading video files needs PyAV: pip install 'vlm_grpo[video]'") from error
     try:
-        with av.open(opened(ref.source)) as container:
+        with av.open(opened(ref, VIDEO_LIMITS)) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or FPS)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     except (*DECODE_ERRORS, av.error.FFmpegError) as error:
-        source = ref.source if isinstance(ref.source, str) else "an embedded video"
+        source = name_of(ref.source) if isinstance(ref.source, str) else "an embedded video"
         raise ValueError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
     if not frames:
         raise ValueError(f"{ref.where or 'video'}: the video holds no frame")

@@ -13,6 +13,7 @@ from vlm_grpo.data.forms import Form
 from vlm_grpo.data.hub import SAVED, SAVED_DICT, hub_source
 from vlm_grpo.data.jsonl import JsonlSource, csv_source, json_source, unreadable
 from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.regular import check_regular
 
 TEXTS = (".txt", ".md")
 ROWS = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
@@ -73,6 +74,7 @@ def _read(source: str, keys: Keys, known: Mapping[str, str]) -> Iterator[tuple[s
 
 def _text_file(path: Path, name: str) -> Document | Problem:
     try:
+        check_regular(path)
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         return unreadable(path, error)

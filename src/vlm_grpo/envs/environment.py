@@ -74,7 +74,7 @@ def extended(prompt: list[dict[str, Any]], observation: Content | None) -> list[
         return [{"role": "user", "content": observation}]
     last = prompt[-1]
     if isinstance(observation, str) and isinstance(last["content"], str):
-        joined: Content = "\n".join(text for text in (last["content"], observation) if text)
+        joined: Content = last["content"] + observation
     else:
         joined = [*blocks_of(last["content"]), *blocks_of(observation)]
     return [*prompt[:-1], {**last, "content": joined}]
@@ -96,8 +96,3 @@ def join_text(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         else:
             joined.append(dict(block))
     return joined
-
-
-def metrics_of(environment: Any) -> Mapping[str, float]:
-    """The numbers of an episode; empty where the environment gives none."""
-    return environment.metrics() if hasattr(environment, "metrics") else {}

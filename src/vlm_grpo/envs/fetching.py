@@ -18,8 +18,9 @@ from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
 
+from vlm_grpo.web import HEADERS, Limits, TooLargeError, fetch_bytes
+
 LARGEST = 4 * 2**20  # bytes of a reply
-BLOCK = 2**16
 
 
 @dataclass(frozen=True)
@@ -70,42 +71,26 @@ def reply(request: Request, end: float) -> bytes:
     Raises:
         Failure: it is not.
     """
-    headers = {"Accept": "application/json", "User-Agent": "vlm_grpo", **request.headers}
+    headers = {**HEADERS, "Accept": "application/json", **request.headers}
     data = None
     if request.body is not None:
         data = json.dumps(request.body).encode()
         headers["Content-Type"] = "application/json"
     sent = urllib.request.Request(request.url, data, headers)
+    # Redirects are failures: the key would go with them, to whatever server.
+    limits = Limits(LARGEST, max(0.01, end - time.monotonic()), redirects=0, private=True)
     try:
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(sent, timeout=max(0.01, end - time.monotonic())) as stream:
-            return _body(stream, end)
+        return fetch_bytes(sent, limits)
     except urllib.error.HTTPError as error:
         with error:
             raise _status(error) from None
+    except TooLargeError:
+        raise Failure(f"an answer of over {LARGEST // 2**20} MiB", may_pass=False) from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             raise Failure("no answer in time") from None
         raise Failure(f"no connection ({type(reason).__name__})") from None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Redirects are failures: the key would go with them, to whatever server."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _body(stream: Any, end: float) -> bytes:
-    body = bytearray()
-    while block := stream.read1(BLOCK):
-        body += block
-        if len(body) > LARGEST:
-            raise Failure(f"an answer of over {LARGEST // 2**20} MiB", may_pass=False)
-        if time.monotonic() > end:
-            raise TimeoutError
-    return bytes(body)
 
 
 def _status(error: urllib.error.HTTPError) -> Failure:

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.envs.environment import metrics_of
 from vlm_grpo.evaluation.generate import LocalModel
 from vlm_grpo.evaluation.predictions import Answered, Completion, EpisodeError, Played
 from vlm_grpo.evaluation.trajectory import Copies, trajectory
@@ -88,7 +87,7 @@ class Agents:
         try:
             episodes, opened = self.stage.begin(rows)
             samples = encoder.encode(opened)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             raise EpisodeError(str(error)) from error
         for episode, sample in zip(episodes, samples, strict=True):
             episode.begin(sample, self.model.facts(encoder, sample))
@@ -138,9 +137,9 @@ def _numbers(episode: Episode, record: Record) -> dict[str, float]:
     reward = None
     if hasattr(environment, "get_reward"):
         name = type(environment).__name__
-        reward = checked(name, lambda text, record: environment.get_reward(), episode.last_text, record)
+        reward = checked(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
     rewards = {} if reward is None else {"reward": reward}
-    found = {**counts, **rewards, **metrics_of(environment)}  # metrics last: some follow from the reward
+    found = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
     return {name: float(value) for name, value in found.items()}
 
 

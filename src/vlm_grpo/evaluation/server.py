@@ -22,6 +22,7 @@ from vlm_grpo.evaluation.predictions import Answered, Completion
 from vlm_grpo.evaluation.sampling import Sampling
 from vlm_grpo.families import FAMILIES, coordinate_space
 from vlm_grpo.records import ImageRef
+from vlm_grpo.redact import redact_text, split_credentials
 from vlm_grpo.text import CLOSE, OPEN, plain_thoughts
 
 PATCH = 28  # pixels: Qwen2-VL and Qwen2.5-VL resize both sides to multiples of it
@@ -51,7 +52,7 @@ class Server:
         ImportError: the package openai is missing.
     """
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     max_completion_length: int = 256
     sampling: Sampling = field(default_factory=Sampling)
@@ -65,11 +66,13 @@ class Server:
 
     def __post_init__(self) -> None:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError as error:
             raise ImportError('--backend openai needs the package openai: pip install ".[openai]"') from error
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers ask for none, the client for any
-        self.client = OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        url, credentials = split_credentials(self.base_url)
+        http = {"http_client": DefaultHttpxClient(auth=credentials)} if credentials else {}
+        self.client = OpenAI(base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries, **http)
 
     def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
         """The numbered rows with their completions, those that are ready at a time.
@@ -116,7 +119,9 @@ class Server:
                 self._complete(messages, self.sampling.seed_of(number, k)) for k in range(self.sampling.num_samples)
             ]
         except OpenAIError as error:
-            raise ServerError(f"{row.get('where') or f'row {number}'}: {self.base_url}: {error}") from error
+            raise ServerError(
+                f"{row.get('where') or f'row {number}'}: {redact_text(f'{self.base_url}: {error}')}"
+            ) from error
         return Answered(number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in drawn])
 
     def _complete(self, messages: list[dict[str, Any]], seed: int) -> Completion:
@@ -131,7 +136,7 @@ class Server:
             **drawing,
         )
         if not getattr(reply, "choices", None):
-            raise ServerError(f"{self.base_url}: the reply has no choices: {reply!r:.300}")
+            raise ServerError(f"{redact_text(self.base_url)}: the reply has no choices: {reply!r:.300}")
         choice = reply.choices[0]
         opening, text = opened_turn(choice.message)
         return Completion(

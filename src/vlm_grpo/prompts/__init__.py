@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.records import Record
+from vlm_grpo.regular import check_regular
 from vlm_grpo.table import Table, unknown_name
 
 MARKER = "<image>"
@@ -102,6 +103,7 @@ def load_prompt(path: str | Path) -> PromptTemplate:
     from jinja2 import Environment, TemplateSyntaxError, meta
 
     try:
+        check_regular(path)
         text = Path(path).read_text(encoding="utf-8-sig")
         used = meta.find_undeclared_variables(Environment().parse(text))
     except OSError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
 from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, load_user_reward, record_from, split_spec
 from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited, time_limit
 from vlm_grpo.rewards.causal import causal_reward, prepare_causal, reasoning_ordered_reward
 from vlm_grpo.rewards.count import count_reward
 from vlm_grpo.rewards.detection import detection_reward, ovd_reward
@@ -141,8 +143,17 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
     return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
 
 
+def is_model(spec: str) -> bool:
+    """Whether a reward, `NAME[:WEIGHT]`, is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
+    name = split_spec(spec)[0]
+    return name not in REWARDS and ".py" not in name and ("/" in name or Path(name).is_dir())
+
+
 def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:
     if ".py:" in name:
-        return load_user_reward(name)
+        seconds = given.get("time_limit", DEFAULT_LIMIT)
+        with time_limit(lambda: f"reward {name!r}: importing its file", seconds):
+            function = load_user_reward(name)
+        return limited(function, seconds)
     known = inspect.signature(REWARDS[name]).parameters
     return make_reward(name, **{option: value for option, value in given.items() if option in known})

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlm_grpo.records import Record
+from vlm_grpo.rewards.calling import note_call
 from vlm_grpo.text import completion_text
 from vlm_grpo.userfile import load_from_file
 
@@ -121,6 +122,7 @@ def checked(name: str, reward: Reward, completion: str, record: Record, **option
         TypeError: it returned something else than a number or None.
         ValueError: it returned a number that no loss can take.
     """
+    note_call(lambda: _blame(name, record))
     try:
         value = reward(completion, record, **options)
     except ImportError:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from vlm_grpo.redact import redact_text, split_credentials
 from vlm_grpo.text import extract_json, without_thinking
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class JudgeSettings:
     """
 
     model: str | None = None
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 30.0
     retries: int = 2
@@ -146,10 +147,12 @@ class Judge:
 
     async def _ask_all(self, cases: Sequence[Case]) -> list[float | None]:
         if self.client is None:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
             settings = self.settings
-            self.client = AsyncOpenAI(base_url=settings.base_url, api_key=settings.api_key, max_retries=0)
+            url, credentials = split_credentials(settings.base_url or "")
+            http = {"http_client": DefaultAsyncHttpxClient(auth=credentials)} if credentials else {}
+            self.client = AsyncOpenAI(base_url=url or None, api_key=settings.api_key, max_retries=0, **http)
             self.free = asyncio.Semaphore(settings.concurrency)
         self.failures = 0
         return await asyncio.gather(*(self._ask(case) for case in cases))
@@ -212,8 +215,8 @@ class Judge:
             logger.warning(
                 "judge %s gave no verdict (%s); such answers are scored by `accuracy` and counted in the metric "
                 "judge/fallbacks; this is said once",
-                where,
-                reason,
+                redact_text(where),
+                redact_text(reason),
             )
 
 

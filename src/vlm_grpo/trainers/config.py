@@ -12,7 +12,9 @@ from trl import GRPOConfig, RLOOConfig
 from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
 from vlm_grpo.algorithms.expert import plan_with
 from vlm_grpo.answer_space import ANSWER_SPACES
+from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
 from vlm_grpo.trainers.penalty import check_penalty
@@ -86,6 +88,12 @@ class VisionFields:
     max_turns: int = field(
         default=8, metadata={"help": "Turns of the model in an episode, where it has tools (default 8)."}
     )
+    reward_time_limit: float = field(
+        default=DEFAULT_LIMIT,
+        metadata={
+            "help": "Seconds that a call of your own reward, or of an environment's methods, may take; 0 is no limit."
+        },
+    )
     tool_time_limit: float = field(default=60.0, metadata={"help": "Seconds that one call of a tool may take."})
     tool_protocol: str = field(
         default="auto",
@@ -149,6 +157,10 @@ class VisionFields:
                 raise ValueError(f"--judge_api_key_variable {self.judge_api_key_variable}: no such variable is set")
         return JudgeSettings(**given) if given else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON and loggers take them, without passwords and keys."""
+        return redact(super().to_dict())
+
     def __post_init__(self) -> None:
         recipe = find_algorithm(self.algorithm) if self.algorithm else None
         if problems := range_problems(vars(self), recipe.min_generations if recipe is not None else 2):
@@ -193,6 +205,7 @@ class VisionFields:
             "device": self.reasoning_device,
             "threshold": self.reasoning_threshold,
             "judge": self.judge_settings(),
+            "time_limit": self.reward_time_limit,
         }
 
 

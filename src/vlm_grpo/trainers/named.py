@@ -1,19 +1,23 @@
-"""From names of rewards to the callables and weights that TRL takes."""
+"""From names of rewards to the callables and weights that TRL takes, and from places of arguments to their names."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from torch.nn import Module
 
 from vlm_grpo.algorithms import find_algorithm
-from vlm_grpo.rewards import resolve_rewards, side_by_side
-from vlm_grpo.rewards.adapter import checked_batch
+from vlm_grpo.rewards import is_model, resolve_rewards, side_by_side
+from vlm_grpo.rewards.adapter import checked_batch, split_spec
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited
 
 
 def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
     """Callables for names of the reward table, and the weights that the names carried (None if all are 1).
+
+    A reward model's folder or name on the hub stays text: TRL loads it.
 
     Those of the algorithm follow, where they are not among the others, then `own`, those of environments.
 
@@ -27,10 +31,12 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
     options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
     for item in given:
-        if isinstance(item, str):
+        if isinstance(item, str) and is_model(item):
+            function, weight = split_spec(item)
+        elif isinstance(item, str):
             (function,), (weight,) = resolve_rewards([item], **options)
         else:
-            function, weight = _checked(item), 1.0
+            function, weight = _checked(item, options.get("time_limit", DEFAULT_LIMIT)), 1.0
         functions.append(function)
         weights.append(weight)
     if getattr(args, "reward_weights", None) is None:
@@ -40,14 +46,23 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
     else:
         own_weights = list(args.reward_weights)
     functions, own_weights = _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
-    return [*functions, *map(_checked, own)], own_weights and own_weights + [1.0] * len(own)
+    return [*functions, *own], own_weights and own_weights + [1.0] * len(own)
 
 
-def _checked(function: Any) -> Any:
-    """A user's function whose values are checked; a model is left to TRL, and what is checked already as it is."""
+def _checked(function: Any, seconds: float) -> Any:
+    """A user's function whose values are checked; a model is left to TRL, and what is checked already as it is.
+
+    Raises:
+        ValueError: a class.
+    """
+    if inspect.isclass(function) and not issubclass(function, Module):
+        raise ValueError(
+            f"reward {function.__name__!r}: must be a function, or an object that can be called, got the class itself; "
+            f"give {function.__name__}()"
+        )
     if isinstance(function, Module) or not callable(function) or hasattr(function, "asynchronous"):
         return function
-    return checked_batch(getattr(function, "__name__", type(function).__name__), function)
+    return limited(checked_batch(getattr(function, "__name__", type(function).__name__), function), seconds)
 
 
 def _with_those_of_algorithm(
@@ -60,3 +75,9 @@ def _with_those_of_algorithm(
         return functions, weights
     added, _ = resolve_rewards(list(missing), **options)
     return functions + added, (weights or [1.0] * len(functions)) + list(missing.values())
+
+
+def by_name(trainer: type, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return what was given by place to a TRL trainer after `args`, by name."""
+    names = list(inspect.signature(trainer.__init__).parameters)[4:]
+    return dict(zip(names, arguments, strict=False))

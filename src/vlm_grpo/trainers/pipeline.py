@@ -50,7 +50,7 @@ from vlm_grpo.trainers.rollout import (
 )
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.trainers.stage import take_stage
 from vlm_grpo.trainers.undecoded import decoded, undecoded
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
@@ -64,8 +64,7 @@ class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
-        tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
-        stage = Stage(tools, factory) if tools or factory is not None else None
+        self._stage = stage = take_stage(options, args)
         reward_funcs, weights = named_rewards(reward_funcs, args, stage.rewards() if stage else [])
         if weights is not None:
             args.reward_weights = weights
@@ -92,8 +91,9 @@ class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
             name_experts(self.model)
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
-        self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
-        self._start_playing(stage)
+        can_share = self._is_vlm and not self._is_stock
+        self._start_sharing(getattr(self.args, "shared_prefix", "auto") if can_share else "off")
+        self._start_playing()
         self._start_crediting()
         self.no_signal = NoSignal(self.accelerator.is_main_process)
         self.add_callback(self.no_signal)
@@ -137,8 +137,8 @@ class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
 
     @property
     def _is_stock(self) -> bool:
-        """Custom rollouts keep TRL's own path; so do models without a processor."""
-        return getattr(self, "rollout_func", None) is not None or not self._is_vlm
+        """Custom rollouts keep TRL's own path; so do models without a processor, unless they have tools."""
+        return getattr(self, "rollout_func", None) is not None or not (self._is_vlm or self._stage)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
@@ -233,6 +233,9 @@ class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
         with_images = with_turns(with_images, self._openings(), self._turns)
         for row, episode in zip(with_images, self._episodes, strict=False):
             row["environments"] = episode.environment
+        prompts = [sample.prompt_for_rewards() for sample in samples]
+        if self._episodes:
+            completions = [episode.completion(with_images=True) for episode in self._episodes]
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
         if self._debug is not None:
             start = self.accelerator.process_index * len(inputs)

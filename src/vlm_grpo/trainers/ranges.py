@@ -77,7 +77,7 @@ RANGES: Mapping[str, Interval] = {
     **dict.fromkeys(
         ("epsilon", "epsilon_high", "beta", "learning_rate", "weight_decay", "max_grad_norm"), NOT_NEGATIVE
     ),
-    **dict.fromkeys(("warmup_steps", "adam_epsilon"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_steps", "adam_epsilon", "reward_time_limit"), NOT_NEGATIVE),
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "delta", "tool_time_limit"), POSITIVE),
     **dict.fromkeys(("temperature", "repetition_penalty", "lora_alpha"), POSITIVE),
     **dict.fromkeys(("top_p", "top_entropy_quantile"), SOME_SHARE),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from datasets import Dataset
 
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
 from vlm_grpo.envs.protocol import find_protocol
-from vlm_grpo.rewards.adapter import record_of_row
+from vlm_grpo.rewards.adapter import as_number, record_of_row
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, await_method, call_method, row_name
 from vlm_grpo.trainers.episodes import Episode
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS, fill, read_prompt
 from vlm_grpo.trainers.rollout import TOOLS
@@ -23,6 +28,38 @@ class NoEnvironment:
         """Nothing to say."""
 
 
+def empty_rows(args: Any, factory: Any) -> Dataset:
+    """Return a data set for a run without one, whose environment gives the prompts: one rollout of empty prompts.
+
+    Raises:
+        ValueError: the length of the run is not given, or rows would have to choose among several environments.
+    """
+    if isinstance(factory, Mapping):
+        raise ValueError(
+            "several environments and no train_dataset: give one whose column 'environment' chooses for each row, or a "
+            "single environment"
+        )
+    if args.max_steps <= 0:
+        raise ValueError(
+            "no train_dataset: the environment gives the prompts, and max_steps must say how long to train"
+        )
+    return Dataset.from_list([{"prompt": []}] * (args.generation_batch_size // args.num_generations))
+
+
+def take_stage(options: dict[str, Any], args: Any) -> Stage | None:
+    """Take tools and environments out of a trainer's options; a run without data is given rows for its environment.
+
+    Raises:
+        ValueError: as `Stage` and `empty_rows`.
+    """
+    tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
+    if not tools and factory is None:
+        return None
+    if options.get("train_dataset") is None and factory is not None:
+        options["train_dataset"] = empty_rows(args, factory)
+    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_LIMIT))
+
+
 class Stage:
     """What rows are played in.
 
@@ -30,13 +67,15 @@ class Stage:
         tools: functions that every row may call.
         factory: what makes an environment: a class or function, or the name of one of ENVIRONMENTS; or a mapping of
             names to those, among which each row's column `environment` chooses.
+        seconds: that a call of an environment's own methods may take; 0 is no limit.
 
     Raises:
         KeyError: an unknown name of an environment.
         ValueError: an environment without `reset`, or a tool without hints or docstring.
     """
 
-    def __init__(self, tools: Sequence[Callable[..., Any]], factory: Any) -> None:
+    def __init__(self, tools: Sequence[Callable[..., Any]], factory: Any, seconds: float = DEFAULT_LIMIT) -> None:
+        self.seconds = seconds
         self.is_chosen_by_rows = isinstance(factory, Mapping)
         named = factory if self.is_chosen_by_rows else {None: NoEnvironment if factory is None else factory}
         self.factories = {name: find_environment(made) for name, made in named.items()}
@@ -61,10 +100,10 @@ class Stage:
             tools = {**self.tools, **tools_of(instance)}
             self._protocols[name] = find_protocol(protocol, template, tools, getattr(instance, "TAGS", None))
 
-    def rewards(self) -> list[EnvironmentReward]:
+    def rewards(self) -> list[Callable[..., Any]]:
         """The reward of every class of environment that has one."""
         kinds = dict.fromkeys(type(idle[0]) for idle in self._idle.values())
-        return [EnvironmentReward(kind.__name__, kind) for kind in kinds if hasattr(kind, "get_reward")]
+        return [environment_reward(kind, self.seconds) for kind in kinds if hasattr(kind, "get_reward")]
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Episode], list[dict[str, Any]]]:
         """An episode for each row, and the rows with what their environments say at the beginning.
@@ -93,12 +132,16 @@ class Stage:
     def _episode(self, name: str | None) -> Episode:
         idle = self._idle[name]
         instance = idle.pop() if idle else self.factories[name]()
-        return Episode(name, instance, {**self.tools, **tools_of(instance)}, self._protocols[name], self._schemas[name])
+        tools = {**self.tools, **tools_of(instance)}
+        own = {"schemas": self._schemas[name], "method_seconds": self.seconds}
+        return Episode(name, instance, tools, self._protocols[name], **own)
 
     def _opened(self, episode: Episode, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with its images in their places, what the environment adds, and what the model must know of tools."""
         prompt = read_prompt({"prompt": [], **row})
-        messages = extended(fill(prompt.messages, prompt.images, prompt.videos), episode.environment.reset(**row))
+        asked = prompt.given or fill(prompt.messages, prompt.images, prompt.videos)
+        episode.row = row_name(row)
+        messages = extended(asked, episode.ask("reset", **row))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
         schemas = episode.schemas
         if schemas:
@@ -106,12 +149,37 @@ class Stage:
         return {**rest, "prompt": messages, TOOLS: schemas if episode.protocol.is_native and schemas else None}
 
 
-class EnvironmentReward:
-    """The environments' own reward of their episodes; None for rows that are played in another."""
+def environment_reward(kind: type, seconds: float) -> Callable[..., Any]:
+    """The reward of a class of environments, of their episodes; None for rows that are played in another.
 
-    def __init__(self, name: str, kind: type) -> None:
-        self.__name__ = name
-        self.kind = kind
+    A class whose `get_reward` is a coroutine function has a coroutine function: all of a rollout are awaited together.
+    """
+    name = kind.__name__
 
-    def __call__(self, environments: Sequence[Any], **columns: Any) -> list[float | None]:
-        return [each.get_reward() if type(each) is self.kind else None for each in environments]
+    def blame(row: int, columns: Mapping[str, Any]) -> str:
+        known = {key: columns[key] for key in ("where", "id") if isinstance(columns.get(key), list | tuple)}
+        return row_name({key: column[row] for key, column in known.items()})
+
+    def as_reward(value: Any, row: str) -> float | None:
+        return as_number(value, lambda: f"environment {name!r}, get_reward() on row {row}")
+
+    def one_by_one(environments: Sequence[Any], **columns: Any) -> list[float | None]:
+        values: list[float | None] = []
+        for number, each in enumerate(environments):
+            row = blame(number, columns)
+            is_ours = type(each) is kind
+            values.append(as_reward(call_method(each, "get_reward", row, seconds), row) if is_ours else None)
+        return values
+
+    async def together(environments: Sequence[Any], **columns: Any) -> list[float | None]:
+        async def ask(number: int, each: Any) -> float | None:
+            if type(each) is not kind:
+                return None
+            row = blame(number, columns)
+            return as_reward(await await_method(each, "get_reward", row, seconds), row)
+
+        return await asyncio.gather(*(ask(number, each) for number, each in enumerate(environments)))
+
+    function = together if inspect.iscoroutinefunction(kind.get_reward) else one_by_one
+    function.__name__ = name
+    return function

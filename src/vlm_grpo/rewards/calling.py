@@ -1,0 +1,254 @@
+"""Calls of code that users wrote, rewards and environments: under a time limit, and with errors that say whose.
+
+A call that hangs would hold a run for ever without a word. It runs in the caller's own thread, as it would without a
+limit (gradients, CUDA devices and event loops belong to threads); another thread watches the clock. It warns first. At
+the limit it interrupts the call by a signal, so that an error is raised where the call was made: on one process as on
+the one among many, whose launcher then ends the others. A call that no signal ends, one inside a library's own loop,
+ends the process, with the same words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+DEFAULT_LIMIT = 600.0  # seconds
+FIRST_WORD = 60.0  # seconds after which a call that has not returned is mentioned
+GRACE = 20.0  # seconds that an interrupted call has, until the process is ended
+LATER = 5.0  # seconds after its limit at which a coroutine counts as one that blocks its loop
+
+logger = logging.getLogger(__name__)
+
+
+class TimeLimitError(RuntimeError):
+    """A user's code did not return in time."""
+
+
+class _Interrupt(BaseException):
+    """Raised inside a call that takes too long; no `except Exception` of its own catches it."""
+
+
+class Clock:
+    """The time that one call has. `what` says whose it is, and `restart` begins the next one."""
+
+    def __init__(self, what: Callable[[], str], seconds: float, flag: str) -> None:
+        self.what = what
+        self.seconds = seconds
+        self.flag = flag
+        self.thread = threading.current_thread()
+        self.is_expired = False
+        self.message = ""
+        self.begun = time.monotonic()
+        self._is_over = threading.Event()
+
+    def restart(self, what: Callable[[], str]) -> None:
+        """Begin anew, for another call."""
+        self.what, self.begun = what, time.monotonic()
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._is_over.set()
+
+    def watch(self) -> None:
+        """Warn once, interrupt at the limit, and end the process if that does not help. Runs in its own thread."""
+        while (left := self.begun + self.seconds - time.monotonic()) > 0:
+            word = self.begun + FIRST_WORD - time.monotonic()
+            if word <= 0:
+                self._mention()
+            if self._is_over.wait(min(left, word if word > 0 else left)):
+                return
+        self.message = _too_long(self.what(), self.seconds, self.flag)
+        self.is_expired = True
+        self._interrupt()
+        if not self._is_over.wait(GRACE):
+            print(f"{self.message}; nothing interrupts it, so the process ends", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _mention(self) -> None:
+        """Warn of a call that has not returned for some time; once for each reward or environment."""
+        name, passed = self.what().partition(" on ")[0], time.monotonic() - self.begun
+        if name not in _mentioned:
+            _mentioned.add(name)
+            logger.warning(
+                "%s: has not returned for %.0f s; at %g s (%s) the run ends",
+                *(self.what(), passed, self.seconds, self.flag),
+            )
+
+    def _interrupt(self) -> None:
+        """Raise _Interrupt in the main thread where it made the call, else KeyboardInterrupt, with the reason above."""
+        is_main = self.thread is threading.main_thread()
+        if is_main and getattr(signal.getsignal(signal.SIGALRM), "clock", None) is not None:
+            signal.pthread_kill(self.thread.ident, signal.SIGALRM)
+            return
+        logger.error("%s", self.message)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+_clocks = threading.local()
+_mentioned: set[str] = set()
+
+
+@contextmanager
+def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_time_limit") -> Iterator[Clock | None]:
+    """Limit the time of the calls that are made inside.
+
+    Args:
+        what: says whose code runs, for which row.
+        seconds: for each call; 0 is no limit.
+        flag: what sets it.
+
+    Raises:
+        TimeLimitError: a call took longer.
+    """
+    if seconds <= 0:
+        yield None
+        return
+    clock = Clock(what, seconds, flag)
+    outer = getattr(_clocks, "current", None)
+    _clocks.current = clock
+    before = _take_signal(clock)
+    threading.Thread(target=clock.watch, daemon=True, name="time limit").start()
+    try:
+        yield clock
+    except (_Interrupt, KeyboardInterrupt):
+        if not clock.is_expired:
+            raise
+    finally:
+        clock.stop()
+        _clocks.current = outer
+        if before is not None:
+            signal.signal(signal.SIGALRM, before)
+    if clock.is_expired:  # also where the call caught what ended it
+        raise TimeLimitError(clock.message)
+
+
+def _take_signal(clock: Clock) -> Any:
+    """Let SIGALRM interrupt this thread, if it is the main one, and return what it did before; None elsewhere."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def interrupt(*_: Any) -> None:
+        if clock.is_expired and not clock._is_over.is_set():
+            raise _Interrupt
+
+    interrupt.clock = clock
+    return signal.signal(signal.SIGALRM, interrupt)
+
+
+def hung_status() -> int:
+    """Return the exit status of a run that hanging code ended; a thread that still runs must not hold the end."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(1)
+    return 1
+
+
+def note_call(what: Callable[[], str]) -> None:
+    """Say which of several calls under one limit begins now; without a limit nothing."""
+    clock = getattr(_clocks, "current", None)
+    if clock is not None:
+        clock.restart(what)
+
+
+def limited(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """Return a batch reward, or a coroutine function, that has so many seconds for each call."""
+    name = getattr(function, "__name__", type(function).__name__)
+    call = getattr(function, "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+
+        async def within_limit(*arguments: Any, **columns: Any) -> Any:
+            return await _awaited(function(*arguments, **columns), f"reward {name!r}{rows_of(columns)}", seconds)
+
+    else:
+
+        def within_limit(*arguments: Any, **columns: Any) -> Any:
+            with time_limit(lambda: f"reward {name!r}{rows_of(columns)}", seconds):
+                return function(*arguments, **columns)
+
+    functools.update_wrapper(within_limit, function, updated=())
+    within_limit.__name__ = name
+    if hasattr(function, "asynchronous"):
+        within_limit.asynchronous = limited(function.asynchronous, seconds)
+    return within_limit
+
+
+async def _awaited(running: Awaitable[Any], what: str, seconds: float) -> Any:
+    """Return what a coroutine gives within its time; one that blocks the loop is ended by the clock's thread.
+
+    Raises:
+        TimeLimitError: it takes longer.
+    """
+    if seconds <= 0:
+        return await running
+    begun = time.monotonic()
+    with time_limit(lambda: what, seconds + LATER) as clock:
+        try:
+            return await asyncio.wait_for(running, seconds)
+        except asyncio.TimeoutError as error:  # noqa: UP041 - another class before Python 3.11
+            if time.monotonic() - begun < seconds:
+                raise  # its own
+            raise TimeLimitError(_too_long(what, seconds, clock.flag)) from error
+
+
+def _too_long(what: str, seconds: float, flag: str) -> str:
+    return f"{what}: has not returned for {seconds:g} s ({flag}; 0 is no limit)"
+
+
+def rows_of(columns: Mapping[str, Any]) -> str:
+    """Return which rows a batch is of, for an error: ` on rows a.jsonl:1 to a.jsonl:4`."""
+    where = columns.get("where") or columns.get("id")
+    if not isinstance(where, list | tuple) or not where:
+        return ""
+    first, last = where[0], where[-1]
+    return f" on row {first}" if first == last else f" on rows {first} to {last}"
+
+
+def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: Any, **options: Any) -> Any:
+    """Return what a method of an environment returns; a coroutine is run to its end.
+
+    Args:
+        row: where the row is that is played, or its id.
+        seconds: that the method has; 0 is no limit.
+
+    Raises:
+        RuntimeError: it raised, or asked the process to end; the message names environment, method and row.
+        TimeLimitError: it took too long.
+    """
+    place = method_name(owner, method, row)
+    with time_limit(lambda: place, seconds):
+        try:
+            value = getattr(owner, method)(*arguments, **options)
+            return asyncio.run(value) if inspect.iscoroutine(value) else value
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+async def await_method(owner: Any, method: str, row: str, seconds: float) -> Any:
+    """Return what a coroutine method of an environment gives; limits and errors as in `call_method`."""
+    place = method_name(owner, method, row)
+    try:
+        return await _awaited(getattr(owner, method)(), place, seconds)
+    except TimeLimitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def method_name(owner: Any, method: str, row: str) -> str:
+    """Return how an error calls a method of an environment that is played for a row."""
+    return f"environment {type(owner).__name__!r}, {method}()" + (f" on row {row}" if row else "")
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Return how an error calls a row: where it stands, else its id or number."""
+    names: Sequence[str] = ("where", "id", "episode")
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")
