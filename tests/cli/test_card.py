@@ -85,6 +85,7 @@ def test_a_name_on_the_hub_and_odd_characters():
     assert front["base_model"] == "org/model" and front["datasets"] == ["org/set"]
     assert "my\\|own (weight 0.5)" in text and "not finished: after 1 of 3 steps" in text
     assert "--a 'it'\"'\"'s'" in text and "Nothing was logged" in text
+    assert "from a model that was made in Python;" in Card("x", "", "GRPO", "m", {}, **rest).text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     compile(code, "README.md", "exec")
     assert 'question = "Say \\"cheese\\"\\n"' in code and "enable_thinking=False" in code and '"Be brief: {}"' in code

@@ -70,3 +70,4 @@ def test_algorithms_that_compare_beyond_groups_learn_from_equal_groups():
     assert not has_signal(differs, None) and not has_signal(differs, "dr_grpo")
     assert has_signal(differs, "reinforce_plus_plus") and has_signal(differs, "ppo")
     assert not has_signal({**SILENT, "rewards/a/std": 0.0}, "ppo")
+    assert has_signal(SILENT, "luffy"), "from the expert"

@@ -15,13 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.preempted import Terminator, compare
+from tests.support.training import image_rows, length_reward, settings
 from tests.trainers.test_distributed import ON_CPU, ROOT
 from tests.trainers.test_distributed import environment as environment_of
 from tests.trainers.test_kill import command, finish, newest, start, write_data
 from tests.trainers.test_resume import build
 from vlm_grpo.cli.train import main
+from vlm_grpo.trainers.checkpoints import fault
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+from vlm_grpo.trainers.preemption import Preempted
+
+SAVING = {"save_strategy": "steps", "save_steps": 100, "enable_jit_checkpoint": True}
 
 
 @pytest.fixture
@@ -76,6 +81,33 @@ def test_ten_random_moments_of_two_processes(tiny_model: Path, tmp_path: Path):
     done = subprocess.run(words, cwd=ROOT, env=environment_of("ddp"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert done.stdout.count("stopped after") == 2
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("during", ["evaluation", "step"])
+def test_an_evaluation_is_neither_waited_for_nor_followed_by_another_step(
+    during: str, tiny_model: Path, tmp_path: Path
+):
+    """A signal in an evaluation stops after it; one in a step leaves out the evaluation that is due."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
+    args = VLMGRPOConfig(**settings(tmp_path, max_steps=3, **SAVING, **options))
+    trainer = VLMGRPOTrainer(
+        str(tiny_model), length_reward, args, train_dataset=image_rows(), eval_dataset=image_rows(2)
+    )
+    evaluated = []
+
+    def evaluate() -> dict[str, float]:
+        evaluated.append(trainer.state.global_step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"eval_accuracy": 1.0}
+
+    trainer.evaluate_greedily = evaluate
+    if during == "step":
+        trainer.add_callback(Terminator(0, 0))
+    with pytest.raises(Preempted) as stop:
+        trainer.train()
+    assert stop.value.step == 1 and evaluated == ([1] if during == "evaluation" else [])
+    assert fault(tmp_path / "checkpoint-1") is None
 
 
 @pytest.mark.usefixtures("handler")

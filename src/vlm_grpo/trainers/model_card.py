@@ -100,6 +100,7 @@ class Card:
     def _summary(self) -> str:
         folder = Path(self.base_model)
         base = f"the folder `{folder.name}`" if folder.exists() else f"[{folder}](https://huggingface.co/{folder})"
+        base = base if self.base_model else "a model that was made in Python"
         kind = "An adapter of a vision-language model" if self.is_adapter else "A vision-language model"
         task = f" on the task `{self.facts.task}`" if self.facts.task else ""
         step, steps = self.place

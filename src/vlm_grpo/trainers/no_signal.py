@@ -46,8 +46,13 @@ class NoSignal(TrainerCallback):
 
 
 def has_signal(logs: Mapping[str, Any], algorithm: str | None) -> bool:
-    """Return whether rewards differed: within a group, or anywhere for algorithms that compare beyond groups."""
+    """Return whether rewards differed: within a group, or anywhere for algorithms that compare beyond groups.
+
+    Those with an expert learn from its answers in any case.
+    """
     recipe = find_algorithm(algorithm) if algorithm else None
+    if recipe is not None and recipe.expert is not None:
+        return True
     is_of_groups = recipe is None or (recipe.is_advantage_trls and recipe.credit is None)
     spread = [value for name, value in logs.items() if name.startswith(ENDS[0]) and name.endswith("/std")]
     return logs["frac_reward_zero_std"] < 1 or (not is_of_groups and any(value > 0 for value in spread))

@@ -93,7 +93,7 @@ class Persistence:
         name = getattr(self.args, "algorithm", None)
         recipe = find_algorithm(name) if name else None
         return Card(
-            path=str(folder.parent if folder.name == PARTIAL else folder),
+            path=self.args.hub_model_id or str(folder.parent if folder.name == PARTIAL else folder),
             base_model=str(getattr(self.model.config, "_name_or_path", "") or ""),
             trainer=self._name if recipe is None else name,
             method=f"{recipe.summary} ({recipe.paper})" if recipe else f"Method: arXiv:{self._paper['id']}.",
