@@ -202,6 +202,15 @@ def test_a_rollout_of_another_shape_is_an_error_and_between_two_a_new_one_begins
     assert resumed.state.global_step == 5 and resumed._step == 1  # the first of the new rollout's three
 
 
+def test_a_rollout_that_lacks_what_the_loss_needs_is_an_error(tiny_model: Path, tmp_path: Path):
+    build("grpo", tiny_model, tmp_path, num_iterations=2, max_steps=1, save_steps=1).train()
+    said = "checkpoint-1 lies in the middle of a rollout made with beta above 0 False, now True: resume with the former"
+    with pytest.raises(ValueError, match=said):
+        build("grpo", tiny_model, tmp_path, num_iterations=2, beta=0.1).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
+
+
 def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path)
     save_rollout(tmp_path, 0, 2, None, trainer.args)
