@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.training import picture
-from vlm_grpo.cli.model_check import check_model
+from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.refusals import REFUSALS
 
@@ -89,3 +89,9 @@ def test_rows_without_an_image_are_refused_where_the_family_needs_one(folder_of:
         check(folder_of("paligemma"), rows=rows)
     check(folder_of("paligemma"))
     check(folder_of("smolvlm"), rows=rows)
+
+
+@pytest.mark.parametrize("flag", LANGUAGE_ONLY)
+def test_what_trl_does_for_language_models_alone_is_refused(flag: str, folder_of: Any):
+    with pytest.raises(UsageError, match=rf"^wrong flags:\n  --{flag}: "):
+        check(folder_of("smolvlm"), **{flag: True})

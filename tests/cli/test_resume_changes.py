@@ -103,7 +103,9 @@ def test_data_are_compared_by_content(trained: Path, run: Path):
     assert found(files={"moved.jsonl": digest}) == []
     assert found(files={path: "other"}) == [("content of a.jsonl", False)]
     assert found(files={"b.jsonl": "other"}) == [("data", True)]
-    assert found(rows=5) == [("rows of data", True)]
+    assert found(rows=5) == [("rows of data", True)], "another part of them is held out"
+    assert found(files={path: "other"}, rows=3) == [("rows of data", False), ("content of a.jsonl", False)]
+    assert found(files={"b.jsonl": "other"}, rows=3) == [("data", True), ("rows of data", True)]
     assert found(files={"org/name@train": None}) == [("data", True)]
 
 

@@ -13,6 +13,11 @@ logger = logging.getLogger(__name__)
 
 MANY_TOKENS = 4096  # of one image, above which a run says so
 FIRST_ROWS = 4
+# Flags of TRL that do not go with models that see images.
+LANGUAGE_ONLY = {
+    "cast_lm_head_to_fp32": "TRL does this for language models alone; leave it out, or train in float32",
+    "use_transformers_continuous_batching": "not for models that read images; leave it out, or take --use_vllm",
+}
 MOST_PLACES = 5
 
 
@@ -33,6 +38,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     processor = read_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
         return
+    check_language_only(training)
     check_images(processor, dataset)
     try:
         limit(processor, config, training)
@@ -83,6 +89,17 @@ def read_processor(model: Any, training: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
+
+
+def check_language_only(training: Any) -> None:
+    """Refuse what TRL does for language models alone.
+
+    Raises:
+        UsageError: such a flag is set.
+    """
+    problems = [f"--{name}: {reason}" for name, reason in LANGUAGE_ONLY.items() if getattr(training, name, False)]
+    if problems:
+        raise UsageError("\n  ".join(["wrong flags:", *problems]))
 
 
 def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from vlm_grpo.cli.run_record import FORMAT, read_record
 
 logger = logging.getLogger(__name__)
 
+NO_PLACE = "the place in the data means nothing in others"
 WIDTH = 40  # of a value in the table
 # What makes the parameters, their optimizer and the order of the rows what they are.
 FIXED = {
@@ -132,18 +133,17 @@ def _shown_model(model: Mapping[str, Any]) -> str:
 
 
 def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """Data are the same where the content of their files is, in their order."""
+    """Data are the same where the content of their files is, in their order; a row may be mended or left out."""
     before, after = then.get("data") or {}, now["data"]
     old, new = before.get("files") or {}, after["files"]
+    is_same = list(old.values()) == list(new.values()) and (None not in old.values() or list(old) == list(new))
+    is_other = not is_same and list(old) != list(new)
+    if is_other:
+        yield Change("data", list(old), list(new), NO_PLACE)
     if before.get("rows") != after["rows"]:
-        yield Change("rows of data", before.get("rows"), after["rows"], "the place in the data means nothing in others")
-    is_known = None not in (*old.values(), *new.values())
-    if list(old.values()) == list(new.values()) and (is_known or list(old) == list(new)):
-        return
-    if list(old) != list(new):
-        yield Change("data", list(old), list(new), "the place in the data means nothing in others")
-        return
-    for path in [path for path in new if old[path] != new[path]]:
+        reason = NO_PLACE if is_same or is_other else None
+        yield Change("rows of data", before.get("rows"), after["rows"], reason)
+    for path in [path for path in new if not (is_same or is_other) and old[path] != new[path]]:
         yield Change(f"content of {Path(path).name}", old[path], new[path])
 
 
