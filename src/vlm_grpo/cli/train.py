@@ -107,6 +107,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
         UsageError: what the checkpoint holds does not fit this run.
     """
     from vlm_grpo.cli.run_changes import FirstStep
+    from vlm_grpo.data.problems import MediaError
     from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
@@ -120,7 +121,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
     except SavingError as error:
         raise SystemExit(f"vlm-grpo train: {error}") from error
     except ValueError as error:
-        if start is None or first.has_begun:
+        if start is None or first.has_begun or isinstance(error, MediaError):
             raise
         raise UsageError(f"--resume_from_checkpoint {start}: {error}") from error
     except Preempted as stop:
