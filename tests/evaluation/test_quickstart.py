@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -83,6 +84,22 @@ def test_verdict_holds_the_promise(before: float, after: float, status: int):
     assert quickstart.verdict(before, after) == status
 
 
+def test_threads_sleep_while_they_wait_and_are_one_unless_asked_for():
+    """Set before torch is loaded, which reads them once; a user's own choice stays."""
+    script = (
+        "import os, sys\n"
+        "from vlm_grpo.cli import quickstart\n"
+        "quickstart.everything = lambda run: sys.exit(f\"{'torch' in sys.modules} {os.environ['OMP_NUM_THREADS']} \"\n"
+        "                                             f\"{os.environ['OMP_WAIT_POLICY']}\")\n"
+        "quickstart.main(['--output_dir', 'none'])"
+    )
+    for threads, expected in ((None, "1"), ("3", "3")):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+        environment |= {} if threads is None else {"OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.stderr.strip() == f"False {expected} PASSIVE"
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
@@ -98,6 +115,15 @@ def test_quickstart_runs_from_end_to_end(
     for name in ("report.html", "picture.png", "predictions_before.jsonl", "predictions_after.jsonl", f"{trainer}.log"):
         assert (tmp_path / name).stat().st_size > 100
     assert f"after {trainer.upper()}" in capsys.readouterr().out
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_is_reached_with_every_seed_and_number_of_threads(seed: int, threads: int, tmp_path: Path):
+    words = [sys.executable, "-m", "vlm_grpo.cli.quickstart", "--seed", str(seed), "--output_dir", str(tmp_path)]
+    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def small(init: Any, settings: quickstart.Settings) -> Any:
