@@ -117,14 +117,5 @@ def test_quickstart_runs_from_end_to_end(
     assert f"after {trainer.upper()}" in capsys.readouterr().out
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_bound_is_reached_with_every_seed_and_number_of_threads(seed: int, threads: int, tmp_path: Path):
-    words = [sys.executable, "-m", "vlm_grpo.cli.quickstart", "--seed", str(seed), "--output_dir", str(tmp_path)]
-    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-
-
 def small(init: Any, settings: quickstart.Settings) -> Any:
     return lambda self, trainer, seed, folder: init(self, trainer, seed, folder, settings)
