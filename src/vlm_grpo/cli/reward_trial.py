@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.cli.templates import gold_turn
+from vlm_grpo.cli.templates import Prompting, gold_turn
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, TimeLimitError
@@ -54,6 +54,20 @@ def try_rewards(
     except ValueError as error:  # an image without a header
         raise UsageError(str(error)) from error
     return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in own]
+
+
+def show_trials(
+    specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], prompting: Prompting | None, training: Any
+) -> None:
+    """Try the own rewards of a run, and print on the first process what each gave.
+
+    Raises:
+        UsageError, TimeLimitError: as `try_rewards`.
+    """
+    options = {"space": training.answer_space, "time_limit": training.reward_time_limit}
+    trials = try_rewards(specs, dataset, None if prompting is None else prompting.template, **options)
+    if training.process_index == 0:
+        print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
 
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
