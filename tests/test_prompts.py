@@ -112,6 +112,41 @@ def test_own_template_sees_record_and_options(tmp_path: Path):
     assert rendered[0]["content"] == [text("q|x,y|A. x\nB. y|h")]
 
 
+# Templates as RLLaVA and EasyR1 print them, and what becomes of a question with its images.
+THINK_FIRST = "{{ content | trim }} You FIRST think about the reasoning process."
+
+
+@pytest.mark.parametrize(
+    ("template", "question", "images", "blocks"),
+    [
+        (THINK_FIRST, " <image>Why? ", 1, [IMAGE, text("Why? You FIRST think about the reasoning process.")]),
+        ("<image>{{ content | trim }}", "<image>Why?", 1, [IMAGE, text("Why?")]),
+        ("<image>\n{{ content }}", "<image><image>Why?", 2, [IMAGE, IMAGE, text("Why?")]),
+        ("<image>{{ content }}", "Why?", 0, [text("Why?")]),
+        ("{{ content }}\n<image>", "<image>Why?", 1, [text("Why?\n"), IMAGE]),
+        ("A <image> or <image>: {{ content }}", "<image><image>Which?", 2,
+         [text("A "), IMAGE, text(" or "), IMAGE, text(": Which?")]),
+    ],
+)  # fmt: skip
+def test_templates_of_other_systems(template: str, question: str, images: int, blocks: list[Any], tmp_path: Path):
+    (tmp_path / "theirs.jinja").write_text(template + "\n")
+    (message,) = load_prompt(tmp_path / "theirs.jinja").render(record(question, images))
+    assert message["content"] == blocks
+
+
+def test_a_template_that_places_other_images_than_there_are_is_refused(tmp_path: Path):
+    (tmp_path / "theirs.jinja").write_text("{{ content }} <image><image>")
+    with pytest.raises(ValueError, match="has 3 <image> markers, the record has 1 images"):
+        load_prompt(tmp_path / "theirs.jinja").render(record("<image>Why?", 1))
+
+
+def test_a_leading_marker_leaves_the_images_of_earlier_turns_alone(tmp_path: Path):
+    history = ({"role": "user", "content": "<image>first"}, {"role": "assistant", "content": "b"})
+    (tmp_path / "theirs.jinja").write_text("<image>{{ content }}")
+    messages = load_prompt(tmp_path / "theirs.jinja").render(record("And now?", 1, history=history))
+    assert messages[0]["content"] == [IMAGE, text("first")] and messages[2]["content"] == [text("And now?")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -95,6 +95,54 @@ def test_the_method_of_a_task_scores_records_that_name_none():
     assert score("accuracy", '<answer>["b", "a"]</answer>', record=Record(1, "q", "a, b")) == 0.0
 
 
+@pytest.mark.parametrize("method", [None, "default"])
+def test_accuracy_of_boxes_is_their_overlap_and_of_masks_theirs(method: str | None):
+    """Boxes of 8 and of 4 units of height that share 4 of the 8: IoU 0.5. The mask is the left half of 4 x 4 pixels."""
+    for task in ("rec", "grounding"):
+        record = Record(1, "q", {"bbox_2d": [0, 0, 10, 8]}, task=task, method=method)
+        for given in ('{"bbox_2d": [0, 0, 10, 4]}', "[0, 0, 10, 4]", '[{"bbox_2d": [0, 0, 10, 4]}]'):
+            assert score("accuracy", f"<answer>{given}</answer>", record=record) == 0.5
+        assert score("accuracy", "<answer>a dog</answer>", record=record) == 0.0
+    mask = {"size": [4, 4], "counts": [0, 8, 8]}
+    record = Record(1, "q", "", task="seg", method=method, extra={"mask": mask, "box_space": "thousand"})
+    square = (
+        '{"polygon": [{"bbox_2d": [0, 0, 1000, 1000], "points": [[-100, -100], [100, -100], [100, 100], [-100, 100]]}]}'
+    )
+    said = f"<think>x</think><answer>{square}</answer>"
+    assert score("accuracy", said, record=record) == score("mask_iou", said, record=record) == 0.5
+
+
+def test_a_record_may_ask_for_another_accuracy_than_its_task():
+    record = Record(1, "q", {"bbox_2d": [0, 0, 10, 8]}, task="rec", method="exact")
+    assert score("accuracy", '<answer>{"bbox_2d": [0, 0, 10, 4]}</answer>', record=record) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("truth", "said"), [("No Defect", "[]"), ([], "No defect."), ("No Defect", '["No Defect"]'), ("[]", "No Defect")]
+)
+def test_no_defect_is_an_empty_list(truth: object, said: str):
+    record = Record(1, "q", truth, task="gui")
+    assert score("accuracy", f"<think>x</think><answer>{said}</answer>", record=record) == 1.0
+    assert score("accuracy", '<answer>["frozen"]</answer>', record=record) == 0.0
+    assert score("accuracy", '<answer>["frozen", "No Defect"]</answer>', record=record) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "accuracy", "form"),
+    [
+        ('{"reasoning_steps": ["a"], "answer": "5"}', 1.0, 1.0),
+        ('{"reasoning_steps": ["a"], "answer": 5}', 1.0, 0.0),
+        ('{"reasoning_steps": ["a"], "answer": true}', 0.0, 0.0),
+        ('Here it is: {"reasoning_steps": ["a"], "answer": "5"}', 0.0, 0.0),
+        ("5", 0.0, 0.0),
+    ],
+)
+def test_vqa_reads_a_bare_number_but_no_object_with_text_around_it(said: str, accuracy: float, form: float):
+    record = Record(1, "q", "5", task="vqa")
+    assert score("accuracy", said, record=record) == accuracy
+    assert score("format", said, record=record) == form
+
+
 def test_ideal_vqa_has_the_reference_steps():
     record = Record(id=1, question="q", answer="x", task="vqa", reference_steps=("a", "b"))
     assert json.loads(ideal_completion(record)) == {"reasoning_steps": ["a", "b"], "answer": "x"}

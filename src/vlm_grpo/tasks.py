@@ -53,6 +53,7 @@ TASKS: Table[Task] = Table(
                 '<answer>{"bbox_2d": [24, 110, 208, 365]}</answer>'
             ),
             answer="think tags, then one box as JSON",
+            method="iou",
         ),
         "grounding": Task(
             name="grounding",
@@ -62,6 +63,7 @@ TASKS: Table[Task] = Table(
             system=None,
             example='<answer>{"bbox_2d": [24, 110, 208, 365]}</answer>',
             answer="one box as JSON, no reasoning",
+            method="iou",
         ),
         "ovd": Task(
             name="ovd",
@@ -75,6 +77,7 @@ TASKS: Table[Task] = Table(
                 '{"Position": [930, 322, 1000, 498], "Confidence": 0.6}]</answer>'
             ),
             answer="think tags, then a JSON list of boxes (0-1000) with confidence, or None",
+            method="detection",
         ),
         "seg": Task(
             name="seg",
@@ -88,6 +91,7 @@ TASKS: Table[Task] = Table(
                 '"x": [-5, 61, -15, -65, 3, 8, -1, -3], "y": [29, 8, 94, -9, -28, 1, 5, -1]}]}</answer>'
             ),
             answer="think tags, then the outline's box and coefficients as JSON",
+            method="mask_iou",
         ),
         "vqa": Task(
             name="vqa",

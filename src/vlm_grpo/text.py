@@ -151,14 +151,16 @@ def _refuse(constant: str) -> Any:
 def parse_answer(text: str, task: str = "default") -> str | None:
     r"""The answer of a completion for a task.
 
-    The JSON object's `answer` for vqa; the answer block elsewhere, for math what the last `\boxed{...}` in it holds, or
-    without an answer block the last one in the text.
+    The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last
+    `\boxed{...}` in it holds, or without an answer block the last one in the text.
     """
     if task != "vqa":
         answer = extract_answer(text)
         return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
     value = extract_json(unboxed(without_thinking(text)))
     answer = value.get("answer") if isinstance(value, dict) else None
+    if type(answer) in (int, float):
+        return str(answer)
     return (answer.strip() or None) if isinstance(answer, str) else None
 
 

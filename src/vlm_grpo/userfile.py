@@ -8,6 +8,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+FRAMEWORKS = ("rllava", "verl", "open_r1")  # those that users come from
+
 
 def is_file_name(name: str) -> bool:
     """Whether a name is that of an object in a file rather than in a table."""
@@ -31,13 +33,24 @@ def load_from_file(kind: str, name: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{kind} {name!r}: {_place(path, error)}: {type(error).__name__}: {error}") from error
+        hint = _hint(kind, error)
+        raise ValueError(f"{kind} {name!r}: {_place(path, error)}: {type(error).__name__}: {error}{hint}") from error
     if not hasattr(module, attribute):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ValueError(
             f"{kind} {name!r}: {path} has no {attribute!r}; its functions are {', '.join(known) or 'none'}"
         )
     return getattr(module, attribute)
+
+
+def _hint(kind: str, error: BaseException) -> str:
+    """What to do about an import of the framework that a file was written for."""
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in FRAMEWORKS:
+        return ""
+    return (
+        f"; {kind}s here need nothing of {package}: leave the import out (docs/migration.md shows what one looks like)"
+    )
 
 
 def _place(path: str, error: BaseException) -> str:

@@ -70,6 +70,19 @@ def test_an_algorithm_from_a_file_with_its_options(jsonl: list[str], tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("class MyAlgo: pass", r"is a class, as for RLLaVA's @register_ppo; here .* see 'Your own'"),
+        ("from rllava.ppo import register_ppo", "No module named 'rllava'; algorithms here need nothing of rllava"),
+    ],
+)
+def test_a_class_is_no_algorithm(code: str, said: str, jsonl: list[str], tmp_path: Path):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(UsageError, match=said):
+        parse([*jsonl, "--algorithm", f"{tmp_path / 'mine.py'}:MyAlgo"])
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--algorithm opo --scale_rewards batch", "--scale_rewards has no effect with --algorithm opo"),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.data.files import turns, write_images, write_jsonl
 from vlm_grpo.cli.check import main
+from vlm_grpo.cli.preview import main as preview
 
 GOOD = {"image": "0.png", "conversations": turns("<image>q", "a")}
 
@@ -19,7 +20,26 @@ def flags(folder: Path, rows: list) -> list[str]:
 
 def test_good_data_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(flags(tmp_path, [GOOD])) == 0
-    assert capsys.readouterr().out == "no problems\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "no problems"
+    assert (
+        said[1].startswith("the reward accuracy of 1 rows is auto: By the type of the true answer") and len(said) == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [("rec", "iou (task rec): The IoU of the answer's only box"), ("gui", "all_match (task gui): The same items")],
+)
+def test_what_accuracy_is_for_a_task_is_said(task: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {**GOOD, "conversations": turns("<image>q", [1, 2, 5, 6])}
+    words = flags(tmp_path, [row, {**row, "accu_reward_method": "default"}, {**row, "accu_reward_method": "exact"}])
+    assert main([*words, "--task_type", task]) == 0
+    out = capsys.readouterr().out
+    assert f"accuracy of 2 rows is {said}" in out
+    assert "accuracy of 1 rows is exact: Equal but for surrounding white space" in out
+    assert preview([*words, "--task_type", task, "--reward_funcs", "accuracy"]) == 0
+    assert f"accuracy is {said}" in capsys.readouterr().out
 
 
 def test_every_problem_is_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -46,6 +66,20 @@ def test_flags_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "method: expected exact" in capsys.readouterr().out
     assert main([*words, "--task_type", "zzz"]) == 1
     assert "unknown task 'zzz'" in capsys.readouterr().err
+
+
+def test_flags_of_training_are_known_here_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {**GOOD, "task": "clevr_count"}
+    words = flags(tmp_path, [row])
+    assert main(words) == 1
+    for command in (main, preview):
+        assert command([*words, "--ignore_columns", "task", "--task_type", "gui_defect"]) == 0
+    hub = ["--dataset_name", words[1], *words[2:], "--ignore_columns", "task"]
+    for extra in (["--use_huggingface_dataset"], ["--use_huggingface_dataset", "true"]):
+        assert main([*hub, *extra]) == 0
+        with pytest.raises(SystemExit):
+            main([*words, *extra])
+        assert "--use_huggingface_dataset needs --dataset_name" in capsys.readouterr().err
 
 
 def test_shares_are_checked_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -52,6 +52,7 @@ TESTED = {
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     "allow_private_urls",  # tests/test_web.py
+    "ignore_columns",
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     "chat_template_path",  # test_templates.py
     "live_report",  # test_live_report.py
@@ -179,6 +180,31 @@ def test_image_folders_serve_a_dataset_too(tmp_path: Path):
     folder = str(write_images(tmp_path))
     read = rows(tmp_path, "--dataset_name", str(tmp_path / "d.parquet"), "--image_folders", folder)
     assert read[0]["images"][0].source == f"{folder}/2.png"
+
+
+def test_ignored_columns_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """VLM-R1's data say `task: clevr_count`, which is none of this package's."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"task": "clevr_count", "scene": 1, "conversations": turns("q", "a")}])
+    with pytest.raises(UsageError, match="clevr_count"):
+        rows(tmp_path, "--data_file_paths", path)
+    (row,) = rows(tmp_path, "--data_file_paths", path, "--ignore_columns", "task", "scene")
+    assert row["task"] == "default" and "scene" not in row and not caplog.text
+    assert rows(tmp_path, "--data_file_paths", path, "--ignore_columns", "task")[0]["scene"] == 1
+    rows(tmp_path, "--data_file_paths", path, "--ignore_columns", "task", "scen")
+    assert "--ignore_columns: 'scen': expected a column of the data" in caplog.text
+
+
+def test_a_file_has_one_split_and_paths_may_hold_colons(tmp_path: Path):
+    (tmp_path / "a:b").mkdir()
+    pictures = write_images(tmp_path / "a:b")
+    one = write_jsonl(tmp_path / "a:b" / "x.jsonl", [{"image": "0.png", "conversations": turns("<image>q", "a")}])
+    two = write_jsonl(tmp_path / "y.jsonl", [{"image": "1.png", "conversations": turns("<image>q", "a")}])
+    read = rows(tmp_path, "--data_file_paths", f"{one}:{two}", "--image_folders", f"{pictures}:{pictures}")
+    assert [Path(row["images"][0].source).name for row in read] == ["0.png", "1.png"]
+    for flag in ("--data_file_paths", "--dataset_name"):
+        assert len(rows(tmp_path, flag, f"{two}@train", "--image_folders", str(pictures))) == 1
+        with pytest.raises(UsageError, match=r"'test'.*no split, or train: a file has no other"):
+            rows(tmp_path, flag, f"{two}@test", "--image_folders", str(pictures))
 
 
 def test_allow_outside(tmp_path: Path):

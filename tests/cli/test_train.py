@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,7 +218,38 @@ def test_a_misspelt_reward_is_answered_before_the_data(tmp_path: Path, capsys: p
     ("body", "said"), [("raise SystemExit(0)", "SystemExit: 0"), ("return float('nan')", "finite")]
 )
 def test_a_reward_that_gives_no_number_ends_the_run_by_name(body: str, said: str, tiny_model: Path, tmp_path: Path):
-    (tmp_path / "mine.py").write_text(f"def f(completion, record): {body}")
+    trial = "if completion.startswith('<think>The answer'): return 1.0"  # the right answer, before the model is loaded
+    (tmp_path / "mine.py").write_text(f"def f(completion, record):\n    {trial}\n    {body}")
     with pytest.raises((RuntimeError, ValueError), match=rf"reward 'f' on record \d .*a\.jsonl:\d: .*{said}"):
         main([*flags(tiny_model, tmp_path), "--reward_funcs", f"{tmp_path}/mine.py:f"])
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(completion, record): return record.anwser", r"AttributeError: .*anwser'[\s\S]*\nat .*mine\.py:1"),
+        ("\ndef f(completions, teacher, **columns): return [1.0]", "asks for teacher, which the data do not have"),
+        ("def f(reward_input: dict): return {'total': 1.0}", "the reward under 'overall' or 'score'"),
+        ("def f(response, gt): return float('nan')", "must return a finite number"),
+        ("async def f(completions, **columns): return [None, None]", "must return a list of 1 numbers"),
+        ("def f(completion): return 1.0", r"must take \(completion, record\) as in this package"),
+        ("from verl import tools", "No module named 'verl'; rewards here need nothing of verl"),
+    ],
+)
+def test_an_own_reward_is_tried_before_the_model_is_loaded(
+    code: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.py").write_text(code)
+    words = flags(tmp_path / "no_such_model", tmp_path)
+    assert main([*words, "--reward_funcs", "format", f"{tmp_path}/mine.py:f:0.5"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_dry_run_says_what_an_own_reward_gives_the_right_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.py").write_text("def f(response, gt): return 0.5 * (gt == '0') * ('<answer>0' in response)")
+    words = [*flags(tmp_path / "no_such_model", tmp_path), "--dry_run", "--reward_funcs"]
+    assert main([*words, f"{tmp_path}/mine.py:f"]) == 0
+    assert (
+        f"own reward {tmp_path}/mine.py:f: 0.5 for the right answer of {tmp_path}/a.jsonl:1" in capsys.readouterr().out
+    )

@@ -163,7 +163,7 @@ def test_choice(answer: str, options: tuple[str, ...], expected: str | None):
     assert choice(answer, options) == expected
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mask_iou"])
 def test_every_method_accepts_the_truth_and_refuses_another(method: str):
     truth, other = {
         "mcq": ("B", "A"),
@@ -172,6 +172,7 @@ def test_every_method_accepts_the_truth_and_refuses_another(method: str):
         "math": ("x^2", "x^3"),
         "all_match": ('["a", "b", "b"]', '["a", "a", "b"]'),
         "list": ("a, b", "b, a"),
+        "iou": ("[1, 2, 5, 6]", "[7, 8, 9, 9]"),
         **dict.fromkeys(("detection", "od_ap", "od_ap50", "map", "odLength", "weighted_sum"), BOXES),
     }.get(method, ("a red ball", "a ball"))
     assert score("accuracy", answered(truth), answer=truth, method=method) == 1.0

@@ -7,7 +7,8 @@ import pytest
 
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
-from vlm_grpo.rewards.adapter import WITHOUT_A_ROW, batch_reward, checked_batch, lift, split_spec
+from vlm_grpo.rewards.adapter import WITHOUT_A_ROW, batch_reward, checked_batch, split_spec
+from vlm_grpo.rewards.signatures import lift
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 
@@ -186,8 +187,11 @@ def test_a_reward_that_applies_to_no_row_is_named_once(caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("def f(completion): return 1.0", r"must take \(completion, record\), .*, got f\(completion\)"),
-        ("def f(a, b, c): return 1.0", r"must take .*, got f\(a, b, c\)"),
+        (
+            "def f(completion): return 1.0",
+            r"must take \(completion, record\) as in this package, .*; got f\(completion\)",
+        ),
+        ("def f(a, b, c): return 1.0", r"must take .*; got f\(a, b, c\)"),
         ("def f(completions, answer): return [1.0]", r"must end with \*\*columns"),
         ("async def f(completion, record): return 1.0", "a coroutine function must take all at once"),
         ("class f: pass", "must be a function, got a class"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,15 @@ from vlm_grpo.algorithms.recipes import RECIPES
 from vlm_grpo.table import Table
 from vlm_grpo.userfile import is_file_name, load_from_file
 
-__all__ = ["ALGORITHMS", "Recipe", "advantages", "find_algorithm", "recipe_settings", "register_algorithm"]
+__all__ = [
+    "ALGORITHMS",
+    "Recipe",
+    "advantages",
+    "canonical_name",
+    "find_algorithm",
+    "recipe_settings",
+    "register_algorithm",
+]
 
 ALGORITHMS: Table[Recipe] = Table("algorithm", RECIPES)
 
@@ -54,6 +63,22 @@ def register_algorithm(
     return ALGORITHMS.register(name, recipe)
 
 
+def canonical_name(name: str) -> str:
+    """Return a name as the table spells it, whatever its case and punctuation (`DR-GRPO`, `REINFORCE++`).
+
+    An unknown name stays as it is.
+
+    `GAE`, the estimator by which other systems call it, is PPO.
+    """
+    wanted = _letters(name)
+    found = next((known for known in ALGORITHMS if _letters(known) == wanted), name)
+    return found if name in ALGORITHMS or wanted != "gae" else "ppo"
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "plusplus"))
+
+
 def find_algorithm(name: str) -> Recipe:
     """The algorithm of a name, or of `path/to/file.py:name`: a `Recipe`, or a function from rewards to advantages.
 
@@ -61,11 +86,17 @@ def find_algorithm(name: str) -> Recipe:
         KeyError: an unknown name.
         ValueError: no such file, or nothing in it that can be an algorithm.
     """
+    name = canonical_name(name)
     if name in ALGORITHMS or not is_file_name(name):
         return ALGORITHMS[name]
     found = load_from_file("algorithm", name)
     if isinstance(found, Recipe):
         return ALGORITHMS.register(name, found)
+    if inspect.isclass(found):
+        raise ValueError(
+            f"algorithm {name!r}: is a class, as for RLLaVA's @register_ppo; here an algorithm is a function from "
+            "rewards (prompts, completions) to advantages, or a Recipe: see 'Your own' in docs/algorithms.md"
+        )
     if not callable(found):
         raise ValueError(f"algorithm {name!r}: must be a Recipe or a function of rewards, got {type(found).__name__}")
     return register_algorithm(name, advantage=found)

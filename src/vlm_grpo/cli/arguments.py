@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 
+from vlm_grpo.cli.migration import hint as hint_of
 from vlm_grpo.table import nearest
 
 
@@ -53,6 +54,9 @@ class ScriptArguments:
     answer_key: str | None = _flag("Column with the answer.")
     image_key: str | None = _flag("Column with the image or images.")
     video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
+    ignore_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the data that are not read, such as a task that is none of these."}
+    )
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
     val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
@@ -188,6 +192,9 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
         if name in known_flags(other):
             problems.append(f"--{name} belongs to --trainer {other}, this run uses --trainer {trainer}")
             continue
+        if told := hint_of(name):
+            problems.append(f"unknown flag --{name}; {told}")
+            continue
         close = nearest(name, sorted(known))
         hint = f"; did you mean {' or '.join('--' + option for option in close)}?" if close else "; see --help"
         problems.append(f"unknown flag --{name}{hint}")
@@ -202,7 +209,9 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
         satisfied = any(value in wanted.split("|") if wanted else bool(value) for value in found)
         if satisfied:
             continue
-        hit = [flag for flag in given if flag.startswith(prefixes) and flag in values and values[flag] is not False]
+        hit = [
+            flag for flag in given if flag.startswith(prefixes) and flag in values and not _is_off(flag, values[flag])
+        ]
         problems += [f"--{flag} has no effect without {needed}" for flag in hit]
     problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
     has_own = values.get("environment") or ".py:" in " ".join(map(str, values.get("reward_funcs") or []))
@@ -220,6 +229,11 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
         problems.append("--use_huggingface_dataset needs --dataset_name")
     return problems + (streaming_problems(values) if values.get("streaming") else [])
+
+
+def _is_off(flag: str, value: object) -> bool:
+    """Whether a flag asks for nothing, so that it needs nothing: false, or --val_freq 0 and -1, which are never."""
+    return value is False or (flag == "val_freq" and value in (0, -1))
 
 
 def environment_problems(values: dict[str, object], has_data: bool) -> list[str]:

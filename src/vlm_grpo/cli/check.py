@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import Any
 
+from vlm_grpo.cli.migration import VALUES
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
 
@@ -24,19 +26,22 @@ def main(argv: list[str] | None = None) -> int:
     source = data_source(parser, arguments)
 
     from vlm_grpo.data import DataError, check_source, problem_table
+    from vlm_grpo.rewards.accuracy import meaning
 
+    accuracy: Counter[str] = Counter()
     try:
         form = data_form(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
-        problems = check_source(source, form=form, **options)
+        problems = check_source(source, form=form, note=lambda record: accuracy.update([meaning(record)]), **options)
     except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
-    if not problems:
-        print("no problems")
-        return 0
-    print(problem_table(problems))
-    return int(any(not problem.is_warning for problem in problems))
+    print(problem_table(problems) if problems else "no problems")
+    if any(not problem.is_warning for problem in problems):
+        return 1
+    for text, count in accuracy.most_common():
+        print(f"the reward accuracy of {count:,} rows is {text}")
+    return 0
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +51,33 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
     add("--reward_method", metavar="METHODS", help="accuracy method of each file, separated by ':'; one may serve all")
     add("--dataset_name", metavar="NAME", help="org/name@split, a save_to_disk folder, or a parquet, json or csv file")
-    add("--task_type", default="default", metavar="TASK", help="task of records that name none (default: default)")
+    add_hub_flag(parser)
+    add("--task_type", default="default", type=task_name, metavar="TASK", help="task of records that name none")
     add("--prompt_key", metavar="COLUMN", help="column with the question")
     add("--answer_key", metavar="COLUMN", help="column with the answer")
     add("--image_key", metavar="COLUMN", help="column with the image or images")
     add("--video_key", metavar="COLUMN", help="column with videos")
+    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns that are not read")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder")
     add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
 
 
+def add_hub_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --use_huggingface_dataset, bare or with a value, as in training."""
+    options = {"nargs": "?", "const": True, "default": False, "type": lambda text: text.lower() in ("true", "1", "yes")}
+    help_text = "read --dataset_name (implied by it; kept for old scripts)"
+    parser.add_argument("--use_huggingface_dataset", metavar="true", help=help_text, **options)
+
+
+def task_name(text: str) -> str:
+    """Return the task that a name means, which may be another system's."""
+    return VALUES.get(("task_type", text), ("", None))[1] or text
+
+
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
     """What --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
+    if arguments.use_huggingface_dataset and not arguments.dataset_name:
+        parser.error("--use_huggingface_dataset needs --dataset_name")
     if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
         parser.error("give either --data_file_paths or --dataset_name")
     if arguments.dataset_name and arguments.image_folders and ":" in arguments.image_folders:
@@ -72,14 +93,17 @@ def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
 def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How rows are read, by the names of `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
-    return {"task": arguments.task_type, **{name: getattr(arguments, name) for name in names}}
+    ignored = tuple(arguments.ignore_columns or ())
+    return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
 def data_form(arguments: argparse.Namespace) -> Any:
     """The same as a Form."""
     from vlm_grpo.data import Form
 
-    return Form(**form_options(arguments), markup=_markup(arguments.model_name_or_path))
+    options = form_options(arguments)
+    ignored = options.pop("ignore_columns")
+    return Form(**options, ignored=ignored, markup=_markup(arguments.model_name_or_path))
 
 
 def _markup(model: str | None) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
 from vlm_grpo.redact import redact
-from vlm_grpo.rewards.accuracy import JUDGED
+from vlm_grpo.rewards.accuracy import JUDGED, meaning
 from vlm_grpo.rewards.adapter import split_spec
 
 
@@ -39,6 +39,8 @@ def show(
         images = [ref.source if isinstance(ref.source, str) else "bytes" for ref in row.get("images", [])]
         print(f"images: {images}")
         print(f"answer: {row.get('answer')}")
+        if "record" in row and any(split_spec(spec)[0] == "accuracy" for spec in specs):
+            print(f"the reward accuracy is {meaning(row['record'])}")
         if isinstance(prompting, Prompting):
             _show_end(row, prompting, _scored(script, row, specs), training.reward_options())
     print("--- configuration")

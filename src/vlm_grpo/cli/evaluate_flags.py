@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
-from vlm_grpo.cli.check import PRIVATE_HELP
+from vlm_grpo.cli.check import PRIVATE_HELP, add_hub_flag, task_name
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
@@ -16,8 +16,10 @@ LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
 OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
 OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto", "reward_time_limit": 600.0}  # defaults
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
+DATA_FLAGS += ("ignore_columns",)
 # What predictions do not depend on: these may differ when a stopped evaluation goes on.
 FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
+FREE += ("use_huggingface_dataset",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data_file_paths", help="jsonl files, separated by ':' (a.jsonl:b.jsonl)")
     add("--image_folders", help="image folder of each jsonl file, separated by ':'; one may serve all")
     add("--dataset_name", help="Hugging Face data: org/name@split, a save_to_disk folder, or a file")
-    add("--task_type", default="default", help="task: its prompt and metrics (`vlm-grpo tasks`)")
+    add_hub_flag(flags)
+    add("--task_type", default="default", type=task_name, help="task: its prompt and metrics (`vlm-grpo tasks`)")
     add("--output_dir", required=True, help="folder for results.json, predictions.jsonl and report.html")
     add("--overwrite", action="store_true", help="replace what an earlier evaluation left in --output_dir")
     add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; a record's own wins")
@@ -38,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--answer_key", help="column with the answer")
     add("--image_key", help="column with the image or images")
     add("--video_key", help="column with the video or videos")
+    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns of the data that are not read")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
     add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
     add("--limit", type=positive, help="evaluate only the first rows; of an --environment without data, episodes")
@@ -117,6 +121,8 @@ def check(options: argparse.Namespace) -> list[str]:
 
 
 def _data_problems(options: argparse.Namespace) -> list[str]:
+    if options.use_huggingface_dataset and not options.dataset_name:
+        return ["--use_huggingface_dataset needs --dataset_name"]
     given = [name for name in ("data_file_paths", "dataset_name") if getattr(options, name)]
     if len(given) == 1:
         return []

@@ -25,6 +25,9 @@ class FlagParser(TrlParser):
     def __init__(self, types: tuple[type, ...]) -> None:
         """Take the dataclasses whose fields are the flags."""
         super().__init__(types, exit_on_error=False, add_help=False)
+        for action in self._actions:
+            if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":  # None is a value too
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> None:
         """Raise in place of ending the process."""

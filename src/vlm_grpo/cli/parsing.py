@@ -6,6 +6,7 @@ Precedence: defaults < `--algorithm` < `--config file.yaml` < the command line.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from vlm_grpo.cli.arguments import (
     ScriptArguments,
     flag_names,
     ineffective_flags,
+    known_flags,
     unknown_flags,
     wanted_value,
     without_flag,
 )
 from vlm_grpo.cli.machine import flag_conflicts
+from vlm_grpo.cli.migration import SECTIONS, change_of_flag
+from vlm_grpo.cli.translation import nested, translate, translate_keys
 from vlm_grpo.table import unknown_name
 
 TRAINERS = ["grpo", "rloo"]
+logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
@@ -43,8 +48,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
             would do nothing.
     """
     problems: list[str] = []
-    config = _config_values(argv, problems)
-    argv = without_flag(argv, "config", at_most=1)
+    argv, config = _in_own_words(argv, problems)
     algorithm, trainer = _algorithm_and_trainer(argv, config, problems)
     recipe = _recipe(algorithm, argv, config)
     argv, config = _without_unknown_flags(argv, config, trainer, problems)
@@ -64,6 +68,37 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     script, training, model = parts
     script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
     return script, training, model
+
+
+def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command line and the config file with what other systems call otherwise in this one's words.
+
+    What was a nested config file stands at the beginning of the command line, the rest of which wins over it.
+    """
+    known = known_flags("grpo") | known_flags("rloo")
+    line = translate(argv, known)
+    config = _config_values(line.words, problems)
+    theirs = {name: value for name, value in config.items() if name in SECTIONS and not isinstance(value, str)}
+    old = {name: value for name, value in config.items() if name not in known and change_of_flag(name)}
+    file = translate_keys(nested(theirs))
+    flags = translate([f"--{name}={value}" for name, value in old.items()], known)
+    for part in (file, flags, line):
+        problems += part.problems
+    if notes := [*file.notes, *flags.notes, *line.notes]:
+        logger.warning("read as in other systems: %s", "; ".join(notes))
+    words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
+    config = {name: value for name, value in config.items() if name not in theirs and name not in old}
+    return _with_known_algorithm(words, config)
+
+
+def _with_known_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The same with the algorithm's name as the table spells it."""
+    name = wanted_value(argv, "algorithm")
+    if name:
+        argv = [*without_flag(argv, "algorithm", at_most=1), f"--algorithm={_algorithms().canonical_name(name)}"]
+    if config.get("algorithm"):
+        config = {**config, "algorithm": _algorithms().canonical_name(str(config["algorithm"]))}
+    return argv, config
 
 
 def _flag_parser(trainer: str) -> Any:

@@ -25,23 +25,28 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 320  # pixels of the longer side
 FULL = 1 - 1e-6
-RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full
+RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full; no outline equals its mask
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One row as it is shown. `parts` are (role, pieces); a piece is text, or an image with its caption."""
+    """One row as it is shown. `parts` are (role, pieces); a piece is text, or an image with its caption.
+
+    `accuracy` says what that reward is, where it is one of the rewards.
+    """
 
     where: str
     parts: list[tuple[str, list[Any]]]
     templated: str | None
     completion: str
     rewards: dict[str, float | str | None]
+    accuracy: str | None = None
 
     @property
     def warning(self) -> str | None:
         """What is wrong with the gold answer, if it does not get what a right answer must get."""
-        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in RIGHTNESS and _is_low(value)]
+        right = [name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")]
+        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in right and _is_low(value)]
         return f"{self.where}: the gold answer gets {', '.join(low)} instead of 1" if low else None
 
 
@@ -105,6 +110,7 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
 def _show(
     row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
 ) -> Shown:
+    from vlm_grpo.rewards.accuracy import meaning
     from vlm_grpo.tasks import TASKS
 
     gold = gold_turn(row, template)
@@ -124,9 +130,11 @@ def _show(
         )
         for message in row["prompt"]
     ]
-    rewards = gold_rewards(list(specs or TASKS[row["task"]].rewards), gold, row)
+    specs = list(specs or TASKS[row["task"]].rewards)
+    rewards = gold_rewards(specs, gold, row)
     templated = None if template is None else template.render(row["prompt"])
-    return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards)
+    accuracy = meaning(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
+    return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
 
 
 def gold_rewards(
@@ -187,6 +195,7 @@ def as_text(shown: Shown) -> str:
         lines += ["--- in the chat template", shown.templated]
     lines += ["--- gold completion", shown.completion, "--- its rewards"]
     lines += [f"{name}: {reward_text(value)}" for name, value in shown.rewards.items()]
+    lines += [f"accuracy is {shown.accuracy}"] if shown.accuracy else []
     return "\n".join([*lines, *([f"WARNING: {shown.warning}"] if shown.warning else [])])
 
 

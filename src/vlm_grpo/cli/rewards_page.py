@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_grpo.cli.own_rewards import section
 from vlm_grpo.cli.tables import _first_line
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.rewards import REWARDS, JudgeSettings, make_reward
@@ -100,8 +101,7 @@ there, rewards read the completions.
 A reward returns a finite number within float32, or None where it does not apply. NaN, an infinity, 1e300 or text stops
 the run and names the reward and the record, and so does an exception, `SystemExit` too; weights are finite as well. A
 reward that was None for every row of 10 rollouts in a row is named in a warning, once. A reward file that cannot be
-imported, or a function that takes other arguments, is refused before the data are read. A function in TRL's form must
-end with `**columns`, as TRL passes all columns; a coroutine function must have that form.
+imported, or a function that takes other arguments, is refused before the data are read.
 
 The values below are computed by the rewards themselves. `reasoning`, `reasoning_ordered` and `causal` use the encoder
 `overlap` here, the share of common words, so that no model has to be loaded; by default they embed the steps.
@@ -148,7 +148,7 @@ is not shown to it, but scored by the accuracy method.
 
 def page() -> str:
     """The whole page."""
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, section()]
     for name in REWARDS:
         lines += [f"## `{name}`", "", *_entry(name), ""]
     lines += [METHODS_NOTE]

@@ -19,6 +19,7 @@ from vlm_grpo.cli.acting import check_environments, environment_factory
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.redact import redact, redact_text
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
+DATA_OPTIONS += ("ignore_columns",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +61,10 @@ def run(argv: list[str]) -> None:
     prompting, fault = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
     check_rows(script, training, dataset)
+    template = None if prompting is None else prompting.template
+    trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
+    if training.process_index == 0:
+        print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
     if script.dry_run:
         from vlm_grpo.cli.dry_run import show
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from vlm_grpo.data.rows import as_reading
 from vlm_grpo.data.sources import Source, open_sources
 from vlm_grpo.data.verify import image_fault
 from vlm_grpo.data.videos import video_fault
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import ImageRef, Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,19 +36,20 @@ def check_source(
     form: Form | None = None,
     decode: bool = False,
     mixture: str | Sequence[str | float] | None = None,
+    note: Callable[[Record], None] | None = None,
 ) -> list[Problem]:
     """Every problem of a data set: of the options, the files, the rows and the images, in this order.
 
     Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
-    are read.
+    are read. `note` is told every record that can be read.
     """
     opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
     _, problems = file_shares(mixture, source, opened)
     problems += opened.problems
-    return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode)]
+    return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode, note=note)]
 
 
-def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
+def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
     """Every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
     images = _ImageCheck(decode)
@@ -57,6 +58,8 @@ def check_rows(source: Source, *, decode: bool = False) -> list[Problem]:
         for chunk in _chunks(readings):
             images.look(chunk, pool)
             for reading in chunk:
+                if note is not None and reading.record is not None:
+                    note(reading.record)
                 problems += reading.problems
                 problems += images.problems(reading)
                 problems += _video_problems(reading, decode)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_grpo.data.jsonl import content_lines, parse_line
 from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.data.sources import split_entries
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -54,7 +55,7 @@ def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[Answer]]:
     """
     found: dict[str, list[Answer]] = {}
     problems: list[Problem] = []
-    for path in paths.split(":") if isinstance(paths, str) else paths:
+    for path in split_entries(paths) if isinstance(paths, str) else paths:
         try:
             for where, row in _lines(Path(path)):
                 _read_line(row, where, found, problems)

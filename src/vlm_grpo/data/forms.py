@@ -46,6 +46,7 @@ class Form:
     video_key: str | None = None
     allow_outside: bool = False
     allow_private_urls: bool = False
+    ignored: tuple[str, ...] = ()  # columns that are as good as not there
     markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
 
 
@@ -60,6 +61,8 @@ class Reading(NamedTuple):
 
 def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
     """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
+    if form.ignored:
+        row = {name: value for name, value in row.items() if name not in form.ignored}
     reader = _RowReader(row, where, form)
     record = reader.record(number)
     if not any(not problem.is_warning for problem in reader.problems):
@@ -181,7 +184,9 @@ class _RowReader:
             return ref
         if not self.form.allow_outside and leaves_folder(self.form.folder, ref.source):
             folder = self.form.folder or "the working directory"
-            self.wrong(field, show_value(ref.source), f"a path inside {folder} (--allow_outside allows others)")
+            absolute = "without an image folder any absolute path; " if ref.source.startswith("/") else ""
+            allowed = f"a path inside {folder} ({absolute}--allow_outside allows others)"
+            self.wrong(field, show_value(ref.source), allowed)
             return None
         return ImageRef(in_folder(self.form.folder, ref.source), self.where, self.form.allow_private_urls)
 

@@ -95,6 +95,8 @@ def hub_dataset(source: str, **options: Any) -> Any:
     if Path(source).exists():
         return _local(Path(source), None, source, options)
     name, split = split_name(source)
+    if split is not None and Path(name).suffix.lower() in (".jsonl", ".json", ".csv"):
+        raise DataError([Problem(source, "split", repr(split), "no split, or train: a file has no other")])
     if Path(name).exists():
         return _local(Path(name), split, source, options)
     if is_path(name):

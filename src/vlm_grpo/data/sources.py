@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
+WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
+LOOKED_AT = 1000  # rows in which a column is looked for
 SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
 READERS: dict[str, Callable[[str, Form], Any]] = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
 
@@ -55,7 +57,8 @@ def open_sources(
     """Open everything that `source` names; nothing but line offsets is read.
 
     Args:
-        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set.
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set: `org/name@split`,
+            a save_to_disk folder, a parquet file, a `datasets.Dataset`.
         image_folders: a folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; an empty one means the default.
         form: keys, task and path rules of all files.
@@ -67,7 +70,8 @@ def open_sources(
     form = form or Form()
     _ = TASKS[form.task]
     entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
-    folders = one_for_each(split_paths(image_folders), len(entries))
+    given = split_paths(image_folders)
+    folders = one_for_each(rejoined(given) if isinstance(image_folders, str) else given, len(entries))
     methods = one_for_each(split_paths(reward_method), len(entries))
     opened = Opened(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
     if opened.problems:
@@ -80,14 +84,39 @@ def open_sources(
             opened.sources.append((opener or _open)(entry, replace(form, folder=folder, method=method or None)))
         except DataError as error:
             opened.problems += error.problems
+    opened.problems += _missing_columns(opened.sources, form.ignored)
     return opened
 
 
+def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
+    """A warning for each column that is not to be read and that no row has, of the first ones of each file."""
+    files = [source for source in sources if hasattr(source, "raw")]  # a stream has none that can be asked for
+    rows = [source.raw(row) for source in files for row in range(min(LOOKED_AT, len(source)))] if ignored else []
+    missing = [name for name in ignored if rows and not any(isinstance(row, dict) and name in row for row in rows)]
+    expected = f"a column of the data, in one of the first {LOOKED_AT} rows of a file"
+    return [Problem("--ignore_columns", "column", repr(name), expected, True) for name in missing]
+
+
 def split_entries(source: str | Sequence[str]) -> list[Any]:
-    """The files that a string or a list names; a string that exists as a whole is one entry."""
+    """The files that a string or a list names; a string that exists as a whole is one entry.
+
+    `a.jsonl@train` is the file: RLLaVA names a split of files too, and they have one.
+    """
     if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
         return [source]
-    return split_paths(source)
+    entries = rejoined(split_paths(source)) if isinstance(source, str) else split_paths(source)
+    return [entry.removesuffix("@train") if WHOLE_FILE.search(entry) else entry for entry in entries]
+
+
+def rejoined(entries: list[str]) -> list[str]:
+    """Put names together again that hold a colon themselves: those that exist only together."""
+    found: list[str] = []
+    while entries:
+        whole = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
+        count = 1 if Path(entries[0]).exists() or not entries[0] else next(whole, 1)
+        found.append(":".join(entries[:count]))
+        entries = entries[count:]
+    return found
 
 
 def _bad_options(

@@ -1,14 +1,15 @@
 """Prompt templates: jinja files that turn a record into chat messages; `<image>` and `<video>` keep their places.
 
-A template sees `question`, `options` (texts), `lettered` (the options as lines with letters), `record`, and
-`think_tags`: whether it shall ask for <think> tags, which some models' chat templates write themselves.
+A template sees `question` (also called `content`, as in RLLaVA's templates), `options` (texts), `lettered` (the options
+as lines with letters), `record`, and `think_tags`: whether it shall ask for <think> tags, which some models' chat
+templates write themselves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,8 @@ from vlm_grpo.table import Table, unknown_name
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
-VARIABLES = ("question", "options", "lettered", "record", "think_tags")
+LEADING_MARKERS = re.compile(rf"\s*(?:{MARKER}\s*)+")
+VARIABLES = ("question", "content", "options", "lettered", "record", "think_tags")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PromptTemplate:
         system = record.system if record.system is not None else system
         turns = [{"role": "system", "content": system}] if system else []
         turns += [dict(turn) for turn in record.history]
-        turns.append({"role": "user", "content": self._question(record, think_tags)})
+        turns.append({"role": "user", "content": self._user_turn(record, think_tags)})
         asked = [turn for turn in turns if turn["role"] == "user"]
         missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in asked)
         if missing < 0:
@@ -66,12 +68,29 @@ class PromptTemplate:
         kinds = {MARKER: "image", **({VIDEO_MARKER: "video"} if record.videos else {})}
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
+    def _user_turn(self, record: Record, think_tags: bool) -> str:
+        """The last turn. Markers of the template itself win over those of the question if they place every image.
+
+        Otherwise those that the template begins with are left out: the question places the images.
+        """
+        own, asked = self.text.count(MARKER), record.question.count(MARKER)
+        before = sum(turn["content"].count(MARKER) for turn in record.history if turn["role"] == "user")
+        images = len(record.images) - before
+        if not own or own + asked <= images:
+            return self._question(record, think_tags)
+        if own == images:
+            record = replace(record, question=record.question.replace(MARKER, ""))
+            return self._question(record, think_tags)
+        text = self._question(record, think_tags)
+        return LEADING_MARKERS.sub("", text) if LEADING_MARKERS.match(self.text) else text
+
     def _question(self, record: Record, think_tags: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             return self._compiled.render(
                 question=record.question,
+                content=record.question,
                 options=list(record.options),
                 lettered="\n".join(lettered(record.options)),
                 record=record,
@@ -114,7 +133,7 @@ def load_prompt(path: str | Path) -> PromptTemplate:
         raise ValueError(f"--format_prompt {path}:{error.lineno}: {error.message}") from error
     for name in sorted(used - set(VARIABLES)):
         raise ValueError(f"--format_prompt {path}: {unknown_name('variable', name, list(VARIABLES))}")
-    if not used & {"question", "record"}:
+    if not used & {"question", "content", "record"}:
         raise ValueError(f"--format_prompt {path}: the template must write {{{{ question }}}}, it never does")
     return PromptTemplate(Path(path).stem, text, str(path))
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
-from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, load_user_reward, record_from, split_spec
+from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, record_from, split_spec
 from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited, time_limit
@@ -21,6 +21,7 @@ from vlm_grpo.rewards.length import cosine_length_reward, overlong_reward, repet
 from vlm_grpo.rewards.mask import mask_iou_reward
 from vlm_grpo.rewards.precision import od_ap_reward
 from vlm_grpo.rewards.reasoning import overlap_reward, prepare_reasoning, reasoning_reward
+from vlm_grpo.rewards.signatures import load_user_reward
 from vlm_grpo.rewards.tool import tool_call_reward
 from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
 from vlm_grpo.table import Table

@@ -13,8 +13,10 @@ from typing import Any
 
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.asking import Case, JudgeSettings, judge_of, speaks_to_judge
+from vlm_grpo.rewards.box import box_overlap
 from vlm_grpo.rewards.choice import choice, normalise
 from vlm_grpo.rewards.detection import detection, weighted_sum
+from vlm_grpo.rewards.mask import mask_overlap
 from vlm_grpo.rewards.mathematics import equal, verify_all
 from vlm_grpo.rewards.precision import od_ap, od_ap50, od_length
 from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
@@ -24,6 +26,7 @@ from vlm_grpo.tasks import TASKS
 from vlm_grpo.text import extract_json, parse_answer
 
 JUDGED = ("judge", "llm")
+NOTHING = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
 YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
@@ -83,8 +86,13 @@ def _plain(item: Any) -> str:
 
 
 def all_match(answer: str, truth: str, record: Record) -> float | None:
-    """The same items, each as often, in any order."""
-    return float(Counter(items(answer)) == Counter(items(truth)))
+    """The same items, each as often, in any order; `No Defect` alone is the empty list."""
+    return float(_counted(answer) == _counted(truth))
+
+
+def _counted(value: str) -> Counter[str]:
+    found = items(value)
+    return Counter() if found == [NOTHING] else Counter(found)
 
 
 def list_in_order(answer: str, truth: str, record: Record) -> float | None:
@@ -107,8 +115,13 @@ def _case(answer: str, truth: str, record: Record) -> Case:
 
 
 def auto(answer: str, truth: str, record: Record) -> float | None:
-    """By the type of the true answer: `kind` names the method."""
+    """By the type of the true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
     return METHODS[kind(truth, record.options)](answer, truth, record)
+
+
+def default(answer: str, truth: str, record: Record) -> float | None:
+    """By the task: `iou` for rec and grounding, `mask_iou` for seg, ...; `auto` for a task without a method."""
+    return METHODS[task_method(record.task) or "auto"](answer, truth, record)
 
 
 @lru_cache(maxsize=65536)
@@ -129,7 +142,7 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
     "accuracy method",
     {
         "auto": auto,
-        "default": auto,  # VLM-R1's name
+        "default": default,
         "exact": exact,
         "text": text,
         "mcq": mcq,
@@ -138,6 +151,8 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
         "math": symbolic,
         "all_match": all_match,
         "list": list_in_order,
+        "iou": box_overlap,
+        "mask_iou": mask_overlap,
         "detection": detection,
         "od_ap": od_ap,
         "od_ap50": od_ap50,
@@ -155,7 +170,8 @@ def accuracy_reward(
 ) -> float | None:
     """1.0 for the right answer by the record's method, 0.0 for a wrong one or none; None without a true answer.
 
-    Lists of boxes and judged answers earn anything between.
+    The task names the method where the record does not: the IoU of boxes for rec and grounding, of masks for seg.
+    Boxes, masks, lists of boxes and judged answers earn anything between.
 
     Args:
         tolerance: The relative error that a number may have (default: integers exact, decimals 1e-6).
@@ -175,8 +191,21 @@ def accuracy_reward(
 
 
 def method_of(record: Record) -> str:
-    """The record's own method, else that of its task, else `auto`."""
-    return record.method or (TASKS[record.task].method if record.task in TASKS else None) or "auto"
+    """The record's own method, else that of its task, else `auto`; `default` is as good as none."""
+    own = None if record.method == "default" else record.method
+    return own or task_method(record.task) or "auto"
+
+
+def task_method(task: str) -> str | None:
+    """How a task scores accuracy; None leaves it to the type of the true answer."""
+    return TASKS[task].method if task in TASKS else None
+
+
+def meaning(record: Record) -> str:
+    """What `accuracy` is for a record, as users are told: the method, where it comes from, and what is right by it."""
+    method = method_of(record)
+    by = f" (task {record.task})" if record.method in (None, "default") and task_method(record.task) else ""
+    return f"{method}{by}: {(METHODS[method].__doc__ or '').strip().splitlines()[0]}"
 
 
 def given_answer(completion: str, record: Record) -> str | None:
@@ -203,7 +232,7 @@ def prepare_accuracy(
             continue
         truth = gold(record.answer)
         method = method_of(record)
-        is_math = method == "math" or (method in ("auto", "default") and kind(truth, record.options) == "math")
+        is_math = method == "math" or (method == "auto" and kind(truth, record.options) == "math")
         answer = given_answer(completion, record) if is_math or method in JUDGED else None
         if answer is not None:
             (pairs if is_math else cases).append((truth, answer) if is_math else _case(answer, truth, record))

@@ -13,7 +13,6 @@ from typing import Any
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.calling import note_call
 from vlm_grpo.text import completion_text
-from vlm_grpo.userfile import load_from_file
 
 Reward = Callable[..., "float | None"]
 FIELDS = {
@@ -27,8 +26,6 @@ FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
 # Of each completion the turn that it is part of: text or messages with the prompt's opening, and the model's markers.
 WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
-ANSWER_PARAMETERS = ("ground_truth", "answer", "solution")
-FORMS = "(completion, record), (completion, ground_truth) or (completions, **columns)"
 LARGEST = 3.4028234663852886e38  # of a float32
 WITHOUT_A_ROW = 10  # rollouts in which a reward applies to no row, until that is said
 
@@ -242,42 +239,3 @@ def split_spec(spec: str) -> tuple[str, float]:
     if not abs(weight) <= LARGEST:
         raise ValueError(f"reward {spec!r}: the weight after ':' must be a finite number, got {tail!r}")
     return head, weight
-
-
-def load_user_reward(name: str) -> Callable[..., list[float | None]]:
-    """The function that `path/to/file.py:function` names, as a batch reward.
-
-    Raises:
-        ValueError: no such file or function, or it cannot be called as a reward is.
-    """
-    function = load_from_file("reward", name)
-    if not callable(function) or inspect.isclass(function):
-        found = "a class" if inspect.isclass(function) else type(function).__name__
-        raise ValueError(f"reward {name!r}: must be a function, got {found}")
-    try:
-        return lift(name.rpartition(":")[2], function)
-    except TypeError as error:
-        raise ValueError(f"reward {name!r}: {error}") from None
-
-
-def lift(name: str, function: Callable[..., Any]) -> Callable[..., list[float | None]]:
-    """A batch reward from a user's function: `(completions, ...)`, `(completion, record)` or `(text, ground_truth)`.
-
-    Raises:
-        TypeError: the function takes something else.
-    """
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters)
-    if any(parameter in BATCH_PARAMETERS for parameter in parameters):
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
-            raise TypeError(f"must end with **columns, which takes the columns it does not name, got {name}{signature}")
-        return checked_batch(name, function)
-    if inspect.iscoroutinefunction(function):
-        raise TypeError(f"a coroutine function must take all at once, (completions, **columns), got {name}{signature}")
-    try:
-        signature.bind("", None, **{key: None for key in ("num_tokens", "messages") if key in parameters})
-    except TypeError:
-        raise TypeError(f"must take {FORMS}, got {name}{signature}") from None
-    if len(parameters) >= 2 and parameters[1] in ANSWER_PARAMETERS:
-        return batch_reward(name, lambda completion, record: function(completion, record.answer))
-    return batch_reward(name, function)

@@ -68,6 +68,13 @@ def iou_reward(completion: str, record: Record, *, above: float | None = None, p
     return value**power if above is None else float(value > above)
 
 
+def box_overlap(answer: str, truth: str, record: Record) -> float | None:
+    """The IoU of the answer's only box with the true box, 0 to 1; not applicable when the truth is no single box."""
+    right = true_box(record.answer)
+    given = only_box(answer)
+    return None if right is None else 0.0 if given is None else iou(given, in_answer_space(right, record))
+
+
 def giou_reward(completion: str, record: Record) -> float | None:
     """Generalised IoU (arXiv:1902.09630) moved to 0..1 as (giou + 1) / 2; no box, or one without area, is 0."""
     pair = box_pair(completion, record)

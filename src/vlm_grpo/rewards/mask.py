@@ -23,14 +23,19 @@ def mask_iou_reward(completion: str, record: Record) -> float | None:
     Raises:
         ValueError: the true mask is broken.
     """
-    truth = true_mask(record.extra.get("mask"))
-    if truth is None:
-        return None
     answer = extract_answer(completion)
-    if answer is None:
-        return 0.0
-    found = regions(answer, truth.height, truth.width, answer_extent(record, truth), asked_terms(record))
-    return 0.0 if found is None else region_iou(found, truth.toggles)
+    return mask_overlap("" if answer is None else answer, "", record)
+
+
+def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
+    """The IoU of the answer's shape with the record's column `mask`, 0 to 1; not applicable without such a column."""
+    mask = true_mask(record.extra.get("mask"))
+    if mask is None:
+        return None
+    found = (
+        regions(answer, mask.height, mask.width, answer_extent(record, mask), asked_terms(record)) if answer else None
+    )
+    return 0.0 if found is None else region_iou(found, mask.toggles)
 
 
 def true_mask(value: Any) -> Truth | None:

@@ -1,0 +1,253 @@
+"""What the flags, keys and values of other systems are here: one table for each system, for the parser and the page.
+
+A change that is read means the same here and is taken as it is; the others are refused with what to write instead.
+docs/migration.md is written from the tables (migration_page.py), tests run each line. How a command line or a YAML file
+is translated with them is in translation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Reader = Callable[[Any], list[str]]  # a value to words of the command line; a ValueError refuses it
+FILES = (".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one flag or key.
+
+    Attributes:
+        new: what to write here.
+        read: makes that of a value; None refuses every value.
+        example: a value, which the test of the line uses.
+        note: what else to know, in a clause.
+    """
+
+    new: str
+    read: Reader | None = None
+    example: str = ""
+    note: str = ""
+
+
+def text_of(value: Any) -> str:
+    """Return a value of a YAML file as it is written on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def same(flag: str, example: str, note: str = "") -> Change:
+    """A flag of the same meaning under another name; a list gives it several values."""
+
+    def read(value: Any) -> list[str]:
+        if isinstance(value, list | tuple):
+            return [f"--{flag}", *map(text_of, value)]
+        return [f"--{flag}={text_of(value)}"]
+
+    return Change(f"--{flag}", read, example, note)
+
+
+def settled(new: str, value: str, note: str = "") -> Change:
+    """Something that is always so here: the one value is taken and does nothing, others are refused."""
+
+    def read(given: Any) -> list[str]:
+        if text_of(given) != value:
+            raise ValueError(note or new)
+        return []
+
+    return Change(new, read, value, note)
+
+
+def _data(value: Any) -> list[str]:
+    names = [text_of(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
+    if all(Path(name.rpartition("@")[0] or name).suffix in FILES for name in names):
+        return [f"--data_file_paths={':'.join(names)}"]
+    if len(names) > 1:
+        raise ValueError("several data sets: here one --dataset_name, or jsonl files a.jsonl:b.jsonl")
+    return [f"--dataset_name={names[0]}"]
+
+
+def _policy_loss(value: Any) -> list[str]:
+    return [] if text_of(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
+
+
+def _reward_type(value: Any) -> list[str]:
+    if text_of(value) not in ("sequential", "batch", "function"):
+        raise ValueError("the rewards of an environment are used where --environment is given")
+    return []
+
+
+def _loggers(value: Any) -> list[str]:
+    names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
+    known = [name for name in (text_of(name).strip() for name in names) if name not in ("console", "file", "")]
+    return ["--report_to", *known] if known else []
+
+
+def _adamw(value: Any) -> list[str]:
+    if text_of(value) != "adamw":
+        raise ValueError("--optim NAME, a name of transformers")
+    return []
+
+
+BATCH = "--per_device_train_batch_size, --gradient_accumulation_steps"
+PROMPTS = "completions of a step = per_device_train_batch_size x gradient_accumulation_steps x processes"
+SHARDED = "configs/accelerate/fsdp2.yaml with `accelerate launch --config_file`"
+LAUNCHED = "`accelerate launch --num_processes N --num_machines M`, or torchrun"
+VLLM = "--use_vllm true --vllm_mode colocate"
+NO_CHUNKS = "the name of vLLM's own setting; set it where the server is started"
+CHORD = """--algorithm chord --algorithm_options '{"mu_peak": 0.5, "mu_warmup": 200}'"""
+
+RLLAVA: Mapping[str, Change] = {
+    "config": same("config", "config.yaml", "nested YAML is read by this table"),
+    "data.train_files": Change(
+        "--data_file_paths for jsonl, json and csv files, else --dataset_name", _data, "org/data@train"
+    ),
+    "data.val_files": Change("--val_split_ratio, or `vlm-grpo evaluate` on another file"),
+    "data.prompt_key": same("prompt_key", "problem"),
+    "data.answer_key": same("answer_key", "answer"),
+    "data.image_key": same("image_key", "images"),
+    "data.video_key": same("video_key", "videos"),
+    "data.image_dir": same("image_folders", "."),
+    "data.video_fps": Change('"video": {"video": path, "fps": 2} in the data'),
+    "data.format_prompt": same("format_prompt", "task.jinja", "`content` is the question, as there"),
+    "data.override_chat_template": Change("--chat_template_path FILE.jinja"),
+    "data.max_prompt_length": same("max_prompt_length", "2048", "longer rows are dropped"),
+    "data.filter_overlong_prompts": settled(
+        "--max_prompt_length", "true", "--max_prompt_length always drops longer rows; leave it out to keep them"
+    ),
+    "data.max_response_length": same("max_completion_length", "512"),
+    "data.min_pixels": same("min_pixels", "262144"),
+    "data.max_pixels": same("max_pixels", "4194304"),
+    "data.shuffle": same("shuffle_dataset", "true"),
+    "data.seed": same("data_seed", "1"),
+    "data.train_batch_size": Change(BATCH, note=f"prompts there; here {PROMPTS}"),
+    "data.rollout_batch_size": Change(BATCH, note=f"prompts there; here {PROMPTS}"),
+    "data.val_batch_size": Change("--per_device_eval_batch_size"),
+    "actor.model.model_path": same("model_name_or_path", "m"),
+    "actor.model.enable_gradient_checkpointing": same("gradient_checkpointing", "false"),
+    "actor.model.trust_remote_code": same("trust_remote_code", "false"),
+    "actor.model.freeze_vision_tower": same("freeze_vision_modules", "false"),
+    "actor.optim.lr": same("learning_rate", "1e-06"),
+    "actor.optim.weight_decay": same("weight_decay", "0.01"),
+    "actor.optim.lr_warmup_ratio": same("warmup_steps", "0.1", "a share of all steps where it is below 1"),
+    "actor.optim.strategy": Change("--optim", _adamw, "adamw"),
+    "actor.max_grad_norm": same("max_grad_norm", "1.0"),
+    "actor.clip_ratio": same("epsilon", "0.2"),
+    "actor.clip_ratio_low": same("epsilon", "0.2"),
+    "actor.clip_ratio_high": same("epsilon_high", "0.28"),
+    "actor.ppo_epochs": same("num_iterations", "1"),
+    "actor.policy_loss_fn": Change("--algorithm", _policy_loss, "gspo"),
+    "actor.global_batch_size": Change(BATCH, note=PROMPTS),
+    "actor.ppo_mini_batch_size": Change(BATCH, note=PROMPTS),
+    "actor.ppo_micro_batch_size": Change("--per_device_train_batch_size"),
+    "actor.log_prob_micro_batch_size": Change("--max_tokens_per_forward"),
+    "actor.ulysses_size": Change("no counterpart: sequences are not split over devices"),
+    "actor.fsdp": Change(SHARDED),
+    "actor.offload": Change("configs/deepspeed/zero3_offload.json with --deepspeed"),
+    "ref": Change("the reference model goes with --beta and is sharded as the policy"),
+    "critic": Change("--algorithm ppo, with --value_learning_rate", note="`critic: null` is skipped"),
+    "rollout.n": same("num_generations", "8"),
+    "rollout.temperature": same("temperature", "1.0"),
+    "rollout.top_p": same("top_p", "1.0"),
+    "rollout.top_k": Change("--top_k", note="0 is all tokens here, -1 there"),
+    "rollout.name": Change(VLLM),
+    "rollout.limit_images": Change("no counterpart: every image of a row is used"),
+    "rollout.disable_tqdm": Change("--disable_tqdm"),
+    "rollout.tensor_parallel_size": Change(f"{VLLM} --vllm_tensor_parallel_size"),
+    "rollout.vllm.gpu_memory_utilization": Change(f"{VLLM} --vllm_gpu_memory_utilization"),
+    "rollout.vllm": Change(VLLM, note=NO_CHUNKS),
+    "rollout.val_override_config": Change(
+        "no counterpart: evaluation in training is greedy; `vlm-grpo evaluate` draws"
+    ),
+    "algorithm.adv_estimator": same("algorithm", "grpo", "`gae` is `ppo`"),
+    "algorithm.policy_loss_fn": Change("--algorithm", _policy_loss, "dapo", "wins over adv_estimator"),
+    "algorithm.clip_range": same("epsilon", "0.2"),
+    "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_in_reward"),
+    "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_in_reward"),
+    "algorithm.disable_kl": Change("--beta 0"),
+    "algorithm.strategy": Change(CHORD),
+    "algorithm.expert_data_ratio": Change("--algorithm_options '{\"expert_batch\": 8}', answers of a step"),
+    "algorithm.mu_warmup_steps": Change(CHORD),
+    "algorithm.mu_decay_steps": Change("""--algorithm_options '{"mu_decay": 400}'"""),
+    "algorithm.mu_peak": Change(CHORD),
+    "algorithm.mu_valley": Change("""--algorithm_options '{"mu_valley": 0.02}'"""),
+    "algorithm.enable_phi_function": Change("""--algorithm_options '{"phi": true}'"""),
+    "mix_sampler": Change("--algorithm chord --expert_data_file_paths FILE.jsonl"),
+    "reward.reward_function": same("reward_funcs", "mine.py:compute_score"),
+    "reward.reward_type": Change("nothing: a reward's form is told by its parameters", _reward_type, "batch"),
+    "reward.reward_function_kwargs": Change("defaults of the function's parameters"),
+    "trainer.outputs_dir": same("output_dir", "out"),
+    "trainer.save_checkpoint_path": same("output_dir", "out"),
+    "trainer.val_freq": same("val_freq", "-1"),
+    "trainer.val_before_train": same("val_before_train", "false"),
+    "trainer.total_epochs": same("num_train_epochs", "3"),
+    "trainer.max_steps": same("max_steps", "10"),
+    "trainer.save_freq": Change("--save_steps N, in optimizer steps, or --save_strategy epoch"),
+    "trainer.save_limit": same("save_total_limit", "3"),
+    "trainer.save_model_only": same("save_only_model", "false"),
+    "trainer.load_checkpoint_path": same("resume_from_checkpoint", "out/checkpoint-10"),
+    "trainer.find_last_checkpoint": same("resume_from_checkpoint", "true"),
+    "trainer.logger": Change("--report_to", _loggers, "tensorboard", "the console is always written to"),
+    "trainer.experiment_name": same("run_name", "mine"),
+    "trainer.project_name": Change("the variable WANDB_PROJECT, with --report_to wandb"),
+    "trainer.nnodes": Change(LAUNCHED),
+    "trainer.n_gpus_per_node": Change(LAUNCHED),
+    "trainer.max_try_make_batch": Change("--dynamic_sampling ROUNDS"),
+}
+VLM_R1: Mapping[str, Change] = {
+    "is_reward_customized_from_vlm_module": settled(
+        "nothing: the task decides what `accuracy` is", "true", "`--reward_method auto` goes by the type of the answer"
+    ),
+    "image_root": same("image_folders", "."),
+    "warmup_ratio": same("warmup_steps", "0.03", "a share of all steps where it is below 1"),
+    "arrow_cache_dir": Change("the variable HF_DATASETS_CACHE"),
+    "max_anyres_num": Change("--max_image_tokens N"),
+    "val_iter": Change("--val_freq EPOCHS, or --eval_strategy steps --eval_steps N"),
+}
+VQA: Mapping[str, Change] = {
+    "target_modules": same("lora_target_modules", "q_proj"),
+    "logging_dir": Change(
+        "the variable TENSORBOARD_LOGGING_DIR",
+        lambda value: [],
+        "logs",
+        "set for the run, with --report_to tensorboard",
+    ),
+    "use_llm_grader": Change("--reward_method judge, with --judge_model and --judge_base_url"),
+    "max_new_tokens": Change("--max_completion_length"),
+}
+FLEET: Mapping[str, Change] = {
+    "model_id": same("model_name_or_path", "m"),
+    "train_steps": same("max_steps", "200"),
+    "num_rollouts": same("num_generations", "4"),
+    "per_device_batch_size": same("per_device_train_batch_size", "4"),
+    "use_lora": same("use_peft", "false"),
+}
+# Flags of this package with a value of another system: (flag, value) to what it is here; nothing drops the flag.
+VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
+    ("dataset_name", "this_is_not_used"): ("VLM-R1", None),
+    ("dataset_name", "not_used"): ("VLM-R1", None),
+    ("task_type", "gui_defect"): ("VLM-R1", "gui"),
+}
+FLAGS: Mapping[str, Mapping[str, Change]] = {"VLM-R1": VLM_R1, "the VQA guide": VQA, "Fleet": FLEET}
+SECTIONS = ("data", "actor", "rollout", "critic", "ref", "reward", "algorithm", "trainer", "worker", "mix_sampler")
+
+
+def change_of_key(key: str) -> Change | None:
+    """Return what becomes of a dotted key: its own change, or that of the section that it is in."""
+    key = key.removeprefix("worker.")
+    while key and key not in RLLAVA:
+        key = key.rpartition(".")[0]
+    return RLLAVA.get(key)
+
+
+def change_of_flag(name: str) -> tuple[str, Change] | None:
+    """Return the system that knows a flag and what becomes of it; None where none does."""
+    return next(((system, table[name]) for system, table in FLAGS.items() if name in table), None)
+
+
+def hint(name: str) -> str | None:
+    """Return what a flag is here that no table of flags has, where it is the end of one of RLLaVA's keys."""
+    keys = [key for key in RLLAVA if key.rpartition(".")[2] == name]
+    return f"it is {RLLAVA[keys[0]].new} here (RLLaVA's {keys[0]})" if keys else None

@@ -1,0 +1,102 @@
+"""A user's own rewards tried on the first row, before the model is loaded: what fails there would fail in training."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.templates import gold_turn
+from vlm_grpo.rewards import resolve_rewards
+from vlm_grpo.rewards.adapter import WHOLE_TURNS
+from vlm_grpo.userfile import is_file_name
+
+
+class Trial(NamedTuple):
+    """What an own reward gave the right answer of a row."""
+
+    spec: str
+    value: float | None
+    where: str
+
+
+def try_rewards(
+    specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], template: Any, space: str | None
+) -> list[Trial]:
+    """Call each reward of a file once, with the right answer of the first row as the completion.
+
+    Args:
+        specs: of the rewards; those of the table are left out.
+        dataset: the training rows; rows that an environment makes are left out.
+        template: the model's chat template, or None.
+        space: of --answer_space.
+
+    Raises:
+        UsageError: a reward raises, or returns something else than numbers.
+    """
+    own = [spec for spec in specs if is_file_name(spec)]
+    row = next(iter(dataset), None) if own else None
+    if row is None or row.get("record") is None:
+        return []
+    try:
+        columns = _columns(row, template, space)
+    except ValueError as error:  # an image without a header
+        raise UsageError(str(error)) from error
+    return [Trial(spec, _value(spec, columns, str(row["where"])), str(row["where"])) for spec in own]
+
+
+def trial_lines(trials: Iterable[Trial]) -> list[str]:
+    """One line for each trial."""
+    return [
+        f"own reward {trial.spec}: {'not applicable' if trial.value is None else f'{trial.value:g}'} for the right "
+        f"answer of {trial.where}"
+        for trial in trials
+    ]
+
+
+def _value(spec: str, columns: Mapping[str, Any], where: str) -> float | None:
+    (function,), _ = resolve_rewards([spec])
+    try:
+        values = function(**columns)
+        return (asyncio.run(values) if inspect.iscoroutine(values) else values)[0]
+    except (RuntimeError, TypeError, ValueError, ImportError) as error:
+        place = _place(error, spec.split(".py:")[0] + ".py")
+        raise UsageError(
+            f"--reward_funcs {spec}: {error}{place}\n"
+            f"It was tried before the model is loaded, on the right answer of the first row, {where}."
+        ) from error
+
+
+def _place(error: BaseException, path: str) -> str:
+    """The line of the user's file at which a reward failed; nothing where it returned."""
+    cause = error.__cause__ or error
+    lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename.endswith(path)]
+    return f"\nat {path}:{lines[-1]}" if lines else ""
+
+
+def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[str, Any]:
+    """What the trainers hand to a reward, for one row."""
+    from transformers import TrainerState
+
+    from vlm_grpo.data.images import image_size
+
+    gold = gold_turn(row, template)
+    sizes = [image_size(ref) for ref in row.get("images") or ()]
+    facts = {"image_sizes": sizes, "processed_sizes": sizes, "answer_space": space or "original"}
+    one = {**row, **facts, "turn_opening": gold.opening, WHOLE_TURNS: _assistant(gold.opening + gold.completion)}
+    return {
+        **{name: [value] for name, value in one.items() if name != "prompt"},
+        "prompts": [row["prompt"]],
+        "completions": [_assistant(gold.completion)],
+        "completion_ids": [list(range(max(1, len(gold.completion.split()))))],
+        "trainer_state": TrainerState(),
+        "log_extra": lambda *_: None,
+        "log_metric": lambda *_: None,
+    }
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
