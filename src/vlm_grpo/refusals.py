@@ -26,10 +26,6 @@ REFUSALS: Mapping[str, str] = {
         "it speaks, and only the part that writes can be trained: save that alone, with Qwen3OmniMoeThinkerFor"
         "ConditionalGeneration.from_pretrained(...).save_pretrained(folder) and the processor beside it"
     ),
-    "paligemma": (
-        "its prompt is read in both directions and always has one image, without a chat template: a completion "
-        "would be scored with its own future in sight; use google/gemma-3-4b-it"
-    ),
 }
 
 

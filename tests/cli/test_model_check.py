@@ -81,3 +81,11 @@ def test_expensive_first_rows_are_told_of(folder_of: Any, caplog: pytest.LogCapt
         check(folder_of("qwen2_vl"), rows=[{"images": [picture(0, 800, 600)]}])
     (line,) = caplog.messages
     assert line.startswith("an image of 800 x 600 pixels in the first rows becomes 12 tokens")
+
+
+def test_rows_without_an_image_are_refused_where_the_family_needs_one(folder_of: Any):
+    rows = [*ROWS, {"images": None, "where": "rows.jsonl:2"}, *ROWS, {"images": [], "where": "rows.jsonl:4"}]
+    with pytest.raises(UsageError, match=r"in every prompt, and 2 rows have none \(rows.jsonl:2, rows.jsonl:4\)"):
+        check(folder_of("paligemma"), rows=rows)
+    check(folder_of("paligemma"))
+    check(folder_of("smolvlm"), rows=rows)

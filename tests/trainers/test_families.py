@@ -1,9 +1,13 @@
-"""Every family trains on rows with one, two and no images in one batch, saves, reloads and resumes bit for bit."""
+"""Every family trains on rows with one, two and no images in one batch, saves, reloads and resumes bit for bit.
+
+PaliGemma needs an image in every row.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.data.files import turns, write_jsonl
-from tests.support.families import FAMILIES_TINY, MODEL_TYPES, TRAINED, facts_of
+from tests.support.families import FAMILIES_TINY, MODEL_TYPES, NEEDS_IMAGES, facts_of
 from tests.support.training import picture, settings, user
 from vlm_grpo.data import load_dataset
 from vlm_grpo.data.images import image_ref, open_image
@@ -36,24 +40,28 @@ from vlm_grpo.trainers.rollout import PromptEncoder
 from vlm_grpo.trainers.state_file import load_state
 
 WORD = 40  # an ordinary token of every tokenizer here
-each_family = pytest.mark.parametrize("family", TRAINED)
+each_family = pytest.mark.parametrize("family", FAMILIES_TINY)
 
 
-def rows() -> list[dict[str, Any]]:
-    """One image; two of other shapes, one of them shown in the first row too; none."""
+def rows(family: str = "") -> list[dict[str, Any]]:
+    """One image; two of other shapes, one of them shown in the first row too; none, where the family can do without."""
+    last = [picture(2)] if family in NEEDS_IMAGES else None
     return [
         {"prompt": user("what color"), "images": [picture(0)]},
         {"prompt": user("which shape is it"), "images": [picture(1, 56, 112), picture(0)]},
-        {"prompt": user("red"), "images": None},
+        {"prompt": user("red"), "images": last},
     ]
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The same rows from a file, with answers."""
-    folder = tmp_path_factory.mktemp("held_out")
+    """Return the rows of a family from a file, with answers."""
+    return lru_cache(lambda family: rows_from_file(tmp_path_factory.mktemp("held_out"), rows(family)))
+
+
+def rows_from_file(folder: Path, data: list[dict[str, Any]]) -> Any:
     lines = []
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(data):
         names = [f"{number}_{place}.png" for place, _ in enumerate(row["images"] or [])]
         for name, image in zip(names, row["images"] or [], strict=True):
             image.save(folder / name)
@@ -77,10 +85,10 @@ def arguments(folder: Path, **options: Any) -> dict[str, Any]:
     return settings(folder, **{**batch, **options})
 
 
-def build_rloo_with_adapter(model: Path, folder: Path, **options: Any) -> Any:
+def build_rloo_with_adapter(model: Path, folder: Path, data: list[dict[str, Any]] | None = None, **options: Any) -> Any:
     """Every second checkpoint falls into the middle of a rollout."""
     args = VLMRLOOConfig(**arguments(folder, num_iterations=2, beta=0.1, max_steps=3, **options))
-    trained = {"train_dataset": Dataset.from_list(rows()), "peft_config": LoraConfig(target_modules=None)}
+    trained = {"train_dataset": Dataset.from_list(data or rows()), "peft_config": LoraConfig(target_modules=None)}
     return VLMRLOOTrainer(str(model), alternating_reward, args, **trained)
 
 
@@ -98,7 +106,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 @each_family
 def test_two_steps_save_reload_evaluate_and_resume(family: str, folder_of: Any, held_out: Any, tmp_path: Path):
     before = AutoModelForImageTextToText.from_pretrained(folder_of(family))
-    whole = build(folder_of(family), tmp_path, save_strategy="steps", save_steps=1)
+    whole = build(folder_of(family), tmp_path, rows(family), save_strategy="steps", save_steps=1)
     whole.train()
     steps = [entry for entry in whole.state.log_history if "loss" in entry]
     assert len(steps) == 2
@@ -108,20 +116,20 @@ def test_two_steps_save_reload_evaluate_and_resume(family: str, folder_of: Any, 
 
     reloaded, processor = loaded(tmp_path / "checkpoint-2")
     assert largest_difference(reloaded.state_dict(), whole.model.state_dict()) == 0
-    evaluation = evaluate(reloaded, processor, held_out, batch_size=3, max_completion_length=3)
-    assert [len(entry["images"]) for entry in evaluation.predictions] == [1, 2, 0]
+    evaluation = evaluate(reloaded, processor, held_out(family), batch_size=3, max_completion_length=3)
+    assert [len(entry["images"]) for entry in evaluation.predictions] == [len(r["images"] or []) for r in rows(family)]
     assert evaluation.metrics["accuracy"].count == 3
 
-    resumed = build(folder_of(family), tmp_path)
+    resumed = build(folder_of(family), tmp_path, rows(family))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert largest_difference(resumed.model.state_dict(), whole.model.state_dict()) == 0
 
 
 @each_family
 def test_rloo_with_an_adapter_resumes_in_the_middle_of_a_rollout(family: str, folder_of: Any, tmp_path: Path):
-    whole = build_rloo_with_adapter(folder_of(family), tmp_path, save_strategy="steps", save_steps=1)
+    whole = build_rloo_with_adapter(folder_of(family), tmp_path, rows(family), save_strategy="steps", save_steps=1)
     whole.train()
-    resumed = build_rloo_with_adapter(folder_of(family), tmp_path)
+    resumed = build_rloo_with_adapter(folder_of(family), tmp_path, rows(family))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert load_state(tmp_path / "checkpoint-1" / "training_state" / "rollout_0.safetensors")["batches"]
     assert largest_difference(adapter_state(resumed.model), adapter_state(whole.model)) == 0
@@ -136,7 +144,7 @@ def adapter_state(model: Any) -> dict[str, Tensor]:
 @each_family
 def test_a_frozen_tower_stays_while_the_rest_moves(family: str, folder_of: Any, tmp_path: Path):
     before = AutoModelForImageTextToText.from_pretrained(folder_of(family))
-    trainer = build(folder_of(family), tmp_path, freeze_vision_modules=True, max_steps=1)
+    trainer = build(folder_of(family), tmp_path, rows(family), freeze_vision_modules=True, max_steps=1)
     trainer.train()
     assert largest_difference(tower_state(trainer.model), tower_state(before)) == 0
     assert largest_difference(trainer.model.state_dict(), before.state_dict()) > 1e-4
@@ -147,11 +155,11 @@ def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: s
     """A batch of our own making, with a blank row, against the plain processor and model row by row."""
     model, processor = loaded(folder_of(family))
     encoder = PromptEncoder(processor, {})
-    samples = encoder.encode(rows())
+    samples = encoder.encode(rows(family))
     batch = with_blank_row(padded(samples, [WORD]), encoder.blank("image"), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
-        alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows()])
+        alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows(family)])
         swapped = {**rows()[1], "images": rows()[1]["images"][::-1]}
         other = model(**plain_inputs(processor, swapped)).logits[:, -1]
     assert torch.allclose(together, alone, atol=1e-5)
@@ -160,7 +168,7 @@ def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: s
     greedy = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     greedy["suppress_tokens"] = placeholder_ids(model.config, processor)
     answers = model.generate(**model_inputs(*padded(samples, []), completion=0), **greedy)[:, -3:]
-    for row, answer in zip(rows(), answers, strict=True):
+    for row, answer in zip(rows(family), answers, strict=True):
         expected = model.generate(**plain_inputs(processor, row), **greedy)[0, -3:]
         assert answer.tolist() == expected.tolist()
 
@@ -182,9 +190,10 @@ def plain_inputs(processor: Any, row: dict[str, Any]) -> dict[str, Tensor]:
     images = [open_image(image_ref(image, "")) for image in row["images"] or []]
     question = {"type": "text", "text": row["prompt"][0]["content"]}
     blocks = [*({"type": "image", "image": image} for image in images), question]
-    return processor.apply_chat_template(
+    inputs = processor.apply_chat_template(
         [user(blocks)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+    return {name: value for name, value in inputs.items() if name != "labels"}  # PaliGemma's, of no use here
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "smolvlm"])
@@ -273,25 +282,38 @@ SIZES = ((84, 56), (200, 150), (56, 168), (240, 60))
 def test_prompt_lengths_are_those_of_the_processor(family: str, folder_of: Any):
     """Without images, with one, with two of the same and of other sizes; what has no rule is measured."""
     encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of(family)), {})
-    shown = [[], *([one] for one in SIZES), [SIZES[0], SIZES[1]], [SIZES[2], SIZES[2]], [SIZES[1], SIZES[3]]]
+    none = [] if family in NEEDS_IMAGES else [[]]
+    shown = [*none, *([one] for one in SIZES), [SIZES[0], SIZES[1]], [SIZES[2], SIZES[2]], [SIZES[1], SIZES[3]]]
     length_of = PromptLengths(encoder)
     for number, sizes in enumerate([*shown, *shown]):  # at first, and when it is known whether the rule holds
         row = {"prompt": user("which color\n" * number), "images": [picture(3, *size) for size in sizes]}
         assert length_of(row) == len(encoder.encode([row])[0].input_ids), sizes
 
 
-def test_paligemma_is_evaluated_but_refuses_a_prompt_without_an_image(folder_of: Any, held_out: Any):
+def test_completions_of_paligemma_are_read_causally(folder_of: Any):
+    """Its prompt is read in both directions; scored in one pass, a completion is as sampled: token by token."""
     model, processor = loaded(folder_of("paligemma"))
-    evaluation = evaluate(model, processor, held_out, limit=2, batch_size=2, max_completion_length=3)
-    assert [len(entry["images"]) for entry in evaluation.predictions] == [1, 2]
-    with pytest.raises(ValueError, match="PaliGemmaProcessor needs an image in every prompt"):
-        evaluate(model, processor, held_out, max_completion_length=3)
+    samples, completion = PromptEncoder(processor, {}).encode(rows("paligemma")), [WORD, WORD + 1, WORD + 2]
+    ids, mask = padded(samples, completion)[1:]
+    with torch.no_grad():
+        whole = model(**model_inputs(samples, ids, mask, completion=3)).logits[:, -3:-1]
+        shorter = [model(**model_inputs(samples, ids[:, :-cut], mask[:, :-cut], completion=3 - cut)) for cut in (2, 1)]
+        bare = model(**model_inputs(samples, ids[:, :-3], mask[:, :-3], completion=0), use_cache=True)
+        step = model(input_ids=ids[:, -3:-2], attention_mask=mask[:, :-2], past_key_values=bare.past_key_values)
+    assert torch.allclose(whole, torch.stack([one.logits[:, -1] for one in shorter], dim=1), atol=1e-5)
+    assert torch.allclose(whole[:, 0], step.logits[:, -1], atol=1e-5)
+
+
+def test_paligemma_refuses_a_prompt_without_an_image(folder_of: Any, held_out: Any):
+    model, processor = loaded(folder_of("paligemma"))
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: no image, and PaliGemmaProcessor needs one in every prompt"):
+        evaluate(model, processor, held_out(""), max_completion_length=3)
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "internvl", "smolvlm", "lfm2_vl", "minicpmv4_6"])
 def test_a_model_trains_on_images_of_fewer_tokens(family: str, folder_of: Any, tmp_path: Path):
     """Some models put tiles together themselves: they have to know of other resolutions than they came with."""
-    trainer = build(folder_of(family), tmp_path, max_image_tokens=10, max_steps=1)
+    trainer = build(folder_of(family), tmp_path, rows(family), max_image_tokens=10, max_steps=1)
     trainer.train()
     ids = trainer.encoder.encode([{"prompt": user("what"), "images": [picture(0, 500, 400)]}])[0].input_ids
     mark = trainer.processing_class.tokenizer.convert_tokens_to_ids(facts_of(family).placeholders[0])

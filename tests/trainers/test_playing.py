@@ -293,7 +293,7 @@ def test_errors_are_shown_to_the_model(said: str, told: str, tiny_model: Path, t
         assert len(completion) == 1
         assert len(trainer._stage._idle[None]) == 0
     else:
-        assert completion[1]["content"][0]["text"].startswith(told)
+        assert completion[1]["content"].startswith(told)
         assert completion[-1]["content"] == "end"
         assert len(trainer._stage._idle[None]) == 4
 
@@ -311,7 +311,7 @@ def test_calls_of_a_turn_run_side_by_side(tiny_model: Path, tmp_path: Path):
         "grpo", tiny_model, tmp_path, scripts=((call("meet"), "end"),), tools=[meet], reward_funcs=["format"]
     )
     rollout(trainer)
-    assert [completion[1]["content"][0]["text"] for completion in trainer._logs["completion"]] == ["met"] * 4
+    assert [completion[1]["content"] for completion in trainer._logs["completion"]] == ["met"] * 4
 
 
 def test_environments_are_reused_and_apart(tiny_model: Path, tmp_path: Path):

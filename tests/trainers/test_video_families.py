@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.support.families import TRAINED, facts_of
+from tests.support.families import FAMILIES_TINY, facts_of
 from tests.support.training import picture, user
 from tests.trainers.test_families import (
     WORD,
@@ -30,7 +30,7 @@ from vlm_grpo.trainers.objective import model_inputs, with_blank_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.rollout import PromptEncoder
 
-WITH_VIDEO = [name for name in TRAINED if facts_of(name).has_video and name != "smolvlm"]  # its template has none
+WITH_VIDEO = [name for name in FAMILIES_TINY if facts_of(name).has_video and name != "smolvlm"]  # its template has none
 WITHOUT_VIDEO = ["llava_clip", "gemma3", "mistral3", "idefics3", "lfm2_vl", "deepseek_vl", "kimi_k25", "smolvlm"]
 each_video_family = pytest.mark.parametrize("family", WITH_VIDEO)
 

@@ -13,6 +13,7 @@ from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
 from vlm_grpo.redact import redact
+from vlm_grpo.rewards import is_model
 from vlm_grpo.rewards.accuracy import JUDGED, meaning
 from vlm_grpo.rewards.adapter import split_spec
 
@@ -55,7 +56,7 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGED:
         return []
-    return [spec for spec in specs if ".py:" not in spec and split_spec(spec)[0] not in JUDGED]
+    return [spec for spec in specs if ".py:" not in spec and not is_model(spec) and split_spec(spec)[0] not in JUDGED]
 
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:

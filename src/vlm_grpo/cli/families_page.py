@@ -97,11 +97,12 @@ Before the model is loaded, in a line that says what to use:
 """
 RUN = """## What was run
 
-For every family of the table but PaliGemma a random model with two layers, the family's own processor classes and,
+For every family of the table a random model with two layers, the family's own processor classes and,
 where TRL carries it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3
 and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
 
-- two steps of GRPO on rows with one, two and no images in one batch; saved, loaded again (bit for bit), evaluated
+- two steps of GRPO on rows with one, two and no images in one batch (PaliGemma: one and two, its processor needs one);
+  saved, loaded again (bit for bit), evaluated
   greedily, and resumed from the first step's checkpoint with the same weights at the end (bit for bit);
 - three steps of RLOO with a LoRA adapter and a KL term, stopped in the middle of a rollout and resumed, bit for bit;
 - a step with a frozen vision tower: it stays, the rest moves;
@@ -121,8 +122,6 @@ def lines() -> list[str]:
         prefix, video, tools, space = cells(family)
         found.append(f"{name:<23} shared prefix {prefix:<31} videos {video:<4} boxes {space:<9} tools {tools}")
         found.append(f"{'':<23} {', '.join(family.checkpoints)}")
-        if name in REFUSALS:
-            found.append(f"{'':<23} not trained: {REFUSALS[name]}")
     return found
 
 

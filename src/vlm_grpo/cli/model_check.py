@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 MANY_TOKENS = 4096  # of one image, above which a run says so
 FIRST_ROWS = 4
+MOST_PLACES = 5
 
 
 def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[str, Any]]) -> None:
@@ -32,6 +33,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     processor = read_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
         return
+    check_images(processor, dataset)
     try:
         limit(processor, config, training)
         check_answer_space(training.answer_space, processor)
@@ -81,6 +83,26 @@ def read_processor(model: Any, training: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
+
+
+def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse rows without an image where the processor needs one.
+
+    Raises:
+        UsageError: there are such rows; the first ones are named. Of a stream only the first rows are read.
+    """
+    from vlm_grpo.trainers.media import PALIGEMMA
+
+    if type(processor).__name__ != PALIGEMMA:
+        return
+    rows = dataset if isinstance(dataset, Sized) else islice(dataset, FIRST_ROWS)
+    without = [str(row.get("where", f"row {number}")) for number, row in enumerate(rows) if not row.get("images")]
+    if without:
+        places = ", ".join(without[:MOST_PLACES]) + (", ..." if len(without) > MOST_PLACES else "")
+        raise UsageError(
+            f"{PALIGEMMA} needs an image in every prompt, and {len(without)} rows have none ({places}); leave "
+            "them out, or train another family on them (vlm-grpo families)"
+        )
 
 
 def limit(processor: Any, config: Any, limits: Any) -> None:

@@ -146,8 +146,11 @@ def gold_rewards(
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
     """What one reward gives the gold turn; text when the reward needs something that is not installed."""
-    from vlm_grpo.rewards import resolve_rewards
+    from vlm_grpo.rewards import is_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS
+
+    if is_model(spec):
+        return "not computed: a reward model"
 
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     columns |= {"turn_opening": [gold.opening], WHOLE_TURNS: [_assistant(gold.opening + gold.completion)]}

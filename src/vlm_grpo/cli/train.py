@@ -161,14 +161,14 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
     from vlm_grpo.data.paths import split_paths
-    from vlm_grpo.rewards import resolve_rewards, takes
+    from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
-        resolve_rewards(specs, **training.reward_options())
+        resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
         files = [path for path in split_paths(script.data_file_paths) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:

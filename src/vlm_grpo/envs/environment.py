@@ -74,7 +74,7 @@ def extended(prompt: list[dict[str, Any]], observation: Content | None) -> list[
         return [{"role": "user", "content": observation}]
     last = prompt[-1]
     if isinstance(observation, str) and isinstance(last["content"], str):
-        joined: Content = "\n".join(text for text in (last["content"], observation) if text)
+        joined: Content = last["content"] + observation
     else:
         joined = [*blocks_of(last["content"]), *blocks_of(observation)]
     return [*prompt[:-1], {**last, "content": joined}]

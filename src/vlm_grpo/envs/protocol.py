@@ -48,6 +48,9 @@ class ToolProtocol(Protocol):
     def calls(self, text: str) -> list[Call]:
         """The calls of one turn of the assistant, in order; `UNREADABLE` for one that cannot be read."""
 
+    def without_calls(self, text: str) -> str:
+        """The text of a turn of the assistant without its calls."""
+
     def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         """A turn of the assistant with the calls that gave these results, and the text that it ends with.
 
@@ -80,6 +83,9 @@ class Native:
 
     def calls(self, text: str) -> list[Call]:
         return self.form.calls(text, self.schemas)
+
+    def without_calls(self, text: str) -> str:
+        return self.form.block.sub("", text).strip()
 
     def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         functions = [{"name": result.name, "arguments": {"said": SAID}} for result in results]
@@ -114,6 +120,9 @@ class Hermes:
 
     def calls(self, text: str) -> list[Call]:
         return TOOL_FORMS["hermes"].calls(text)
+
+    def without_calls(self, text: str) -> str:
+        return TOOL_FORMS["hermes"].block.sub("", text).strip()
 
     def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
         return {"role": "assistant", "content": blocks_of(SAID)}, SAID
@@ -159,9 +168,15 @@ class Tags:
         return with_system_text(messages, _render("tags.jinja", tools=self.tools))
 
     def calls(self, text: str) -> list[Call]:
-        pattern = re.compile(rf"<({'|'.join(map(re.escape, self.tools))})>(.*?)</\1>", re.DOTALL)
-        found = pattern.findall(without_thinking(text)) if self.tools else []
+        found = self._pattern.findall(without_thinking(text)) if self.tools else []
         return [self._call(tag, content.strip()) for tag, content in found]
+
+    def without_calls(self, text: str) -> str:
+        return self._pattern.sub("", text).strip()
+
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"<({'|'.join(map(re.escape, self.tools))})>(.*?)</\1>", re.DOTALL)
 
     @property
     def example(self) -> str:

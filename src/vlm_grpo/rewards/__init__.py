@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
@@ -141,6 +142,12 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
     given = {name: value for name, value in options.items() if value is not None}
     pairs = [split_spec(spec) for spec in specs]
     return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
+
+
+def is_model(spec: str) -> bool:
+    """Whether a reward, `NAME[:WEIGHT]`, is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
+    name = split_spec(spec)[0]
+    return name not in REWARDS and ".py" not in name and ("/" in name or Path(name).is_dir())
 
 
 def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:

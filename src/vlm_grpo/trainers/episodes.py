@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_grpo.envs.calls import Job, run
-from vlm_grpo.envs.environment import blocks_of
+from vlm_grpo.envs.environment import Content, blocks_of
 from vlm_grpo.envs.protocol import Result, ToolProtocol
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, call_method, method_name
 from vlm_grpo.rewards.tool import Call
@@ -54,6 +54,7 @@ class Episode:
     mask: list[int] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)  # each of the model as a whole turn
     openings: list[str] = field(default_factory=list)  # of the model's turns: what the prompt wrote of each
+    calls_of_turns: list[Sequence[Call]] = field(default_factory=list)  # in each of the model's turns
     opening: str = ""  # of the turn that was heard last, or of the next one
     results: list[Result] = field(default_factory=list)  # of all calls, also those that the model was not shown
     turns: int = 0
@@ -125,22 +126,41 @@ class Episode:
         """All messages, without pixels."""
         return [_without_pixels(message) for message in self.messages]
 
-    @property
-    def said(self) -> list[dict[str, Any]]:
-        """The same as TRL has them: of the model's turns what it wrote itself."""
-        openings = iter(self.openings)
+    def completion(self, *, with_images: bool = False) -> list[dict[str, Any]]:
+        """Return all messages in the shape in which TRL hands them to reward functions.
+
+        Of the model's turns that is what it wrote itself, with calls in `tool_calls` instead of in the text; results of
+        tools are strings, or blocks where there is an image. Without `with_images` blocks of images are empty.
+        """
+        turns = zip(self.openings, self.calls_of_turns, strict=True)
         return [
-            {**message, "content": message["content"].removeprefix(next(openings))}
+            self._turn(message["content"], *next(turns))
             if message["role"] == "assistant"
-            else message
-            for message in self.shown
+            else {**message, "content": _plain(message["content"], with_images)}
+            for message in self.messages
         ]
+
+    def _turn(self, content: str, opening: str, calls: Sequence[Call]) -> dict[str, Any]:
+        """A turn of the model; one with a call that cannot be read stays text."""
+        text = content.removeprefix(opening)
+        if not calls or any(call.name is None for call in calls):
+            return {"role": "assistant", "content": text}
+        functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
+        tool_calls = [{"type": "function", "function": function} for function in functions]
+        return {"role": "assistant", "content": self.protocol.without_calls(text), "tool_calls": tool_calls}
 
     @property
     def images(self) -> list[Any]:
         """What the tools showed."""
         shown = [block for message in self.messages if message["role"] == "tool" for block in message["content"]]
         return [block["image"] for block in shown if block["type"] == "image"]
+
+
+def _plain(content: list[dict[str, Any]], with_images: bool) -> Content:
+    """The content of a result: text as a string."""
+    if all(block["type"] == "text" for block in content):
+        return "".join(block["text"] for block in content)
+    return content if with_images else without_images(content)
 
 
 def _without_pixels(message: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +202,7 @@ def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> No
     jobs = [Job(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
     done = run(jobs, rules.seconds)
     for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
+        episode.calls_of_turns.append(job.calls)
         episode.calls += len(results)
         episode.results += results
         episode.is_hanging |= is_hanging

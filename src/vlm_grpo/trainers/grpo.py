@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trl import GRPOTrainer
 
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.expert import ExpertAnswers
-from vlm_grpo.trainers.pipeline import VisionPipeline
+from vlm_grpo.trainers.pipeline import VisionPipeline, by_name
 from vlm_grpo.trainers.resampling import Resampling
 
 
@@ -19,3 +21,6 @@ class VLMGRPOTrainer(Resampling, ExpertAnswers, VisionPipeline, GRPOTrainer):
 
     config_class = VLMGRPOConfig
     _generates_logps = True
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
+        super().__init__(model, reward_funcs, args, **by_name(GRPOTrainer, rest), **options)

@@ -17,6 +17,7 @@ from vlm_grpo.trainers.messages import Prompt
 GLM = ("glm4v", "glm4v_moe", "glm46v")
 # Processors whose videos transformers' model cannot read: Kimi's counts the features of a video before it joins frames.
 WITHOUT_VIDEOS = ("Kimi_K25Processor",)
+PALIGEMMA = "PaliGemmaProcessor"
 
 
 class TensorVideoProcessor:
@@ -42,14 +43,23 @@ def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
     return -1 if sizes in visual else 0
 
 
-def check_media(prompt: Prompt, processor: Any) -> None:
+def completion_types(processor: Any) -> dict[str, int]:
+    """Return what the per-token fields of a completion are, where that is not 0.
+
+    PaliGemma reads tokens of type 0 in both directions and those of type 1 causally: its completions are of type 1, or
+    they would be scored with their own future in sight (arXiv:2407.07726, section 3.1).
+    """
+    return {"token_type_ids": 1} if type(processor).__name__ == PALIGEMMA else {}
+
+
+def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
     """Refuse a prompt whose media this processor cannot read.
 
     Raises:
         ValueError: as `check_videos`, or it has no image and the processor needs one.
     """
-    if not prompt.images and type(processor).__name__ == "PaliGemmaProcessor":
-        raise ValueError("a row without images: PaliGemmaProcessor needs an image in every prompt; leave the row out")
+    if not prompt.images and type(processor).__name__ == PALIGEMMA:
+        raise ValueError(f"{where or 'a row'}: no image, and {PALIGEMMA} needs one in every prompt; leave the row out")
     check_videos(prompt, processor)
 
 

@@ -15,11 +15,15 @@ MEDIA_COLUMNS = ("images", "image", "videos", "video")
 
 
 class Prompt(NamedTuple):
-    """Messages whose image and video blocks are empty, and what fills them, each in the order of its blocks."""
+    """Messages whose image and video blocks are empty, and what fills them, each in the order of its blocks.
+
+    `given` is the prompt as the row has it, for a row without media: there TRL leaves strings as they are.
+    """
 
     messages: list[dict[str, Any]] | str
     images: list[ImageRef]
     videos: list[VideoRef]
+    given: list[dict[str, Any]] | str | None = None
 
 
 def read_prompt(row: Mapping[str, Any]) -> Prompt:
@@ -39,12 +43,14 @@ def read_prompt(row: Mapping[str, Any]) -> Prompt:
     if isinstance(prompt, str):
         if images or videos:
             raise ValueError(f"{where or 'a row'}: a prompt with images must be a list of messages, got plain text")
-        return Prompt(prompt, [], [])
+        return Prompt(prompt, [], [], prompt)
+    given = [_without_nones(message) for message in prompt]
     try:
-        messages = prepare_multimodal_messages([_without_nones(message) for message in prompt], images=images)
+        messages = prepare_multimodal_messages(given, images=images)
     except ValueError as error:
         raise ValueError(f"{where or 'a row'}: {error}") from error
-    return _take_media(_with_video_blocks(messages, videos, where), where)
+    found = _take_media(_with_video_blocks(messages, videos, where), where)
+    return found if found.images or found.videos else found._replace(given=given)
 
 
 def _given(row: Mapping[str, Any], many: str, one: str) -> list[Any]:

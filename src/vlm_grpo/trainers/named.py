@@ -9,13 +9,15 @@ from typing import Any
 from torch.nn import Module
 
 from vlm_grpo.algorithms import find_algorithm
-from vlm_grpo.rewards import resolve_rewards, side_by_side
-from vlm_grpo.rewards.adapter import checked_batch
+from vlm_grpo.rewards import is_model, resolve_rewards, side_by_side
+from vlm_grpo.rewards.adapter import checked_batch, split_spec
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited
 
 
 def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
     """Callables for names of the reward table, and the weights that the names carried (None if all are 1).
+
+    A reward model's folder or name on the hub stays text: TRL loads it.
 
     Those of the algorithm follow, where they are not among the others, then `own`, those of environments.
 
@@ -29,7 +31,9 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
     options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
     for item in given:
-        if isinstance(item, str):
+        if isinstance(item, str) and is_model(item):
+            function, weight = split_spec(item)
+        elif isinstance(item, str):
             (function,), (weight,) = resolve_rewards([item], **options)
         else:
             function, weight = _checked(item, options.get("time_limit", DEFAULT_LIMIT)), 1.0

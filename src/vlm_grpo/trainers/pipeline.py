@@ -7,8 +7,9 @@ pixels of its own rows. TRL never sees an image, so nothing of it is copied, gat
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from vlm_grpo.loading import (
     name_experts,
     placeholder_ids,
 )
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.crediting import Crediting
@@ -54,9 +54,15 @@ from vlm_grpo.trainers.rollout import (
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.trainers.stage import empty_rows, find_stage
 from vlm_grpo.trainers.undecoded import decoded, undecoded
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
+
+
+def by_name(trainer: type, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return what was given by place to a TRL trainer after `args`, by name."""
+    names = list(inspect.signature(trainer.__init__).parameters)[4:]
+    return dict(zip(names, arguments, strict=False))
 
 
 class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
@@ -69,8 +75,9 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
         tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
-        seconds = getattr(args, "reward_time_limit", DEFAULT_LIMIT)
-        stage = Stage(tools, factory, seconds) if tools or factory is not None else None
+        self._stage = stage = find_stage(tools, factory, args)
+        if factory is not None and options.get("train_dataset") is None:
+            options["train_dataset"] = empty_rows(args, factory)
         reward_funcs, weights = named_rewards(reward_funcs, args, stage.rewards() if stage else [])
         if weights is not None:
             args.reward_weights = weights
@@ -97,8 +104,9 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             name_experts(self.model)
             self._never_sample(placeholder_ids(self.model.config, self.processing_class))
             tell_videos_from_images(self.model, self.ref_model)
-        self._start_sharing("off" if self._is_stock else getattr(self.args, "shared_prefix", "auto"))
-        self._start_playing(stage)
+        can_share = self._is_vlm and not self._is_stock
+        self._start_sharing(getattr(self.args, "shared_prefix", "auto") if can_share else "off")
+        self._start_playing()
         self._start_crediting()
         self._prepare_rows()
 
@@ -151,8 +159,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
 
     @property
     def _is_stock(self) -> bool:
-        """Custom rollouts keep TRL's own path; so do models without a processor."""
-        return getattr(self, "rollout_func", None) is not None or not self._is_vlm
+        """Custom rollouts keep TRL's own path; so do models without a processor, unless they have tools."""
+        return getattr(self, "rollout_func", None) is not None or not (self._is_vlm or self._stage)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._is_stock:
@@ -247,6 +255,9 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         with_images = with_turns(with_images, self._openings(), self._turns)
         for row, episode in zip(with_images, self._episodes, strict=False):
             row["environments"] = episode.environment
+        prompts = [sample.prompt_for_rewards() for sample in samples]
+        if self._episodes:
+            completions = [episode.completion(with_images=True) for episode in self._episodes]
         rewards = super()._calculate_rewards(with_images, prompts, completions, ids)  # (all ranks' rows, functions)
         if self._debug is not None:
             start = self.accelerator.process_index * len(inputs)

@@ -33,24 +33,21 @@ class Playing:
     _is_turn: bool = False  # whether a single turn is being generated
     _in_sight: Tensor | None = None  # (B, C) tokens that RLOO's loss attends to, where it does not train all of them
 
-    def _start_playing(self, stage: Stage | None) -> None:
+    def _start_playing(self) -> None:
         """Look whether this run can have tools; called once, before the rollouts.
 
         Raises:
             ValueError: it cannot.
         """
-        self._stage = stage
         self._episodes = []
-        if stage is None:
+        if self._stage is None:
             return
-        if not self._is_vlm:
-            raise ValueError("tools and environments need a vision-language model; trl.GRPOTrainer has them for text")
         if self.use_vllm:
             raise ValueError("--use_vllm does not go with tools or environments; leave it out")
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        stage.choose_protocols(self.args.tool_protocol, template)
+        self._stage.choose_protocols(self.args.tool_protocol, template)
 
     def _begin_episodes(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """The rows as their environments begin them; without environments they stay as they are."""
@@ -92,7 +89,7 @@ class Playing:
             episode.begin(sample, self.encoder.facts(sample) | space)
         rules = Rules(
             most_tokens=self.max_completion_length,
-            max_turns=self.args.max_turns,
+            max_turns=self._most_turns(),
             seconds=self.args.tool_time_limit,
             ends=set(self.eos_token_ids),
         )
@@ -101,6 +98,11 @@ class Playing:
         self._samples = [with_later(episode.prompt, episode.later) for episode in self._episodes]
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         return [episode.later.ids for episode in self._episodes]
+
+    def _most_turns(self) -> int:
+        """Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers."""
+        iterations = getattr(self.args, "max_tool_calling_iterations", None)
+        return self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
 
     def _anyone(self, claim: bool) -> bool:
         return bool(self.accelerator.gather(torch.tensor([claim], device=self.accelerator.device)).any())
@@ -136,7 +138,7 @@ class Playing:
         output = super()._generate(prompts)
         if self._stage is None:
             return output
-        said = [episode.said for episode in self._episodes]
+        said = [episode.completion() for episode in self._episodes]
         self._log_episodes()
         self._count_own_tokens()
         if not self._generates_logps:
@@ -179,6 +181,14 @@ class Playing:
             counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}
             for name, value in {**counts, **episode.metrics()}.items():
                 self._log_metric(f"episodes/{name}", float(value))
+        counts = torch.tensor(
+            [[len(self._episodes), *(sum(getattr(e, name) for e in self._episodes) for name in ("calls", "failures"))]],
+            device=self.accelerator.device,
+        )
+        rows, calls, failures = self.accelerator.gather(counts).sum(dim=0).tolist()
+        metrics = self._metrics[self._phase]
+        metrics["tools/call_frequency"].append(calls / rows)
+        metrics["tools/failure_frequency"].append(failures / max(calls, 1))
 
     def _count_own_tokens(self) -> None:
         """Put the model's own tokens in place of all tokens in what TRL logged about lengths."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trl import RLOOTrainer
 
 from vlm_grpo.trainers.config import VLMRLOOConfig
-from vlm_grpo.trainers.pipeline import VisionPipeline
+from vlm_grpo.trainers.pipeline import VisionPipeline, by_name
 
 
 class VLMRLOOTrainer(VisionPipeline, RLOOTrainer):
@@ -13,3 +15,6 @@ class VLMRLOOTrainer(VisionPipeline, RLOOTrainer):
 
     config_class = VLMRLOOConfig
     _generates_logps = False
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
+        super().__init__(model, reward_funcs, args, **by_name(RLOOTrainer, rest), **options)

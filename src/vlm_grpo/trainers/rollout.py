@@ -14,23 +14,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import ProcessorMixin
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.decoding import TurnDecoder
-from vlm_grpo.trainers.media import TensorVideoProcessor, check_frames, check_media, join_dimension
+from vlm_grpo.trainers.image_cache import CachedImageProcessor, Counters
+from vlm_grpo.trainers.media import (
+    TensorVideoProcessor,
+    check_frames,
+    check_media,
+    completion_types,
+    join_dimension,
+)
 from vlm_grpo.trainers.messages import Prompt, check_text, fill, read_prompt
 from vlm_grpo.trainers.template import ChatTemplate, turn_begun
 
 if TYPE_CHECKING:
     from vlm_grpo.trainers.later import Later
 
-# One value per token: padded like the prompt and continued with zeros over the completion.
+# One value per token: padded like the prompt and continued over the completion (`Sample.completion_types`).
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 MEDIA = ("image", "video")
-TEXT_KEYS = ("input_ids", "attention_mask")
+TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 TOOLS = "episode_tools"  # column with the schemas that a row's chat template is given
 
 
@@ -45,8 +52,10 @@ class Sample:
 
     input_ids: list[int]
     messages: list[dict[str, Any]] | str
+    given: list[dict[str, Any]] | str | None = None  # the prompt of a row without media, in the row's own shape
     visual: dict[str, Tensor] = field(default_factory=dict)
     per_token: dict[str, list[int]] = field(default_factory=dict)
+    completion_types: Mapping[str, int] = field(default_factory=dict)  # `per_token` over the completion; else 0
     images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
@@ -60,6 +69,12 @@ class Sample:
     def media(self) -> set[str]:
         """Which of MEDIA the prompt shows."""
         return {kind for kind, refs in zip(MEDIA, (self.refs, self.videos), strict=True) if refs}
+
+    def prompt_for_rewards(self) -> list[dict[str, Any]] | str:
+        """Return the prompt in the shape in which TRL hands it to reward functions: strings stay strings, and blocks of
+        images hold the decoded images.
+        """
+        return fill(self.messages, self.images, self.videos) if self.given is None else self.given
 
     def without_images(self) -> Sample:
         """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
@@ -75,79 +90,6 @@ def light_copies(samples: Sequence[Sample]) -> list[Sample]:
     """The samples without decoded images, in the order of the rows and still one object per prompt."""
     copies = {id(sample): sample.without_images() for sample in unique(samples)}
     return [copies[id(sample)] for sample in samples]
-
-
-@dataclass
-class Counters:
-    """How often an image or video was decoded and processed since the trainer was built."""
-
-    decoded: int = 0
-    processed: int = 0
-
-
-class OnceImageProcessor:
-    """An image processor that runs once per image, however many prompts show it.
-
-    The encoder announces the keys of the images that follow. Each new image is processed alone, so that the result
-    does not depend on its neighbours, and the results are joined in the order of the call.
-    """
-
-    def __init__(self, inner: Any, counters: Counters) -> None:
-        self.inner = inner
-        self.counters = counters
-        self.announced: list[Hashable] = []
-        self.results: dict[Hashable, BatchFeature] = {}
-        self.sees_all = False  # whether this family's output for one prompt has a dimension of images
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def __call__(self, images: Any, **options: Any) -> BatchFeature:
-        # Several families (LLaVA, InternVL, Gemma3) return lists of arrays unless they are asked for tensors.
-        options = {**options, "return_tensors": "pt"}
-        flat = _flatten(images)
-        if len(flat) != len(self.announced):
-            raise RuntimeError(f"{len(self.announced)} images were announced, the processor passed {len(flat)}")
-        joined = self._joined(flat, options)
-        if joined is None:  # this family pads the images of one prompt to a common shape: it has to see them together
-            self.counters.processed += len(flat)
-            return self.inner(images, **options)
-        return joined
-
-    def _joined(self, flat: Sequence[Any], options: Mapping[str, Any]) -> BatchFeature | None:
-        if self.sees_all and len(flat) > 1:
-            return None
-        parts = [self._once(key, image, options) for key, image in zip(self.announced, flat, strict=True)]
-        self.sees_all = any(value.ndim == 5 for value in parts[0].values() if isinstance(value, Tensor))
-        return _join(parts)
-
-    def _once(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
-        if key not in self.results:
-            self.results[key] = self.inner([image], **options)
-            self.counters.processed += 1
-        return self.results[key]
-
-
-def _flatten(images: Any) -> list[Any]:
-    if isinstance(images, list | tuple):
-        return [image for part in images for image in _flatten(part)]
-    return [images]
-
-
-def _join(parts: Sequence[BatchFeature]) -> BatchFeature | None:
-    """Concatenate single-image results along their first dimension; None where shapes do not allow it."""
-    if len(parts) == 1:
-        return parts[0]
-    joined: dict[str, Any] = {}
-    for name, first in parts[0].items():
-        values, dimension = [part[name] for part in parts], join_dimension(name, parts[0])
-        if isinstance(first, Tensor):
-            if dimension == 0 and (first.ndim == 5 or len({value.shape[1:] for value in values}) > 1):
-                return None
-            joined[name] = torch.cat(values, dimension)
-        else:
-            joined[name] = [item for value in values for item in value]
-    return BatchFeature(joined)
 
 
 class PromptEncoder:
@@ -169,12 +111,17 @@ class PromptEncoder:
         self.placeholders = [name for name in names if isinstance(name, str)]
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
-            self.once = OnceImageProcessor(processor.image_processor, self.counters)
+            self.once = CachedImageProcessor(processor.image_processor, self.counters)
             self.processor.image_processor = self.once
         else:
             self.once = None
         if getattr(processor, "video_processor", None) is not None:
             self.processor.video_processor = TensorVideoProcessor(processor.video_processor)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's, or that of a model without images itself."""
+        return getattr(self.plain, "tokenizer", self.plain)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
         """One sample per row, in order; equal prompts share one object."""
@@ -182,10 +129,11 @@ class PromptEncoder:
         decoded: dict[Hashable, Any] = {}
         encoded = []
         for row in rows:
-            prompt, tools = read_prompt(row), row.get(TOOLS)
-            check_text(prompt.messages, self.placeholders, str(row.get("where", "")))
+            prompt, tools, where = read_prompt(row), row.get(TOOLS), str(row.get("where", ""))
+            check_text(prompt.messages, self.placeholders, where)
+            check_media(prompt, self.plain, where)
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
-            key = (json.dumps([prompt.messages, tools], sort_keys=True, default=str), media)
+            key = (json.dumps([prompt.messages, prompt.given, tools], sort_keys=True, default=str), media)
             if key not in samples:
                 samples[key] = self._encode_one(prompt, decoded, tools)
             encoded.append(samples[key])
@@ -196,11 +144,10 @@ class PromptEncoder:
     def _encode_one(
         self, prompt: Prompt, decoded: dict[Hashable, Any], tools: Sequence[Mapping[str, Any]] | None
     ) -> Sample:
-        check_media(prompt, self.plain)
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         opening = self.template.opening(prompt.messages, tools)
-        begun = self._text_ids(opening.by_row)
+        begun, types = self._text_ids(opening.by_row), completion_types(self.plain)
         if isinstance(prompt.messages, str):
             out = self.processor(text=[prompt.messages])
         else:
@@ -220,8 +167,10 @@ class PromptEncoder:
         return Sample(
             input_ids=_ints(out["input_ids"][0]) + begun,
             messages=prompt.messages,
+            given=prompt.given,
             visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN)},
-            per_token={k: _ints(out[k][0]) + [0] * len(begun) for k in PER_TOKEN if k in out},
+            per_token={k: _ints(out[k][0]) + [types.get(k, 0)] * len(begun) for k in PER_TOKEN if k in out},
+            completion_types=types,
             images=images,
             refs=prompt.images,
             videos=prompt.videos,
@@ -334,7 +283,7 @@ def _pad_to(value: Tensor, shape: list[int]) -> Tensor:
 
 
 def collate_per_token(samples: Sequence[Sample], prompt_length: int, completion_length: int) -> dict[str, Tensor]:
-    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, zero over what was generated."""
+    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, `completion_types` after it."""
     names = list(dict.fromkeys(name for sample in samples for name in sample.per_token))
     return {name: _per_token_rows(name, samples, prompt_length, completion_length) for name in names}
 
@@ -344,6 +293,7 @@ def _per_token_rows(name: str, samples: Sequence[Sample], prompt_length: int, co
     for row, sample in zip(rows, samples, strict=True):
         values = sample.per_token.get(name, [])
         row[prompt_length - len(values) : prompt_length] = torch.tensor(values, dtype=torch.long)
+        row[prompt_length:] = sample.completion_types.get(name, 0)
         after = sample.later.per_token.get(name, [])[:completion_length] if sample.later else []
         row[prompt_length : prompt_length + len(after)] = torch.tensor(after, dtype=torch.long)
     return rows

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
 from vlm_grpo.envs.protocol import find_protocol
@@ -24,6 +26,24 @@ class NoEnvironment:
 
     def reset(self, **row: Any) -> None:
         """Nothing to say."""
+
+
+def empty_rows(args: Any, factory: Any) -> Dataset:
+    """Return a data set for a run without one, whose environment gives the prompts: one rollout of empty prompts.
+
+    Raises:
+        ValueError: the length of the run is not given, or rows would have to choose among several environments.
+    """
+    if isinstance(factory, Mapping):
+        raise ValueError(
+            "several environments and no train_dataset: give one whose column 'environment' chooses for each row, or a "
+            "single environment"
+        )
+    if args.max_steps <= 0:
+        raise ValueError(
+            "no train_dataset: the environment gives the prompts, and max_steps must say how long to train"
+        )
+    return Dataset.from_list([{"prompt": []}] * (args.generation_batch_size // args.num_generations))
 
 
 class Stage:
@@ -106,13 +126,20 @@ class Stage:
         """The row with its images in their places, what the environment adds, and what the model must know of tools."""
         prompt = read_prompt({"prompt": [], **row})
         episode.row = row_name(row)
-        observation = episode.ask("reset", **row)
-        messages = extended(fill(prompt.messages, prompt.images, prompt.videos), observation)
+        asked = prompt.given or fill(prompt.messages, prompt.images, prompt.videos)
+        messages = extended(asked, episode.ask("reset", **row))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
         schemas = episode.schemas
         if schemas:
             messages = episode.protocol.prompt(messages, schemas)
         return {**rest, "prompt": messages, TOOLS: schemas if episode.protocol.is_native and schemas else None}
+
+
+def find_stage(tools: Sequence[Callable[..., Any]], factory: Any, args: Any) -> Stage | None:
+    """What the rows of a run are played in, with the time limit of its configuration; None without tools."""
+    if not tools and factory is None:
+        return None
+    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_LIMIT))
 
 
 def environment_reward(kind: type, seconds: float) -> Callable[..., Any]:

@@ -37,11 +37,13 @@ def encode_results(
     answer, images = _with_open_images(protocol.answer(results))
     turn, end = protocol.turn(results)
     text, opening = _text_after(encoder, turn, end, answer, tools)
-    tokenizer = encoder.plain.tokenizer
+    tokenizer = encoder.tokenizer
     for end in (tokenizer.convert_ids_to_tokens(last), tokenizer.eos_token):
         if end and text.startswith(end):
             text = text.removeprefix(end)
             break
+    if images and encoder.once is None:
+        raise ValueError("a tool has returned an image, and this model reads text alone; return text")
     if not images:
         return Later(tokenizer(text, add_special_tokens=False)["input_ids"], {}, {}, [], opening)
     out = encoder.plain(text=[text], images=images, text_kwargs={"add_special_tokens": False}, return_tensors="pt")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.support.families import FAMILIES_TINY, TRAINED, facts_of
+from tests.support.families import FAMILIES_TINY, NEEDS_IMAGES, facts_of
 from tests.support.training import picture, user
 from vlm_grpo.loading import placeholder_ids, vision_towers
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end
@@ -23,7 +23,7 @@ from vlm_grpo.trainers.hotpath.support import Sharing, refusal
 from vlm_grpo.trainers.objective import TokenScores, token_scores
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
 
-SHARING = [name for name in TRAINED if facts_of(name).refuses_prefix is None]
+SHARING = [name for name in FAMILIES_TINY if facts_of(name).refuses_prefix is None]
 EACH_KIND = ("qwen2_5_vl", "qwen3_vl", "llava_clip")  # mRoPE, with deepstack, and positions of one dimension
 LENGTHS = (6, 3, 1, 2, 6, 6, 5, 5, 0)  # of three completions for each of three prompts
 
@@ -43,7 +43,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn
         rows = [
             {"prompt": user("what color"), "images": [picture(0)]},
             {"prompt": user("which shape is it"), "images": [picture(1, 56, 112), picture(0)]},
-            {"prompt": user("red"), "images": None},
+            {"prompt": user("red"), "images": [picture(2)] if family in NEEDS_IMAGES else None},
         ]
         return model, PromptEncoder(processor, {}).encode(rows), processor
 
@@ -99,7 +99,7 @@ def test_packed_rows_score_as_separate_ones(family: str, checkpointing: bool | N
     assert ((plain.logps - again.logps).abs() * mask).max() < 1e-6
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES_TINY)
 def test_completions_from_one_prefill_are_those_of_the_plain_path(family: str, loaded: Callable):
     """Greedy, with prompts of different lengths; in the second round the first row ends at its third token."""
     model, prompts, processor = loaded(family)
