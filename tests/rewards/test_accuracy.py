@@ -211,7 +211,7 @@ def test_auto_verifies_latex_and_boxed_answers():
             for text in ("AC", "A, C", "A and C", "(A)(C)", "A、C", "The answer is C, A.", '["A", "C"]', "ＡＣ")
         ),
         *((text, "b") for text in ("B", "(B) dog", "dog")),
-        *((text, None) for text in ("AE", "AA", "ac", "A dog", "cat and dog", "", '["A", 1]')),
+        *((text, None) for text in ("AE", "AA", "ac", "cat and dog", "", '["A", 1]')),
     ],
 )
 def test_several_letters(value: str, expected: str | None):
