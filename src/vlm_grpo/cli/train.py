@@ -20,6 +20,7 @@ from vlm_grpo.cli.arguments import ScriptArguments, help_text
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
+from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.redact import redact, redact_text
@@ -61,6 +62,8 @@ def run(argv: list[str]) -> None:
     prompting, fault = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
     check_rows(script, training, dataset)
+    check_rows_enough(training, dataset)
+    check_scorable([] if script.environment else reward_specs(script), dataset)
     template = None if prompting is None else prompting.template
     trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
     if training.process_index == 0:

@@ -26,16 +26,7 @@ from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.markup import EXPECTED, markup_in
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
-from vlm_grpo.data.targets import (
-    BOX_COLUMNS,
-    BOX_TASKS,
-    DETECTION_TASKS,
-    MASK_TASKS,
-    Complaint,
-    box_complaints,
-    detection_complaints,
-    mask_complaints,
-)
+from vlm_grpo.data.targets import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, shape_complaints
 from vlm_grpo.data.turns import MARKER, VIDEO_MARKER, Conversation, read_turns
 from vlm_grpo.data.videos import video_items, video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
@@ -175,8 +166,7 @@ class _RowReader:
             expected = "text, a number (finite), a list or an object"
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
         task = self.row.get("task") or self.form.task
-        shaped = task in BOX_TASKS or task in MASK_TASKS or task in DETECTION_TASKS
-        return of_shapes(value, is_list=task in DETECTION_TASKS) if shaped else value
+        return of_shapes(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
 
     def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
         """Where the true answer stands, and what stands there; a second one that says something else is wrong."""
@@ -328,14 +318,7 @@ class _RowReader:
         """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
         given = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in given if self.row[name] is None)
-        complaints: list[Complaint] = []
-        if answer is not None and (given or task in BOX_TASKS):
-            complaints += box_complaints(self.row, answer, task, images)
-        if answer is not None and task in DETECTION_TASKS:
-            complaints += detection_complaints(answer)
-        if answer is not None and task in MASK_TASKS:
-            complaints += mask_complaints(self.row, answer)
-        for complaint in complaints:
+        for complaint in shape_complaints(self.row, answer, task, images) if answer is not None else ():
             self.wrong(*complaint)
 
     def video(self, field: str, value: Any) -> VideoRef | None:

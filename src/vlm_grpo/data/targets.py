@@ -20,8 +20,19 @@ BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
 MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
 MASK_FORM = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
 DETECTION_TASKS = frozenset(name for name in TASKS if "detection" in TASKS[name].rewards)
+SHAPE_TASKS = BOX_TASKS | MASK_TASKS | DETECTION_TASKS
 DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, "Position" for 0 to 1000, or "None"'
 BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
+
+
+def shape_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+    """What is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
+    if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
+        yield from box_complaints(row, answer, task, images)
+    if task in DETECTION_TASKS:
+        yield from detection_complaints(answer)
+    if task in MASK_TASKS:
+        yield from mask_complaints(row, answer)
 
 
 def box_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
