@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.training import picture
-from vlm_grpo.cli.model_check import check_model
+from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.refusals import REFUSALS
 
@@ -109,3 +109,9 @@ def test_images_need_a_model_that_sees(tiny_model: Path, tmp_path: Path):
     check(tmp_path, rows=[{"images": []}, {}])
     with pytest.raises(UsageError, match=r"\(qwen2\) reads text alone, and there are images in a.jsonl:2"):
         check(tmp_path, rows=[{"images": []}, {**ROWS[0], "where": "a.jsonl:2"}])
+
+
+@pytest.mark.parametrize("flag", LANGUAGE_ONLY)
+def test_what_trl_does_for_language_models_alone_is_refused(flag: str, folder_of: Any):
+    with pytest.raises(UsageError, match=rf"^wrong flags:\n  --{flag}: "):
+        check(folder_of("smolvlm"), **{flag: True})

@@ -368,6 +368,43 @@ def test_resuming_within_a_rollout_is_exact(kind: str, options: dict, tiny_model
     assert differences(*runs)["weights"] == 0.0
 
 
+def for_half(completions: list, answer: list, **columns: Any) -> list[float]:
+    """A signal in the groups of every second row only."""
+    return [float(n % 4 > 1) if int(number) % 2 else 1.0 for n, number in enumerate(answer)]
+
+
+def test_dynamic_sampling_of_episodes_trains_as_without_where_every_group_has_a_signal(
+    tiny_model: Path, tmp_path: Path
+):
+    """Gallery's own reward differs in every group."""
+    runs = [build("grpo", tiny_model, tmp_path, max_steps=2, dynamic_sampling=rounds) for rounds in (0, 2)]
+    for trainer in runs:
+        trainer.train()
+    weights = [trainer.model.state_dict() for trainer in runs]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-6
+
+
+def test_dynamic_sampling_of_episodes_fills_rollouts_and_resumes(tiny_model: Path, tmp_path: Path):
+    runs, batches = [], []
+    options = {"reward_funcs": [for_half], "dynamic_sampling": 8, "dynamic_sampling_reward": "for_half"}
+    for start in (None, str(tmp_path / "checkpoint-1")):
+        trainer = build(
+            "grpo", tiny_model, tmp_path, data=rows(6), max_steps=3, save_strategy="steps", save_steps=1,
+            per_device_train_batch_size=4, steps_per_generation=2, **options,
+        )  # fmt: skip
+        compute = trainer._compute_loss
+        trainer._compute_loss = lambda model, inputs, compute=compute: (batches.append(inputs), compute(model, inputs))[
+            1
+        ]
+        trainer.train(resume_from_checkpoint=start)
+        runs.append(trainer)
+    for batch in batches:
+        assert batch["advantages"].abs().min() > 0
+        masks = batch["tool_mask"] * batch["completion_mask"]
+        assert 0 < masks.sum() < batch["completion_mask"].sum()
+    assert differences(*runs)["weights"] == 0.0
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_endless_episodes_resume_where_they_were(kind: str, tiny_model: Path, tmp_path: Path):
     write_candidates(tmp_path / "toy")

@@ -72,7 +72,8 @@ DYNAMIC = """## Dynamic sampling
 rewards are all equal by those of further prompts, in up to ten rounds; `--dynamic_sampling_reward accuracy` lets one
 reward decide. What is sampled beyond the size of a rollout begins the next one, with the log-probabilities that it was
 sampled with. After the last round the rollout is filled with groups without signal and a warning is logged. A resumed
-run goes on with the same prompts and completions. It does not go with expert answers.
+run goes on with the same prompts and completions. It goes with tools and environments, and not with expert answers or
+a `rollout_func`.
 
 ## Expert answers, a value model, KL in the reward
 

@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 MANY_TOKENS = 4096  # of one image, above which a run says so
 FIRST_ROWS = 4
 MANY_ROWS = 1000
+# Flags of TRL that do not go with models that see images.
+LANGUAGE_ONLY = {
+    "cast_lm_head_to_fp32": "TRL does this for language models alone; leave it out, or train in float32",
+    "use_transformers_continuous_batching": "not for models that read images; leave it out, or take --use_vllm",
+}
 MOST_PLACES = 5
 
 
@@ -37,6 +42,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     if getattr(processor, "image_processor", None) is None:
         check_text_alone(model.model_name_or_path, config.model_type, dataset)
         return
+    check_language_only(training)
     check_images(processor, dataset)
     try:
         limit(processor, config, training)
@@ -106,7 +112,7 @@ def refuse_adapter(name: str) -> None:
     base = base or "the base model"
     raise UsageError(
         f"--model_name_or_path {name}: an adapter of {base}, not a model. To go on with its training give "
-        f"--model_name_or_path {base}, the same --use_peft flags, and --resume_from_checkpoint with a checkpoint folder. "
+        f"--model_name_or_path {base}, the same --use_peft flags, and --resume_from_checkpoint with its folder. "
         "To train on top of it, merge it first (PeftModel.from_pretrained(model, folder)"
         ".merge_and_unload().save_pretrained(merged)) and save the processor beside it. `vlm-grpo evaluate` takes the "
         "adapter as it is"
@@ -125,6 +131,17 @@ def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, 
                 f"--model_name_or_path {name} ({model_type}) reads text alone, and there are images in "
                 f"{row.get('where', f'row {number}')}: choose a vision-language model (vlm-grpo families)"
             )
+
+
+def check_language_only(training: Any) -> None:
+    """Refuse what TRL does for language models alone.
+
+    Raises:
+        UsageError: such a flag is set.
+    """
+    problems = [f"--{name}: {reason}" for name, reason in LANGUAGE_ONLY.items() if getattr(training, name, False)]
+    if problems:
+        raise UsageError("\n  ".join(["wrong flags:", *problems]))
 
 
 def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ PREPARE: Mapping[str, Callable[..., None]] = {
     "causal": prepare_causal,
 }
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
 SLOW = ("judge", "accuracy")  # these may wait for other processes or a server
 
 
@@ -147,7 +149,7 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
 def is_model(spec: str) -> bool:
     """Whether a reward, `NAME[:WEIGHT]`, is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
     name = split_spec(spec)[0]
-    return name not in REWARDS and ".py" not in name and ("/" in name or Path(name).is_dir())
+    return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
 
 
 def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:

@@ -8,7 +8,8 @@ from trl import GRPOTrainer
 
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.expert import ExpertAnswers
-from vlm_grpo.trainers.pipeline import VisionPipeline, by_name
+from vlm_grpo.trainers.named import by_name
+from vlm_grpo.trainers.pipeline import VisionPipeline
 from vlm_grpo.trainers.resampling import Resampling
 
 

@@ -1,4 +1,4 @@
-"""From names of rewards to the callables and weights that TRL takes."""
+"""From names of rewards to the callables and weights that TRL takes, and from places of arguments to their names."""
 
 from __future__ import annotations
 
@@ -75,3 +75,9 @@ def _with_those_of_algorithm(
         return functions, weights
     added, _ = resolve_rewards(list(missing), **options)
     return functions + added, (weights or [1.0] * len(functions)) + list(missing.values())
+
+
+def by_name(trainer: type, arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return what was given by place to a TRL trainer after `args`, by name."""
+    names = list(inspect.signature(trainer.__init__).parameters)[4:]
+    return dict(zip(names, arguments, strict=False))

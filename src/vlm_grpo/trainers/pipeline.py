@@ -7,9 +7,8 @@ pixels of its own rows. TRL never sees an image, so nothing of it is copied, gat
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +53,9 @@ from vlm_grpo.trainers.rollout import (
 from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
-from vlm_grpo.trainers.stage import empty_rows, find_stage
+from vlm_grpo.trainers.stage import take_stage
 from vlm_grpo.trainers.undecoded import decoded, undecoded
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
-
-
-def by_name(trainer: type, arguments: Sequence[Any]) -> dict[str, Any]:
-    """Return what was given by place to a TRL trainer after `args`, by name."""
-    names = list(inspect.signature(trainer.__init__).parameters)[4:]
-    return dict(zip(names, arguments, strict=False))
 
 
 class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
@@ -74,10 +67,7 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
-        tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
-        self._stage = stage = find_stage(tools, factory, args)
-        if factory is not None and options.get("train_dataset") is None:
-            options["train_dataset"] = empty_rows(args, factory)
+        self._stage = stage = take_stage(options, args)
         reward_funcs, weights = named_rewards(reward_funcs, args, stage.rewards() if stage else [])
         if weights is not None:
             args.reward_weights = weights

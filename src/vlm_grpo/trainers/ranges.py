@@ -8,11 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from typing import Any
 
-# The loss types of TRL's GRPO trainer, which looks at the name only after the first rollout.
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+# Names that TRL looks at only when a model is loaded, or after the first rollout.
+NAMES: Mapping[str, tuple[object, ...]] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 LARGEST = 2**63 - 1  # of what torch holds as a whole number
 
 
@@ -115,17 +121,40 @@ def _unusable_numbers(value: object) -> Iterator[float]:
 
 def _name_problems(values: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each name that TRL and transformers would miss only after the model is loaded."""
-    problems = []
-    loss_type = values.get("loss_type")
-    if loss_type is not None and loss_type not in LOSS_TYPES:
-        problems.append(f"--loss_type {loss_type}: must be one of {', '.join(LOSS_TYPES)}")
+    known = {**NAMES, **_library_names()}
+    problems = [
+        f"--{name} {values[name]}: must be one of {', '.join(str(each) for each in allowed if isinstance(each, str))}"
+        for name, allowed in known.items()
+        if name != "report_to"
+        and values.get(name) is not None
+        and values[name] not in allowed
+        and not (name == "attn_implementation" and "/" in str(values[name]))
+    ]
     report_to = values.get("report_to")
-    named = [report_to] if isinstance(report_to, str) else report_to or []
-    known = _reporting_names()
-    return problems + [f"--report_to {name}: must be one of {', '.join(known)}" for name in named if name not in known]
+    reporters = [report_to] if isinstance(report_to, str) else report_to or []
+    problems += [
+        f"--report_to {name}: must be one of {', '.join(known['report_to'])}"
+        for name in reporters
+        if name not in known["report_to"]
+    ]
+    optim_args = values.get("optim_args")
+    if optim_args and not all("=" in pair for pair in str(optim_args).split(",")):
+        problems.append(f"--optim_args {optim_args}: must be name=value pairs with commas between them")
+    return problems
 
 
-def _reporting_names() -> list[str]:
+@cache
+def _library_names() -> Mapping[str, tuple[str, ...]]:
+    """The names that the installed libraries know. A kernel of the hub, `org/name`, may stand for an attention."""
+    from accelerate.utils import DynamoBackend
+    from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    return ["none", "all", *INTEGRATION_TO_CALLBACK]
+    return {
+        "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
+        "cache_implementation": tuple(ALL_CACHE_IMPLEMENTATIONS),
+        "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
+        "torch_compile_mode": ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "attn_implementation": ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()),
+    }

@@ -43,7 +43,9 @@ class Resampling:
         if isinstance(self.train_dataset, IterableDataset):
             raise ValueError("--dynamic_sampling draws further rows by number, which --streaming cannot; leave one out")
         if self._is_stock:
-            raise ValueError("--dynamic_sampling does not go with tools, environments or a rollout function")
+            raise ValueError(
+                "--dynamic_sampling does not go with a rollout function, or with a model that reads no images"
+            )
         if local % self.num_generations:
             raise ValueError(
                 f"--dynamic_sampling needs whole groups on every process: its {local} rows of a rollout must be a "

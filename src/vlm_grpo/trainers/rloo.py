@@ -7,7 +7,8 @@ from typing import Any
 from trl import RLOOTrainer
 
 from vlm_grpo.trainers.config import VLMRLOOConfig
-from vlm_grpo.trainers.pipeline import VisionPipeline, by_name
+from vlm_grpo.trainers.named import by_name
+from vlm_grpo.trainers.pipeline import VisionPipeline
 
 
 class VLMRLOOTrainer(VisionPipeline, RLOOTrainer):

@@ -46,6 +46,20 @@ def empty_rows(args: Any, factory: Any) -> Dataset:
     return Dataset.from_list([{"prompt": []}] * (args.generation_batch_size // args.num_generations))
 
 
+def take_stage(options: dict[str, Any], args: Any) -> Stage | None:
+    """Take tools and environments out of a trainer's options; a run without data is given rows for its environment.
+
+    Raises:
+        ValueError: as `Stage` and `empty_rows`.
+    """
+    tools, factory = options.pop("tools", None) or [], options.pop("environment_factory", None)
+    if not tools and factory is None:
+        return None
+    if options.get("train_dataset") is None and factory is not None:
+        options["train_dataset"] = empty_rows(args, factory)
+    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_LIMIT))
+
+
 class Stage:
     """What rows are played in.
 
@@ -125,21 +139,14 @@ class Stage:
     def _opened(self, episode: Episode, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with its images in their places, what the environment adds, and what the model must know of tools."""
         prompt = read_prompt({"prompt": [], **row})
-        episode.row = row_name(row)
         asked = prompt.given or fill(prompt.messages, prompt.images, prompt.videos)
+        episode.row = row_name(row)
         messages = extended(asked, episode.ask("reset", **row))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
         schemas = episode.schemas
         if schemas:
             messages = episode.protocol.prompt(messages, schemas)
         return {**rest, "prompt": messages, TOOLS: schemas if episode.protocol.is_native and schemas else None}
-
-
-def find_stage(tools: Sequence[Callable[..., Any]], factory: Any, args: Any) -> Stage | None:
-    """What the rows of a run are played in, with the time limit of its configuration; None without tools."""
-    if not tools and factory is None:
-        return None
-    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_LIMIT))
 
 
 def environment_reward(kind: type, seconds: float) -> Callable[..., Any]:
