@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -253,3 +255,19 @@ def test_a_dry_run_says_what_an_own_reward_gives_the_right_answer(tmp_path: Path
     assert (
         f"own reward {tmp_path}/mine.py:f: 0.5 for the right answer of {tmp_path}/a.jsonl:1" in capsys.readouterr().out
     )
+
+
+def test_an_image_that_breaks_when_it_is_decoded_ends_the_run_in_a_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its header and its end are whole; `check` finds it with --decode alone."""
+    words = [*flags(tiny_model, tmp_path, max_steps=4, save_steps=1), "--reward_funcs", "format"]
+    content = (tmp_path / "3.png").read_bytes()
+    start = content.index(b"IDAT")
+    (size,) = struct.unpack(">I", content[start - 4 : start])
+    chunk = b"IDAT" + b"\0" * size  # no data that can be unpacked, with the checksum that belongs to it
+    broken = content[:start] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[start + 8 + size :]
+    (tmp_path / "3.png").write_bytes(broken)
+    status = main(words)
+    said = capsys.readouterr().err
+    assert status == 2 and "a.jsonl:4: cannot decode" in said and "--resume_from_checkpoint true" in said

@@ -25,6 +25,7 @@ OWN_REWARDS: Mapping[str, tuple[str, str]] = {
     "columns": (
         """import re
 
+
 def exact(completions, solution, **kwargs):
     texts = [completion[0]["content"] for completion in completions]
     truths = [re.search("<answer>(.*?)</answer>", text)[1].strip() for text in solution]

@@ -28,6 +28,10 @@ from vlm_grpo.redact import redact, redact_text
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+BROKEN_MEDIA = (
+    "; the run ends here, and its checkpoints are whole: mend the file or leave its row out, then go on with "
+    "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before a training"
+)
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 DATA_OPTIONS += ("ignore_columns",)
 
@@ -38,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
-    from vlm_grpo.data.problems import DataError
+    from vlm_grpo.data.problems import DataError, MediaError
     from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
@@ -46,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except TimeLimitError as error:
         print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
         return hung_status()
+    except MediaError as error:
+        print(f"vlm-grpo train: {redact_text(str(error))}{BROKEN_MEDIA}", file=sys.stderr)
+        return 2
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_grpo.data.problems import MediaError
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.redact import redact_text
 from vlm_grpo.regular import check_regular
@@ -108,7 +109,7 @@ def open_image(ref: ImageRef) -> Image.Image:
     nothing to see, and nearly always it is a crop that went wrong.
 
     Raises:
-        ValueError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
+        MediaError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
     """
     try:
         if isinstance(ref.source, Image.Image):
@@ -116,14 +117,14 @@ def open_image(ref: ImageRef) -> Image.Image:
         with Image.open(opened(ref)) as image:
             return _upright(image)
     except DECODE_ERRORS as error:
-        raise ValueError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
 
 
 def image_size(ref: ImageRef) -> tuple[int, int]:
     """Width and height in pixels of the upright image, from the file's header alone.
 
     Raises:
-        ValueError: the image is missing or has no readable header; the message names `ref.where`.
+        MediaError: the image is missing or has no readable header; the message names `ref.where`.
     """
     try:
         if isinstance(ref.source, Image.Image):
@@ -131,7 +132,7 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
         with Image.open(opened(ref)) as image:
             return _upright_size(image)
     except DECODE_ERRORS as error:
-        raise ValueError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
 
 
 def check_sides(image: Image.Image) -> None:

@@ -39,6 +39,10 @@ class Problem:
         return self.where, self.field, _shorten(_one_line(redact_text(self.found))), _one_line(self.expected)
 
 
+class MediaError(ValueError):
+    """An image or video that cannot be read, which shows only when it is decoded; the message names file and line."""
+
+
 class DataError(ValueError):
     """All problems of a data set, as one table.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
+from vlm_grpo.data.problems import MediaError
 from vlm_grpo.records import VideoRef
 from vlm_grpo.regular import check_regular
 from vlm_grpo.web import Limits
@@ -155,8 +156,8 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     except (*DECODE_ERRORS, av.error.FFmpegError) as error:
         source = name_of(ref.source) if isinstance(ref.source, str) else "an embedded video"
-        raise ValueError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
+        raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
     if not frames:
-        raise ValueError(f"{ref.where or 'video'}: the video holds no frame")
+        raise MediaError(f"{ref.where or 'video'}: the video holds no frame")
     kept = count(len(frames), rate, ref.fps or FPS, limit)
     return Clip(np.stack([frames[number] for number in _spread(len(frames), kept)]), kept * rate / len(frames))
