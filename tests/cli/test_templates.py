@@ -109,7 +109,7 @@ def test_evaluation_asks_as_training_did(thinker: Path, tmp_path: Path, capsys):
         words = [*data(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(folder), "--limit", "1"]
         capsys.readouterr()
         assert evaluate.main([*words, *more, "--use_cpu", "--max_completion_length", "4"]) == 0
-        is_said = f"--chat_template_kwargs '{on}', as in training ({out / 'run.json'})" in capsys.readouterr().out
+        is_said = f"--chat_template_kwargs '{on}', as in training ({model / 'run.json'})" in capsys.readouterr().out
         assert is_said == (number < 2)
         prediction = json.loads((folder / "predictions.jsonl").read_text())
         assert prediction["completion"].startswith(opening) and prediction["facts"]["turn_opening"] == opening

@@ -185,7 +185,7 @@ def test_close_leaves_no_process_and_no_folder():
     renderer = Renderer(pages=2, seconds=60)
     renderer.render("x", 60, 40)
     browser = psutil.Process(renderer.browser_pid)
-    family, folder = [browser, *browser.children(recursive=True)], Path(renderer._browser._profile)
+    family, folder = [browser, *browser.children(recursive=True)], renderer._browser._profile.folder
     assert len(family) > 2 and folder.is_dir()
     renderer.close()
     assert wait_until(lambda: not [one for one in family if is_alive(one)])

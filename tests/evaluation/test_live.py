@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tests.support.training import image_rows, length_reward, picture, settings, user
+from vlm_grpo.envs.chromium import find_chromium
 from vlm_grpo.evaluation import live, live_curves, live_gallery
 from vlm_grpo.evaluation.live import LiveReport, ReportFolder
 from vlm_grpo.evaluation.live_curves import Curves, Point, merged, point_of, restored
@@ -26,7 +27,7 @@ from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = find_chromium()
 BOTH = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
 
 
@@ -147,7 +148,7 @@ def test_a_group_says_what_the_rollout_was():
 
 def test_prompts_leave_out_the_system_and_mark_images():
     blocks = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    assert prompt_text([{"role": "system", "content": "Be kind."}, *user(blocks)]) == "[image]What?"
+    assert prompt_text([{"role": "system", "content": "Be kind."}, *user(blocks)]) == "[image] What?"
     assert (
         prompt_text([*user("a"), {"role": "assistant", "content": "b"}, *user("c")])
         == "[user] a\n[assistant] b\n[user] c"
@@ -191,10 +192,24 @@ def test_a_process_finds_its_own_part_of_what_was_gathered():
     assert found.first(1).completions == ["C"] and found.first(1).rewards == {"accuracy": [3.0]}
 
 
+def test_images_stand_apart_from_the_words_beside_them():
+    blocks = [{"type": "text", "text": "Is"}, {"type": "image"}, {"type": "image"}, {"type": "text", "text": " the "}]
+    assert prompt_text(user([*blocks, {"type": "image"}, {"type": "text", "text": "red star?"}])) == (
+        "Is [image][image] the [image] red star?"
+    )
+    assert prompt_text(user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])) == "ab"
+
+
+def test_the_true_answer_is_text_or_json():
+    for answer, shown in (({"box": [1, 2], "é": None}, '{"box": [1, 2], "é": null}'), (True, "true"), ("x", "x")):
+        (group,), _ = groups_of(rollout(rows=[{"prompt": "Q", "answer": answer}] * 2), 2, {})
+        assert group["truth"] == shown
+
+
 def test_conversations_become_text():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "zoom"}]}
     plain = plain_messages([*user([{"type": "image"}, {"type": "text", "text": "a"}]), call])
-    assert plain == [*user("[image]a"), {"role": "assistant", "content": '[{"name": "zoom"}]'}]
+    assert plain == [*user("[image] a"), {"role": "assistant", "content": '[{"name": "zoom"}]'}]
 
 
 # --- the folder
@@ -391,3 +406,21 @@ def test_a_browser_draws_and_filters(address: str, shown: int, tmp_path: Path):
     body = done.stdout.split("<body>")[1].split('id="data"')[0]
     assert body.count('class="completion"') == shown
     assert body.count('class="chart"') == 2 and body.count('class="mark"') == 1 and "digits" in body
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser")
+def test_a_curve_of_zeros_is_a_line_at_zero_and_a_warning_is_shown(tmp_path: Path):
+    folder = ReportFolder(tmp_path)
+    folder.restore(0)
+    for step in (1, 2):
+        folder.add_logs(step, {"reward": 0.0, "loss": 0.0, "grad_norm": 0.0})
+    facts = {"title": "t", "step": 2, "steps": 2, "epoch": 1.0, "written": 0, "seconds_a_step": 1.0}
+    folder.write_page({**facts, "warning": "no signal for 20 steps"})
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser", "--dump-dom"]
+    page = f"file://{tmp_path}/index.html"
+    done = subprocess.run([CHROMIUM, *words, page], capture_output=True, text=True, timeout=60)
+    body = done.stdout.split("<body>")[1].split('id="data"')[0]
+    assert body.count('class="chart"') == 3 and "NaN" not in body
+    lines = re.findall(r'class="curve" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', body)
+    assert lines == [("148.0", "148.0")] * 3, "the bottom of a chart"
+    assert '<p id="warning" role="status">no signal for 20 steps</p>' in body

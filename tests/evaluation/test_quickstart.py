@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -81,6 +82,22 @@ def test_train_shows_the_end_of_a_failed_log(tmp_path: Path):
 @pytest.mark.parametrize(("before", "after", "status"), [(0.5, 0.9, 0), (0.61, 0.9, 1), (0.5, 0.84, 1)])
 def test_verdict_holds_the_promise(before: float, after: float, status: int):
     assert quickstart.verdict(before, after) == status
+
+
+def test_threads_sleep_while_they_wait_and_are_one_unless_asked_for():
+    """Set before torch is loaded, which reads them once; a user's own choice stays."""
+    script = (
+        "import os, sys\n"
+        "from vlm_grpo.cli import quickstart\n"
+        "quickstart.everything = lambda run: sys.exit(f\"{'torch' in sys.modules} {os.environ['OMP_NUM_THREADS']} \"\n"
+        "                                             f\"{os.environ['OMP_WAIT_POLICY']}\")\n"
+        "quickstart.main(['--output_dir', 'none'])"
+    )
+    for threads, expected in ((None, "1"), ("3", "3")):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+        environment |= {} if threads is None else {"OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.stderr.strip() == f"False {expected} PASSIVE"
 
 
 @pytest.mark.slow

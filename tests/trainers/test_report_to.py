@@ -89,7 +89,7 @@ def test_wandb_takes_prompts_of_text_alone(is_ours: bool):
             wandb.Table(dataframe=pandas.DataFrame({"prompt": prompts}))
         return
     table = wandb.Table(dataframe=pandas.DataFrame({"prompt": [plain_messages(prompt) for prompt in prompts]}))
-    assert table.data == [[[{"role": "user", "content": "[image]Which?"}]]] * 2
+    assert table.data == [[[{"role": "user", "content": "[image] Which?"}]]] * 2
 
 
 def test_trackio_has_curves_and_images(done: Done):

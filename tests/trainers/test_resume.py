@@ -202,6 +202,15 @@ def test_a_rollout_of_another_shape_is_an_error_and_between_two_a_new_one_begins
     assert resumed.state.global_step == 5 and resumed._step == 1  # the first of the new rollout's three
 
 
+def test_a_rollout_that_lacks_what_the_loss_needs_is_an_error(tiny_model: Path, tmp_path: Path):
+    build("grpo", tiny_model, tmp_path, num_iterations=2, max_steps=1, save_steps=1).train()
+    said = "checkpoint-1 lies in the middle of a rollout made with beta above 0 False, now True: resume with the former"
+    with pytest.raises(ValueError, match=said):
+        build("grpo", tiny_model, tmp_path, num_iterations=2, beta=0.1).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
+
+
 def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path)
     save_rollout(tmp_path, 0, 2, None, trainer.args)
@@ -210,3 +219,36 @@ def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"rollout_1\.safetensors is missing"):
         load_rollout(tmp_path, 1, *place)
     assert load_rollout(tmp_path / "none", 1, *place) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optim": "adafactor"}, r"optimizer\.pt is of another kind of optimizer, with other settings \(amsgrad, "),
+        ({"max_steps": 1}, "the checkpoint is at step 2, and this run ends at step 1: give --max_steps"),
+        ({"weight_decay": 0.1}, None),
+        ({"optim": "adamw_torch"}, None),
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_does_not_go_with_is_said_before_training(
+    options: dict, said: str | None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    folder = tmp_path_factory.getbasetemp() / "lora_for_optimizers"
+    if not folder.exists():
+        build("grpo", tiny_model, folder, lora=True, max_steps=2, save_steps=2).train()
+    trainer = build("grpo", tiny_model, folder, **{"lora": True, "max_steps": 3, "save_strategy": "no", **options})
+    if said is None:
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+        assert trainer.state.global_step == 3
+        return
+    with pytest.raises(ValueError, match=said):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+
+
+def test_other_trained_parameters_are_an_error(tiny_model: Path, tmp_path: Path):
+    """Of as many weights in the files: only the optimizer knows which were trained."""
+    build("grpo", tiny_model, tmp_path, max_steps=1, save_steps=1).train()
+    trainer = build("grpo", tiny_model, tmp_path, freeze_vision_modules=True)
+    with pytest.raises(ValueError, match=r"optimizer\.pt is of a run that trains other parameters \(\[33, 23\] in its"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -130,7 +130,7 @@ def parse_kwargs(text: str | None) -> dict[str, Any] | None:
 def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
     """Return the variables that a model was trained with, and the run.json that says so; None where none does.
 
-    A checkpoint lies in the output folder of its training, which holds run.json.
+    A checkpoint holds run.json; so does the output folder of its training, in which it lies.
     """
     for folder in (Path(model), Path(model).resolve().parent):
         path = folder / "run.json"
@@ -141,7 +141,7 @@ def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
 
 
 def _as_object(value: Any) -> dict[str, Any]:
-    """The variables as run.json keeps them; the Trainer writes a dict as Python does."""
+    """The variables as run.json keeps them; that of an earlier version holds them as Python writes a dict."""
     return dict((ast.literal_eval(value) if isinstance(value, str) else value) or {})
 
 

@@ -5,13 +5,11 @@ Order: flags, data, then the model; an error in an earlier one costs nothing of 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
-import subprocess
+import signal
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,11 @@ from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
 from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
-from vlm_grpo.data.writing import write_whole
-from vlm_grpo.redact import redact, redact_text
+from vlm_grpo.redact import redact_text
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+GO_ON = "the same command with --resume_from_checkpoint true goes on from there"
 BROKEN_MEDIA = (
     "; the run ends here, and its checkpoints are whole: mend the file or leave its row out, then go on with "
     "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before a training"
@@ -37,7 +34,10 @@ DATA_OPTIONS += ("ignore_columns",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one training and return the exit status: 0 done, 1 own code that hangs, 2 wrong flags or data."""
+    """Run one training and return the exit status.
+
+    0: done; 1: own code that hangs; 2: wrong flags or data; 130: Ctrl-C; 143: SIGTERM, and a checkpoint is written.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
         print(help_text())
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
-        run(words)
+        return run(words)
     except TimeLimitError as error:
         print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
         return hung_status()
@@ -56,11 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("vlm-grpo train: interrupted; what came after the last checkpoint is lost", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
-def run(argv: list[str]) -> None:
-    """Parse, check, train, save."""
+def run(argv: list[str]) -> int:
+    """Parse, check, train, save; return the exit status."""
     script, training, model = parse(argv)
     if not script.dry_run:
         check_machine(model, training)
@@ -79,36 +81,68 @@ def run(argv: list[str]) -> None:
         from vlm_grpo.cli.dry_run import show
 
         show(script, training, model, dataset, reward_specs(script), prompting or fault)
-        return
+        return 0
+    from vlm_grpo.cli.card import card_facts
+    from vlm_grpo.cli.run_changes import check_changes
+    from vlm_grpo.cli.run_lock import locked
+    from vlm_grpo.cli.run_record import keep_record, run_record
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
     if fault is not None:
         raise fault
-    start = resume_point(training)
-    trainer = build_trainer(script, training, model, dataset, held_out, prompting)
-    write_run_file(script, training, model)
-    if training.process_index == 0:
-        print(parameter_table(trainer.model))
-    train_and_save(trainer, start)
-    leave_together()
+    with locked(training.output_dir) if training.process_index == 0 else nullcontext():
+        start = resume_point(training)
+        record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
+        if start is not None:
+            check_changes(start, record, is_main=training.process_index == 0)
+        trainer = build_trainer(script, training, model, dataset, held_out, prompting)
+        keep_record(trainer, {**record, "resumed_from": start})
+        trainer.card_facts = card_facts(script, record, prompting)
+        if training.process_index == 0:
+            print(parameter_table(trainer.model))
+        status = train_and_save(trainer, start)
+    leave_together(status)
+    return status
 
 
-def train_and_save(trainer: Any, start: str | None) -> None:
-    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line."""
+def train_and_save(trainer: Any, start: str | None) -> int:
+    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line.
+
+    Returns:
+        The exit status: 143 after SIGTERM, where checkpoints are written; the model is not, it is not finished.
+
+    Raises:
+        UsageError: what the checkpoint holds does not fit this run.
+    """
+    from vlm_grpo.cli.run_changes import FirstStep
+    from vlm_grpo.data.problems import MediaError
+    from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
+    trainer.add_callback(first := FirstStep())
     try:
+        trainer.preemption.is_wanted |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
         trainer.train(resume_from_checkpoint=start)
         if trainer.is_fsdp_enabled:  # with sharded checkpoints the Trainer would save no model that can be loaded
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model(trainer.args.output_dir)
     except SavingError as error:
         raise SystemExit(f"vlm-grpo train: {error}") from error
+    except ValueError as error:
+        if start is None or first.has_begun or isinstance(error, MediaError):
+            raise
+        raise UsageError(f"--resume_from_checkpoint {start}: {error}") from error
+    except Preempted as stop:
+        if trainer.args.should_save:
+            checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
+            print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} is written; {GO_ON}", file=sys.stderr)
+        return stop.code
     trainer.save_state()
+    return 0
 
 
-def leave_together() -> None:
+def leave_together(status: int = 0) -> None:
     """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
     from accelerate import PartialState
 
@@ -119,7 +153,7 @@ def leave_together() -> None:
         # Now and then a thread of gloo aborts a process that is on its way out; the launcher would call the run failed.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
@@ -297,40 +331,6 @@ def resume_point(training: Any) -> str | None:
     if problem is not None:
         raise UsageError(f"--resume_from_checkpoint {value}: not a complete checkpoint: {problem}")
     return value
-
-
-def write_run_file(script: ScriptArguments, training: Any, model: Any) -> None:
-    """Leave the resolved configuration, versions and commit in output_dir/run.json."""
-    if training.process_index != 0:
-        return
-    folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "script": dataclasses.asdict(script),
-        "training": training.to_sanitized_dict(),
-        "model": dataclasses.asdict(model),
-        "processes": training.world_size,
-        "distributed": training.distributed_state.distributed_type,
-        "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
-    write_whole(folder / "run.json", json.dumps(redact(content), indent=1, default=str) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

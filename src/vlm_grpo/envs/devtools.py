@@ -13,18 +13,16 @@ import json
 import logging
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlm_grpo.envs.chromium import FLAGS, INSTALL, NO_SANDBOX, BrowserError, BrowserGone, check_browser, netless
+from vlm_grpo.envs.profiles import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +60,14 @@ class Chromium:
         self._listeners: dict[str, Event] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._profile = tempfile.mkdtemp(prefix="vlm_grpo_chromium_")
-        self._errors = open(Path(self._profile) / "errors.txt", "w+b")  # noqa: SIM115 - closed by close()
+        self._profile = Profile()
+        self._errors = open(self._profile.folder / "errors.txt", "w+b")  # noqa: SIM115 - closed by close()
         self._start(binary, netless() if is_netless else ())
 
     def _start(self, binary: str, prefix: tuple[str, ...]) -> None:
         """As root Chromium has no sandbox of its own; others go without one where the system forbids it."""
         for sandbox in ([], [NO_SANDBOX]) if os.geteuid() else ([NO_SANDBOX],):
-            self._spawn([*prefix, binary, *FLAGS, *sandbox, f"--user-data-dir={self._profile}", "about:blank"])
+            self._spawn([*prefix, binary, *FLAGS, *sandbox, f"--user-data-dir={self._profile.folder}", "about:blank"])
             try:
                 self.call("Browser.getVersion", seconds=START_SECONDS)
                 return
@@ -89,15 +87,15 @@ class Chromium:
         ours_in, theirs_out = _high_pipe()
         starter = [sys.executable, "-I", "-S", "-c", STARTER, str(theirs_in), str(theirs_out)]
         path = os.environ.get("PATH", os.defpath)
-        folders = {"HOME": self._profile, "TMPDIR": self._profile}
+        folder = str(self._profile.folder)
         self._process = subprocess.Popen(
             [*starter, *command],
             pass_fds=(theirs_in, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            env={"PATH": path, "LANG": "C.UTF-8", "TZ": "UTC", **folders},
-            cwd=self._profile,
+            env={"PATH": path, "LANG": "C.UTF-8", "TZ": "UTC", "HOME": folder, "TMPDIR": folder},
+            cwd=folder,
             start_new_session=True,
         )
         os.close(theirs_in)
@@ -161,7 +159,7 @@ class Chromium:
         """End it, with all of its processes, and remove its profile."""
         self._kill()
         self._errors.close()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        self._profile.close()
 
     def _kill(self) -> None:
         self._kill_processes()

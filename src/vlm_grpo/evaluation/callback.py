@@ -97,6 +97,7 @@ class GreedyEvaluation(TrainerCallback):
                 answer_space=getattr(trainer.args, "answer_space", None),
             )
         self.last = summary(self.task, unique_rows(gather_object(mine)))
+        trainer.evaluated = self.last.metrics
         entries = log_entries(self.last)
         Trainer.log(trainer, dict(entries))  # TRL's would also average and forget the training metrics gathered so far
         return entries

@@ -47,6 +47,8 @@ function head() {
     line.append(element("b", "", value));
     byId("facts").append(line);
   }
+  byId("warning").textContent = facts.warning || "";
+  byId("warning").hidden = !facts.warning;
 }
 
 // --- curves -------------------------------------------------------------------------------------------------------
@@ -130,6 +132,7 @@ function limits(chart) {
   if (IS_SHARE.test(chart.name)) return [Math.min(0, low), Math.max(high <= 0.1 ? 0.1 : 1, high)];
   if (low > 0 && low < high * 0.6) low = 0;
   if (high < 0 && high > low * 0.6) high = 0;
+  if (low === 0 && high === 0) return [0, 1]; // a line on the bottom
   const room = high > low ? (high - low) * 0.06 : Math.abs(high) * 0.1 || 1;
   return [low === 0 ? 0 : low - room, high === 0 ? 0 : high + room];
 }

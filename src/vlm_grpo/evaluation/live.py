@@ -222,4 +222,5 @@ class LiveReport(TrainerCallback):
             "since": since,
             "written": now,
             "is_over": is_over,
+            "warning": getattr(getattr(self.trainer, "no_signal", None), "message", None),
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def prompt_text(prompt: Any) -> str:
 
 def _truth(row: Mapping[str, Any]) -> str:
     value = next((row[name] for name in ("answer", "solution") if row.get(name) is not None), "")
-    return value if isinstance(value, str) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def encode_images(sources: Sequence[Any]) -> dict[str, bytes]:

@@ -21,6 +21,12 @@ logger = logging.getLogger(__name__)
 SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
 
 
+def shape_of(args: Any) -> dict[str, Any]:
+    """Return the settings on which the shape of a rollout depends, and what it holds for the loss."""
+    holds = {"algorithm": getattr(args, "algorithm", None), "use_vllm": args.use_vllm, "beta above 0": args.beta > 0}
+    return {**{name: getattr(args, name) for name in SHAPE}, **holds}
+
+
 def file_of(checkpoint: str | Path, rank: int) -> Path:
     """Where the rollout of a process lies in a checkpoint."""
     return state_path(checkpoint, f"rollout_{rank}")
@@ -32,7 +38,7 @@ def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dic
     Of the training arguments those are written on which the shape of a rollout depends.
     """
     held = batches and [without_pixels(batch) for batch in batches]
-    content = {"step": step, "batches": held, "shape": {name: getattr(args, name) for name in SHAPE}}
+    content = {"step": step, "batches": held, "shape": shape_of(args)}
     save_state(file_of(checkpoint, rank), content)
 
 
@@ -51,7 +57,7 @@ def load_rollout(
         logger.warning("%s holds no rollout, as of stock TRL: a new one begins, also in the middle of one", checkpoint)
         return 0, None
     content = load_state(known)
-    now = {name: getattr(args, name) for name in SHAPE}
+    now = shape_of(args)
     changed = [f"{name} {old}, now {now[name]}" for name, old in content["shape"].items() if old != now[name]]
     if changed and content["batches"]:
         raise ValueError(

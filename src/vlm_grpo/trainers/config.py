@@ -18,6 +18,7 @@ from vlm_grpo.rewards.calling import DEFAULT_LIMIT
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
 from vlm_grpo.trainers.penalty import check_penalty
+from vlm_grpo.trainers.preemption import check_preemption
 from vlm_grpo.trainers.ranges import range_problems
 
 JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
@@ -174,6 +175,7 @@ class VisionFields:
             self.algorithm_options = read_options(self.algorithm_options, self.algorithm)
         if recipe is not None:
             check_algorithm(self.algorithm, recipe, self)
+        check_preemption(self)
         check_penalty(self, recipe)
         check_values(self, recipe)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.loading import (
@@ -26,8 +25,6 @@ from vlm_grpo.loading import (
     name_experts,
     placeholder_ids,
 )
-from vlm_grpo.trainers.buffer import load_rollout, save_rollout
-from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.crediting import Crediting
 from vlm_grpo.trainers.debug import debug_log
 from vlm_grpo.trainers.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
@@ -36,10 +33,11 @@ from vlm_grpo.trainers.loss import OwnLoss
 from vlm_grpo.trainers.media import tell_videos_from_images, thumbnails
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS
 from vlm_grpo.trainers.named import named_rewards
+from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.order import EpochSampler, endless
+from vlm_grpo.trainers.persistence import Persistence
 from vlm_grpo.trainers.playing import Playing
-from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
-from vlm_grpo.trainers.resume import check_fit, has_full_weights, load_full_weights
+from vlm_grpo.trainers.reference import check_reference
 from vlm_grpo.trainers.rollout import (
     MEDIA,
     TOOLS,
@@ -50,7 +48,6 @@ from vlm_grpo.trainers.rollout import (
     light_copies,
     unique,
 )
-from vlm_grpo.trainers.saving import writing_checkpoint, writing_model
 from vlm_grpo.trainers.sharded import GatheringBackend
 from vlm_grpo.trainers.sharing import PromptSharing
 from vlm_grpo.trainers.stage import take_stage
@@ -58,7 +55,7 @@ from vlm_grpo.trainers.undecoded import decoded, undecoded
 from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
 
-class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
+class VisionPipeline(Persistence, Playing, PromptSharing, Crediting, OwnLoss):
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
@@ -98,6 +95,8 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         self._start_sharing(getattr(self.args, "shared_prefix", "auto") if can_share else "off")
         self._start_playing()
         self._start_crediting()
+        self.no_signal = NoSignal(self.accelerator.is_main_process)
+        self.add_callback(self.no_signal)
         self._prepare_rows()
 
     def _prepare_rows(self) -> None:
@@ -118,17 +117,6 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
             known = self.generation_config.suppress_tokens or []
             self.generation_config.suppress_tokens = sorted({*known, *tokens})
             self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
-        """TRL's; `resume_from_checkpoint=True` is the newest complete checkpoint, or a new start without one."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = resumable(self.args.output_dir)
-        path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
-        if path is not None:
-            check_complete(path)
-            check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
-            load_reference(path, self._synced_reference())
-        return super().train(resume_from_checkpoint=path, **options)
 
     evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
 
@@ -282,65 +270,3 @@ class VisionPipeline(Playing, PromptSharing, Crediting, OwnLoss):
         return EpochSampler(
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
-
-    def _init_training_state(self, max_steps: int, steps: int, epochs: int, *rest: Any) -> tuple[int, int]:
-        """The Trainer's; a run that was killed after its last step has no epoch left; that takes one more step."""
-        begun = super()._init_training_state(max_steps, steps, epochs, *rest)
-        return (epochs, 0) if self.state.global_step >= max_steps else begun
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with writing_checkpoint(folder, **self._writer()):
-            super()._save_checkpoint(model, trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """TRL's; a model that is saved by itself replaces an older one only when all of its files are whole."""
-        if _internal_call:
-            return super().save_model(output_dir, _internal_call=True)
-        with writing_model(Path(output_dir or self.args.output_dir), **self._writer()) as partial:
-            super().save_model(str(partial), _internal_call=True)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-        return None
-
-    def _writer(self) -> dict[str, Any]:
-        wait = self.accelerator.wait_for_everyone
-        return {"model": self.model, "is_main": self.args.should_save, "wait": wait}
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        batches = None if is_over else self._buffered_inputs
-        save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
-        if self.args.sync_ref_model and self.args.should_save:
-            save_reference(output_dir, self._synced_reference())
-        self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
-        if self.args.should_save:
-            write_record(output_dir)
-
-    def _synced_reference(self) -> nn.Module | None:
-        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            place = (self.args.process_index, self.encoder, self.accelerator.device)
-            self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = self.model if model is None else model
-        if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_full_weights(target, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if self._loads_by_trainer(self.model) or not has_full_weights(best):
-            super()._load_best_model()
-        else:
-            load_full_weights(self.model, best)
-
-    def _loads_by_trainer(self, model: nn.Module) -> bool:
-        """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)

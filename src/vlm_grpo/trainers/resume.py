@@ -79,6 +79,31 @@ def check_fit(model: nn.Module, checkpoint: str | Path, *, is_deepspeed: bool) -
         _compare(folder, file_shapes(folder / ADAPTER), adapter_shapes(model))
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
+    """Compare the optimizer of a checkpoint with that of the run; DeepSpeed's and FSDP's are not looked at.
+
+    Raises:
+        ValueError: it has other settings, as another kind of optimizer has, or is of other trained parameters.
+    """
+    path = Path(checkpoint) / "optimizer.pt"
+    if not path.is_file():
+        return
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["param_groups"]
+    live = optimizer.param_groups
+    counts = [[len(group["params"]) for group in groups] for groups in (saved, live)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"{path} is of a run that trains other parameters ({counts[0]} in its groups, {counts[1]} in this run's); "
+            "resume with the algorithm and the frozen parts of that run"
+        )
+    unknown = [sorted((one.keys() ^ other.keys()) - {"initial_lr"}) for one, other in zip(saved, live, strict=True)]
+    if any(unknown):
+        raise ValueError(
+            f"{path} is of another kind of optimizer, with other settings ({', '.join(unknown[0][:3])}, ...); resume "
+            "with the --optim of that run"
+        )
+
+
 def _other_run(folder: Path, how: str) -> str:
     return f"{folder}: this checkpoint was written {how}, this run is not such a run; resume with the flags of that run"
 

@@ -14,6 +14,7 @@ from vlm_grpo.trainers.checkpoints import last_complete
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch reports a full disk as a RuntimeError
 WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_model*")
+PARTIAL = "model.partial"  # folder in which a model is written, in its own
 OPTIMIZER_BYTES = 8  # two moments in 32 bits for each trained parameter
 
 
@@ -67,7 +68,7 @@ def writing_model(folder: Path, *, model: nn.Module, is_main: bool, wait: Callab
     Raises:
         SavingError: writing failed, such as on a full disk; the files in `folder` are as they were.
     """
-    partial = folder / "model.partial"
+    partial = folder / PARTIAL
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)
     wait()

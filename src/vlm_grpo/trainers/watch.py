@@ -118,9 +118,14 @@ def _message_text(message: Mapping[str, Any]) -> str:
 
 
 def content_text(content: Any) -> str:
-    """The content of one message as text, with `[image]` where an image is."""
+    """The content of one message as text, with `[image]` where an image is, apart from the words beside it."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return str(content or "")
-    return "".join(
-        str(block.get("text") or "") if block.get("type") == "text" else f"[{block.get('type')}]" for block in content
-    )
+    text, was_text = "", True
+    for block in content:
+        is_text = block.get("type") == "text"
+        part = str(block.get("text") or "") if is_text else f"[{block.get('type')}]"
+        is_apart = not part or part[0].isspace() or not text or text[-1].isspace()
+        text += part if is_apart or is_text == was_text else f" {part}"
+        was_text = is_text if part else was_text
+    return text

@@ -1,0 +1,209 @@
+"""What differs between the run that wrote a checkpoint and the one that is to go on from it.
+
+What a checkpoint's state is made for, such as the model and the optimizer, cannot change: the run would go on from
+numbers that mean something else. All other settings may, and are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.run_record import FORMAT, read_record
+
+logger = logging.getLogger(__name__)
+
+NO_PLACE = "the place in the data means nothing in others"
+WIDTH = 40  # of a value in the table
+# What makes the parameters, their optimizer and the order of the rows what they are.
+FIXED = {
+    **dict.fromkeys(
+        ("freeze_vision_modules", "freeze_projector", "freeze_language_model"), "other parameters are trained"
+    ),
+    **dict.fromkeys(
+        ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save"),
+        "the adapter is another",
+    ),
+    **dict.fromkeys(("use_rslora", "use_dora"), "the adapter is another"),
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"), "the adapter was trained on other weights"
+    ),
+    "sync_ref_model": "the reference model of the checkpoint has moved, or is missing",
+    "trainer": "the rollout and the state of the checkpoint are the other trainer's",
+    "streaming": "the place in the data is counted in another way",
+}
+SAME_OPTIMIZER = ({"adamw_torch", "adamw_torch_fused"},)
+# What changes no step: where and how often something is written, shown or evaluated, and how data are loaded.
+WITHOUT_EFFECT = re.compile(
+    r"output_dir|resume_from_checkpoint|dry_run|live_report|disable_tqdm|report_to|run_name|project|debug|local_rank"
+    r"|(logging|log|save|eval|val|hub|push_to|trackio|dataloader|load_best|include|batch_eval|skip_memory)_.*"
+    r"|(per_device_eval|num_generations_eval|num_completions_to_print|metric_for_best|greater_is_better).*"
+    r"|enable_jit_checkpoint|prediction_loss_only|ddp_timeout|allow_outside|use_huggingface_dataset|.*_server_timeout"
+)
+READ_APART = {"reward_funcs", "data_file_paths", "expert_data_file_paths", "dataset_name"}
+READ_APART |= {"model_name_or_path", "model_revision"}
+
+
+class FirstStep(TrainerCallback):
+    """Knows whether a training has begun; before, a ValueError says that a checkpoint does not fit the run."""
+
+    has_begun = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.has_begun = True
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs; `reason` says why it cannot, and is None where it may."""
+
+    name: str
+    then: Any
+    now: Any
+    reason: str | None = None
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[Change]:
+    """Return what differs between two records, what cannot change first; `step` is that of the checkpoint."""
+    found = [*_model_changes(then, now), *_data_changes(then, now), *_setting_changes(then, now, step)]
+    found += _changed("reward", _rewards(then), _rewards(now))
+    found += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now.get(key))]
+    for key in ("processes", "distributed", "commit"):
+        if then.get(key) != now.get(key):
+            found.append(Change(key, then.get(key), now.get(key)))
+    return sorted(found, key=lambda change: change.reason is None)
+
+
+def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Iterator[Change]:
+    for part in ("script", "training", "model"):
+        known, values = then.get(part) or {}, now[part]
+        for name in [name for name in values if name not in READ_APART and not WITHOUT_EFFECT.fullmatch(name)]:
+            before = known.get(name)
+            if name in known and before != values[name]:
+                yield Change(f"--{name}", before, values[name], _reason(name, before, values[name], step))
+
+
+def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
+    """Why a setting cannot change; None where it may."""
+    if name == "optim":
+        is_same = any({then, now} <= group for group in SAME_OPTIMIZER)
+        return None if is_same else "the optimizer's state in the checkpoint is of another kind"
+    if name == "max_steps":
+        return f"the checkpoint is at step {step} already" if 0 < now < step else None
+    if name == "algorithm":
+        return None if _state_of(then) == _state_of(now) else "one of them has state of its own in checkpoints"
+    if name == "algorithm_options":
+        kinds = [(value or {}).get("value_model") for value in (then, now)]
+        return None if kinds[0] == kinds[1] else "the value model is another"
+    return FIXED.get(name)
+
+
+def _state_of(algorithm: str | None) -> tuple[bool, bool]:
+    """Whether an algorithm has a value model, and an expert."""
+    from vlm_grpo.algorithms import find_algorithm
+
+    recipe = find_algorithm(algorithm) if algorithm else None
+    return (recipe is not None and recipe.credit is not None, recipe is not None and recipe.expert is not None)
+
+
+def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    """A model is the same where its files are; a folder may have moved."""
+    before, after = then.get("base_model") or {}, now["base_model"]
+    if before.get("files") and before.get("files") == after["files"]:
+        return
+    shown = [_shown_model(each) for each in (before, after)]
+    if shown[0] == shown[1] and before.get("files") != after["files"]:
+        shown = [f"{shown[0]} (files {before.get('files')})", f"{shown[1]} (files {after['files']})"]
+    if shown[0] != shown[1]:
+        yield Change("--model_name_or_path", *shown, "the checkpoint is of another model")
+
+
+def _shown_model(model: Mapping[str, Any]) -> str:
+    revision = model.get("revision")
+    return f"{model.get('name')}" + (f" at {revision}" if revision not in (None, "main") else "")
+
+
+def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    """Data are the same where the content of their files is, in their order; a row may be mended or left out."""
+    before, after = then.get("data") or {}, now["data"]
+    old, new = before.get("files") or {}, after["files"]
+    is_same = list(old.values()) == list(new.values()) and (None not in old.values() or list(old) == list(new))
+    is_other = not is_same and list(old) != list(new)
+    if is_other:
+        yield Change("data", list(old), list(new), NO_PLACE)
+    if before.get("rows") != after["rows"]:
+        reason = NO_PLACE if is_same or is_other else None
+        yield Change("rows of data", before.get("rows"), after["rows"], reason)
+    for path in [path for path in new if not (is_same or is_other) and old[path] != new[path]]:
+        yield Change(f"content of {Path(path).name}", old[path], new[path])
+
+
+def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
+    from vlm_grpo.rewards.adapter import split_spec
+
+    return dict(split_spec(spec) for spec in (record.get("script") or {}).get("reward_funcs") or [])
+
+
+def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Change]:
+    """The entries of two mappings that differ."""
+    before = then or {}
+    names = dict.fromkeys([*before, *now])
+    return [
+        Change(f"{kind} {name}", before.get(name, "-"), now.get(name, "-"))
+        for name in names
+        if before.get(name, "-") != now.get(name, "-")
+    ]
+
+
+def check_changes(checkpoint: str | Path, record: Mapping[str, Any], *, is_main: bool) -> None:
+    """Compare the run that is about to begin with the one that wrote a checkpoint; what differs is said once.
+
+    Raises:
+        UsageError: it cannot go on from there.
+    """
+    then = read_record(checkpoint)
+    if then is None or then.get("format") != FORMAT:
+        logger.warning("%s: no run.json of this version tells how it was trained, so nothing is compared", checkpoint)
+        return
+    found = changes(then, record, step_of(checkpoint))
+    if any(change.reason for change in found):
+        raise UsageError(
+            f"--resume_from_checkpoint {checkpoint}: what is marked with ! cannot change within a run\n{table(found)}\n"
+            "Resume with the values of then, or begin a new run from its weights: --model_name_or_path "
+            f"{checkpoint} and another --output_dir"
+        )
+    if found and is_main:
+        print(f"vlm-grpo train: the run goes on from {checkpoint} with other settings\n{table(found)}", file=sys.stderr)
+
+
+def table(found: list[Change]) -> str:
+    """Return the changes as a table: setting, then, now, and why not where that cannot be."""
+    rows = [("setting", "then", "now", "")]
+    rows += [(change.name, _short(change.then), _short(change.now), change.reason or "") for change in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for name, then, now, reason in rows:
+        mark = "! " if reason else "  "
+        cells = f"{mark}{name:<{widths[0]}}  {then:<{widths[1]}}  {now:<{widths[2]}}"
+        lines.append((f"{cells}  {reason}" if reason else cells).rstrip())
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= WIDTH else f"...{text[3 - WIDTH :]}"
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """Return the optimizer step that a checkpoint was written after."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state.get("global_step", 0))

@@ -1,0 +1,83 @@
+"""One run at a time in an output_dir: two would write each other's checkpoints, and delete them.
+
+The lock is the kernel's, on the file `run.lock`: it ends with its process, however that ends, so a `kill -9` leaves
+nothing behind but the file. POSIX locks also hold between machines on NFS.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlm_grpo.cli.parsing import UsageError
+
+logger = logging.getLogger(__name__)
+
+NAME = "run.lock"
+
+
+@contextmanager
+def locked(output_dir: str | Path) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made, during the block.
+
+    Raises:
+        UsageError: another run writes there; says which.
+    """
+    path = Path(output_dir) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _open_locked(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)  # before the lock ends: a run that opened it meanwhile opens it again
+            os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int | None:
+    """The descriptor that holds the lock; None where the file system has no locks."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 4096, 0)
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning("%s: this file system has no locks (%s); two runs there are not noticed", path, error)
+                return None
+            raise UsageError(_taken(path.parent, owner)) from error
+        if _is_same(descriptor, path):
+            break
+        os.close(descriptor)  # its owner ended between both calls, and removed it
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+    return descriptor
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _taken(folder: Path, owner: bytes) -> str:
+    try:
+        other = json.loads(owner)
+        who = f"process {other['pid']} on {other['host']}, since {other['since']}"
+    except (ValueError, LookupError, TypeError):
+        who = "a process that has just begun"
+    return (
+        f"--output_dir {folder}: another run writes there ({who}); wait for its end, stop it, or choose another "
+        "--output_dir"
+    )

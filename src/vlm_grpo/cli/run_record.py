@@ -1,0 +1,199 @@
+"""`run.json`: what a run was made of, as JSON: command, resolved settings, files, versions; secrets are left out.
+
+It lies in output_dir and in every checkpoint. `run.json` is that of the newest run; those of earlier runs in the same
+folder stay beside it as `run_1.json` (the first), `run_2.json` and so on. `run_changes` compares two of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from vlm_grpo.data.paths import split_paths
+from vlm_grpo.data.writing import write_whole
+from vlm_grpo.redact import redact, redact_command
+from vlm_grpo.rewards.adapter import split_spec
+
+NAME = "run.json"
+EARLIER = re.compile(r"run_(\d+)\.json")
+FORMAT = 2  # of the record; 1 had texts such as "None" in place of JSON's values
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
+WHOLE = 64 * 2**20  # bytes of a file up to which all of it is read for its digest; of others both ends
+END = 2**20
+WEIGHTS = (".safetensors", ".bin")
+
+
+def run_record(
+    script: Any, training: Any, model: Any, dataset: Any, *, rewards: Sequence[str], command: Sequence[str]
+) -> dict[str, Any]:
+    """Return the record of a run that is about to begin.
+
+    Args:
+        script, training, model: its configurations, resolved.
+        dataset: the training rows, or a stream of them.
+        rewards: `NAME:WEIGHT` of each, also where they are the task's.
+        command: the words of the command line.
+    """
+    names = [name for name, _ in map(split_spec, rewards)]
+    record = {
+        "format": FORMAT,
+        "command": redact_command(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_from": None,
+        "script": {**dataclasses.asdict(script), "reward_funcs": list(rewards)},
+        "training": _training(training),
+        "model": dataclasses.asdict(model),
+        "base_model": {
+            "name": model.model_name_or_path,
+            "revision": model.model_revision,
+            "files": _model_digest(Path(str(model.model_name_or_path))),
+        },
+        "data": {"files": _digests(_data_paths(script)), "rows": len(dataset) if hasattr(dataset, "__len__") else None},
+        "code": _digests(_code_paths(script, names)),
+        "processes": training.world_size,
+        "distributed": training.distributed_state.distributed_type,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+    return redact(plain(record))
+
+
+def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
+    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        write_record(record, trainer.args.output_dir)
+    trainer.add_callback(RecordInCheckpoints(record))
+
+
+def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write `run.json` into a folder; one that is there already becomes the next `run_1.json`, `run_2.json`, ..."""
+    path = Path(folder) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        numbers = [int(match[1]) for other in path.parent.iterdir() if (match := EARLIER.fullmatch(other.name))]
+        path.rename(path.with_name(f"run_{max(numbers, default=0) + 1}.json"))
+    copy_record(record, folder)
+    return path
+
+
+def copy_record(record: Mapping[str, Any], folder: str | Path) -> None:
+    """Write `run.json` into a checkpoint, in place of one that is there."""
+    write_whole(Path(folder) / NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+class RecordInCheckpoints(TrainerCallback):
+    """Leaves the record of the run in each of its checkpoints, with which a resumed run is compared."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+
+    def on_save(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if args.should_save:
+            copy_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
+    """Return the record of the run that wrote a checkpoint: its own, else that of its output_dir; None without any."""
+    for folder in (Path(checkpoint), Path(checkpoint).absolute().parent):
+        try:
+            record = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            return record
+    return None
+
+
+def plain(value: Any) -> Any:
+    """Return a value made of JSON's types alone."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def _training(training: Any) -> dict[str, Any]:
+    """The training arguments; the Trainer writes a placeholder for a token also where none is set."""
+    values = training.to_dict()
+    return {
+        name: None if name.endswith("_token") and getattr(training, name) is None else value
+        for name, value in values.items()
+    }
+
+
+def _data_paths(script: Any) -> list[str]:
+    return [
+        *split_paths(script.data_file_paths),
+        *split_paths(script.expert_data_file_paths),
+        *([script.dataset_name] if script.dataset_name else []),
+    ]
+
+
+def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
+    """Files of the user's that rewards, environments and prompts are read from."""
+    named = [*rewards, *(script.environment or [])]
+    code = [f"{name.rpartition('.py:')[0]}.py" for name in named if ".py:" in name]
+    return [*code, *(path for path in (script.format_prompt, script.chat_template_path) if path)]
+
+
+def _digests(paths: Iterable[str]) -> dict[str, str | None]:
+    """The digest of each regular file; None for what is none, such as a name on the hub."""
+    return {path: _digest(Path(path)) if os.path.isfile(path) else None for path in dict.fromkeys(paths)}
+
+
+def _digest(path: Path, whole: int = WHOLE, end: int = END) -> str:
+    size = path.stat().st_size
+    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        if size > whole:
+            found.update(file.read(end))
+            file.seek(-end, os.SEEK_END)
+        while chunk := file.read(2**20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _model_digest(folder: Path) -> str | None:
+    """The digest of a model's folder by its configuration and by parts of its weights; None for a name on the hub."""
+    if not folder.is_dir():
+        return None
+    paths = [folder / "config.json", *sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)]
+    parts = [f"{path.name} {_digest(path, 2**16, 2**16)}" for path in paths if path.is_file()]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
