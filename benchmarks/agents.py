@@ -30,7 +30,7 @@ SEEING_STEPS, CALLING_STEPS, HABIT_STEPS = 1000, 450, 150
 STEPS = {"fixed": 80, "drawn": 50}
 EPISODES = 200  # held out
 HELD_OUT_SEED = 1_000
-INDEXES = {"fixed": ("--fixed_correct_index", "0"), "drawn": ()}
+INDEXES = {"fixed": ("--fixed_correct_index", "0"), "drawn": ("--fixed_correct_index", "-1")}
 RATE = "3e-4"
 
 
@@ -39,7 +39,7 @@ def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[li
     from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
     from vlm_grpo.trainers.stage import Stage
 
-    stage = Stage([], lambda: PickImage(data_root=str(images)))
+    stage = Stage([], lambda: PickImage(data_root=str(images), fixed_correct_index=-1))
     stage.choose_protocols("auto", processor.chat_template)
     episodes, rows = stage.begin(list(islice(repeatable_episodes(seed), count)))
     return rows, [episode.environment for episode in episodes]

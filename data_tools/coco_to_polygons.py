@@ -3,7 +3,8 @@
 python data_tools/coco_to_polygons.py --coco_dir coco --split val2017 --download --output_dir seg
 python data_tools/coco_to_polygons.py --coco_dir coco --split train2017 --val_split_ratio 0.02 --output_dir seg
 
-Reads COCO_DIR/annotations/instances_SPLIT.json, writes OUTPUT_DIR/train.jsonl and val.jsonl; train with
+Reads COCO_DIR/annotations/instances_SPLIT.json and writes OUTPUT_DIR/val.jsonl for a split that begins with val, else
+train.jsonl, so that two runs fill one folder; --val_split_ratio makes both of one split. Train with
 `--task_type seg --image_folders COCO_DIR`. docs/shapes.md explains the numbers.
 """
 
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--val_split_ratio", type=float, default=0.0, metavar="SHARE", help="share of the images for val.jsonl")
     add("--seed", type=int, default=0, help="chooses those images (default: 0)")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--output_dir", required=True, type=Path, metavar="FOLDER", help="gets train.jsonl and val.jsonl")
+    add("--output_dir", required=True, type=Path, metavar="FOLDER", help="gets train.jsonl, val.jsonl")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--skip_bad", action="store_true", help="leave out what is wrong and write the rest (exit status 1)")
     arguments = parser.parse_args(argv)
@@ -74,7 +75,8 @@ def convert(arguments: argparse.Namespace) -> int:
 
     options = shape_options(arguments)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    names = ["train.jsonl", "val.jsonl"] if arguments.val_split_ratio else ["train.jsonl"]
+    of_split = "val.jsonl" if arguments.split.startswith("val") else "train.jsonl"
+    names = ["train.jsonl", "val.jsonl"] if arguments.val_split_ratio else [of_split]
     paths = [arguments.output_dir / name for name in names]
     refuse_existing(paths, overwrite=arguments.overwrite)
     source = arguments.coco_dir / "annotations" / f"instances_{arguments.split}.json"

@@ -1,6 +1,7 @@
 """Outlines of a jsonl file drawn over their images, to see whether answers and masks are where they should be.
 
 python data_tools/draw_polygons.py --data_file_paths seg/val.jsonl --image_folders coco --output_dir drawn --limit 20
+python data_tools/draw_polygons.py seg/val.jsonl --image-root coco --output drawn    # the same, as in VLM-R1
 
 Each PNG shows one row: the true mask in blue, the outline of the answer in red, its boxes in yellow, and below them
 question and IoU. Rows that are not of the task `seg` are passed over.
@@ -30,11 +31,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags; exits with status 2 when one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
-    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
-    add("--output_dir", required=True, type=Path, metavar="FOLDER", help="gets a PNG for each row: NUMBER_ID.png")
+    add("files", nargs="?", metavar="FILES", help="the same as --data_file_paths")
+    add("--data_file_paths", metavar="FILES", help="jsonl files, separated by ':'")
+    folders = "image folder of each file, separated by ':'; one may serve all"
+    add("--image_folders", "--image-root", metavar="FOLDERS", help=folders)
+    pictures = "gets a PNG for each row: NUMBER_ID.png"
+    add("--output_dir", "--output", required=True, type=Path, metavar="FOLDER", help=pictures)
     add("--limit", type=int, default=50, metavar="N", help="stop after so many rows (default: 50)")
     arguments = parser.parse_args(argv)
+    if bool(arguments.files) == bool(arguments.data_file_paths):
+        parser.error("give the jsonl files once: --data_file_paths FILES, or FILES alone")
+    arguments.data_file_paths = arguments.data_file_paths or arguments.files
     if arguments.limit < 1:
         parser.error(f"--limit must be at least 1, got {arguments.limit}")
     return arguments

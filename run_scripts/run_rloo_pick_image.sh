@@ -2,7 +2,7 @@
 # An agent that picks the right one of several images by a tool call, with RLOO and DeepSpeed ZeRO-3:
 #   python data_tools/make_toy.py --task pick_image --output_dir toy_images
 #   bash run_scripts/run_rloo_pick_image.sh --data_root toy_images --train_steps 200 --num_rollouts 4
-# Also known: --model_id, --candidates_per_episode (4), --fixed_correct_index (without it the place is drawn),
+# Also known: --model_id, --candidates_per_episode (4), --fixed_correct_index (0; -1 draws the place),
 # --per_device_batch_size, --use_lora (true or false), --gpus, --output_dir. Flags after -- go to the training command.
 set -euo pipefail
 

@@ -12,6 +12,7 @@ OWN_CODE = "a checkpoint with code of its own, which transformers has replaced b
 
 REFUSALS: Mapping[str, str] = {
     "internvl_chat": f"{OWN_CODE}: use the converted one, such as OpenGVLab/InternVL3_5-4B-HF or InternVL3-2B-hf",
+    "chatglm": f"{OWN_CODE} (glm-4v-9b): use zai-org/GLM-4.1V-9B-Thinking",
     "minicpmv": f"{OWN_CODE}: use openbmb/MiniCPM-V-4.6",
     "minicpmo": "transformers has no classes for it: use openbmb/MiniCPM-V-4.6",
     "ovis": f"{OWN_CODE}: use the converted one, such as thisisiron/Ovis2-2B-hf",

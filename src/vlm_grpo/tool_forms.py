@@ -59,8 +59,13 @@ class ToolForm:
 
 
 def read_hermes(inside: str, schemas: Schemas) -> list[Call]:
-    """Read `{"name": ..., "arguments": {...}}`."""
-    return [_named(extract_json(inside))]
+    """Read `{"name": ..., "arguments": {...}}`, or Fleet's `{"tool_name": ..., "arguments": {"i": ...}}`."""
+    value = extract_json(inside)
+    if isinstance(value, dict) and set(value) == {"tool_name", "arguments"}:
+        arguments = value["arguments"]
+        is_index = isinstance(arguments, dict) and set(arguments) == {"i"}
+        value = {"name": value["tool_name"], "arguments": {"index": arguments["i"]} if is_index else arguments}
+    return [_named(value)]
 
 
 def _named(value: Any) -> Call:

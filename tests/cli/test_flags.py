@@ -48,11 +48,11 @@ TESTED = {
         "use_huggingface_dataset",
     ),
     "streaming",
-    "expert_data_file_paths",  # tests/data/test_experts.py
+    *("expert_data_file_paths", "expert_key"),  # tests/data/test_experts.py
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
-    "allow_private_urls",  # tests/test_web.py
     "ignore_columns",
+    "allow_private_urls",  # tests/test_web.py
     *("val_split_ratio", "val_before_train", "val_freq", "dry_run"),  # dry_run: test_train.py
     "chat_template_path",  # test_templates.py
     "live_report",  # test_live_report.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,24 @@ def training(device: str = "cuda", kind: str = "MULTI_GPU", stage: int = 0, fsdp
     plugin = SimpleNamespace(zero_stage=stage) if stage else None
     state = SimpleNamespace(distributed_type=kind)
     return SimpleNamespace(device=torch.device(device), deepspeed_plugin=plugin, distributed_state=state, fsdp=fsdp)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--report_to wandb", "--report_to wandb needs wandb, which is not installed: pip install wandb"),
+        ("--report_to mlflow", "--report_to mlflow needs mlflow"),
+        ("--use_vllm", r"--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo\[vllm\]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_command(
+    flags: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    there = machine.is_installed
+    monkeypatch.setattr(machine, "is_installed", lambda name: name not in ("wandb", "mlflow", "vllm") and there(name))
+    assert main(words(tmp_path, *flags.split())) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and "tensorboard needs" not in error
 
 
 @pytest.mark.parametrize("flag", ["--load_in_4bit", "--load_in_8bit"])

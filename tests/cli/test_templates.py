@@ -12,6 +12,8 @@ from tests.evaluation.server_stub import serving
 from tests.support.templates import published, with_template
 from vlm_grpo.cli import evaluate, preview, train
 from vlm_grpo.cli.check import main as check
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.templates import load_prompting
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 OFF = '{"enable_thinking": false}'
@@ -168,3 +170,12 @@ def test_special_tokens_of_the_model_are_looked_for(tiny_model: Path, tmp_path: 
     (template / "tokenizer_config.json").write_text(json.dumps(config))
     assert check(["--data_file_paths", str(path), "--model_name_or_path", str(template)]) == 1
     assert "A cat." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model_type", ["internvl_chat", "chatglm"])
+def test_a_checkpoint_with_code_of_its_own_is_refused_with_another_name(model_type: str, tmp_path: Path):
+    """OpenGVLab/InternVL2-8B and THUDM/glm-4v-9b: no question on the terminal whether to run their code."""
+    content = {"model_type": model_type, "auto_map": {"AutoConfig": "its_own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=rf"{model_type} cannot be trained here: .*code of its own.*: use .*/"):
+        load_prompting(str(tmp_path), None)

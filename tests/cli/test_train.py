@@ -271,3 +271,19 @@ def test_an_image_that_breaks_when_it_is_decoded_ends_the_run_in_a_line(
     status = main(words)
     said = capsys.readouterr().err
     assert status == 2 and "a.jsonl:4: cannot decode" in said and "--resume_from_checkpoint true" in said
+
+
+def test_a_reward_of_rllava_trains_and_its_parts_are_logged(tiny_model: Path, tmp_path: Path):
+    """Whole rows reach it: the truth as text, the length in tokens."""
+    (tmp_path / "mine.py").write_text(
+        "def compute_score(reward_inputs: list) -> list:\n"
+        "    assert {one['ground_truth'] for one in reward_inputs} <= set('0123')\n"
+        "    lengths = [one['response_length'] for one in reward_inputs]\n"
+        "    return [{'overall': n / 10 + place, 'length': n} for place, n in enumerate(lengths)]\n"
+    )
+    words = [*flags(tiny_model, tmp_path, logging_steps=1), "--reward_funcs", f"{tmp_path}/mine.py:compute_score"]
+    assert main(words) == 0
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    entry = next(entry for entry in history if "reward" in entry)
+    assert entry["compute_score/length"] == entry["completions/mean_length"] <= 4
+    assert entry["reward"] == pytest.approx(1.5 + entry["compute_score/length"] / 10)

@@ -12,9 +12,11 @@ import pytest
 from datasets import Dataset
 
 from tests.data.files import turns, write_images, write_jsonl
+from vlm_grpo.cli.expert_data import load_demonstrations
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.train import load_data, main
 from vlm_grpo.data import DataError, load_dataset
+from vlm_grpo.data.demonstrations import demonstrations, sort_expert_files
 from vlm_grpo.data.experts import Answer, check_experts, expert_answers, read_experts, with_experts
 
 QUICK = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--per_device_train_batch_size", "4"]
@@ -157,3 +159,76 @@ def test_a_long_answer_stops_the_command(tiny_model: Path, tmp_path: Path, capsy
     assert f"{path}:2" in said and "at most --max_completion_length 8" in said and f"{path}:1" not in said
     assert main(words) == 2
     assert "no row has an expert's answer" in capsys.readouterr().err
+
+
+def parsed(folder: Path, *words: str) -> Any:
+    given = [*QUICK, "--model_name_or_path", "m", "--output_dir", str(folder), "--num_generations", "4", *words]
+    return load_data(*parse(given)[:2])[0]
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming", "--max_steps", "3"]])
+def test_a_thought_and_an_answer_become_an_experts_answer(streaming: list[str], tmp_path: Path):
+    """LUFFY's columns, in the form of each row's task; one that has its tags already is left as it is."""
+    rows = [
+        {"problem": "q", "answer": "3", "thinking": "One, two, three.", "solution": 3},
+        {"problem": "q", "answer": "3", "thinking": "<think>x</think>", "solution": "<answer>3</answer>"},
+        {"problem": "q", "answer": "x", "task": "math", "thinking": "Halve it.", "solution": "$x$"},
+        {"problem": "q", "answer": "B", "task": "vqa", "thinking": "A sign.\nIt is red.", "solution": "B"},
+        {"problem": "q", "answer": "3", "thinking": "No solution."},
+    ]
+    words = ["--data_file_paths", lines(tmp_path, *rows), "--algorithm", "luffy", "--expert_key", "thinking+solution"]
+    found = parsed(tmp_path, *words, *streaming)
+    assert [row["expert"] for row in found] == [
+        "<think>One, two, three.</think>\n<answer>3</answer>",
+        "<think>x</think>\n<answer>3</answer>",
+        "<think>Halve it.</think>\n<answer>\\boxed{x}</answer>",
+        '{"reasoning_steps": ["A sign.", "It is red."], "answer": "B"}',
+        None,
+    ]
+    named = [*words[:-1], "thinking", *streaming]
+    assert [row["expert"] for row in parsed(tmp_path, *named)][:2] == ["One, two, three.", "<think>x</think>"]
+    for key, said in (("thinkin", "a column of the data"), ("a+b+c", "must be a column, or two, thinking")):
+        with pytest.raises(UsageError, match=rf"--expert_key.*{said}"):
+            parsed(tmp_path, *words[:-1], key)
+    with pytest.raises(UsageError, match="--expert_key has no effect without --algorithm luffy"):
+        parsed(tmp_path, *words[:2], *words[4:])
+
+
+SAID = "<think>One.</think>\\n<answer>1</answer>".replace("\\n", "\n")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "1.png", "conversations": turns("<image>How many?", SAID), "task": "sft"},
+        {
+            "image": "1.png",
+            "messages": [{"role": "user", "content": "<image>How many?"}, {"role": "assistant", "content": SAID}],
+        },
+        {"image": "1.png", "problem": "<image>How many?", "solution": SAID},
+    ],
+)
+def test_demonstrations_are_asked_as_they_stand(row: dict, tmp_path: Path):
+    folder, sft = write_images(tmp_path), lines(tmp_path, row)
+    assert sort_expert_files(f"{sft}:{write_jsonl(tmp_path / 'f.jsonl', [{'id': 1, 'expert': 'x'}])}") == (
+        [sft],
+        [f"{tmp_path}/f.jsonl"],
+    )
+    (shown,) = demonstrations([sft], str(folder))
+    assert [block.get("text", "an image") for block in shown["prompt"][0]["content"]] == ["an image", "How many?"]
+    assert shown["images"][0].source == f"{folder}/1.png"
+    assert expert_answers(shown) == [Answer(SAID, f"{sft}:1")]
+    words = ["--data_file_paths", data(tmp_path), "--image_folders", str(folder), "--expert_data_file_paths", sft]
+    given = [*QUICK, *words, "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--num_generations", "4"]
+    found = [load_demonstrations(*parse([*given, "--algorithm", name])[:2]) for name in ("chord",)]
+    assert found[0][0]["expert"] == SAID
+    with pytest.raises(UsageError, match="questions of its own, which --algorithm chord imitates; --algorithm luffy"):
+        load_demonstrations(*parse([*given, "--algorithm", "luffy"])[:2])
+
+
+def test_what_is_wrong_with_demonstrations_is_in_one_table(tmp_path: Path):
+    rows = [{"problem": "q"}, {"problem": "q", "answer": "a", "image": "9.png"}, {"conversations": turns("", "a")}]
+    with pytest.raises(DataError) as error:
+        demonstrations([lines(tmp_path, *rows)], str(write_images(tmp_path)))
+    for part in ("e.jsonl:1", "a last turn of the assistant, or an answer", "e.jsonl:2", "no such file", "e.jsonl:3"):
+        assert part in str(error.value)

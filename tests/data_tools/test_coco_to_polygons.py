@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def convert(folder: Path, output: Path, *words: object) -> Any:
 def rows_of(folder: Path, output: Path, *words: object) -> list[dict]:
     done = convert(folder, output, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    return read_jsonl(output / "train.jsonl")
+    return read_jsonl(output / "val.jsonl")
 
 
 def mask_of_row(row: dict) -> np.ndarray:
@@ -60,7 +61,7 @@ def test_rows_are_what_training_reads(coco: Path, tmp_path: Path):
         "id": "image3_ann14", "task": "seg", "box_space": "thousand", "category": "cup", "terms": 8, "image_id": 3
     }  # fmt: skip
     assert np.array_equal(mask_of_row(row), disc(60, 70, 30))
-    assert check_source(str(tmp_path / "train.jsonl"), image_folders=str(coco)) == []
+    assert check_source(str(tmp_path / "val.jsonl"), image_folders=str(coco)) == []
 
 
 def test_the_gold_answer_earns_its_fit(coco: Path, tmp_path: Path):
@@ -93,7 +94,7 @@ def test_codec_terms_and_starts(codec: str, coco: Path, tmp_path: Path):
         assert name == codec and row["terms"] == 12
         numbers = parts[0]["points"] if codec == "polygon" else parts[0]["x"]
         assert len(numbers) == 12
-    assert check_source(str(tmp_path / "train.jsonl"), image_folders=str(coco)) == []
+    assert check_source(str(tmp_path / "val.jsonl"), image_folders=str(coco)) == []
     assert sum(row["fit_iou"] for row in more) > sum(row["fit_iou"] for row in rows)
 
 
@@ -103,7 +104,7 @@ def test_what_is_left_out_is_counted(coco: Path, tmp_path: Path):
         "1 objects left out: a fit below 0.95",
         "5 objects left out: smaller than 2500 pixels",
     ]
-    assert {row["ann_id"] for row in read_jsonl(tmp_path / "train.jsonl")} == {11, 12, 14, 16}
+    assert {row["ann_id"] for row in read_jsonl(tmp_path / "val.jsonl")} == {11, 12, 14, 16}
     assert 20 in {row["ann_id"] for row in rows_of(coco, tmp_path / "b", "--max_same", 4)}
     assert 15 in {row["ann_id"] for row in rows_of(coco, tmp_path / "c", "--min_area", 10)}
     assert {row["ann_id"] for row in rows_of(coco, tmp_path / "d", "--max_same", 1)} == {10, 14, 16}
@@ -113,8 +114,8 @@ def test_what_is_left_out_is_counted(coco: Path, tmp_path: Path):
 def test_no_image_is_in_both_parts(coco: Path, tmp_path: Path):
     kept = set()
     for seed in (0, 0, 1, 2, 3):
-        train = rows_of(coco, tmp_path, "--val_split_ratio", 0.5, "--seed", seed, "--overwrite")
-        val = read_jsonl(tmp_path / "val.jsonl")
+        val = rows_of(coco, tmp_path, "--val_split_ratio", 0.5, "--seed", seed, "--overwrite")
+        train = read_jsonl(tmp_path / "train.jsonl")
         images = [{row["image"] for row in part} for part in (train, val)]
         assert not images[0] & images[1] and len(images[1]) == 2 and len(train) + len(val) == 5
         kept.add(frozenset(images[1]))
@@ -126,8 +127,8 @@ def test_processes_make_the_same_file(coco: Path, tmp_path: Path):
     words = ("--coco_dir", coco, "--output_dir", tmp_path / "two", "--workers", 2)
     done = run_tool("coco_to_polygons", *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"{tmp_path / 'two' / 'train.jsonl'}: 5 rows\n")
-    assert (tmp_path / "one" / "train.jsonl").read_bytes() == (tmp_path / "two" / "train.jsonl").read_bytes()
+    assert done.stdout.endswith(f"{tmp_path / 'two' / 'val.jsonl'}: 5 rows\n")
+    assert (tmp_path / "one" / "val.jsonl").read_bytes() == (tmp_path / "two" / "val.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_bad_annotation_is_named_by_file_and_index(segmentation: Any, expected
     assert list((tmp_path / "out").iterdir()) == []  # all or nothing
     done = convert(coco, tmp_path / "out", "--skip_bad")
     assert done.returncode == 1 and place in done.stderr
-    assert {row["ann_id"] for row in read_jsonl(tmp_path / "out" / "train.jsonl")} == {10, 12, 14, 16}
+    assert {row["ann_id"] for row in read_jsonl(tmp_path / "out" / "val.jsonl")} == {10, 12, 14, 16}
 
 
 def test_a_bad_entry_of_another_kind_is_named_too(tmp_path: Path):
@@ -177,7 +178,7 @@ def test_masks_of_all_three_kinds():
 def test_nothing_to_ask_for_is_a_problem(coco: Path, tmp_path: Path):
     done = convert(coco, tmp_path, "--min_area", 10**6, "--skip_bad")
     assert done.returncode == 1 and "at least one object to ask for" in done.stderr
-    assert not (tmp_path / "train.jsonl").exists()
+    assert not (tmp_path / "val.jsonl").exists()
     done = convert(coco, tmp_path, "--min_area", 4500, "--val_split_ratio", 0.25)  # one object: one file stays empty
     assert done.returncode == 1 and ".jsonl  rows   none" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -201,11 +202,21 @@ def test_a_wrong_command_line_is_refused(words: list, message: str, coco: Path, 
 
 
 def test_an_output_is_kept_unless_asked(coco: Path, tmp_path: Path):
-    (tmp_path / "train.jsonl").write_text("mine")
+    (tmp_path / "val.jsonl").write_text("mine")
     done = convert(coco, tmp_path)
     assert done.returncode == 2 and "replace it with --overwrite" in done.stderr
-    assert (tmp_path / "train.jsonl").read_text() == "mine"
+    assert (tmp_path / "val.jsonl").read_text() == "mine"
     assert len(rows_of(coco, tmp_path, "--overwrite")) == 5
+
+
+def test_two_splits_fill_one_folder(coco: Path, tmp_path: Path):
+    annotations = shutil.copytree(coco, tmp_path / "coco") / "annotations"
+    shutil.copy(annotations / "instances_val2017.json", annotations / "instances_train2017.json")
+    for split in ("train2017", "val2017"):
+        assert convert(tmp_path / "coco", tmp_path, "--split", split).returncode == 0
+    for split in ("train", "val"):
+        rows = read_jsonl(tmp_path / f"{split}.jsonl")
+        assert len(rows) == 5 and all(row["image"].startswith(f"{split}2017/") for row in rows)
 
 
 def test_a_split_that_is_not_there_is_named(coco: Path, tmp_path: Path):
@@ -242,7 +253,7 @@ def test_download_fetches_what_is_missing(server: str, coco: Path, tmp_path: Pat
     rows = rows_of(there, tmp_path / "out", "--download", "--url", server)
     assert rows == rows_of(coco, tmp_path / "same")
     assert [path.name for path in (there / "annotations").iterdir()] == ["instances_val2017.json"]
-    assert check_source(str(tmp_path / "out" / "train.jsonl"), image_folders=str(there)) == []
+    assert check_source(str(tmp_path / "out" / "val.jsonl"), image_folders=str(there)) == []
     (there / "val2017" / "000000000001.jpg").unlink()
     done = convert(there, tmp_path / "again", "--download", "--url", server)
     assert done.returncode == 0 and "1 new images" in done.stdout

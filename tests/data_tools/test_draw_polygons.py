@@ -48,6 +48,16 @@ def test_mask_outline_and_box_are_where_they_belong(tmp_path: Path):
     assert (pixels[120:] < 128).any()  # the caption
 
 
+def test_the_words_of_vlm_r1(tmp_path: Path):
+    draw(tmp_path, [row(SQUARE)])
+    done = call(TOOL, tmp_path / "a.jsonl", "--image-root", tmp_path / "images", "--output", tmp_path / "vis")
+    assert (done.returncode, done.stderr) == (0, "")
+    (mine,), (theirs,) = (tmp_path / "out").iterdir(), (tmp_path / "vis").iterdir()
+    assert mine.read_bytes() == theirs.read_bytes()
+    done = call(TOOL, tmp_path / "a.jsonl", "--data_file_paths", tmp_path / "a.jsonl", "--output", tmp_path / "vis")
+    assert done.returncode == 2 and "give the jsonl files once" in done.stderr
+
+
 def test_limit_and_other_tasks(tmp_path: Path):
     other = {"id": 2, "image": "0.png", "conversations": turns("<image>Which?", "red")}
     rows = [other, row(encode(MASK)), row(encode(MASK), id=7), row(encode(MASK), id=8)]

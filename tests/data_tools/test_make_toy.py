@@ -79,7 +79,7 @@ def test_every_set_is_clean(name: str, toys: Path, capsys: pytest.CaptureFixture
     for part in ("train", "held_out"):
         flags = ["--data_file_paths", str(folder / f"{part}.jsonl"), "--image_folders", str(folder / "images")]
         assert check([*flags, "--task_type", task, "--decode"]) == 0
-        assert capsys.readouterr().out == "no problems\n"
+        assert capsys.readouterr().out.startswith("no problems\n")
         assert preview([*flags, "--task_type", task, "--count", "100"]) == 0
         captured = capsys.readouterr()
         assert captured.out.count("=== ") == (ROWS // 5 if part == "held_out" else ROWS - ROWS // 5)

@@ -15,6 +15,7 @@ from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, name_of, repeatable_episodes
 from vlm_grpo.rewards.tool import Call
+from vlm_grpo.tool_forms import calls_in_text
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def shown(blocks: list[dict[str, Any]]) -> list[str]:
 
 
 def test_an_episode_is_a_function_of_seed_and_number(folder: str):
-    one, other = PickImage(data_root=folder), PickImage(data_root=folder)
+    one, other = (PickImage(data_root=folder, fixed_correct_index=-1) for _ in range(2))
     for number in range(20):
         assert one.reset(episode=number, seed=3) == other.reset(episode=number, seed=3)
         assert one.correct == other.correct
@@ -38,7 +39,7 @@ def test_an_episode_is_a_function_of_seed_and_number(folder: str):
 
 
 def test_the_right_image_is_asked_for_by_name(folder: str):
-    environment, places = PickImage(data_root=folder), Counter()
+    environment, places = PickImage(data_root=folder, fixed_correct_index=-1), Counter()
     for number in range(200):
         blocks = environment.reset(episode=number)
         names = [name_of(Path(path)) for path in shown(blocks)]
@@ -49,6 +50,27 @@ def test_the_right_image_is_asked_for_by_name(folder: str):
     assert min(places.values()) > 30
     fixed = PickImage(data_root=folder, fixed_correct_index=2)
     assert {fixed.reset(episode=n) and fixed.correct for n in range(9)} == {2}
+    fleets = PickImage(data_root=folder)
+    assert {fleets.reset(episode=n) and fleets.correct for n in range(9)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ('{"tool_name": "pick_image", "arguments": {"i": 0}}', "right"),
+        ('{"tool_name": "pick_image", "arguments": {"i": 3}}', "wrong"),
+        ('{"tool_name": "pick_image", "arguments": {"j": 0}}', "invalid_call"),
+        ('{"tool_name": 7, "arguments": {"i": 0}}', "invalid_call"),
+    ],
+)
+def test_fleets_form_of_a_call_is_read(said: str, outcome: str, folder: str):
+    environment = PickImage(data_root=folder)
+    environment.reset(episode=1)
+    calls = calls_in_text(f"<tool_call>{said}</tool_call>")
+    (done,) = run([Job({"pick_image": environment.pick_image}, calls, "a call")], seconds=5)
+    if done.results[0].is_failure:
+        environment.failed(calls[0].name or "", str(done.results[0].content))
+    assert environment.outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -105,7 +127,7 @@ def test_episodes_go_on_without_end(folder: str):
     [
         ({"data_root": "nowhere"}, "--data_root nowhere: no such folder"),
         ({"candidates_per_episode": 1}, "--candidates_per_episode must be at least 2, got 1"),
-        ({"fixed_correct_index": 4}, "--fixed_correct_index must be from 0 to 3, got 4"),
+        ({"fixed_correct_index": 4}, "--fixed_correct_index must be from 0 to 3, or -1 to draw it, got 4"),
         ({"candidates_per_episode": 9}, "8 things to tell apart for --candidates_per_episode 9"),
     ],
 )

@@ -11,9 +11,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.data.files import write_jsonl
 from tests.support.scripted import scripted
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.expert import segments
+from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.problems import DataError
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.expert import ExpertAnswers, replace_completions
@@ -46,12 +48,14 @@ def by_text(completions: list, **columns: Any) -> list[float]:
     return [(sum(map(ord, completion[0]["content"])) % 11) / 10 for completion in completions]
 
 
-def build(name: str, model: Path, folder: Path, *, data: Any = None, adapter: Any = None, **options: Any) -> Any:
+def build(
+    name: str, model: Path, folder: Path, *, data: Any = None, adapter: Any = None, shown: Any = None, **options: Any
+) -> Any:
     chosen = settings(folder, per_device_train_batch_size=8, max_steps=1, max_completion_length=LIMIT)
     chosen |= {"algorithm_options": ACTIVE.get(name), **options}
     args = VLMGRPOConfig.of(name, chosen.pop("output_dir"), **chosen)
     data = rows() if data is None else data
-    return VLMGRPOTrainer(str(model), by_text, args, train_dataset=data, peft_config=adapter)
+    return VLMGRPOTrainer(str(model), by_text, args, train_dataset=data, peft_config=adapter, demonstrations=shown)
 
 
 def trained(*args: Any, **options: Any) -> Any:
@@ -212,9 +216,10 @@ def test_a_prompt_that_hpt_imitates_weighs_as_much_as_any(same_completions: None
 
 def nll_of(model: Any, processor: Any, row: dict[str, Any], answer: str) -> list[float]:
     """Of each token of an answer to a row, by the processor and the model as transformers have them."""
-    asked = [{"type": "image", "image": row["image"]}, {"type": "text", "text": row["prompt"][0]["content"]}]
+    content, images = row["prompt"][0]["content"], [row["image"]] if "image" in row else None
+    asked = content if images is None else [{"type": "image", "image": images[0]}, {"type": "text", "text": content}]
     prompt = processor.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True)
-    inputs = processor(text=[prompt + answer], images=[row["image"]], return_tensors="pt")
+    inputs = processor(text=[prompt + answer], images=images, return_tensors="pt")
     count = len(processor.tokenizer(answer)["input_ids"])
     with torch.no_grad():
         logits = model(**inputs).logits[0, -count - 1 : -1]
@@ -238,6 +243,21 @@ def test_chord_adds_the_mean_over_tokens_of_its_own_batch(phi: bool, tiny_model:
     expected = sum(loss * weight for loss, weight in zip(found, weights, strict=True)) / len(found)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), abs=2e-4)
     assert trainer.state.log_history[0]["expert/loss"] == pytest.approx(float(expected), abs=2e-4)
+
+
+def test_chord_imitates_demonstrations_with_questions_of_their_own(tiny_model: Path, tmp_path: Path):
+    """mu 1 and a batch of both rows: the loss is theirs, whatever answers the training rows have."""
+    said = ["green", "red circle. The answer"]
+    path = write_jsonl(tmp_path / "sft.jsonl", [{"problem": f"What is {text}?", "answer": text} for text in said])
+    options = {"mu_warmup": 0, "mu_peak": 1.0, "mu_valley": 1.0, "expert_batch": 2}
+    shown = demonstrations([path])
+    trainer = trained("chord", tiny_model, tmp_path, shown=shown, algorithm_options=options)
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model)
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    found = [loss for row in shown for loss in nll_of(model, processor, row, row["expert"] + "<|im_end|>")]
+    assert trainer.state.log_history[0]["expert/loss"] == pytest.approx(sum(found) / len(found), abs=2e-4)
+    with pytest.raises(ValueError, match=r"demonstrations, .*, go with --algorithm chord alone"):
+        build("luffy", tiny_model, tmp_path, shown=shown)
 
 
 def test_chord_takes_every_row_once_in_a_pass(tiny_model: Path, tmp_path: Path):

@@ -28,6 +28,7 @@ class ScriptArguments:
     image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
     expert_data_file_paths: str | None = _flag("jsonl files with an expert's answers (id, expert), separated by ':'.")
+    expert_key: str | None = _flag("Column with an expert's answers, or thinking+solution (default: expert).")
     mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row comes twice.")
     streaming: bool = _flag("Read the data as they are trained on, never as a whole; needs --max_steps.", False)
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
@@ -47,7 +48,9 @@ class ScriptArguments:
     environment_options: str | None = _flag("What the environment can be told, as JSON; of several, by their names.")
     data_root: str | None = _flag("--environment pick_image: folder with the candidate images.")
     candidates_per_episode: int | None = _flag("--environment pick_image: images that are shown (default: 4).")
-    fixed_correct_index: int | None = _flag("--environment pick_image: place of the right one (default: drawn).")
+    fixed_correct_index: int | None = _flag(
+        "--environment pick_image: place of the right one (default: 0); -1 draws it."
+    )
     format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
     chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
     prompt_key: str | None = _flag("Column with the question.")

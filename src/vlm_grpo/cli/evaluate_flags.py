@@ -74,7 +74,11 @@ def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add("--environment_options", metavar="JSON", help="what the environment can be told; of several, by their names")
     add("--data_root", help="--environment pick_image: folder with the candidate images")
     add("--candidates_per_episode", type=int, help="--environment pick_image: images that are shown (default: 4)")
-    add("--fixed_correct_index", type=int, help="--environment pick_image: place of the right one (default: drawn)")
+    add(
+        "--fixed_correct_index",
+        type=int,
+        help="--environment pick_image: place of the right one (default: 0); -1 draws it",
+    )
     add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
     add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
     add("--reward_time_limit", type=float, help="seconds for each of the environment's own methods (default: 600)")

@@ -19,6 +19,13 @@ FLASH_PACKAGES = {
     "flash_attention_4": ("flash_attn.cute", "pip install flash-attn-4"),
 }
 
+# What --report_to needs: the module to import, and the package that has it.
+REPORTERS = {
+    **{name: (name, name) for name in ("wandb", "mlflow", "trackio", "clearml", "neptune", "codecarbon", "dagshub")},
+    **{name: (name, name) for name in ("tensorboard", "dvclive", "swanlab", "comet_ml")},
+    "azure_ml": ("azureml", "azureml-sdk"),
+}
+
 
 def flag_conflicts(model: Any, training: Any) -> list[str]:
     """One sentence for each flag that cannot work with the others, on any machine."""
@@ -47,12 +54,29 @@ def machine_lacks(model: Any, training: Any) -> list[str]:
         problems.append(f"--{name} needs a GPU and this run has none; leave the flag out, or run where a GPU is")
     if name is not None and find_spec("bitsandbytes") is None:
         problems.append(f"--{name} needs bitsandbytes: pip install 'vlm_grpo[quantization]'")
+    problems += missing_packages(training)
     problems += flash_attention_lacks(attention_flag(model, training), training.device.type)
     if fsdp_is_wanted(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
         problems.append(
             "FSDP needs GPUs and a launcher (accelerate launch, torchrun): accelerate would not shard here, but train "
             "as without it; leave it out"
         )
+    return problems
+
+
+def missing_packages(training: Any) -> list[str]:
+    """One sentence for each package that a flag asks for and that is not installed, with how to install it."""
+    problems = []
+    if getattr(training, "use_vllm", False) and not is_installed("vllm"):
+        problems.append("--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'")
+    named = getattr(training, "report_to", None) or []
+    for name in [named] if isinstance(named, str) else named:
+        module, package = REPORTERS.get(name, ("os", ""))
+        if not is_installed(module):
+            problems.append(
+                f"--report_to {name} needs {package}, which is not installed: pip install {package}; or --report_to "
+                "tensorboard, which is"
+            )
     return problems
 
 

@@ -53,7 +53,7 @@ def settled(new: str, value: str, note: str = "") -> Change:
     """Something that is always so here: the one value is taken and does nothing, others are refused."""
 
     def read(given: Any) -> list[str]:
-        if text_of(given) != value:
+        if text_of(given).lower() != value:
             raise ValueError(note or new)
         return []
 
@@ -82,7 +82,9 @@ def _reward_type(value: Any) -> list[str]:
 def _loggers(value: Any) -> list[str]:
     names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
     known = [name for name in (text_of(name).strip() for name in names) if name not in ("console", "file", "")]
-    return ["--report_to", *known] if known else []
+    if len(known) > 1:
+        raise ValueError("one --report_to; several as a list, `report_to: [...]`, in a file of --config")
+    return [f"--report_to={known[0]}"] if known else []
 
 
 def _adamw(value: Any) -> list[str]:
@@ -96,7 +98,6 @@ PROMPTS = "completions of a step = per_device_train_batch_size x gradient_accumu
 SHARDED = "configs/accelerate/fsdp2.yaml with `accelerate launch --config_file`"
 LAUNCHED = "`accelerate launch --num_processes N --num_machines M`, or torchrun"
 VLLM = "--use_vllm true --vllm_mode colocate"
-NO_CHUNKS = "the name of vLLM's own setting; set it where the server is started"
 CHORD = """--algorithm chord --algorithm_options '{"mu_peak": 0.5, "mu_warmup": 200}'"""
 
 RLLAVA: Mapping[str, Change] = {
@@ -154,10 +155,10 @@ RLLAVA: Mapping[str, Change] = {
     "rollout.top_k": Change("--top_k", note="0 is all tokens here, -1 there"),
     "rollout.name": Change(VLLM),
     "rollout.limit_images": Change("no counterpart: every image of a row is used"),
-    "rollout.disable_tqdm": Change("--disable_tqdm"),
+    "rollout.disable_tqdm": same("disable_tqdm", "false"),
     "rollout.tensor_parallel_size": Change(f"{VLLM} --vllm_tensor_parallel_size"),
     "rollout.vllm.gpu_memory_utilization": Change(f"{VLLM} --vllm_gpu_memory_utilization"),
-    "rollout.vllm": Change(VLLM, note=NO_CHUNKS),
+    "rollout.vllm": Change(VLLM, note="other settings of vLLM are those of a server, --vllm_mode server"),
     "rollout.val_override_config": Change(
         "no counterpart: evaluation in training is greedy; `vlm-grpo evaluate` draws"
     ),
@@ -250,4 +251,4 @@ def change_of_flag(name: str) -> tuple[str, Change] | None:
 def hint(name: str) -> str | None:
     """Return what a flag is here that no table of flags has, where it is the end of one of RLLaVA's keys."""
     keys = [key for key in RLLAVA if key.rpartition(".")[2] == name]
-    return f"it is {RLLAVA[keys[0]].new} here (RLLaVA's {keys[0]})" if keys else None
+    return f"RLLaVA's {keys[0]}, here {RLLAVA[keys[0]].new}" if keys else None

@@ -20,9 +20,11 @@ from vlm_grpo.cli.arguments import (
     wanted_value,
     without_flag,
 )
+from vlm_grpo.cli.batches import batch_problems
 from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
 from vlm_grpo.cli.translation import nested, translate, translate_keys
+from vlm_grpo.redact import redact_text
 from vlm_grpo.table import unknown_name
 
 TRAINERS = ["grpo", "rloo"]
@@ -58,7 +60,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     argv = without_flag(argv, "trainer")  # judged already
     parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
     values, wrong = parser.read(argv, {**config, "trainer": trainer})
-    wrong += _wrong_values(values, algorithm)
+    wrong += _wrong_values(values, algorithm, given)
     parts = [] if wrong else _configurations(parser, argv, problems)
     if parts:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
@@ -85,7 +87,7 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
     for part in (file, flags, line):
         problems += part.problems
     if notes := [*file.notes, *flags.notes, *line.notes]:
-        logger.warning("read as in other systems: %s", "; ".join(notes))
+        logger.warning("read as in other systems: %s", redact_text("; ".join(notes)))
     words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
     config = {name: value for name, value in config.items() if name not in theirs and name not in old}
     return _with_known_algorithm(words, config)
@@ -141,12 +143,14 @@ def _without_unknown_flags(
     return argv, config
 
 
-def _wrong_values(values: dict[str, Any], algorithm: str | None) -> list[str]:
-    """One sentence for each value that its flag does not take."""
+def _wrong_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+    """One sentence for each value that its flag does not take, or for batch sizes that do not fit."""
     from vlm_grpo.trainers.ranges import range_problems
 
     fewest = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
-    return range_problems(values, fewest) + output_problems(values.get("output_dir"))
+    problems = range_problems(values, fewest)
+    sizes = [] if problems or not values else batch_problems(values, given, algorithm, fewest)
+    return problems + sizes + output_problems(values.get("output_dir"))
 
 
 def output_problems(output_dir: str | None) -> list[str]:
@@ -172,11 +176,10 @@ def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[s
     if not values:  # the parser found no flags to speak of
         return []
     problems = ineffective_flags([name for name in given if name in values], values) + _unread_by(algorithm, given)
-    if values.get("expert_data_file_paths") and (
-        algorithm is None or _algorithms().find_algorithm(algorithm).expert is None
-    ):
+    if algorithm is None or _algorithms().find_algorithm(algorithm).expert is None:
         with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
-        problems.append(f"--expert_data_file_paths has no effect without --algorithm {', '.join(with_plan)}")
+        unread = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
+        problems += [f"--{name} has no effect without --algorithm {', '.join(with_plan)}" for name in unread]
     return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 

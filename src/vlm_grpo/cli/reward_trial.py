@@ -12,6 +12,7 @@ from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import gold_turn
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
+from vlm_grpo.rewards.calling import DEFAULT_LIMIT, TimeLimitError
 from vlm_grpo.userfile import is_file_name
 
 
@@ -24,7 +25,12 @@ class Trial(NamedTuple):
 
 
 def try_rewards(
-    specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], template: Any, space: str | None
+    specs: Sequence[str],
+    dataset: Iterable[Mapping[str, Any]],
+    template: Any,
+    *,
+    space: str | None = None,
+    time_limit: float = DEFAULT_LIMIT,
 ) -> list[Trial]:
     """Call each reward of a file once, with the right answer of the first row as the completion.
 
@@ -33,9 +39,11 @@ def try_rewards(
         dataset: the training rows; rows that an environment makes are left out.
         template: the model's chat template, or None.
         space: of --answer_space.
+        time_limit: seconds that each call may take.
 
     Raises:
         UsageError: a reward raises, or returns something else than numbers.
+        TimeLimitError: a reward does not return in time.
     """
     own = [spec for spec in specs if is_file_name(spec)]
     row = next(iter(dataset), None) if own else None
@@ -45,7 +53,7 @@ def try_rewards(
         columns = _columns(row, template, space)
     except ValueError as error:  # an image without a header
         raise UsageError(str(error)) from error
-    return [Trial(spec, _value(spec, columns, str(row["where"])), str(row["where"])) for spec in own]
+    return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in own]
 
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
@@ -57,11 +65,13 @@ def trial_lines(trials: Iterable[Trial]) -> list[str]:
     ]
 
 
-def _value(spec: str, columns: Mapping[str, Any], where: str) -> float | None:
-    (function,), _ = resolve_rewards([spec])
+def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float) -> float | None:
+    (function,), _ = resolve_rewards([spec], time_limit=time_limit)
     try:
         values = function(**columns)
         return (asyncio.run(values) if inspect.iscoroutine(values) else values)[0]
+    except TimeLimitError:
+        raise
     except (RuntimeError, TypeError, ValueError, ImportError) as error:
         place = _place(error, spec.split(".py:")[0] + ".py")
         raise UsageError(

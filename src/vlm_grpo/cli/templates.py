@@ -66,6 +66,8 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
 
     from vlm_grpo.trainers.template import ChatTemplate
 
+    loading = {"trust_remote_code": False, **loading}  # or transformers asks on the terminal
+    refuse_model(name, trust_remote_code=bool(loading["trust_remote_code"]), revision=loading.get("revision"))
     try:
         processor = AutoProcessor.from_pretrained(name, **loading)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -75,6 +77,24 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
         processor.chat_template = read_template(path)
     check_template(processor, name)
     return Prompting(processor, ChatTemplate(processor, options or {}))
+
+
+def refuse_model(name: str, *, trust_remote_code: bool, revision: str | None) -> None:
+    """Refuse a model with code of its own that cannot be used here; what cannot be read is left to its processor.
+
+    Raises:
+        UsageError: says what to use instead.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    from vlm_grpo.refusals import refusal
+
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    except (OSError, ValueError):
+        return
+    if "auto_map" in content and (reason := refusal(content, CONFIG_MAPPING, trust_remote_code=trust_remote_code)):
+        raise UsageError(f"--model_name_or_path {name}: {reason}")
 
 
 def check_template(processor: Any, name: str) -> None:

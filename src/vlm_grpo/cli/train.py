@@ -15,6 +15,7 @@ from typing import Any
 
 from vlm_grpo.cli.acting import check_environments, environment_factory
 from vlm_grpo.cli.arguments import ScriptArguments, help_text
+from vlm_grpo.cli.expert_data import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import trial_lines, try_rewards
@@ -70,11 +71,13 @@ def run(argv: list[str]) -> int:
     check_environments(script, bool(script.data_file_paths or script.dataset_name))
     prompting, fault = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
+    shown = load_demonstrations(script, training, prompting)
     check_rows(script, training, dataset)
     check_rows_enough(training, dataset)
     check_scorable([] if script.environment else reward_specs(script), dataset)
     template = None if prompting is None else prompting.template
-    trials = try_rewards(reward_specs(script), dataset, template, training.answer_space)
+    options = {"space": training.answer_space, "time_limit": training.reward_time_limit}
+    trials = try_rewards(reward_specs(script), dataset, template, **options)
     if training.process_index == 0:
         print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
     if script.dry_run:
@@ -96,7 +99,7 @@ def run(argv: list[str]) -> int:
         record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
         if start is not None:
             check_changes(start, record, is_main=training.process_index == 0)
-        trainer = build_trainer(script, training, model, dataset, held_out, prompting)
+        trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
         keep_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0:
@@ -159,7 +162,6 @@ def leave_together(status: int = 0) -> None:
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
     """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
-    from vlm_grpo.data.experts import with_experts
 
     if script.environment and not (script.data_file_paths or script.dataset_name):
         from vlm_grpo.envs.pick_image import repeatable_episodes
@@ -178,8 +180,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
             **options,
         )
-        if script.expert_data_file_paths:
-            dataset = with_experts(dataset, script.expert_data_file_paths)
+        dataset = with_expert_answers(script, dataset)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     if not script.val_split_ratio:
@@ -204,7 +205,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
             a debug log that cannot be written.
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
-    from vlm_grpo.data.paths import split_paths
+    from vlm_grpo.data.sources import split_entries
     from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 
@@ -213,7 +214,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
         resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
-        files = [path for path in split_paths(script.data_file_paths) if Path(path).is_file()]
+        files = [path for path in split_entries(script.data_file_paths or []) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
@@ -258,6 +259,7 @@ def build_trainer(
     dataset: Any,
     held_out: Any,
     prompting: Prompting | None = None,
+    demonstrations: Any = None,
 ) -> Any:
     """The trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
@@ -281,6 +283,7 @@ def build_trainer(
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         environment_factory=environment_factory(script),
+        **({} if demonstrations is None else {"demonstrations": demonstrations}),
     )
     if script.live_report:
         from vlm_grpo.evaluation.live import LiveReport

@@ -39,8 +39,8 @@ def load_dataset(
     image_key: str | None = None,
     video_key: str | None = None,
     allow_outside: bool = False,
-    allow_private_urls: bool = False,
     ignore_columns: Sequence[str] = (),
+    allow_private_urls: bool = False,
     check: bool = True,
     mixture: str | Sequence[str | float] | None = None,
     mixture_seed: int = 0,
@@ -57,16 +57,16 @@ def load_dataset(
         source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data (`open_sources`).
         image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
-        task: the task of all records that name none themselves: its prompt and system turn.
-        format_prompt: a jinja file that replaces the task's prompt.
-        prompt_key, answer_key: columns of question (`conversations`, `problem`, ...) and answer (`answer`, ...).
+        task, format_prompt: the task of records that name none, and a jinja file that replaces its prompt.
+        prompt_key, answer_key: columns of question and answer; without them QUESTION_KEYS and ANSWER_KEYS of forms.py.
         image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
         allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
-        ignore_columns: columns that are as good as not there, such as a `task` that means something else.
+        ignore_columns: columns that are not read.
         check: read all rows and look at every image file first.
         mixture: a share for each file, `0.7:0.3` or a list; no row comes twice, and the file that would run out first
             sets the length. `mixture_seed` chooses rows of the others.
-        streaming: an `IterableDataset` that keeps nothing; rows after the first of each file are checked when reached.
+        streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
+            first row of each is looked at before, a later one (with `check` its images too) when it is reached.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
         markup: special tokens of the model, which no text may hold; None is those that are known of any model.
 
@@ -75,9 +75,8 @@ def load_dataset(
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    urls, ignored = allow_private_urls, tuple(ignore_columns)
-    keys |= {"allow_outside": allow_outside, "allow_private_urls": urls, "ignored": ignored}
-    form = Form(task=task, markup=None if markup is None else tuple(markup), **keys)
+    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    form = Form(task=task, ignored=tuple(ignore_columns), markup=None if markup is None else tuple(markup), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:

@@ -52,8 +52,8 @@ class Form:
     image_key: str | None = None
     video_key: str | None = None
     allow_outside: bool = False
-    allow_private_urls: bool = False
     ignored: tuple[str, ...] = ()  # columns that are as good as not there
+    allow_private_urls: bool = False
     markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
 
 

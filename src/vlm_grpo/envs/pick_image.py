@@ -30,7 +30,8 @@ class PickImage:
     Args:
         data_root: folder with images, also in folders below it.
         candidates_per_episode: how many are shown, each of something else.
-        fixed_correct_index: the place of the right one in every episode, from 0; None draws it.
+        fixed_correct_index: the place of the right one in every episode, from 0, which is Fleet's default; -1 or None
+            draws it anew in each, so that a model has to look.
         seed: of the episodes; a row's own `seed` wins.
 
     Raises:
@@ -44,14 +45,15 @@ class PickImage:
         *,
         data_root: str = ".",
         candidates_per_episode: int = 4,
-        fixed_correct_index: int | None = None,
+        fixed_correct_index: int | None = 0,
         seed: int = 0,
     ) -> None:
         if candidates_per_episode < 2:
             raise ValueError(f"--candidates_per_episode must be at least 2, got {candidates_per_episode}")
-        if fixed_correct_index is not None and not 0 <= fixed_correct_index < candidates_per_episode:
+        if fixed_correct_index is not None and not -1 <= fixed_correct_index < candidates_per_episode:
             raise ValueError(
-                f"--fixed_correct_index must be from 0 to {candidates_per_episode - 1}, got {fixed_correct_index}"
+                f"--fixed_correct_index must be from 0 to {candidates_per_episode - 1}, or -1 to draw it, got "
+                f"{fixed_correct_index}"
             )
         self.by_name = images_by_name(data_root)
         if len(self.by_name) < candidates_per_episode:
@@ -60,7 +62,7 @@ class PickImage:
                 f"{candidates_per_episode}; images are named by what they show, such as red_circle_1.png"
             )
         self.candidates = candidates_per_episode
-        self.fixed = fixed_correct_index
+        self.fixed = None if fixed_correct_index == -1 else fixed_correct_index
         self.seed = seed
         self.done = False
 

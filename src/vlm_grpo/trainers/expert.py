@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.algorithms.advantages import spread
-from vlm_grpo.algorithms.expert import Hinted, Joined, JoinedJudged, Plan, Rescue, plan_with, rescued, segments
+from vlm_grpo.algorithms.expert import Beside, Hinted, Joined, JoinedJudged, Plan, Rescue, plan_with, rescued, segments
 from vlm_grpo.data.experts import expert_answers
 from vlm_grpo.trainers.answers import answer_encoder, check_answers
 from vlm_grpo.trainers.imitation import Imitation
@@ -26,17 +26,24 @@ OF_SAMPLER = ("sampling_per_token_logps", "importance_sampling_ratio")
 
 
 class ExpertAnswers(Imitation):
-    """Mixin over `VisionPipeline`, for algorithms with a plan for an expert's answers; without one it does nothing."""
+    """Mixin over `VisionPipeline`, for algorithms with a plan for an expert's answers; without one it does nothing.
+
+    `demonstrations` are rows that CHORD takes its batches from, in place of the training rows with an answer.
+    """
 
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
         self._plan: Plan | None = None
+        self._demonstrations = options.pop("demonstrations", None)
         self._answers: dict[int, list[int]] = {}  # of the rollout that is being sampled: rows that are the expert's
         self._hints: list[str] = []  # of its rows
         name = getattr(args, "algorithm", None)
         plan = find_algorithm(name).expert if name else None
         if plan is not None:
             self._plan = plan_with(name, plan, args.algorithm_options or {}, args.num_generations)
-            check_answers(name, options.get("train_dataset"), model, options.get("processing_class"), args)
+            answered = options.get("train_dataset") if self._demonstrations is None else self._demonstrations
+            check_answers(name, answered, model, options.get("processing_class"), args)
+        if self._demonstrations is not None and not isinstance(self._plan, Beside):
+            raise ValueError("demonstrations, rows with questions of their own, go with --algorithm chord alone")
         super().__init__(model, reward_funcs, args, **options)
         if self._plan is not None:
             self._start_experts()

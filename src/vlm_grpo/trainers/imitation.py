@@ -40,6 +40,7 @@ class Imitation:
 
     _plan: Plan | None
     _encode_answer: AnswerEncoder
+    _demonstrations: Any
 
     def _start_imitation(self) -> None:
         """Find the rows that have an answer; called once.
@@ -51,9 +52,10 @@ class Imitation:
         self._stream: AnswerStream | None = None
         if not isinstance(self._plan, Beside):
             return
-        if isinstance(self.train_dataset, IterableDataset):
+        self._answered = self.train_dataset if self._demonstrations is None else self._demonstrations
+        if isinstance(self._answered, IterableDataset):
             raise ValueError(f"--algorithm {self.args.algorithm} draws rows by number, which --streaming cannot")
-        found = [number for number, row in enumerate(answer_columns(self.train_dataset)) if expert_answers(row)]
+        found = [number for number, row in enumerate(answer_columns(self._answered)) if expert_answers(row)]
         if not found:
             raise ValueError(f"--algorithm {self.args.algorithm}: no row that is short enough has an expert's answer")
         self._stream = AnswerStream(found, self.args.seed)
@@ -92,7 +94,7 @@ class Imitation:
             everyone = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
             size = self._plan.expert_batch or max(1, everyone * self.accelerator.num_processes // 4)
             taken = self._stream.take(size)
-            rows = [self.train_dataset[number] for number, _ in taken]
+            rows = [self._answered[number] for number, _ in taken]
             answers = [expert_answers(row) for row in rows]
             chosen = [known[turn % len(known)] for known, (_, turn) in zip(answers, taken, strict=True)]
             prompts = [read_prompt(row) for row in rows]
