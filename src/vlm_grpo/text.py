@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import unicodedata
 from typing import Any
 
 # How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
@@ -25,6 +27,32 @@ ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
 BOXED = re.compile(r"<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_box\|>", re.DOTALL)  # GLM's
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+
+
+WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width ASCII, and its space
+MEANT = frozenset("%#&*@/\\'\"‰")  # other punctuation that says something at the end of an answer
+
+
+def same_width(text: str) -> str:
+    """Return the text with composed accents and full-width ASCII characters as plain ones; nothing else changes."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(WIDE))
+
+
+def compatible(text: str) -> str:
+    """Return the text in Unicode's form NFKC: composed, of one width, ligatures and variants as plain letters."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def without_end_marks(text: str) -> str:
+    """Return the text without white space and the marks that end a sentence or clause, of any script, at its end."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or _is_end_mark(text[end - 1])):
+        end -= 1
+    return text[:end]
+
+
+def _is_end_mark(character: str) -> bool:
+    return unicodedata.category(character) == "Po" and character not in MEANT
 
 
 def completion_text(completion: Any) -> str:
@@ -146,6 +174,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
+
+
+def python_literal(text: str) -> Any:
+    """Return the list or object that a text is, as JSON or as Python writes it; the text itself where it is neither."""
+    stripped = text.strip()
+    if not stripped.startswith(("[", "{")):
+        return text
+    value = extract_json(stripped)
+    if value is None:
+        try:
+            value = ast.literal_eval(stripped)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
+    return value if isinstance(value, list | dict) else text
 
 
 def parse_answer(text: str, task: str = "default") -> str | None:

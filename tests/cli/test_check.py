@@ -119,3 +119,14 @@ def test_check_runs_without_torch_and_without_a_traceback(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code, "check", *words], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "a.jsonl:1" in done.stdout and done.stderr == ""
+
+
+def test_a_reward_of_the_task_that_applies_to_no_row_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = write_jsonl(tmp_path / "v.jsonl", [{"question": "q", "answer": "a"}, {"question": "q", "answer": "b"}])
+    assert main(["--data_file_paths", path, "--task_type", "vqa"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "the reward reasoning of the task vqa applies to none of its rows: it needs the column reference_steps" in said
+    )
+    assert main(["--data_file_paths", path]) == 0
+    assert "applies to none" not in capsys.readouterr().out

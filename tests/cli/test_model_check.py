@@ -91,6 +91,26 @@ def test_rows_without_an_image_are_refused_where_the_family_needs_one(folder_of:
     check(folder_of("smolvlm"), rows=rows)
 
 
+@pytest.mark.parametrize("base", ["org/base", None])
+def test_an_adapter_is_no_model(base: str | None, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(UsageError, match=f"an adapter of {base or 'the base model'}, not a model.*merge it first"):
+        check(tmp_path)
+
+
+def test_images_need_a_model_that_sees(tiny_model: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("processor_class", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_config(tmp_path, model_type="qwen2")
+    check(tmp_path, rows=[{"images": []}, {}])
+    with pytest.raises(UsageError, match=r"\(qwen2\) reads text alone, and there are images in a.jsonl:2"):
+        check(tmp_path, rows=[{"images": []}, {**ROWS[0], "where": "a.jsonl:2"}])
+
+
 @pytest.mark.parametrize("flag", LANGUAGE_ONLY)
 def test_what_trl_does_for_language_models_alone_is_refused(flag: str, folder_of: Any):
     with pytest.raises(UsageError, match=rf"^wrong flags:\n  --{flag}: "):

@@ -287,3 +287,18 @@ def test_a_reward_of_rllava_trains_and_its_parts_are_logged(tiny_model: Path, tm
     entry = next(entry for entry in history if "reward" in entry)
     assert entry["compute_score/length"] == entry["completions/mean_length"] <= 4
     assert entry["reward"] == pytest.approx(1.5 + entry["compute_score/length"] / 10)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "problem"),
+    [
+        ("router_aux_loss_coef", "0.5", "is not a Mixture-of-Experts model"),
+        ("max_prompt_length", "3", "--max_prompt_length 3: every prompt is longer"),
+    ],
+)
+def test_what_shows_when_the_model_is_there_ends_in_a_line(
+    flag: str, value: str, problem: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*flags(tiny_model, tmp_path, **{flag: value}), "--reward_funcs", "format"]) == 2
+    said = capsys.readouterr().err
+    assert "vlm-grpo train: the model or the trainer cannot be built: " in said and problem in said

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.data.files import png, turns
-from vlm_grpo.data.forms import Form, read_row, without_letters
+from vlm_grpo.data.answers import without_letters
+from vlm_grpo.data.forms import Form, read_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import ImageRef, Record
 

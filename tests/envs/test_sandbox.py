@@ -19,7 +19,7 @@ import pytest
 
 from tests.envs.sandboxes import GIVEN, SETTINGS, new_sandbox
 from vlm_grpo.envs import sandbox as module
-from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings, image_of, shared_sandbox
+from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings, image_of, shared_sandbox, text_of
 from vlm_grpo.envs.sandbox_process import BACKENDS
 from vlm_grpo.envs.sandbox_run import Caps, Ending
 
@@ -319,3 +319,27 @@ def test_shared_sandbox_is_one_for_equal_settings():
     first = shared_sandbox(settings)
     assert shared_sandbox(SandboxSettings(workers=1, time_limit=3.25)) is first
     first.close()
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        (b"\x1b[31mred\x1b[0m \x1b[1;38;5;9mbold", "red bold"),
+        (b"a\x1b]0;title\x07b\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "ablink"),
+        (b"a\x1b[2J\x1b[Hb\x1bcc\x1b(Bd", "abcd"),
+        (b"\x1bPq#0;2;0\x1b\\x\x1b_hidden\x1b\\y\x1b]0;no end", "xy"),
+        ("\x9b31ma\x9d0;t\x9cb\x85c".encode(), "abc"),
+        (b"a\x00b\x07c\x08d\x7fe\tf\ng\r\nh\ri", "abcde\tf\ng\nh\ni"),
+        ("left\u202eright\u2066 \u00e9 \u4e2d \U0001f600".encode(), "leftright \u00e9 \u4e2d \U0001f600"),
+        (b"\xff\xfe ok", "\ufffd\ufffd ok"),
+    ],
+)
+def test_what_steers_a_terminal_is_left_out(printed: bytes, expected: str):
+    assert text_of(printed, 1000) == expected
+
+
+def test_escapes_that_a_script_prints_do_not_come_back(sandbox: Sandbox):
+    code = "import sys\nprint('\\x1b[31mred\\x1b[0m')\nprint('\\x1b]0;t\\x07e', file=sys.stderr)\n"
+    code += "raise ValueError('\\x1b[2J')"
+    result = sandbox.run(code)
+    assert result.stdout == "red\n" and "\x1b" not in result.stderr and "e\n" in result.stderr

@@ -41,6 +41,20 @@ def test_generate_greedy_equals_one_row_at_a_time(tiny: tuple, mixed: Any, batch
     assert len(set(expected)) > 3
 
 
+def test_a_tokenizer_without_a_pad_token_evaluates(tiny: tuple, mixed: Any):
+    """As in training, where TRL takes the end token in its place."""
+    model, processor = tiny
+    expected = generate_greedy(model, processor, mixed, batch_size=4, max_completion_length=3)
+    before = processor.tokenizer.pad_token
+    try:
+        processor.tokenizer.pad_token = None
+        assert processor.tokenizer.pad_token_id is None
+        found = generate_greedy(model, processor, mixed, batch_size=4, max_completion_length=3)
+    finally:
+        processor.tokenizer.pad_token = before
+    assert [completion.text for completion in found] == [completion.text for completion in expected]
+
+
 class Scripted(torch.nn.Module):
     """Answers every prompt with the same tokens and remembers what it was given."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.rewards.choice import choice
+from vlm_grpo.rewards.accuracy import METHODS, kind
+from vlm_grpo.rewards.choice import choice, choices
 
 BOXES = ('[{"bbox_2d": [0, 0, 9, 9], "label": "dog"}]', '[{"bbox_2d": [0, 0, 9, 9], "label": "cat"}]')
 
@@ -157,6 +159,12 @@ def test_tolerance_is_relative_and_off_by_default():
         ("", ("", "x"), None),
         ("Because A", (), None),
         ("Vitamin C", (), None),
+        *(
+            (text, ("猫", "狗"), "b")
+            for text in ("B、狗", "B。", "（B）", "B：狗", "Ｂ．狗", "B狗", "狗。", "答案是B", "选Ｂ！")
+        ),
+        *((text, (), "b") for text in ("B是正确答案。", "B。", "正确答案：B", "故选B", "B項正確")),
+        *((text, (), None) for text in ("B或C", "B不对", "B、或者C", "不是B", "B型血", "維他命B")),
     ],
 )
 def test_choice(answer: str, options: tuple[str, ...], expected: str | None):
@@ -172,6 +180,7 @@ def test_every_method_accepts_the_truth_and_refuses_another(method: str):
         "math": ("x^2", "x^3"),
         "all_match": ('["a", "b", "b"]', '["a", "a", "b"]'),
         "list": ("a, b", "b, a"),
+        "json": ('{"a": 1, "b": [1, 2]}', '{"a": 1, "b": [2, 1]}'),
         "iou": ("[1, 2, 5, 6]", "[7, 8, 9, 9]"),
         **dict.fromkeys(("detection", "od_ap", "od_ap50", "map", "odLength", "weighted_sum"), BOXES),
     }.get(method, ("a red ball", "a ball"))
@@ -192,3 +201,69 @@ def test_auto_verifies_latex_and_boxed_answers():
     for answer, truth in (("$X$", "$x$"), ("$2Ab+1$", "$2ab+1$"), (r"$\frac{T}{2}$", r"$\frac{t}{2}$")):
         assert score("accuracy", answered(answer), answer=truth) == 0.0  # LaTeX is case-sensitive
         assert score("accuracy", answered(truth), answer=truth) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *(
+            (text, "ac")
+            for text in ("AC", "A, C", "A and C", "(A)(C)", "A、C", "The answer is C, A.", '["A", "C"]', "ＡＣ")
+        ),
+        *((text, "b") for text in ("B", "(B) dog", "dog")),
+        *((text, None) for text in ("AE", "AA", "ac", "cat and dog", "", '["A", 1]')),
+    ],
+)
+def test_several_letters(value: str, expected: str | None):
+    assert choices(value, ("cat", "dog", "cow", "pig")) == (expected and frozenset(expected))
+
+
+def test_a_truth_of_several_letters_wants_all_of_them():
+    given = {"options": ["cat", "dog", "cow"], "method": "mcq"}
+    for truth in ("AC", "A, C", ["A", "C"]):
+        earned = [score("accuracy", answered(text), answer=truth, **given) for text in ("C, A", "AC", "A", "ABC", "B")]
+        assert earned == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert kind("AC", ("cat", "dog", "cow")) == "mcq" and kind("AD", ("cat", "dog", "cow")) == "text"
+
+
+@pytest.mark.parametrize("truth", ["30", "B", 30])
+def test_mathematics_with_options_takes_the_letter_and_the_text(truth: object):
+    """The prompt asks for the letter of an option."""
+    given = {"answer": truth, "options": ["10", "30"], "task": "math"}
+    for text, expected in (("\\boxed{B}", 1.0), ("\\boxed{30}", 1.0), ("\\boxed{A}", 0.0), ("\\boxed{10}", 0.0)):
+        assert score("accuracy", answered(text), **given) == expected
+    assert score("accuracy", answered("\\boxed{2^5}"), answer="32", options=["10", "30"], task="math") == 1.0
+
+
+def test_objects_are_compared_as_json():
+    truth = {"a": 1, "b": [1, {"c": "x"}]}
+    right = ['{"b":[1,{"c":"x"}],"a":1}', '```json\n{"a": 1.0, "b": [1, {"c": "x"}]}\n```']
+    wrong = ['{"a": 1, "b": [{"c": "x"}, 1]}', '{"a": 1}', "a: 1", "{'a': 1, 'b': [1, {'c': 'x'}]}"]
+    for answer in (truth, json.dumps(truth)):
+        assert [score("accuracy", answered(text), answer=answer) for text in right + wrong] == [1.0] * 2 + [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers"),
+    [
+        ("caf\u00e9", ["cafe\u0301", "Caf\u00e9。", "caf\u00e9！", "ｃａｆé"]),
+        ("狗", ["狗。", "狗！", "「狗」"[1], "狗、"]),
+        ("نعم", ["نعم؟", "نعم،"]),
+        ("हाँ", ["हाँ।"]),
+        ("12", ["１２", "１２。", "12．"]),
+        ("3.5 kg", ["３．５ kg", "3.5　kg"]),
+        ("yes", ["ｙｅｓ", "yes。", "是 yes"[2:]]),
+        ("50%", ["５０％", "50%"]),
+        ("$x^2$", ["$ｘ^2$", "x^２"]),
+        ("ﬁne", ["fine"]),
+    ],
+)
+def test_forms_of_unicode_are_the_same_answer(truth: str, answers: list[str]):
+    assert [score("accuracy", answered(text), answer=truth) for text in answers] == [1.0] * len(answers)
+
+
+def test_exact_is_exact_but_for_composition():
+    earned = [
+        score("accuracy", answered(t), answer="caf\u00e9", method="exact") for t in ("cafe\u0301", "ｃafé", "café。")
+    ]
+    assert earned == [1.0, 0.0, 0.0]

@@ -176,3 +176,11 @@ def test_what_no_signal_ends_ends_the_process(is_main: bool):
     )  # fmt: skip
     assert done.returncode not in (0, None)
     assert "reward 'stuck': has not returned for 0.2 s" in done.stderr
+
+
+def test_threads_that_still_run_do_not_hold_the_end():
+    code = (
+        "import threading, time\nfrom vlm_grpo.rewards import calling\ncalling.LATER = 0.1\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\nraise SystemExit(calling.hung_status())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 1

@@ -521,7 +521,10 @@ def test_the_reward_of_an_environment_may_be_a_coroutine(kind: str, tiny_model: 
     [
         *((name, "raise ValueError('gone')", "ValueError: gone") for name in ("reset", "see", "finish", "metrics")),
         ("get_reward", "raise SystemExit(0)", "SystemExit: 0"),
-        *(("metrics", f"return {value}", "must return a mapping from name to number") for value in ("[1]", "{1: 'a'}")),
+        *(
+            ("metrics", f"return {value}", "must return a mapping from name to a")
+            for value in ("[1]", "{1: 'a'}", "{'a': float('nan')}")
+        ),
         ("reset", "import time; time.sleep(60)", "has not returned for 2 s"),
     ],
 )

@@ -29,10 +29,16 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.rewards.accuracy import meaning
 
     accuracy: Counter[str] = Counter()
+    earned: Counter[tuple[str, str]] = Counter()  # rows of a task that each of its rewards applies to
+
+    def note(record: Any) -> None:
+        accuracy.update([meaning(record)])
+        earned.update(_task_rewards(record))
+
     try:
         form = data_form(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
-        problems = check_source(source, form=form, note=lambda record: accuracy.update([meaning(record)]), **options)
+        problems = check_source(source, form=form, note=note, **options)
     except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
@@ -41,7 +47,29 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for text, count in accuracy.most_common():
         print(f"the reward accuracy of {count:,} rows is {text}")
+    for line in _useless_rewards(earned):
+        print(line)
     return 0
+
+
+def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
+    """Return 1 for each default reward of a record's task that applies to it, else 0."""
+    from vlm_grpo.rewards.applying import applies
+    from vlm_grpo.tasks import TASKS
+
+    return {(record.task, name): int(applies(name, record)) for name in TASKS[record.task].rewards}
+
+
+def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
+    """One line for each default reward of a task that applies to none of its rows; training refuses it."""
+    from vlm_grpo.rewards.applying import needed
+
+    return [
+        f"the reward {name} of the task {task} applies to none of its rows: it needs {needed(name)}; leave it out of "
+        "--reward_funcs"
+        for (task, name), count in earned.items()
+        if not count
+    ]
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from vlm_grpo.cli.parsing import UsageError
@@ -13,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 MANY_TOKENS = 4096  # of one image, above which a run says so
 FIRST_ROWS = 4
+MANY_ROWS = 1000
 # Flags of TRL that do not go with models that see images.
 LANGUAGE_ONLY = {
     "cast_lm_head_to_fp32": "TRL does this for language models alone; leave it out, or train in float32",
@@ -37,6 +40,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     config = read_config(model, training)
     processor = read_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
+        check_text_alone(model.model_name_or_path, config.model_type, dataset)
         return
     check_language_only(training)
     check_images(processor, dataset)
@@ -62,6 +66,7 @@ def read_config(model: Any, training: Any) -> Any:
     from vlm_grpo.refusals import refusal
 
     name, options = model.model_name_or_path, {"revision": model.model_revision}
+    refuse_adapter(name)
     trust = bool(training.trust_remote_code)
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, **options)
@@ -89,6 +94,43 @@ def read_processor(model: Any, training: Any) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
+
+
+def refuse_adapter(name: str) -> None:
+    """Refuse a folder that holds an adapter and no model.
+
+    Raises:
+        UsageError: says whose adapter it is, and what to do with it.
+    """
+    file = Path(name) / "adapter_config.json"
+    if not file.is_file() or (Path(name) / "config.json").exists():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    base = base or "the base model"
+    raise UsageError(
+        f"--model_name_or_path {name}: an adapter of {base}, not a model. To go on with its training give "
+        f"--model_name_or_path {base}, the same --use_peft flags, and --resume_from_checkpoint with its folder. "
+        "To train on top of it, merge it first (PeftModel.from_pretrained(model, folder)"
+        ".merge_and_unload().save_pretrained(merged)) and save the processor beside it. `vlm-grpo evaluate` takes the "
+        "adapter as it is"
+    )
+
+
+def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse rows with images or videos for a model that reads text alone.
+
+    Raises:
+        UsageError: names the first such row.
+    """
+    for number, row in enumerate(islice(dataset, MANY_ROWS if isinstance(dataset, Sized) else FIRST_ROWS)):
+        if row.get("images") or row.get("videos"):
+            raise UsageError(
+                f"--model_name_or_path {name} ({model_type}) reads text alone, and there are images in "
+                f"{row.get('where', f'row {number}')}: choose a vision-language model (vlm-grpo families)"
+            )
 
 
 def check_language_only(training: Any) -> None:

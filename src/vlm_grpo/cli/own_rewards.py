@@ -67,6 +67,14 @@ A function of none of these forms is refused with this list, before the data are
 own reward is called once, with the right answer of the first row as the completion: what it raises ends the run with
 the line in its file, what it gives is printed (also by `--dry_run`). `vlm-grpo preview --reward_funcs file.py:function`
 shows it for more rows. Tokens, and sizes of images as the model sees them, are stand-ins there.
+
+An own reward has `--reward_time_limit` seconds for each call (600; 0 is no limit), also while its file is imported.
+After a minute it is mentioned; at the limit the run ends with a line that names the reward and the row, on several
+processes all of them. Rewards of the table, a judge among them, have limits of their own.
+
+A reward that applies to no row of a run is refused before the model is loaded, and one that applies to some rows only
+is said once: `iou` without a true box, `reasoning` without `reference_steps`, `mcq` whose truth names no option. Rows
+that are scored for their form alone are named.
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.chart import Curve, save_picture
 from vlm_grpo.evaluation.report import Card, Section, answer_of, thumbnail, write_report
 from vlm_grpo.evaluation.results import versions
+from vlm_grpo.evaluation.strict_json import dumps
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.quickstart import Run
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def write_outputs(run: Run, before: Any, after: Any, curve: Curve, command: list[str]) -> None:
     """Write everything into the run's folder."""
     for name, evaluation in (("before", before), ("after", after)):
-        lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
+        lines = [dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
         write_whole(run.folder / f"predictions_{name}.jsonl", "".join(lines))
     start, end = before.main.value, after.main.value
     marks = ((0, start, f"held out {start:.1%}"), (curve.steps[-1], end, f"held out {end:.1%}"))

@@ -111,6 +111,12 @@ METHODS_NOTE = """## Accuracy methods
 Of `accuracy`, by the record's `accu_reward_method`, or for a whole file by `--reward_method`. `default`, `llm`, `map`,
 `odLength` and `weighted_sum` are VLM-R1's names.
 
+Text is compared in one form of Unicode (NFKC): full-width characters and punctuation, composed and decomposed accents
+are the same, and marks that end a sentence are left out in any script; `exact` knows composition alone. A choice may
+stand before or in a Chinese phrase ("B、狗", "答案是B"), and may be several letters ("AC", "A and C"). With options,
+mathematics takes the letter and the text. A list as the true answer must be given as a whole: where any one of several
+answers will do, use the rewards `exact_match` or `word_f1`, which take the best of them.
+
 | method | right is |
 |---|---|"""
 JUDGE = """

@@ -19,6 +19,7 @@ from vlm_grpo.cli.expert_data import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import show_trials
+from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
 from vlm_grpo.redact import redact_text
 
@@ -72,6 +73,8 @@ def run(argv: list[str]) -> int:
     dataset, held_out = load_data(script, training, prompting)
     shown = load_demonstrations(script, training, prompting)
     check_rows(script, training, dataset)
+    check_rows_enough(training, dataset)
+    check_scorable([] if script.environment else reward_specs(script), dataset)
     show_trials(reward_specs(script), dataset, prompting, training)
     if script.dry_run:
         from vlm_grpo.cli.dry_run import show
@@ -92,7 +95,13 @@ def run(argv: list[str]) -> int:
         record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
         if start is not None:
             check_changes(start, record, is_main=training.process_index == 0)
-        trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
+        try:
+            trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
+        except UsageError:
+            raise
+        except (ValueError, ImportError, OSError) as error:  # what a library finds wrong only now
+            logger.debug("the trainer cannot be built", exc_info=True)
+            raise UsageError(f"the model or the trainer cannot be built: {error}") from error
         keep_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0:

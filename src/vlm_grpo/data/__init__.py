@@ -54,8 +54,7 @@ def load_dataset(
     blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
 
     Args:
-        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data: `org/name@split`, a
-            save_to_disk folder, a parquet file, a `datasets.Dataset`.
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data (`open_sources`).
         image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
         task, format_prompt: the task of records that name none, and a jinja file that replaces its prompt.
@@ -64,8 +63,8 @@ def load_dataset(
         allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
         ignore_columns: columns that are not read.
         check: read all rows and look at every image file first.
-        mixture: a share for each file, `0.7:0.3` or a list. No row comes twice: the file that would run out first sets
-            the length, `mixture_seed` chooses which rows of the others are used.
+        mixture: a share for each file, `0.7:0.3` or a list; no row comes twice, and the file that would run out first
+            sets the length. `mixture_seed` chooses rows of the others.
         streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
             first row of each is looked at before, a later one (with `check` its images too) when it is reached.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.

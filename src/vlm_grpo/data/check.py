@@ -14,6 +14,7 @@ from PIL import Image
 from vlm_grpo.data.forms import Form, Reading
 from vlm_grpo.data.images import name_of
 from vlm_grpo.data.mixture import file_shares
+from vlm_grpo.data.placing import BoxPlaces
 from vlm_grpo.data.problems import Problem
 from vlm_grpo.data.rows import as_reading
 from vlm_grpo.data.sources import Source, open_sources
@@ -52,7 +53,7 @@ def check_source(
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
     """Every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
-    images = _ImageCheck(decode)
+    images, places = _ImageCheck(decode), BoxPlaces()
     readings = (as_reading(raw, source.where(n), n, source.form) for n, raw in enumerate(source.rows()))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         for chunk in _chunks(readings):
@@ -62,15 +63,17 @@ def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record],
                     note(reading.record)
                 problems += reading.problems
                 problems += images.problems(reading)
+                problems += places.problems(reading)
                 problems += _video_problems(reading, decode)
-    return problems
+    return problems + places.warnings(source.name)
 
 
 def check_reading(reading: Reading) -> list[Problem]:
     """What is wrong with one row, its images and its videos, without remembering it for another row."""
     images = _ImageCheck(decode=False)
     images.faults = {hash(ref.key): fault for ref in _files(reading) if (fault := image_fault(ref))}
-    return [*reading.problems, *images.problems(reading), *_video_problems(reading, decode=False)]
+    places = BoxPlaces().problems(reading)
+    return [*reading.problems, *images.problems(reading), *places, *_video_problems(reading, decode=False)]
 
 
 def _video_problems(reading: Reading, decode: bool) -> list[Problem]:

@@ -7,19 +7,28 @@ turns the last gpt turn is the answer to the last human turn, and all turns befo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlm_grpo.data.answers import (
+    LETTERS,
+    ONE_ANSWER,
+    VERL,
+    is_finite,
+    is_same,
+    of_number,
+    of_shapes,
+    unwrapped,
+    without_letters,
+)
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.markup import EXPECTED, markup_in
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.problems import Problem, known_name, show_value
-from vlm_grpo.data.targets import BOX_COLUMNS, BOX_TASKS, MASK_TASKS, box_complaints, mask_complaints
+from vlm_grpo.data.targets import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, shape_complaints
 from vlm_grpo.data.turns import MARKER, VIDEO_MARKER, Conversation, read_turns
-from vlm_grpo.data.videos import video_ref
+from vlm_grpo.data.videos import video_items, video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS
@@ -29,8 +38,6 @@ QUESTION_KEYS = ("conversations", "problem", "question", "prompt", "messages")
 ANSWER_KEYS = ("answer", "solution", "ground_truth")
 IMAGE_KEYS = ("images", "image")
 VIDEO_KEYS = ("videos", "video")
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class _RowReader:
         self.form = form
         self.problems: list[Problem] = []
         self.question_key: str | None = None
+        self.is_asked = False  # whether the question can be read
         self.used: set[str] = {"id", "task", *IMAGE_KEYS, *VIDEO_KEYS}
 
     def wrong(self, field: str, found: str, expected: str) -> None:
@@ -89,9 +97,10 @@ class _RowReader:
     def record(self, number: int) -> Record:
         key = self.question_key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
         conversation = self.conversation(key)
-        answer = self.answer(conversation)
-        images = self.images()
+        self.is_asked = not self.problems
         options = self.options()
+        answer = self.answer(conversation, options)
+        images = self.images()
         question, images = self.place(conversation, images, options, key)
         videos = self.videos(conversation, key)
         task = self.task()
@@ -102,7 +111,7 @@ class _RowReader:
             answer=answer,
             images=tuple(ref for ref in images if ref is not None),
             videos=videos,
-            system=conversation.system,
+            system=self.system(conversation),
             history=tuple(conversation.history),
             task=task,
             method=self.method(),
@@ -139,26 +148,52 @@ class _RowReader:
             self.wrong(field, found, expected)
         return conversation
 
-    def answer(self, conversation: Conversation) -> Any:
-        """The gold answer without `<answer>` tags: of the last gpt turn, or of the answer column."""
-        field, value = conversation.answer_field, conversation.answer
+    def answer(self, conversation: Conversation, options: tuple[str, ...]) -> Any:
+        """The true answer without `<answer>` tags: of the column that is asked for, the last gpt turn, or a column."""
+        field, value = self.answer_field(conversation)
         if field is None:
-            if self.problems:
-                return None  # without a question, a missing answer would only repeat the complaint
-            field = self.key(self.form.answer_key, ANSWER_KEYS, "the answer, or a gpt turn at the end")
-            if field is None:
-                return None
-            value = self.row[field]
+            return None
         if field == "answer":
             self.used.add("answer")
+        value, expected = of_number(unwrapped(value), options)
+        if expected is not None:
+            self.wrong(field, show_value(value), expected)
         if isinstance(value, str):
             value = extract_answer(value) or value
             if not value.strip():
                 self.wrong(field, "empty text", "the right answer")
-        elif not isinstance(value, int | float | list | dict) or not _is_finite(value):
+        elif not isinstance(value, int | float | list | dict) or not is_finite(value):
             expected = "text, a number (finite), a list or an object"
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
-        return value
+        task = self.row.get("task") or self.form.task
+        return of_shapes(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
+
+    def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
+        """Where the true answer stands, and what stands there; a second one that says something else is wrong."""
+        if self.form.answer_key is not None:
+            field = self.key(self.form.answer_key, ANSWER_KEYS, "the answer")
+            return field, None if field is None else self.row[field]
+        if conversation.answer_field is None:
+            if not self.is_asked:
+                return None, None  # without a question, a missing answer would only repeat the complaint
+            field = self.key(None, (*ANSWER_KEYS, VERL), "the answer, or a gpt turn at the end")
+            return field, None if field is None else self.row[field]
+        for name in ANSWER_KEYS:
+            if (value := self.row.get(name)) is not None and not is_same(value, conversation.answer):
+                self.wrong(name, f"{show_value(value)}, another answer than the gpt turn's", ONE_ANSWER.format(name))
+        return conversation.answer_field, conversation.answer
+
+    def system(self, conversation: Conversation) -> str | None:
+        """The system turn: of the conversation, or the column `system`."""
+        value = self.row.get("system")
+        if value is None:
+            return conversation.system
+        self.used.add("system")
+        if not isinstance(value, str):
+            self.wrong("system", f"{type(value).__name__} {show_value(value)}", "text")
+        elif conversation.system is not None and conversation.system != value:
+            self.wrong("system", f"{show_value(value)}, another one than the system turn", "one system turn")
+        return conversation.system or value or None
 
     def images(self) -> list[ImageRef | None]:
         """The images of the image column; None for one that cannot be read, so that their number stays right."""
@@ -283,12 +318,8 @@ class _RowReader:
         """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
         given = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in given if self.row[name] is None)
-        if answer is not None and (given or task in BOX_TASKS):
-            for complaint in box_complaints(self.row, answer, task, images):
-                self.wrong(*complaint)
-        if answer is not None and task in MASK_TASKS:
-            for complaint in mask_complaints(self.row, answer):
-                self.wrong(*complaint)
+        for complaint in shape_complaints(self.row, answer, task, images) if answer is not None else ():
+            self.wrong(*complaint)
 
     def video(self, field: str, value: Any) -> VideoRef | None:
         """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""
@@ -303,33 +334,3 @@ class _RowReader:
             return replace(ref, source=tuple(frames)) if None not in frames else None
         path = self.image(field, ref.source) if isinstance(ref.source, str) else ref
         return path and replace(ref, source=path.source, is_private_allowed=path.is_private_allowed)
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
-    if isinstance(value, list | dict):
-        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def video_items(value: Any) -> list[Any]:
-    """The videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
-    if not isinstance(value, list | tuple):
-        return [value]
-    files = all(isinstance(item, str) for item in value)
-    if files and all(Path(item).suffix.lower() in FRAME_SUFFIXES for item in value):
-        return [list(value)]
-    return list(value)
-
-
-def without_letters(options: list[str]) -> tuple[str, ...]:
-    """Options as plain texts, when every one of them carries its own letter (`A. dog`, `(B) cat`)."""
-    plain = []
-    for letter, option in zip(LETTERS, options, strict=False):
-        text = option.strip()
-        start = next((s for s in (f"({letter})", f"{letter}.", f"{letter})", f"{letter}:") if text.startswith(s)), None)
-        rest = text[len(start) :].strip() if start else ""
-        if not rest:
-            return tuple(options)
-        plain.append(rest)
-    return tuple(plain)

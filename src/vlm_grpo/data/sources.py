@@ -57,7 +57,8 @@ def open_sources(
     """Open everything that `source` names; nothing but line offsets is read.
 
     Args:
-        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set.
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set: `org/name@split`,
+            a save_to_disk folder, a parquet file, a `datasets.Dataset`.
         image_folders: a folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; an empty one means the default.
         form: keys, task and path rules of all files.

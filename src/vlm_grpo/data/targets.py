@@ -8,7 +8,9 @@ from typing import Any
 from vlm_grpo.boxes import extent
 from vlm_grpo.data.problems import show_value
 from vlm_grpo.rewards.box import true_box
+from vlm_grpo.rewards.detections import true_detections
 from vlm_grpo.rewards.mask import true_mask
+from vlm_grpo.rewards.truth import gold
 from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
 from vlm_grpo.tasks import TASKS
 
@@ -17,7 +19,20 @@ BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means:
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
 MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
 MASK_FORM = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
+DETECTION_TASKS = frozenset(name for name in TASKS if "detection" in TASKS[name].rewards)
+SHAPE_TASKS = BOX_TASKS | MASK_TASKS | DETECTION_TASKS
+DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, "Position" for 0 to 1000, or "None"'
 BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
+
+
+def shape_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+    """What is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
+    if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
+        yield from box_complaints(row, answer, task, images)
+    if task in DETECTION_TASKS:
+        yield from detection_complaints(answer)
+    if task in MASK_TASKS:
+        yield from mask_complaints(row, answer)
 
 
 def box_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
@@ -54,6 +69,13 @@ def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
         largest = extent(space, (0, 0), None)[0]
         if max(box) > largest:
             yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"
+
+
+def detection_complaints(answer: Any) -> Iterator[Complaint]:
+    """What would make the rewards for lists of boxes apply to no completion."""
+    if true_detections(gold(answer)) is None:
+        hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 
 
 def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:

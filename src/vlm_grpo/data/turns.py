@@ -118,7 +118,7 @@ def _flatten(content: Any, field_name: str, complaints: list[Complaint]) -> tupl
             images += [None] * block["text"].count(MARKER)
         elif isinstance(block, Mapping) and block.get("type") == "image":
             text += MARKER
-            images.append(block.get("image"))
+            images.append(next((block[name] for name in ("image", "url", "path") if block.get(name)), None))
         else:
             expected = 'blocks {"type": "text", "text": ...} or {"type": "image"}; videos go into a column'
             complaints.append((f"{field_name}[{number}]", show_value(block), expected))

@@ -53,6 +53,19 @@ def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_fram
     raise ValueError(f"{where or 'a row'}: a video must be {expected}, got {value!r:.80}")
 
 
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def video_items(value: Any) -> list[Any]:
+    """The videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    files = all(isinstance(item, str) for item in value)
+    if files and all(Path(item).suffix.lower() in FRAME_SUFFIXES for item in value):
+        return [list(value)]
+    return list(value)
+
+
 FrameCount = Callable[[int, float, float, int], int]
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import struct
 import sys
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# ECMA-48: control sequences, strings that a terminator ends (or the end of the output), and shorter escapes
+ESCAPE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|\Z)"
+    r"|\x1b[ -/]*[0-~]?"
+)
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 Status = Literal["ok", "error", "timeout", "memory", "output"]
 HEAD, SIZE = struct.Struct("III"), struct.Struct("II")
 DONE, OUT_OF_MEMORY = b"D", b"M"
@@ -253,8 +261,12 @@ def status_of(ending: Ending, outcome: bytes, settings: SandboxSettings) -> tupl
 
 
 def text_of(data: bytes, limit: int) -> str:
-    """Output as text, with a remark where it was cut."""
-    text = data.decode(errors="replace")
+    """Output as text, with a remark where it was cut.
+
+    What steers a terminal is left out: escape sequences with their parameters, and control characters. Whoever looks at
+    a log, or a model that reads the text, shall see what was printed and nothing else.
+    """
+    text = CONTROL.sub("", ESCAPE.sub("", data.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n"))
     return text if len(data) < limit else f"{text}\n[cut after {limit:,} bytes]"
 
 

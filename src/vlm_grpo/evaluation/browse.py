@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -22,6 +23,7 @@ from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.overlay import as_json, boxes_of, masks_of, paint_masks
 from vlm_grpo.evaluation.steps import asked, said_last, steps
+from vlm_grpo.evaluation.strict_json import dumps
 
 SIDE = 320  # pixels of a thumbnail's longer side
 TINY = 100  # pixels: images no larger are kept as they are
@@ -91,10 +93,14 @@ def write_page(path: str | Path, page: Page, examples: Sequence[Shown]) -> Path:
 
 def by_worth(examples: Sequence[Shown]) -> list[int]:
     """Numbers of the examples, the lowest and the highest score by turns; those without a score come last."""
-    scored = sorted((n for n, e in enumerate(examples) if e.score is not None), key=lambda n: examples[n].score)
+    scored = sorted((n for n, e in enumerate(examples) if _is_number(e.score)), key=lambda n: examples[n].score)
     turns = [n for place in range(len(scored)) for n in (scored[place], scored[-1 - place])]
-    rest = [n for n, example in enumerate(examples) if example.score is None]
+    rest = [n for n, example in enumerate(examples) if not _is_number(example.score)]
     return list(dict.fromkeys([*turns, *rest]))
+
+
+def _is_number(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)
 
 
 def _text_length(texts: int) -> int:
@@ -111,6 +117,9 @@ def _notes(examples: Sequence[Shown], kept: int, pictured: int) -> list[str]:
     notes = []
     if any("mask" in (example.prediction.get("facts") or {}) for example in examples):
         notes.append("Masks: the true one is green, the answered one magenta, and yellow is where they agree.")
+    odd = sum(example.score is not None and not _is_number(example.score) for example in examples)
+    if odd:
+        notes.append(f"{odd:,} scores are no numbers (NaN, infinity): such examples have no place in the order.")
     if kept < len(examples):
         notes.append(f"The page holds {kept:,} of {len(examples):,} examples; predictions.jsonl has all.")
     if pictured < with_media:
@@ -235,7 +244,7 @@ def script_json(value: Any) -> Any:
     """JSON that can stand inside a script element."""
     from markupsafe import Markup
 
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character, escaped in (
         ("<", "\\u003c"),
         (">", "\\u003e"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,6 +14,7 @@ import numpy as np
 
 from vlm_grpo.evaluation.measures import MEASURES, Value, measure
 from vlm_grpo.evaluation.metrics import value_of
+from vlm_grpo.evaluation.strict_json import loads
 
 RESAMPLES, FLIPS = 2000, 10_000
 EXACT = 14  # differences that are not 0: up to so many, all sign changes are tried
@@ -73,9 +73,9 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = loads((folder / "results.json").read_text(encoding="utf-8"))
         lines = (folder / "predictions.jsonl").read_text(encoding="utf-8", errors="surrogatepass").split("\n")
-        predictions = {entry["row"]: entry for entry in map(json.loads, filter(None, lines))}
+        predictions = {entry["row"]: entry for entry in map(loads, filter(None, lines))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompareError(
             f"{folder}: not a finished evaluation ({error}); expected results.json and predictions.jsonl as "

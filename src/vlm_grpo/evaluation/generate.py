@@ -119,7 +119,8 @@ class LocalModel:
 
     def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
         model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
-        inputs = left_padded(samples, tokenizer.pad_token_id)
+        padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+        inputs = left_padded(samples, padding)
         # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
@@ -129,7 +130,7 @@ class LocalModel:
             repetition_penalty=1.0,
             max_new_tokens=most,
             eos_token_id=sorted(ends),
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=padding,
             suppress_tokens=placeholder_ids(model.config, tokenizer),
             **_drawing(self.sampling, seeds, model.device),
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.evaluation.strict_json import dumps
 
 HEADER, LINES, FINISHED = "partial.json", "predictions.partial-*.jsonl", "results.json"
 
@@ -80,7 +81,7 @@ class Appender:
             os.truncate(self.path, whole)
 
     def __call__(self, predictions: Sequence[Mapping[str, Any]]) -> None:
-        lines = "".join(json.dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in predictions)
+        lines = "".join(dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in predictions)
         with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.write(lines)
             file.flush()

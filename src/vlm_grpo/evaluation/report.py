@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer")
     score = prediction["scores"][metric]
     text = prediction["predicted"]
     shown = f"(no answer) {prediction['completion']}" if text is None else text
-    return Answer(label, shown[:300], None if score is None else score >= 0.5)
+    is_right = None if score is None or not math.isfinite(score) else score >= 0.5
+    return Answer(label, shown[:300], is_right)
 
 
 def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -123,7 +125,7 @@ def ranking(scores: Mapping[str, Any]) -> str:
 def verdict(scores: Mapping[str, Any]) -> bool | None:
     """Whether the answer is right by the task's own reward; None where that is graded or does not apply."""
     name, value = next(iter(scores.items()))
-    return None if value is None or name in GRADED else value >= 0.5
+    return None if value is None or name in GRADED or not math.isfinite(value) else value >= 0.5
 
 
 def _shown(prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path) -> Shown:

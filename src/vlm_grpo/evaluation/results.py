@@ -5,7 +5,6 @@ Episodes also leave copies of the images that tools showed; they were written wh
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report import evaluation_report
+from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.evaluation.trajectory import remove_unused
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def write_results(
         facts: further entries of results.json: settings, seed, digests of the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
+    lines = [dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
     write_whole(folder / "predictions.jsonl", "".join(lines))
     evaluation_report(folder / "report.html", title, evaluation, dataset)
     remove_unused(folder, evaluation.predictions)
@@ -61,7 +61,7 @@ def write_results(
         "versions": versions(),
         "commit": commit(),
     }
-    write_whole(folder / "results.json", json.dumps(results, indent=1, default=str) + "\n")
+    write_whole(folder / "results.json", dumps(results, indent=1, default=str) + "\n")
 
 
 def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:

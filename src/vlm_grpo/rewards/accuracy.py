@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.asking import Case, JudgeSettings, judge_of, speaks_to_judge
 from vlm_grpo.rewards.box import box_overlap
-from vlm_grpo.rewards.choice import choice, normalise
+from vlm_grpo.rewards.choice import choices, normalise
 from vlm_grpo.rewards.detection import detection, weighted_sum
 from vlm_grpo.rewards.mask import mask_overlap
 from vlm_grpo.rewards.mathematics import equal, verify_all
@@ -23,7 +24,7 @@ from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
 from vlm_grpo.rewards.truth import gold
 from vlm_grpo.table import Table
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import extract_json, parse_answer
+from vlm_grpo.text import compatible, extract_json, parse_answer, same_width, without_end_marks
 
 JUDGED = ("judge", "llm")
 NOTHING = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
@@ -32,7 +33,7 @@ YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 def exact(answer: str, truth: str, record: Record) -> float | None:
     """Equal but for surrounding white space."""
-    return float(answer.strip() == truth.strip())
+    return float(unicodedata.normalize("NFC", answer.strip()) == unicodedata.normalize("NFC", truth.strip()))
 
 
 def text(answer: str, truth: str, record: Record) -> float | None:
@@ -41,15 +42,15 @@ def text(answer: str, truth: str, record: Record) -> float | None:
 
 
 def mcq(answer: str, truth: str, record: Record) -> float | None:
-    """The same letter, or the text of the right option; not applicable when the truth names no option."""
-    right = choice(truth, record.options)
-    return None if right is None else float(choice(answer, record.options) == right)
+    """The same letter or letters, or the text of the right option; not applicable when the truth names no option."""
+    right = choices(truth, record.options)
+    return None if right is None else float(choices(answer, record.options) == right)
 
 
 def yes_no(answer: str, truth: str, record: Record) -> float | None:
     """The same of yes and no, as whole words; not applicable when the truth is neither (or both)."""
-    right = set(YES_NO.findall(truth.lower()))
-    return None if len(right) != 1 else float(set(YES_NO.findall(answer.lower())) == right)
+    right = set(YES_NO.findall(compatible(truth).lower()))
+    return None if len(right) != 1 else float(set(YES_NO.findall(compatible(answer).lower())) == right)
 
 
 def numeric(answer: str, truth: str, record: Record) -> float | None:
@@ -57,6 +58,7 @@ def numeric(answer: str, truth: str, record: Record) -> float | None:
 
     A `tolerance` column (relative) of the record widens what counts as the same.
     """
+    truth, answer = _plain_number(truth), _plain_number(answer)
     day = calendar_date(truth)
     if day is not None:
         return float(calendar_date(answer) == day)
@@ -67,9 +69,13 @@ def numeric(answer: str, truth: str, record: Record) -> float | None:
     return float(given is not None and agree(given, right, record.extra.get("tolerance")))
 
 
+def _plain_number(text: str) -> str:
+    return text if text.isascii() else without_end_marks(same_width(text))
+
+
 def symbolic(answer: str, truth: str, record: Record) -> float | None:
     """Equal as mathematics, by math-verify with the truth as gold."""
-    return float(equal(truth, answer))
+    return float(equal(same_width(truth), same_width(answer)))
 
 
 def items(value: str) -> list[str]:
@@ -93,6 +99,12 @@ def all_match(answer: str, truth: str, record: Record) -> float | None:
 def _counted(value: str) -> Counter[str]:
     found = items(value)
     return Counter() if found == [NOTHING] else Counter(found)
+
+
+def same_object(answer: str, truth: str, record: Record) -> float | None:
+    """The same JSON, whatever its spacing and the order of its keys; not applicable when the truth is none."""
+    right = extract_json(truth)
+    return None if right is None else float(extract_json(answer) == right)
 
 
 def list_in_order(answer: str, truth: str, record: Record) -> float | None:
@@ -127,14 +139,14 @@ def default(answer: str, truth: str, record: Record) -> float | None:
 @lru_cache(maxsize=65536)
 def kind(truth: str, options: tuple[str, ...]) -> str:
     """The method that fits a true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
-    if options and choice(truth, options) is not None:
+    if options and choices(truth, options) is not None:
         return "mcq"
     if normalise(truth) in ("yes", "no"):
         return "yes_no"
-    if calendar_date(truth) is not None or quantity(truth) is not None:
+    if calendar_date(_plain_number(truth)) is not None or quantity(_plain_number(truth)) is not None:
         return "numeric"
-    if isinstance(extract_json(truth), list):
-        return "all_match"
+    if isinstance(value := extract_json(truth), list | dict):
+        return "all_match" if isinstance(value, list) else "json"
     return "math" if "$" in truth or "\\" in truth else "text"
 
 
@@ -151,6 +163,7 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
         "math": symbolic,
         "all_match": all_match,
         "list": list_in_order,
+        "json": same_object,
         "iou": box_overlap,
         "mask_iou": mask_overlap,
         "detection": detection,
@@ -193,7 +206,10 @@ def accuracy_reward(
 def method_of(record: Record) -> str:
     """The record's own method, else that of its task, else `auto`; `default` is as good as none."""
     own = None if record.method == "default" else record.method
-    return own or task_method(record.task) or "auto"
+    method = own or task_method(record.task) or "auto"
+    # The prompt of such a row asks for a letter, also where the task is mathematics.
+    is_choice = own is None and method == "math" and record.options and record.answer is not None
+    return "mcq" if is_choice and choices(gold(record.answer), record.options) is not None else method
 
 
 def task_method(task: str) -> str | None:
@@ -235,7 +251,8 @@ def prepare_accuracy(
         is_math = method == "math" or (method == "auto" and kind(truth, record.options) == "math")
         answer = given_answer(completion, record) if is_math or method in JUDGED else None
         if answer is not None:
-            (pairs if is_math else cases).append((truth, answer) if is_math else _case(answer, truth, record))
+            pair = (same_width(truth), same_width(answer))
+            (pairs if is_math else cases).append(pair if is_math else _case(answer, truth, record))
     with ThreadPoolExecutor(1) as thread:
         asking = thread.submit(_ask, cases, judge, log_metric) if cases else None
         if pairs:

@@ -146,10 +146,17 @@ def _take_signal(clock: Clock) -> Any:
 
 
 def hung_status() -> int:
-    """Return the exit status of a run that hanging code ended; a thread that still runs must not hold the end."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        os._exit(1)
+    """Return the exit status of a run that hanging code ended; threads that still run will not hold its end."""
+    threading.Thread(target=_end_with_main, daemon=True, name="end").start()
     return 1
+
+
+def _end_with_main() -> None:
+    """End the process when the main thread has ended, and others that it would wait for have not."""
+    while threading.main_thread().is_alive():
+        time.sleep(0.5)
+    time.sleep(LATER)
+    os._exit(1)
 
 
 def note_call(what: Callable[[], str]) -> None:

@@ -7,6 +7,7 @@ family answers, and `{"Position": [x1, y1, x2, y2], "Confidence": 0.9}`, always 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ from vlm_grpo.records import Record
 from vlm_grpo.rewards.box import in_answer_space
 from vlm_grpo.rewards.choice import normalise
 from vlm_grpo.rewards.truth import gold
-from vlm_grpo.text import extract_json, parse_answer
+from vlm_grpo.text import extract_json, parse_answer, python_literal
 
 FARTHEST = 1e12  # a coordinate beyond it is none, and its area could become infinite
+NOTHING = ("none", "no objects", "no object", "no objects found", "nothing")  # said by data sets
 UNREADABLE = "\0"  # the label of an entry that is no detection; no truth has it
 
 
@@ -50,8 +52,8 @@ def detection_pair(completion: str, record: Record) -> Lists | None:
 
 def compared(answer: str, truth: str, record: Record) -> Lists | None:
     """The lists that an answer and the truth are, ready to be compared; None when the truth is no list of boxes."""
-    right = _read_truth(truth)
-    if right is None or any(item.label == UNREADABLE for item in right):
+    right = true_detections(truth)
+    if right is None:
         return None
     given = read_detections(answer)
     placed = sorted(_in_answer_space(item, record, is_truth=True) for item in right)
@@ -71,8 +73,14 @@ def read_detections(text: str) -> list[Detection] | None:
 
 
 @lru_cache(maxsize=4096)
-def _read_truth(text: str) -> list[Detection] | None:
-    return read_detections(text)
+def true_detections(text: str) -> list[Detection] | None:
+    """The entries of a true answer; None when it is no list, or one of them cannot be read.
+
+    What data sets write is read more freely than what models do: Python's spelling of a list, "No objects".
+    """
+    value = python_literal(text)
+    found = [] if normalise(text) in NOTHING else read_detections(text if value is text else json.dumps(value))
+    return None if found is None or any(item.label == UNREADABLE for item in found) else found
 
 
 def _detection(item: Any) -> Detection:

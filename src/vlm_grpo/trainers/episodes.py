@@ -8,6 +8,7 @@ a call or that was cut off, and after `max_turns` turns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,10 +108,13 @@ class Episode:
         """
         found = self.ask("metrics") if hasattr(self.environment, "metrics") else {}
         try:
-            return {str(name): float(value) for name, value in found.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+            numbers = {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError):
+            numbers = {"": math.nan}
+        if not all(map(math.isfinite, numbers.values())):
             place = method_name(self.environment, "metrics", self.row)
-            raise RuntimeError(f"{place}: must return a mapping from name to number, got {found!r:.200}") from error
+            raise RuntimeError(f"{place}: must return a mapping from name to a finite number, got {found!r:.200}")
+        return numbers
 
     @property
     def last_text(self) -> str:

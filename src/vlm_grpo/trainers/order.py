@@ -26,6 +26,15 @@ class EpochSampler(RepeatSampler):
 
     epoch = 0
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.num_samples < self.batch_size:
+            raise ValueError(
+                f"train_dataset: {self.num_samples} rows are fewer than the {self.batch_size} prompts of one rollout "
+                "(generation_batch_size / num_generations), so that nothing would be trained; give more rows, or make "
+                "per_device_train_batch_size or steps_per_generation smaller"
+            )
+
     def set_epoch(self, epoch: int) -> None:
         """Called by the training loop before each epoch."""
         self.epoch = epoch

@@ -1,0 +1,113 @@
+"""Whether the rows of a run are enough, and whether its rewards apply to them; found before the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.rewards import REWARDS
+from vlm_grpo.rewards.adapter import split_spec
+from vlm_grpo.rewards.applying import OF_FORM, applies, needed
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 20_000  # that are looked at for each reward; after that only rewards that no row has had yet look on
+MOST_PLACES = 5
+
+
+def check_rows_enough(training: Any, dataset: Any) -> None:
+    """Refuse data that do not fill one rollout: nothing would be trained.
+
+    Raises:
+        UsageError: says how many rows are needed, and which flags ask for so many.
+    """
+    if not isinstance(dataset, Sized):
+        return
+    batch, generations = training.generation_batch_size, training.num_generations
+    prompts = batch // generations
+    if len(dataset) < prompts:
+        size = f"--per_device_train_batch_size {training.per_device_train_batch_size}"
+        many = f" on {training.world_size} processes" if training.world_size > 1 else ""
+        steps = f"--steps_per_generation {training.steps_per_generation}"
+        raise UsageError(
+            f"{len(dataset)} rows are fewer than the {prompts} prompts of one rollout: nothing would be trained. "
+            f"A rollout has {batch} completions ({size}{many}, {steps}), {generations} of each prompt "
+            f"(--num_generations). Give at least {prompts} rows, or make one of the first two flags smaller"
+        )
+
+
+@dataclass
+class Coverage:
+    """Which rewards apply to how many rows, and to which not."""
+
+    names: Sequence[str]
+    rows: int = 0
+    applied: Counter[str] = field(default_factory=Counter)
+    without: dict[str, str] = field(default_factory=dict)  # the first row that a reward does not apply to
+    unscored: list[str] = field(default_factory=list)
+
+    def add(self, row: Mapping[str, Any], number: int) -> None:
+        """Take note of one row."""
+        where = str(row.get("where") or f"row {number}")
+        record, has_score = row["record"], False
+        for name in self.names:
+            try:
+                does_apply = applies(name, record)
+            except ValueError as error:  # a true mask that is none
+                raise UsageError(f"{where}: reward {name!r}: {error}") from error
+            has_score |= does_apply
+            self.applied[name] += does_apply
+            if not does_apply:
+                self.without.setdefault(name, where)
+        self.rows += 1
+        if not has_score:
+            self.unscored.append(where)
+
+
+def check_scorable(specs: Sequence[str], dataset: Any) -> None:
+    """Refuse a reward that applies to no row, and say once which apply to some only; rows that none scores are named.
+
+    Rewards of one's own, and of form alone, are left out. Streams are not read ahead.
+
+    Raises:
+        UsageError: a reward that no row can earn; says what it needs.
+    """
+    known = [split_spec(spec)[0] for spec in specs]
+    names = [name for name in dict.fromkeys(known) if name in REWARDS and name not in OF_FORM]
+    if not names or not isinstance(dataset, Sized):
+        return
+    coverage = Coverage(names)
+    for number, row in enumerate(_rows(dataset, coverage)):
+        if row.get("record") is None:
+            return  # an environment makes the episode
+        coverage.add(row, number)
+    useless = [name for name in names if not coverage.applied[name]]
+    if useless:
+        raise UsageError(_refusal(useless, specs, coverage.rows))
+    for name, where in coverage.without.items():
+        logger.warning(
+            "reward %r applies to %s of %s rows: it needs %s (the first without: %s)",
+            *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", needed(name), where),
+        )
+    if coverage.unscored and all(name in REWARDS for name in known):
+        places = ", ".join(coverage.unscored[:MOST_PLACES]) + (", ..." if len(coverage.unscored) > MOST_PLACES else "")
+        logger.warning("%s rows are scored for their form alone: %s", f"{len(coverage.unscored):,}", places)
+
+
+def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
+    """The first rows; more while a reward has not applied to any."""
+    for number in range(len(dataset)):
+        if number >= MOST_ROWS and all(coverage.applied[name] for name in coverage.names):
+            return
+        yield dataset[number]
+
+
+def _refusal(useless: Sequence[str], specs: Sequence[str], rows: int) -> str:
+    lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {needed(name)}" for name in useless]
+    rest = [spec for spec in specs if split_spec(spec)[0] not in useless]
+    hint = f"leave it out (--reward_funcs {' '.join(rest)}), or" if rest else "choose other rewards, or"
+    return "\n  ".join(["rewards that nothing can earn:", *lines, f"{hint} give the rows what they need"])

@@ -1,0 +1,84 @@
+"""The true answer of a row in the forms in which data sets write it, brought into the one that rewards read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_grpo.boxes import boxes_in
+from vlm_grpo.rewards.choice import normalise
+from vlm_grpo.rewards.detections import NOTHING
+from vlm_grpo.rewards.truth import gold
+from vlm_grpo.text import python_literal
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignore_columns {0} the turn"
+VERL = "reward_model"  # verl's column: {"style": "rule", "ground_truth": ...}
+
+
+def unwrapped(value: Any) -> Any:
+    """Return the answer in what holds it: a chat message of the assistant, verl's reward model; else the value."""
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {"role", "content"} and value["role"] == "assistant":
+        return value["content"]
+    return value["ground_truth"] if "ground_truth" in value and "style" in value else value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two true answers say the same: equal text or JSON, or the same boxes."""
+    texts = [gold(unwrapped(value)) for value in (one, other)]
+    boxes = [boxes_in(text) for text in texts]
+    return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
+
+
+def of_number(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
+    """Return the letter of the option that a whole number counts to from 0, as ScienceQA has it; else the value.
+
+    The second is what was expected, where the number is none of an option or may mean two of them. A number that is the
+    text of an option, and counts to no other one, is that text.
+    """
+    if type(value) is not int or not options:
+        return value, None
+    texts = [option.strip() for option in options]
+    named = texts.index(str(value)) if str(value) in texts else None
+    counted = value if 0 <= value < len(options) else None
+    if named is None and counted is None:
+        return value, f"the number of one of the {len(options)} options, counted from 0, or its letter or text"
+    if named is not None and counted not in (None, named):
+        return value, f"a letter: it is the text of option {LETTERS[named]} and the number of {LETTERS[counted]}"
+    return LETTERS[counted if named is None else named], None
+
+
+def of_shapes(value: Any, *, is_list: bool) -> Any:
+    """Return a true answer of boxes or masks: Python's spelling of a list or object is read as JSON's.
+
+    Args:
+        is_list: of detections, where some text says that nothing is there.
+    """
+    if not isinstance(value, str):
+        return value
+    if is_list and normalise(value) in NOTHING:
+        return []
+    return python_literal(value)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
+    if isinstance(value, list | dict):
+        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def without_letters(options: list[str]) -> tuple[str, ...]:
+    """Options as plain texts, when every one of them carries its own letter (`A. dog`, `(B) cat`)."""
+    plain = []
+    for letter, option in zip(LETTERS, options, strict=False):
+        text = option.strip()
+        start = next((s for s in (f"({letter})", f"{letter}.", f"{letter})", f"{letter}:") if text.startswith(s)), None)
+        rest = text[len(start) :].strip() if start else ""
+        if not rest:
+            return tuple(options)
+        plain.append(rest)
+    return tuple(plain)

@@ -1,0 +1,40 @@
+"""JSON that every reader takes: Python's own writes NaN and infinities, which are none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """Return the value as JSON, with null for a number that is not finite; options are those of `json.dumps`."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(finite(value), allow_nan=False, **options)
+
+
+def finite(value: Any) -> Any:
+    """Return a copy of nested mappings and sequences with None for NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [finite(item) for item in value]
+    return value
+
+
+def loads(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is no JSON; NaN and infinities are none.
+    """
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
