@@ -90,8 +90,8 @@ def no_class(folder: Path) -> None:
 
 
 def luffys_columns(folder: Path) -> None:
-    rows = load_dataset(one_row(folder, thinking="x", solution="y"))
-    assert with_expert_key(rows, "thinking+solution")[0]["expert"] == "<think>x</think>\n<answer>y</answer>"
+    rows = load_dataset(one_row(folder, thinking="x", solution="a"))
+    assert with_expert_key(rows, "thinking+solution")[0]["expert"] == "<think>x</think>\n<answer>a</answer>"
 
 
 def chords_set(folder: Path) -> None:
