@@ -175,7 +175,7 @@ SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 2}
     ("mode", "options"),
     [
         ("ddp", SYNCED),
-        ("zero2.yaml", SYNCED),
+        pytest.param("zero2.yaml", SYNCED, marks=pytest.mark.extended),
         ("zero3", {}),
         ("fsdp2.yaml", {}),
         ("fsdp2.yaml sharded", {}),

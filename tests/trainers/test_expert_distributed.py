@@ -20,7 +20,7 @@ ANSWERS = {0: "1. 2. 3", 1: ["4. 5", "6. So"], 3: "7. 8"}  # the third has none
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name", ["hpt", "chord", "uft"])
+@pytest.mark.parametrize("name", ["hpt", "chord", pytest.param("uft", marks=pytest.mark.extended)])
 def test_two_processes_equal_one(name: str, tiny_model: Path, tmp_path: Path):
     """With images of other sizes on each, and a prompt without one on the second process."""
     write_data(tmp_path, (["0.png"], [], ["2.png"], ["3.png"]))

@@ -250,8 +250,13 @@ ADAPTED = {"use_peft": True, "lora_r": 4, "lora_alpha": 64, "lora_dropout": 0}
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("mode", "more"),
-    [("ddp", {}), ("zero2.yaml", {}), ("zero3", {}), ("ddp", ADAPTED), ("zero3", ADAPTED)],
-    ids=["ddp", "zero2", "zero3", "ddp_lora", "zero3_lora"],
+    [
+        pytest.param("ddp", {}, id="ddp"),
+        pytest.param("zero2.yaml", {}, id="zero2", marks=pytest.mark.extended),
+        pytest.param("zero3", {}, id="zero3"),
+        pytest.param("ddp", ADAPTED, id="ddp_lora", marks=pytest.mark.extended),
+        pytest.param("zero3", ADAPTED, id="zero3_lora"),
+    ],
 )
 def test_two_processes_equal_one(mode: str, more: dict, tiny_model: Path, tmp_path: Path):
     """Losses, values and weights of both models; a run resumes in mid-rollout."""

@@ -31,7 +31,15 @@ def test_the_scripts_differ_between_processes():
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("mode", "trainer"), [("ddp", "grpo"), ("ddp", "rloo"), ("zero3", "grpo"), ("zero3", "rloo")])
+@pytest.mark.parametrize(
+    ("mode", "trainer"),
+    [
+        ("ddp", "grpo"),
+        pytest.param("ddp", "rloo", marks=pytest.mark.extended),
+        pytest.param("zero3", "grpo", marks=pytest.mark.extended),
+        ("zero3", "rloo"),
+    ],
+)
 def test_two_processes_play_as_one(mode: str, trainer: str, tiny_model: Path, tmp_path: Path):
     """Also where the episodes of one process take four turns with pictures and those of the other only one."""
     write_data(tmp_path)
