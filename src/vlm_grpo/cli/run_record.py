@@ -64,11 +64,17 @@ def run_record(
         "data": {"files": _digests(_data_paths(script)), "rows": len(dataset) if hasattr(dataset, "__len__") else None},
         "code": _digests(_code_paths(script, names)),
         "processes": training.world_size,
-        "distributed": training.distributed_state.distributed_type,
+        "distributed": _distributed(training),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
     return redact(plain(record))
+
+
+def _distributed(training: Any) -> Any:
+    """How processes train together; accelerate's state says FSDP only when there is a trainer."""
+    shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return "FSDP" if shards else training.distributed_state.distributed_type
 
 
 def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:

@@ -134,15 +134,16 @@ class Chromium:
         if session:
             message["sessionId"] = session
         answer: Future[dict[str, Any]] = Future()
-        with self._lock:
-            if self._ended.is_set():
-                raise BrowserGone("the browser has ended")
-            self._waiting[message["id"]] = answer
-            try:
+        try:
+            with self._lock:
+                if self._ended.is_set():
+                    raise BrowserGone("the browser has ended")
+                self._waiting[message["id"]] = answer
                 _write(self._out, json.dumps(message).encode() + b"\0")
-            except OSError as error:
-                self._kill_processes()  # it hangs, if it is still there
-                raise BrowserGone(f"the browser does not listen: {error}") from error
+        except OSError as error:
+            self._kill_processes()  # it hangs, if it is still there
+            self._end("it does not listen")  # also where the thread that reads has not seen it yet
+            raise BrowserGone(f"the browser does not listen: {error}") from error
         return answer
 
     def call(self, method: str, parameters: dict[str, Any] | None = None, session: str = "", *, seconds: float) -> Any:
