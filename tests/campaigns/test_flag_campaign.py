@@ -29,7 +29,7 @@ def test_a_flag_trains_or_is_refused_in_words(seed: int, tiny_model: Path, tmp_p
     for number, name in enumerate(FLAGS):
         value, output = source.choice(VALUES), tmp_path / f"out_{number}"
         trainer = "grpo" if name in known_flags("grpo") else "rloo"
-        words = training(tiny_model, tmp_path / "a.jsonl", tmp_path, output, trainer=trainer, **{name: value})
+        words = training(tiny_model, tmp_path / "a.jsonl", tmp_path, output, **{"trainer": trainer, name: value})
         end = outcome(train.main, words)
         trained += end.status == 0
         is_saved = (output / "model.safetensors").is_file() or name in UNSAVED

@@ -24,7 +24,10 @@ LATE = {"steps_per_generation": 2, "num_iterations": 2}  # four steps to a rollo
 
 
 class Terminator(TrainerCallback):
-    """Sends SIGTERM to this process, some seconds into the step that comes after some others."""
+    """Sends SIGTERM to this process, some seconds into the step that comes after some others.
+
+    A quick machine takes several steps in that time: the second one waits for the signal.
+    """
 
     def __init__(self, steps: int, seconds: float) -> None:
         self.steps = steps
@@ -33,12 +36,17 @@ class Terminator(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if self.steps == 0:
             self.timer.start()
+        elif self.steps < -1:
+            self.timer.join()
         self.steps -= 1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.timer.cancel()  # without its handler the signal would end this process
 
 
 def trained(model: Path, folder: Path, terminator: Terminator | None = None, **changes: Any) -> Any:
     """A trainer that has gone on from the newest checkpoint of its folder."""
-    options = {"kind": "grpo", "max_steps": 40, "save_steps": 100, "enable_jit_checkpoint": True, **LATE, **changes}
+    options = {"kind": "grpo", "max_steps": 60, "save_steps": 100, "enable_jit_checkpoint": True, **LATE, **changes}
     trainer = build(options.pop("kind"), model, folder, **options)
     if terminator is not None:
         trainer.add_callback(terminator)

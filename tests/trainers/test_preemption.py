@@ -70,7 +70,7 @@ CONFIGURATIONS = [
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("changes", CONFIGURATIONS, ids=str)
 def test_random_moments_of_other_trainings(changes: dict, tiny_model: Path, tmp_path: Path):
-    compare(tiny_model, tmp_path, count=3, max_steps=14, **changes)
+    compare(tiny_model, tmp_path, count=3, max_steps=18, **changes)
 
 
 @pytest.mark.multiprocess
