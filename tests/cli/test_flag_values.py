@@ -33,6 +33,7 @@ WRONG = {
     "lora_dropout": ("1", "-0.1"),
     "kl_in_reward": ("nan", "-inf"),
     **dict.fromkeys(("loss_type", "scale_rewards", "importance_sampling_level", "cache_implementation"), ("nope", "")),
+    "remove_unused_columns": ("true",),
     **dict.fromkeys(("multi_objective_aggregation", "attn_implementation"), ("nope",)),
     **dict.fromkeys(("torch_compile_backend", "torch_compile_mode", "optim_args"), ("nope",)),
     "report_to": ("wandbb",),
@@ -88,6 +89,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capsys: pytest.Captur
 def test_one_mistake_is_one_sentence(given: str, said: str, tmp_path: Path):
     with pytest.raises(UsageError, match=rf"^wrong flags:\n  {said}.*$"):
         parse([*words(tmp_path), *given.split()])
+
+
+def test_a_range_of_rewards_has_two_ends(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"--reward_clip_range 1.*must be two numbers.* --config file"):
+        parse(words(tmp_path, trainer="rloo", reward_clip_range="1"))
+    with pytest.raises(ValueError, match=r"--reward_clip_range 1 0: must be two numbers, the lower one first"):
+        VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(1, 0))
+    assert VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(0, 1)).reward_clip_range == (0, 1)
 
 
 def test_limits_themselves_are_allowed(tmp_path: Path):

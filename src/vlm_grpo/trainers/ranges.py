@@ -137,6 +137,14 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
         for name in reporters
         if name not in known["report_to"]
     ]
+    clip = values.get("reward_clip_range")
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        problems.append(
+            f"--reward_clip_range {' '.join(map(str, clip))}: must be two numbers, the lower one first; "
+            "from a command line in a --config file, as reward_clip_range: [0, 1]"
+        )
+    if values.get("remove_unused_columns") is True:
+        problems.append("--remove_unused_columns: must be false, rewards read the columns that the model does not")
     optim_args = values.get("optim_args")
     if optim_args and not all("=" in pair for pair in str(optim_args).split(",")):
         problems.append(f"--optim_args {optim_args}: must be name=value pairs with commas between them")
