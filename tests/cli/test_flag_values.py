@@ -92,8 +92,9 @@ def test_one_mistake_is_one_sentence(given: str, said: str, tmp_path: Path):
 
 
 def test_a_range_of_rewards_has_two_ends(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"--reward_clip_range 1.*must be two numbers.* --config file"):
-        parse(words(tmp_path, trainer="rloo", reward_clip_range="1"))
+    for value in ("1", "-1"):  # TRL's parser makes characters of the second
+        with pytest.raises(UsageError, match=r"--reward_clip_range .*: must be two numbers.* --config file"):
+            parse(words(tmp_path, trainer="rloo", reward_clip_range=value))
     with pytest.raises(ValueError, match=r"--reward_clip_range 1 0: must be two numbers, the lower one first"):
         VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(1, 0))
     assert VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(0, 1)).reward_clip_range == (0, 1)

@@ -187,7 +187,10 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     if not script.val_split_ratio:
         return dataset, None
-    return val_split(dataset, script.val_split_ratio, training.seed)
+    try:
+        return val_split(dataset, script.val_split_ratio, training.seed)
+    except ValueError as error:
+        raise UsageError(f"wrong flags:\n  {error}") from error
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:

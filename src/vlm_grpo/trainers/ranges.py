@@ -138,10 +138,11 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
         if name not in known["report_to"]
     ]
     clip = values.get("reward_clip_range")
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+    if clip is not None and not _is_range(clip):
+        shown = clip if isinstance(clip, str) else " ".join(map(str, clip))
         problems.append(
-            f"--reward_clip_range {' '.join(map(str, clip))}: must be two numbers, the lower one first; "
-            "from a command line in a --config file, as reward_clip_range: [0, 1]"
+            f"--reward_clip_range {shown}: must be two numbers, the lower one first; from a command line in a "
+            "--config file, as reward_clip_range: [0, 1]"
         )
     if values.get("remove_unused_columns") is True:
         problems.append("--remove_unused_columns: must be false, rewards read the columns that the model does not")
@@ -149,6 +150,12 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
     if optim_args and not all("=" in pair for pair in str(optim_args).split(",")):
         problems.append(f"--optim_args {optim_args}: must be name=value pairs with commas between them")
     return problems
+
+
+def _is_range(values: object) -> bool:
+    """Whether values are two finite numbers, the lower one first."""
+    is_pair = isinstance(values, list | tuple) and len(values) == 2 and all(map(_is_number, values))
+    return is_pair and values[0] < values[1]
 
 
 @cache
