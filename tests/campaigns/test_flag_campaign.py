@@ -23,8 +23,11 @@ UNSAVED = {"dry_run", "output_dir"}
 
 @pytest.mark.extended
 @pytest.mark.parametrize("seed", range(3))
-def test_a_flag_trains_or_is_refused_in_words(seed: int, tiny_model: Path, tmp_path: Path):
+def test_a_flag_trains_or_is_refused_in_words(
+    seed: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)  # some values name a folder
     source, faults, trained = random.Random(seed), [], 0
     for number, name in enumerate(FLAGS):
         value, output = source.choice(VALUES), tmp_path / f"out_{number}"
