@@ -7,7 +7,7 @@
 #   bash benchmarks/gpu.sh --rehearse --output results                    the same stages on a CPU, at tiny size
 #
 # PYTHON names the interpreter (default python3); without --wheels its own packages are taken. Every stage has a limit of
-# its own and writes what it has as it goes: a run that is cut off keeps it. --seconds N (default 530) bounds all of them.
+# its own and writes what it has as it goes: a run that is cut off keeps it. --seconds N (default 530) bounds all of them, --stages NAME ... leaves the others out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"

@@ -1,18 +1,17 @@
-"""Does a training on a GPU learn? GRPO on rendered counting, with a model of 100 million parameters.
+"""Does a training on a GPU learn? GRPO on handwritten digits, with a model of 100 million parameters.
 
-python benchmarks/learning.py --large --output benchmarks/learning_gpu.json   on a GPU, about 80 s
+python benchmarks/learning.py --large --output benchmarks/learning_gpu.json   on a GPU, about two minutes
 python benchmarks/learning.py --rehearse                                      a million parameters, few steps, on a CPU
 
 As in the quickstart: a new Qwen2.5-VL is taught the form of an answer and partly wrong labels (most odd numbers one too
 high), then the trainer and its rewards mend that. The curve is the share of right answers among sampled completions;
-held-out pictures are answered greedily before and after. The output file is written after every step.
+held-out digits are read greedily before and after. The output file is written after every step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,13 +25,11 @@ from tables import learning_line
 
 from vlm_grpo.cli.warm_start import completion, warm_up
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy.scenes import COLORS, GROUNDS, KINDS, draw, place
+from vlm_grpo.data.toy import write_digits
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation import evaluate
 from vlm_grpo.tiny import QUICKSTART, TinySize, build_tiny_qwen
 
-QUESTION = "How many shapes are there in the image?"
-MOST = 6  # shapes in a picture
 LARGE = TinySize(
     hidden=768, layers=12, heads=12, intermediate=2304, vision_hidden=384, vision_layers=6, vision_heads=6,
     vocabulary=512,
@@ -45,18 +42,16 @@ class Plan:
 
     size: TinySize
     device: str
-    side: int  # pixels of a picture
-    rows: int
-    held_out: int
     warm_steps: int
+    warm_rate: float
     steps: int
     prompts: int  # of a step, with eight completions each
     learning_rate: float
 
 
 PLANS = {
-    "large": Plan(LARGE, "cuda", 112, 3000, 200, 400, 120, 32, 2e-5),
-    "rehearse": Plan(QUICKSTART, "cpu", 56, 40, 8, 3, 2, 2, 2e-4),
+    "large": Plan(LARGE, "cuda", 250, 3e-4, 40, 32, 5e-5),
+    "rehearse": Plan(QUICKSTART, "cpu", 3, 1e-3, 2, 2, 2e-4),
 }
 
 
@@ -91,8 +86,11 @@ def learn(plan: Plan, folder: Path, result: dict[str, Any], save: Callable[[], N
         save()
         print(f"{part}: {result['seconds'][part]:.1f} s", flush=True)
 
-    rows, held_out = (pictures(folder / name, count, seed, plan.side) for name, count, seed in parts(plan))
-    done("pictures")
+    files = write_digits(folder / "data")
+    rows, held_out = (
+        load_dataset(str(path), image_folders=str(files.images)) for path in (files.train, files.held_out)
+    )
+    done("digits")
     model, processor = taught(plan, rows)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     done("warm start")
@@ -104,41 +102,20 @@ def learn(plan: Plan, folder: Path, result: dict[str, Any], save: Callable[[], N
     done("after")
 
 
-def parts(plan: Plan) -> list[tuple[str, int, int]]:
-    """Return name, rows and seed of both data sets."""
-    return [("train", plan.rows, 0), ("held_out", plan.held_out, 1)]
-
-
-def pictures(folder: Path, count: int, seed: int, side: int) -> Any:
-    """Draw pictures of one to MOST shapes and return their rows."""
-    images = folder / "images"
-    images.mkdir(parents=True)
-    source = random.Random(seed)
-    lines = []
-    for number in range(count):
-        shapes = 1 + number % MOST
-        names = [(source.choice(KINDS), source.choice(list(COLORS))) for _ in range(shapes)]
-        draw(place(source, names), side, source.choice(GROUNDS)).save(images / f"{number}.png")
-        lines.append({"id": number, "question": f"<image>{QUESTION}", "answer": str(shapes), "image": f"{number}.png"})
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return load_dataset(str(path), image_folders=str(images), task="counting")
-
-
 def taught(plan: Plan, rows: Any) -> tuple[Any, Any]:
     """Return a model that writes the form of an answer and mostly the labels that it was taught."""
     torch.manual_seed(0)
     asked = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
     corpus = [*asked, completion(" ".join("0123456789")), "user assistant system"]
     with torch.device(plan.device):
-        model, processor = build_tiny_qwen(plan.size, corpus=corpus, max_pixels=plan.side * plan.side)
-    warm_up(model, processor, rows, steps=plan.warm_steps)
+        model, processor = build_tiny_qwen(plan.size, corpus=corpus)
+    warm_up(model, processor, rows, steps=plan.warm_steps, learning_rate=plan.warm_rate)
     return model, processor
 
 
 def accuracy(model: Any, processor: Any, rows: Any) -> float:
     """Return the share of right greedy answers."""
-    return evaluate(model, processor, rows, task="counting", max_completion_length=24, batch_size=100).main.value
+    return evaluate(model, processor, rows, task="default", max_completion_length=24, batch_size=99).main.value
 
 
 def train(

@@ -79,7 +79,7 @@ def gpu_page(folder: Path) -> str:
     lines += ["", "### Decoding alone, tokens a second", ""]
     lines += [decoding_table(decoding) if decoding and "bandwidth" in decoding else f"{NOT_MEASURED.capitalize()}."]
     learning = read(folder / "learning.json")
-    lines += ["", "### A training on rendered counting", ""]
+    lines += ["", "### A training on handwritten digits", ""]
     lines += [learning_line(learning) + "." if learning else f"{NOT_MEASURED.capitalize()}."]
     return "\n".join(lines)
 

@@ -1,7 +1,11 @@
-"""On a GPU: bf16, 4-bit weights, vLLM in the same process. Skipped without one: so far none of these was run there."""
+"""On a GPU: bf16, packed rows, decoding, 4-bit weights, vLLM in the same process. Skipped without one.
+
+Those of 4-bit weights, flash-attn and vLLM were never run: they need packages that the machine with the GPU lacked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,13 @@ from vlm_grpo.trainers.rollout import PromptEncoder, collate_visual
 KINDS = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
 
 
+@pytest.fixture(autouse=True)
+def nothing_falls_back(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A kernel or a step that cannot be built is a warning for users, and a fault here."""
+    yield
+    assert not [record.message for record in caplog.get_records("call") if "cannot be" in record.message]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS, ids=["grpo", "rloo"])
 def test_trains_in_bf16(kind: tuple, tiny_model: Path, tmp_path: Path):
@@ -38,6 +49,15 @@ def test_pixels_wait_in_memory_that_the_gpu_can_read(tiny_model: Path):
     samples = PromptEncoder(AutoProcessor.from_pretrained(tiny_model), {}).encode(list(image_rows(2)))
     assert all(sample.visual["pixel_values"].is_pinned() for sample in samples)
     assert collate_visual(samples)["pixel_values"].is_pinned()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gradients", [torch.no_grad, torch.inference_mode])
+def test_flex_attention_is_found_where_gradients_are_off(gradients: Callable):
+    """The first packed row of a process may be one that is only scored."""
+    flex.compiled.cache_clear()
+    with gradients():
+        assert flex.compiled() is not None
 
 
 @pytest.mark.gpu

@@ -44,6 +44,7 @@ def warm_up(
     steps: int,
     batch_size: int = 32,
     seed: int = 0,
+    learning_rate: float = LEARNING_RATE,
     on_step: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Train the model in place and return the loss of every step; `on_step` is told each.
@@ -53,7 +54,8 @@ def warm_up(
     source = random.Random(seed)
     taught = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
     encoded = encode(processor, [rows[index] for index in range(len(rows))], taught)
-    return fit(model, processor, encoded, source, steps=steps, batch_size=batch_size, on_step=on_step)
+    options = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "on_step": on_step}
+    return fit(model, processor, encoded, source, **options)
 
 
 def fit(
@@ -64,12 +66,13 @@ def fit(
     *,
     steps: int,
     batch_size: int = 32,
+    learning_rate: float = LEARNING_RATE,
     on_step: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Train the model in place on rows that `source` draws, and return the loss of every step."""
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / RISE))
     losses = []
     model.train()

@@ -59,6 +59,30 @@ def test_a_captured_step_gives_what_generate_gives(
     assert torch.allclose(torch.stack(seen)[is_possible], logits[is_possible], atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_clip"])
+@pytest.mark.parametrize("decoding", ["dynamic", "static", "captured"])
+def test_weights_of_32_bits_decode_under_autocast(
+    family: str, decoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Keys are of 32 bits there and values of 16; attention casts both, so that the cache may hold 16."""
+    FAMILIES_TINY[family](tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    prompts = PromptEncoder(processor, {}).encode(list(image_rows(3)))
+    inputs = prompt_batch(prompts, processor.tokenizer.pad_token_id)
+    options = {"do_sample": False, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+    seen = []
+    monkeypatch.setattr(sampling, "CapturedStep", partial(CapturedStep, record=warmed_up))
+    monkeypatch.setattr(sampling, "choose", lambda scores, do_sample: seen.append(scores) or scores.argmax(dim=-1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+        found = model.generate(**inputs, **options, custom_generate=PromptOnce(ROWS, decoding))
+    assert found.shape == (len(ROWS), whole.sequences.size(1))
+    for logits, scores in zip(whole.logits[:2], seen[:2], strict=True):  # rounding may decide the tokens after these
+        is_possible = scores.isfinite()
+        assert torch.allclose(scores[is_possible], logits[ROWS].float()[is_possible], atol=0.02)
+
+
 def test_inputs_of_another_shape_go_through_the_model_itself():
     calls = []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from vlm_grpo.trainers.hotpath.attention import attention
-from vlm_grpo.trainers.hotpath.flex import packed_attention
+from vlm_grpo.trainers.hotpath.flex import packed_attention, try_out
 from vlm_grpo.trainers.hotpath.layout import Group, Layout, pack
 from vlm_grpo.trainers.rollout import Sample
 
@@ -90,3 +93,36 @@ def test_attention_equals_the_masked_one(keys: int, lengths: tuple):
     ours = torch.autograd.grad((output * noise).sum(), (query, key, value))
     theirs = torch.autograd.grad((expected * noise).sum(), (query, key, value))
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_flex_attention_takes_the_mixed_types_of_autocast():
+    """Queries and keys of 32 bits, values of 16: what weights of 32 bits give under autocast."""
+    query, key = torch.randn(2, 1, 4, 12, 16)
+    value = torch.randn(1, 4, 12, 16).bfloat16()
+    layout = Layout((Group(0, 4, (3, 5)),), torch.arange(4, 12))
+    with torch.no_grad():
+        exact = packed_attention(query, key, value.float(), layout, 0.25)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = packed_attention(query, key, value, layout, 0.25)
+    assert output.dtype == torch.bfloat16
+    assert torch.allclose(output.float(), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("gradients", [torch.no_grad, torch.inference_mode])
+def test_a_kernel_is_tried_with_its_backward_also_where_gradients_are_off(gradients: Callable):
+    """The first packed row of a process may be one that is only scored."""
+    ran = []
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        output.register_hook(ran.append)
+        return output
+
+    def without_backward(*tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        return kernel(*tensors, **options).detach()
+
+    with gradients():
+        try_out(kernel, torch.device("cpu"))
+        assert len(ran) == 1
+        with pytest.raises(RuntimeError):
+            try_out(without_backward, torch.device("cpu"))

@@ -16,7 +16,10 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
     StaticCache,
+    StaticLayer,
 )
+
+from vlm_grpo.trainers.hotpath.precision import in_autocast_type
 
 ROOM = 256  # tokens, in which caches grow
 # Classes whose `reorder_cache` selects the rows of every state that they hold; a subclass may hold more.
@@ -58,6 +61,18 @@ class RoomyLayer(DynamicLayer):
         self._room = (self.keys, self.values)
 
 
+class FixedLayer(StaticLayer):
+    """A layer of a fixed size that takes keys and values of any type, as layers that grow do.
+
+    Under autocast, keys may be of 32 bits where values are of 16.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        if self.is_initialized:
+            key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
+        return super().update(key_states, value_states, *args, **options)
+
+
 def _with_room(tensor: Tensor, length: int) -> Tensor:
     rows, heads, used, width = tensor.shape
     room = tensor.new_empty(rows, heads, length, width)
@@ -75,7 +90,9 @@ def repeated(cache: Cache, rows: Tensor) -> Cache:
     """Return the cache with its row `rows[b]` in row b, changed in place; layers that only grow become roomy."""
     cache.reorder_cache(rows)
     cache.layers = [
-        RoomyLayer(layer.keys, layer.values) if type(layer) is DynamicLayer and layer.is_initialized else layer
+        RoomyLayer(in_autocast_type(layer.keys), in_autocast_type(layer.values))
+        if type(layer) is DynamicLayer and layer.is_initialized
+        else layer
         for layer in cache.layers
     ]
     return cache
@@ -92,7 +109,8 @@ def fixed(cache: Cache, rows: Tensor, model: nn.Module, length: int) -> StaticCa
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            static.update(layer.keys[rows], layer.values[rows], number)
+            static.layers[number] = FixedLayer(room)
+            static.update(in_autocast_type(layer.keys[rows]), in_autocast_type(layer.values[rows]), number)
         else:
             _copy_states(static, number, layer, rows)
     return static

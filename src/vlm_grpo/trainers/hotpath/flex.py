@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import pad
 
 from vlm_grpo.trainers.hotpath.layout import Group, Layout
+from vlm_grpo.trainers.hotpath.precision import in_autocast_type
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def packed_attention(
     """Outputs (1, H, L, D) of a packed row: query (1, H, L, D), key and value (1, K, L, D)."""
     length = query.size(2)
     missing = -length % BLOCK
-    padded = [pad(tensor, (0, 0, 0, missing)) for tensor in (query, key, value)]
+    padded = [pad(in_autocast_type(tensor), (0, 0, 0, missing)) for tensor in (query, key, value)]
     mask = block_mask(layout, length + missing, query.device)
     return kernel(*padded, block_mask=mask, scale=scaling, enable_gqa=query.size(1) != key.size(1))[:, :, :length]
 
@@ -61,11 +62,21 @@ def numbers(layout: Layout, length: int) -> tuple[Tensor, Tensor]:
 def compiled() -> Callable | None:
     """The compiled kernel; None, with a warning, where it cannot be built on this machine."""
     kernel = torch.compile(flex_attention, dynamic=True)
-    layout = Layout((Group(0, 64, (32, 32)),), torch.arange(64, 128))
-    probe = torch.zeros(1, 2, 128, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     try:
-        packed_attention(probe, probe, probe, layout, None, kernel).sum().backward()
+        try_out(kernel, torch.device("cuda"))
     except RuntimeError as error:  # what torch's compiler raises
         logger.warning("FlexAttention cannot be compiled here (%s); packed rows go through sdpa", error)
         return None
     return kernel
+
+
+def try_out(kernel: Callable, device: torch.device) -> None:
+    """Run the forward and the backward of a kernel on a small packed row, also where gradients are switched off.
+
+    Raises:
+        RuntimeError: the kernel cannot be built, or has no backward.
+    """
+    layout = Layout((Group(0, 64, (32, 32)),), torch.arange(64, 128))
+    with torch.inference_mode(False), torch.enable_grad():  # the first packed row may be one that is only scored
+        row = torch.zeros(1, 2, 128, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        packed_attention(row, row, row, layout, None, kernel).sum().backward()
