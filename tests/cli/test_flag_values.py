@@ -92,9 +92,11 @@ def test_one_mistake_is_one_sentence(given: str, said: str, tmp_path: Path):
 
 
 def test_a_range_of_rewards_has_two_ends(tmp_path: Path):
-    for value in ("1", "-1"):  # TRL's parser makes characters of the second
-        with pytest.raises(UsageError, match=r"--reward_clip_range .*: must be two numbers.* --config file"):
-            parse(words(tmp_path, trainer="rloo", reward_clip_range=value))
+    for value, said in (("1", "expected 2 arguments"), ("1 x", "must be a number"), ("1 0", "the lower one first")):
+        with pytest.raises(UsageError, match=rf"--reward_clip_range.*{said}"):
+            parse([*words(tmp_path, trainer="rloo"), "--reward_clip_range", *value.split()])
+    given = [*words(tmp_path, trainer="rloo"), "--reward_clip_range", "-1", "0.5"]
+    assert tuple(parse(given)[1].reward_clip_range) == (-1, 0.5)
     with pytest.raises(ValueError, match=r"--reward_clip_range 1 0: must be two numbers, the lower one first"):
         VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(1, 0))
     assert VLMRLOOConfig(str(tmp_path), use_cpu=True, bf16=False, reward_clip_range=(0, 1)).reward_clip_range == (0, 1)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.test_train import flags
 from tests.evaluation.server_stub import serving
@@ -13,7 +14,7 @@ from vlm_grpo.cli.evaluate import main as evaluate
 from vlm_grpo.cli.train import main
 from vlm_grpo.rewards import JudgeSettings, asking, make_reward
 from vlm_grpo.rewards.asking import Judge
-from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
 USER = "http://me:pa55word@"
 
@@ -67,3 +68,16 @@ def test_an_evaluation_leaves_no_password(tmp_path: Path, capsys: pytest.Capture
     assert evaluate([*words, "--overwrite"]) == 1
     said = "".join(capsys.readouterr()) + "".join(path.read_text() for path in (tmp_path / "e").glob("*.*"))
     assert "pa55word" not in said
+
+
+@pytest.mark.parametrize("kind", [VLMGRPOConfig, VLMRLOOConfig])
+def test_the_pickle_of_arguments_in_a_checkpoint_holds_no_secret(kind: type, tmp_path: Path):
+    """transformers saves `training_args.bin` beside every model that it saves or pushes."""
+    options = {"token": "kept_to_oneself", "revision": "main"}
+    args = kind(str(tmp_path), use_cpu=True, bf16=False, hub_token="kept_to_oneself", model_init_kwargs=options)
+    torch.save(args, tmp_path / "training_args.bin")
+    assert b"kept_to_oneself" not in (tmp_path / "training_args.bin").read_bytes()
+    again = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert (again.hub_token, again.model_init_kwargs) == ("[hidden]", {"token": "[hidden]", "revision": "main"})
+    assert (again.optim, again.learning_rate, again.beta) == (args.optim, args.learning_rate, args.beta)
+    assert args.hub_token == options["token"] == "kept_to_oneself"

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from vlm_grpo.data import download
 from vlm_grpo.data.download import fetch, unpack
 
 CONTENT = bytes(range(256)) * 40
@@ -25,6 +28,7 @@ class Shop:
         self.tag: str | None = '"one"'
         self.takes_ranges = True
         self.failures: list[int] = []
+        self.pause = 0.0  # after each byte
         self.url = ""
 
 
@@ -53,7 +57,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", shop.tag)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start : start + (shop.cuts.pop(0) if shop.cuts else len(content))])
+        sent = content[start : start + (shop.cuts.pop(0) if shop.cuts else len(content))]
+        for number in range(len(sent) if shop.pause else 0):
+            try:
+                self.wfile.write(sent[number : number + 1])
+            except OSError:  # the other side has gone
+                return
+            time.sleep(shop.pause)
+        if not shop.pause:
+            self.wfile.write(sent)
 
     def log_message(self, *words: object) -> None:
         pass
@@ -134,6 +146,31 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(shop: Shop, tmp_
     shop.failures = [503] * 3
     with pytest.raises(OSError, match="503"):
         fetch(f"{shop.url}/b.zip", tmp_path / "b.zip", pause=0, attempts=3)
+
+
+def test_a_server_that_sends_next_to_nothing_has_broken_off(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    shop.pause = 0.02  # 50 bytes a second, never a second without one
+    with pytest.raises(OSError, match=r"less than 1,000 bytes a second came; .* bytes are in .*a\.zip\.part"):
+        fetch(f"{shop.url}/a.zip", tmp_path / "a.zip", attempts=2, pause=0)
+    assert len(shop.ranges) == 2
+    shop.pause = 0
+    assert fetch(f"{shop.url}/a.zip", tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_file_without_room_is_refused_before_it_comes(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=len(CONTENT) - 1))
+    with pytest.raises(OSError, match=r"no room in .*: 10,240 bytes are needed and 10,239 are free"):
+        fetch(f"{shop.url}/a.zip", tmp_path / "a.zip", pause=0)
+    assert len(shop.ranges) == 1 and not (tmp_path / "a.zip.part").exists()
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("small.txt", "x")
+        archive.writestr("large.txt", bytes(10**6))
+    with pytest.raises(OSError, match="1,000,001 bytes are needed"):
+        unpack(tmp_path / "bomb.zip", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nobody_listens(tmp_path: Path):

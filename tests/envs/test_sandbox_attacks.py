@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.envs.sandboxes import GIVEN, SECRET, SETTINGS
 from vlm_grpo.envs.sandbox import Sandbox, SandboxResult
+from vlm_grpo.envs.sandbox_kernel import ARCHITECTURES, DENIED
 from vlm_grpo.envs.sandbox_process import readable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -30,6 +31,7 @@ ENDLESS = (
     "import signal\nfor n in (1, 2, 13, 14, 15, 24): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
     "import threading\nthreading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()\nwhile True: pass",
     "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "class Endless(Image.Image):\n    def __getattr__(self, name):\n        while True: pass\nresult = Endless()",
 )
 
 
@@ -268,6 +270,70 @@ for action in (lambda: os.chmod("own", 0o600), lambda: os.utime("own"), lambda: 
     except PermissionError as error: print(error.errno, end=" ")
 """
     assert sandbox.run(code).stdout == "1 1 1 1 "
+
+
+LEADING_OUT = (  # calls of the kernel, by what they would lead to
+    ("unshare", 0x10000000),  # a user namespace with all capabilities
+    ("setns", 0, 0),
+    ("mount", b"none", b"/tmp", b"tmpfs", 0, 0),
+    ("chroot", b"/"),
+    ("pivot_root", b"/", b"/tmp"),
+    ("open_tree", -100, b"/", 1),
+    ("io_uring_setup", 8, bytes(120)),  # calls that no filter sees
+    ("bpf", 0, bytes(64), 64),
+    ("perf_event_open", bytes(112), 0, -1, -1, 0),
+    ("userfaultfd", 0),
+    ("personality", 0x0040000),  # no random addresses
+    ("process_vm_readv", 1, 0, 0, 0, 0, 0),
+    ("pidfd_getfd", 0, 0, 0),
+    ("name_to_handle_at", -100, b"/", bytes(128), bytes(8), 0),
+    ("open_by_handle_at", -100, bytes(128), 0),
+    ("keyctl", 0, -3, 1),  # the user's key ring
+    ("init_module", b"", 0, b""),
+    ("sethostname", b"x", 1),
+    ("clock_settime", 0, bytes(16)),
+    ("fanotify_init", 0, 0),
+    ("inotify_init1", 0),
+    ("sched_setaffinity", 0, 8, bytes(8)),
+    ("kexec_load", 0, 0, 0, 0),
+    ("syslog", 3, bytes(64), 64),
+)
+
+
+def test_calls_that_lead_out_are_refused(sandbox: Sandbox):
+    column = list(ARCHITECTURES).index(os.uname().machine)
+    calls = [(name, DENIED[name][column], *rest) for name, *rest in LEADING_OUT]
+    code = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+for name, number, *rest in {calls!r}:
+    words = [ctypes.c_long(word) if isinstance(word, int) else ctypes.create_string_buffer(word) for word in rest]
+    ctypes.set_errno(0)
+    if libc.syscall(ctypes.c_long(number), *words) != -1 or ctypes.get_errno() not in (1, 38):  # EPERM, ENOSYS
+        print("DID", name, ctypes.get_errno())
+print("end")
+"""
+    result = sandbox.run(code)
+    assert (result.stdout, result.stderr) == ("end\n", "")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "size = (10**6, 10**6)",
+        "def __reduce__(self): return (exec, ('import os; os._exit(7)',))",
+        "__array_interface__ = {'shape': (9, 9, 3), 'typestr': '|u1', 'data': (8, True)}",
+        "def convert(self, *rest): return self\n    def tobytes(self, *rest): return bytes(10**7)",
+    ],
+    ids=["size", "pickle", "address", "bytes"],
+)
+def test_a_result_that_only_says_that_it_is_an_image_is_none(sandbox: Sandbox, lie: str):
+    code = f"class Liar(Image.Image):\n    def __init__(self): pass\n    {lie}\nresult = Liar()"
+    result, peak = peak_while(sandbox, code)
+    assert result.image is None and result.status in ("ok", "error", "timeout", "memory")
+    assert peak < 4 * 2**20
+    assert sandbox.run("print('next')").stdout == "next\n"
 
 
 def png_bomb(side: int) -> bytes:

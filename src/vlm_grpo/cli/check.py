@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.migration import VALUES
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
@@ -17,7 +18,7 @@ EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_fol
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and return the exit status: 0 without problems, 1 with some, 2 for a wrong command line."""
-    parser = argparse.ArgumentParser("vlm-grpo check", description=__doc__, epilog=EXAMPLE)
+    parser = CommandParser("vlm-grpo check", description=__doc__, epilog=EXAMPLE)
     add_data_flags(parser)
     parser.add_argument("--mixture", metavar="SHARES", help="share of each file, separated by ':', as in training")
     parser.add_argument("--decode", action="store_true", help="decode every image and fetch URLs, instead of headers")

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.cli.command_parser import CommandParser
+
 IGNORED = ("output_dir", "overwrite", "batch_size", "concurrency", "timeout", "retries")
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(prog="vlm-grpo compare", description=__doc__.split("\n\n")[1], allow_abbrev=False)
+    flags = CommandParser("vlm-grpo compare", description=__doc__.split("\n\n")[1])
     add = flags.add_argument
     add("run_a", help="output folder of `vlm-grpo evaluate`")
     add("run_b", help="another one, of the same task and data")

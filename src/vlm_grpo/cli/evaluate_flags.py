@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import PRIVATE_HELP, add_hub_flag, task_name
+from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
@@ -24,7 +25,7 @@ FREE += ("use_huggingface_dataset",)
 
 def parser() -> argparse.ArgumentParser:
     """The flags; those that training has too mean the same here."""
-    flags = argparse.ArgumentParser(prog="vlm-grpo evaluate", description=DESCRIPTION, allow_abbrev=False)
+    flags = CommandParser("vlm-grpo evaluate", description=DESCRIPTION)
     add = flags.add_argument
     add("--model_name_or_path", required=True, help="model, checkpoint folder, adapter folder, or the server's name")
     add("--data_file_paths", help="jsonl files, separated by ':' (a.jsonl:b.jsonl)")

@@ -28,6 +28,10 @@ class FlagParser(TrlParser):
         for action in self._actions:
             if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":  # None is a value too
                 action.nargs, action.const = "?", True
+            elif action.dest == "report_to":  # several names are a list, TRL's parser takes one
+                action.nargs = "+"
+            elif action.dest == "reward_clip_range":  # of TRL's parser a text, cut into characters
+                action.nargs, action.type = 2, float
 
     def error(self, message: str) -> None:
         """Raise in place of ending the process."""

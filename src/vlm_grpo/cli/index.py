@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlm_grpo.cli.command_parser import CommandParser
+
 EXAMPLE = "example: vlm-grpo index notes/ articles.jsonl --output library.index"
 SOURCES = (
     "folders of .txt and .md files, single ones, .jsonl, .json and .csv files, and Hugging Face data sets "
@@ -17,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the file and return the exit status: 0, 1 for documents that cannot be read, 2 for a wrong command line."""
     from vlm_grpo.cli.tool import exit_status
 
-    parser = argparse.ArgumentParser("vlm-grpo index", description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    parser = CommandParser("vlm-grpo index", description=__doc__, epilog=EXAMPLE)
     add = parser.add_argument
     add("documents", nargs="+", metavar="DOCUMENTS", help=SOURCES)
     add("--output", required=True, metavar="FILE", help="the file to write")

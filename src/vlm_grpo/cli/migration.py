@@ -82,9 +82,7 @@ def _reward_type(value: Any) -> list[str]:
 def _loggers(value: Any) -> list[str]:
     names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
     known = [name for name in (text_of(name).strip() for name in names) if name not in ("console", "file", "")]
-    if len(known) > 1:
-        raise ValueError("one --report_to; several as a list, `report_to: [...]`, in a file of --config")
-    return [f"--report_to={known[0]}"] if known else []
+    return ["--report_to", *known] if known else []
 
 
 def _adamw(value: Any) -> list[str]:

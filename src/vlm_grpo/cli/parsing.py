@@ -86,7 +86,8 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
     flags = translate([f"--{name}={value}" for name, value in old.items()], known)
     for part in (file, flags, line):
         problems += part.problems
-    if notes := [*file.notes, *flags.notes, *line.notes]:
+    notes = [*file.notes, *flags.notes, *line.notes]
+    if notes and os.environ.get("RANK", "0") == "0":  # every process of a launcher reads the command line
         logger.warning("read as in other systems: %s", redact_text("; ".join(notes)))
     words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
     config = {name: value for name, value in config.items() if name not in theirs and name not in old}

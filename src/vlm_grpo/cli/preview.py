@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
@@ -60,7 +61,7 @@ class Picture:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the first rows and return the exit status: 0, or 1 when one cannot be read."""
-    parser = argparse.ArgumentParser("vlm-grpo preview", description=__doc__)
+    parser = CommandParser("vlm-grpo preview", description=__doc__)
     add_data_flags(parser)
     add = parser.add_argument
     add("--count", type=int, default=3, metavar="N", help="how many rows (default: 3)")

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.cli.command_parser import CommandParser
+
 TASK = "default"
 LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
 GENERATION = {"batch_size": 99, "max_completion_length": 24}
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The three flags."""
-    flags = argparse.ArgumentParser(prog="quickstart", description=__doc__.splitlines()[0], allow_abbrev=False)
+    flags = CommandParser("quickstart", description=__doc__.splitlines()[0])
     flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
     flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
     flags.add_argument("--output_dir", help="default: quickstart_output/TRAINER_seedN")

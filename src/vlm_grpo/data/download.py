@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +16,14 @@ from typing import Any
 from vlm_grpo.data.writing import whole_file
 
 TIMEOUT = 60  # seconds without a byte
+WINDOW = 60  # seconds in which SLOWEST bytes a second must come
+SLOWEST = 1000
 BLOCK = 2**20
 NETWORK_ERRORS = (OSError, HTTPException)
+
+
+class SlowError(ConnectionError):
+    """A server sends too little to ever come to an end."""
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
@@ -25,7 +33,8 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
     server has another version by now (`ETag`), or takes no ranges. Whole means as many bytes as the server announces.
 
     Raises:
-        OSError: the server cannot be reached, has no such file, or broke off `attempts` times without a byte between.
+        OSError: the server cannot be reached, has no such file, or broke off `attempts` times without a byte between;
+            the disk has no room for the file. A server that sends less than SLOWEST bytes a second has broken off.
     """
     path = Path(path)
     if path.exists():
@@ -44,8 +53,11 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
                 raise OSError(f"{url}: the server says {error.code} {error.reason}") from error
             failure: Exception = error
         except NETWORK_ERRORS as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise OSError(errno.ENOSPC, f"{url}: no room in {path.parent}: {error.strerror}") from error
             failure = error
-        left = attempts if _size(part) > had else left - 1
+        is_further = _size(part) > had and not isinstance(failure, SlowError)
+        left = attempts if is_further else left - 1
         if left <= 0:
             raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
         time.sleep(pause)
@@ -66,14 +78,31 @@ def _fetch_rest(url: str, part: Path) -> None:
         done = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
         length = stream.headers.get("Content-Length")
         total = None if length is None else done + int(length)
+        check_room(part.parent, 0 if total is None else total - done)
         shown = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
         with part.open("r+b" if done else "wb") as file, tqdm(total=total, initial=done, **shown) as bar:
             file.seek(done)
-            while block := stream.read(BLOCK):
+            mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
+            while block := stream.read1(BLOCK):
                 done += file.write(block)
                 bar.update(len(block))
+                if time.monotonic() >= mark:
+                    if done < least:
+                        raise SlowError(f"less than {SLOWEST:,} bytes a second came")
+                    mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
     if total is not None and done != total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to write more bytes than a disk has.
+
+    Raises:
+        OSError: ENOSPC, with how many bytes are needed and how many are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
 def _opened(url: str, part: Path) -> Any | None:
@@ -116,30 +145,36 @@ def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) 
 
     Raises:
         ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.
+        OSError: the disk has no room for what is missing.
     """
     again = f"delete {archive} and fetch it again"
-    written = 0
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = [entry for entry in opened.infolist() if not entry.is_dir() and only in (None, entry.filename)]
             if not entries:
                 raise ValueError(f"{archive} has no file {only or 'in it'}; {again}")
-            for entry in entries:
-                written += _unpack_one(opened, entry, Path(folder))
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            missing = [entry for entry in entries if not _is_there(opened, entry, Path(folder))]
+            check_room(Path(folder), sum(entry.file_size for entry in missing))
+            for entry in missing:
+                _unpack_one(opened, entry, Path(folder))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{archive}: {error}; {again}") from error
-    return written
+    return len(missing)
 
 
-def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
-    """Write one file of an archive, unless it is there."""
+def _is_there(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
+    """Return whether a file of an archive is in the folder with its size."""
     target = folder / entry.filename
     if not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{opened.filename}: {entry.filename} leads out of {folder}")
-    if target.exists() and target.stat().st_size == entry.file_size:
-        return False
+    return target.exists() and target.stat().st_size == entry.file_size
+
+
+def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    """Write one file of an archive."""
+    target = folder / entry.filename
     target.parent.mkdir(parents=True, exist_ok=True)
     with opened.open(entry) as source, whole_file(target, sync=False) as file:
         while block := source.read(BLOCK):
             file.write(block)
-    return True

@@ -161,6 +161,15 @@ class VisionFields:
         """Return the fields as JSON and loggers take them, without passwords and keys."""
         return redact(super().to_dict())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields as a pickle holds them, without passwords and keys.
+
+        The Trainer pickles its arguments into every checkpoint, and pushes them to the Hub.
+        """
+        plain = (str, dict, list, tuple)  # not the enumerations, which are texts too
+        fields = vars(self).items()
+        return {name: redact({name: value})[name] if type(value) in plain else value for name, value in fields}
+
     def __post_init__(self) -> None:
         recipe = find_algorithm(self.algorithm) if self.algorithm else None
         if problems := range_problems(vars(self), recipe.min_generations if recipe is not None else 2):

@@ -1,0 +1,35 @@
+"""The parser of the commands beside `vlm-grpo train`: a flag that it does not know is named with what is meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vlm_grpo.cli.migration import hint
+from vlm_grpo.table import nearest
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` without abbreviations that explains every unknown flag."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse the command line; end with status 2 and one sentence for each word that belongs to no flag."""
+        options, rest = self.parse_known_args(args, namespace)
+        flags = [word for word in rest if word.startswith("--")]
+        problems = [self._unknown(flag[2:].partition("=")[0].replace("-", "_")) for flag in flags]
+        if rest:  # words behind an unknown flag are its values
+            self.error("; ".join(problems or [f"{word!r} belongs to no flag" for word in rest]))
+        return options
+
+    def _unknown(self, name: str) -> str:
+        known = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+        told = hint(name)
+        if told and set(re.findall(r"--(\w+)", told)) & set(known):
+            return f"unknown flag --{name}; {told}"
+        close = " or ".join(f"--{option}" for option in nearest(name, known))
+        return f"unknown flag --{name}; did you mean {close}?" if close else f"unknown flag --{name}; see --help"
