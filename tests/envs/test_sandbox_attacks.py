@@ -31,7 +31,7 @@ ENDLESS = (
     "import signal\nfor n in (1, 2, 13, 14, 15, 24): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
     "import threading\nthreading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()\nwhile True: pass",
     "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "class Endless(Image.Image):\n    def __getattr__(self, name):\n        while True: pass\nresult = Endless()",
+    "class X(Image.Image):\n def __init__(self): 0\n def __getattr__(self, n):\n  while True: pass\nresult = X()",
 )
 
 
