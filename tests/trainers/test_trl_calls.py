@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
@@ -15,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.environments import call
 from tests.support.templates import published
-from tests.support.training import picture, settings, user
+from tests.support.training import length_reward, picture, settings, user
 from vlm_grpo.tiny import build_tiny_qwen
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -282,3 +284,22 @@ def test_a_picture_from_a_tool_is_refused_by_a_model_without_images(text_model: 
 
     with pytest.raises(ValueError, match="a tool has returned an image, and this model reads text alone"):
         with_tools("ours", text_model, tmp_path, tools=[look])
+
+
+def test_a_language_model_gets_a_card_whose_snippet_answers(text_model: Path, tmp_path: Path, capsys: Any):
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "How many legs has a cat?"}]}] * 4)
+    args = VLMGRPOConfig(**settings(tmp_path / "out", max_steps=1))
+    trainer = VLMGRPOTrainer(str(text_model), length_reward, args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation" and "A language model, trained by" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), names := {})
+    assert "image" not in code and names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert capsys.readouterr().out
+    trainer.create_model_card("org/legs", "org/cats", tags="animals")
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["datasets"] == ["org/cats"] and "animals" in front["tags"] and "\n# legs\n" in card

@@ -31,6 +31,24 @@ inputs = processor.apply_chat_template(
 output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)
 print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
 """
+TEXT_QUESTION = "How many legs have three cats?"
+TEXT_SNIPPET = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "{path}"  # the folder of this file, or its name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
+
+question = {question}
+messages = [{messages}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{options}
+).to(model.device)
+output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+TEXT_SYSTEM = '{{"role": "system", "content": {system}}}, '
+TEXT_USER = '{"role": "user", "content": question}'
 SYSTEM = '{{"role": "system", "content": [{{"type": "text", "text": {system}}}]}}, '
 USER = '{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}'
 
@@ -51,7 +69,7 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the card of a vision-language model says.
+    """All that the card of a model says.
 
     Args:
         path: of the model's folder, as the snippet loads it.
@@ -63,6 +81,7 @@ class Card:
         logs: log lines of the Trainer.
         evaluated: metrics of the newest evaluation, with intervals.
         place: step, and steps in all.
+        sees_images: whether it is a vision-language model.
     """
 
     path: str
@@ -77,6 +96,7 @@ class Card:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 256
     is_adapter: bool = False
+    sees_images: bool = True
     tags: Sequence[str] = ()
     facts: CardFacts = field(default_factory=CardFacts)
 
@@ -91,7 +111,7 @@ class Card:
         datasets = [name for name in self.facts.data if not Path(name).suffix and name.count("/") == 1]
         return {
             "library_name": "peft" if self.is_adapter else "transformers",
-            "pipeline_tag": "image-text-to-text",
+            "pipeline_tag": "image-text-to-text" if self.sees_images else "text-generation",
             **({"base_model": self.base_model} if is_on_hub and self.base_model else {}),
             **({"datasets": [name.split("@")[0] for name in datasets]} if datasets else {}),
             "tags": sorted({"vlm_grpo", "reinforcement-learning", *self.tags}),
@@ -101,7 +121,8 @@ class Card:
         folder = Path(self.base_model)
         base = f"the folder `{folder.name}`" if folder.exists() else f"[{folder}](https://huggingface.co/{folder})"
         base = base if self.base_model else "a model that was made in Python"
-        kind = "An adapter of a vision-language model" if self.is_adapter else "A vision-language model"
+        kind = f"{'vision-' if self.sees_images else ''}language model"
+        kind = f"An adapter of a {kind}" if self.is_adapter else f"A {kind}"
         task = f" on the task `{self.facts.task}`" if self.facts.task else ""
         step, steps = self.place
         state = "after all" if step >= steps else "not finished: after"
@@ -111,14 +132,15 @@ class Card:
         )
 
     def _use(self) -> str:
-        system = self.facts.system
-        messages = (SYSTEM.format(system=json.dumps(system, ensure_ascii=False)) if system else "") + USER
-        given = "".join(f", {name}={value!r}" for name, value in self.template_options.items())
-        code = SNIPPET.format(
+        system, question = self.facts.system, self.facts.question
+        code, turn, user = (SNIPPET, SYSTEM, USER) if self.sees_images else (TEXT_SNIPPET, TEXT_SYSTEM, TEXT_USER)
+        if not self.sees_images and question == QUESTION:
+            question = TEXT_QUESTION
+        code = code.format(
             path=self.path,
-            question=json.dumps(self.facts.question, ensure_ascii=False),
-            messages=messages,
-            options=given,
+            question=json.dumps(question, ensure_ascii=False),
+            messages=(turn.format(system=json.dumps(system, ensure_ascii=False)) if system else "") + user,
+            options="".join(f", {name}={value!r}" for name, value in self.template_options.items()),
             tokens=self.tokens,
         )
         return f"## Use\n\n```python\n{code}```\n"

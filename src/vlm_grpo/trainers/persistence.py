@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,15 +78,21 @@ class Persistence:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None
 
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        """That of a vision-language model; TRL's for others."""
-        if self._is_vlm:
-            self._write_card(Path(self.args.output_dir))
-        else:
-            super().create_model_card(*args, **options)
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write this package's card; TRL's arguments, where given, are its title, its data and further tags."""
+        folder = Path(self.args.output_dir)
+        card = self._card(folder)
+        data = card.facts.data if dataset_name is None else [dataset_name]
+        more = [tags] if isinstance(tags, str) else tags or []
+        facts = dataclasses.replace(card.facts, data=data)
+        card = dataclasses.replace(card, path=model_name or card.path, facts=facts, tags=[*card.tags, *more])
+        if self.args.should_save:
+            write_whole(folder / NAME, card.text())
 
     def _write_card(self, folder: Path) -> None:
-        if self._is_vlm and self.args.should_save and folder.is_dir():
+        if self.args.should_save and folder.is_dir():
             write_whole(folder / NAME, self._card(folder).text())
 
     def _card(self, folder: Path) -> Card:
@@ -105,6 +112,7 @@ class Persistence:
             template_options=self.args.chat_template_kwargs or {},
             tokens=self.args.max_completion_length,
             is_adapter=bool(adapters),
+            sees_images=self._is_vlm,
             tags=self._tag_names,
             facts=self.card_facts,
         )
