@@ -173,10 +173,11 @@ def test_the_web_is_searched_where_the_environment_says_so(monkeypatch: pytest.M
 
 def test_a_search_that_failed_is_told_and_counted(index: str):
     """The count once stood in an attribute `failed` and hid the hook of that name: the run ended."""
-    environment = AgentSearch(index=index, max_searches=0)
+    environment = AgentSearch(index=index, max_searches=1)
     environment.reset(**ROW)
-    with pytest.raises(ToolError, match="no more than 0 searches"):
-        environment.search("heron")
+    environment.search("heron")
+    with pytest.raises(ToolError, match="no more than 1 searches"):
+        environment.search("otter")
     assert not hasattr(environment, "failed")
     assert environment.metrics()["failed"] == 1
 
