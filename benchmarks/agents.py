@@ -50,7 +50,7 @@ def corpus(images: Path) -> list[str]:
     from vlm_grpo.data.toy.candidates import COLORS
     from vlm_grpo.envs.environment import schema_of
     from vlm_grpo.envs.pick_image import PickImage
-    from vlm_grpo.envs.protocol import Hermes, make_tool_call_str
+    from vlm_grpo.envs.tool_parser import Hermes, make_tool_call_str
 
     tool = PickImage(data_root=str(images)).pick_image
     told = Hermes().prompt([], [schema_of("pick_image", tool)])[0]["content"]
@@ -72,7 +72,7 @@ def places(row: dict[str, Any], correct: int, source: random.Random) -> list[str
 
 def act(seen: list[str], asked: float, source: random.Random) -> str:
     """A call as it is taught: with a chance for the image that is asked for, else for another; it says which before."""
-    from vlm_grpo.envs.protocol import make_tool_call_str
+    from vlm_grpo.envs.tool_parser import make_tool_call_str
 
     is_asked = source.random() < asked
     said = seen[0] if is_asked else source.choice(seen[1:])

@@ -18,8 +18,8 @@ from statistics import median
 import psutil
 
 from vlm_grpo.data.toy.pages import page_example
-from vlm_grpo.envs.likeness import Likeness, compare
-from vlm_grpo.envs.rendering import Render, Renderer
+from vlm_grpo.envs.browser.renderer import Render, Renderer
+from vlm_grpo.envs.similarity import Likeness, compare
 
 SIZES = ((336, 336), (1280, 800))
 THREADS = 8  # that ask for pages at the same time

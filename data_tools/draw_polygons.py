@@ -77,9 +77,9 @@ def picture(record: Record) -> Image.Image:
     from PIL import Image, ImageDraw
 
     from vlm_grpo.data.images import open_image
+    from vlm_grpo.masks import read_shape, region_iou, regions
+    from vlm_grpo.masks.raster import mask_of
     from vlm_grpo.rewards.mask import answer_extent, true_mask
-    from vlm_grpo.shapes import read_shape, region_iou, regions
-    from vlm_grpo.shapes.fill import mask_of
 
     image = open_image(record.images[int(record.extra.get("box_image") or 0)])
     truth = true_mask(record.extra["mask"])

@@ -12,6 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm_grpo.answer_parser import (
+    completion_text,
+    extract_answer,
+    extract_boxed,
+    extract_json,
+    parse_answer,
+    parse_steps,
+)
 from vlm_grpo.boxes import Box, boxes_in, convert, giou, iou, only_box
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import JsonlSource
@@ -20,7 +28,6 @@ from vlm_grpo.data.rows import RowMaker, read_source
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import given_answer
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import completion_text, extract_answer, extract_boxed, extract_json, parse_answer, parse_steps
 
 PIECES = st.sampled_from(
     ["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "[", "]", "(", ")", ",", ":", '"', "'", "\\",

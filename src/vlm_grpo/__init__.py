@@ -17,7 +17,7 @@ _HOME = {
     "VLMRLOOConfig": "vlm_grpo.trainers.config",
     "load_dataset": "vlm_grpo.data",
     "evaluate": "vlm_grpo.evaluation",
-    "LiveReport": "vlm_grpo.evaluation.live",
+    "LiveReport": "vlm_grpo.evaluation.report.dashboard",
     "REWARDS": "vlm_grpo.rewards",
     "TASKS": "vlm_grpo.tasks",
     "PROMPTS": "vlm_grpo.prompts",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from vlm_grpo.text import extract_json
+from vlm_grpo.answer_parser import extract_json
 
 NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are no coordinate, and could become infinite
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")

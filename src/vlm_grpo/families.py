@@ -1,7 +1,7 @@
 """What is known of each model family, keyed by `config.model_type`: facts, not behaviour.
 
-A family that is not listed goes the generic way (`loading.py`), with a warning where facts would have decided. What
-cannot be trained at all is in `refusals.py`.
+A family that is not listed goes the generic way (`model_utils.py`), with a warning where facts would have decided. What
+cannot be trained at all is in `unsupported_models.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Table
 
 # resized: pixels of the image as the processor resized it. thousand: 0 to 1000 in both directions, whatever the size.
 # unit: 0 to 1 likewise.

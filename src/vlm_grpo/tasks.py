@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_grpo.answer_parser import extract_boxed
 from vlm_grpo.records import Record
-from vlm_grpo.table import Table
-from vlm_grpo.text import extract_boxed
+from vlm_grpo.registry import Table
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from vlm_grpo.algorithms import advantages as by_name
 from vlm_grpo.algorithms import find_algorithm, recipe_settings, register_algorithm
 from vlm_grpo.algorithms.advantages import spread
 from vlm_grpo.algorithms.objectives import gmpo
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Table
 
 LENGTHS = [4, 2, 3, 6]
 GRADED = [1.0, 0.2, 0.5, 0.0]

@@ -23,8 +23,8 @@ from vlm_grpo.envs.pick_image import PickImage
 from vlm_grpo.prompts import load_prompt
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards import score
-from vlm_grpo.rewards.signatures import find_form
-from vlm_grpo.tool_forms import calls_in_text
+from vlm_grpo.rewards.user_rewards import find_form
+from vlm_grpo.tool_call_formats import calls_in_text
 
 QUICK = ["--use_cpu", "--report_to=none", "--model_name_or_path=m"]
 SQUARE = {"bbox_2d": [0, 0, 10, 10]}

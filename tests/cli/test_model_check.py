@@ -13,7 +13,7 @@ import pytest
 from tests.support.training import picture
 from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
 from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.refusals import REFUSALS
+from vlm_grpo.unsupported_models import REFUSALS
 
 ROWS = [{"images": [picture(0)]}]
 

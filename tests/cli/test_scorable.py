@@ -17,7 +17,7 @@ from vlm_grpo.cli.train import run
 from vlm_grpo.data import load_dataset
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
-from vlm_grpo.rewards.applying import OF_FORM, applies
+from vlm_grpo.rewards.applicability import OF_FORM, applies
 from vlm_grpo.tasks import ideal_completion
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer

@@ -12,7 +12,7 @@ import pytest
 from tests.data.files import turns, write_images, write_jsonl
 from vlm_grpo.data import check_source, load_dataset
 from vlm_grpo.data.forms import Form
-from vlm_grpo.shapes import encode, write_rle
+from vlm_grpo.masks import encode, write_rle
 
 MASK = np.zeros((60, 80), bool)
 MASK[10:40, 20:70] = True

@@ -17,9 +17,9 @@ from tests.data_tools.coco_files import HEIGHT, WIDTH, call, content, disc, list
 from tests.data_tools.files import read_jsonl, run_tool
 from vlm_grpo.data import check_source
 from vlm_grpo.data.segments import segmentation_mask
+from vlm_grpo.masks import CODECS, decode, read_rle
+from vlm_grpo.masks.raster import mask_of
 from vlm_grpo.rewards import score
-from vlm_grpo.shapes import CODECS, decode, read_rle
-from vlm_grpo.shapes.fill import mask_of
 
 TOOL = tool("coco_to_polygons")
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.files import turns, write_jsonl
 from tests.data_tools.coco_files import call, tool
-from vlm_grpo.shapes import encode, write_rle
+from vlm_grpo.masks import encode, write_rle
 
 TOOL = tool("draw_polygons")
 MASK = np.zeros((60, 80), bool)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from vlm_grpo.data.toy.damaged import damaged_example
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.agent_code import AgentCode, similarity
-from vlm_grpo.envs.damage import DAMAGES, DRAWN, damaged
+from vlm_grpo.envs.corruptions import DAMAGES, DRAWN, damaged
 from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
 from vlm_grpo.envs.sandbox import Sandbox, SandboxError
 from vlm_grpo.records import ImageRef, Record

@@ -10,11 +10,11 @@ from tests.data.files import write_jsonl
 from tests.envs.web import Reply, Service
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.agent_search import AgentSearch
-from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
-from vlm_grpo.envs.search import write_index
+from vlm_grpo.envs.retrieval.bm25 import write_index
+from vlm_grpo.envs.tool_executor import Job, run
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.tool import Call
+from vlm_grpo.rewards.tool_call import Call
 
 DOCUMENTS = [
     {"id": "heron", "title": "Swift Heron", "text": "The Swift Heron was launched in 1912 in Bergen."},

@@ -11,11 +11,11 @@ import pytest
 
 from vlm_grpo.data.toy.candidates import COLORS, write_candidates
 from vlm_grpo.envs import find_environment, make_tool_call_str, parse_tool_call_str
-from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, name_of, repeatable_episodes
-from vlm_grpo.rewards.tool import Call
-from vlm_grpo.tool_forms import calls_in_text
+from vlm_grpo.envs.tool_executor import Job, run
+from vlm_grpo.rewards.tool_call import Call
+from vlm_grpo.tool_call_formats import calls_in_text
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from tests.envs.sandboxes import GIVEN, SETTINGS, new_sandbox
 from vlm_grpo.envs import sandbox as module
 from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings, image_of, shared_sandbox, text_of
-from vlm_grpo.envs.sandbox_process import BACKENDS
-from vlm_grpo.envs.sandbox_run import Caps, Ending
+from vlm_grpo.envs.sandbox.process import BACKENDS
+from vlm_grpo.envs.sandbox.script_run import Caps, Ending
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
@@ -223,8 +223,9 @@ def test_everything_ends_with_the_parent(sandbox: Sandbox, outside: Path):
     mark = f"mark-of-{os.getpid()}-{sandbox.backend}"
     code = f"""
 import dataclasses, sys
-from vlm_grpo.envs import sandbox_process, sandbox
-sandbox_process.BOOT += "\\n# {mark}"
+from vlm_grpo.envs import sandbox
+from vlm_grpo.envs.sandbox import process
+process.BOOT += "\\n# {mark}"
 made = sandbox.Sandbox(sandbox.SandboxSettings(time_limit=300, workers=2), {sandbox.backend!r})
 print("ready", flush=True)
 made.run("while True: pass")
@@ -302,7 +303,7 @@ def test_sandbox_refuses_where_nothing_can_hold_a_script(monkeypatch):
 
 
 def test_sandbox_whose_worker_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr("vlm_grpo.envs.sandbox_process.BOOT", "raise SystemExit('no numpy in this Python')")
+    monkeypatch.setattr("vlm_grpo.envs.sandbox.process.BOOT", "raise SystemExit('no numpy in this Python')")
     with pytest.raises(SandboxError, match=r"process: .*no numpy in this Python"):
         Sandbox(SETTINGS, "process")
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.envs.browsing import GREEN, HURRY, colors, is_spinning, needs_chromium, png, said, wait_until
-from vlm_grpo.envs.rendering import PageError, Renderer
+from vlm_grpo.envs.browser.renderer import PageError, Renderer
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from vlm_grpo.data.toy.pages import drawn, html_of, page_example, picture_of
 from vlm_grpo.envs import find_environment, visual_code
-from vlm_grpo.envs.chromium import BINARY
+from vlm_grpo.envs.browser.chromium import BINARY
+from vlm_grpo.envs.browser.renderer import BrowserError, find_chromium, shared_renderer
 from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
-from vlm_grpo.envs.rendering import BrowserError, find_chromium, shared_renderer
 from vlm_grpo.envs.visual_code import VisualCode, page_in
 from vlm_grpo.records import ImageRef, Record
 

@@ -188,7 +188,7 @@ def test_boxes_in_a_guessed_space_are_told_of(folder_of: Any, capsys: pytest.Cap
 
 
 def test_a_local_models_answer_space_can_be_given(tiny: tuple, rows: object):
-    from vlm_grpo.evaluation.generate import LocalModel
+    from vlm_grpo.evaluation.backends.hf import LocalModel
 
     def space(**options: str) -> str:
         (batch,) = LocalModel(*tiny, max_completion_length=1, **options)(rows, [0])
@@ -261,8 +261,8 @@ def test_one_process_goes_on_where_two_were_stopped(
     stopper = tmp_path / "stopper.py"
     stopper.write_text(
         "import os, sys\n"
-        "from vlm_grpo.evaluation import partial\n"
-        "append = partial.Appender.__call__\n"
+        "from vlm_grpo.evaluation import prediction_cache\n"
+        "append = prediction_cache.Appender.__call__\n"
         "def stop(self, predictions):\n"
         "    append(self, predictions)\n"
         "    if self.path.read_bytes().count(b'\\n') == 2 and self.path.name.endswith('-1.jsonl'):\n"

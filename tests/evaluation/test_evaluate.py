@@ -19,7 +19,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
         for number in numbers:
             yield [Answered(number, dataset[number], [Completion(bare if number % 2 else right, 5, False)])]
 
-    monkeypatch.setattr("vlm_grpo.evaluation.generate.LocalModel", lambda model, processor, **options: complete)
+    monkeypatch.setattr("vlm_grpo.evaluation.backends.hf.LocalModel", lambda model, processor, **options: complete)
 
 
 @pytest.mark.usefixtures("answers")

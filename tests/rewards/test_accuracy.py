@@ -8,7 +8,7 @@ import pytest
 
 from vlm_grpo.rewards import make_reward, score
 from vlm_grpo.rewards.accuracy import METHODS, kind
-from vlm_grpo.rewards.choice import choice, choices
+from vlm_grpo.rewards.mcq import choice, choices
 
 BOXES = ('[{"bbox_2d": [0, 0, 9, 9], "label": "dog"}]', '[{"bbox_2d": [0, 0, 9, 9], "label": "cat"}]')
 

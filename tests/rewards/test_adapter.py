@@ -8,7 +8,7 @@ import pytest
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
 from vlm_grpo.rewards.adapter import WITHOUT_A_ROW, batch_reward, checked_batch, split_spec
-from vlm_grpo.rewards.signatures import lift
+from vlm_grpo.rewards.user_rewards import lift
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 

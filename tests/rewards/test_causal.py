@@ -8,7 +8,7 @@ import json
 import pytest
 
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.rewards.causal import kendall, longest
+from vlm_grpo.rewards.reasoning import kendall, longest
 
 STEPS = ("A dog lies there.", "The mat is green.", "Two cups stand left.", "Rain falls outside.")
 

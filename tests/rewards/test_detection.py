@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vlm_grpo.boxes import Box, iou
 from vlm_grpo.rewards import score
-from vlm_grpo.rewards.detections import Detection, overlaps, read_detections
+from vlm_grpo.rewards.detection import Detection, overlaps, read_detections
 
 
 def boxes(*items: Any) -> list[dict[str, Any]]:

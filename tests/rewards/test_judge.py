@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.rewards.server import JudgeServer, Reply, strict
-from vlm_grpo.rewards import JudgeSettings, asking, make_reward, resolve_rewards, score
-from vlm_grpo.rewards.asking import judge_of, read_score, speaks_to_judge
+from vlm_grpo.rewards import JudgeSettings, judge_client, make_reward, resolve_rewards, score
+from vlm_grpo.rewards.judge_client import judge_of, read_score, speaks_to_judge
 
 
 def answered(answer: str) -> str:
@@ -25,7 +25,7 @@ def answered(answer: str) -> str:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def test_without_a_verdict_accuracy_decides_and_it_is_counted(
         assert len(server.requests) == 2 * requests  # two distinct answers
         reward(texts, **columns)
     assert metrics == [("judge/asked", 3), ("judge/fallbacks", 3)] * 2
-    assert [record.message.split(" (")[0] for record in caplog.records if record.name == asking.__name__] == [
+    assert [record.message.split(" (")[0] for record in caplog.records if record.name == judge_client.__name__] == [
         f"judge m at {server.url} gave no verdict"
     ]
 

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.rewards.server import JudgeServer, Reply
 from tests.support.training import length_reward, settings, user
-from vlm_grpo.rewards import JudgeSettings, accuracy, asking, make_reward, side_by_side
+from vlm_grpo.rewards import JudgeSettings, accuracy, judge_client, make_reward, side_by_side
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def text_rows() -> Dataset:
 def test_judge_and_accuracy_in_trls_own_trainer(
     text_rows: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
     # A random model writes no answer block: all that it writes is the answer here.
     monkeypatch.setattr(accuracy, "given_answer", lambda completion, record: completion.strip() or "x")
     monkeypatch.setattr(accuracy, "speaks_to_judge", lambda answer: False)

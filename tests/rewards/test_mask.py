@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_grpo.masks import CODECS, decode, encode, write_rle
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.shapes import CODECS, decode, encode, write_rle
 from vlm_grpo.tasks import TASKS, ideal_completion
 
 HEIGHT, WIDTH = 90, 120

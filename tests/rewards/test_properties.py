@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_grpo.rewards import REWARDS, make_reward, score
-from vlm_grpo.rewards.quantity import agree, quantity
+from vlm_grpo.rewards.numeric import agree, quantity
 from vlm_grpo.tasks import TASKS
 
 TEXT = st.one_of(

@@ -27,8 +27,8 @@ from vlm_grpo.data import load_dataset
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation import evaluate
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.loading import freeze_vision, placeholder_ids, towers_of
-from vlm_grpo.tool_forms import TOOL_FORMS, find_form
+from vlm_grpo.model_utils import freeze_vision, placeholder_ids, towers_of
+from vlm_grpo.tool_call_formats import TOOL_FORMS, find_form
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.hotpath.support import refusal

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vlm_grpo.algorithms.recipe import Recipe
 from vlm_grpo.algorithms.recipes import RECIPES
-from vlm_grpo.table import Table
-from vlm_grpo.userfile import is_file_name, load_from_file
+from vlm_grpo.import_utils import is_file_name, load_from_file
+from vlm_grpo.registry import Table
 
 __all__ = [
     "ALGORITHMS",

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from vlm_grpo.cli.migration import hint as hint_of
-from vlm_grpo.table import nearest
+from vlm_grpo.registry import nearest
 
 
 def _flag(help_text: str, default: object = None) -> object:

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
     """Return 1 for each default reward of a record's task that applies to it, else 0."""
-    from vlm_grpo.rewards.applying import applies
+    from vlm_grpo.rewards.applicability import applies
     from vlm_grpo.tasks import TASKS
 
     return {(record.task, name): int(applies(name, record)) for name in TASKS[record.task].rewards}
@@ -63,7 +63,7 @@ def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
 
 def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
     """One line for each default reward of a task that applies to none of its rows; training refuses it."""
-    from vlm_grpo.rewards.applying import needed
+    from vlm_grpo.rewards.applicability import needed
 
     return [
         f"the reward {name} of the task {task} applies to none of its rows: it needs {needed(name)}; leave it out of "

@@ -153,7 +153,7 @@ def _episode_problems(options: argparse.Namespace) -> list[str]:
 
 
 def _task_problems(options: argparse.Namespace) -> list[str]:
-    from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+    from vlm_grpo.evaluation.sampling_params import Sampling, check_pass_k
     from vlm_grpo.tasks import TASKS
 
     try:
@@ -163,7 +163,7 @@ def _task_problems(options: argparse.Namespace) -> list[str]:
     except (ValueError, KeyError) as error:
         return [str(error.args[0])]
     if options.backend == "openai" and options.answer_space is None:
-        from vlm_grpo.evaluation.server import needs_space, space_of_name
+        from vlm_grpo.evaluation.backends.openai import needs_space, space_of_name
 
         if needs_space(options.task_type) and space_of_name(options.model_name_or_path) is None:
             return [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlm_grpo.families import FAMILIES, Family
-from vlm_grpo.refusals import REFUSALS
+from vlm_grpo.unsupported_models import REFUSALS
 
 PAGE = Path("docs/families.md")
 # Tokens of a picture of 1600 x 1200 pixels: by default, with --max_image_tokens 1024, and with 256. Text is the least

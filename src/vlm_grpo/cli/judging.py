@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from vlm_grpo.redact import redact_text
 from vlm_grpo.rewards import REWARDS, JudgeSettings, takes
 from vlm_grpo.rewards.accuracy import JUDGED
-from vlm_grpo.rewards.asking import MODEL, judge_of
+from vlm_grpo.rewards.judge_client import MODEL, judge_of
 
 FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
 JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlm_grpo.cli.migration import FLAGS, RLLAVA, VALUES, Change
 from vlm_grpo.cli.own_rewards import OWN_REWARDS
-from vlm_grpo.rewards.signatures import FORMS
+from vlm_grpo.rewards.user_rewards import FORMS
 
 FLAG = re.compile(r"--\w+(?: '\{.*?\}'| chord| [A-Z]+(?:\.jinja|\.jsonl)?)?|configs/\S+")
 PAGE = Path("docs/migration.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vlm_grpo.rewards.signatures import FORMS
+from vlm_grpo.rewards.user_rewards import FORMS
 
 # Each gives 1 for a right answer; the code of a form, and what there is to know of it.
 OWN_REWARDS: Mapping[str, tuple[str, str]] = {

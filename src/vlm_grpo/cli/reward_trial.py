@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import Prompting, gold_turn
+from vlm_grpo.import_utils import is_file_name
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, TimeLimitError
-from vlm_grpo.userfile import is_file_name
+from vlm_grpo.time_limits import DEFAULT_LIMIT, TimeLimitError
 
 
 class Trial(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.adapter import split_spec
-from vlm_grpo.rewards.applying import OF_FORM, applies, needed
+from vlm_grpo.rewards.applicability import OF_FORM, applies, needed
 
 logger = logging.getLogger(__name__)
 

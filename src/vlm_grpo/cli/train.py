@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError, MediaError
-    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
+    from vlm_grpo.time_limits import TimeLimitError, hung_status
 
     try:
         return run(words)
@@ -85,7 +85,7 @@ def run(argv: list[str]) -> int:
     from vlm_grpo.cli.run_changes import check_changes
     from vlm_grpo.cli.run_lock import locked
     from vlm_grpo.cli.run_record import keep_record, run_record
-    from vlm_grpo.loading import parameter_table
+    from vlm_grpo.model_utils import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
     if fault is not None:
@@ -291,7 +291,7 @@ def build_trainer(
         **({} if demonstrations is None else {"demonstrations": demonstrations}),
     )
     if script.live_report:
-        from vlm_grpo.evaluation.live import LiveReport
+        from vlm_grpo.evaluation.report.dashboard import LiveReport
 
         trainer.add_callback(LiveReport(trainer))  # before what evaluates at the beginning
     if held_out is not None:

@@ -92,7 +92,7 @@ def fit(
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Rows with what the model is taught to write for each."""
-    from vlm_grpo.text import continuation
+    from vlm_grpo.answer_parser import continuation
     from vlm_grpo.trainers.rollout import PromptEncoder
 
     samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
@@ -106,7 +106,7 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     """Model inputs: prompts padded on the left, completions on the right; only completions are learned."""
     import torch
 
-    from vlm_grpo.evaluation.generate import left_padded
+    from vlm_grpo.evaluation.backends.hf import left_padded
     from vlm_grpo.trainers.rollout import collate_per_token
 
     prompts = left_padded([row.sample for row in rows], pad_token_id)

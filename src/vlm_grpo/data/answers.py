@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_grpo.answer_parser import ground_truth_text, python_literal
 from vlm_grpo.boxes import boxes_in
-from vlm_grpo.rewards.choice import normalise
-from vlm_grpo.rewards.detections import NOTHING
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.text import python_literal
+from vlm_grpo.rewards.detection import NOTHING
+from vlm_grpo.rewards.mcq import normalise
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignore_columns {0} the turn"
@@ -28,7 +27,7 @@ def unwrapped(value: Any) -> Any:
 
 def is_same(one: Any, other: Any) -> bool:
     """Return whether two true answers say the same: equal text or JSON, or the same boxes."""
-    texts = [gold(unwrapped(value)) for value in (one, other)]
+    texts = [ground_truth_text(unwrapped(value)) for value in (one, other)]
     boxes = [boxes_in(text) for text in texts]
     return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 

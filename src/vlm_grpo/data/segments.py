@@ -16,8 +16,8 @@ import numpy as np
 
 from vlm_grpo.data.coco import CocoImage, CocoObject, Instances
 from vlm_grpo.data.problems import Problem, show_value
-from vlm_grpo.shapes import encode, fit_iou, read_rle, write_rle
-from vlm_grpo.shapes.fill import mask_of
+from vlm_grpo.masks import encode, fit_iou, read_rle, write_rle
+from vlm_grpo.masks.raster import mask_of
 
 BEYOND = 10.0  # pixels by which a polygon may leave its image; what does is cut off
 FORM = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"

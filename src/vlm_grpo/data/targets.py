@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vlm_grpo.answer_parser import ground_truth_text
 from vlm_grpo.boxes import extent
 from vlm_grpo.data.problems import show_value
-from vlm_grpo.rewards.box import true_box
-from vlm_grpo.rewards.detections import true_detections
+from vlm_grpo.masks import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
+from vlm_grpo.rewards.detection import true_detections
+from vlm_grpo.rewards.iou import true_box
 from vlm_grpo.rewards.mask import true_mask
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
 from vlm_grpo.tasks import TASKS
 
 Complaint = tuple[str, str, str]  # field, found, expected
@@ -73,7 +73,7 @@ def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
 
 def detection_complaints(answer: Any) -> Iterator[Complaint]:
     """What would make the rewards for lists of boxes apply to no completion."""
-    if true_detections(gold(answer)) is None:
+    if true_detections(ground_truth_text(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.protocol import make_tool_call_str, parse_tool_call_str
-from vlm_grpo.table import Table
-from vlm_grpo.userfile import is_file_name, load_from_file
+from vlm_grpo.envs.tool_parser import make_tool_call_str, parse_tool_call_str
+from vlm_grpo.import_utils import is_file_name, load_from_file
+from vlm_grpo.registry import Table
 
 __all__ = ["ENVIRONMENTS", "ToolError", "find_environment", "make_tool_call_str", "parse_tool_call_str"]
 

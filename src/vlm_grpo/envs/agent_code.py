@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.records import Record
+from vlm_grpo.registry import Table
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,7 +66,7 @@ class AgentCode:
         tool_bonus: float = 0.2,
         backend: str = "auto",
     ) -> None:
-        from vlm_grpo.envs.damage import DAMAGES, DRAWN
+        from vlm_grpo.envs.corruptions import DAMAGES, DRAWN
         from vlm_grpo.envs.sandbox import SandboxSettings, shared_sandbox
 
         if max_calls < 1:
@@ -170,7 +170,7 @@ class AgentCode:
         return self._score(self._text, self._record) or 0.0
 
     def _damaged(self, row: Mapping[str, Any]) -> Image.Image:
-        from vlm_grpo.envs.damage import damaged
+        from vlm_grpo.envs.corruptions import damaged
 
         where = _where(self._record)
         if self._original is None:

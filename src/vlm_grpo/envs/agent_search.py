@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.providers import ProviderSettings, shortened, web_search
-from vlm_grpo.envs.search import SHORTEST, Result, open_index
+from vlm_grpo.envs.retrieval.bm25 import SHORTEST, Result, open_index
+from vlm_grpo.envs.web_search import ProviderSettings, shortened, web_search
 from vlm_grpo.records import Record
+from vlm_grpo.registry import Table
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
 RIGHT = 0.5  # a score above it is a right answer
 TITLE_LONGEST = 200  # characters of a title or an id

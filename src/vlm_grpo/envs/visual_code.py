@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.answer_parser import without_thinking
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.text import without_thinking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from PIL import Image
 
-    from vlm_grpo.envs.likeness import Likeness
-    from vlm_grpo.envs.rendering import Render
+    from vlm_grpo.envs.browser.renderer import Render
+    from vlm_grpo.envs.similarity import Likeness
 
 FENCED = re.compile(r"```[ \t]*(?:html)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 BARE = re.compile(r"(?:<!doctype\s+html|<html[\s>])(?:.*</html\s*>|.*)", re.DOTALL | re.IGNORECASE)
@@ -55,8 +55,8 @@ class VisualCode:
             ValueError: an unknown weight, or none above zero.
             BrowserError: no Chromium is installed.
         """
-        from vlm_grpo.envs.likeness import WEIGHTS
-        from vlm_grpo.envs.rendering import check_browser
+        from vlm_grpo.envs.browser.renderer import check_browser
+        from vlm_grpo.envs.similarity import WEIGHTS
 
         check_browser()
         self._weights = _checked(WEIGHTS if weights is None else weights)
@@ -95,7 +95,7 @@ class VisualCode:
 
     def get_reward(self) -> float:
         """How much the page looks like the design, 0 to 1; 0 without a page, or with one that cannot be rendered."""
-        from vlm_grpo.envs.likeness import compare, total
+        from vlm_grpo.envs.similarity import compare, total
 
         if self._page is None or self._design is None:
             return 0.0
@@ -114,7 +114,7 @@ class VisualCode:
         return {**renders, **{name: value for name, value in self._likeness._asdict().items() if value is not None}}
 
     def _begin(self, image: Image.Image | None, size: tuple[int, int]) -> None:
-        from vlm_grpo.envs.rendering import Render
+        from vlm_grpo.envs.browser.renderer import Render
 
         self._size = size
         self._design: Render | None = None if image is None else Render.of_image(_resized(image, size))
@@ -143,7 +143,7 @@ class VisualCode:
 
     def _rendered(self, html: str) -> Render:
         """A page of the model; what is wrong with it is said in words for the model."""
-        from vlm_grpo.envs.rendering import PageError
+        from vlm_grpo.envs.browser.renderer import PageError
 
         try:
             return self._render(html)
@@ -151,7 +151,7 @@ class VisualCode:
             raise ToolError(f"The page was not rendered: {error}.") from error
 
     def _render(self, html: str, *, data_urls: bool = False) -> Render:
-        from vlm_grpo.envs.rendering import shared_renderer
+        from vlm_grpo.envs.browser.renderer import shared_renderer
 
         return shared_renderer().render(html, *self._size, javascript=self._javascript, data_urls=data_urls)
 

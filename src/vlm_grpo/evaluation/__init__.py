@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.evaluation.metrics import Metric, episode_names, load_scorer, metric_names, summarize
+from vlm_grpo.evaluation.aggregate import Metric, episode_names, load_scorer, metric_names, summarize
 from vlm_grpo.evaluation.predictions import Backend, Scoring
-from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+from vlm_grpo.evaluation.sampling_params import Sampling, check_pass_k
 from vlm_grpo.tasks import TASKS
 
 __all__ = ["Evaluation", "Metric", "Sampling", "evaluate", "load_scorer", "metric_names", "predict"]
@@ -109,7 +109,7 @@ def predict(
 
     How to score is said by `scoring`, or by `task` and `reward_options`.
     """
-    from vlm_grpo.evaluation.generate import LocalModel
+    from vlm_grpo.evaluation.backends.hf import LocalModel
 
     scoring = scoring or Scoring(task, reward_options)
     return predict_with(LocalModel(model, processor, **generation), dataset, numbers, scoring, on_batch=on_batch)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from vlm_grpo.evaluation.aggregate import collect, evidence_names, load_scorer, reward_names
 from vlm_grpo.evaluation.fingerprint import record_digest
-from vlm_grpo.evaluation.metrics import collect, evidence_names, load_scorer, reward_names
-from vlm_grpo.evaluation.sampling import pass_at_k
+from vlm_grpo.evaluation.sampling_params import pass_at_k
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import given_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts

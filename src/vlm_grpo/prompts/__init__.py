@@ -15,9 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import Record
-from vlm_grpo.regular import check_regular
-from vlm_grpo.table import Table, unknown_name
+from vlm_grpo.registry import Table, unknown_name
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"

@@ -9,25 +9,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
+from vlm_grpo.answer_parser import completion_text
+from vlm_grpo.registry import Table
+from vlm_grpo.rewards.accuracy import accuracy_reward, judge_reward, prepare_accuracy, prepare_judge
 from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, record_from, split_spec
-from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
-from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited, time_limit
-from vlm_grpo.rewards.causal import causal_reward, prepare_causal, reasoning_ordered_reward
+from vlm_grpo.rewards.coco_ap import od_ap_reward
 from vlm_grpo.rewards.count import count_reward
 from vlm_grpo.rewards.detection import detection_reward, ovd_reward
 from vlm_grpo.rewards.format import format_reward
-from vlm_grpo.rewards.judge import judge_reward, prepare_judge
+from vlm_grpo.rewards.iou import center_reward, giou_reward, iou_reward
+from vlm_grpo.rewards.judge_client import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.length import cosine_length_reward, overlong_reward, repetition_reward
 from vlm_grpo.rewards.mask import mask_iou_reward
-from vlm_grpo.rewards.precision import od_ap_reward
-from vlm_grpo.rewards.reasoning import overlap_reward, prepare_reasoning, reasoning_reward
-from vlm_grpo.rewards.signatures import load_user_reward
-from vlm_grpo.rewards.tool import tool_call_reward
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
-from vlm_grpo.text import completion_text
+from vlm_grpo.rewards.reasoning import (
+    causal_reward,
+    overlap_reward,
+    prepare_causal,
+    prepare_reasoning,
+    reasoning_ordered_reward,
+    reasoning_reward,
+)
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
+from vlm_grpo.rewards.tool_call import tool_call_reward
+from vlm_grpo.rewards.user_rewards import load_user_reward
+from vlm_grpo.time_limits import DEFAULT_LIMIT, limited, time_limit
 
 REWARDS: Table[Reward] = Table(
     "reward",

@@ -1,4 +1,4 @@
-"""Whether the answer is right, by the record's own method."""
+"""Accuracy: whether the answer is correct, by the record's own method or by an LLM judge (judge_client.py)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from vlm_grpo.answer_parser import (
+    compatible,
+    extract_json,
+    ground_truth_text,
+    parse_answer,
+    same_width,
+    without_end_marks,
+)
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.asking import Case, JudgeSettings, judge_of, speaks_to_judge
-from vlm_grpo.rewards.box import box_overlap
-from vlm_grpo.rewards.choice import choices, normalise
+from vlm_grpo.registry import Table
+from vlm_grpo.rewards.coco_ap import od_ap, od_ap50, od_length
 from vlm_grpo.rewards.detection import detection, weighted_sum
+from vlm_grpo.rewards.iou import box_overlap
+from vlm_grpo.rewards.judge_client import Case, JudgeSettings, judge_of, speaks_to_judge
 from vlm_grpo.rewards.mask import mask_overlap
-from vlm_grpo.rewards.mathematics import equal, verify_all
-from vlm_grpo.rewards.precision import od_ap, od_ap50, od_length
-from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.math_verify import equal, verify_all
+from vlm_grpo.rewards.mcq import choices, normalise
+from vlm_grpo.rewards.numeric import agree, calendar_date, quantity
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import compatible, extract_json, parse_answer, same_width, without_end_marks
 
 JUDGED = ("judge", "llm")
 NOTHING = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
@@ -199,8 +205,8 @@ def accuracy_reward(
         record = replace(record, extra={"tolerance": tolerance, **record.extra})
     method = method_of(record)
     if method in JUDGED:
-        return judged(answer, gold(record.answer), record, judge)
-    return METHODS[method](answer, gold(record.answer), record)
+        return judged(answer, ground_truth_text(record.answer), record, judge)
+    return METHODS[method](answer, ground_truth_text(record.answer), record)
 
 
 def method_of(record: Record) -> str:
@@ -209,7 +215,7 @@ def method_of(record: Record) -> str:
     method = own or task_method(record.task) or "auto"
     # The prompt of such a row asks for a letter, also where the task is mathematics.
     is_choice = own is None and method == "math" and record.options and record.answer is not None
-    return "mcq" if is_choice and choices(gold(record.answer), record.options) is not None else method
+    return "mcq" if is_choice and choices(ground_truth_text(record.answer), record.options) is not None else method
 
 
 def task_method(task: str) -> str | None:
@@ -246,7 +252,7 @@ def prepare_accuracy(
     for completion, record in zip(completions, records, strict=True):
         if record.answer is None:
             continue
-        truth = gold(record.answer)
+        truth = ground_truth_text(record.answer)
         method = method_of(record)
         is_math = method == "math" or (method == "auto" and kind(truth, record.options) == "math")
         answer = given_answer(completion, record) if is_math or method in JUDGED else None
@@ -268,3 +274,40 @@ def _ask(cases: list[Case], judge: JudgeSettings | None, log_metric: Callable[[s
     if log_metric is not None:
         log_metric("judge/asked", len(cases))
         log_metric("judge/fallbacks", missing)
+
+
+def judge_reward(
+    completion: str, record: Record, *, judge: JudgeSettings | None = None, tolerance: float | None = None
+) -> float | None:
+    """How right a language model finds the answer, 0 to 1; 0 without an answer, None without a true one.
+
+    Where the model gives no verdict (a failed request, a reply without a score) or the answer speaks to it, the
+    record's own accuracy method decides. Only the answer is shown to the model, never the reasoning.
+
+    Args:
+        judge: Which model and server; default: from the environment (JUDGE_MODEL, JUDGE_BASE_URL, JUDGE_API_KEY).
+        tolerance: As for `accuracy`, where that decides.
+    """
+    return accuracy_reward(completion, _judged(record), judge=judge, tolerance=tolerance)
+
+
+def prepare_judge(
+    completions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    judge: JudgeSettings | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+) -> None:
+    """Ask about all answers at the same time.
+
+    Raises:
+        ValueError: no model is named.
+        ImportError: the package openai is missing.
+    """
+    judge_of(judge)
+    prepare_accuracy(completions, [_judged(record) for record in records], judge=judge, log_metric=log_metric)
+
+
+def _judged(record: Record) -> Record:
+    """The record with a judge as its method; its own, for where there is no verdict, is kept beside it."""
+    return replace(record, method="judge", extra={**record.extra, "fallback_method": method_of(record)})

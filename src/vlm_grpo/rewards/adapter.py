@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.calling import note_call
-from vlm_grpo.text import completion_text
+from vlm_grpo.time_limits import note_call
 
 Reward = Callable[..., "float | None"]
 FIELDS = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from vlm_grpo.answer_parser import ground_truth_text, parse_answer
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.quantity import Quantity, agree, quantity
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.text import parse_answer
+from vlm_grpo.rewards.numeric import Quantity, agree, quantity
 
 WORDS = [
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -45,7 +44,7 @@ def count_reward(completion: str, record: Record, *, is_partial: bool = False) -
     "3", "3 cubes" and "There are three cubes." are the number 3; units that both name must agree. With `is_partial` a
     number that is off earns 0.5 * (1 - |given - true| / max(1, true)), at least 0.
     """
-    right = None if record.answer is None else number_in(gold(record.answer))
+    right = None if record.answer is None else number_in(ground_truth_text(record.answer))
     if right is None:
         return None
     given = number_in(parse_answer(completion, record.task) or "")

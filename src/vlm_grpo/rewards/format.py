@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlm_grpo.answer_parser import CLOSE, OPEN, extract_boxed, extract_json, plain_thoughts, unboxed
 from vlm_grpo.boxes import is_marked_box
+from vlm_grpo.masks import shape_fault
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.mask import asked_terms
-from vlm_grpo.shapes import shape_fault
-from vlm_grpo.text import CLOSE, OPEN, extract_boxed, extract_json, plain_thoughts, unboxed
 
 WHOLE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)

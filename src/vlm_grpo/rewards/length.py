@@ -7,7 +7,7 @@ import math
 from vlm_grpo.boxes import boxes_in
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
-from vlm_grpo.rewards.asking import JudgeSettings
+from vlm_grpo.rewards.judge_client import JudgeSettings
 
 NGRAM = 6
 LONG_WORD = 20  # characters a word on average: no language with spaces gets there

@@ -1,4 +1,4 @@
-"""Reward for an instance mask that is written as a shape (`vlm_grpo.shapes`), against the record's true mask.
+"""Reward for an instance mask that is written as a shape (`vlm_grpo.masks`), against the record's true mask.
 
 The truth is the record's column `mask`, COCO's RLE of the original image, not the shape that its answer holds: that one
 is only as good as its codec. The box of the answer's shape is in the space in which the model's family answers.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.boxes import Size, extent
+from vlm_grpo.masks import TERMS, Truth, read_rle, region_iou, regions
 from vlm_grpo.records import Record
-from vlm_grpo.shapes import TERMS, Truth, read_rle, region_iou, regions
-from vlm_grpo.text import extract_answer
 
 
 def mask_iou_reward(completion: str, record: Record) -> float | None:

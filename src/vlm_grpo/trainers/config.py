@@ -14,7 +14,7 @@ from vlm_grpo.algorithms.expert import plan_with
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT
+from vlm_grpo.time_limits import DEFAULT_LIMIT
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
 from vlm_grpo.trainers.penalty import check_penalty

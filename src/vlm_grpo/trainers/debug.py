@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.records import ImageRef
 from vlm_grpo.rewards.accuracy import given_answer
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.text import completion_text
 
 
 class DebugLog:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vlm_grpo.answer_parser import thought_at
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
-from vlm_grpo.text import thought_at
 from vlm_grpo.trainers.template import ChatTemplate
 
 logger = logging.getLogger(__name__)

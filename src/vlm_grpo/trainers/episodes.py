@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import Content, blocks_of
-from vlm_grpo.envs.protocol import Result, ToolProtocol
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, call_method, method_name
-from vlm_grpo.rewards.tool import Call
+from vlm_grpo.envs.tool_executor import Job, run
+from vlm_grpo.envs.tool_parser import Result, ToolProtocol
+from vlm_grpo.rewards.tool_call import Call
+from vlm_grpo.time_limits import DEFAULT_LIMIT, call_method, method_name
 from vlm_grpo.trainers.later import NOTHING, Later, after, continued
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
 from vlm_grpo.trainers.turns import encode_results, without_images

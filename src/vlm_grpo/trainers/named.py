@@ -11,7 +11,7 @@ from torch.nn import Module
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.rewards import is_model, resolve_rewards, side_by_side
 from vlm_grpo.rewards.adapter import checked_batch, split_spec
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited
+from vlm_grpo.time_limits import DEFAULT_LIMIT, limited
 
 
 def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import pad
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.loading import placeholder_ids
+from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
 from vlm_grpo.trainers.later import NOTHING, with_later
 from vlm_grpo.trainers.lengths import correct_lengths

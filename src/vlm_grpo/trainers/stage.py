@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
-from vlm_grpo.envs.protocol import find_protocol
+from vlm_grpo.envs.tool_parser import find_protocol
 from vlm_grpo.rewards.adapter import as_number, record_of_row
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, await_method, call_method, row_name
+from vlm_grpo.time_limits import DEFAULT_LIMIT, await_method, call_method, row_name
 from vlm_grpo.trainers.episodes import Episode
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS, fill, read_prompt
 from vlm_grpo.trainers.rollout import TOOLS

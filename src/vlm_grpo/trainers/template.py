@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from vlm_grpo.answer_parser import continuation, thought_at, trailing_thought
 from vlm_grpo.envs.environment import join_text
-from vlm_grpo.text import continuation, thought_at, trailing_thought
 
 PROBE = "(what was said)"  # stands for content while a template is looked at
 REPR = re.compile(r"""['"]text['"]: ?['"]""" + re.escape(PROBE))  # a list of blocks, printed

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.envs.environment import blocks_of
-from vlm_grpo.envs.protocol import SAID, Result, ToolProtocol
+from vlm_grpo.envs.tool_parser import SAID, Result, ToolProtocol
 from vlm_grpo.records import ImageRef
 from vlm_grpo.trainers.later import Later
 from vlm_grpo.trainers.rollout import PER_TOKEN, TEXT_KEYS, PromptEncoder, on_host

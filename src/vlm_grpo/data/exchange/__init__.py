@@ -13,7 +13,7 @@ from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import JsonlSource, json_source
 from vlm_grpo.data.problems import DataError, Problem
 from vlm_grpo.data.writing import json_line, whole_file
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Table
 
 Rows = Callable[[], Iterator[tuple[str, Row]]]
 

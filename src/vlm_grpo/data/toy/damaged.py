@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vlm_grpo.data.toy.example import Example
 from vlm_grpo.data.toy.lettering import write
-from vlm_grpo.envs.damage import DAMAGES
+from vlm_grpo.envs.corruptions import DAMAGES
 
 PAPERS = ("#f4d35e", "#9bc1bc", "#e6ebe0", "#f2a07b")
 INKS = ("#0d3b66", "#7a1f2b", "#1b4332")

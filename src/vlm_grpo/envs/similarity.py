@@ -1,0 +1,256 @@
+"""How alike a page and a design look: structure, color, text and layout, each from 0 to 1, and their weighted mean.
+
+A policy is paid for this, so nothing may be had cheaply. Structure and color count what a page gains over the best page
+of one color: an empty page has 0. Text and boxes are matched one to one, and those that are too many cost as much as
+those that are missing; they count only where they can be seen in the picture. Equal pages have exactly 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from vlm_grpo.boxes import Box, iou
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlm_grpo.envs.browser.renderer import Line, Render
+
+WEIGHTS = {"ssim": 0.25, "color": 0.25, "text": 0.25, "layout": 0.25}
+# Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section III.B.
+SIGMA, RADIUS = 1.5, 5
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+SHORT_SIDES = (256, 64)  # pixels to which pictures are averaged down: letters are seen in one, only blocks in the other
+GRAYS = range(0, 256, 15)  # of the pages of one color that a page must beat
+BLOCKS = 16  # along the longer side, for colors
+FAINT = 3.0  # gray levels of spread below which nothing is seen
+FAR = 0.25  # of the diagonal: words that are further apart are merely the same word
+MOST = 200  # boxes that are matched, the largest first; and times that the same word is
+MOST_WORDS = 2000
+WHOLE = 0.98  # of the picture: what covers more is its background
+# Letters of scripts that do not put spaces between words count as words.
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+class Likeness(NamedTuple):
+    """Each from 0 to 1; None where the design says nothing: a mere picture has no text, a blank design no boxes."""
+
+    ssim: float
+    color: float
+    text: float | None
+    layout: float | None
+
+
+class Word(NamedTuple):
+    """A word, its middle in pixels, and how much the picture varies where its line is, in gray levels."""
+
+    text: str
+    x: float
+    y: float
+    contrast: float
+
+
+def compare(design: Render, page: Render) -> Likeness:
+    """How much a page is like a design of the same size in pixels.
+
+    Raises:
+        ValueError: they differ in size.
+    """
+    import numpy as np
+
+    wanted, found = (np.asarray(render.image(), dtype=np.float32) for render in (design, page))  # (H, W, 3)
+    if wanted.shape != found.shape:
+        sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (wanted.shape, found.shape))
+        raise ValueError(f"a design and a page must have the same size in pixels, got {sizes}; render the page in it")
+    gray, other = _gray(wanted), _gray(found)
+    text = layout = None
+    if design.lines is not None and page.lines is not None:
+        text = text_likeness(words(design.lines, gray), words(page.lines, other), gray.shape)
+    if design.boxes is not None and page.boxes is not None:
+        layout = layout_likeness(seen_boxes(design.boxes, gray), seen_boxes(page.boxes, other))
+    return Likeness(structure_likeness(gray, other), color_likeness(wanted, found), text, layout)
+
+
+def total(likeness: Likeness, weights: Mapping[str, float] = WEIGHTS) -> float:
+    """The weighted mean of the measures that apply; 0 where none of them has a weight."""
+    pairs = [(weights.get(name, 0.0), value) for name, value in likeness._asdict().items() if value is not None]
+    whole = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / whole if whole > 0 else 0.0
+
+
+def _gray(pixels: np.ndarray) -> np.ndarray:
+    """Luma, (H, W), 0 to 255 (ITU-R BT.601)."""
+    import numpy as np
+
+    return pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def structure_likeness(wanted: np.ndarray, found: np.ndarray) -> float:
+    """SSIM of two gray pictures (H, W), as a share of what the best page of one gray leaves to gain.
+
+    The mean of two sizes: the authors' 256 pixels, and one in which what is off by a pixel or two still counts.
+    """
+    factors = {max(1, round(min(wanted.shape) / side)) for side in SHORT_SIDES}
+    gains = []
+    for factor in factors:
+        small, other = (_block_means(picture[..., None], factor)[..., 0] for picture in (wanted, found))
+        gains.append(_gain(ssim(small, other), max(_ssim_of_grays(small))))
+    return sum(gains) / len(gains)
+
+
+def ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean structural similarity of two gray pictures (H, W) of 0 to 255, -1 to 1 (Wang et al. 2004, equation 13).
+
+    Windows are Gaussian and lie wholly in the picture, unless that is smaller than one.
+    """
+    mean, spread = _moments(one)
+    mean_other, spread_other = _moments(other)
+    shared = _blurred(one * other) - mean * mean_other
+    ratio = (2 * mean * mean_other + C1) * (2 * shared + C2)
+    return float((ratio / ((mean**2 + mean_other**2 + C1) * (spread + spread_other + C2))).mean())
+
+
+def _ssim_of_grays(picture: np.ndarray) -> Iterable[float]:
+    """The SSIM of a picture with one-colored ones: those have neither spread nor anything shared."""
+    mean, spread = _moments(picture)
+    for gray in GRAYS:
+        yield float(((2 * mean * gray + C1) * C2 / ((mean**2 + gray**2 + C1) * (spread + C2))).mean())
+
+
+def _moments(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance in the window around each pixel."""
+    mean = _blurred(picture)
+    return mean, _blurred(picture**2) - mean**2
+
+
+def _blurred(picture: np.ndarray) -> np.ndarray:
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    blurred = gaussian_filter(picture.astype(np.float64), SIGMA, mode="nearest", radius=RADIUS)
+    edge = RADIUS if min(picture.shape) > 2 * RADIUS else 0
+    return blurred[edge : picture.shape[0] - edge, edge : picture.shape[1] - edge]
+
+
+def color_likeness(wanted: np.ndarray, found: np.ndarray) -> float:
+    """One less the difference of block colors, as a share of the difference of the best page of one color.
+
+    Pictures are (H, W, 3); the median of the blocks is the color that differs least from them.
+    """
+    import numpy as np
+
+    side = max(1, round(max(wanted.shape) / BLOCKS))
+    blocks = _block_means(wanted, side)
+    difference = np.abs(blocks - _block_means(found, side)).mean() / 255
+    blank = np.abs(blocks - np.median(blocks, axis=(0, 1))).mean() / 255
+    return _gain(1 - float(difference), 1 - float(blank))
+
+
+def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Mean colors of blocks of `side` pixels, (rows, columns, channels); blocks at the far edges may be smaller."""
+    import numpy as np
+
+    if side == 1:
+        return pixels
+    rows, columns = (np.arange(0, length, side) for length in pixels.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), rows, axis=0), columns, axis=1)
+    heights, widths = np.diff([*rows, pixels.shape[0]]), np.diff([*columns, pixels.shape[1]])
+    return sums / np.outer(heights, widths)[..., None]
+
+
+def _gain(value: float, blank: float) -> float:
+    """Where a value lies between that of a blank page, 0, and the best, 1; as it is where a blank page is the best."""
+    if blank > 1 - 1e-6:
+        return min(1.0, max(0.0, value))
+    return min(1.0, max(0.0, (value - blank) / (1 - blank)))
+
+
+def words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
+    """The words that can be seen in a picture (H, W): inside it, and not of the color of what is around them."""
+    height, width = gray.shape
+    seen: Counter[str] = Counter()
+    found = []
+    for line in lines:
+        for word in _words_of(line, _contrast(gray, line.box)):
+            is_inside = 0 <= word.x < width and 0 <= word.y < height
+            if word.contrast >= FAINT and is_inside and seen[word.text] < MOST:
+                seen[word.text] += 1
+                found.append(word)
+    return found[:MOST_WORDS]
+
+
+def _words_of(line: Line, contrast: float) -> Iterable[Word]:
+    """Each where it is if all letters are equally wide."""
+    scale = (line.box.x2 - line.box.x1) / max(1, len(line.text))
+    for match in WORDS.finditer(line.text):
+        x = line.box.x1 + scale * (match.start() + match.end()) / 2
+        yield Word(match[0], x, (line.box.y1 + line.box.y2) / 2, contrast)
+
+
+def _contrast(gray: np.ndarray, box: Box, margin: int = 0) -> float:
+    """How much a picture varies in a box, in gray levels (standard deviation)."""
+    left, top = max(0, int(box.x1) - margin), max(0, int(box.y1) - margin)
+    part = gray[top : max(0, int(box.y2) + 1 + margin), left : max(0, int(box.x2) + 1 + margin)]
+    return float(part.std()) if part.size else 0.0
+
+
+def text_likeness(wanted: Sequence[Word], found: Sequence[Word], shape: tuple[int, ...]) -> float | None:
+    """F1 of matched words by their length: 1 for a word in its place, half of that for one that is far from it.
+
+    What is fainter than in the design counts less. None where neither has a word.
+    """
+    if not wanted and not found:
+        return None
+    reach = FAR * (shape[0] ** 2 + shape[1] ** 2) ** 0.5
+    matched = 0.0
+    theirs = _by_text(found)
+    for text, ours in _by_text(wanted).items():
+        matched += len(text) * _matched([[_same_word(one, other, reach) for other in theirs[text]] for one in ours])
+    return 2 * matched / sum(len(word.text) for word in (*wanted, *found))
+
+
+def _by_text(found: Sequence[Word]) -> defaultdict[str, list[Word]]:
+    groups: defaultdict[str, list[Word]] = defaultdict(list)
+    for word in found:
+        groups[word.text].append(word)
+    return groups
+
+
+def _same_word(one: Word, other: Word, reach: float) -> float:
+    distance = ((one.x - other.x) ** 2 + (one.y - other.y) ** 2) ** 0.5
+    return (1 - 0.5 * min(1.0, distance / reach)) * min(1.0, other.contrast / one.contrast)
+
+
+def seen_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
+    """The part of each box in the picture (H, W), where something is to be seen; the largest of them, once each."""
+    height, width = gray.shape
+    inside = (Box(max(0, b.x1), max(0, b.y1), min(width, b.x2), min(height, b.y2)) for b in boxes)
+    seen = {
+        box: None
+        for box in inside
+        if 0 < box.area < WHOLE * width * height and _contrast(gray, box, margin=2) >= FAINT
+    }  # fmt: skip
+    return sorted(seen, key=lambda box: -box.area)[:MOST]
+
+
+def layout_likeness(wanted: Sequence[Box], found: Sequence[Box]) -> float | None:
+    """F1 of boxes matched one to one, each match counting its IoU; None where there are none."""
+    if not wanted and not found:
+        return None
+    matched = _matched([[iou(one, other) for other in found] for one in wanted])
+    return 2 * matched / (len(wanted) + len(found))
+
+
+def _matched(values: list[list[float]]) -> float:
+    """The most that pairs of a row and a column can be worth together, each in one pair at most."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not values or not values[0]:
+        return 0.0
+    if len(values) == 1:
+        return max(values[0])
+    rows, columns = linear_sum_assignment(values, maximize=True)
+    return sum(values[row][column] for row, column in zip(rows, columns, strict=True))

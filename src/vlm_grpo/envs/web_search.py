@@ -1,0 +1,382 @@
+"""Search through a service on the web: Serper, Tavily, Brave, SearXNG, or any server that speaks this package's form.
+
+Every failure is a ToolError for the model to read; keys stay out of messages, logs and results. What was found is kept,
+in memory or in a file, so that the completions of a group, which ask alike, cost one request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime  # a class of its own before Python 3.11
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from http import HTTPStatus
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.retrieval.bm25 import Result
+from vlm_grpo.registry import Table
+from vlm_grpo.web import HEADERS, Limits, TooLargeError, fetch_bytes
+
+logger = logging.getLogger(__name__)
+
+PROVIDER, KEY, BASE_URL, CACHE = "SEARCH_PROVIDER", "SEARCH_API_KEY", "SEARCH_BASE_URL", "SEARCH_CACHE"  # environment
+KEPT = 50_000  # queries
+LONGEST = 10_000  # characters of a result
+KEY_SHORTEST = 8  # characters; shorter ones stand in any text
+QUERY_LONGEST = 400  # characters, the least that services take
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
+WEB_ADDRESS = re.compile(r"https?://[!-.0-~][!-~]*")
+HEADER_FORM = re.compile(r"[!-~]+")  # what may stand in a header
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A kind of service.
+
+    `request(url, key, query, top)` says what is sent; `place` is where results stand in the reply; `columns` are the
+    names of id, title and passage in each.
+    """
+
+    request: Callable[[str, str, str, int], Request]
+    place: tuple[str, ...]
+    columns: tuple[str, str, str]
+    url: str | None = None  # None: a server of one's own
+    needs_key: bool = True
+
+
+def _serper(url: str, key: str, query: str, top: int) -> Request:
+    return Request(url, {"X-API-KEY": key}, {"q": query, "num": top})
+
+
+def _tavily(url: str, key: str, query: str, top: int) -> Request:
+    return Request(url, {"Authorization": f"Bearer {key}"}, {"query": query, "max_results": top})
+
+
+def _brave(url: str, key: str, query: str, top: int) -> Request:
+    return Request(f"{url}?{urlencode({'q': query, 'count': top})}", {"X-Subscription-Token": key})
+
+
+def _searxng(url: str, key: str, query: str, top: int) -> Request:
+    return Request(f"{url.rstrip('/')}/search?{urlencode({'q': query, 'format': 'json'})}")
+
+
+def _json(url: str, key: str, query: str, top: int) -> Request:
+    return Request(url, {"Authorization": f"Bearer {key}"} if key else {}, {"query": query, "top": top})
+
+
+PROVIDERS: Table[Provider] = Table(
+    "search provider",
+    {
+        "serper": Provider(_serper, ("organic",), ("link", "title", "snippet"), "https://google.serper.dev/search"),
+        "tavily": Provider(_tavily, ("results",), ("url", "title", "content"), "https://api.tavily.com/search"),
+        "brave": Provider(
+            _brave,
+            ("web", "results"),
+            ("url", "title", "description"),
+            "https://api.search.brave.com/res/v1/web/search",
+        ),
+        "searxng": Provider(_searxng, ("results",), ("url", "title", "content"), needs_key=False),
+        # A POST of {"query": ..., "top": ...} is answered by {"results": [{"id": ..., "title": ..., "text": ...}]}.
+        "json": Provider(_json, ("results",), ("id", "title", "text"), needs_key=False),
+    },
+)
+
+
+@dataclass(frozen=True)
+class ProviderSettings:
+    """Which service is asked and how; what is None comes from the environment.
+
+    Args:
+        provider: One of PROVIDERS; SEARCH_PROVIDER.
+        base_url: Of the service, where it has none of its own or another one is meant; SEARCH_BASE_URL.
+        api_key: SEARCH_API_KEY.
+        cache: File in which results are kept from one run to the next; SEARCH_CACHE, else memory.
+        timeout: Seconds for one request. A query takes at most (retries + 1) times that, pauses included.
+        retries: How often a request that failed (connection, time limit, status 429 or 5xx) is repeated.
+        rate: Requests that begin in a second, at most.
+    """
+
+    provider: str | None = None
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    cache: str | None = None
+    timeout: float = 10.0
+    retries: int = 2
+    rate: float = 5.0
+
+    def complete(self, environment: Mapping[str, str] | None = None) -> ProviderSettings:
+        """These settings with what they leave open taken from the environment.
+
+        Raises:
+            KeyError: there is no such provider.
+            ValueError: something is missing or makes no sense.
+        """
+        given = os.environ if environment is None else environment
+        name = self.provider or given.get(PROVIDER)
+        if not name:
+            raise ValueError(f"no search provider: set {PROVIDER} to one of {', '.join(PROVIDERS)}")
+        url = self.base_url or given.get(BASE_URL) or PROVIDERS[name].url
+        key = (self.api_key or given.get(KEY) or "").strip()
+        if not url or not WEB_ADDRESS.fullmatch(url):
+            raise ValueError(f"search provider {name!r}: set {BASE_URL} to its http(s) address")
+        if urlsplit(url).username is not None:
+            raise ValueError(f"search provider {name!r}: the key belongs in {KEY}, not in {BASE_URL}")
+        if PROVIDERS[name].needs_key and not key:
+            raise ValueError(f"search provider {name!r}: set {KEY}")
+        if key and not HEADER_FORM.fullmatch(key):
+            raise ValueError(f"search provider {name!r}: {KEY} holds spaces or characters that are not ASCII")
+        for option, least in (("timeout", 0), ("retries", -1), ("rate", 0)):
+            if not getattr(self, option) > least:
+                raise ValueError(f"search provider: {option} must be more than {least}, got {getattr(self, option)!r}")
+        return replace(self, provider=name, base_url=url, api_key=key, cache=self.cache or given.get(CACHE) or None)
+
+
+class WebSearch:
+    """Results of one service. Equal queries are one request, also those of several threads at the same time."""
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.settings = settings
+        self.provider = PROVIDERS[settings.provider]
+        self.place = urlsplit(settings.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
+        self.kept = _Kept(settings.cache)
+        self.pace = Pace(settings.rate)
+        self.lock = threading.Lock()
+        self.under_way: dict[str, Future[list[Result]]] = {}
+        self.has_warned = False
+
+    def search(self, query: str, top: int = 3, characters: int = 500) -> list[Result]:
+        """The service's best results, each with at most so many characters.
+
+        Raises:
+            ToolError: there was no answer in time, or none that can be used.
+        """
+        query = " ".join(query.encode("utf-8", "ignore").decode().split())[:QUERY_LONGEST]
+        end = time.monotonic() + self.settings.timeout * (self.settings.retries + 1)
+        if not query:
+            raise ToolError("the query is empty")
+        name = json.dumps([self.settings.provider, self.place, query, top])
+        found = self.kept.get(name)
+        if found is None:
+            found = self._shared(name, query, top, end)
+        return [result._replace(passage=shortened(result.passage, characters)) for result in found[:top]]
+
+    def _shared(self, name: str, query: str, top: int, end: float) -> list[Result]:
+        """The results of a request, or of the same one if it is under way."""
+        with self.lock:
+            others = self.under_way.get(name)
+            own = self.under_way.setdefault(name, Future())
+        if others is not None:
+            try:
+                return others.result(max(0.0, end - time.monotonic()))
+            except NotInTime:
+                raise ToolError("the search took too long") from None
+        try:
+            found = self._ask(query, top, end)
+            self.kept.put(name, found)
+            own.set_result(found)
+            return found
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self.lock:
+                del self.under_way[name]
+
+    def _ask(self, query: str, top: int, end: float) -> list[Result]:
+        """The results, asked for as often as it takes and is allowed.
+
+        Raises:
+            ToolError: says what happened last.
+        """
+        request = self.provider.request(self.settings.base_url, self.settings.api_key, query, top)
+        last = Failure("too many searches at the same time; try again later")
+        for attempt in range(self.settings.retries + 1):
+            if not self.pace.wait(end):
+                break
+            try:
+                found = self._results(reply(request, min(end, time.monotonic() + self.settings.timeout)))
+                self.has_warned = False
+                return found
+            except Failure as failure:
+                last = failure
+            if last.wait is not None:
+                self.pace.hold(last.wait)  # for everybody: the service has had enough
+            elif last.may_pass and attempt < self.settings.retries:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
+                time.sleep(max(0.0, min(pause, end - time.monotonic())))
+            if not last.may_pass:
+                break
+        if not self.has_warned:
+            self.has_warned = True
+            where = f"{self.settings.provider} at {self.place}"
+            logger.warning(
+                "search provider %s: %s; the model is told so; this is said once until it answers", where, last
+            )
+        raise ToolError(f"the search failed: {last}")
+
+    def _results(self, body: bytes) -> list[Result]:
+        try:
+            items = json.loads(body)
+            for name in self.provider.place:
+                items = items.get(name) or {}  # services leave out what is empty
+            return [self._result(item) for item in items]
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            raise Failure("an answer that cannot be read", may_pass=False) from None
+
+    def _result(self, item: Mapping[str, Any]) -> Result:
+        values = [item.get(column) for column in self.provider.columns]
+        texts = ["" if value is None else str(value)[:LONGEST] for value in values]
+        if len(self.settings.api_key) >= KEY_SHORTEST:  # a service may repeat what it was sent
+            texts = [text.replace(self.settings.api_key, "[key]") for text in texts]
+        score = item.get("score")
+        return Result(*texts, float(score) if isinstance(score, int | float) else None)
+
+
+class _Kept:
+    """Results by query, in a file or in memory; a file that fails is done without."""
+
+    def __init__(self, path: str | None) -> None:
+        self.lock = threading.Lock()
+        try:
+            self.base = sqlite3.connect(path or ":memory:", timeout=1, check_same_thread=False, isolation_level=None)
+            self.base.execute("CREATE TABLE IF NOT EXISTS found (name TEXT UNIQUE, results TEXT)")
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"{CACHE} {path}: cannot be used as a cache of results: {error}; name another file"
+            ) from error
+
+    def get(self, name: str) -> list[Result] | None:
+        row = self._do("SELECT results FROM found WHERE name = ?", name)
+        return [Result(*values) for values in json.loads(row[0])] if row else None
+
+    def put(self, name: str, results: list[Result]) -> None:
+        self._do("INSERT OR REPLACE INTO found VALUES (?, ?)", name, json.dumps(results))
+        self._do("DELETE FROM found WHERE rowid <= (SELECT max(rowid) FROM found) - ?", KEPT)
+
+    def _do(self, sql: str, *values: Any) -> Any:
+        try:
+            with self.lock:
+                return self.base.execute(sql, values).fetchone()
+        except sqlite3.Error as error:
+            logger.warning("cache of search results: %s", error)
+            return None
+
+
+def shortened(text: str, characters: int) -> str:
+    """The beginning of a text, in one line, with dots where it was cut."""
+    text = " ".join(text.split())
+    return text if len(text) <= characters else f"{text[: characters - 4].rstrip()} ..."
+
+
+@lru_cache(maxsize=8)
+def web_search(settings: ProviderSettings) -> WebSearch:
+    """The service of complete settings, one for all episodes of a process: they share its pace and its results."""
+    return WebSearch(settings)
+
+
+LARGEST = 4 * 2**20  # bytes of a reply
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent: a GET without a body, a POST of JSON with one."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Mapping[str, Any] | None = None
+
+
+class Failure(Exception):
+    """Why a request had no result: whether it may have one later, and the seconds that the service asks to wait."""
+
+    def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+        self.wait = wait
+
+
+class Pace:
+    """Lets requests begin one after the other, so many in a second."""
+
+    def __init__(self, rate: float) -> None:
+        self.step = 1 / rate
+        self.lock = threading.Lock()
+        self.next = 0.0
+
+    def wait(self, end: float) -> bool:
+        """Sleep until it is one's turn; False, at once, when that would be after `end`."""
+        with self.lock:
+            turn = max(self.next, time.monotonic())
+            if turn >= end:
+                return False
+            self.next = turn + self.step
+        time.sleep(max(0.0, turn - time.monotonic()))
+        return True
+
+    def hold(self, seconds: float) -> None:
+        """Nobody begins for so long."""
+        with self.lock:
+            self.next = max(self.next, time.monotonic() + seconds)
+
+
+def reply(request: Request, end: float) -> bytes:
+    """The body of the answer to a request, if it is there by `end` (as time.monotonic counts).
+
+    Raises:
+        Failure: it is not.
+    """
+    headers = {**HEADERS, "Accept": "application/json", **request.headers}
+    data = None
+    if request.body is not None:
+        data = json.dumps(request.body).encode()
+        headers["Content-Type"] = "application/json"
+    sent = urllib.request.Request(request.url, data, headers)
+    # Redirects are failures: the key would go with them, to whatever server.
+    limits = Limits(LARGEST, max(0.01, end - time.monotonic()), redirects=0, private=True)
+    try:
+        return fetch_bytes(sent, limits)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _status(error) from None
+    except TooLargeError:
+        raise Failure(f"an answer of over {LARGEST // 2**20} MiB", may_pass=False) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise Failure("no answer in time") from None
+        raise Failure(f"no connection ({type(reason).__name__})") from None
+
+
+def _status(error: urllib.error.HTTPError) -> Failure:
+    try:
+        phrase = f" ({HTTPStatus(error.code).phrase})"
+    except ValueError:
+        phrase = ""
+    may_pass = error.code == 429 or error.code >= 500
+    wait = _seconds(error.headers.get("Retry-After", "").strip()) if may_pass else None
+    return Failure(f"status {error.code}{phrase}", may_pass=may_pass, wait=wait)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """The time that a Retry-After header names, a number of seconds or a date; None for anything else."""
+    if re.fullmatch(r"\d{1,6}", retry_after):
+        return float(retry_after)
+    try:
+        when = parsedate_to_datetime(retry_after)
+        return max(0.0, when.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

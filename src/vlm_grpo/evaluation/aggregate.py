@@ -1,0 +1,165 @@
+"""Numbers of an evaluation: the rewards of training averaged over examples, and measures, with intervals. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlm_grpo.evaluation.dataset_metrics import EVIDENCE, MEASURES, METRICS, Value, measure
+from vlm_grpo.records import Record
+from vlm_grpo.rewards import REWARDS, resolve_rewards
+from vlm_grpo.tasks import TASKS
+
+RESAMPLES = 2000
+Scorer = Callable[[Sequence[str], Sequence[Record]], list[dict[str, "float | None"]]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value over `count` examples and its 95 % interval; all None where it applied to no example.
+
+    `is_share` says that it is a share or a score from 0 to 1, rather than a count or a number of an environment.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    is_share: bool = True
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "not applicable"
+        if not self.is_share:
+            return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def metric_names(task: str) -> list[str]:
+    """What the task is judged by, its own metric first, then its default rewards: names of MEASURES and of REWARDS.
+
+    Raises:
+        KeyError: an unknown task.
+    """
+    entry = TASKS[task]
+    return list(dict.fromkeys([*METRICS.get(task, ()), entry.metric, *entry.rewards]))
+
+
+def reward_names(task: str) -> list[str]:
+    """Those of the task's metrics that every example has a value of; the first is what examples are ranked by."""
+    names = [name for name in metric_names(task) if name not in MEASURES]
+    return list(dict.fromkeys([TASKS[task].metric, *names]))
+
+
+def evidence_names(task: str) -> list[str]:
+    """What the task's measures need of each completion: names in EVIDENCE."""
+    return list(dict.fromkeys(MEASURES[name].evidence for name in metric_names(task) if name in MEASURES))
+
+
+def collect(names: Sequence[str], completion: str, record: Record) -> dict[str, Any]:
+    """The evidence of one completion."""
+    return {name: EVIDENCE[name](completion, record) for name in names}
+
+
+def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) -> Scorer:
+    """A function from texts and their records to the named rewards of each; None where one does not apply.
+
+    What a reward needs (the sentence encoder) is loaded now; `options` are those of `resolve_rewards`.
+
+    Raises:
+        KeyError: an unknown reward.
+        ImportError: a package of an extra is missing.
+    """
+    rewards, _ = resolve_rewards(list(names), **(options or {}))
+
+    def scores(texts: Sequence[str], records: Sequence[Record]) -> list[dict[str, float | None]]:
+        columns = [reward(completions=texts, record=list(records)) for reward in rewards]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    return scores
+
+
+def episode_names(of_task: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
+    """The metrics of episodes that apply to any of them, and which are numbers of the episode rather than shares."""
+    scored = dict.fromkeys(name for prediction in predictions for name in prediction["scores"])
+    first = [name for name in ("success", "reward") if name in scored]
+    measures = [name for name in of_task if name in MEASURES]
+    names = [*first, *measures, *(name for name in scored if name not in first)]
+    numbers = {name for prediction in predictions for name in prediction["episode"]} - {"success", *REWARDS}
+    return [name for name in names if column(predictions, name)], numbers
+
+
+def summarize(
+    predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
+) -> dict[str, Metric]:
+    """Every named metric with its interval, each over the predictions that it applies to.
+
+    Args:
+        numbers: names of those that are no shares.
+    """
+    found: dict[str, Metric] = {}
+    prepared: dict[Any, Any] = {}
+    for name in names:
+        values = column(predictions, name)
+        if name in MEASURES:
+            found[name] = measure_with_interval(name, values, seed, prepared)
+        else:
+            found[name] = replace(mean_with_interval(values, seed), is_share=name not in numbers)
+    return found
+
+
+def column(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The scores of a reward, or the evidence for a measure, of the predictions that it applies to."""
+    values = [value_of(prediction, name) for prediction in predictions]
+    return [value for value in values if value is not None]
+
+
+def value_of(prediction: Mapping[str, Any], name: str) -> Any:
+    """The score of one prediction, or its evidence of each completion; None where the metric does not apply."""
+    if name not in MEASURES:
+        return prediction["scores"].get(name)
+    evidence = prediction.get("evidence", {}).get(MEASURES[name].evidence)
+    return None if evidence is None or None in evidence else evidence
+
+
+def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
+    """The mean and its 95 % percentile-bootstrap interval (Efron 1979) over examples.
+
+    It says how much the mean would move with another draw of examples; it knows nothing of other training seeds.
+    """
+    if not values:
+        return Metric(None, None, None, 0)
+    data = np.asarray(values, dtype=float)
+    random = np.random.default_rng(seed)
+    means = [data[random.integers(0, len(data), len(data))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Metric(float(data.mean()), float(low), float(high), len(data))
+
+
+def measure_with_interval(
+    name: str, evidence: Sequence[Any], seed: int = 0, prepared: dict[Any, Any] | None = None
+) -> Metric:
+    """The measure of all examples and its 95 % bootstrap interval.
+
+    The draws are moved by the difference between the value and their mean: mAP is larger on average where examples come
+    several times, so that its plain percentiles may lie above the value itself.
+    """
+    if not evidence:
+        return Metric(None, None, None, 0)
+    value = measure(name, evidence, prepared)
+    whole = value(np.ones(len(evidence)))
+    if whole is None:
+        return Metric(None, None, None, 0)
+    drawn = [part for part in resampled(value, len(evidence), MEASURES[name].resamples, seed) if part is not None]
+    low, high = np.quantile(drawn or [whole], (0.025, 0.975)) + whole - np.mean(drawn or [whole])
+    return Metric(whole, max(0.0, float(low)), min(1.0, float(high)), len(evidence))
+
+
+def resampled(value: Value, examples: int, resamples: int, seed: int) -> list[float | None]:
+    """The value for bootstrap draws of the examples."""
+    random = np.random.default_rng(seed)
+    draws = (random.integers(0, examples, examples) for _ in range(resamples))
+    return [value(np.bincount(draw, minlength=examples).astype(float)) for draw in draws]

@@ -1,0 +1,198 @@
+"""Two evaluations of the same examples: what changed, and whether it could be chance. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import product
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_grpo.evaluation.aggregate import value_of
+from vlm_grpo.evaluation.dataset_metrics import MEASURES, Value, measure
+from vlm_grpo.evaluation.strict_json import loads
+
+RESAMPLES, FLIPS = 2000, 10_000
+EXACT = 14  # differences that are not 0: up to so many, all sign changes are tried
+
+
+class CompareError(ValueError):
+    """The two folders cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished evaluation as it lies in its folder."""
+
+    folder: Path
+    results: Mapping[str, Any]
+    predictions: Mapping[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of two runs on the examples that both have it of.
+
+    `low` and `high` bound the difference `second - first` with 95 % confidence, `p` is how probable a difference as
+    large as this one is where there is none, and `test` says by which test. `is_share` is that of `Metric`.
+    """
+
+    name: str
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+    test: str
+    count: int
+    is_share: bool = True
+
+    @property
+    def change(self) -> float:
+        return self.second - self.first
+
+    @property
+    def interval(self) -> str:
+        """The difference and its bounds as text."""
+        return f"{self.text(self.change, '+')} [{self.text(self.low, '+')}, {self.text(self.high, '+')}]"
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value of this metric, in percent where it is a share."""
+        return f"{value:{sign}.1%}" if self.is_share else f"{value:{sign}.2f}"
+
+
+def read_run(folder: str | Path) -> Run:
+    """A finished evaluation.
+
+    Raises:
+        CompareError: there is none in the folder.
+    """
+    folder = Path(folder)
+    try:
+        results = loads((folder / "results.json").read_text(encoding="utf-8"))
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+        predictions = {entry["row"]: entry for entry in map(loads, filter(None, lines))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompareError(
+            f"{folder}: not a finished evaluation ({error}); expected results.json and predictions.jsonl as "
+            "`vlm-grpo evaluate --output_dir` writes them"
+        ) from error
+    return Run(folder, results, predictions)
+
+
+def common_rows(first: Run, second: Run) -> list[int]:
+    """The rows that both runs have.
+
+    Raises:
+        CompareError: the tasks differ, no row is in both, or a row is not the same question and answer in both.
+    """
+    tasks = [run.results.get("task") for run in (first, second)]
+    if tasks[0] != tasks[1]:
+        raise CompareError(f"the tasks differ: {first.folder} has {tasks[0]!r}, {second.folder} has {tasks[1]!r}")
+    rows = sorted(first.predictions.keys() & second.predictions.keys())
+    if not rows:
+        raise CompareError(f"{first.folder} and {second.folder} have no row in common")
+    digests = [(first.predictions[row].get("data"), second.predictions[row].get("data")) for row in rows]
+    other = [row for row, (one, two) in zip(rows, digests, strict=True) if one != two or one is None]
+    if other:
+        raise CompareError(
+            f"the runs are over different data: row {other[0]} and {len(other) - 1} more of {len(rows)} common rows "
+            "differ in question, answer or image; evaluate both on the same files"
+        )
+    return rows
+
+
+def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
+    """Every metric that both runs have, on the rows that both have.
+
+    Raises:
+        CompareError: see `common_rows`.
+    """
+    rows = common_rows(first, second)
+    names = [name for name in first.results["metrics"] if name in second.results["metrics"]]
+    differences = []
+    for name in names:
+        pairs = [(value_of(first.predictions[row], name), value_of(second.predictions[row], name)) for row in rows]
+        pairs = [pair for pair in pairs if None not in pair]
+        if pairs:
+            made = of_measure(name, pairs, seed) if name in MEASURES else of_scores(name, pairs, seed)
+            is_share = first.results["metrics"][name].get("is_share", True)
+            differences += [] if made is None else [replace(made, is_share=is_share)]
+    return differences
+
+
+def of_scores(name: str, pairs: Sequence[tuple[float, float]], seed: int = 0) -> Difference:
+    """The difference of two means: McNemar's exact test where every score is 0 or 1, else a permutation test."""
+    data = np.asarray(pairs, dtype=float)  # (N, 2)
+    changes = data[:, 1] - data[:, 0]
+    if np.isin(data, (0, 1)).all():
+        p, test = mcnemar(int((changes > 0).sum()), int((changes < 0).sum())), "McNemar, exact"
+    else:
+        p, test = permutation(changes, seed), "paired permutation"
+    random = np.random.default_rng(seed)
+    drawn = [changes[random.integers(0, len(changes), len(changes))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    means = data.mean(axis=0)
+    return Difference(name, float(means[0]), float(means[1]), float(low), float(high), p, test, len(data))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of McNemar's test with the exact binomial: of the examples that changed, half should have gained.
+
+    2 * P(X <= min(gained, lost)) for X ~ Binomial(gained + lost, 1/2), at most 1 (McNemar 1947, Psychometrika 12:153;
+    the exact form: Agresti, Categorical Data Analysis, dependent proportions).
+    """
+    changed = gained + lost
+    tail = sum(comb(changed, count) for count in range(min(gained, lost) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**changed)))
+
+
+def permutation(changes: np.ndarray, seed: int = 0) -> float:
+    """Two-sided p of Fisher's paired randomisation test: without a difference every change could have either sign.
+
+    Up to 14 changes all signs are tried; with more, 10,000 draws and p = (1 + as large) / (1 + draws)
+    (Phipson & Smyth 2010, arXiv:1603.05766), which is never 0.
+    """
+    changes = changes[changes != 0]
+    whole = abs(changes.sum()) - 1e-9 * max(1.0, float(np.abs(changes).sum()))
+    if len(changes) <= EXACT:
+        sums = [abs(np.dot(signs, changes)) for signs in product((1, -1), repeat=len(changes))]
+        return float(np.mean([value >= whole for value in sums]))
+    random = np.random.default_rng(seed)
+    large = sum(int(abs(np.dot(random.integers(0, 2, len(changes)) * 2 - 1, changes)) >= whole) for _ in range(FLIPS))
+    return (1 + large) / (1 + FLIPS)
+
+
+def of_measure(name: str, pairs: Sequence[tuple[list[Any], list[Any]]], seed: int = 0) -> Difference | None:
+    """The difference of a measure; its permutation test exchanges the two runs' answers to some of the examples.
+
+    None where the measure has no value, or where the runs have different numbers of answers.
+    """
+    if len({len(part) for pair in pairs for part in pair}) > 1:
+        return None
+    value = measure(name, [first for first, _ in pairs] + [second for _, second in pairs])
+    count, resamples = len(pairs), MEASURES[name].resamples
+    whole = _both(value, np.ones(count), np.ones(count, dtype=bool))
+    if whole is None:
+        return None
+    random = np.random.default_rng(seed)
+    draws = [np.bincount(random.integers(0, count, count), minlength=count).astype(float) for _ in range(resamples)]
+    drawn = [pair for weights in draws if (pair := _both(value, weights, np.ones(count, dtype=bool)))]
+    changes = np.array([second - first for first, second in drawn])
+    low, high = np.quantile(changes, (0.025, 0.975)) + (whole[1] - whole[0]) - changes.mean()  # as in metrics.py
+    change = abs(whole[1] - whole[0]) - 1e-9
+    flips = [_both(value, np.ones(count), random.random(count) < 0.5) for _ in range(resamples)]
+    large = sum(abs(second - first) >= change for first, second in flips)
+    return Difference(name, *whole, float(low), float(high), (1 + large) / (1 + resamples), "paired permutation", count)
+
+
+def _both(value: Value, weights: np.ndarray, is_first: np.ndarray) -> tuple[float, float] | None:
+    """The values of the first answers and of the second ones, exchanged where `is_first` (N,) is False."""
+    halves = np.where(is_first, weights, 0), np.where(is_first, 0, weights)
+    first = value(np.concatenate(halves))
+    second = value(np.concatenate(halves[::-1]))
+    return None if first is None or second is None else (first, second)

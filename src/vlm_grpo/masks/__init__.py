@@ -1,0 +1,175 @@
+"""An instance mask as a few numbers that a model can write, and back.
+
+`{"chebyshev": [{"bbox_2d": [x1, y1, x2, y2], "x": [8 numbers], "y": [8 numbers]}, ...]}`: each part of the mask is a
+closed curve; x and y are its coefficients relative to the centre of the box, in hundredths of the box's half-size. The
+box is in the space of the answer, 0 to 1000 of each side unless `extent` says otherwise. A `fourier` shape looks the
+same; a `polygon` has `"points": [[x, y], ...]` in the same units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from vlm_grpo.masks.contours import outlines, starts_of
+from vlm_grpo.masks.curves import Series
+from vlm_grpo.masks.raster import fill, mask_of, region_iou, toggles_of
+from vlm_grpo.masks.rle import Truth, read_rle, write_rle
+from vlm_grpo.masks.schema import FEWEST_TERMS, MOST_TERMS, TERMS, UNIT, read_shape, shape_fault, write_part
+from vlm_grpo.masks.simplify import corners
+from vlm_grpo.registry import Table
+
+__all__ = [
+    "CODECS",
+    "FEWEST_TERMS",
+    "MOST_TERMS",
+    "TERMS",
+    "Truth",
+    "decode",
+    "encode",
+    "fit_iou",
+    "read_rle",
+    "read_shape",
+    "region_iou",
+    "regions",
+    "shape_fault",
+    "write_rle",
+]
+
+Extent = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How an outline becomes numbers and back.
+
+    `fit(points, terms)` makes rows, (terms, 2), of an outline, (N, 2); `curve(rows)` makes the points to fill.
+    """
+
+    name: str
+    fit: Callable[[np.ndarray, int], np.ndarray]
+    curve: Callable[[np.ndarray], np.ndarray]
+
+
+@lru_cache(maxsize=64)
+def _series(kind: str, terms: int) -> Series:
+    return Series(kind, terms)
+
+
+def _series_codec(kind: str) -> Codec:
+    return Codec(
+        kind,
+        lambda points, terms: _series(kind, terms).fit(points),
+        lambda rows: _series(kind, len(rows)).even_values @ rows,
+    )
+
+
+CODECS: Table[Codec] = Table(
+    "codec",
+    {
+        "chebyshev": _series_codec("chebyshev"),
+        "fourier": _series_codec("fourier"),
+        "polygon": Codec("polygon", corners, lambda rows: rows),
+    },
+)
+
+
+def encode(
+    mask: np.ndarray, codec: str = "chebyshev", terms: int = TERMS, starts: int = 1, extent: Extent = (1000, 1000)
+) -> dict[str, Any]:
+    """The shape of a mask, (H, W): one part for each of its largest components, at most 4; holes are filled.
+
+    Args:
+        mask: true inside; at least one pixel.
+        codec: a name in CODECS.
+        terms: numbers on each axis; a polygon has at most as many points.
+        starts: how many points to begin at are tried; the best by IoU is taken.
+        extent: width and height of the image in the space of the answer; the box is whole numbers of it.
+
+    Raises:
+        KeyError: an unknown codec.
+        ValueError: an empty mask, one that is not (H, W), or terms or starts out of range.
+    """
+    entry = CODECS[codec]
+    if not FEWEST_TERMS <= terms <= MOST_TERMS:
+        raise ValueError(f"terms must be from {FEWEST_TERMS} to {MOST_TERMS}, got {terms}")
+    if starts < 1:
+        raise ValueError(f"starts must be at least 1, got {starts}")
+    mask = np.asarray(mask, dtype=bool)
+    if mask.ndim != 2 or not mask.any():
+        raise ValueError(f"a mask must be (height, width) with at least one pixel, got {mask.shape}, {mask.sum()} set")
+    height, width = mask.shape
+    scale = np.array([extent[0] / width, extent[1] / height])
+    return {codec: [_encode_part(entry, points, terms, starts, scale, mask.shape) for points in outlines(mask)]}
+
+
+def _encode_part(
+    codec: Codec, points: np.ndarray, terms: int, starts: int, scale: np.ndarray, size: tuple[int, int]
+) -> dict[str, Any]:
+    """The part whose curve covers the outline's region best, among those that begin at different points."""
+    box = _box(points * scale)
+    begun = [np.roll(points, -start, axis=0) for start in starts_of(points, starts)]
+    found = [_rows_from(codec, turned, terms, box, scale) for turned in begun]
+    if starts > 1:
+        truth = fill(points, *size)
+        scores = [region_iou([fill(_curve(codec, rows, box, scale), *size)], truth) for rows in found]
+        found = [found[int(np.argmax(scores))]]
+    return write_part(codec.name, box.tolist(), found[0])
+
+
+def _box(points: np.ndarray) -> np.ndarray:
+    """The box around points, rounded to whole numbers, (4,) of int; at least 1 wide and high."""
+    low, high = np.rint(points.min(axis=0)), np.rint(points.max(axis=0))
+    return np.concatenate([low, np.maximum(high, low + 1)]).astype(int)
+
+
+def _rows_from(codec: Codec, points: np.ndarray, terms: int, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Coefficients or corners of an outline in pixels, relative to the box, rounded.
+
+    The fit is made in pixels, where distances are the same in both directions.
+    """
+    center, half = _center_and_half(box, scale)
+    return np.rint(codec.fit(points - center, terms) / half * UNIT)
+
+
+def _curve(codec: Codec, rows: np.ndarray, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The curve of rows in pixels, (N, 2)."""
+    center, half = _center_and_half(box, scale)
+    return codec.curve(rows) * (half / UNIT) + center
+
+
+def _center_and_half(box: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half-size of a box in pixels, (2,) each."""
+    return (box[:2] + box[2:]) / 2 / scale, (box[2:] - box[:2]) / 2 / scale
+
+
+def regions(
+    value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
+) -> list[np.ndarray] | None:
+    """The toggles (see `fill.py`) of each part of a shape on an image of height x width pixels; None as in `decode`."""
+    shape = read_shape(value, terms)
+    if shape is None:
+        return None
+    codec, scale = CODECS[shape[0]], np.array([extent[0] / width, extent[1] / height])
+    return [fill(_curve(codec, part.rows, part.box, scale), height, width) for part in shape[1]]
+
+
+def decode(
+    value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
+) -> np.ndarray | None:
+    """The mask, (height, width) of bool, that a shape or its JSON text stands for: the union of its parts.
+
+    None for anything that is not a well-formed shape (see `shape_fault`, which also says what `terms` means).
+    """
+    found = regions(value, height, width, extent, terms)
+    return None if found is None else mask_of(found, height, width)
+
+
+def fit_iou(mask: np.ndarray, value: Any, extent: Extent = (1000, 1000)) -> float:
+    """IoU, 0 to 1, of a mask with a shape: what the shape can earn at most. 0 for a shape that is not well-formed."""
+    found = regions(value, *mask.shape, extent)
+    return 0.0 if found is None else region_iou(found, toggles_of(mask))

@@ -1,0 +1,95 @@
+"""Rewards for one box in the answer against the true box of the record.
+
+The answer is in the space in which the model's family answers (`answer_space`, which trainer and evaluation know), the
+truth in the record's `box_space`, by default pixels of the original image. Both are compared in the answer's space.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from vlm_grpo.answer_parser import extract_answer
+from vlm_grpo.boxes import Box, convert, giou, iou, only_box
+from vlm_grpo.records import Record
+
+
+class BoxPair(NamedTuple):
+    """The answer's only box (None for no box or several) and the true one."""
+
+    given: Box | None
+    right: Box
+
+
+def box_pair(completion: str, record: Record) -> BoxPair | None:
+    """The boxes to compare, in the space of the answer; None when the record has no single box."""
+    right = true_box(record.answer)
+    if right is None:
+        return None
+    return BoxPair(only_box(extract_answer(completion) or ""), in_answer_space(right, record))
+
+
+def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
+    """The box in the space of the model's answers; as it is where space or sizes are not known.
+
+    `source` is the space that it is in, by default that of the truth, the record's `box_space`. With several images,
+    `box_image` of the record says which one the box is on; the first without it.
+    """
+    facts = record.extra
+    space, sizes = facts.get("answer_space"), facts.get("image_sizes")
+    if space is None or not sizes:
+        return box
+    number = int(facts.get("box_image") or 0)
+    resized = (facts.get("processed_sizes") or [None] * len(sizes))[number]
+    return convert(box, source or facts.get("box_space") or "original", space, sizes[number], resized)
+
+
+def true_box(answer: Any) -> Box | None:
+    """The record's box, from a list, an object with `bbox_2d` or their text."""
+    return _box_of_text(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
+
+
+@lru_cache(maxsize=65536)
+def _box_of_text(answer: str) -> Box | None:
+    return only_box((extract_answer(answer) if "<answer>" in answer else None) or answer)
+
+
+def iou_reward(completion: str, record: Record, *, above: float | None = None, power: float = 1.0) -> float | None:
+    """IoU of the answer's box with the true box, 0 to 1; None when the record has no box.
+
+    Args:
+        above: 1.0 when the IoU exceeds this, else 0.0 (the RefCOCO protocol at 0.5).
+        power: The IoU to this power; 2 pays more for the last bit of precision.
+    """
+    pair = box_pair(completion, record)
+    if pair is None:
+        return None
+    value = 0.0 if pair.given is None else iou(pair.given, pair.right)
+    return value**power if above is None else float(value > above)
+
+
+def box_overlap(answer: str, truth: str, record: Record) -> float | None:
+    """The IoU of the answer's only box with the true box, 0 to 1; not applicable when the truth is no single box."""
+    right = true_box(record.answer)
+    given = only_box(answer)
+    return None if right is None else 0.0 if given is None else iou(given, in_answer_space(right, record))
+
+
+def giou_reward(completion: str, record: Record) -> float | None:
+    """Generalised IoU (arXiv:1902.09630) moved to 0..1 as (giou + 1) / 2; no box, or one without area, is 0."""
+    pair = box_pair(completion, record)
+    if pair is None:
+        return None
+    return 0.0 if pair.given is None or not pair.given.area else (giou(pair.given, pair.right) + 1) / 2
+
+
+def center_reward(completion: str, record: Record) -> float | None:
+    """1.0 when the centre of the answer's box lies inside the true box. It says nothing of the size: add `iou`."""
+    pair = box_pair(completion, record)
+    if pair is None:
+        return None
+    box, truth = pair
+    if box is None or box.area == 0:
+        return 0.0
+    x, y = (box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2
+    return float(truth.x1 <= x <= truth.x2 and truth.y1 <= y <= truth.y2)
