@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_grpo.masks import decode, encode, fit_iou, read_rle
-from vlm_grpo.masks.contours import outlines
-from vlm_grpo.masks.raster import fill, mask_of
+from vlm_grpo.masks import decode_mask, encode_mask, fit_iou, read_rle
+from vlm_grpo.masks.contours import extract_contours
+from vlm_grpo.masks.raster import fill_polygon, regions_to_mask
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import make_reward
 
@@ -46,7 +46,7 @@ def read_samples(path: Path) -> list[Sample]:
         rles = [entry["segmentation"] for entry in json.load(file)]
     truths = [read_rle(rle) for rle in rles]
     return [
-        Sample(mask_of([truth.toggles], truth.height, truth.width), rle)
+        Sample(regions_to_mask([truth.boundaries], truth.height, truth.width), rle)
         for rle, truth in zip(rles, truths, strict=True)
         if truth.area >= LEAST_AREA
     ]
@@ -56,8 +56,8 @@ def is_convex(mask: np.ndarray) -> bool:
     """Whether a mask fills almost all of its convex hull."""
     from scipy.spatial import ConvexHull
 
-    points = np.concatenate(outlines(mask))
-    hull = mask_of([fill(points[ConvexHull(points).vertices], *mask.shape)], *mask.shape)
+    points = np.concatenate(extract_contours(mask))
+    hull = regions_to_mask([fill_polygon(points[ConvexHull(points).vertices], *mask.shape)], *mask.shape)
     return mask.sum() >= CONVEX * hull.sum()
 
 
@@ -72,7 +72,9 @@ def blobs(count: int = 50) -> list[np.ndarray]:
             support, slope = support + size * np.cos(wave), slope - size * k * np.sin(wave)
         x = support * np.cos(angle) - slope * np.sin(angle)
         y = support * np.sin(angle) + slope * np.cos(angle)
-        masks.append(mask_of([fill(np.stack([160 + 85 * x, 120 + 85 * y], axis=1), 240, 320)], 240, 320))
+        masks.append(
+            regions_to_mask([fill_polygon(np.stack([160 + 85 * x, 120 + 85 * y], axis=1), 240, 320)], 240, 320)
+        )
     return masks
 
 
@@ -84,12 +86,12 @@ def fits(samples: list[Sample], groups: dict[str, np.ndarray]) -> None:
     print(f"{'codec':<10} {'terms':>5} {'starts':>6} {head}")
     for codec, terms, starts in SETTINGS:
         started = time.process_time()
-        shapes = [encode(sample.mask, codec, terms, starts) for sample in samples]
+        shapes = [encode_mask(sample.mask, codec, terms, starts) for sample in samples]
         speed = len(samples) / (time.process_time() - started)
         scores = np.array([fit_iou(sample.mask, shape) for sample, shape in zip(samples, shapes, strict=True)])
         letters = np.mean([len(json.dumps(shape)) for shape in shapes])
         means = [scores[chosen].mean() for chosen in groups.values()]
-        means.append(np.mean([fit_iou(blob, encode(blob, codec, terms, starts)) for blob in drawn]))
+        means.append(np.mean([fit_iou(blob, encode_mask(blob, codec, terms, starts)) for blob in drawn]))
         parts = " ".join(f"{mean:>10.3f}" for mean in means)
         shown = f"{scores.mean():>6.3f} {np.median(scores):>7.3f} {np.quantile(scores, 0.1):>6.3f} {parts}"
         print(f"{codec:<10} {terms:>5} {starts:>6} {shown} {letters:>8.0f} {speed:>6.0f}")
@@ -97,7 +99,7 @@ def fits(samples: list[Sample], groups: dict[str, np.ndarray]) -> None:
 
 def scoring(samples: list[Sample], repeats: int = 5) -> None:
     """Print completions scored a second by `mask_iou` and `format`, called as a trainer calls them; 8 share a mask."""
-    golds = [encode(sample.mask) for sample in samples]
+    golds = [encode_mask(sample.mask) for sample in samples]
     for names in (["mask_iou"], ["mask_iou", "format"]):
         rates = []
         for repeat in range(repeats):
@@ -146,8 +148,8 @@ def draw(samples: list[Sample], path: Path) -> None:
             if setting is None:
                 axis.set_title("mask", fontsize=8)
                 continue
-            shape = encode(sample.mask, *setting)
-            axis.contour(decode(shape, *sample.mask.shape), [0.5], colors="crimson", linewidths=1.3)
+            shape = encode_mask(sample.mask, *setting)
+            axis.contour(decode_mask(shape, *sample.mask.shape), [0.5], colors="crimson", linewidths=1.3)
             axis.set_title(f"{setting[0]} {setting[1]}: {fit_iou(sample.mask, shape):.2f}", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
@@ -163,7 +165,7 @@ def main() -> None:
     samples = read_samples(arguments.results)
     groups = {
         "convex": np.array([is_convex(sample.mask) for sample in samples]),
-        "parts > 1": np.array([len(outlines(sample.mask)) > 1 for sample in samples]),
+        "parts > 1": np.array([len(extract_contours(sample.mask)) > 1 for sample in samples]),
     }
     counts = ", ".join(f"{chosen.sum()} {name}" for name, chosen in groups.items())
     print(f"{len(samples)} masks of at least {LEAST_AREA} pixels: {counts}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from vlm_grpo.answer_parser import (
-    THOUGHT_MARKS,
-    continuation,
-    is_in_thought,
+    THINKING_TAGS,
+    is_inside_thinking,
     parse_answer,
     parse_steps,
-    without_thinking,
+    remaining_turn,
+    strip_thinking,
 )
 from vlm_grpo.rewards import score
 
@@ -18,14 +18,14 @@ THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 BOX = "<|begin_of_box|>{}<|end_of_box|>"
 
 
-@pytest.mark.parametrize("start, end", THOUGHT_MARKS)
+@pytest.mark.parametrize("start, end", THINKING_TAGS)
 def test_no_answer_counts_inside_a_thought_of_any_family(start: str, end: str):
     draft = "<answer>7</answer>"
     for text in (f"{start}{draft}", f"{start}{draft}{end}", f"{draft}{end}"):
         assert parse_answer(text) is None
         assert parse_answer(text, "math") is None
     text = f"{start}It is 3. Not {draft}.{end}\n<answer>3</answer>"
-    assert (parse_answer(text), without_thinking(text)) == ("3", "\n<answer>3</answer>")
+    assert (parse_answer(text), strip_thinking(text)) == ("3", "\n<answer>3</answer>")
     assert parse_steps(text)[0] == "It is 3."
     assert score("format", text) == 0.0  # a draft is a second answer where the prompt has opened no thought
     assert score("format", text, turn_opening=start) == score("format", f"{start}a{end}<answer>3</answer>") == 1.0
@@ -60,7 +60,7 @@ def test_tasks_without_a_thought_take_one_that_the_prompt_opened(task: str):
         "grounding": '<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>',
     }[task]
     for opening in (THINKS, "</think>", SILENT):
-        turn = opening + continuation(answer, opening)
+        turn = opening + remaining_turn(answer, opening)
         assert score("format", turn, task=task, turn_opening=opening) == 1.0
         assert score("format", turn, task=task) == 0.0
         assert score("format", answer, task=task, turn_opening=opening) == 0.0
@@ -85,8 +85,8 @@ def test_tasks_without_a_thought_take_one_that_the_prompt_opened(task: str):
     ],
 )
 def test_a_turn_goes_on_where_the_prompt_stops(turn: str, opening: str, rest: str):
-    assert continuation(turn, opening) == rest
+    assert remaining_turn(turn, opening) == rest
 
 
 def test_a_text_may_end_in_a_thought():
-    assert [is_in_thought(text) for text in ("", THINKS, SILENT, "<think>a</think>b[THINK]c")] == [0, 1, 0, 1]
+    assert [is_inside_thinking(text) for text in ("", THINKS, SILENT, "<think>a</think>b[THINK]c")] == [0, 1, 0, 1]

@@ -17,8 +17,8 @@ import pytest
 from vlm_grpo import time_limits
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import resolve_rewards
-from vlm_grpo.rewards.adapter import checked_batch
-from vlm_grpo.time_limits import TimeLimitError, call_method, limited, time_limit
+from vlm_grpo.rewards.adapter import checked_batch_reward
+from vlm_grpo.time_limits import TimeLimitError, call_method, time_limit, with_time_limit
 
 LIMIT = 0.3
 COLUMNS = {"where": ["a.jsonl:1", "a.jsonl:2"]}
@@ -106,15 +106,15 @@ def test_coroutines_have_the_limit_too(tmp_path: Path):
         return [1.0]
 
     with in_time() as error:
-        asyncio.run(limited(checked_batch("slow", slow), LIMIT)(completions=["a", "b"], **COLUMNS))
+        asyncio.run(with_time_limit(checked_batch_reward("slow", slow), LIMIT)(completions=["a", "b"], **COLUMNS))
     assert "reward 'slow' on rows a.jsonl:1 to a.jsonl:2" in str(error.value)
     with pytest.raises(RuntimeError, match="reward 'own_error': TimeoutError: my server"):
-        asyncio.run(limited(checked_batch("own_error", own_error), LIMIT)(completions=["a"]))
-    assert asyncio.run(limited(checked_batch("fine", fine), LIMIT)(completions=["a"])) == [1.0]
+        asyncio.run(with_time_limit(checked_batch_reward("own_error", own_error), LIMIT)(completions=["a"]))
+    assert asyncio.run(with_time_limit(checked_batch_reward("fine", fine), LIMIT)(completions=["a"])) == [1.0]
 
 
 def test_a_call_that_takes_long_is_mentioned_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(time_limits, "FIRST_WORD", 0.05)
+    monkeypatch.setattr(time_limits, "WARN_AFTER", 0.05)
     for _ in range(2):
         with time_limit(lambda: "reward 'patient' on row 1", 60):
             time.sleep(0.15)
@@ -149,7 +149,7 @@ def test_methods_of_environments_are_named():
 STUCK = """
 import ctypes, sys, threading
 from vlm_grpo import time_limits
-time_limits.GRACE = 0.3
+time_limits.GRACE_SECONDS = 0.3
 def stuck():  # holds no lock of Python's, but does not return to it
     libc = ctypes.CDLL(None)
     for _ in range(100):
@@ -181,7 +181,8 @@ def test_what_no_signal_ends_ends_the_process(is_main: bool):
 
 def test_threads_that_still_run_do_not_hold_the_end():
     code = (
-        "import threading, time\nfrom vlm_grpo import time_limits\ncalling.LATER = 0.1\n"
-        "threading.Thread(target=time.sleep, args=(60,)).start()\nraise SystemExit(time_limits.hung_status())"
+        "import threading, time\nfrom vlm_grpo import time_limits\ntime_limits.COROUTINE_GRACE_SECONDS = 0.1\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "raise SystemExit(time_limits.exit_status_after_hang())"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 1

@@ -19,9 +19,13 @@ _HOME = {
     "evaluate": "vlm_grpo.evaluation",
     "LiveReport": "vlm_grpo.evaluation.report.dashboard",
     "REWARDS": "vlm_grpo.rewards",
+    "RewardFn": "vlm_grpo.rewards",
+    "make_reward": "vlm_grpo.rewards",
     "TASKS": "vlm_grpo.tasks",
     "PROMPTS": "vlm_grpo.prompts",
     "ALGORITHMS": "vlm_grpo.algorithms",
+    "Environment": "vlm_grpo.envs",
+    "ToolError": "vlm_grpo.envs",
 }
 
 __all__ = ["__version__", *_HOME]

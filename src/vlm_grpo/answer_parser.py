@@ -9,7 +9,7 @@ import unicodedata
 from typing import Any
 
 # How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
-THOUGHT_MARKS = (
+THINKING_TAGS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought", "<channel|>"),
@@ -17,10 +17,10 @@ THOUGHT_MARKS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"),
 )
-OPEN, CLOSE = THOUGHT_MARKS[0]
-OTHER_MARKS = {mark: plain for pair in THOUGHT_MARKS[1:] for mark, plain in zip(pair, (OPEN, CLOSE), strict=True)}
+OPEN, CLOSE = THINKING_TAGS[0]
+OTHER_MARKS = {mark: plain for pair in THINKING_TAGS[1:] for mark, plain in zip(pair, (OPEN, CLOSE), strict=True)}
 OTHER_MARK = re.compile("|".join(map(re.escape, OTHER_MARKS)))
-OPENING_MARK, CLOSING_MARK = (re.compile("|".join(map(re.escape, marks))) for marks in zip(*THOUGHT_MARKS, strict=True))
+OPENING_MARK, CLOSING_MARK = (re.compile("|".join(map(re.escape, marks))) for marks in zip(*THINKING_TAGS, strict=True))
 TRAILING_THOUGHT = re.compile(rf"(?:{OPENING_MARK.pattern})\s*(?:(?:{CLOSING_MARK.pattern})\s*)?\Z")
 THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
@@ -29,21 +29,21 @@ BOXED = re.compile(r"<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
-WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width ASCII, and its space
-MEANT = frozenset("%#&*@/\\'\"‰")  # other punctuation that says something at the end of an answer
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width ASCII, and its space
+MEANINGFUL_PUNCTUATION = frozenset("%#&*@/\\'\"‰")  # other punctuation that says something at the end of an answer
 
 
-def same_width(text: str) -> str:
+def normalize_width(text: str) -> str:
     """Return the text with composed accents and full-width ASCII characters as plain ones; nothing else changes."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(WIDE))
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(FULL_WIDTH))
 
 
-def compatible(text: str) -> str:
+def normalize_nfkc(text: str) -> str:
     """Return the text in Unicode's form NFKC: composed, of one width, ligatures and variants as plain letters."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
-def without_end_marks(text: str) -> str:
+def strip_end_punctuation(text: str) -> str:
     """Return the text without white space and the marks that end a sentence or clause, of any script, at its end."""
     end = len(text)
     while end and (text[end - 1].isspace() or _is_end_mark(text[end - 1])):
@@ -52,11 +52,11 @@ def without_end_marks(text: str) -> str:
 
 
 def _is_end_mark(character: str) -> bool:
-    return unicodedata.category(character) == "Po" and character not in MEANT
+    return unicodedata.category(character) == "Po" and character not in MEANINGFUL_PUNCTUATION
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion: itself, or the last assistant message of a conversation."""
+    """Return the text of a completion: itself, or the last assistant message of a conversation."""
     if isinstance(completion, str):
         return completion
     for message in reversed(completion or []):
@@ -68,22 +68,22 @@ def completion_text(completion: Any) -> str:
     return ""
 
 
-def plain_thoughts(text: str) -> str:
+def normalize_thinking_tags(text: str) -> str:
     """Return the text with `<think>` and `</think>` in place of the marks that other families use."""
     return OTHER_MARK.sub(lambda mark: OTHER_MARKS[mark[0]], text) if OTHER_MARK.search(text) else text
 
 
-def without_thinking(text: str) -> str:
+def strip_thinking(text: str) -> str:
     """Return the text outside its thoughts.
 
     A thought that never ends swallows the rest; one that ends without a beginning was begun before the text.
     """
-    text = plain_thoughts(text)
+    text = normalize_thinking_tags(text)
     outside = THINK.sub("", text) if OPEN in text else text
     return outside.rpartition(CLOSE)[2] if CLOSE in outside else outside
 
 
-def thought_at(text: str) -> int:
+def thinking_start(text: str) -> int:
     """Return where the first mark of a thought stands in a text, its length if it has none.
 
     It may be an end: GLM-5 skips a thought with `</think>` alone.
@@ -92,19 +92,19 @@ def thought_at(text: str) -> int:
     return min(found, default=len(text))
 
 
-def trailing_thought(prompt: str) -> str:
+def trailing_thinking(prompt: str) -> str:
     """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
     found = TRAILING_THOUGHT.search(prompt)
     return found[0] if found else ""
 
 
-def is_in_thought(opening: str) -> bool:
-    """Whether a text ends inside a thought."""
-    text = plain_thoughts(opening)
+def is_inside_thinking(opening: str) -> bool:
+    """Return whether a text ends inside a thinking block."""
+    text = normalize_thinking_tags(opening)
     return text.rfind(OPEN) > text.rfind(CLOSE)
 
 
-def continuation(turn: str, opening: str) -> str:
+def remaining_turn(turn: str, opening: str) -> str:
     """Return what is left to write of a whole turn of the assistant, after what a prompt has written of it.
 
     Where the prompt is inside a thought, a turn without one ends it first; where the prompt holds a whole thought, the
@@ -112,16 +112,16 @@ def continuation(turn: str, opening: str) -> str:
     """
     if not turn or turn.startswith(opening):
         return turn[len(opening) :]
-    end = thought_at(turn)
-    if thought_at(opening) == len(opening):
+    end = thinking_start(turn)
+    if thinking_start(opening) == len(opening):
         return turn
     is_thought = not turn[:end].strip() and end < len(turn)
-    if not is_in_thought(opening):
-        return THINK.sub("", plain_thoughts(turn), count=1).lstrip() if is_thought else turn
+    if not is_inside_thinking(opening):
+        return THINK.sub("", normalize_thinking_tags(turn), count=1).lstrip() if is_thought else turn
     if is_thought:
         return OPENING_MARK.sub("", turn, count=1).lstrip("\n")
     mark = OPENING_MARK.findall(opening)[-1]
-    return f"\n{dict(THOUGHT_MARKS)[mark]}\n\n{turn}"
+    return f"\n{dict(THINKING_TAGS)[mark]}\n\n{turn}"
 
 
 def extract_answer(text: str) -> str | None:
@@ -129,12 +129,12 @@ def extract_answer(text: str) -> str | None:
 
     None without one or when it is empty.
     """
-    outside = without_thinking(text)
+    outside = strip_thinking(text)
     found = ANSWER.findall(outside) or BOXED.findall(outside)
-    return (unboxed(found[-1]) or None) if found else None
+    return (strip_glm_box(found[-1]) or None) if found else None
 
 
-def unboxed(answer: str) -> str:
+def strip_glm_box(answer: str) -> str:
     """Return an answer without the box that GLM puts around it, if it is one box and nothing else."""
     answer = answer.strip()
     match = BOXED.fullmatch(answer)
@@ -142,8 +142,8 @@ def unboxed(answer: str) -> str:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` outside the thinking holds, braces balanced; None for none or an empty one."""
-    text = without_thinking(text)
+    r"""Return the content of the last `\boxed{...}` outside the thinking, braces balanced; None if missing or empty."""
+    text = strip_thinking(text)
     start = text.rfind("\\boxed{")
     depth = 0
     for end in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
@@ -154,7 +154,7 @@ def extract_boxed(text: str) -> str | None:
 
 
 def extract_json(text: str) -> Any | None:
-    """The JSON value that the whole text is (a code fence around it is allowed); None if it is none.
+    """Return the JSON value that the whole text is, a code fence allowed; None if it is none.
 
     An object that repeats a key says two things at once, and NaN is no JSON: both give None.
     """
@@ -192,7 +192,7 @@ def python_literal(text: str) -> Any:
 
 
 def parse_answer(text: str, task: str = "default") -> str | None:
-    r"""The answer of a completion for a task.
+    r"""Return the answer of a completion for a task.
 
     The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last
     `\boxed{...}` in it holds, or without an answer block the last one in the text.
@@ -200,7 +200,7 @@ def parse_answer(text: str, task: str = "default") -> str | None:
     if task != "vqa":
         answer = extract_answer(text)
         return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
-    value = extract_json(unboxed(without_thinking(text)))
+    value = extract_json(strip_glm_box(strip_thinking(text)))
     answer = value.get("answer") if isinstance(value, dict) else None
     if type(answer) in (int, float):
         return str(answer)
@@ -208,11 +208,11 @@ def parse_answer(text: str, task: str = "default") -> str | None:
 
 
 def parse_steps(text: str, task: str = "default") -> list[str]:
-    """The reasoning steps of a completion: the JSON object's `reasoning_steps` for vqa, else the thought sentences."""
+    """Return a completion's reasoning steps: `reasoning_steps` of the JSON for vqa, else sentences of the thinking."""
     if task != "vqa":
-        thought = "\n".join(THINK.findall(plain_thoughts(text)))
+        thought = "\n".join(THINK.findall(normalize_thinking_tags(text)))
         return [step.strip() for step in SENTENCE_END.split(thought) if step.strip()]
-    value = extract_json(unboxed(without_thinking(text)))
+    value = extract_json(strip_glm_box(strip_thinking(text)))
     steps = value.get("reasoning_steps") if isinstance(value, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         return []

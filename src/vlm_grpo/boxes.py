@@ -52,7 +52,7 @@ def boxes_in(text: str) -> list[Box]:
 
 
 def only_box(value: Any) -> Box | None:
-    """The one box that a text, list or object holds; None for no box or several.
+    """Return the one box of a text, list or object; None for no box or several.
 
     Text that begins like a JSON object, or is fenced, must be JSON: what `format` refuses earns nothing here either.
     """
@@ -64,7 +64,7 @@ def only_box(value: Any) -> Box | None:
 
 
 def is_marked_box(answer: str) -> bool:
-    """Whether an answer is one box and nothing else, as JSON or in the markup of a family.
+    """Return whether an answer is one box and nothing else, as JSON or in the markup of a family.
 
     JSON is `{"bbox_2d": [...]}` with an optional `label`, alone or as the only item of a list. Four bare numbers in
     brackets do not say what they are.
@@ -91,7 +91,7 @@ def _box(numbers: Iterable[str | float]) -> Box:
 
 
 def extent(space: str, original: Size, resized: Size | None) -> Size | None:
-    """Width and height of an image in a coordinate space; None where the image's resized size is not known.
+    """Return width and height of an image in a coordinate space; None where the image's resized size is unknown.
 
     Raises:
         ValueError: an unknown space.
@@ -103,7 +103,7 @@ def extent(space: str, original: Size, resized: Size | None) -> Size | None:
 
 
 def convert(box: Box, source: str, target: str, original: Size, resized: Size | None = None) -> Box:
-    """The box in another coordinate space of its image; as it is where a size is not known.
+    """Return the box in another coordinate space of its image; unchanged where a size is unknown.
 
     Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
     (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
@@ -119,14 +119,14 @@ def convert(box: Box, source: str, target: str, original: Size, resized: Size | 
 
 
 def intersection(one: Box, other: Box) -> float:
-    """Area that both boxes cover."""
+    """Return the area that both boxes cover."""
     width = min(one.x2, other.x2) - max(one.x1, other.x1)
     height = min(one.y2, other.y2) - max(one.y1, other.y1)
     return max(0.0, width) * max(0.0, height)
 
 
 def iou(one: Box, other: Box) -> float:
-    """Intersection over union, 0 to 1; 0 when either box has no area."""
+    """Return the intersection over union, 0 to 1; 0 when either box has no area."""
     if one.area == 0 or other.area == 0:
         return 0.0
     shared = intersection(one, other)
@@ -134,7 +134,7 @@ def iou(one: Box, other: Box) -> float:
 
 
 def giou(one: Box, other: Box) -> float:
-    """Generalised IoU, -1 to 1 (arXiv:1902.09630, eq. 4 of Algorithm 1); 0 when either box has no area."""
+    """Return the generalized IoU, -1 to 1 (arXiv:1902.09630, eq. 4 of Algorithm 1); 0 when either box has no area."""
     if one.area == 0 or other.area == 0:
         return 0.0
     hull = Box(min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)).area

@@ -74,13 +74,13 @@ def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
 
 
 def pixel_unit(images: Any) -> int:
-    """Pixels of one token where the processor resizes to a range of pixels; GLM counts those of its doubled frame."""
+    """Return the pixels of one token where the processor resizes to a range of pixels; GLM counts its doubled frame."""
     frames = images.temporal_patch_size if type(images).__name__.startswith("Glm") else 1
     return (images.patch_size * images.merge_size) ** 2 * frames
 
 
 def is_ranged(images: Any) -> bool:
-    """Whether an image processor resizes to a range of pixel counts."""
+    """Return whether an image processor resizes to a range of pixel counts."""
     size, edges = getattr(images, "size", None), ("shortest_edge", "longest_edge")
     return size is not None and all(edge in size and size[edge] is not None for edge in edges)
 
@@ -92,7 +92,7 @@ def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _patches(processor: Any, limit: int) -> Iterator[Settings]:
-    """Kimi counts whole patches, resizes, and then pads to whole tokens: fewer patches than tokens may be needed."""
+    """Yield limits of patches. Kimi resizes, then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
     sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
     shapes = [*SHAPES, *((width, height) for width in sides for height in sides)]
@@ -105,7 +105,7 @@ def _patches(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _tiles(processor: Any, limit: int) -> Iterator[Settings]:
-    """Tiles of a fixed number of tokens; several come with the whole image beside them."""
+    """Yield numbers of tiles of a fixed number of tokens; several tiles come with the whole image."""
     images, tiles = processor.image_processor, limit // processor.image_seq_length
     most = min(images.max_patches, tiles - 1) if tiles > 2 else 1
     yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
@@ -119,7 +119,7 @@ def _slices(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
-    """Tiles side by side along the longest edge, k x k at most, with the whole image beside them."""
+    """Yield sizes of k x k tiles along the longest edge, with the whole image beside them."""
     images, tiles = processor.image_processor, limit // processor.image_seq_len
     side = math.isqrt(max(0, tiles - 1)) if tiles >= 5 else 1
     longest = min(images.size["longest_edge"], side * images.max_image_size["longest_edge"])
@@ -127,7 +127,7 @@ def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
-    """A grid of patches of the image's own shape."""
+    """Yield sizes for a grid of patches of the image's own shape."""
     images = processor.image_processor
     unit = processor.patch_size * processor.spatial_merge_size
     longest = min(images.size["longest_edge"], math.isqrt(limit) * unit)
@@ -135,7 +135,7 @@ def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
-    """The resolutions that an image is tiled to: those of few enough tokens, or a single tile."""
+    """Yield the resolutions to tile an image to: those of few enough tokens, or a single tile."""
     images = processor.image_processor
     counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
     kept = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]

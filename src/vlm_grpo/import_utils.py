@@ -11,13 +11,13 @@ from typing import Any
 FRAMEWORKS = ("rllava", "verl", "open_r1")  # those that users come from
 
 
-def is_file_name(name: str) -> bool:
-    """Whether a name is that of an object in a file rather than in a table."""
+def is_file_spec(name: str) -> bool:
+    """Return whether a name is `file.py:NAME` rather than that of a registry."""
     return ".py:" in name
 
 
 def load_from_file(kind: str, name: str) -> Any:
-    """What `path/to/file.py:name` names.
+    """Return the object that `path/to/file.py:name` names.
 
     Args:
         kind: of thing, for the error.
@@ -44,7 +44,7 @@ def load_from_file(kind: str, name: str) -> Any:
 
 
 def _hint(kind: str, error: BaseException) -> str:
-    """What to do about an import of the framework that a file was written for."""
+    """Return what to do about an import of the framework that a file was written for."""
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package not in FRAMEWORKS:
         return ""

@@ -34,7 +34,7 @@ def for_language_model(adapter: Any) -> Any:
 
 
 def placeholder_ids(config: Any, processor: Any) -> list[int]:
-    """Tokens that stand for an image, a video or sound in this model's prompts.
+    """Return the tokens that stand for an image, a video or sound in this model's prompts.
 
     None may be sampled: the next forward would look for the pixels that belong to it.
     """
@@ -109,7 +109,7 @@ def freeze_vision(model: Any) -> int:
 
 
 def vision_towers(model: Any) -> list[Any]:
-    """The modules that are the vision tower: as FAMILIES says, or by name in a family that it does not list.
+    """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
 
     Raises:
         ValueError: there is none.
@@ -137,12 +137,12 @@ def vision_towers(model: Any) -> list[Any]:
 
 
 def towers_of(family: Family) -> tuple[str, ...]:
-    """The names of a family's towers, that of its images first."""
+    """Return the names of a family's towers, that of its images first."""
     return (family.vision_tower, *family.other_towers)
 
 
 def part_of(name: str, family: Family) -> str:
-    """To which of PARTS a parameter belongs, by its name in the model, also below an adapter's prefix."""
+    """Return which of PARTS a parameter belongs to, by its name in the model, also below an adapter's prefix."""
     path = f".{name}."
     if any(f".{place}." in path for place in family.projector):
         return "projector"
@@ -169,7 +169,7 @@ def freeze_parts(model: Any, parts: Collection[str]) -> None:
 
 
 def parameter_table(model: Any) -> str:
-    """How many parameters each part of the model has and how many of them are trained; adapters are counted apart."""
+    """Return how many parameters each part of the model has and trains; adapters are counted separately."""
     family = FAMILIES.get(model.config.model_type)
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():

@@ -9,7 +9,7 @@ from typing import TypeVar
 Entry = TypeVar("Entry")
 
 
-class Table(dict[str, Entry]):
+class Registry(dict[str, Entry]):
     """A dict from name to entry whose errors name the kind, the nearest names and all known names.
 
     Raises:
@@ -33,7 +33,7 @@ class Table(dict[str, Entry]):
 
 
 def nearest(name: str, known: list[str]) -> list[str]:
-    """Up to three known names that resemble `name`, best first."""
+    """Return up to three known names that resemble `name`, best first."""
     return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
 

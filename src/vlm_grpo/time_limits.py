@@ -22,10 +22,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-DEFAULT_LIMIT = 600.0  # seconds
-FIRST_WORD = 60.0  # seconds after which a call that has not returned is mentioned
-GRACE = 20.0  # seconds that an interrupted call has, until the process is ended
-LATER = 5.0  # seconds after its limit at which a coroutine counts as one that blocks its loop
+DEFAULT_TIME_LIMIT = 600.0  # seconds
+WARN_AFTER = 60.0  # seconds after which a call that has not returned is mentioned
+GRACE_SECONDS = 20.0  # seconds that an interrupted call has, until the process is ended
+COROUTINE_GRACE_SECONDS = 5.0  # seconds after its limit at which a coroutine counts as one that blocks its loop
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class _Interrupt(BaseException):
     """Raised inside a call that takes too long; no `except Exception` of its own catches it."""
 
 
-class Clock:
+class Deadline:
     """The time that one call has. `what` says whose it is, and `restart` begins the next one."""
 
     def __init__(self, what: Callable[[], str], seconds: float, flag: str) -> None:
@@ -62,23 +62,23 @@ class Clock:
     def watch(self) -> None:
         """Warn once, interrupt at the limit, and end the process if that does not help. Runs in its own thread."""
         while (left := self.begun + self.seconds - time.monotonic()) > 0:
-            word = self.begun + FIRST_WORD - time.monotonic()
+            word = self.begun + WARN_AFTER - time.monotonic()
             if word <= 0:
                 self._mention()
             if self._is_over.wait(min(left, word if word > 0 else left)):
                 return
-        self.message = _too_long(self.what(), self.seconds, self.flag)
+        self.message = _timeout_message(self.what(), self.seconds, self.flag)
         self.is_expired = True
         self._interrupt()
-        if not self._is_over.wait(GRACE):
+        if not self._is_over.wait(GRACE_SECONDS):
             print(f"{self.message}; nothing interrupts it, so the process ends", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _mention(self) -> None:
         """Warn of a call that has not returned for some time; once for each reward or environment."""
         name, passed = self.what().partition(" on ")[0], time.monotonic() - self.begun
-        if name not in _mentioned:
-            _mentioned.add(name)
+        if name not in _warned_about:
+            _warned_about.add(name)
             logger.warning(
                 "%s: has not returned for %.0f s; at %g s (%s) the run ends",
                 *(self.what(), passed, self.seconds, self.flag),
@@ -94,12 +94,12 @@ class Clock:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
-_clocks = threading.local()
-_mentioned: set[str] = set()
+_deadlines = threading.local()
+_warned_about: set[str] = set()
 
 
 @contextmanager
-def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_time_limit") -> Iterator[Clock | None]:
+def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_time_limit") -> Iterator[Deadline | None]:
     """Limit the time of the calls that are made inside.
 
     Args:
@@ -113,10 +113,10 @@ def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_ti
     if seconds <= 0:
         yield None
         return
-    clock = Clock(what, seconds, flag)
-    outer = getattr(_clocks, "current", None)
-    _clocks.current = clock
-    before = _take_signal(clock)
+    clock = Deadline(what, seconds, flag)
+    outer = getattr(_deadlines, "current", None)
+    _deadlines.current = clock
+    before = _install_signal_handler(clock)
     threading.Thread(target=clock.watch, daemon=True, name="time limit").start()
     try:
         yield clock
@@ -125,14 +125,14 @@ def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_ti
             raise
     finally:
         clock.stop()
-        _clocks.current = outer
+        _deadlines.current = outer
         if before is not None:
             signal.signal(signal.SIGALRM, before)
     if clock.is_expired:  # also where the call caught what ended it
         raise TimeLimitError(clock.message)
 
 
-def _take_signal(clock: Clock) -> Any:
+def _install_signal_handler(clock: Deadline) -> Any:
     """Let SIGALRM interrupt this thread, if it is the main one, and return what it did before; None elsewhere."""
     if threading.current_thread() is not threading.main_thread():
         return None
@@ -145,50 +145,52 @@ def _take_signal(clock: Clock) -> Any:
     return signal.signal(signal.SIGALRM, interrupt)
 
 
-def hung_status() -> int:
+def exit_status_after_hang() -> int:
     """Return the exit status of a run that hanging code ended; threads that still run will not hold its end."""
-    threading.Thread(target=_end_with_main, daemon=True, name="end").start()
+    threading.Thread(target=_exit_after_main_thread, daemon=True, name="end").start()
     return 1
 
 
-def _end_with_main() -> None:
+def _exit_after_main_thread() -> None:
     """End the process when the main thread has ended, and others that it would wait for have not."""
     while threading.main_thread().is_alive():
         time.sleep(0.5)
-    time.sleep(LATER)
+    time.sleep(COROUTINE_GRACE_SECONDS)
     os._exit(1)
 
 
-def note_call(what: Callable[[], str]) -> None:
+def restart_deadline(what: Callable[[], str]) -> None:
     """Say which of several calls under one limit begins now; without a limit nothing."""
-    clock = getattr(_clocks, "current", None)
+    clock = getattr(_deadlines, "current", None)
     if clock is not None:
         clock.restart(what)
 
 
-def limited(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+def with_time_limit(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     """Return a batch reward, or a coroutine function, that has so many seconds for each call."""
     name = getattr(function, "__name__", type(function).__name__)
     call = getattr(function, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
         async def within_limit(*arguments: Any, **columns: Any) -> Any:
-            return await _awaited(function(*arguments, **columns), f"reward {name!r}{rows_of(columns)}", seconds)
+            return await _await_within(
+                function(*arguments, **columns), f"reward {name!r}{describe_rows(columns)}", seconds
+            )
 
     else:
 
         def within_limit(*arguments: Any, **columns: Any) -> Any:
-            with time_limit(lambda: f"reward {name!r}{rows_of(columns)}", seconds):
+            with time_limit(lambda: f"reward {name!r}{describe_rows(columns)}", seconds):
                 return function(*arguments, **columns)
 
     functools.update_wrapper(within_limit, function, updated=())
     within_limit.__name__ = name
     if hasattr(function, "asynchronous"):
-        within_limit.asynchronous = limited(function.asynchronous, seconds)
+        within_limit.asynchronous = with_time_limit(function.asynchronous, seconds)
     return within_limit
 
 
-async def _awaited(running: Awaitable[Any], what: str, seconds: float) -> Any:
+async def _await_within(running: Awaitable[Any], what: str, seconds: float) -> Any:
     """Return what a coroutine gives within its time; one that blocks the loop is ended by the clock's thread.
 
     Raises:
@@ -197,20 +199,20 @@ async def _awaited(running: Awaitable[Any], what: str, seconds: float) -> Any:
     if seconds <= 0:
         return await running
     begun = time.monotonic()
-    with time_limit(lambda: what, seconds + LATER) as clock:
+    with time_limit(lambda: what, seconds + COROUTINE_GRACE_SECONDS) as clock:
         try:
             return await asyncio.wait_for(running, seconds)
         except asyncio.TimeoutError as error:  # noqa: UP041 - another class before Python 3.11
             if time.monotonic() - begun < seconds:
                 raise  # its own
-            raise TimeLimitError(_too_long(what, seconds, clock.flag)) from error
+            raise TimeLimitError(_timeout_message(what, seconds, clock.flag)) from error
 
 
-def _too_long(what: str, seconds: float, flag: str) -> str:
+def _timeout_message(what: str, seconds: float, flag: str) -> str:
     return f"{what}: has not returned for {seconds:g} s ({flag}; 0 is no limit)"
 
 
-def rows_of(columns: Mapping[str, Any]) -> str:
+def describe_rows(columns: Mapping[str, Any]) -> str:
     """Return which rows a batch is of, for an error: ` on rows a.jsonl:1 to a.jsonl:4`."""
     where = columns.get("where") or columns.get("id")
     if not isinstance(where, list | tuple) or not where:
@@ -230,7 +232,7 @@ def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: A
         RuntimeError: it raised, or asked the process to end; the message names environment, method and row.
         TimeLimitError: it took too long.
     """
-    place = method_name(owner, method, row)
+    place = describe_method_call(owner, method, row)
     with time_limit(lambda: place, seconds):
         try:
             value = getattr(owner, method)(*arguments, **options)
@@ -241,21 +243,21 @@ def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: A
 
 async def await_method(owner: Any, method: str, row: str, seconds: float) -> Any:
     """Return what a coroutine method of an environment gives; limits and errors as in `call_method`."""
-    place = method_name(owner, method, row)
+    place = describe_method_call(owner, method, row)
     try:
-        return await _awaited(getattr(owner, method)(), place, seconds)
+        return await _await_within(getattr(owner, method)(), place, seconds)
     except TimeLimitError:
         raise
     except (Exception, SystemExit) as error:
         raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-def method_name(owner: Any, method: str, row: str) -> str:
+def describe_method_call(owner: Any, method: str, row: str) -> str:
     """Return how an error calls a method of an environment that is played for a row."""
     return f"environment {type(owner).__name__!r}, {method}()" + (f" on row {row}" if row else "")
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def describe_row(row: Mapping[str, Any]) -> str:
     """Return how an error calls a row: where it stands, else its id or number."""
     names: Sequence[str] = ("where", "id", "episode")
     return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")

@@ -13,100 +13,100 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vlm_grpo.answer_parser import extract_json, without_thinking
-from vlm_grpo.registry import Table
+from vlm_grpo.answer_parser import extract_json, strip_thinking
+from vlm_grpo.registry import Registry
 
 QUOTE = '<|"|>'  # around strings in Gemma's calls
 Schemas = Mapping[str, Mapping[str, Any] | None]  # JSON schemas of the arguments, by the name of the tool
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A tool's name and arguments; `name` is None where the call cannot be read."""
 
     name: str | None
     arguments: Any
 
 
-UNREADABLE = Call(None, None)
+UNREADABLE_CALL = ToolCall(None, None)
 
 
 @dataclass(frozen=True)
-class ToolForm:
+class ToolCallFormat:
     """One way to write calls.
 
     Attributes:
         mark: text by which a chat template of this form is known.
         block: finds what holds calls, also where it was cut off; its first group is the inside.
-        read: the calls of one inside; `UNREADABLE` stands for one that cannot be read.
+        read: the calls of one inside; `UNREADABLE_CALL` stands for one that cannot be read.
         example: a call as the model should write it, for the message after one that cannot be read.
         end: what follows the arguments of a turn's last call.
     """
 
     mark: str
     block: re.Pattern[str]
-    read: Callable[[str, Schemas], list[Call]]
+    read: Callable[[str, Schemas], list[ToolCall]]
     example: str
     end: str
 
-    def calls(self, text: str, schemas: Schemas | None = None) -> list[Call]:
+    def calls(self, text: str, schemas: Schemas | None = None) -> list[ToolCall]:
         """Return the calls of a turn outside its thoughts, in order.
 
         Args:
             schemas: decide what is a number and what a string, in forms that write both alike.
         """
-        insides = self.block.findall(without_thinking(text))
+        insides = self.block.findall(strip_thinking(text))
         return [call for inside in insides for call in self.read(inside, schemas or {})]
 
 
-def read_hermes(inside: str, schemas: Schemas) -> list[Call]:
+def read_hermes(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `{"name": ..., "arguments": {...}}`, or Fleet's `{"tool_name": ..., "arguments": {"i": ...}}`."""
     value = extract_json(inside)
     if isinstance(value, dict) and set(value) == {"tool_name", "arguments"}:
         arguments = value["arguments"]
         is_index = isinstance(arguments, dict) and set(arguments) == {"i"}
         value = {"name": value["tool_name"], "arguments": {"index": arguments["i"]} if is_index else arguments}
-    return [_named(value)]
+    return [_from_json(value)]
 
 
-def _named(value: Any) -> Call:
+def _from_json(value: Any) -> ToolCall:
     if isinstance(value, dict) and set(value) == {"name", "arguments"} and isinstance(value["name"], str):
-        return Call(value["name"], value["arguments"])
-    return UNREADABLE
+        return ToolCall(value["name"], value["arguments"])
+    return UNREADABLE_CALL
 
 
 FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*)</function>\s*", re.DOTALL)
 PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(.*?)</parameter>", re.DOTALL)
 
 
-def read_qwen_xml(inside: str, schemas: Schemas) -> list[Call]:
+def read_qwen_xml(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `<function=NAME>` with a `<parameter=KEY>` for each argument."""
     function = FUNCTION.fullmatch(inside)
     if function is None or PARAMETER.sub("", function[2]).strip():
-        return [UNREADABLE]
+        return [UNREADABLE_CALL]
     pairs = [(key, _without_line_ends(value)) for key, value in PARAMETER.findall(function[2])]
-    return [_typed(function[1].strip(), pairs, schemas)]
+    return [_from_pairs(function[1].strip(), pairs, schemas)]
 
 
 GLM_CALL = re.compile(r"\s*([^\s<]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)*)", re.DOTALL)
 GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
 
-def read_glm(inside: str, schemas: Schemas) -> list[Call]:
+def read_glm(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `NAME` with an `<arg_key>` and an `<arg_value>` for each argument."""
     found = GLM_CALL.fullmatch(inside)
-    return [UNREADABLE if found is None else _typed(found[1], GLM_ARGUMENT.findall(found[2]), schemas)]
+    return [UNREADABLE_CALL if found is None else _from_pairs(found[1], GLM_ARGUMENT.findall(found[2]), schemas)]
 
 
 def _without_line_ends(value: str) -> str:
     return value.removeprefix("\n").removesuffix("\n")
 
 
-def _typed(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> Call:
-    """A call whose arguments are written without quotes: the schema says which of them are strings."""
+def _from_pairs(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> ToolCall:
+    """Return a call whose arguments are written without quotes: the schema says which of them are strings."""
     if len({key for key, _ in pairs}) < len(pairs):
-        return UNREADABLE
+        return UNREADABLE_CALL
     known = (schemas.get(name) or {}).get("properties") or {}
-    return Call(name, {key: _value(text, known.get(key)) for key, text in pairs})
+    return ToolCall(name, {key: _value(text, known.get(key)) for key, text in pairs})
 
 
 def _value(text: str, schema: Any) -> Any:
@@ -125,13 +125,13 @@ GEMMA_PLAIN = re.compile(r"true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 GEMMA_KEY = re.compile(r"([^:{}\[\],<>\s]+):")
 
 
-def read_gemma(inside: str, schemas: Schemas) -> list[Call]:
+def read_gemma(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `call:NAME{key:value,...}`, strings between `<|"|>`."""
     found = GEMMA_CALL.fullmatch(inside)
     try:
-        return [UNREADABLE if found is None else Call(found[1], _GemmaValue(found[2]).whole())]
+        return [UNREADABLE_CALL if found is None else ToolCall(found[1], _GemmaValue(found[2]).whole())]
     except (ValueError, RecursionError):
-        return [UNREADABLE]
+        return [UNREADABLE_CALL]
 
 
 class _GemmaValue:
@@ -196,24 +196,24 @@ class _GemmaValue:
 JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
-def read_python(inside: str, schemas: Schemas) -> list[Call]:
+def read_python(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `[NAME(key=value, ...), ...]`, values as literals of Python or JSON. Nothing is executed."""
     try:
         calls = ast.parse(inside.strip(), mode="eval").body
-        return [_python_call(call) for call in calls.elts] if isinstance(calls, ast.List) else [UNREADABLE]
+        return [_python_call(call) for call in calls.elts] if isinstance(calls, ast.List) else [UNREADABLE_CALL]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return [UNREADABLE]
+        return [UNREADABLE_CALL]
 
 
-def _python_call(node: ast.expr) -> Call:
+def _python_call(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-        return UNREADABLE
+        return UNREADABLE_CALL
     pairs = [(keyword.arg, _literal(keyword.value)) for keyword in node.keywords]
-    return UNREADABLE if any(name is None for name, _ in pairs) else Call(node.func.id, _mapping(pairs))
+    return UNREADABLE_CALL if any(name is None for name, _ in pairs) else ToolCall(node.func.id, _mapping(pairs))
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal.
+    """Return the value of a literal.
 
     Raises:
         ValueError: it is no literal.
@@ -229,7 +229,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """The pairs as an object of JSON.
+    """Return the pairs as a JSON object.
 
     Raises:
         ValueError: a key is repeated, or no string.
@@ -241,7 +241,7 @@ def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The value, if JSON has it.
+    """Return the value, if JSON can represent it.
 
     Raises:
         ValueError: it is not finite, or of another kind.
@@ -254,62 +254,62 @@ def _finite(value: Any) -> Any:
 MISTRAL_NAMED = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\])?\s*(\{.*\})\s*", re.DOTALL)
 
 
-def read_mistral(inside: str, schemas: Schemas) -> list[Call]:
+def read_mistral(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read a JSON list of calls, or `NAME[ARGS]{...}` of newer models."""
     listed = extract_json(inside)
     if isinstance(listed, list):
         kept = [{k: v for k, v in item.items() if k != "id"} if isinstance(item, dict) else item for item in listed]
-        return [_named(item) for item in kept] or [UNREADABLE]
+        return [_from_json(item) for item in kept] or [UNREADABLE_CALL]
     found = MISTRAL_NAMED.fullmatch(inside)
     arguments = None if found is None else extract_json(found[2])
-    return [Call(found[1], arguments) if isinstance(arguments, dict) else UNREADABLE]
+    return [ToolCall(found[1], arguments) if isinstance(arguments, dict) else UNREADABLE_CALL]
 
 
-def _enclosed(begin: str, end: str) -> re.Pattern[str]:
+def _between(begin: str, end: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(begin)}(.*?)(?:{re.escape(end)}|\Z)", re.DOTALL)
 
 
-TOOL_CALL = _enclosed("<tool_call>", "</tool_call>")
+TOOL_CALL = _between("<tool_call>", "</tool_call>")
 # A template is of the first form whose mark it has.
-TOOL_FORMS: Table[ToolForm] = Table(
+TOOL_CALL_FORMATS: Registry[ToolCallFormat] = Registry(
     "form of tool calls",
     {
-        "glm": ToolForm(
+        "glm": ToolCallFormat(
             "<arg_key>",
             TOOL_CALL,
             read_glm,
             "<tool_call>NAME\n<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n</tool_call>",
             "</tool_call>",
         ),
-        "qwen_xml": ToolForm(
+        "qwen_xml": ToolCallFormat(
             "<function=",
             TOOL_CALL,
             read_qwen_xml,
             "<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>",
             "</tool_call>",
         ),
-        "gemma": ToolForm(
+        "gemma": ToolCallFormat(
             "<|tool_call>call:",
-            _enclosed("<|tool_call>", "<tool_call|>"),
+            _between("<|tool_call>", "<tool_call|>"),
             read_gemma,
             '<|tool_call>call:NAME{KEY:<|"|>TEXT<|"|>}<tool_call|>',
             "<tool_call|>",
         ),
-        "python": ToolForm(
+        "python": ToolCallFormat(
             "<|tool_call_start|>",
-            _enclosed("<|tool_call_start|>", "<|tool_call_end|>"),
+            _between("<|tool_call_start|>", "<|tool_call_end|>"),
             read_python,
             "<|tool_call_start|>[NAME(KEY='TEXT')]<|tool_call_end|>",
             "<|tool_call_end|>",
         ),
-        "mistral": ToolForm(
+        "mistral": ToolCallFormat(
             "[TOOL_CALLS]",
             re.compile(r"\[TOOL_CALLS\](.*?)(?=\[TOOL_CALLS\]|\Z)", re.DOTALL),
             read_mistral,
             '[TOOL_CALLS][{"name": "NAME", "arguments": {"KEY": "TEXT"}}]',
             "]",
         ),
-        "hermes": ToolForm(
+        "hermes": ToolCallFormat(
             "<tool_call>",
             TOOL_CALL,
             read_hermes,
@@ -320,26 +320,26 @@ TOOL_FORMS: Table[ToolForm] = Table(
 )
 
 
-def find_form(template: str | None) -> ToolForm | None:
+def find_tool_call_format(template: str | None) -> ToolCallFormat | None:
     """Return the form in which a chat template writes calls; None where it writes none, or in an unknown form."""
     if template is None or "tools" not in template:
         return None
-    return next((form for form in TOOL_FORMS.values() if form.mark in template), None)
+    return next((form for form in TOOL_CALL_FORMATS.values() if form.mark in template), None)
 
 
-def calls_in_text(text: str, schemas: Schemas | None = None) -> list[Call]:
+def parse_tool_calls(text: str, schemas: Schemas | None = None) -> list[ToolCall]:
     """Return the calls of a turn in whatever form they are written, in order."""
-    text = without_thinking(text)
-    blocks = {form.block for form in TOOL_FORMS.values()}
+    text = strip_thinking(text)
+    blocks = {form.block for form in TOOL_CALL_FORMATS.values()}
     matches = [(match, block) for block in blocks for match in block.finditer(text)]
     found = sorted(matches, key=lambda pair: pair[0].start())
-    return [call for match, block in found for call in _form_of(match[1], block).read(match[1], schemas or {})]
+    return [call for match, block in found for call in _format_of_match(match[1], block).read(match[1], schemas or {})]
 
 
-def _form_of(inside: str, block: re.Pattern[str]) -> ToolForm:
-    """The form of what was found; three of them share the marks around a call."""
+def _format_of_match(inside: str, block: re.Pattern[str]) -> ToolCallFormat:
+    """Return the format of a match; three formats share the marks around a call."""
     if block is not TOOL_CALL:
-        return next(form for form in TOOL_FORMS.values() if form.block is block)
+        return next(form for form in TOOL_CALL_FORMATS.values() if form.block is block)
     if inside.lstrip().startswith("<function="):
-        return TOOL_FORMS["qwen_xml"]
-    return TOOL_FORMS["hermes" if inside.lstrip().startswith(("{", "[", "```")) else "glm"]
+        return TOOL_CALL_FORMATS["qwen_xml"]
+    return TOOL_CALL_FORMATS["hermes" if inside.lstrip().startswith(("{", "[", "```")) else "glm"]

@@ -63,7 +63,7 @@ TESTED = {
     *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
     "reward_time_limit",  # tests/cli/test_hanging.py
-    *("max_turns", "tool_time_limit", "tool_protocol"),  # this and the line above: test_environment_flags.py
+    *("max_turns", "tool_time_limit", "tool_format"),  # this and the line above: test_environment_flags.py
     *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.data.files import write_jsonl
 from vlm_grpo.data.problems import DataError
-from vlm_grpo.envs.retrieval.bm25 import SearchIndex, snippet, words_in, write_index
-from vlm_grpo.envs.retrieval.corpus import LONGEST, Keys, passages
+from vlm_grpo.envs.retrieval.bm25 import SearchIndex, snippet, tokenize, write_index
+from vlm_grpo.envs.retrieval.corpus import MAX_PASSAGE_LENGTH, ColumnNames, split_passages
 
 NASTY = ['"', '" OR *', "red AND NOT (", "text:red^2", "red*", "'; DROP TABLE words; --", "NEAR(red boat, 5)", "-red"]
 
@@ -68,7 +68,7 @@ def test_equal_scores_are_in_the_order_of_the_documents(tmp_path: Path):
 def test_a_query_is_only_words(tmp_path: Path):
     index = made(tmp_path, ["red boat", "blue boat", "near and or not drop table"])
     for query in NASTY:
-        assert index.search(query) == index.search(" ".join(words_in(query))), query
+        assert index.search(query) == index.search(" ".join(tokenize(query))), query
     assert ids(index, NASTY[0]) == ids(index, "") == ids(index, "\0 \ud800 %") == []
     assert ids(index, "red boat " * 12_000) == ["d0", "d1"]
     assert len(index) == 3 and ids(index, "red") == ["d0"]
@@ -102,7 +102,7 @@ def test_words_are_compared_without_case_and_accents_in_every_script(tmp_path: P
 
 
 def test_a_word_is_not_part_of_another():
-    assert words_in("हिन्दी snake_case don't, 3.5!") == ["हिन्दी", "snake", "case", "don", "t", "3", "5"]
+    assert tokenize("हिन्दी snake_case don't, 3.5!") == ["हिन्दी", "snake", "case", "don", "t", "3", "5"]
 
 
 def test_a_snippet_shows_the_words_and_keeps_to_its_length():
@@ -125,13 +125,17 @@ def test_a_snippet_shows_the_words_and_keeps_to_its_length():
 def test_a_long_text_is_cut_into_passages_that_lose_nothing(tmp_path: Path):
     paragraphs = [f"paragraph {number} " + "word " * 100 for number in range(400)]
     text = "\n\n".join(paragraphs)
-    pieces = list(passages(text))
-    assert all(LONGEST // 2 <= len(piece) <= LONGEST for piece in pieces[:-1])
+    pieces = list(split_passages(text))
+    assert all(MAX_PASSAGE_LENGTH // 2 <= len(piece) <= MAX_PASSAGE_LENGTH for piece in pieces[:-1])
     assert " ".join(pieces).split() == text.split()
     assert all(piece.startswith("paragraph") for piece in pieces)
-    sentences = list(passages("This is a sentence. " * 500))
+    sentences = list(split_passages("This is a sentence. " * 500))
     assert len(sentences) > 3 and all(piece.startswith("This") and piece.endswith(".") for piece in sentences)
-    assert list(passages("x" * (2 * LONGEST + 5))) == ["x" * LONGEST, "x" * LONGEST, "x" * 5]
+    assert list(split_passages("x" * (2 * MAX_PASSAGE_LENGTH + 5))) == [
+        "x" * MAX_PASSAGE_LENGTH,
+        "x" * MAX_PASSAGE_LENGTH,
+        "x" * 5,
+    ]
     index = made(tmp_path, ["other", text])
     found = index.search("paragraph 399", 1)[0]
     assert found.id == "d1" and "paragraph 399" in found.passage
@@ -165,7 +169,7 @@ def test_rows_of_every_form(tmp_path: Path):
     write_jsonl(tmp_path / "a.jsonl", rows)
     for name in ("a.json", "a.csv", "a.jsonl", "saved", "a.parquet"):
         source = str(tmp_path / name)
-        write_index([source], tmp_path / "made.index", keys=Keys("page", "head", "body"), overwrite=True)
+        write_index([source], tmp_path / "made.index", keys=ColumnNames("page", "head", "body"), overwrite=True)
         index = SearchIndex(tmp_path / "made.index")
         assert [result[:3] for result in index.search("car")] == [("8", "Cars", "blue car")], name
         assert ids(index, "boats") == ["7"], "titles are searched too"
@@ -208,7 +212,7 @@ def test_everything_that_is_wrong_is_reported_together(tmp_path: Path):
 def test_a_column_that_was_named_must_be_there(tmp_path: Path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "t"}])
     with pytest.raises(DataError, match="--title_key"):
-        write_index([path], tmp_path / "made.index", keys=Keys(title="headline"))
+        write_index([path], tmp_path / "made.index", keys=ColumnNames(title="headline"))
     with pytest.raises(DataError, match="as at"):
         write_index([path, write_jsonl(tmp_path / "b.jsonl", [{"id": "0", "text": "t"}])], tmp_path / "made.index")
     with pytest.raises(DataError, match="as at"):

@@ -12,12 +12,12 @@ import pytest
 
 from tests.envs.web import Reply, Service
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.retrieval.bm25 import Result
-from vlm_grpo.envs.web_search import LARGEST, PROVIDERS, ProviderSettings, WebSearch
+from vlm_grpo.envs.retrieval.bm25 import SearchResult
+from vlm_grpo.envs.web_search import MAX_REPLY_BYTES, PROVIDERS, ProviderSettings, WebSearch
 
 KEY = "secret-key-1234"
 GOOD = {"results": [{"id": "1", "title": "Boats", "text": "red", "score": 0.5}, {"id": "2", "title": "Cars"}]}
-FOUND = [Result("1", "Boats", "red", 0.5), Result("2", "Cars", "", None)]
+FOUND = [SearchResult("1", "Boats", "red", 0.5), SearchResult("2", "Cars", "", None)]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_each_service_is_asked_in_its_own_way(serve: Callable[..., Service], nam
     items = [{link: f"http://{number}", "title": f"t{number}", text: f"p{number}"} for number in range(9)]
     service = serve(Reply({"web": {"results": items}} if place == "web" else {place: items}), Reply({place: None}))
     search = search_of(service.url, provider=name)
-    assert search.search("a b&c") == [Result(f"http://{n}", f"t{n}", f"p{n}", None) for n in range(3)]
+    assert search.search("a b&c") == [SearchResult(f"http://{n}", f"t{n}", f"p{n}", None) for n in range(3)]
     asked = service.asked[0]
     assert (asked.headers[header], asked.body, asked.path) == (value, body, f"/find{path}")
     assert search.search("nothing there") == []
@@ -205,7 +205,7 @@ def test_an_answer_that_is_none_is_said_to_be(serve: Callable[..., Service], bod
 
 
 def test_a_huge_answer_is_not_read_to_its_end(serve: Callable[..., Service]):
-    service = serve(Reply(b'{"results": ["' + b"x" * (2 * LARGEST)))
+    service = serve(Reply(b'{"results": ["' + b"x" * (2 * MAX_REPLY_BYTES)))
     assert failure(search_of(service.url)) == "the search failed: an answer of over 4 MiB"
 
 
@@ -226,7 +226,7 @@ def test_the_key_is_shown_nowhere(serve: Callable[..., Service], caplog: pytest.
     caplog.set_level(logging.DEBUG)
     echo = {"results": [{"id": KEY, "title": f"Bearer {KEY}", "text": f"...{KEY}..."}]}
     found = search_of(serve(Reply(echo)).url).search("boats")
-    assert found == [Result("[key]", "Bearer [key]", "...[key]...", None)]
+    assert found == [SearchResult("[key]", "Bearer [key]", "...[key]...", None)]
     search = search_of(serve(Reply(KEY.encode(), 401)).url + f"?key={KEY}")
     failure(search), failure(search, "another")
     assert KEY not in caplog.text and KEY not in repr(search.settings).split("base_url")[0]

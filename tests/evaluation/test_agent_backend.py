@@ -15,12 +15,12 @@ from tests.support.environments import Gallery, call
 from vlm_grpo.cli.compare import main
 from vlm_grpo.data import load_dataset
 from vlm_grpo.evaluation import Evaluation, predict_with, summary
-from vlm_grpo.evaluation.backends.agent import Agents, made_episodes
-from vlm_grpo.evaluation.backends.hf import LocalModel
-from vlm_grpo.evaluation.comparison import compare, read_run
+from vlm_grpo.evaluation.backends.agent import AgentBackend, environment_episodes
+from vlm_grpo.evaluation.backends.hf import HFBackend
+from vlm_grpo.evaluation.comparison import compare_runs, read_run
 from vlm_grpo.evaluation.predictions import EpisodeError, Scoring
 from vlm_grpo.evaluation.results import write_results
-from vlm_grpo.evaluation.sampling_params import Sampling
+from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.trainers.stage import Stage
 
 ANSWER = "<think>a</think><answer>red square</answer>"
@@ -63,15 +63,15 @@ def scripts(prompt: str, turn: int) -> str:
 
 def played(
     tiny: tuple, rows: Any, folder: Path, say: Say = scripts, *, factory: Any = Solved, numbers: Any = None,
-    pass_k: Any = (), sampling: Sampling | None = None, **options: Any,
+    pass_k: Any = (), sampling: SamplingParams | None = None, **options: Any,
 ) -> tuple[list[dict], Speaker, Evaluation]:  # fmt: skip
     """Predictions of the rows, as they come back from JSON, the model, and the evaluation."""
     processor = tiny[1]
     local = {"batch_size": 3, "max_completion_length": 2000, **options}
-    own = {name: local.pop(name) for name in ("max_turns", "protocol", "tool_time_limit") if name in local}
+    own = {name: local.pop(name) for name in ("max_turns", "tool_format", "tool_time_limit") if name in local}
     model = Speaker(processor.tokenizer, say)
-    backend = Agents(
-        LocalModel(model, processor, sampling=sampling or Sampling(), **local), Stage([], factory), folder, **own
+    backend = AgentBackend(
+        HFBackend(model, processor, sampling=sampling or SamplingParams(), **local), Stage([], factory), folder, **own
     )
     scoring = Scoring("default", pass_k=pass_k, of_episodes=True, has_answers=bool(rows[0]["prompt"]))
     found = predict_with(backend, rows, range(len(rows)) if numbers is None else numbers, scoring)
@@ -140,7 +140,7 @@ def test_an_episode_that_runs_out_of_tokens_is_cut_off(tiny: tuple, rows: Any, t
 
 def test_drawn_turns_have_seeds_of_their_own_whatever_the_batch(tiny: tuple, rows: Any, tmp_path: Path):
     def seeds(batch_size: int) -> dict[tuple[str, int], list[int]]:
-        sampling = Sampling(temperature=1.0, num_samples=2)
+        sampling = SamplingParams(temperature=1.0, num_samples=2)
         _, model, _ = played(tiny, rows, tmp_path, sampling=sampling, batch_size=batch_size, max_turns=4)
         kept: dict[tuple[str, int], list[int]] = {}
         for given in model.given:
@@ -154,7 +154,7 @@ def test_drawn_turns_have_seeds_of_their_own_whatever_the_batch(tiny: tuple, row
     assert len(found) == 3 + 3 + 1 + 4 and all(len(value) == 2 for value in found.values())
     assert len({seed for value in found.values() for seed in value}) == 22
     assert seeds(5) == found
-    first = Sampling(temperature=1.0)
+    first = SamplingParams(temperature=1.0)
     assert found["A", 1] == sorted([first.seed_of(0, 0), first.seed_of(0, 1)])  # as without tools
 
 
@@ -162,7 +162,7 @@ def test_several_samples_have_an_episode_each_and_pass_at_k_counts_the_solved(ti
     calls = iter([ANSWER, call("look", color="red"), ANSWER])
     found, _, evaluation = played(
         tiny, rows, tmp_path, lambda *_: next(calls), numbers=[0], pass_k=(1, 2),
-        sampling=Sampling(temperature=1.0, num_samples=2),
+        sampling=SamplingParams(temperature=1.0, num_samples=2),
     )  # fmt: skip
     samples = found[0]["samples"]
     assert [sample["episode"]["success"] for sample in samples] == [0.0, 1.0]
@@ -181,7 +181,7 @@ def test_environments_that_make_episodes_need_no_data(tiny: tuple, tmp_path: Pat
     def factory() -> PickImage:
         return PickImage(data_root=str(tmp_path), candidates_per_episode=3, fixed_correct_index=1)
 
-    rows = made_episodes(seed=5, count=3)
+    rows = environment_episodes(seed=5, count=3)
     assert [(row["episode"], row["seed"]) for row in rows] == [(0, 5), (1, 5), (2, 5)]
     right = lambda *_: call("pick_image", index=1)  # noqa: E731
     found, _, evaluation = played(tiny, rows, tmp_path, right, factory=factory)
@@ -195,8 +195,8 @@ def test_environments_that_make_episodes_need_no_data(tiny: tuple, tmp_path: Pat
 
 
 def test_what_cannot_be_played_is_said(tiny: tuple, rows: Any, tmp_path: Path):
-    with pytest.raises(EpisodeError, match="--tool_protocol native: this model's chat template knows no tools"):
-        played(tiny, rows, tmp_path, protocol="native")
+    with pytest.raises(EpisodeError, match="--tool_format native: this model's chat template does not support tools"):
+        played(tiny, rows, tmp_path, tool_format="native")
     with pytest.raises(EpisodeError, match=r"rows.jsonl.*'environment' must be one of a, b, got None"):
         played(tiny, rows, tmp_path, factory={"a": Gallery, "b": Solved})
 
@@ -239,7 +239,7 @@ def test_two_evaluations_of_agents_are_compared(tiny: tuple, rows: Any, tmp_path
     second = written(tiny, rows, tmp_path / "b", lambda prompt, turn: ANSWER if turn else look)
     assert main([str(first), str(second), "--all_rows"]) == 0
     runs = read_run(first), read_run(second)
-    by_name = {item.name: item for item in compare(*runs)}
+    by_name = {item.name: item for item in compare_runs(*runs)}
     assert (by_name["turns"].first, by_name["turns"].second, by_name["turns"].text(2.75)) == (2.75, 2.0, "2.75")
     assert by_name["success"].interval.startswith("+50.0% [")
     text = (second / "compare.html").read_text(encoding="utf-8")

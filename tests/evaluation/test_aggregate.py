@@ -11,7 +11,7 @@ from vlm_grpo.evaluation.aggregate import (
     reward_names,
     summarize,
 )
-from vlm_grpo.evaluation.dataset_metrics import MEASURES
+from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.tasks import TASKS
@@ -69,7 +69,7 @@ def test_summarize_leaves_out_what_does_not_apply():
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_metric_of_every_task_can_be_computed(task: str):
-    assert all(name in MEASURES or name in REWARDS for name in metric_names(task))
+    assert all(name in DATASET_METRICS or name in REWARDS for name in metric_names(task))
     assert all(name in REWARDS for name in reward_names(task))
     assert reward_names(task)[0] == TASKS[task].metric
 

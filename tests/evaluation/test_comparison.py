@@ -11,12 +11,12 @@ from vlm_grpo.cli.compare import changed_settings, main
 from vlm_grpo.evaluation.comparison import (
     CompareError,
     common_rows,
-    compare,
+    compare_runs,
+    dataset_metric_difference,
     mcnemar,
-    of_measure,
-    of_scores,
     permutation,
     read_run,
+    score_difference,
 )
 
 
@@ -59,11 +59,11 @@ def test_permutation_equals_scipys():
 def test_of_scores_takes_the_test_that_fits():
     """40 of 100 right, then 60, all changes gains: the mean rises by 0.2 +- 1.96 * sqrt(0.2 * 0.8 / 100) = 0.078."""
     pairs = [(1.0, 1.0)] * 40 + [(0.0, 1.0)] * 20 + [(0.0, 0.0)] * 40
-    found = of_scores("accuracy", pairs)
+    found = score_difference("accuracy", pairs)
     assert (found.first, found.second, found.count) == (0.4, 0.6, 100)
     assert (found.low, found.high) == pytest.approx((0.2 - 0.078, 0.2 + 0.078), abs=0.015)
     assert (found.test, found.p) == ("McNemar, exact", pytest.approx(2 / 2**20))
-    graded = of_scores("iou", [(0.5, 0.75), (0.25, 0.5)])
+    graded = score_difference("iou", [(0.5, 0.75), (0.25, 0.5)])
     assert (graded.test, graded.p) == ("paired permutation", 0.5)
 
 
@@ -71,18 +71,18 @@ def test_of_measure_exchanges_whole_examples():
     """cIoU 15/50 against 55/60; with each example better in the second run, p is small; with equal runs it is 1."""
     first, second = [[5, 25], [10, 25]], [[25, 30], [30, 30]]
     pairs = [([one], [other]) for one, other in zip(first * 10, second * 10, strict=True)]
-    found = of_measure("cIoU", pairs)
+    found = dataset_metric_difference("cIoU", pairs)
     assert (found.first, found.second) == pytest.approx((15 / 50, 55 / 60))
     assert found.low < 55 / 60 - 15 / 50 < found.high
     assert found.p == pytest.approx(1 / 2001)
-    assert of_measure("cIoU", [(one, one) for one, _ in pairs]).p == 1.0
-    assert of_measure("cIoU", [([[1, 2]], [[1, 2], [1, 2]])]) is None
+    assert dataset_metric_difference("cIoU", [(one, one) for one, _ in pairs]).p == 1.0
+    assert dataset_metric_difference("cIoU", [([[1, 2]], [[1, 2], [1, 2]])]) is None
 
 
 def test_compare_uses_the_rows_that_both_have(tmp_path: Path):
     first = read_run(write_run(tmp_path / "a", [0.0, 0.0, 1.0, 1.0]))
     second = read_run(write_run(tmp_path / "b", [1.0, 0.0, 1.0]))
-    (found,) = compare(first, second)
+    (found,) = compare_runs(first, second)
     assert (found.first, found.second, found.count, found.p) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 3, 1.0)
 
 

@@ -20,8 +20,15 @@ from tests.support.training import image_rows, length_reward, picture, settings,
 from vlm_grpo.envs.browser.chromium import find_chromium
 from vlm_grpo.evaluation.report import dashboard, gallery, learning_curves
 from vlm_grpo.evaluation.report.dashboard import LiveReport, ReportFolder
-from vlm_grpo.evaluation.report.gallery import Gallery, clip, encode_image, groups_of, prompt_text, spread
-from vlm_grpo.evaluation.report.learning_curves import Curves, Point, merged, point_of, restored
+from vlm_grpo.evaluation.report.gallery import (
+    Gallery,
+    encode_image,
+    groups_of,
+    prompt_text,
+    representative_completions,
+    truncate_text,
+)
+from vlm_grpo.evaluation.report.learning_curves import Curves, Point, merge_points, point_of, restore_curves
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -82,7 +89,7 @@ def test_a_log_line_becomes_the_finite_numbers_that_make_curves():
 
 def test_merged_points_are_means_over_their_lines():
     """Three lines of mean 1 and one of 5 are (3 * 1 + 5) / 4 = 2."""
-    one = merged(Point(3, 3, {"reward": 1.0, "kl": 4.0}), Point(4, 1, {"reward": 5.0}))
+    one = merge_points(Point(3, 3, {"reward": 1.0, "kl": 4.0}), Point(4, 1, {"reward": 5.0}))
     assert one == Point(4, 4, {"reward": 2.0, "kl": 4.0})
 
 
@@ -108,7 +115,7 @@ def test_a_long_training_has_few_points_and_no_step_is_lost():
     points = [*curves.points, *([curves.open] if curves.open else [])]
     assert sum(point.count for point in points) == 20_000 and curves.last_step == 20_000
     assert sum(point.count * point.values["reward"] for point in points) == pytest.approx(20_000 * 20_001 / 2)
-    again = restored(curves.stride, list(curves.lines()))
+    again = restore_curves(curves.stride, list(curves.lines()))
     assert [point.step for point in again.points] == [point.step for point in curves.points]
     assert json.loads(f"{{{again.encoded()}}}") == json.loads(f"{{{curves.encoded()}}}")
 
@@ -131,7 +138,7 @@ def test_the_gallery_keeps_the_newest_and_evenly_spread_older_groups():
     assert [group["number"] for group in gallery.newest] == list(range(976, 1000))
     older = [group["number"] for group in gallery.sample]
     assert older == list(range(0, 976, gallery.stride)) and 12 <= len(older) <= gallery.SAMPLE
-    again = gallery.restored(gallery.stride, gallery.groups)
+    again = gallery.restore_gallery(gallery.stride, gallery.groups)
     assert again.groups == gallery.groups and again.count == 1000
     gallery.forget_after(100)
     assert gallery.count == older[[n > 100 for n in older].index(True) - 1] + 1
@@ -158,13 +165,13 @@ def test_prompts_leave_out_the_system_and_mark_images():
 
 def test_a_large_group_shows_best_and_worst():
     completions = [{"reward": None if n == 3 else float(n)} for n in range(16)]
-    shown = [entry["reward"] for entry in spread(completions)]
+    shown = [entry["reward"] for entry in representative_completions(completions)]
     assert shown == [15.0, 13.0, 11.0, 9.0, 6.0, 4.0, 1.0, None]  # the ranks 0, 15/7, 30/7, ... to whole numbers
 
 
 def test_long_texts_keep_beginning_and_end():
-    assert clip("a" * 90 + "b" * 90, 100) == "a" * 75 + " […80 characters…] " + "b" * 25
-    assert clip("x\ud800\x00\u202ey\n\tz", 100) == "x\ufffd\ufffd\ufffdy\n\tz"
+    assert truncate_text("a" * 90 + "b" * 90, 100) == "a" * 75 + " […80 characters…] " + "b" * 25
+    assert truncate_text("x\ud800\x00\u202ey\n\tz", 100) == "x\ufffd\ufffd\ufffdy\n\tz"
 
 
 def test_images_are_small_even_where_they_do_not_compress():
@@ -311,7 +318,7 @@ def test_a_training_is_shown_with_the_advantages_that_were_used(kind: tuple, tin
         assert sorted(both) == pytest.approx(sorted(advantages), abs=1e-4) and any(both)
     last = data["groups"][-1]
     texts = [entry[0]["content"] for entry in list(trainer._logs["completion"])[4:]]
-    assert [c["text"] for c in last["completions"]] == [clip(text, 2000) for text in texts]
+    assert [c["text"] for c in last["completions"]] == [truncate_text(text, 2000) for text in texts]
     assert [c["rewards"]["long_enough"] for c in last["completions"]] == [None if len(t) % 2 else 1.0 for t in texts]
     with Image.open(tmp_path / "report" / "images" / last["images"][0]) as image:
         assert max(image.size) <= 256

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from vlm_grpo.evaluation.aggregate import collect, summarize
+from vlm_grpo.evaluation.aggregate import collect_evidence, summarize
 from vlm_grpo.evaluation.dataset_metrics import detection_evidence, mask_evidence
-from vlm_grpo.masks import encode, write_rle
+from vlm_grpo.masks import encode_mask, write_rle
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import score
 
@@ -25,7 +25,7 @@ def answered(value: object) -> str:
 def test_mask_evidence_counts_pixels():
     """True: 60 x 60 pixels. Answer: the same moved by 20 of 60 columns, so 60 x 40 shared and 60 x 80 covered."""
     record = Record(1, "", None, task="seg", extra={"mask": write_rle(masked(40, 100)), "box_space": "thousand"})
-    completion = answered(encode(masked(60, 120), codec="polygon"))
+    completion = answered(encode_mask(masked(60, 120), codec="polygon"))
     assert mask_evidence(completion, record) == [2400, 4800]
     assert score("mask_iou", completion, record=record) == pytest.approx(0.5)
     assert mask_evidence("<answer>no mask</answer>", record) == [0, 3600]
@@ -50,7 +50,7 @@ def test_precision_over_a_data_set_of_answers():
     right = [{"Position": [100, 100, 300, 300], "Confidence": 0.8}]
     record = Record(1, "", json.dumps([{"Position": [100, 100, 300, 300]}]), task="ovd")
     predictions = [
-        {"scores": {}, "evidence": {"boxes": [collect(["boxes"], text, record)["boxes"]]}}
+        {"scores": {}, "evidence": {"boxes": [collect_evidence(["boxes"], text, record)["boxes"]]}}
         for text in (answered(right), "<think>a</think><answer>None</answer>")
     ]
     found = summarize(predictions, ["mAP", "AP50"])

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vlm_grpo.evaluation.mean_ap import average_precision, matched_labels
+from vlm_grpo.evaluation.mean_ap import average_precision, match_labels
 
 FIFTY = slice(0, 1)
 
@@ -62,17 +62,17 @@ def test_average_precision_equals_pycocotools():
         expected = coco_stats(evidence)
     ones = np.ones(40)
     assert 0.1 < expected[0] < 0.9
-    assert average_precision(matched_labels(evidence), ones) == pytest.approx(expected[0], abs=1e-9)
-    assert average_precision(matched_labels(evidence), ones, FIFTY) == pytest.approx(expected[1], abs=1e-9)
+    assert average_precision(match_labels(evidence), ones) == pytest.approx(expected[0], abs=1e-9)
+    assert average_precision(match_labels(evidence), ones, FIFTY) == pytest.approx(expected[1], abs=1e-9)
 
 
 def test_weights_count_examples_that_often():
     evidence = [scene(np.random.default_rng(number)) for number in range(12)]
     weights = np.random.default_rng(1).integers(0, 4, 12)
     repeated = [example for example, weight in zip(evidence, weights, strict=True) for _ in range(weight)]
-    labels = matched_labels(evidence)
+    labels = match_labels(evidence)
     found = average_precision(labels, weights.astype(float))
-    assert found == pytest.approx(average_precision(matched_labels(repeated), np.ones(len(repeated))), abs=1e-9)
+    assert found == pytest.approx(average_precision(match_labels(repeated), np.ones(len(repeated))), abs=1e-9)
     assert found != pytest.approx(average_precision(labels, np.ones(12)), abs=1e-3)
 
 
@@ -86,10 +86,10 @@ def test_average_precision_by_hand():
         {"truth": [["", *box]], "found": [["", 0.5, *box], ["", 0.9, *elsewhere]]},
         {"truth": [["", *box]], "found": []},
     ]
-    assert average_precision(matched_labels(evidence), np.ones(2)) == pytest.approx(51 / 101 / 2)
-    assert average_precision(matched_labels(evidence), np.array([0.0, 1.0])) == 0.0
+    assert average_precision(match_labels(evidence), np.ones(2)) == pytest.approx(51 / 101 / 2)
+    assert average_precision(match_labels(evidence), np.array([0.0, 1.0])) == 0.0
 
 
 def test_average_precision_of_nothing_true_is_none():
     evidence = [{"truth": [], "found": [["a", 0.5, 0, 0, 9, 9]]}]
-    assert average_precision(matched_labels(evidence), np.ones(1)) is None
+    assert average_precision(match_labels(evidence), np.ones(1)) is None

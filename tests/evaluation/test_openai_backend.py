@@ -17,8 +17,15 @@ from tests.evaluation.server_stub import Reply, serving
 from vlm_grpo.cli.evaluate import main
 from vlm_grpo.data import load_dataset
 from vlm_grpo.data.toy import DigitFiles
-from vlm_grpo.evaluation import Sampling
-from vlm_grpo.evaluation.backends.openai import Server, ServerError, grid_size, limited_size, needs_space, space_of_name
+from vlm_grpo.evaluation import SamplingParams
+from vlm_grpo.evaluation.backends.openai import (
+    OpenAIBackend,
+    ServerError,
+    grid_size,
+    limited_size,
+    needs_space,
+    space_of_name,
+)
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def mixed(mixed_file: Path) -> Any:
     return load_dataset(str(mixed_file), image_folders=str(mixed_file.parent))
 
 
-def complete(server: Server, rows: Any, numbers: Any) -> dict[int, list[Any]]:
+def complete(server: OpenAIBackend, rows: Any, numbers: Any) -> dict[int, list[Any]]:
     return {entry.number: entry.completions for batch in server(rows, numbers) for entry in batch}
 
 
@@ -38,7 +45,7 @@ def image_of(block: dict[str, Any]) -> Image.Image:
 
 def test_server_sends_the_prompt_of_training_with_images_in_their_places(mixed: Any):
     with serving(lambda body: "red and so on...") as (url, seen):
-        server = Server(url, "some-model", max_completion_length=17, answer_space="thousand")
+        server = OpenAIBackend(url, "some-model", max_completion_length=17, answer_space="thousand")
         found = complete(server, mixed, range(6))
     assert sorted(found) == [0, 1, 2, 3, 4, 5]
     (completion,) = found[4]
@@ -69,10 +76,10 @@ def text_of(body: dict[str, Any]) -> str:
 
 def test_server_draws_with_a_seed_for_each_completion(mixed: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    sampling = Sampling(temperature=0.7, top_p=0.9, num_samples=3, seed=5)
+    sampling = SamplingParams(temperature=0.7, top_p=0.9, num_samples=3, seed=5)
     with serving(lambda body: str(body["seed"])) as (url, seen):
-        found = complete(Server(url, "m", sampling=sampling), mixed, [2])
-        again = complete(Server(url, "m", sampling=sampling), mixed, [0, 2])
+        found = complete(OpenAIBackend(url, "m", sampling=sampling), mixed, [2])
+        again = complete(OpenAIBackend(url, "m", sampling=sampling), mixed, [0, 2])
     assert len({completion.text for completion in found[2]}) == 3
     assert again[2] == found[2]
     assert {(body["temperature"], body["top_p"], body["key"]) for body in seen} == {(0.7, 0.9, "Bearer secret")}
@@ -92,7 +99,7 @@ def test_server_keeps_several_requests_in_the_air(mixed: Any):
         return "x"
 
     with serving(slow) as (url, _):
-        complete(Server(url, "m", concurrency=3), mixed, range(6))
+        complete(OpenAIBackend(url, "m", concurrency=3), mixed, range(6))
     assert most == 3
 
 
@@ -106,7 +113,7 @@ def test_server_repeats_what_failed(mixed: Any):
         return "fine"
 
     with serving(answer) as (url, seen):
-        assert complete(Server(url, "m", concurrency=1, retries=2), mixed, [0])[0][0].text == "fine"
+        assert complete(OpenAIBackend(url, "m", concurrency=1, retries=2), mixed, [0])[0][0].text == "fine"
     assert len(seen) == 3
 
 
@@ -115,7 +122,7 @@ def test_server_gives_up_and_says_which_row(mixed: Any):
         raise Reply(500)
 
     with serving(answer) as (url, seen), pytest.raises(ServerError, match=r"mixed.jsonl:1: http://127.0.0.1:\d+/v1: "):
-        complete(Server(url, "m", retries=0), mixed, [0])
+        complete(OpenAIBackend(url, "m", retries=0), mixed, [0])
     assert len(seen) == 1
 
 
@@ -125,13 +132,13 @@ def test_server_has_a_time_limit(mixed: Any):
         return "late"
 
     with serving(answer) as (url, _), pytest.raises(ServerError, match="timed out"):
-        complete(Server(url, "m", retries=0, timeout=0.1), mixed, [0])
+        complete(OpenAIBackend(url, "m", retries=0, timeout=0.1), mixed, [0])
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ImportError, match=r'pip install "\.\[openai\]"'):
-        Server("http://localhost:1/v1", "m")
+        OpenAIBackend("http://localhost:1/v1", "m")
 
 
 def test_space_of_name_knows_families():

@@ -18,30 +18,30 @@ from vlm_grpo.evaluation import prediction_cache
 
 
 def test_a_line_cut_short_is_dropped_and_written_again(tmp_path: Path):
-    prediction_cache.begin(tmp_path, {"a": 1})
-    prediction_cache.Appender(tmp_path, 0)([{"row": 0, "text": "é"}, {"row": 2}])
+    prediction_cache.open_cache(tmp_path, {"a": 1})
+    prediction_cache.PredictionWriter(tmp_path, 0)([{"row": 0, "text": "é"}, {"row": 2}])
     with (tmp_path / "predictions.partial-0.jsonl").open("a") as file:
         file.write('{"row": 3, "te')
-    assert [entry["row"] for entry in prediction_cache.read(tmp_path)] == [0, 2]
-    prediction_cache.Appender(tmp_path, 0)([{"row": 3}])
-    prediction_cache.Appender(tmp_path, 1)([{"row": 1}, {"row": 3}])
-    assert sorted(entry["row"] for entry in prediction_cache.read(tmp_path)) == [0, 1, 2, 3]
-    prediction_cache.begin(tmp_path, {"a": 1})  # the same again
-    prediction_cache.finish(tmp_path)
+    assert [entry["row"] for entry in prediction_cache.read_predictions(tmp_path)] == [0, 2]
+    prediction_cache.PredictionWriter(tmp_path, 0)([{"row": 3}])
+    prediction_cache.PredictionWriter(tmp_path, 1)([{"row": 1}, {"row": 3}])
+    assert sorted(entry["row"] for entry in prediction_cache.read_predictions(tmp_path)) == [0, 1, 2, 3]
+    prediction_cache.open_cache(tmp_path, {"a": 1})  # the same again
+    prediction_cache.remove_cache(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_begin_refuses_what_is_not_the_same_evaluation(tmp_path: Path):
-    prediction_cache.begin(tmp_path, {"temperature": 0.7, "data": "x", "new": None})
+    prediction_cache.open_cache(tmp_path, {"temperature": 0.7, "data": "x", "new": None})
     with pytest.raises(prediction_cache.ResumeError, match=r"temperature: 0.7, now 1.0\n  data: 'x', now 'y'"):
-        prediction_cache.begin(tmp_path, {"temperature": 1.0, "data": "y"})
-    prediction_cache.Appender(tmp_path, 0)([{"row": 0}])
-    prediction_cache.begin(tmp_path, {"temperature": 1.0}, overwrite=True)
-    assert prediction_cache.read(tmp_path) == []
+        prediction_cache.open_cache(tmp_path, {"temperature": 1.0, "data": "y"})
+    prediction_cache.PredictionWriter(tmp_path, 0)([{"row": 0}])
+    prediction_cache.open_cache(tmp_path, {"temperature": 1.0}, overwrite=True)
+    assert prediction_cache.read_predictions(tmp_path) == []
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(prediction_cache.ResumeError, match=r"finished evaluation.*--overwrite"):
-        prediction_cache.begin(tmp_path, {"temperature": 1.0})
-    prediction_cache.begin(tmp_path, {"temperature": 1.0}, overwrite=True)
+        prediction_cache.open_cache(tmp_path, {"temperature": 1.0})
+    prediction_cache.open_cache(tmp_path, {"temperature": 1.0}, overwrite=True)
     assert not (tmp_path / "results.json").exists()
 
 

@@ -19,9 +19,9 @@ from vlm_grpo.evaluation.report.page import (
     Section,
     answer_of,
     evaluation_report,
-    ranking,
+    is_correct,
+    ranking_score,
     thumbnail,
-    verdict,
     write_report,
 )
 
@@ -151,6 +151,10 @@ def test_evaluation_report_has_every_example_with_metrics_and_groups(tmp_path: P
 
 
 def test_examples_are_ranked_by_the_overlap_behind_a_threshold():
-    assert ranking({"iou@0.5": 1.0, "iou": 0.6}) == "iou"
-    assert ranking({"accuracy": 1.0, "iou": 0.6}) == "accuracy"
-    assert [verdict({"iou@0.5": 1.0}), verdict({"accuracy": 0.0}), verdict({"mask_iou": 0.9})] == [True, False, None]
+    assert ranking_score({"iou@0.5": 1.0, "iou": 0.6}) == "iou"
+    assert ranking_score({"accuracy": 1.0, "iou": 0.6}) == "accuracy"
+    assert [is_correct({"iou@0.5": 1.0}), is_correct({"accuracy": 0.0}), is_correct({"mask_iou": 0.9})] == [
+        True,
+        False,
+        None,
+    ]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from vlm_grpo.evaluation.report import samples
 from vlm_grpo.evaluation.report.overlay import as_json, boxes_of, masks_of, paint_masks
-from vlm_grpo.evaluation.report.samples import Page, Shown, Table, by_worth, write_page
-from vlm_grpo.masks import encode, write_rle
+from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, order_by_interest, write_page
+from vlm_grpo.masks import encode_mask, write_rle
 
-PAGE = Page("A <title>", "lead", [Table("Numbers", ("a", "b"), [["x", "1 < 2"]])], "accuracy")
+PAGE = SamplesPage("A <title>", "lead", [SummaryTable("Numbers", ("a", "b"), [["x", "1 < 2"]])], "accuracy")
 
 
 def prediction(row: int, score: float | None = 1.0, **more: Any) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def prediction(row: int, score: float | None = 1.0, **more: Any) -> dict[str, An
     }  # fmt: skip
 
 
-def shown(row: int, score: float | None = 1.0, media: Any = (), tags: Any = (), **more: Any) -> Shown:
+def shown(row: int, score: float | None = 1.0, media: Any = (), tags: Any = (), **more: Any) -> SampleView:
     entry = prediction(row, score, **more)
-    return Shown(entry, [("answer", entry, None if score is None else score >= 0.5)], score, media, tags)
+    return SampleView(entry, [("answer", entry, None if score is None else score >= 0.5)], score, media, tags)
 
 
 def png(color: str = "red", size: tuple[int, int] = (8, 8)) -> bytes:
@@ -58,13 +58,13 @@ def test_the_page_holds_everything_itself_and_escapes_text(tmp_path: Path):
 
 def test_by_worth_takes_the_worst_and_the_best_by_turns():
     scores = [0.5, None, 0.9, 0.1, 0.7]
-    assert by_worth([shown(n, score) for n, score in enumerate(scores)]) == [3, 2, 0, 4, 1]
-    assert by_worth([]) == []
+    assert order_by_interest([shown(n, score) for n, score in enumerate(scores)]) == [3, 2, 0, 4, 1]
+    assert order_by_interest([]) == []
 
 
 def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(samples, "IMAGE_BYTES", 2000)
-    monkeypatch.setattr(samples, "MOST_EXAMPLES", 40)
+    monkeypatch.setattr(samples, "MAX_EXAMPLES", 40)
     image = Image.frombytes("RGB", (64, 64), bytes(range(256)) * 48)
     examples = [shown(n, n / 50, media=[image], completion="x" * 10_000) for n in range(50)]
     text = write_page(tmp_path / "p.html", PAGE, examples).read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ def test_masks_are_painted_in_three_colors():
     true, given = np.zeros((100, 200), bool), np.zeros((100, 200), bool)
     true[:, :100], given[:, 50:150] = True, True
     facts = {**FACTS, "answer_space": "thousand", "mask": write_rle(true)}
-    entry = prediction(0, facts=facts, predicted=json.dumps(encode(given, codec="polygon")))
+    entry = prediction(0, facts=facts, predicted=json.dumps(encode_mask(given, codec="polygon")))
     found = masks_of(entry)
     assert (found[1] == true).all() and (found[0] == given).mean() > 0.99
     painted = paint_masks(Image.new("RGB", (100, 50)), *found)

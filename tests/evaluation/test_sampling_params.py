@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_grpo.evaluation.backends.hf import GumbelNoise, LocalModel
-from vlm_grpo.evaluation.sampling_params import Sampling, check_pass_k, pass_at_k
+from vlm_grpo.evaluation.backends.hf import GumbelNoise, HFBackend
+from vlm_grpo.evaluation.sampling_params import SamplingParams, check_pass_k, pass_at_k
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
@@ -33,7 +33,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
 )
 def test_sampling_refuses_contradictions(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        Sampling(**options)
+        SamplingParams(**options)
 
 
 def test_check_pass_k_refuses_what_cannot_be_computed():
@@ -66,7 +66,7 @@ def lively(tiny: tuple) -> tuple:
 
 
 def texts(pair: tuple, rows: Any, numbers: Any, batch_size: int, **options: Any) -> dict[int, list[str]]:
-    model = LocalModel(*pair, batch_size=batch_size, max_completion_length=6, sampling=Sampling(**options))
+    model = HFBackend(*pair, batch_size=batch_size, max_completion_length=6, sampling=SamplingParams(**options))
     return {
         entry.number: [completion.text for completion in entry.completions]
         for batch in model(rows, numbers)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlm_grpo.rewards import score
-from vlm_grpo.rewards.squad import words_of
+from vlm_grpo.rewards.squad import normalized_words
 
 
 def said(name: str, answer: str, truth: object) -> float | None:
@@ -52,4 +52,4 @@ def test_no_true_answer_does_not_apply():
 
 
 def test_words_of():
-    assert words_of("It's -3.5 °C (about) the “U.S.A.”!") == ("its", "-3.5", "c", "about", "usa")
+    assert normalized_words("It's -3.5 °C (about) the “U.S.A.”!") == ("its", "-3.5", "c", "about", "usa")

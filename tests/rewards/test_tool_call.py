@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.rewards.tool_call import fits
+from vlm_grpo.rewards.tool_call import matches_schema
 
 ZOOM = {
     "type": "function",
@@ -113,4 +113,4 @@ def test_calls_in_messages():
     ],
 )
 def test_fits(given: Any, schema: dict[str, Any], expected: bool):
-    assert fits(given, schema) is expected
+    assert matches_schema(given, schema) is expected

@@ -10,7 +10,7 @@ import pytest
 from vlm_grpo.cli.own_rewards import OWN_REWARDS
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards import resolve_rewards
-from vlm_grpo.rewards.user_rewards import FORMS, find_form, lift
+from vlm_grpo.rewards.user_rewards import SIGNATURES, find_signature, to_batch_reward
 
 TEXT = "<think>Two and three.</think><answer>5</answer>"
 MESSAGES = [{"role": "assistant", "content": TEXT}]
@@ -58,13 +58,13 @@ def function_of(code: str) -> Any:
 
 
 def test_every_form_has_a_function_here():
-    assert set(FUNCTIONS) == set(FORMS)
+    assert set(FUNCTIONS) == set(SIGNATURES)
 
 
 @pytest.mark.parametrize("form", list(FUNCTIONS))
 def test_a_reward_gets_what_it_got_where_it_comes_from(form: str, tmp_path: Path):
     (tmp_path / "mine.py").write_text(FUNCTIONS[form])
-    assert find_form(function_of(FUNCTIONS[form])) == form
+    assert find_signature(function_of(FUNCTIONS[form])) == form
     (reward,), _ = resolve_rewards([f"{tmp_path}/mine.py:f"])
     assert reward(prompts=["q"], completions=[MESSAGES], **COLUMNS) == [1.0]
 
@@ -75,10 +75,10 @@ def test_the_functions_of_the_page_pay_for_the_right_answer_alone(form: str):
     names: dict[str, Any] = {}
     exec(code, names)
     function = next(value for name, value in names.items() if name in ("exact", "compute_score"))
-    assert find_form(function) == form
+    assert find_signature(function) == form
     wrong = [{"role": "assistant", "content": "<answer>6</answer>"}]
     columns = {name: column * 2 for name, column in COLUMNS.items()}
-    right, other = lift("own", function)(completions=[MESSAGES, wrong], **columns)
+    right, other = to_batch_reward("own", function)(completions=[MESSAGES, wrong], **columns)
     assert right == 1.0 and other == (0.1 if form == "reward_input" else 0.0)
 
 
@@ -86,7 +86,7 @@ def test_the_functions_of_the_page_pay_for_the_right_answer_alone(form: str):
 def test_the_parts_of_a_reward_become_metrics(form: str):
     metrics: dict[str, float] = {}
     columns = {**{name: column * 2 for name, column in COLUMNS.items()}, "log_metric": metrics.__setitem__}
-    assert lift("own", function_of(FUNCTIONS[form]))(completions=[MESSAGES] * 2, **columns) == [1.0, 1.0]
+    assert to_batch_reward("own", function_of(FUNCTIONS[form]))(completions=[MESSAGES] * 2, **columns) == [1.0, 1.0]
     assert metrics == {"own/format": 0.25, "own/accuracy": 1.0}
 
 
@@ -114,7 +114,7 @@ def test_the_parts_of_a_reward_become_metrics(form: str):
     ],
 )
 def test_a_form_is_told_by_its_parameters(signature: str, form: str | None):
-    assert find_form(function_of(f"def f({signature}): return 0.0")) == form
+    assert find_signature(function_of(f"def f({signature}): return 0.0")) == form
 
 
 @pytest.mark.parametrize(
@@ -122,18 +122,18 @@ def test_a_form_is_told_by_its_parameters(signature: str, form: str | None):
 )
 def test_a_truth_is_text(answer: Any, text: str):
     columns = {"record": [Record(1, "q", answer)]}
-    assert lift("f", lambda response, gt: float(gt == text))(completions=["a"], **columns) == [1.0]
+    assert to_batch_reward("f", lambda response, gt: float(gt == text))(completions=["a"], **columns) == [1.0]
 
 
 def test_a_column_of_the_data_is_given_as_it_is():
     seen = []
-    function = lift("f", lambda completions, solution, **columns: seen.extend(solution) or [0.0])
+    function = to_batch_reward("f", lambda completions, solution, **columns: seen.extend(solution) or [0.0])
     function(completions=["a"], record=[RECORD], solution=[8])
     assert seen == [8]
 
 
 def test_a_column_that_is_not_there_is_named():
-    function = lift("f", lambda completions, teacher, **columns: [0.0])
+    function = to_batch_reward("f", lambda completions, teacher, **columns: [0.0])
     with pytest.raises(
         RuntimeError, match=r"reward 'f': TypeError: asks for teacher, which the data do not have; .*scene"
     ):
@@ -144,4 +144,4 @@ def test_a_column_that_is_not_there_is_named():
 def test_a_dict_without_the_reward_is_refused(code: str):
     function = function_of(code.replace("'overall'", "'total'").replace("'score'", "'total'"))
     with pytest.raises(RuntimeError, match=r"reward 'f'.*a dict must have the reward under 'overall' or 'score'"):
-        lift("f", function)(prompts=["q"], completions=[MESSAGES], **COLUMNS)
+        to_batch_reward("f", function)(prompts=["q"], completions=[MESSAGES], **COLUMNS)

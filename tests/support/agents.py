@@ -76,7 +76,7 @@ def stop_after(rows: int) -> None:
     """Let the last process kill itself when it has kept so many rows."""
     from vlm_grpo.evaluation import prediction_cache
 
-    append = prediction_cache.Appender.__call__
+    append = prediction_cache.PredictionWriter.__call__
     last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
     def stop(self: Any, predictions: Any) -> None:
@@ -84,7 +84,7 @@ def stop_after(rows: int) -> None:
         if self.path.name.endswith(f"-{last}.jsonl") and self.path.read_bytes().count(b"\n") >= rows:
             os.kill(os.getpid(), 9)
 
-    prediction_cache.Appender.__call__ = stop
+    prediction_cache.PredictionWriter.__call__ = stop
 
 
 if __name__ == "__main__":

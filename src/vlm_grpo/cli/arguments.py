@@ -118,7 +118,7 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (
         (
             *("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
-            *("max_turns", "tool_time_limit", "tool_protocol"),
+            *("max_turns", "tool_time_limit", "tool_format"),
         ),
         "--environment",
         ("environment", ""),

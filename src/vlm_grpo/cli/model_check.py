@@ -63,14 +63,14 @@ def read_config(model: Any, training: Any) -> Any:
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-    from vlm_grpo.unsupported_models import refusal
+    from vlm_grpo.unsupported_models import unsupported_reason
 
     name, options = model.model_name_or_path, {"revision": model.model_revision}
     refuse_adapter(name)
     trust = bool(training.trust_remote_code)
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, **options)
-        reason = refusal(content, CONFIG_MAPPING, trust_remote_code=trust)
+        reason = unsupported_reason(content, CONFIG_MAPPING, trust_remote_code=trust)
         config = None if reason else AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} cannot be read: {error}") from error

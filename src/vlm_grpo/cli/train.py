@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError, MediaError
-    from vlm_grpo.time_limits import TimeLimitError, hung_status
+    from vlm_grpo.time_limits import TimeLimitError, exit_status_after_hang
 
     try:
         return run(words)
     except TimeLimitError as error:
         print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
-        return hung_status()
+        return exit_status_after_hang()
     except MediaError as error:
         print(f"vlm-grpo train: {redact_text(str(error))}{BROKEN_MEDIA}", file=sys.stderr)
         return 2
@@ -211,20 +211,20 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
     from vlm_grpo.data.sources import split_entries
-    from vlm_grpo.rewards import is_model, resolve_rewards, takes
+    from vlm_grpo.rewards import has_option, is_reward_model, resolve_rewards
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
-        resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
+        resolve_rewards([spec for spec in specs if not is_reward_model(spec)], **training.reward_options())
         files = [path for path in split_entries(script.data_file_paths or []) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
-    if given and not any(takes(spec, "encoder") for spec in specs):
+    if given and not any(has_option(spec, "encoder") for spec in specs):
         flags = ", ".join(f"--reasoning_{name}" for name in given)
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 

@@ -12,7 +12,7 @@ from vlm_grpo.data.images import URL_STARTS, image_size
 from vlm_grpo.data.problems import Problem, show_value
 from vlm_grpo.data.targets import BOX_TASKS, DETECTION_TASKS
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.detection import true_detections
+from vlm_grpo.rewards.detection import parse_target_detections
 
 SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
 ENOUGH = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
@@ -58,7 +58,9 @@ def true_boxes(record: Record) -> list[Box]:
     if record.answer is None:
         return []
     if record.task in DETECTION_TASKS:
-        return [item.box for item in true_detections(ground_truth_text(record.answer)) or [] if not item.is_thousand]
+        return [
+            item.box for item in parse_target_detections(ground_truth_text(record.answer)) or [] if not item.is_thousand
+        ]
     return boxes_in(ground_truth_text(record.answer)) if record.task in BOX_TASKS else []
 
 

@@ -12,7 +12,7 @@ from vlm_grpo.boxes import boxes_in
 from vlm_grpo.data.images import URL_STARTS, image_size
 from vlm_grpo.data.problems import show_value
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.accuracy import kind
+from vlm_grpo.rewards.accuracy import infer_method
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
 DUPLICATES_SHOWN = 10
@@ -110,7 +110,7 @@ def answer_type(record: Record) -> str:
     found = len(boxes_in(truth)) if truth.startswith(("[", "{")) else 0
     if found:
         return "box" if found == 1 else "boxes"
-    return "object" if isinstance(extract_json(truth), dict) else kind(truth, record.options)
+    return "object" if isinstance(extract_json(truth), dict) else infer_method(truth, record.options)
 
 
 def _images_per_row(record: Record) -> str:

@@ -7,36 +7,36 @@ from random import Random
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from vlm_grpo.registry import Table
+from vlm_grpo.registry import Registry
 
 SMALLEST, FINEST = 2, 150  # pixels: a blur is a 150th of the shorter side to four of them, at least 2
 
 
-def rotated(image: Image.Image, random: Random) -> Image.Image:
-    """Turned by 90, 180 or 270 degrees."""
+def rotate(image: Image.Image, random: Random) -> Image.Image:
+    """Rotate by 90, 180 or 270 degrees."""
     turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
     return image.transpose(random.choice(turns))
 
 
-def darkened(image: Image.Image, random: Random) -> Image.Image:
-    """A tenth to a quarter as bright."""
+def darken(image: Image.Image, random: Random) -> Image.Image:
+    """Darken to a tenth to a quarter of the brightness."""
     return ImageEnhance.Brightness(image).enhance(random.uniform(0.1, 0.25))
 
 
-def overexposed(image: Image.Image, random: Random) -> Image.Image:
-    """Pale: all values pushed into the upper tenth to quarter, none of them lost."""
+def overexpose(image: Image.Image, random: Random) -> Image.Image:
+    """Compress all values into the upper tenth to quarter, without losing any."""
     range_left = random.uniform(0.1, 0.25)
     return image.point(lambda value: round(255 - (255 - value) * range_left))
 
 
-def blurred(image: Image.Image, random: Random) -> Image.Image:
-    """Out of focus."""
+def blur(image: Image.Image, random: Random) -> Image.Image:
+    """Blur with a Gaussian."""
     radius = max(SMALLEST, min(image.size) / FINEST * random.uniform(1, 4))
     return image.filter(ImageFilter.GaussianBlur(radius))
 
 
-def noisy(image: Image.Image, random: Random) -> Image.Image:
-    """A tenth to a third of the pixels black or white."""
+def add_noise(image: Image.Image, random: Random) -> Image.Image:
+    """Set a tenth to a third of the pixels to black or white."""
     import numpy as np
 
     draw = np.random.default_rng(random.getrandbits(64))
@@ -46,8 +46,8 @@ def noisy(image: Image.Image, random: Random) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def miscropped(image: Image.Image, random: Random) -> Image.Image:
-    """Cut far too widely: the picture is small, somewhere on an empty ground of its own size."""
+def miscrop(image: Image.Image, random: Random) -> Image.Image:
+    """Shrink the picture and paste it somewhere on an empty background of its own size."""
     share = random.uniform(0.25, 0.4)
     width, height = (max(1, round(side * share)) for side in image.size)
     ground = Image.new("RGB", image.size, random.choice(("black", "white", "gray")))
@@ -58,25 +58,25 @@ def miscropped(image: Image.Image, random: Random) -> Image.Image:
     return ground
 
 
-DAMAGES: Table[Callable[[Image.Image, Random], Image.Image]] = Table(
+CORRUPTIONS: Registry[Callable[[Image.Image, Random], Image.Image]] = Registry(
     "damage",
     {
-        "rotate": rotated,
-        "dark": darkened,
-        "overexposed": overexposed,
-        "blur": blurred,
-        "noise": noisy,
-        "crop": miscropped,
+        "rotate": rotate,
+        "dark": darken,
+        "overexposed": overexpose,
+        "blur": blur,
+        "noise": add_noise,
+        "crop": miscrop,
     },
 )
-DRAWN = "drawn"  # one of DAMAGES by lot
+RANDOM = "drawn"  # one of CORRUPTIONS by lot
 
 
-def damaged(image: Image.Image, kind: str, key: str) -> Image.Image:
-    """An RGB image with damage of a kind, or with kind "drawn" any; equal keys give equal damage.
+def corrupt(image: Image.Image, kind: str, key: str) -> Image.Image:
+    """Return an RGB image with a corruption, "drawn" for a random one; equal keys give equal corruptions.
 
     Raises:
         KeyError: an unknown kind.
     """
     random = Random(key)
-    return DAMAGES[random.choice(list(DAMAGES)) if kind == DRAWN else kind](image, random)
+    return CORRUPTIONS[random.choice(list(CORRUPTIONS)) if kind == RANDOM else kind](image, random)

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.environment import Environment, ToolError
 from vlm_grpo.records import ImageRef
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 OUTCOMES = {"no_call": 0.0, "invalid_call": 0.05, "out_of_range": 0.1, "wrong": 0.2, "right": 1.0}
 
 
-class PickImage:
+class PickImage(Environment):
     """Some images of a folder are shown; the model calls `pick_image` with the number of the one that is asked for.
 
     What is shown and which is right depends on the seed and the number of the episode alone, so that all completions
@@ -96,22 +96,22 @@ class PickImage:
         return self.outcome
 
     def failed(self, name: str, problem: str) -> None:
-        """A call that was none of this tool's."""
+        """Take note of a call that is not one of this tool's."""
         if self.outcome == "no_call":
             self.outcome = "invalid_call"
 
     def get_reward(self) -> float:
-        """1 for the right image, less for a wrong one, for a number that no image has, for a call of something else."""
+        """Return 1 for the correct image, less for a wrong one, an invalid number, or an invalid call."""
         return OUTCOMES[self.outcome]
 
     def metrics(self) -> dict[str, float]:
-        """How the episode ended."""
+        """Return how the episode ended, one-hot."""
         return {"success" if name == "right" else name: float(name == self.outcome) for name in OUTCOMES}
 
 
 @cache
 def images_by_name(data_root: str) -> dict[str, list[str]]:
-    """The image files below a folder by what they show.
+    """Return the image files below a folder, by the subject in their names.
 
     Raises:
         ValueError: there is no such folder.
@@ -121,17 +121,17 @@ def images_by_name(data_root: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(Path(data_root).rglob("*")):
         if path.suffix.lower() in SUFFIXES:
-            found.setdefault(name_of(path), []).append(str(path))
+            found.setdefault(subject_of(path), []).append(str(path))
     return found
 
 
-def name_of(path: Path) -> str:
-    """What an image shows, by its file's name without number: `red_circle_2.png` is a "red circle"."""
+def subject_of(path: Path) -> str:
+    """Return an image's subject from its file name: `red_circle_2.png` is a "red circle"."""
     return re.sub(r"[\s_-]*\d*$", "", path.stem).replace("_", " ").replace("-", " ").strip() or path.stem
 
 
 def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
-    """Episodes without end, for environments that make everything of their number: a run that resumes goes on in it.
+    """Return infinite rows for environments that generate episodes by number; a resumed run continues in them.
 
     Args:
         seed: of the episodes.

@@ -26,16 +26,16 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SHORT_SIDES = (256, 64)  # pixels to which pictures are averaged down: letters are seen in one, only blocks in the other
 GRAYS = range(0, 256, 15)  # of the pages of one color that a page must beat
 BLOCKS = 16  # along the longer side, for colors
-FAINT = 3.0  # gray levels of spread below which nothing is seen
-FAR = 0.25  # of the diagonal: words that are further apart are merely the same word
-MOST = 200  # boxes that are matched, the largest first; and times that the same word is
-MOST_WORDS = 2000
-WHOLE = 0.98  # of the picture: what covers more is its background
+MIN_CONTRAST = 3.0  # gray levels of spread below which nothing is seen
+MAX_DISTANCE = 0.25  # of the diagonal: words that are further apart are merely the same word
+MAX_MATCHES = 200  # boxes that are matched, the largest first; and times that the same word is
+MAX_WORDS = 2000
+BACKGROUND_AREA = 0.98  # of the picture: what covers more is its background
 # Letters of scripts that do not put spaces between words count as words.
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
-class Likeness(NamedTuple):
+class Similarity(NamedTuple):
     """Each from 0 to 1; None where the design says nothing: a mere picture has no text, a blank design no boxes."""
 
     ssim: float
@@ -53,56 +53,56 @@ class Word(NamedTuple):
     contrast: float
 
 
-def compare(design: Render, page: Render) -> Likeness:
-    """How much a page is like a design of the same size in pixels.
+def page_similarity(design: Render, page: Render) -> Similarity:
+    """Return the similarity of a page to a design of the same size in pixels.
 
     Raises:
         ValueError: they differ in size.
     """
     import numpy as np
 
-    wanted, found = (np.asarray(render.image(), dtype=np.float32) for render in (design, page))  # (H, W, 3)
-    if wanted.shape != found.shape:
-        sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (wanted.shape, found.shape))
+    target, rendered = (np.asarray(render.image(), dtype=np.float32) for render in (design, page))  # (H, W, 3)
+    if target.shape != rendered.shape:
+        sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (target.shape, rendered.shape))
         raise ValueError(f"a design and a page must have the same size in pixels, got {sizes}; render the page in it")
-    gray, other = _gray(wanted), _gray(found)
+    gray, other = _gray(target), _gray(rendered)
     text = layout = None
     if design.lines is not None and page.lines is not None:
-        text = text_likeness(words(design.lines, gray), words(page.lines, other), gray.shape)
+        text = text_similarity(visible_words(design.lines, gray), visible_words(page.lines, other), gray.shape)
     if design.boxes is not None and page.boxes is not None:
-        layout = layout_likeness(seen_boxes(design.boxes, gray), seen_boxes(page.boxes, other))
-    return Likeness(structure_likeness(gray, other), color_likeness(wanted, found), text, layout)
+        layout = layout_similarity(visible_boxes(design.boxes, gray), visible_boxes(page.boxes, other))
+    return Similarity(structure_similarity(gray, other), color_similarity(target, rendered), text, layout)
 
 
-def total(likeness: Likeness, weights: Mapping[str, float] = WEIGHTS) -> float:
-    """The weighted mean of the measures that apply; 0 where none of them has a weight."""
-    pairs = [(weights.get(name, 0.0), value) for name, value in likeness._asdict().items() if value is not None]
+def weighted_mean(similarity: Similarity, weights: Mapping[str, float] = WEIGHTS) -> float:
+    """Return the weighted mean of the measures that apply; 0 if none of them has a weight."""
+    pairs = [(weights.get(name, 0.0), value) for name, value in similarity._asdict().items() if value is not None]
     whole = sum(weight for weight, _ in pairs)
     return sum(weight * value for weight, value in pairs) / whole if whole > 0 else 0.0
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:
-    """Luma, (H, W), 0 to 255 (ITU-R BT.601)."""
+    """Return the luma, (H, W), 0 to 255 (ITU-R BT.601)."""
     import numpy as np
 
     return pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def structure_likeness(wanted: np.ndarray, found: np.ndarray) -> float:
-    """SSIM of two gray pictures (H, W), as a share of what the best page of one gray leaves to gain.
+def structure_similarity(target: np.ndarray, rendered: np.ndarray) -> float:
+    """Return the SSIM of two gray pictures (H, W), relative to the best page of one gray.
 
     The mean of two sizes: the authors' 256 pixels, and one in which what is off by a pixel or two still counts.
     """
-    factors = {max(1, round(min(wanted.shape) / side)) for side in SHORT_SIDES}
+    factors = {max(1, round(min(target.shape) / side)) for side in SHORT_SIDES}
     gains = []
     for factor in factors:
-        small, other = (_block_means(picture[..., None], factor)[..., 0] for picture in (wanted, found))
-        gains.append(_gain(ssim(small, other), max(_ssim_of_grays(small))))
+        small, other = (_block_means(picture[..., None], factor)[..., 0] for picture in (target, rendered))
+        gains.append(_relative_gain(ssim(small, other), max(_ssim_of_grays(small))))
     return sum(gains) / len(gains)
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean structural similarity of two gray pictures (H, W) of 0 to 255, -1 to 1 (Wang et al. 2004, equation 13).
+    """Return the mean SSIM of two gray pictures (H, W) of 0 to 255, -1 to 1 (Wang et al. 2004, equation 13).
 
     Windows are Gaussian and lie wholly in the picture, unless that is smaller than one.
     """
@@ -114,14 +114,14 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _ssim_of_grays(picture: np.ndarray) -> Iterable[float]:
-    """The SSIM of a picture with one-colored ones: those have neither spread nor anything shared."""
+    """Return the SSIM of a picture with uniform ones, whose variance and covariance are zero."""
     mean, spread = _moments(picture)
     for gray in GRAYS:
         yield float(((2 * mean * gray + C1) * C2 / ((mean**2 + gray**2 + C1) * (spread + C2))).mean())
 
 
 def _moments(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance in the window around each pixel."""
+    """Return mean and variance in the window around each pixel."""
     mean = _blurred(picture)
     return mean, _blurred(picture**2) - mean**2
 
@@ -135,22 +135,22 @@ def _blurred(picture: np.ndarray) -> np.ndarray:
     return blurred[edge : picture.shape[0] - edge, edge : picture.shape[1] - edge]
 
 
-def color_likeness(wanted: np.ndarray, found: np.ndarray) -> float:
-    """One less the difference of block colors, as a share of the difference of the best page of one color.
+def color_similarity(target: np.ndarray, rendered: np.ndarray) -> float:
+    """Return one minus the difference of block colors, relative to that of the best page of one color.
 
     Pictures are (H, W, 3); the median of the blocks is the color that differs least from them.
     """
     import numpy as np
 
-    side = max(1, round(max(wanted.shape) / BLOCKS))
-    blocks = _block_means(wanted, side)
-    difference = np.abs(blocks - _block_means(found, side)).mean() / 255
+    side = max(1, round(max(target.shape) / BLOCKS))
+    blocks = _block_means(target, side)
+    difference = np.abs(blocks - _block_means(rendered, side)).mean() / 255
     blank = np.abs(blocks - np.median(blocks, axis=(0, 1))).mean() / 255
-    return _gain(1 - float(difference), 1 - float(blank))
+    return _relative_gain(1 - float(difference), 1 - float(blank))
 
 
 def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Mean colors of blocks of `side` pixels, (rows, columns, channels); blocks at the far edges may be smaller."""
+    """Return mean colors of blocks of `side` pixels, (rows, columns, channels); blocks at the edges may be smaller."""
     import numpy as np
 
     if side == 1:
@@ -161,29 +161,29 @@ def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
     return sums / np.outer(heights, widths)[..., None]
 
 
-def _gain(value: float, blank: float) -> float:
-    """Where a value lies between that of a blank page, 0, and the best, 1; as it is where a blank page is the best."""
+def _relative_gain(value: float, blank: float) -> float:
+    """Return where a value lies between a blank page (0) and the best (1); unchanged if a blank page is the best."""
     if blank > 1 - 1e-6:
         return min(1.0, max(0.0, value))
     return min(1.0, max(0.0, (value - blank) / (1 - blank)))
 
 
-def words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
-    """The words that can be seen in a picture (H, W): inside it, and not of the color of what is around them."""
+def visible_words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
+    """Return the words that are visible in a picture (H, W): inside it, and not of the color of their surroundings."""
     height, width = gray.shape
     seen: Counter[str] = Counter()
-    found = []
+    rendered = []
     for line in lines:
         for word in _words_of(line, _contrast(gray, line.box)):
             is_inside = 0 <= word.x < width and 0 <= word.y < height
-            if word.contrast >= FAINT and is_inside and seen[word.text] < MOST:
+            if word.contrast >= MIN_CONTRAST and is_inside and seen[word.text] < MAX_MATCHES:
                 seen[word.text] += 1
-                found.append(word)
-    return found[:MOST_WORDS]
+                rendered.append(word)
+    return rendered[:MAX_WORDS]
 
 
 def _words_of(line: Line, contrast: float) -> Iterable[Word]:
-    """Each where it is if all letters are equally wide."""
+    """Yield each word at its position if all letters are equally wide."""
     scale = (line.box.x2 - line.box.x1) / max(1, len(line.text))
     for match in WORDS.finditer(line.text):
         x = line.box.x1 + scale * (match.start() + match.end()) / 2
@@ -191,30 +191,30 @@ def _words_of(line: Line, contrast: float) -> Iterable[Word]:
 
 
 def _contrast(gray: np.ndarray, box: Box, margin: int = 0) -> float:
-    """How much a picture varies in a box, in gray levels (standard deviation)."""
+    """Return the standard deviation of gray levels in a box."""
     left, top = max(0, int(box.x1) - margin), max(0, int(box.y1) - margin)
     part = gray[top : max(0, int(box.y2) + 1 + margin), left : max(0, int(box.x2) + 1 + margin)]
     return float(part.std()) if part.size else 0.0
 
 
-def text_likeness(wanted: Sequence[Word], found: Sequence[Word], shape: tuple[int, ...]) -> float | None:
-    """F1 of matched words by their length: 1 for a word in its place, half of that for one that is far from it.
+def text_similarity(target: Sequence[Word], rendered: Sequence[Word], shape: tuple[int, ...]) -> float | None:
+    """Return the F1 of matched words by their length: 1 for a word in its place, half for one far from it.
 
     What is fainter than in the design counts less. None where neither has a word.
     """
-    if not wanted and not found:
+    if not target and not rendered:
         return None
-    reach = FAR * (shape[0] ** 2 + shape[1] ** 2) ** 0.5
+    reach = MAX_DISTANCE * (shape[0] ** 2 + shape[1] ** 2) ** 0.5
     matched = 0.0
-    theirs = _by_text(found)
-    for text, ours in _by_text(wanted).items():
-        matched += len(text) * _matched([[_same_word(one, other, reach) for other in theirs[text]] for one in ours])
-    return 2 * matched / sum(len(word.text) for word in (*wanted, *found))
+    theirs = _by_text(rendered)
+    for text, ours in _by_text(target).items():
+        matched += len(text) * _matched_sum([[_same_word(one, other, reach) for other in theirs[text]] for one in ours])
+    return 2 * matched / sum(len(word.text) for word in (*target, *rendered))
 
 
-def _by_text(found: Sequence[Word]) -> defaultdict[str, list[Word]]:
+def _by_text(rendered: Sequence[Word]) -> defaultdict[str, list[Word]]:
     groups: defaultdict[str, list[Word]] = defaultdict(list)
-    for word in found:
+    for word in rendered:
         groups[word.text].append(word)
     return groups
 
@@ -224,28 +224,28 @@ def _same_word(one: Word, other: Word, reach: float) -> float:
     return (1 - 0.5 * min(1.0, distance / reach)) * min(1.0, other.contrast / one.contrast)
 
 
-def seen_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
-    """The part of each box in the picture (H, W), where something is to be seen; the largest of them, once each."""
+def visible_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
+    """Return the visible part of each box in a picture (H, W), the largest first, without duplicates."""
     height, width = gray.shape
     inside = (Box(max(0, b.x1), max(0, b.y1), min(width, b.x2), min(height, b.y2)) for b in boxes)
     seen = {
         box: None
         for box in inside
-        if 0 < box.area < WHOLE * width * height and _contrast(gray, box, margin=2) >= FAINT
+        if 0 < box.area < BACKGROUND_AREA * width * height and _contrast(gray, box, margin=2) >= MIN_CONTRAST
     }  # fmt: skip
-    return sorted(seen, key=lambda box: -box.area)[:MOST]
+    return sorted(seen, key=lambda box: -box.area)[:MAX_MATCHES]
 
 
-def layout_likeness(wanted: Sequence[Box], found: Sequence[Box]) -> float | None:
-    """F1 of boxes matched one to one, each match counting its IoU; None where there are none."""
-    if not wanted and not found:
+def layout_similarity(target: Sequence[Box], rendered: Sequence[Box]) -> float | None:
+    """Return the F1 of boxes matched one to one, each match counting its IoU; None if there are none."""
+    if not target and not rendered:
         return None
-    matched = _matched([[iou(one, other) for other in found] for one in wanted])
-    return 2 * matched / (len(wanted) + len(found))
+    matched = _matched_sum([[iou(one, other) for other in rendered] for one in target])
+    return 2 * matched / (len(target) + len(rendered))
 
 
-def _matched(values: list[list[float]]) -> float:
-    """The most that pairs of a row and a column can be worth together, each in one pair at most."""
+def _matched_sum(values: list[list[float]]) -> float:
+    """Return the maximum sum of a one-to-one assignment of rows to columns."""
     from scipy.optimize import linear_sum_assignment
 
     if not values or not values[0]:

@@ -11,73 +11,73 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.tool_parser import Result
-from vlm_grpo.tool_call_formats import Call
+from vlm_grpo.envs.tool_parser import ToolResult
+from vlm_grpo.tool_call_formats import ToolCall
 
 logger = logging.getLogger(__name__)
 
 Tools = Mapping[str, Callable[..., Any]]
-AT_ONCE = 64  # episodes whose calls run side by side
+MAX_CONCURRENT = 64  # episodes whose calls run side by side
 
 
-class Job(NamedTuple):
+class ToolJob(NamedTuple):
     """The calls of one turn, which run one after the other: they may change the same environment.
 
     `example` is how a call is written, for the answer to one that cannot be read.
     """
 
     tools: Tools
-    calls: Sequence[Call]
+    calls: Sequence[ToolCall]
     example: str
 
 
-class Done(NamedTuple):
+class ToolOutcome(NamedTuple):
     """Results of a job in the order of its calls; `is_hanging` where one did not end in time and still runs."""
 
-    results: list[Result]
+    results: list[ToolResult]
     is_hanging: bool = False
 
 
-def run(jobs: Sequence[Job], seconds: float) -> list[Done]:
-    """What came of each job; no call takes longer than `seconds`, and none raises."""
+def execute_tool_calls(jobs: Sequence[ToolJob], seconds: float) -> list[ToolOutcome]:
+    """Return the outcome of each job; no call takes longer than `seconds`, and none raises."""
     if not jobs:
         return []
-    with ThreadPoolExecutor(max_workers=min(len(jobs), AT_ONCE)) as pool:
-        return list(pool.map(lambda job: _run_one(job, seconds), jobs))
+    with ThreadPoolExecutor(max_workers=min(len(jobs), MAX_CONCURRENT)) as pool:
+        return list(pool.map(lambda job: _execute_job(job, seconds), jobs))
 
 
-def _run_one(job: Job, seconds: float) -> Done:
-    results: list[Result] = []
+def _execute_job(job: ToolJob, seconds: float) -> ToolOutcome:
+    results: list[ToolResult] = []
     for call in job.calls:
-        result = _in_time(job, call, seconds)
+        result = _call_within(job, call, seconds)
         if result is None:
-            late = Result(call.name or "", f"Error: {call.name} did not end within {seconds:g} s", is_failure=True)
-            return Done([*results, late], is_hanging=True)
+            late = ToolResult(call.name or "", f"Error: {call.name} did not end within {seconds:g} s", is_failure=True)
+            return ToolOutcome([*results, late], is_hanging=True)
         results.append(result)
-    return Done(results)
+    return ToolOutcome(results)
 
 
-def _in_time(job: Job, call: Call, seconds: float) -> Result | None:
-    """The call's result; None if it takes too long. Its thread cannot be ended; it is left behind."""
-    done: list[Result] = []
+def _call_within(job: ToolJob, call: ToolCall, seconds: float) -> ToolResult | None:
+    """Return the call's result; None on a timeout, when its thread, which cannot be ended, is left behind."""
+    done: list[ToolResult] = []
     thread = threading.Thread(target=lambda: done.append(_call(job, call)), daemon=True)
     thread.start()
     thread.join(seconds)
     return done[0] if done else None
 
 
-def _call(job: Job, call: Call) -> Result:
+def _call(job: ToolJob, call: ToolCall) -> ToolResult:
     try:
-        return Result(call.name or "", _content(_checked(job, call)(**call.arguments)))
+        return ToolResult(call.name or "", _to_content(_resolve_tool(job, call)(**call.arguments)))
     except ToolError as error:
-        return Result(call.name or "", f"Error: {error}", is_failure=True)
+        return ToolResult(call.name or "", f"Error: {error}", is_failure=True)
     except Exception as error:  # whatever a tool raises, the episode goes on
         logger.warning("tool %r raised %s: %s", call.name, type(error).__name__, error, exc_info=True)
-        return Result(call.name or "", f"Error: {type(error).__name__}: {error}", is_failure=True)
+        return ToolResult(call.name or "", f"Error: {type(error).__name__}: {error}", is_failure=True)
 
 
-def _checked(job: Job, call: Call) -> Callable[..., Any]:
-    """The tool, if there is one of that name and it takes these arguments.
+def _resolve_tool(job: ToolJob, call: ToolCall) -> Callable[..., Any]:
+    """Return the tool, if there is one of that name and it takes these arguments.
 
     Raises:
         ToolError: otherwise.
@@ -94,8 +94,8 @@ def _checked(job: Job, call: Call) -> Callable[..., Any]:
     return tools[call.name]
 
 
-def _content(value: Any) -> Any:
-    """What a tool returned as content: blocks stay, anything else becomes text."""
+def _to_content(value: Any) -> Any:
+    """Return a tool's return value as content: blocks stay, anything else becomes text."""
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
     is_blocks = (

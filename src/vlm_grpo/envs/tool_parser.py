@@ -1,6 +1,6 @@
-"""How a model is told of its tools, how its calls are read, and how their results are handed back to it.
+"""Tool formats: how the prompt describes tools, how tool calls are parsed, and how results are returned to the model.
 
-A protocol works on messages and text alone; tokens are the business of `trainers/turns.py`.
+A tool parser works on messages and text; tokens are handled by `rollouts/observations.py`.
 """
 
 from __future__ import annotations
@@ -14,63 +14,64 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
-from vlm_grpo.answer_parser import extract_json, without_thinking
-from vlm_grpo.envs.environment import Content, blocks_of, join_text, schema_of
+from vlm_grpo.answer_parser import extract_json, strip_thinking
+from vlm_grpo.envs.environment import Content, blocks_of, merge_text_blocks, tool_schema
 from vlm_grpo.rewards.tool_call import offered_tools
-from vlm_grpo.tool_call_formats import TOOL_FORMS, Call, Schemas, ToolForm, find_form
+from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, Schemas, ToolCall, ToolCallFormat, find_tool_call_format
 
-PROTOCOLS = ("auto", "native", "hermes", "tags")
-SAID = "(a turn of the assistant)"  # stands for what was generated while the text around results is rendered
+TOOL_FORMATS = ("auto", "native", "hermes", "tags")
+# Stands for the generated turn while the text around its results is rendered.
+PLACEHOLDER_TURN = "(a turn of the assistant)"
 
 
-class Result(NamedTuple):
-    """What came of a call: content for the model, and whether the call failed."""
+class ToolResult(NamedTuple):
+    """The result of a tool call: content for the model, and whether the call failed."""
 
     name: str
     content: Content
     is_failure: bool = False
 
 
-class ToolProtocol(Protocol):
-    """What the rollout needs to know.
+class ToolParser(Protocol):
+    """The interface that the agent loop uses.
 
     Attributes:
-        is_native: whether the chat template is given the schemas itself.
-        example: a call as the model should write it.
+        is_native: whether the chat template receives the tool schemas itself.
+        example: a well-formed call, shown to the model after one that cannot be parsed.
     """
 
     is_native: bool
     example: str
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with what the model must know of its tools."""
+        """Return the messages with a description of the tools."""
 
-    def calls(self, text: str) -> list[Call]:
-        """The calls of one turn of the assistant, in order; `UNREADABLE` for one that cannot be read."""
+    def calls(self, text: str) -> list[ToolCall]:
+        """Return the calls of an assistant turn, in order; `UNREADABLE_CALL` for one that cannot be parsed."""
 
     def without_calls(self, text: str) -> str:
-        """The text of a turn of the assistant without its calls."""
+        """Return the text of an assistant turn without its calls."""
 
-    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        """A turn of the assistant with the calls that gave these results, and the text that it ends with.
+    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+        """Return an assistant turn with the calls of these results, and the text that it ends with.
 
-        It stands for the turn that was generated while a chat template renders what comes after it; SAID is in it.
+        It replaces the generated turn while a chat template renders what follows, and contains PLACEHOLDER_TURN.
         """
 
-    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
-        """The messages that hand results to the model."""
+    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+        """Return the messages that pass results to the model."""
 
 
 @dataclass(frozen=True)
-class Native:
-    """For chat templates that know tools, in the form in which they write calls: they get schemas and `tool` messages.
+class NativeToolParser:
+    """Tool parser of chat templates that support tools: they receive schemas and `tool` messages.
 
     Args:
-        form: how calls are written.
-        schemas: of the arguments of each tool.
+        form: how the template writes calls.
+        schemas: JSON schemas of the arguments, by tool.
     """
 
-    form: ToolForm = TOOL_FORMS["hermes"]
+    form: ToolCallFormat = TOOL_CALL_FORMATS["hermes"]
     schemas: Schemas = field(default_factory=dict)
     is_native: bool = True
 
@@ -81,18 +82,18 @@ class Native:
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return messages
 
-    def calls(self, text: str) -> list[Call]:
+    def calls(self, text: str) -> list[ToolCall]:
         return self.form.calls(text, self.schemas)
 
     def without_calls(self, text: str) -> str:
         return self.form.block.sub("", text).strip()
 
-    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        functions = [{"name": result.name, "arguments": {"said": SAID}} for result in results]
+    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+        functions = [{"name": result.name, "arguments": {"placeholder": PLACEHOLDER_TURN}} for result in results]
         calls = [{"type": "function", "id": call_id(n), "function": each} for n, each in enumerate(functions)]
         return {"role": "assistant", "content": "", "tool_calls": calls}, self.form.end
 
-    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
         return [
             {"role": "tool", "name": result.name, "tool_call_id": call_id(n), "content": blocks_of(result.content)}
             for n, result in enumerate(results)
@@ -100,44 +101,44 @@ class Native:
 
 
 def call_id(number: int) -> str:
-    """Nine letters and digits, as Mistral's template wants them."""
+    """Return nine letters and digits, which Mistral's template requires."""
     return f"call{number:05d}"
 
 
 @dataclass(frozen=True)
-class Hermes:
-    """For every other template (Qwen2-VL, Qwen2.5-VL, ...): tools in the system turn, results in a user turn.
+class HermesToolParser:
+    """Tool parser of all other templates (Qwen2-VL, Qwen2.5-VL, ...): tools in the system turn, results in a user turn.
 
-    The markup is that of Hermes function calling, which the language models below Qwen's were trained on:
+    The markup is that of Hermes function calling, on which Qwen's language models were trained:
     `<tools>`, `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, `<tool_response>`.
     """
 
     is_native: bool = False
-    example: str = TOOL_FORMS["hermes"].example
+    example: str = TOOL_CALL_FORMATS["hermes"].example
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return with_system_text(messages, _render("hermes.jinja", tools=[json.dumps(schema) for schema in schemas]))
 
-    def calls(self, text: str) -> list[Call]:
-        return TOOL_FORMS["hermes"].calls(text)
+    def calls(self, text: str) -> list[ToolCall]:
+        return TOOL_CALL_FORMATS["hermes"].calls(text)
 
     def without_calls(self, text: str) -> str:
-        return TOOL_FORMS["hermes"].block.sub("", text).strip()
+        return TOOL_CALL_FORMATS["hermes"].block.sub("", text).strip()
 
-    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
+    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+        return {"role": "assistant", "content": blocks_of(PLACEHOLDER_TURN)}, PLACEHOLDER_TURN
 
-    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": _enclosed(results, "tool_response")}]
+    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": _wrap_results(results, "tool_response")}]
 
 
 @dataclass(frozen=True)
-class Tags:
-    """One tag for each tool, `<search>what to look for</search>`; the text is the tool's first argument.
+class TagToolParser:
+    """One tag per tool, `<search>what to look for</search>`; the text is the tool's first argument.
 
     Args:
-        tools: of the tool behind each tag, its name, its first argument and its description.
-        numbers: names of tools whose first argument is a number.
+        tools: the tool's name, its first argument and its description, by tag.
+        numbers: names of the tools whose first argument is a number.
     """
 
     tools: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -145,13 +146,15 @@ class Tags:
     is_native: bool = False
 
     @classmethod
-    def of(cls, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None) -> Tags:
-        """The protocol of some tools; `tags` maps a tag to the name of its tool, else each tool's name is its tag.
+    def from_tools(
+        cls, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
+    ) -> TagToolParser:
+        """Return the parser of some tools; `tags` maps a tag to its tool's name, by default each name is its own tag.
 
         Raises:
             ValueError: a tag names no tool, or a tool takes no argument.
         """
-        known, numbers = {}, set()
+        tag_tools, numbers = {}, set()
         for tag, name in (tags or {name: name for name in tools}).items():
             if name not in tools:
                 raise ValueError(f"tag {tag!r}: no tool {name!r}; the tools are {', '.join(tools)}")
@@ -159,17 +162,17 @@ class Tags:
             hints = get_type_hints(tools[name])
             if not parameters:
                 raise ValueError(f"tag {tag!r}: tool {name!r} takes no argument that the text of the tag could be")
-            known[tag] = (name, parameters[0], (inspect.getdoc(tools[name]) or "").split("\n", 1)[0])
+            tag_tools[tag] = (name, parameters[0], (inspect.getdoc(tools[name]) or "").split("\n", 1)[0])
             if hints.get(parameters[0]) in (int, float):
                 numbers.add(name)
-        return cls(known, frozenset(numbers))
+        return cls(tag_tools, frozenset(numbers))
 
     def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return with_system_text(messages, _render("tags.jinja", tools=self.tools))
 
-    def calls(self, text: str) -> list[Call]:
-        found = self._pattern.findall(without_thinking(text)) if self.tools else []
-        return [self._call(tag, content.strip()) for tag, content in found]
+    def calls(self, text: str) -> list[ToolCall]:
+        matches = self._pattern.findall(strip_thinking(text)) if self.tools else []
+        return [self._call(tag, content.strip()) for tag, content in matches]
 
     def without_calls(self, text: str) -> str:
         return self._pattern.sub("", text).strip()
@@ -183,45 +186,45 @@ class Tags:
         tag = next(iter(self.tools), "TAG")
         return f"<{tag}>TEXT</{tag}>"
 
-    def turn(self, results: Sequence[Result]) -> tuple[dict[str, Any], str]:
-        return {"role": "assistant", "content": blocks_of(SAID)}, SAID
+    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+        return {"role": "assistant", "content": blocks_of(PLACEHOLDER_TURN)}, PLACEHOLDER_TURN
 
-    def _call(self, tag: str, text: str) -> Call:
+    def _call(self, tag: str, text: str) -> ToolCall:
         name, argument, _ = self.tools[tag]
         value = extract_json(text) if name in self.numbers else None
-        return Call(name, {argument: value if isinstance(value, int | float) else text})
+        return ToolCall(name, {argument: value if isinstance(value, int | float) else text})
 
-    def answer(self, results: Sequence[Result]) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": _enclosed(results, "result")}]
+    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": _wrap_results(results, "result")}]
 
 
-def find_protocol(
+def find_tool_parser(
     name: str, template: str | None, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
-) -> ToolProtocol:
-    """The protocol of a name of PROTOCOLS; `auto` is the model's own where its template writes calls in a known form.
+) -> ToolParser:
+    """Return the tool parser of a name in TOOL_FORMATS; `auto` is `native` where the template's calls can be parsed.
 
     Raises:
-        ValueError: an unknown name, or `native` for a template that writes no calls, or in a form that is not known.
+        ValueError: an unknown name, or `native` for a template that writes no calls, or in an unknown format.
     """
-    if name not in PROTOCOLS:
-        raise ValueError(f"--tool_protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    if name not in TOOL_FORMATS:
+        raise ValueError(f"--tool_format must be one of {', '.join(TOOL_FORMATS)}, got {name!r}")
     if name == "tags":
-        return Tags.of(tools, tags)
-    form = find_form(template)
+        return TagToolParser.from_tools(tools, tags)
+    form = find_tool_call_format(template)
     if name == "hermes" or (name == "auto" and form is None):
-        return Hermes()
+        return HermesToolParser()
     if template is None or "tools" not in template:
-        raise ValueError("--tool_protocol native: this model's chat template knows no tools; use hermes or tags")
+        raise ValueError("--tool_format native: this model's chat template does not support tools; use hermes or tags")
     if form is None:
         raise ValueError(
-            "--tool_protocol native: this model's chat template must write calls in one of the forms "
-            f"{', '.join(TOOL_FORMS)}, got another one; use hermes or tags"
+            "--tool_format native: this model's chat template must write calls in one of the formats "
+            f"{', '.join(TOOL_CALL_FORMATS)}, got another one; use hermes or tags"
         )
-    return Native(form, offered_tools([schema_of(*item) for item in tools.items()]))
+    return NativeToolParser(form, offered_tools([tool_schema(*item) for item in tools.items()]))
 
 
 def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """The messages with text at the end of their system turn, or with a system turn of it."""
+    """Return the messages with text appended to the system turn, or with a new system turn."""
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": text}, *messages]
     content = messages[0]["content"]
@@ -230,25 +233,25 @@ def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str
 
 
 def make_tool_call_str(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call as a model writes it; `parse_tool_call_str` reads it back."""
+    """Return a tool call as a model writes it; `parse_tool_call_str` parses it."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': dict(arguments)})}\n</tool_call>"
 
 
 def parse_tool_call_str(text: str) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments of the only call in a text; None where there is none, several, or one that cannot be read."""
-    found = TOOL_FORMS["hermes"].calls(text)
-    if len(found) != 1 or found[0].name is None or not isinstance(found[0].arguments, dict):
+    """Return name and arguments of the only call in a text; None for no call, several, or one that cannot be parsed."""
+    calls = TOOL_CALL_FORMATS["hermes"].calls(text)
+    if len(calls) != 1 or calls[0].name is None or not isinstance(calls[0].arguments, dict):
         return None
-    return found[0].name, found[0].arguments
+    return calls[0].name, calls[0].arguments
 
 
-def _enclosed(results: Sequence[Result], tag: str) -> list[dict[str, Any]]:
-    """The results as blocks, each between tags; neighbouring text is one block."""
+def _wrap_results(results: Sequence[ToolResult], tag: str) -> list[dict[str, Any]]:
+    """Return the results as blocks, each between tags; adjacent text is merged."""
     blocks: list[dict[str, Any]] = []
     for number, result in enumerate(results):
         begin = f"{'' if number == 0 else chr(10)}<{tag}>\n"
         blocks += [*blocks_of(begin), *blocks_of(result.content), *blocks_of(f"\n</{tag}>")]
-    return join_text(blocks)
+    return merge_text_blocks(blocks)
 
 
 def _render(name: str, **values: Any) -> str:

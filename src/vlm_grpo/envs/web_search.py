@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotInTime  # a class of its own before Python 3.11
+from concurrent.futures import TimeoutError as FutureTimeout  # a class of its own before Python 3.11
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -27,18 +27,18 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.retrieval.bm25 import Result
-from vlm_grpo.registry import Table
+from vlm_grpo.envs.retrieval.bm25 import SearchResult
+from vlm_grpo.registry import Registry
 from vlm_grpo.web import HEADERS, Limits, TooLargeError, fetch_bytes
 
 logger = logging.getLogger(__name__)
 
 PROVIDER, KEY, BASE_URL, CACHE = "SEARCH_PROVIDER", "SEARCH_API_KEY", "SEARCH_BASE_URL", "SEARCH_CACHE"  # environment
-KEPT = 50_000  # queries
-LONGEST = 10_000  # characters of a result
-KEY_SHORTEST = 8  # characters; shorter ones stand in any text
-QUERY_LONGEST = 400  # characters, the least that services take
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
+MAX_CACHED_QUERIES = 50_000  # queries
+MAX_RESULT_LENGTH = 10_000  # characters of a result
+MIN_KEY_LENGTH = 8  # characters; shorter ones stand in any text
+MAX_QUERY_LENGTH = 400  # characters, the least that services take
+FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
 WEB_ADDRESS = re.compile(r"https?://[!-.0-~][!-~]*")
 HEADER_FORM = re.compile(r"[!-~]+")  # what may stand in a header
 
@@ -78,7 +78,7 @@ def _json(url: str, key: str, query: str, top: int) -> Request:
     return Request(url, {"Authorization": f"Bearer {key}"} if key else {}, {"query": query, "top": top})
 
 
-PROVIDERS: Table[Provider] = Table(
+PROVIDERS: Registry[Provider] = Registry(
     "search provider",
     {
         "serper": Provider(_serper, ("organic",), ("link", "title", "snippet"), "https://google.serper.dev/search"),
@@ -119,7 +119,7 @@ class ProviderSettings:
     rate: float = 5.0
 
     def complete(self, environment: Mapping[str, str] | None = None) -> ProviderSettings:
-        """These settings with what they leave open taken from the environment.
+        """Return these settings with the missing ones read from the environment.
 
         Raises:
             KeyError: there is no such provider.
@@ -152,19 +152,19 @@ class WebSearch:
         self.settings = settings
         self.provider = PROVIDERS[settings.provider]
         self.place = urlsplit(settings.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
-        self.kept = _Kept(settings.cache)
-        self.pace = Pace(settings.rate)
+        self.kept = _ResultCache(settings.cache)
+        self.pace = RateLimiter(settings.rate)
         self.lock = threading.Lock()
-        self.under_way: dict[str, Future[list[Result]]] = {}
+        self.under_way: dict[str, Future[list[SearchResult]]] = {}
         self.has_warned = False
 
-    def search(self, query: str, top: int = 3, characters: int = 500) -> list[Result]:
+    def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
         """The service's best results, each with at most so many characters.
 
         Raises:
             ToolError: there was no answer in time, or none that can be used.
         """
-        query = " ".join(query.encode("utf-8", "ignore").decode().split())[:QUERY_LONGEST]
+        query = " ".join(query.encode("utf-8", "ignore").decode().split())[:MAX_QUERY_LENGTH]
         end = time.monotonic() + self.settings.timeout * (self.settings.retries + 1)
         if not query:
             raise ToolError("the query is empty")
@@ -172,17 +172,17 @@ class WebSearch:
         found = self.kept.get(name)
         if found is None:
             found = self._shared(name, query, top, end)
-        return [result._replace(passage=shortened(result.passage, characters)) for result in found[:top]]
+        return [result._replace(passage=truncate(result.passage, characters)) for result in found[:top]]
 
-    def _shared(self, name: str, query: str, top: int, end: float) -> list[Result]:
-        """The results of a request, or of the same one if it is under way."""
+    def _shared(self, name: str, query: str, top: int, end: float) -> list[SearchResult]:
+        """Return the results of a request, or of the same one if it is in flight."""
         with self.lock:
             others = self.under_way.get(name)
             own = self.under_way.setdefault(name, Future())
         if others is not None:
             try:
                 return others.result(max(0.0, end - time.monotonic()))
-            except NotInTime:
+            except FutureTimeout:
                 raise ToolError("the search took too long") from None
         try:
             found = self._ask(query, top, end)
@@ -196,27 +196,27 @@ class WebSearch:
             with self.lock:
                 del self.under_way[name]
 
-    def _ask(self, query: str, top: int, end: float) -> list[Result]:
-        """The results, asked for as often as it takes and is allowed.
+    def _ask(self, query: str, top: int, end: float) -> list[SearchResult]:
+        """Return the results, retrying as often as allowed.
 
         Raises:
             ToolError: says what happened last.
         """
         request = self.provider.request(self.settings.base_url, self.settings.api_key, query, top)
-        last = Failure("too many searches at the same time; try again later")
+        last = RequestFailure("too many searches at the same time; try again later")
         for attempt in range(self.settings.retries + 1):
             if not self.pace.wait(end):
                 break
             try:
-                found = self._results(reply(request, min(end, time.monotonic() + self.settings.timeout)))
+                found = self._results(send_request(request, min(end, time.monotonic() + self.settings.timeout)))
                 self.has_warned = False
                 return found
-            except Failure as failure:
+            except RequestFailure as failure:
                 last = failure
             if last.wait is not None:
                 self.pace.hold(last.wait)  # for everybody: the service has had enough
             elif last.may_pass and attempt < self.settings.retries:
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
+                pause = min(MAX_PAUSE, FIRST_PAUSE * 2**attempt)
                 time.sleep(max(0.0, min(pause, end - time.monotonic())))
             if not last.may_pass:
                 break
@@ -228,25 +228,25 @@ class WebSearch:
             )
         raise ToolError(f"the search failed: {last}")
 
-    def _results(self, body: bytes) -> list[Result]:
+    def _results(self, body: bytes) -> list[SearchResult]:
         try:
             items = json.loads(body)
             for name in self.provider.place:
                 items = items.get(name) or {}  # services leave out what is empty
             return [self._result(item) for item in items]
         except (ValueError, AttributeError, TypeError, RecursionError):
-            raise Failure("an answer that cannot be read", may_pass=False) from None
+            raise RequestFailure("an answer that cannot be read", may_pass=False) from None
 
-    def _result(self, item: Mapping[str, Any]) -> Result:
+    def _result(self, item: Mapping[str, Any]) -> SearchResult:
         values = [item.get(column) for column in self.provider.columns]
-        texts = ["" if value is None else str(value)[:LONGEST] for value in values]
-        if len(self.settings.api_key) >= KEY_SHORTEST:  # a service may repeat what it was sent
+        texts = ["" if value is None else str(value)[:MAX_RESULT_LENGTH] for value in values]
+        if len(self.settings.api_key) >= MIN_KEY_LENGTH:  # a service may repeat what it was sent
             texts = [text.replace(self.settings.api_key, "[key]") for text in texts]
         score = item.get("score")
-        return Result(*texts, float(score) if isinstance(score, int | float) else None)
+        return SearchResult(*texts, float(score) if isinstance(score, int | float) else None)
 
 
-class _Kept:
+class _ResultCache:
     """Results by query, in a file or in memory; a file that fails is done without."""
 
     def __init__(self, path: str | None) -> None:
@@ -259,13 +259,13 @@ class _Kept:
                 f"{CACHE} {path}: cannot be used as a cache of results: {error}; name another file"
             ) from error
 
-    def get(self, name: str) -> list[Result] | None:
+    def get(self, name: str) -> list[SearchResult] | None:
         row = self._do("SELECT results FROM found WHERE name = ?", name)
-        return [Result(*values) for values in json.loads(row[0])] if row else None
+        return [SearchResult(*values) for values in json.loads(row[0])] if row else None
 
-    def put(self, name: str, results: list[Result]) -> None:
+    def put(self, name: str, results: list[SearchResult]) -> None:
         self._do("INSERT OR REPLACE INTO found VALUES (?, ?)", name, json.dumps(results))
-        self._do("DELETE FROM found WHERE rowid <= (SELECT max(rowid) FROM found) - ?", KEPT)
+        self._do("DELETE FROM found WHERE rowid <= (SELECT max(rowid) FROM found) - ?", MAX_CACHED_QUERIES)
 
     def _do(self, sql: str, *values: Any) -> Any:
         try:
@@ -276,19 +276,19 @@ class _Kept:
             return None
 
 
-def shortened(text: str, characters: int) -> str:
-    """The beginning of a text, in one line, with dots where it was cut."""
+def truncate(text: str, characters: int) -> str:
+    """Return the beginning of a text, on one line, with dots where it was cut."""
     text = " ".join(text.split())
     return text if len(text) <= characters else f"{text[: characters - 4].rstrip()} ..."
 
 
 @lru_cache(maxsize=8)
 def web_search(settings: ProviderSettings) -> WebSearch:
-    """The service of complete settings, one for all episodes of a process: they share its pace and its results."""
+    """Return the service of complete settings, one per process: all episodes share its rate limit and its cache."""
     return WebSearch(settings)
 
 
-LARGEST = 4 * 2**20  # bytes of a reply
+MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Request:
     body: Mapping[str, Any] | None = None
 
 
-class Failure(Exception):
+class RequestFailure(Exception):
     """Why a request had no result: whether it may have one later, and the seconds that the service asks to wait."""
 
     def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
@@ -309,7 +309,7 @@ class Failure(Exception):
         self.wait = wait
 
 
-class Pace:
+class RateLimiter:
     """Lets requests begin one after the other, so many in a second."""
 
     def __init__(self, rate: float) -> None:
@@ -328,13 +328,13 @@ class Pace:
         return True
 
     def hold(self, seconds: float) -> None:
-        """Nobody begins for so long."""
+        """Let no request start for so long."""
         with self.lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
 
-def reply(request: Request, end: float) -> bytes:
-    """The body of the answer to a request, if it is there by `end` (as time.monotonic counts).
+def send_request(request: Request, end: float) -> bytes:
+    """Return the body of the reply to a request, if it arrives by `end` (of time.monotonic).
 
     Raises:
         Failure: it is not.
@@ -346,33 +346,33 @@ def reply(request: Request, end: float) -> bytes:
         headers["Content-Type"] = "application/json"
     sent = urllib.request.Request(request.url, data, headers)
     # Redirects are failures: the key would go with them, to whatever server.
-    limits = Limits(LARGEST, max(0.01, end - time.monotonic()), redirects=0, private=True)
+    limits = Limits(MAX_REPLY_BYTES, max(0.01, end - time.monotonic()), redirects=0, private=True)
     try:
         return fetch_bytes(sent, limits)
     except urllib.error.HTTPError as error:
         with error:
-            raise _status(error) from None
+            raise _status_failure(error) from None
     except TooLargeError:
-        raise Failure(f"an answer of over {LARGEST // 2**20} MiB", may_pass=False) from None
+        raise RequestFailure(f"an answer of over {MAX_REPLY_BYTES // 2**20} MiB", may_pass=False) from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise Failure("no answer in time") from None
-        raise Failure(f"no connection ({type(reason).__name__})") from None
+            raise RequestFailure("no answer in time") from None
+        raise RequestFailure(f"no connection ({type(reason).__name__})") from None
 
 
-def _status(error: urllib.error.HTTPError) -> Failure:
+def _status_failure(error: urllib.error.HTTPError) -> RequestFailure:
     try:
         phrase = f" ({HTTPStatus(error.code).phrase})"
     except ValueError:
         phrase = ""
     may_pass = error.code == 429 or error.code >= 500
-    wait = _seconds(error.headers.get("Retry-After", "").strip()) if may_pass else None
-    return Failure(f"status {error.code}{phrase}", may_pass=may_pass, wait=wait)
+    wait = _parse_retry_after(error.headers.get("Retry-After", "").strip()) if may_pass else None
+    return RequestFailure(f"status {error.code}{phrase}", may_pass=may_pass, wait=wait)
 
 
-def _seconds(retry_after: str) -> float | None:
-    """The time that a Retry-After header names, a number of seconds or a date; None for anything else."""
+def _parse_retry_after(retry_after: str) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date; None for anything else."""
     if re.fullmatch(r"\d{1,6}", retry_after):
         return float(retry_after)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_grpo.evaluation.dataset_metrics import EVIDENCE, MEASURES, METRICS, Value, measure
+from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS, EVIDENCE, TASK_METRICS, Value, dataset_metric
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, resolve_rewards
 from vlm_grpo.tasks import TASKS
@@ -39,33 +39,33 @@ class Metric:
 
 
 def metric_names(task: str) -> list[str]:
-    """What the task is judged by, its own metric first, then its default rewards: names of MEASURES and of REWARDS.
+    """Return the metrics of a task, its main one first, then its default rewards: names of DATASET_METRICS and REWARDS.
 
     Raises:
         KeyError: an unknown task.
     """
     entry = TASKS[task]
-    return list(dict.fromkeys([*METRICS.get(task, ()), entry.metric, *entry.rewards]))
+    return list(dict.fromkeys([*TASK_METRICS.get(task, ()), entry.metric, *entry.rewards]))
 
 
 def reward_names(task: str) -> list[str]:
-    """Those of the task's metrics that every example has a value of; the first is what examples are ranked by."""
-    names = [name for name in metric_names(task) if name not in MEASURES]
+    """Return the task's metrics that every example has a value of; the first one ranks the examples."""
+    names = [name for name in metric_names(task) if name not in DATASET_METRICS]
     return list(dict.fromkeys([TASKS[task].metric, *names]))
 
 
 def evidence_names(task: str) -> list[str]:
-    """What the task's measures need of each completion: names in EVIDENCE."""
-    return list(dict.fromkeys(MEASURES[name].evidence for name in metric_names(task) if name in MEASURES))
+    """Return what the task's dataset metrics need of each completion: names in EVIDENCE."""
+    return list(dict.fromkeys(DATASET_METRICS[name].evidence for name in metric_names(task) if name in DATASET_METRICS))
 
 
-def collect(names: Sequence[str], completion: str, record: Record) -> dict[str, Any]:
-    """The evidence of one completion."""
+def collect_evidence(names: Sequence[str], completion: str, record: Record) -> dict[str, Any]:
+    """Return the evidence of one completion."""
     return {name: EVIDENCE[name](completion, record) for name in names}
 
 
 def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) -> Scorer:
-    """A function from texts and their records to the named rewards of each; None where one does not apply.
+    """Return a function from texts and their records to the named rewards; None where one does not apply.
 
     What a reward needs (the sentence encoder) is loaded now; `options` are those of `resolve_rewards`.
 
@@ -83,19 +83,19 @@ def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) 
 
 
 def episode_names(of_task: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
-    """The metrics of episodes that apply to any of them, and which are numbers of the episode rather than shares."""
+    """Return the metrics that apply to any episode, and which of them are numbers rather than fractions."""
     scored = dict.fromkeys(name for prediction in predictions for name in prediction["scores"])
     first = [name for name in ("success", "reward") if name in scored]
-    measures = [name for name in of_task if name in MEASURES]
+    measures = [name for name in of_task if name in DATASET_METRICS]
     names = [*first, *measures, *(name for name in scored if name not in first)]
     numbers = {name for prediction in predictions for name in prediction["episode"]} - {"success", *REWARDS}
-    return [name for name in names if column(predictions, name)], numbers
+    return [name for name in names if metric_values(predictions, name)], numbers
 
 
 def summarize(
     predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
 ) -> dict[str, Metric]:
-    """Every named metric with its interval, each over the predictions that it applies to.
+    """Return every named metric with its interval, each over the predictions that it applies to.
 
     Args:
         numbers: names of those that are no shares.
@@ -103,30 +103,30 @@ def summarize(
     found: dict[str, Metric] = {}
     prepared: dict[Any, Any] = {}
     for name in names:
-        values = column(predictions, name)
-        if name in MEASURES:
-            found[name] = measure_with_interval(name, values, seed, prepared)
+        values = metric_values(predictions, name)
+        if name in DATASET_METRICS:
+            found[name] = dataset_metric_with_interval(name, values, seed, prepared)
         else:
             found[name] = replace(mean_with_interval(values, seed), is_share=name not in numbers)
     return found
 
 
-def column(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """The scores of a reward, or the evidence for a measure, of the predictions that it applies to."""
-    values = [value_of(prediction, name) for prediction in predictions]
+def metric_values(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """Return the scores of a reward, or the evidence of a dataset metric, where it applies."""
+    values = [prediction_value(prediction, name) for prediction in predictions]
     return [value for value in values if value is not None]
 
 
-def value_of(prediction: Mapping[str, Any], name: str) -> Any:
-    """The score of one prediction, or its evidence of each completion; None where the metric does not apply."""
-    if name not in MEASURES:
+def prediction_value(prediction: Mapping[str, Any], name: str) -> Any:
+    """Return a prediction's score, or its evidence of each completion; None where the metric does not apply."""
+    if name not in DATASET_METRICS:
         return prediction["scores"].get(name)
-    evidence = prediction.get("evidence", {}).get(MEASURES[name].evidence)
+    evidence = prediction.get("evidence", {}).get(DATASET_METRICS[name].evidence)
     return None if evidence is None or None in evidence else evidence
 
 
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
-    """The mean and its 95 % percentile-bootstrap interval (Efron 1979) over examples.
+    """Return the mean and its 95 % percentile-bootstrap interval (Efron 1979) over examples.
 
     It says how much the mean would move with another draw of examples; it knows nothing of other training seeds.
     """
@@ -139,21 +139,23 @@ def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
     return Metric(float(data.mean()), float(low), float(high), len(data))
 
 
-def measure_with_interval(
+def dataset_metric_with_interval(
     name: str, evidence: Sequence[Any], seed: int = 0, prepared: dict[Any, Any] | None = None
 ) -> Metric:
-    """The measure of all examples and its 95 % bootstrap interval.
+    """Return the dataset metric of all examples and its 95 % bootstrap interval.
 
     The draws are moved by the difference between the value and their mean: mAP is larger on average where examples come
     several times, so that its plain percentiles may lie above the value itself.
     """
     if not evidence:
         return Metric(None, None, None, 0)
-    value = measure(name, evidence, prepared)
+    value = dataset_metric(name, evidence, prepared)
     whole = value(np.ones(len(evidence)))
     if whole is None:
         return Metric(None, None, None, 0)
-    drawn = [part for part in resampled(value, len(evidence), MEASURES[name].resamples, seed) if part is not None]
+    drawn = [
+        part for part in resampled(value, len(evidence), DATASET_METRICS[name].resamples, seed) if part is not None
+    ]
     low, high = np.quantile(drawn or [whole], (0.025, 0.975)) + whole - np.mean(drawn or [whole])
     return Metric(whole, max(0.0, float(low)), min(1.0, float(high)), len(evidence))
 

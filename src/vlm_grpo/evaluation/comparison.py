@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vlm_grpo.evaluation.aggregate import value_of
-from vlm_grpo.evaluation.dataset_metrics import MEASURES, Value, measure
+from vlm_grpo.evaluation.aggregate import prediction_value
+from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS, Value, dataset_metric
 from vlm_grpo.evaluation.strict_json import loads
 
-RESAMPLES, FLIPS = 2000, 10_000
-EXACT = 14  # differences that are not 0: up to so many, all sign changes are tried
+RESAMPLES, PERMUTATIONS = 2000, 10_000
+MAX_EXACT = 14  # differences that are not 0: up to so many, all sign changes are tried
 
 
 class CompareError(ValueError):
@@ -25,7 +25,7 @@ class CompareError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """A finished evaluation as it lies in its folder."""
 
     folder: Path
@@ -61,12 +61,12 @@ class Difference:
         return f"{self.text(self.change, '+')} [{self.text(self.low, '+')}, {self.text(self.high, '+')}]"
 
     def text(self, value: float, sign: str = "") -> str:
-        """A value of this metric, in percent where it is a share."""
+        """Return a value of this metric as text, in percent if it is a fraction."""
         return f"{value:{sign}.1%}" if self.is_share else f"{value:{sign}.2f}"
 
 
-def read_run(folder: str | Path) -> Run:
-    """A finished evaluation.
+def read_run(folder: str | Path) -> EvaluationRun:
+    """Return a finished evaluation.
 
     Raises:
         CompareError: there is none in the folder.
@@ -81,11 +81,11 @@ def read_run(folder: str | Path) -> Run:
             f"{folder}: not a finished evaluation ({error}); expected results.json and predictions.jsonl as "
             "`vlm-grpo evaluate --output_dir` writes them"
         ) from error
-    return Run(folder, results, predictions)
+    return EvaluationRun(folder, results, predictions)
 
 
-def common_rows(first: Run, second: Run) -> list[int]:
-    """The rows that both runs have.
+def common_rows(first: EvaluationRun, second: EvaluationRun) -> list[int]:
+    """Return the rows that both runs have.
 
     Raises:
         CompareError: the tasks differ, no row is in both, or a row is not the same question and answer in both.
@@ -106,8 +106,8 @@ def common_rows(first: Run, second: Run) -> list[int]:
     return rows
 
 
-def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
-    """Every metric that both runs have, on the rows that both have.
+def compare_runs(first: EvaluationRun, second: EvaluationRun, seed: int = 0) -> list[Difference]:
+    """Return the difference of every common metric, on the common rows.
 
     Raises:
         CompareError: see `common_rows`.
@@ -116,17 +116,24 @@ def compare(first: Run, second: Run, seed: int = 0) -> list[Difference]:
     names = [name for name in first.results["metrics"] if name in second.results["metrics"]]
     differences = []
     for name in names:
-        pairs = [(value_of(first.predictions[row], name), value_of(second.predictions[row], name)) for row in rows]
+        pairs = [
+            (prediction_value(first.predictions[row], name), prediction_value(second.predictions[row], name))
+            for row in rows
+        ]
         pairs = [pair for pair in pairs if None not in pair]
         if pairs:
-            made = of_measure(name, pairs, seed) if name in MEASURES else of_scores(name, pairs, seed)
+            made = (
+                dataset_metric_difference(name, pairs, seed)
+                if name in DATASET_METRICS
+                else score_difference(name, pairs, seed)
+            )
             is_share = first.results["metrics"][name].get("is_share", True)
             differences += [] if made is None else [replace(made, is_share=is_share)]
     return differences
 
 
-def of_scores(name: str, pairs: Sequence[tuple[float, float]], seed: int = 0) -> Difference:
-    """The difference of two means: McNemar's exact test where every score is 0 or 1, else a permutation test."""
+def score_difference(name: str, pairs: Sequence[tuple[float, float]], seed: int = 0) -> Difference:
+    """Return the difference of two means: McNemar's exact test for scores of 0 and 1, else a permutation test."""
     data = np.asarray(pairs, dtype=float)  # (N, 2)
     changes = data[:, 1] - data[:, 0]
     if np.isin(data, (0, 1)).all():
@@ -141,7 +148,7 @@ def of_scores(name: str, pairs: Sequence[tuple[float, float]], seed: int = 0) ->
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of McNemar's test with the exact binomial: of the examples that changed, half should have gained.
+    """Return the two-sided p of McNemar's exact test: of the examples that changed, half should have improved.
 
     2 * P(X <= min(gained, lost)) for X ~ Binomial(gained + lost, 1/2), at most 1 (McNemar 1947, Psychometrika 12:153;
     the exact form: Agresti, Categorical Data Analysis, dependent proportions).
@@ -152,46 +159,50 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def permutation(changes: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of Fisher's paired randomisation test: without a difference every change could have either sign.
+    """Return the two-sided p of Fisher's paired randomization test, under which each change could have either sign.
 
     Up to 14 changes all signs are tried; with more, 10,000 draws and p = (1 + as large) / (1 + draws)
     (Phipson & Smyth 2010, arXiv:1603.05766), which is never 0.
     """
     changes = changes[changes != 0]
     whole = abs(changes.sum()) - 1e-9 * max(1.0, float(np.abs(changes).sum()))
-    if len(changes) <= EXACT:
+    if len(changes) <= MAX_EXACT:
         sums = [abs(np.dot(signs, changes)) for signs in product((1, -1), repeat=len(changes))]
         return float(np.mean([value >= whole for value in sums]))
     random = np.random.default_rng(seed)
-    large = sum(int(abs(np.dot(random.integers(0, 2, len(changes)) * 2 - 1, changes)) >= whole) for _ in range(FLIPS))
-    return (1 + large) / (1 + FLIPS)
+    large = sum(
+        int(abs(np.dot(random.integers(0, 2, len(changes)) * 2 - 1, changes)) >= whole) for _ in range(PERMUTATIONS)
+    )
+    return (1 + large) / (1 + PERMUTATIONS)
 
 
-def of_measure(name: str, pairs: Sequence[tuple[list[Any], list[Any]]], seed: int = 0) -> Difference | None:
-    """The difference of a measure; its permutation test exchanges the two runs' answers to some of the examples.
+def dataset_metric_difference(
+    name: str, pairs: Sequence[tuple[list[Any], list[Any]]], seed: int = 0
+) -> Difference | None:
+    """Return the difference of a dataset metric; its permutation test swaps the two runs' answers to some examples.
 
     None where the measure has no value, or where the runs have different numbers of answers.
     """
     if len({len(part) for pair in pairs for part in pair}) > 1:
         return None
-    value = measure(name, [first for first, _ in pairs] + [second for _, second in pairs])
-    count, resamples = len(pairs), MEASURES[name].resamples
-    whole = _both(value, np.ones(count), np.ones(count, dtype=bool))
+    value = dataset_metric(name, [first for first, _ in pairs] + [second for _, second in pairs])
+    count, resamples = len(pairs), DATASET_METRICS[name].resamples
+    whole = _values_of_both(value, np.ones(count), np.ones(count, dtype=bool))
     if whole is None:
         return None
     random = np.random.default_rng(seed)
     draws = [np.bincount(random.integers(0, count, count), minlength=count).astype(float) for _ in range(resamples)]
-    drawn = [pair for weights in draws if (pair := _both(value, weights, np.ones(count, dtype=bool)))]
+    drawn = [pair for weights in draws if (pair := _values_of_both(value, weights, np.ones(count, dtype=bool)))]
     changes = np.array([second - first for first, second in drawn])
-    low, high = np.quantile(changes, (0.025, 0.975)) + (whole[1] - whole[0]) - changes.mean()  # as in metrics.py
+    low, high = np.quantile(changes, (0.025, 0.975)) + (whole[1] - whole[0]) - changes.mean()  # as in aggregate.py
     change = abs(whole[1] - whole[0]) - 1e-9
-    flips = [_both(value, np.ones(count), random.random(count) < 0.5) for _ in range(resamples)]
+    flips = [_values_of_both(value, np.ones(count), random.random(count) < 0.5) for _ in range(resamples)]
     large = sum(abs(second - first) >= change for first, second in flips)
     return Difference(name, *whole, float(low), float(high), (1 + large) / (1 + resamples), "paired permutation", count)
 
 
-def _both(value: Value, weights: np.ndarray, is_first: np.ndarray) -> tuple[float, float] | None:
-    """The values of the first answers and of the second ones, exchanged where `is_first` (N,) is False."""
+def _values_of_both(value: Value, weights: np.ndarray, is_first: np.ndarray) -> tuple[float, float] | None:
+    """Return the values of the first and of the second answers, swapped where `is_first` (N,) is False."""
     halves = np.where(is_first, weights, 0), np.where(is_first, 0, weights)
     first = value(np.concatenate(halves))
     second = value(np.concatenate(halves[::-1]))

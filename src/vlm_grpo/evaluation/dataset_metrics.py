@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from vlm_grpo.answer_parser import extract_answer
-from vlm_grpo.evaluation.mean_ap import average_precision, matched_labels
-from vlm_grpo.masks import regions
-from vlm_grpo.masks.raster import mask_of
+from vlm_grpo.evaluation.mean_ap import average_precision, match_labels
+from vlm_grpo.masks import decode_regions
+from vlm_grpo.masks.raster import regions_to_mask
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.detection import detection_pair
-from vlm_grpo.rewards.mask import answer_extent, asked_terms, true_mask
+from vlm_grpo.rewards.mask import answer_extent, expected_terms, target_mask
 
 Value = Callable[[np.ndarray], "float | None"]
 
 
 @dataclass(frozen=True)
-class Measure:
+class DatasetMetric:
     """`value(prepare(evidence of all examples), weights (N,))` is the metric; `evidence` is a name in EVIDENCE.
 
     `resamples` are those of its interval.
@@ -38,7 +38,7 @@ class Measure:
 
 
 def mask_evidence(completion: str, record: Record) -> list[int] | None:
-    """Pixels of intersection and union of the answer's mask with the true one; None when the record has no mask.
+    """Return the pixels of intersection and union with the true mask; None when the record has no mask.
 
     An answer that is no mask intersects nothing, and the union is the true mask.
     """
@@ -52,42 +52,42 @@ def mask_evidence(completion: str, record: Record) -> list[int] | None:
 
 
 def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np.ndarray] | None:
-    """The mask that an answer stands for and the true one, (H, W) of bool, as the reward `mask_iou` reads them.
+    """Return the masks of an answer and of the record, (H, W) of bool, as the reward `mask_iou` reads them.
 
     None when the record has no mask; the first is None for an answer that is no mask.
     """
-    truth = true_mask(record.extra.get("mask"))
+    truth = target_mask(record.extra.get("mask"))
     if truth is None:
         return None
     size = (truth.height, truth.width)
-    found = answer and regions(answer, *size, answer_extent(record, truth), asked_terms(record))
-    return mask_of(found, *size) if found else None, mask_of([truth.toggles], *size)
+    found = answer and decode_regions(answer, *size, answer_extent(record, truth), expected_terms(record))
+    return regions_to_mask(found, *size) if found else None, regions_to_mask([truth.boundaries], *size)
 
 
 def detection_evidence(completion: str, record: Record) -> dict[str, list[list[Any]]] | None:
-    """True and found boxes with labels, in the space of the answer; None when the true answer is no list of boxes."""
+    """Return target and predicted boxes with labels, in the space of the answer; None when the truth is no list."""
     pair = detection_pair(completion, record)
     if pair is None:
         return None
     return {
-        "truth": [[item.label, *item.box] for item in pair.right],
-        "found": [[item.label, item.confidence, *item.box] for item in pair.given or () if item.box.area],
+        "truth": [[item.label, *item.box] for item in pair.target],
+        "found": [[item.label, item.confidence, *item.box] for item in pair.predicted or () if item.box.area],
     }
 
 
 def pixel_table(evidence: Sequence[Sequence[int]]) -> np.ndarray:
-    """Pixels of intersection and union of every example, (N, 2)."""
+    """Return the pixels of intersection and union of every example, (N, 2)."""
     return np.asarray(evidence, dtype=float).reshape(-1, 2)
 
 
-def mean_overlap(pixels: np.ndarray, weights: np.ndarray) -> float | None:
-    """gIoU of arXiv:2308.00692: the mean IoU of the masks; an empty mask that is rightly empty has IoU 1."""
+def mean_iou(pixels: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return gIoU (arXiv:2308.00692), the mean IoU of the masks; an empty mask that should be empty has IoU 1."""
     each = np.divide(pixels[:, 0], pixels[:, 1], out=np.ones(len(pixels)), where=pixels[:, 1] > 0)
     return float(weights @ each / weights.sum()) if weights.sum() else None
 
 
-def cumulative_overlap(pixels: np.ndarray, weights: np.ndarray) -> float | None:
-    """cIoU of arXiv:2308.00692: all intersections over all unions, in pixels, so that large masks weigh more."""
+def cumulative_iou(pixels: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return cIoU (arXiv:2308.00692), all intersections over all unions in pixels, which large masks dominate."""
     shared, covered = weights @ pixels
     return float(shared / covered) if covered else None
 
@@ -95,15 +95,15 @@ def cumulative_overlap(pixels: np.ndarray, weights: np.ndarray) -> float | None:
 EVIDENCE: Mapping[str, Callable[[str, Record], Any]] = {"mask": mask_evidence, "boxes": detection_evidence}
 
 AP50 = partial(average_precision, ious=slice(0, 1))
-MEASURES: Mapping[str, Measure] = {
-    "gIoU": Measure("mask", pixel_table, mean_overlap),
-    "cIoU": Measure("mask", pixel_table, cumulative_overlap),
-    "mAP": Measure("boxes", matched_labels, average_precision, resamples=300),
-    "AP50": Measure("boxes", matched_labels, AP50, resamples=300),
+DATASET_METRICS: Mapping[str, DatasetMetric] = {
+    "gIoU": DatasetMetric("mask", pixel_table, mean_iou),
+    "cIoU": DatasetMetric("mask", pixel_table, cumulative_iou),
+    "mAP": DatasetMetric("boxes", match_labels, average_precision, resamples=300),
+    "AP50": DatasetMetric("boxes", match_labels, AP50, resamples=300),
 }
 
 # What a task is judged by, its own metric first; a task that is not here by its `metric` alone.
-METRICS: Mapping[str, tuple[str, ...]] = {
+TASK_METRICS: Mapping[str, tuple[str, ...]] = {
     "rec": ("iou@0.5", "iou@0.3", "iou@0.7", "iou"),
     "grounding": ("iou@0.5", "iou@0.3", "iou@0.7", "iou"),
     "seg": ("gIoU", "cIoU"),
@@ -112,15 +112,15 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def measure(name: str, evidence: Sequence[Sequence[Any]], prepared: dict[Any, Any] | None = None) -> Value:
-    """A measure of examples with one or several completions each, as a function of the examples' weights (N,).
+def dataset_metric(name: str, evidence: Sequence[Sequence[Any]], prepared: dict[Any, Any] | None = None) -> Value:
+    """Return a dataset metric as a function of the examples' weights (N,); examples may have several completions.
 
     Args:
         evidence: of each example that of every completion, none of it None; the value is the mean over first, second,
             ... completions.
         prepared: where measures of the same evidence share what they prepare.
     """
-    entry = MEASURES[name]
+    entry = DATASET_METRICS[name]
     shared = {} if prepared is None else prepared
     if entry.prepare not in shared:
         shared[entry.prepare] = [entry.prepare(column) for column in zip(*evidence, strict=True)]

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-MOST = 100  # detections of one label in one image, as in COCO
+MAX_DETECTIONS = 100  # detections of one label in one image, as in COCO
 RECALLS = np.linspace(0, 1, 101)
 IOUS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
-class Matched:
+class LabelMatches:
     """One label's detections in falling order of confidence, over all examples.
 
     `examples` (D,) says where each is, `is_right` (10, D) whether it is matched at each IoU, `truths` (N,) how many
@@ -32,13 +32,13 @@ class Matched:
     truths: np.ndarray
 
 
-def average_precision(labels: Sequence[Matched], weights: np.ndarray, ious: slice = slice(None)) -> float | None:
-    """The mean average precision, 0 to 1, of examples with weights (N,); None where nothing is true.
+def average_precision(labels: Sequence[LabelMatches], weights: np.ndarray, ious: slice = slice(None)) -> float | None:
+    """Return the mean average precision, 0 to 1, of examples with weights (N,); None without true boxes.
 
     As in COCO, it is the mean over labels and IoU thresholds, and a label that is true nowhere does not count.
 
     Args:
-        labels: of `matched_labels`.
+        labels: of `match_labels`.
         ious: of the thresholds .50, .55, ... .95; `slice(0, 1)` is AP50.
     """
     values = [_label_precision(label, weights, ious) for label in labels]
@@ -46,8 +46,8 @@ def average_precision(labels: Sequence[Matched], weights: np.ndarray, ious: slic
     return float(np.mean(known)) if known else None
 
 
-def _label_precision(label: Matched, weights: np.ndarray, ious: slice) -> float | None:
-    """101-point interpolated precision of one label, the mean over thresholds."""
+def _label_precision(label: LabelMatches, weights: np.ndarray, ious: slice) -> float | None:
+    """Return the 101-point interpolated precision of one label, the mean over thresholds."""
     total = float(weights @ label.truths)
     if total == 0:
         return None
@@ -61,8 +61,8 @@ def _label_precision(label: Matched, weights: np.ndarray, ious: slice) -> float 
     return float(np.mean([row[np.searchsorted(part, RECALLS)] for row, part in zip(padded, recall, strict=True)]))
 
 
-def matched_labels(evidence: Sequence[Mapping[str, Any]]) -> list[Matched]:
-    """Every label that is true somewhere, with its detections matched by COCOeval.
+def match_labels(evidence: Sequence[Mapping[str, Any]]) -> list[LabelMatches]:
+    """Return every label that is true somewhere, with its detections matched by COCOeval.
 
     Args:
         evidence: of each example, `truth` as (label, x1, y1, x2, y2) and `found` as (label, confidence, x1, y1, x2,
@@ -92,19 +92,19 @@ def matched_labels(evidence: Sequence[Mapping[str, Any]]) -> list[Matched]:
                 "annotations": list(_annotations(evidence, key, numbers)),
             }
             part.createIndex()
-        return [_matched(coco, number, sorted(where[name]), len(evidence)) for name, number in numbers.items()]
+        return [_match_label(coco, number, sorted(where[name]), len(evidence)) for name, number in numbers.items()]
 
 
-def _matched(coco: Sequence[Any], label: int, examples: list[int], size: int) -> Matched:
-    """One label; COCOeval looks only at the examples that have it, since looking is what takes time."""
+def _match_label(coco: Sequence[Any], label: int, examples: list[int], size: int) -> LabelMatches:
+    """Match one label, only on the examples that have it, since matching takes time."""
     from pycocotools.cocoeval import COCOeval
 
     judge = COCOeval(*coco, iouType="bbox")
     judge.params.catIds, judge.params.imgIds = [label], examples
-    judge.params.areaRng, judge.params.areaRngLbl, judge.params.maxDets = [[0, 1e20]], ["all"], [MOST]
+    judge.params.areaRng, judge.params.areaRngLbl, judge.params.maxDets = [[0, 1e20]], ["all"], [MAX_DETECTIONS]
     judge.params.iouThrs = IOUS
     judge.evaluate()
-    return _joined(judge.evalImgs, size)
+    return _join_images(judge.evalImgs, size)
 
 
 def _annotations(evidence: Sequence[Mapping[str, Any]], key: str, numbers: Mapping[str, int]) -> Any:
@@ -120,8 +120,8 @@ def _annotations(evidence: Sequence[Mapping[str, Any]], key: str, numbers: Mappi
             yield {**common, "bbox": box, "area": box[2] * box[3], "score": rest[0]}
 
 
-def _joined(images: Sequence[Mapping[str, Any] | None], size: int) -> Matched:
-    """The results of one label, one entry for each image that has it, in COCO's order: by confidence, then by image."""
+def _join_images(images: Sequence[Mapping[str, Any] | None], size: int) -> LabelMatches:
+    """Return one label's results of all its images, in COCO's order: by confidence, then by image."""
     scores, examples, right, truths = (
         [np.zeros(0)],
         [np.zeros(0, int)],
@@ -134,4 +134,4 @@ def _joined(images: Sequence[Mapping[str, Any] | None], size: int) -> Matched:
         examples.append(np.full(len(image["dtScores"]), image["image_id"]))
         right.append(np.asarray(image["dtMatches"]).reshape(len(IOUS), -1) > 0)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    return Matched(np.concatenate(examples)[order], np.concatenate(right, axis=1)[:, order], truths)
+    return LabelMatches(np.concatenate(examples)[order], np.concatenate(right, axis=1)[:, order], truths)

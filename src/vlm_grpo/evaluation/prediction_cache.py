@@ -22,7 +22,7 @@ class ResumeError(ValueError):
     """The output folder holds something else than the beginning of this evaluation."""
 
 
-def begin(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Get a folder ready, in one process, before any work: a new evaluation, or the same one again.
 
     Args:
@@ -42,7 +42,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False)
     header = folder / HEADER
     wanted = json.loads(json.dumps(settings, default=str))
     if header.exists():
-        _refuse_others(folder, json.loads(header.read_text(encoding="utf-8")), wanted)
+        _check_settings(folder, json.loads(header.read_text(encoding="utf-8")), wanted)
         return
     if list(folder.glob(LINES)):
         raise ResumeError(f"--output_dir {folder} holds predictions, but no {HEADER} that says whose; use --overwrite")
@@ -50,7 +50,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False)
     write_whole(header, json.dumps(wanted, indent=1) + "\n")
 
 
-def _refuse_others(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ResumeError that names every setting that differs."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if names:
@@ -61,8 +61,8 @@ def _refuse_others(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         )
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All predictions that are whole, each row once."""
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Return all complete predictions, each row once."""
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob(LINES)):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line end was cut short
@@ -71,7 +71,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-class Appender:
+class PredictionWriter:
     """Appends the predictions of one process to its file; each call ends with whole lines on the disk."""
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -88,7 +88,7 @@ class Appender:
             os.fsync(file.fileno())
 
 
-def finish(folder: Path) -> None:
+def remove_cache(folder: Path) -> None:
     """Remove what was only needed to go on."""
     for path in [*folder.glob(LINES), folder / HEADER]:
         path.unlink(missing_ok=True)
@@ -96,4 +96,4 @@ def finish(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     (folder / FINISHED).unlink(missing_ok=True)  # first: what is left then is no finished evaluation
-    finish(folder)
+    remove_cache(folder)

@@ -37,7 +37,7 @@ PACKAGES = (
 def write_results(
     folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Any], facts: Mapping[str, Any]
 ) -> None:
-    """Leave the files in the folder; results.json comes last, so that where it is, all are.
+    """Write the files to the folder; results.json comes last, so that it marks a complete evaluation.
 
     Args:
         dataset: the rows, for their images.
@@ -69,7 +69,7 @@ def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of what an evaluation depends on."""
+    """Return the installed versions of what an evaluation depends on."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -80,7 +80,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The git commit of this package, with `+` when files differ from it; None outside a repository."""
+    """Return the git commit of this package, with `+` for uncommitted changes; None outside a repository."""
     here = Path(__file__).resolve().parent
     try:
         said = [

@@ -24,7 +24,7 @@ GRADED = (
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """Temperature 0 is greedy; `num_samples` completions of each row are drawn from the `top_p` nucleus.
 
     Raises:
@@ -55,7 +55,7 @@ class Sampling:
         return self.temperature == 0
 
     def seed_of(self, row: int, sample: int, turn: int = 0) -> int:
-        """The seed of one completion, 0 to 2^31 - 1: the same whatever else is in its batch or on its rank."""
+        """Return the seed of one completion, 0 to 2^31 - 1, independent of batch and rank."""
         text = f"{self.seed}/{row}/{sample}" + (f"/{turn}" if turn else "")
         digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") >> 1
@@ -77,7 +77,7 @@ def check_pass_k(pass_k: Sequence[int], num_samples: int, metric: str) -> None:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """An unbiased estimate of the chance that one of k completions is right: 1 - C(n-c, k) / C(n, k).
+    """Return the unbiased estimate of pass@k: 1 - C(n-c, k) / C(n, k).
 
     arXiv:2107.03374, equation 1.
 

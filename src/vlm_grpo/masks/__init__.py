@@ -15,28 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from vlm_grpo.masks.contours import outlines, starts_of
+from vlm_grpo.masks.contours import extract_contours, start_points
 from vlm_grpo.masks.curves import Series
-from vlm_grpo.masks.raster import fill, mask_of, region_iou, toggles_of
-from vlm_grpo.masks.rle import Truth, read_rle, write_rle
-from vlm_grpo.masks.schema import FEWEST_TERMS, MOST_TERMS, TERMS, UNIT, read_shape, shape_fault, write_part
-from vlm_grpo.masks.simplify import corners
-from vlm_grpo.registry import Table
+from vlm_grpo.masks.raster import fill_polygon, region_iou, regions_to_mask, run_boundaries
+from vlm_grpo.masks.rle import RLEMask, read_rle, write_rle
+from vlm_grpo.masks.schema import MAX_TERMS, MIN_TERMS, TERMS, UNIT, read_shape, validate_shape, write_part
+from vlm_grpo.masks.simplify import simplify_polygon
+from vlm_grpo.registry import Registry
 
 __all__ = [
     "CODECS",
-    "FEWEST_TERMS",
-    "MOST_TERMS",
+    "MAX_TERMS",
+    "MIN_TERMS",
     "TERMS",
-    "Truth",
-    "decode",
-    "encode",
+    "RLEMask",
+    "decode_mask",
+    "decode_regions",
+    "encode_mask",
     "fit_iou",
     "read_rle",
     "read_shape",
     "region_iou",
-    "regions",
-    "shape_fault",
+    "validate_shape",
     "write_rle",
 ]
 
@@ -68,20 +68,20 @@ def _series_codec(kind: str) -> Codec:
     )
 
 
-CODECS: Table[Codec] = Table(
+CODECS: Registry[Codec] = Registry(
     "codec",
     {
         "chebyshev": _series_codec("chebyshev"),
         "fourier": _series_codec("fourier"),
-        "polygon": Codec("polygon", corners, lambda rows: rows),
+        "polygon": Codec("polygon", simplify_polygon, lambda rows: rows),
     },
 )
 
 
-def encode(
+def encode_mask(
     mask: np.ndarray, codec: str = "chebyshev", terms: int = TERMS, starts: int = 1, extent: Extent = (1000, 1000)
 ) -> dict[str, Any]:
-    """The shape of a mask, (H, W): one part for each of its largest components, at most 4; holes are filled.
+    """Return the shape of a mask, (H, W): one part for each of its largest components, at most 4; holes are filled.
 
     Args:
         mask: true inside; at least one pixel.
@@ -95,8 +95,8 @@ def encode(
         ValueError: an empty mask, one that is not (H, W), or terms or starts out of range.
     """
     entry = CODECS[codec]
-    if not FEWEST_TERMS <= terms <= MOST_TERMS:
-        raise ValueError(f"terms must be from {FEWEST_TERMS} to {MOST_TERMS}, got {terms}")
+    if not MIN_TERMS <= terms <= MAX_TERMS:
+        raise ValueError(f"terms must be from {MIN_TERMS} to {MAX_TERMS}, got {terms}")
     if starts < 1:
         raise ValueError(f"starts must be at least 1, got {starts}")
     mask = np.asarray(mask, dtype=bool)
@@ -104,31 +104,31 @@ def encode(
         raise ValueError(f"a mask must be (height, width) with at least one pixel, got {mask.shape}, {mask.sum()} set")
     height, width = mask.shape
     scale = np.array([extent[0] / width, extent[1] / height])
-    return {codec: [_encode_part(entry, points, terms, starts, scale, mask.shape) for points in outlines(mask)]}
+    return {codec: [_encode_part(entry, points, terms, starts, scale, mask.shape) for points in extract_contours(mask)]}
 
 
 def _encode_part(
     codec: Codec, points: np.ndarray, terms: int, starts: int, scale: np.ndarray, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """The part whose curve covers the outline's region best, among those that begin at different points."""
+    """Return the part whose curve covers the contour's region best, among several start points."""
     box = _box(points * scale)
-    begun = [np.roll(points, -start, axis=0) for start in starts_of(points, starts)]
-    found = [_rows_from(codec, turned, terms, box, scale) for turned in begun]
+    begun = [np.roll(points, -start, axis=0) for start in start_points(points, starts)]
+    found = [_fit_rows(codec, turned, terms, box, scale) for turned in begun]
     if starts > 1:
-        truth = fill(points, *size)
-        scores = [region_iou([fill(_curve(codec, rows, box, scale), *size)], truth) for rows in found]
+        truth = fill_polygon(points, *size)
+        scores = [region_iou([fill_polygon(_curve(codec, rows, box, scale), *size)], truth) for rows in found]
         found = [found[int(np.argmax(scores))]]
     return write_part(codec.name, box.tolist(), found[0])
 
 
 def _box(points: np.ndarray) -> np.ndarray:
-    """The box around points, rounded to whole numbers, (4,) of int; at least 1 wide and high."""
+    """Return the bounding box of points, rounded to whole numbers, (4,) of int; at least 1 wide and high."""
     low, high = np.rint(points.min(axis=0)), np.rint(points.max(axis=0))
     return np.concatenate([low, np.maximum(high, low + 1)]).astype(int)
 
 
-def _rows_from(codec: Codec, points: np.ndarray, terms: int, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Coefficients or corners of an outline in pixels, relative to the box, rounded.
+def _fit_rows(codec: Codec, points: np.ndarray, terms: int, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return coefficients or vertices of a contour in pixels, relative to the box, rounded.
 
     The fit is made in pixels, where distances are the same in both directions.
     """
@@ -137,39 +137,39 @@ def _rows_from(codec: Codec, points: np.ndarray, terms: int, box: np.ndarray, sc
 
 
 def _curve(codec: Codec, rows: np.ndarray, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The curve of rows in pixels, (N, 2)."""
+    """Return the curve of rows in pixels, (N, 2)."""
     center, half = _center_and_half(box, scale)
     return codec.curve(rows) * (half / UNIT) + center
 
 
 def _center_and_half(box: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half-size of a box in pixels, (2,) each."""
+    """Return center and half-size of a box in pixels, (2,) each."""
     return (box[:2] + box[2:]) / 2 / scale, (box[2:] - box[:2]) / 2 / scale
 
 
-def regions(
+def decode_regions(
     value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> list[np.ndarray] | None:
-    """The toggles (see `fill.py`) of each part of a shape on an image of height x width pixels; None as in `decode`."""
+    """Return the run boundaries (raster.py) of each part of a shape on an image; None as in `decode_mask`."""
     shape = read_shape(value, terms)
     if shape is None:
         return None
     codec, scale = CODECS[shape[0]], np.array([extent[0] / width, extent[1] / height])
-    return [fill(_curve(codec, part.rows, part.box, scale), height, width) for part in shape[1]]
+    return [fill_polygon(_curve(codec, part.rows, part.box, scale), height, width) for part in shape[1]]
 
 
-def decode(
+def decode_mask(
     value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> np.ndarray | None:
-    """The mask, (height, width) of bool, that a shape or its JSON text stands for: the union of its parts.
+    """Return the mask, (height, width) of bool, of a shape or its JSON text: the union of its parts.
 
-    None for anything that is not a well-formed shape (see `shape_fault`, which also says what `terms` means).
+    None for anything that is not a well-formed shape (see `validate_shape`, which also says what `terms` means).
     """
-    found = regions(value, height, width, extent, terms)
-    return None if found is None else mask_of(found, height, width)
+    found = decode_regions(value, height, width, extent, terms)
+    return None if found is None else regions_to_mask(found, height, width)
 
 
 def fit_iou(mask: np.ndarray, value: Any, extent: Extent = (1000, 1000)) -> float:
-    """IoU, 0 to 1, of a mask with a shape: what the shape can earn at most. 0 for a shape that is not well-formed."""
-    found = regions(value, *mask.shape, extent)
-    return 0.0 if found is None else region_iou(found, toggles_of(mask))
+    """Return the IoU, 0 to 1, of a mask with a shape, the upper bound of its reward; 0 for an invalid shape."""
+    found = decode_regions(value, *mask.shape, extent)
+    return 0.0 if found is None else region_iou(found, run_boundaries(mask))

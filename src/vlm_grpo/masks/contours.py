@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 POINTS = 256  # on each outline; a fit on an even grid wants about the square of the number of terms
-SMALLEST = 0.02  # of the whole area: parts below are left out
-MOST = 4  # parts of a mask
+MIN_AREA = 0.02  # of the whole area: parts below are left out
+MAX_PARTS = 4  # parts of a mask
 
 
-def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Outer borders of the connected parts of a mask, each (POINTS, 2) of (x, y) in pixels; [] for an empty mask.
+def extract_contours(mask: np.ndarray) -> list[np.ndarray]:
+    """Return the outer borders of a mask's connected parts, each (POINTS, 2) of (x, y) in pixels; [] if it is empty.
 
     A pixel (row, column) covers (column, row) to (column + 1, row + 1). The border runs half a pixel outside the
     centres of border pixels with cut corners, so that filling it by pixel centres gives the part back. Holes are
@@ -24,12 +24,12 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     borders = [border + corner for border in _borders(mask[top : rows[-1] + 1, left : columns[-1] + 1])]
     areas = [abs(area(border)) for border in borders]
     order = sorted(range(len(borders)), key=lambda part: -areas[part])
-    kept = [part for part in order[:MOST] if areas[part] >= SMALLEST * sum(areas)]
+    kept = [part for part in order[:MAX_PARTS] if areas[part] >= MIN_AREA * sum(areas)]
     return [resample(_clockwise(borders[part])) for part in kept]
 
 
 def _borders(mask: np.ndarray) -> list[np.ndarray]:
-    """Outer borders by marching squares at one half, in the coordinates of the mask with a border of one."""
+    """Return the outer borders by marching squares at 0.5, in coordinates of the padded mask."""
     import contourpy
 
     padded = np.pad(mask.astype(np.float64), 1)
@@ -39,7 +39,7 @@ def _borders(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def area(points: np.ndarray) -> float:
-    """Signed area of a closed polygon, (N, 2): positive when it runs clockwise on the screen, where y points down."""
+    """Return the signed area of a closed polygon, (N, 2): positive if clockwise on the screen, where y points down."""
     x, y = points[:, 0], points[:, 1]
     return float(x @ np.roll(y, -1) - np.roll(x, -1) @ y) / 2
 
@@ -49,7 +49,7 @@ def _clockwise(points: np.ndarray) -> np.ndarray:
 
 
 def resample(points: np.ndarray, count: int = POINTS) -> np.ndarray:
-    """`count` points, (count, 2), at equal distances along a closed polygon, beginning with its first point."""
+    """Return `count` points, (count, 2), at equal distances along a closed polygon, starting at its first point."""
     closed = np.concatenate([points, points[:1]])
     steps = np.hypot(*np.diff(closed, axis=0).T)
     length = np.concatenate([[0.0], np.cumsum(steps)])
@@ -57,8 +57,8 @@ def resample(points: np.ndarray, count: int = POINTS) -> np.ndarray:
     return np.stack([np.interp(at, length, closed[:, 0]), np.interp(at, length, closed[:, 1])], axis=1)
 
 
-def starts_of(points: np.ndarray, count: int) -> list[int]:
-    """`count` points to begin at: the sharpest turn, then others at equal distances from it."""
+def start_points(points: np.ndarray, count: int) -> list[int]:
+    """Return `count` points to start at: the sharpest turn, then others at equal distances from it."""
     reach = len(points) // 32
     before = points - np.roll(points, reach, axis=0)
     after = np.roll(points, -reach, axis=0) - points

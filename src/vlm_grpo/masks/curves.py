@@ -26,13 +26,13 @@ class Series:
     terms: int
 
     def values(self, t: np.ndarray) -> np.ndarray:
-        """All functions at t, (points, terms)."""
+        """Return all functions at t, (points, terms)."""
         if self.kind == "chebyshev":
             return np.cos(np.arange(self.terms) * np.arccos(t.clip(-1, 1))[:, None])
         return self._waves(t)[:, : self.terms]
 
     def derivatives(self, t: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and second derivatives of all functions at t, (points, terms) each."""
+        """Return first and second derivatives of all functions at t, (points, terms) each."""
         if self.kind == "chebyshev":
             return values @ self._slopes, values @ (self._slopes @ self._slopes)
         waves = self._waves(t)
@@ -42,7 +42,7 @@ class Series:
         return first[:, : self.terms], (-(pulse**2) * waves)[:, : self.terms]
 
     def _waves(self, t: np.ndarray) -> np.ndarray:
-        """1 and pairs of cosine and sine, (points, an odd number of at least `terms`)."""
+        """Return 1 and pairs of cosine and sine, (points, an odd number of at least `terms`)."""
         angle = np.pi * t[:, None] * np.arange(1, self.terms // 2 + 1)
         waves = np.ones((len(t), 2 * angle.shape[1] + 1))
         waves[:, 1::2], waves[:, 2::2] = np.cos(angle), np.sin(angle)
@@ -74,7 +74,7 @@ class Series:
         return self.values(np.linspace(-1, 1, 200))
 
     def fit(self, points: np.ndarray) -> np.ndarray:
-        """Coefficients, (terms, 2), of the closed curve that lies nearest to the points, (N, 2) in order.
+        """Return coefficients, (terms, 2), of the closed curve closest to the points, (N, 2) in order.
 
         The curve begins and ends at the first point's place.
         """
@@ -93,14 +93,14 @@ class Series:
         return best
 
     def _solve(self, values: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Least squares among closed curves; a trace of ridge keeps shapes of one point solvable."""
+        """Solve the least squares among closed curves; a slight ridge keeps shapes of one point solvable."""
         matrix = values @ self.closed
         normal = matrix.T @ matrix
         normal += 1e-9 * len(target) * np.eye(len(normal))
         return self.closed @ np.linalg.solve(normal, matrix.T @ target)
 
     def _corrected(self, t: np.ndarray, values: np.ndarray, coefficients: np.ndarray, off: np.ndarray) -> np.ndarray:
-        """One damped Newton step of every t towards its nearest point of the curve; order and ends are kept."""
+        """Return t after a damped Newton step towards the nearest points of the curve; order and ends stay."""
         first, second = self.derivatives(t, values)
         slope = first @ coefficients
         speed = (slope**2).sum(axis=1)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Toggles of the polygon through `points`, (N, 2) in pixels as (x, y), closed and filled by the even-odd rule.
+def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return run boundaries of the closed polygon `points`, (N, 2) as (x, y) in pixels, by the even-odd rule.
 
     Pixel (row, column) is inside when its centre (column + 0.5, row + 0.5) is. What leaves the image is cut off.
     """
@@ -26,24 +26,24 @@ def fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.sort(column * height + row)
 
 
-def toggles_of(mask: np.ndarray) -> np.ndarray:
-    """Toggles of a mask, (H, W), of anything that is true inside."""
+def run_boundaries(mask: np.ndarray) -> np.ndarray:
+    """Return run boundaries of a mask, (H, W), of anything that is true inside."""
     flat = np.zeros(mask.size + 2, dtype=np.int8)
     flat[1:-1] = np.asarray(mask, dtype=bool).ravel(order="F")
     return np.flatnonzero(np.diff(flat))
 
 
-def mask_of(regions: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The union of regions as a mask, (H, W) of bool."""
+def regions_to_mask(regions: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Return the union of regions as a mask, (H, W) of bool."""
     flat = np.zeros(height * width, dtype=bool)
-    for toggles in regions:
-        changes = np.bincount(toggles, minlength=flat.size + 1)[:-1]
+    for boundaries in regions:
+        changes = np.bincount(boundaries, minlength=flat.size + 1)[:-1]
         flat |= np.cumsum(changes) % 2 == 1
     return flat.reshape((width, height)).T
 
 
 def region_iou(regions: Sequence[np.ndarray], truth: np.ndarray) -> float:
-    """IoU of the union of regions with another region, 0 to 1; 0 when all are empty."""
+    """Return the IoU of the union of regions with another region, 0 to 1; 0 when all are empty."""
     positions = np.concatenate([truth, *regions])
     signs = np.ones(len(positions), dtype=np.int64)
     signs[1::2] = -1  # every region has an even number of toggles

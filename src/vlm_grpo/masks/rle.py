@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LONGEST = 7  # characters of one number: 35 bits
-LARGEST = 100_000  # pixels of a side
+MAX_CHARACTERS = 7  # characters of one number: 35 bits
+MAX_SIDE = 100_000  # pixels of a side
 
 
-class Truth(NamedTuple):
-    """A true mask: its size in pixels and its toggles (see `fill.py`)."""
+class RLEMask(NamedTuple):
+    """A mask as run boundaries (see raster.py): its height and width in pixels, and the boundaries."""
 
     height: int
     width: int
-    toggles: np.ndarray
+    boundaries: np.ndarray
 
     @property
     def area(self) -> int:
         """Pixels inside."""
-        return int((self.toggles[1::2] - self.toggles[::2]).sum())
+        return int((self.boundaries[1::2] - self.boundaries[::2]).sum())
 
 
-def read_rle(value: Any) -> Truth:
-    """The mask in an RLE object.
+def read_rle(value: Any) -> RLEMask:
+    """Return the mask of an RLE object.
 
     Raises:
         ValueError: it is no such object, or its runs are not as long as the mask; says what must hold.
@@ -39,12 +39,12 @@ def read_rle(value: Any) -> Truth:
         raise ValueError('must be {"size": [height, width], "counts": ...}')
     size, counts = value["size"], value["counts"]
     is_size = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)
-    if not is_size or not all(0 < side <= LARGEST for side in size):
-        raise ValueError(f"'size' must be [height, width], each from 1 to {LARGEST} pixels")
+    if not is_size or not all(0 < side <= MAX_SIDE for side in size):
+        raise ValueError(f"'size' must be [height, width], each from 1 to {MAX_SIDE} pixels")
     if isinstance(counts, bytes):
         counts = counts.decode("ascii", errors="replace")
     if isinstance(counts, list | tuple):
-        if not all(type(run) is int and 0 <= run <= LARGEST**2 for run in counts):
+        if not all(type(run) is int and 0 <= run <= MAX_SIDE**2 for run in counts):
             raise ValueError("'counts' must be whole numbers, none negative")
         counts = tuple(counts)
     elif not isinstance(counts, str):
@@ -53,7 +53,7 @@ def read_rle(value: Any) -> Truth:
 
 
 def write_rle(mask: np.ndarray) -> dict[str, Any]:
-    """The RLE object of a mask, (H, W), with counts as text."""
+    """Return the RLE object of a mask, (H, W), with counts as text."""
     from pycocotools import mask as coco
 
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -61,13 +61,13 @@ def write_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _read(height: int, width: int, counts: str | tuple[int, ...]) -> Truth:
+def _read(height: int, width: int, counts: str | tuple[int, ...]) -> RLEMask:
     runs = _runs_of_text(counts) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the runs in 'counts' must be {height * width} pixels long together, got {runs.sum()}")
-    toggles = np.cumsum(runs)[: len(runs) // 2 * 2]  # a last run outside ends the mask anyway
-    toggles.flags.writeable = False
-    return Truth(height, width, toggles)
+    boundaries = np.cumsum(runs)[: len(runs) // 2 * 2]  # a last run outside ends the mask anyway
+    boundaries.flags.writeable = False
+    return RLEMask(height, width, boundaries)
 
 
 def _runs_of_text(counts: str) -> np.ndarray:
@@ -79,7 +79,7 @@ def _runs_of_text(counts: str) -> np.ndarray:
     ends = np.flatnonzero(is_last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > LONGEST:
+    if lengths.max() > MAX_CHARACTERS:
         raise ValueError("'counts' holds a run that is too long")
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((codes & 31) << shifts, starts)

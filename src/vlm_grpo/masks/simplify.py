@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def corners(points: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the points of a closed outline, (count, 2) in their order.
+def simplify_polygon(points: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of the points of a closed contour, (count, 2) in their order.
 
     Douglas and Peucker's rule (Cartographica 10, 1973) by number instead of distance: begin with the first point and
     the one farthest from it, then add the point that lies farthest from its side, again and again.
@@ -14,20 +14,20 @@ def corners(points: np.ndarray, count: int) -> np.ndarray:
     total = len(points)
     closed = np.concatenate([points, points[:1]])
     far = int(np.argmax(((points - points[0]) ** 2).sum(axis=1)))
-    sides = {(0, far): _farthest(closed, 0, far), (far, total): _farthest(closed, far, total)}
+    sides = {(0, far): _farthest_point(closed, 0, far), (far, total): _farthest_point(closed, far, total)}
     while len(sides) < count:
         begin, end = max(sides, key=lambda side: sides[side][0])
         distance, middle = sides.pop((begin, end))
         if distance <= 0:
             sides[begin, end] = (distance, middle)
             break
-        sides[begin, middle] = _farthest(closed, begin, middle)
-        sides[middle, end] = _farthest(closed, middle, end)
+        sides[begin, middle] = _farthest_point(closed, begin, middle)
+        sides[middle, end] = _farthest_point(closed, middle, end)
     return points[sorted(begin for begin, _ in sides)]
 
 
-def _farthest(points: np.ndarray, begin: int, end: int) -> tuple[float, int]:
-    """How far the farthest point between two lies from the side between them, and which it is."""
+def _farthest_point(points: np.ndarray, begin: int, end: int) -> tuple[float, int]:
+    """Return distance and index of the point between two others that is farthest from their side."""
     between = points[begin + 1 : end]
     if not len(between):
         return 0.0, begin

@@ -17,7 +17,7 @@ from typing import Any
 
 from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import Record
-from vlm_grpo.registry import Table, unknown_name
+from vlm_grpo.registry import Registry, unknown_name
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
@@ -34,7 +34,7 @@ class PromptTemplate:
     path: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled template, which cannot be pickled."""
+        """Return the state without the compiled template, which cannot be pickled."""
         return {"name": self.name, "text": self.text, "path": self.path}
 
     @cached_property
@@ -69,7 +69,7 @@ class PromptTemplate:
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
     def _user_turn(self, record: Record, think_tags: bool) -> str:
-        """The last turn. Markers of the template itself win over those of the question if they place every image.
+        """Return the last turn. The template's own markers win over the question's if they place every image.
 
         Otherwise those that the template begins with are left out: the question places the images.
         """
@@ -101,12 +101,12 @@ class PromptTemplate:
 
 
 def lettered(options: tuple[str, ...]) -> list[str]:
-    """Options as lines: `A. red`, `B. blue`."""
+    """Return options as lines: `A. red`, `B. blue`."""
     return [f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options)]
 
 
 def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """The text of a user turn with an empty block in place of every marker; `kinds` maps markers to block types."""
+    """Return a user turn's text with an empty block for every marker; `kinds` maps markers to block types."""
     if turn["role"] != "user":
         return [{"type": "text", "text": turn["content"]}]
     parts = [part for part in re.split(f"({'|'.join(kinds)})", turn["content"]) if part]
@@ -114,7 +114,7 @@ def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, st
 
 
 def load_prompt(path: str | Path) -> PromptTemplate:
-    """A user's own template.
+    """Return a user's own template.
 
     Raises:
         ValueError: no such file, it is not UTF-8 or not valid jinja, it uses an unknown variable or no question.
@@ -142,7 +142,7 @@ def _shipped(name: str) -> PromptTemplate:
     return PromptTemplate(name, files("vlm_grpo.prompts").joinpath(f"{name}.jinja").read_text(encoding="utf-8"))
 
 
-PROMPTS: Table[PromptTemplate] = Table(
+PROMPTS: Registry[PromptTemplate] = Registry(
     "prompt",
     {
         name: _shipped(name)

@@ -8,55 +8,55 @@ from functools import lru_cache
 import numpy as np
 
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.detection import Detection, Lists, compared, detection_pair, overlaps
+from vlm_grpo.rewards.detection import Detection, DetectionPair, detection_pair, iou_matrix, pair_detections
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as pycocotools rounds them
 RECALLS = np.linspace(0.0, 1.0, 101)
-MOST = 100  # boxes a label that COCO looks at
+MAX_DETECTIONS = 100  # boxes a label that COCO looks at
 
 
 def od_ap_reward(completion: str, record: Record, *, thresholds: Sequence[float] = THRESHOLDS) -> float | None:
-    """COCO AP over IoU 0.50 to 0.95, the mean over true and invented labels; None when the truth is no list.
+    """Return COCO AP over IoU 0.50 to 0.95, the mean over true and invented labels; None when the truth is no list.
 
     An invented label is a class of false positives alone, so its AP is 0; so is that of entries that cannot be read. A
     box without a confidence has confidence 1. Among boxes of equal confidence the wrong ones rank first, so that twenty
     equal boxes are worth a twentieth. Surplus boxes of a lower confidence cost nothing once all true ones are found:
     that is how AP is defined, and why `detection` is the better reward.
     """
-    lists = detection_pair(completion, record)
-    return None if lists is None else mean_precision(lists, thresholds)
+    pair = detection_pair(completion, record)
+    return None if pair is None else mean_average_precision(pair, thresholds)
 
 
-def mean_precision(lists: Lists, thresholds: Sequence[float] = THRESHOLDS) -> float:
-    """Average precision, the mean over thresholds and over the labels of both lists; 1 for two empty lists."""
-    if not lists.given or not lists.right:
-        return float(lists.given == lists.right)
-    labels = {item.label for item in (*lists.given, *lists.right)}
+def mean_average_precision(pair: DetectionPair, thresholds: Sequence[float] = THRESHOLDS) -> float:
+    """Return the average precision, the mean over thresholds and labels of both lists; 1 for two empty lists."""
+    if not pair.predicted or not pair.target:
+        return float(pair.predicted == pair.target)
+    labels = {item.label for item in (*pair.predicted, *pair.target)}
     total = 0.0
-    for label in sorted(labels & {item.label for item in lists.right}):
-        given, right = ([item for item in side if item.label == label] for side in lists)
-        total += label_precision(given, right, thresholds)
+    for label in sorted(labels & {item.label for item in pair.target}):
+        predicted, target = ([item for item in side if item.label == label] for side in pair)
+        total += label_average_precision(predicted, target, thresholds)
     return total / len(labels)
 
 
-def label_precision(given: list[Detection], right: list[Detection], thresholds: Sequence[float]) -> float:
-    """Average precision of the boxes of one label, the mean over IoU thresholds."""
-    if not given:
+def label_average_precision(predicted: list[Detection], target: list[Detection], thresholds: Sequence[float]) -> float:
+    """Return the average precision of the boxes of one label, the mean over IoU thresholds."""
+    if not predicted:
         return 0.0
-    values = overlaps(given, right)
-    sure = [item.confidence for item in given]
-    ranked = sorted(range(len(given)), key=lambda row: (-sure[row], -values[row].max()))[:MOST]
+    values = iou_matrix(predicted, target)
+    confidences = [item.confidence for item in predicted]
+    ranked = sorted(range(len(predicted)), key=lambda row: (-confidences[row], -values[row].max()))[:MAX_DETECTIONS]
     rows = values[ranked].tolist()
     total = 0.0
     for threshold in thresholds:
-        hits = _hits(rows, threshold)
-        order = sorted(range(len(ranked)), key=lambda place: (-sure[ranked[place]], hits[place]))
-        total += _area([hits[place] for place in order], len(right))
+        hits = _true_positives(rows, threshold)
+        order = sorted(range(len(ranked)), key=lambda place: (-confidences[ranked[place]], hits[place]))
+        total += _interpolated_precision([hits[place] for place in order], len(target))
     return total / len(thresholds)
 
 
-def _hits(rows: list[list[float]], threshold: float) -> list[bool]:
-    """Whether each box, surest first, finds a true box of at least this IoU that none before it took."""
+def _true_positives(rows: list[list[float]], threshold: float) -> list[bool]:
+    """Return whether each box, by falling confidence, matches a true box that no box before it matched."""
     taken: set[int] = set()
     hits = []
     for row in rows:
@@ -67,8 +67,8 @@ def _hits(rows: list[list[float]], threshold: float) -> list[bool]:
     return hits
 
 
-def _area(hits: list[bool], true: int) -> float:
-    """Interpolated precision, the mean over 101 recalls; `hits` are ranked, the surest first."""
+def _interpolated_precision(hits: list[bool], true: int) -> float:
+    """Return the interpolated precision, the mean over 101 recalls; `hits` are ordered by falling confidence."""
     ranks = [rank for rank, hit in enumerate(hits, 1) if hit]
     reached, best, total = _recalls_reached(true), 0.0, 0.0
     for found in range(len(ranks), 0, -1):
@@ -79,26 +79,26 @@ def _area(hits: list[bool], true: int) -> float:
 
 @lru_cache(maxsize=1024)
 def _recalls_reached(true: int) -> tuple[int, ...]:
-    """How many of the 101 recalls are reached with 0, 1, ... `true` boxes found; recall 0 only with the first."""
+    """Return how many of the 101 recalls are reached with 0, 1, ... `true` matches; recall 0 only with the first."""
     return 0, *(int((found / true >= RECALLS).sum()) for found in range(1, true + 1))
 
 
 def od_ap(answer: str, truth: str, record: Record) -> float | None:
     """The `od_ap` reward: COCO AP, invented labels counted."""
-    lists = compared(answer, truth, record)
-    return None if lists is None else mean_precision(lists)
+    pair = pair_detections(answer, truth, record)
+    return None if pair is None else mean_average_precision(pair)
 
 
 def od_ap50(answer: str, truth: str, record: Record) -> float | None:
     """The `od_ap50` reward: COCO AP at IoU 0.5, invented labels counted."""
-    lists = compared(answer, truth, record)
-    return None if lists is None else mean_precision(lists, (0.5,))
+    pair = pair_detections(answer, truth, record)
+    return None if pair is None else mean_average_precision(pair, (0.5,))
 
 
 def od_length(answer: str, truth: str, record: Record) -> float | None:
     """`od_ap`, times true / given where more boxes are given than there are."""
-    lists = compared(answer, truth, record)
-    if lists is None:
+    pair = pair_detections(answer, truth, record)
+    if pair is None:
         return None
-    surplus = len(lists.given) > len(lists.right) > 0 if lists.given else False
-    return mean_precision(lists) * (len(lists.right) / len(lists.given) if surplus else 1.0)
+    surplus = len(pair.predicted) > len(pair.target) > 0 if pair.predicted else False
+    return mean_average_precision(pair) * (len(pair.target) / len(pair.predicted) if surplus else 1.0)

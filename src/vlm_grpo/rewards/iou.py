@@ -17,20 +17,20 @@ from vlm_grpo.records import Record
 class BoxPair(NamedTuple):
     """The answer's only box (None for no box or several) and the true one."""
 
-    given: Box | None
-    right: Box
+    predicted: Box | None
+    target: Box
 
 
 def box_pair(completion: str, record: Record) -> BoxPair | None:
-    """The boxes to compare, in the space of the answer; None when the record has no single box."""
-    right = true_box(record.answer)
-    if right is None:
+    """Return the boxes to compare, in the space of the answer; None when the record has no single box."""
+    target = target_box(record.answer)
+    if target is None:
         return None
-    return BoxPair(only_box(extract_answer(completion) or ""), in_answer_space(right, record))
+    return BoxPair(only_box(extract_answer(completion) or ""), in_answer_space(target, record))
 
 
 def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
-    """The box in the space of the model's answers; as it is where space or sizes are not known.
+    """Return the box in the space of the model's answers; unchanged where space or sizes are unknown.
 
     `source` is the space that it is in, by default that of the truth, the record's `box_space`. With several images,
     `box_image` of the record says which one the box is on; the first without it.
@@ -44,18 +44,18 @@ def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
     return convert(box, source or facts.get("box_space") or "original", space, sizes[number], resized)
 
 
-def true_box(answer: Any) -> Box | None:
-    """The record's box, from a list, an object with `bbox_2d` or their text."""
-    return _box_of_text(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
+def target_box(answer: Any) -> Box | None:
+    """Return the record's box, from a list, an object with `bbox_2d` or their text."""
+    return _parse_target_box(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
 
 
 @lru_cache(maxsize=65536)
-def _box_of_text(answer: str) -> Box | None:
+def _parse_target_box(answer: str) -> Box | None:
     return only_box((extract_answer(answer) if "<answer>" in answer else None) or answer)
 
 
 def iou_reward(completion: str, record: Record, *, above: float | None = None, power: float = 1.0) -> float | None:
-    """IoU of the answer's box with the true box, 0 to 1; None when the record has no box.
+    """Return the IoU of the answer's box with the target box, 0 to 1; None when the record has no box.
 
     Args:
         above: 1.0 when the IoU exceeds this, else 0.0 (the RefCOCO protocol at 0.5).
@@ -64,27 +64,27 @@ def iou_reward(completion: str, record: Record, *, above: float | None = None, p
     pair = box_pair(completion, record)
     if pair is None:
         return None
-    value = 0.0 if pair.given is None else iou(pair.given, pair.right)
+    value = 0.0 if pair.predicted is None else iou(pair.predicted, pair.target)
     return value**power if above is None else float(value > above)
 
 
 def box_overlap(answer: str, truth: str, record: Record) -> float | None:
     """The IoU of the answer's only box with the true box, 0 to 1; not applicable when the truth is no single box."""
-    right = true_box(record.answer)
-    given = only_box(answer)
-    return None if right is None else 0.0 if given is None else iou(given, in_answer_space(right, record))
+    target = target_box(record.answer)
+    predicted = only_box(answer)
+    return None if target is None else 0.0 if predicted is None else iou(predicted, in_answer_space(target, record))
 
 
 def giou_reward(completion: str, record: Record) -> float | None:
-    """Generalised IoU (arXiv:1902.09630) moved to 0..1 as (giou + 1) / 2; no box, or one without area, is 0."""
+    """Return the generalized IoU (arXiv:1902.09630) as (giou + 1) / 2; no box, or one without area, is 0."""
     pair = box_pair(completion, record)
     if pair is None:
         return None
-    return 0.0 if pair.given is None or not pair.given.area else (giou(pair.given, pair.right) + 1) / 2
+    return 0.0 if pair.predicted is None or not pair.predicted.area else (giou(pair.predicted, pair.target) + 1) / 2
 
 
 def center_reward(completion: str, record: Record) -> float | None:
-    """1.0 when the centre of the answer's box lies inside the true box. It says nothing of the size: add `iou`."""
+    """Return 1.0 when the center of the answer's box lies inside the target box; its size does not count: add `iou`."""
     pair = box_pair(completion, record)
     if pair is None:
         return None

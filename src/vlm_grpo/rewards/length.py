@@ -21,7 +21,7 @@ def cosine_length_reward(
     max_length: int = 1024,
     judge: JudgeSettings | None = None,
 ) -> float | None:
-    """Right answers earn 1.0 when short, 0.5 at the limit; wrong ones -1.0 when short, -0.5 at the limit.
+    """Return 1.0 for a short correct answer, 0.5 at the limit; -1.0 for a short wrong one, -0.5 at the limit.
 
     Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
     """
@@ -37,14 +37,14 @@ def cosine_length_reward(
 def overlong_reward(
     completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024, cache: int | None = None
 ) -> float | None:
-    """DAPO's soft punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, then falling to -1 at the limit."""
+    """Return DAPO's overlong punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, falling to -1 at the limit."""
     length = len(completion.split()) if num_tokens is None else num_tokens
     cache = max(1, max_length // 5) if cache is None else cache
     return -min(1.0, max(0.0, (length - (max_length - cache)) / cache))
 
 
 def repetition_reward(completion: str, record: Record, *, ngram: int = NGRAM) -> float:
-    """Minus the share of repeated n-grams of words, or of repeated boxes: 0 for none, towards -1 (arXiv:2502.03373).
+    """Return minus the fraction of repeated n-grams of words, or of repeated boxes, -1 to 0 (arXiv:2502.03373).
 
     Where a language has no spaces (or a ramble leaves them out), n-grams are of characters.
     """

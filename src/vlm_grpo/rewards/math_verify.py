@@ -22,26 +22,26 @@ from functools import lru_cache
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 5.0  # seconds for one pair
-START_LIMIT = 120.0  # seconds until a new worker has loaded its libraries
+TIME_LIMIT = 5.0  # seconds for one pair
+START_TIME_LIMIT = 120.0  # seconds until a new worker has loaded its libraries
 MAX_LENGTH = 4000  # characters; a longer answer is a ramble
 SYMBOLS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{1,2}(?![A-Za-z])")  # longer runs are words or function names
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
-def equal(truth: str, answer: str) -> bool:
-    """Whether the answer equals the truth (LaTeX, an expression, a set, an interval); False when time runs out."""
+def is_equivalent(truth: str, answer: str) -> bool:
+    """Return whether the answer equals the truth (LaTeX, expression, set, interval); False on a timeout."""
     return verify_all([(truth, answer)])[0]
 
 
 def verify_all(pairs: Sequence[tuple[str, str]]) -> list[bool]:
-    """`equal` for many (truth, answer) pairs at the same time; results are kept for the pairs seen lately."""
-    known = _known()
+    """Return `is_equivalent` for many (truth, answer) pairs at once; recent results are cached."""
+    known = _cache()
     missing = [pair for pair in dict.fromkeys(pairs) if pair not in known]
     if missing:
         workers = _idle_workers(os.getpid())
         with ThreadPoolExecutor(min(WORKERS, len(missing))) as threads:
-            found = dict(zip(missing, threads.map(lambda pair: _judge(pair, workers), missing), strict=True))
+            found = dict(zip(missing, threads.map(lambda pair: _verify(pair, workers), missing), strict=True))
         if len(known) > 100_000:
             known.clear()
         known.update(found)
@@ -49,12 +49,12 @@ def verify_all(pairs: Sequence[tuple[str, str]]) -> list[bool]:
 
 
 @lru_cache(maxsize=1)
-def _known() -> dict[tuple[str, str], bool]:
+def _cache() -> dict[tuple[str, str], bool]:
     return {}
 
 
-def _judge(pair: tuple[str, str], workers: queue.LifoQueue[_Worker]) -> bool:
-    """The verdict on one pair, from the first worker that is free."""
+def _verify(pair: tuple[str, str], workers: queue.LifoQueue[_Worker]) -> bool:
+    """Return the result for one pair, from the first idle worker."""
     if len(pair[1]) > MAX_LENGTH:
         return False
     worker = workers.get()
@@ -66,7 +66,7 @@ def _judge(pair: tuple[str, str], workers: queue.LifoQueue[_Worker]) -> bool:
 
 @lru_cache(maxsize=1)
 def _idle_workers(process: int) -> queue.LifoQueue[_Worker]:
-    """The workers of this process; a forked process makes its own."""
+    """Return the workers of this process; a forked process starts its own."""
     workers: queue.LifoQueue[_Worker] = queue.LifoQueue()  # last in, first out: one worker serves a slow trickle
     for _ in range(WORKERS):
         workers.put(_Worker())
@@ -83,10 +83,10 @@ class _Worker:
         if self.process is None or self.process.poll() is not None:
             self.start()
         self.process.stdin.write(json.dumps(pair).encode() + b"\n")
-        line = self.read(LIMIT)
+        line = self.read(TIME_LIMIT)
         if line is None:
             self.stop()
-            logger.warning("math: no verdict within %g s on the answer %.80r; it counts as wrong", LIMIT, pair[1])
+            logger.warning("math: no verdict within %g s on the answer %.80r; it counts as wrong", TIME_LIMIT, pair[1])
         return line == b"true\n"
 
     def start(self) -> None:
@@ -101,13 +101,13 @@ class _Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
         atexit.register(self.stop)
-        if self.read(START_LIMIT) != b"ready\n":
+        if self.read(START_TIME_LIMIT) != b"ready\n":
             self.process.kill()
             said = self.process.stderr.read().decode(errors="replace").strip()
             raise RuntimeError(f"math: the process for math-verify did not start: {said[-500:] or 'it said nothing'}")
 
     def read(self, seconds: float) -> bytes | None:
-        """The next line; None when it does not come in time or the process has ended."""
+        """Return the next line; None when it does not come in time or the process has ended."""
         line, end = b"", time.monotonic() + seconds
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
@@ -129,21 +129,21 @@ SERVE = "from vlm_grpo.rewards.math_verify import serve; serve()"
 def serve() -> None:
     """Answer each line of standard input ([truth, answer] as JSON) with true or false."""
     logging.disable(logging.CRITICAL)  # math-verify's complaints about unreadable answers
-    verdict(r"\frac{1}{2}", "0.5")  # what the first pair would have to load is loaded before the clock runs
-    _say("ready")
+    verify_pair(r"\frac{1}{2}", "0.5")  # what the first pair would have to load is loaded before the clock runs
+    _write_line("ready")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads this pipe from here on; full, it would block
     for line in sys.stdin:
         truth, answer = json.loads(line)
-        _say(json.dumps(verdict(truth, answer)))
+        _write_line(json.dumps(verify_pair(truth, answer)))
 
 
-def _say(word: str) -> None:
+def _write_line(word: str) -> None:
     sys.__stdout__.write(word + "\n")
     sys.__stdout__.flush()
 
 
-def verdict(truth: str, answer: str) -> bool:
-    """What math-verify says of one pair, in this process and without a limit of its own.
+def verify_pair(truth: str, answer: str) -> bool:
+    """Return math-verify's result for one pair, in this process and without a time limit.
 
     math-verify reads X as x; a pair that writes the same symbol in another case is not equal.
     """
@@ -161,5 +161,5 @@ def _symbols_differ_in_case(truth: str, answer: str) -> bool:
 
 
 def _dollars(value: str) -> str:
-    """As inline mathematics, which is where math-verify looks first."""
+    """Return the value as inline mathematics, where math-verify looks first."""
     return value if "$" in value or "\\boxed" in value else f"${value}$"

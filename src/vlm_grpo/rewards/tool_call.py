@@ -11,7 +11,7 @@ from vlm_grpo.answer_parser import extract_json
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.judge_client import JudgeSettings
-from vlm_grpo.tool_call_formats import UNREADABLE, Call, Schemas, calls_in_text
+from vlm_grpo.tool_call_formats import UNREADABLE_CALL, Schemas, ToolCall, parse_tool_calls
 
 
 def tool_call_reward(
@@ -23,12 +23,12 @@ def tool_call_reward(
     tolerance: float | None = None,
     judge: JudgeSettings | None = None,
 ) -> float | None:
-    """Share of the tool calls that are well-formed, 0 where the final answer is not right; 0 without a call.
+    """Return the fraction of well-formed tool calls; 0 without a call or with a wrong final answer.
 
-    A call is written outside the thinking in one of TOOL_FORMS (JSON in `<tool_call>`, or as Qwen3.5, Gemma, GLM, LFM2
-    and Mistral do), or is one of the messages' `tool_calls`. It is well-formed when the
-    record's `tools` (JSON schemas of functions, or names) offer that tool and allow its arguments. None when the record
-    offers no tools, or when it cannot be known whether the answer is right.
+    A call is written outside the thinking in one of TOOL_CALL_FORMATS (JSON in `<tool_call>`, or as Qwen3.5, Gemma,
+    GLM, LFM2 and Mistral do), or is one of the messages' `tool_calls`. It is well-formed when the record's `tools`
+    (JSON schemas of functions, or names) offer that tool and allow its arguments. None when the record offers no tools,
+    or when the correctness of the answer cannot be determined.
 
     Args:
         messages: The whole completion where it has several turns; the adapter gives it.
@@ -41,20 +41,22 @@ def tool_call_reward(
     right = 1.0 if even_if_wrong else accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
     if right is None:
         return None
-    calls = calls_in(completion if isinstance(messages, str) or not messages else messages, offered)
+    calls = extract_tool_calls(completion if isinstance(messages, str) or not messages else messages, offered)
     if right <= 0.5 or not calls:
         return 0.0
-    return sum(call.name in offered and is_allowed(call.arguments, offered[call.name]) for call in calls) / len(calls)
+    return sum(
+        call.name in offered and are_valid_arguments(call.arguments, offered[call.name]) for call in calls
+    ) / len(calls)
 
 
-def calls_in(completion: Any, schemas: Schemas | None = None) -> list[Call]:
+def extract_tool_calls(completion: Any, schemas: Schemas | None = None) -> list[ToolCall]:
     """Return the tool calls of a text, or of the assistant's turns in a list of messages.
 
     Args:
         schemas: of the arguments of each tool, for forms that write numbers and strings alike.
     """
     if isinstance(completion, str):
-        return calls_in_text(completion, schemas)
+        return parse_tool_calls(completion, schemas)
     calls = []
     for message in completion:
         if not isinstance(message, Mapping) or message.get("role") != "assistant":
@@ -63,22 +65,22 @@ def calls_in(completion: Any, schemas: Schemas | None = None) -> list[Call]:
         blocks = content if isinstance(content, list) else [{"text": content}]
         for block in blocks:
             text = block.get("text") if isinstance(block, Mapping) else None
-            calls += calls_in_text(text, schemas) if isinstance(text, str) else []
-        calls += [_from_function(call) for call in message.get("tool_calls") or []]
+            calls += parse_tool_calls(text, schemas) if isinstance(text, str) else []
+        calls += [_from_openai(call) for call in message.get("tool_calls") or []]
     return calls
 
 
-def _from_function(call: Any) -> Call:
-    """A call in the form of TRL and OpenAI, arguments as an object or as its JSON text."""
+def _from_openai(call: Any) -> ToolCall:
+    """Return a call in the format of TRL and OpenAI, with arguments as an object or as its JSON text."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return UNREADABLE
+        return UNREADABLE_CALL
     arguments = function.get("arguments")
-    return Call(function["name"], extract_json(arguments) if isinstance(arguments, str) else arguments)
+    return ToolCall(function["name"], extract_json(arguments) if isinstance(arguments, str) else arguments)
 
 
 def offered_tools(tools: Any) -> dict[str, Mapping[str, Any] | None]:
-    """Name and JSON schema of the arguments of every offered tool (None where only a name is known)."""
+    """Return each offered tool's name and the JSON schema of its arguments (None where only the name is known)."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
@@ -93,24 +95,26 @@ def offered_tools(tools: Any) -> dict[str, Mapping[str, Any] | None]:
     return offered
 
 
-def is_allowed(arguments: Any, schema: Mapping[str, Any] | None) -> bool:
-    """Whether arguments are an object that the schema allows; an argument that it does not name is refused."""
+def are_valid_arguments(arguments: Any, schema: Mapping[str, Any] | None) -> bool:
+    """Return whether arguments are an object that the schema allows; unknown arguments are not."""
     if not isinstance(arguments, Mapping):
         return False
-    return schema is None or fits(dict(arguments), {"type": "object", "additionalProperties": False, **_known(schema)})
+    return schema is None or matches_schema(
+        dict(arguments), {"type": "object", "additionalProperties": False, **_drop_none(schema)}
+    )
 
 
-def fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a value is valid under a JSON schema (draft 2020-12); nothing is under a schema that is none itself."""
+def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Return whether a value is valid under a JSON schema (draft 2020-12); False for an invalid schema."""
     try:
-        return _validator(json.dumps(_known(schema), sort_keys=True)).is_valid(value)
+        return _validator(json.dumps(_drop_none(schema), sort_keys=True)).is_valid(value)
     except (ValueError, TypeError, RecursionError):
         return False
 
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    """Raises: ValueError: the schema is none."""
+    """Return the validator of a schema given as JSON text."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -120,8 +124,8 @@ def _validator(schema: str) -> Any:
     return Draft202012Validator(json.loads(schema))
 
 
-def _known(schema: Any) -> Any:
-    """The schema without the keys that Arrow filled up with None."""
+def _drop_none(schema: Any) -> Any:
+    """Return the schema without the keys that Arrow filled with None."""
     if isinstance(schema, Mapping):
-        return {name: _known(part) for name, part in schema.items() if part is not None}
-    return [_known(part) for part in schema] if isinstance(schema, list) else schema
+        return {name: _drop_none(part) for name, part in schema.items() if part is not None}
+    return [_drop_none(part) for part in schema] if isinstance(schema, list) else schema

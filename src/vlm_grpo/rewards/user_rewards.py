@@ -1,6 +1,6 @@
 """A user's own reward function, told by its parameters: those of this package, of TRL and VLM-R1, of RLLaVA, of verl.
 
-What each form is called with is in FORMS; docs/rewards.md shows one function of each. How values are checked is in
+What each signature is called with is in SIGNATURES; docs/rewards.md shows one function of each. Values are checked in
 adapter.py.
 """
 
@@ -13,32 +13,32 @@ from typing import Any, NamedTuple
 from vlm_grpo.answer_parser import completion_text, ground_truth_text
 from vlm_grpo.import_utils import load_from_file
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, batch_reward, checked_batch, record_of
+from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, batch_reward, checked_batch_reward, record_at
 
-Batch = Callable[..., Any]
+BatchReward = Callable[..., Any]
 RECORD_NAMES = ("record", "row", "")  # of a second parameter, leading underscores left out
 TRUTH_NAMES = ("ground_truth", "gt", "answer", "solution", "truth", "target", "label", "reference", "gold", "expected")
 RESPONSE_NAMES = ("response", "predict", "predict_str", "prediction", "pred")  # beside these a truth may have any name
 VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
-TOTALS = ("overall", "score")  # the entry of a dict that is the reward: RLLaVA's, verl's
+TOTAL_KEYS = ("overall", "score")  # the entry of a dict that is the reward: RLLaVA's, verl's
 
 
-class Form(NamedTuple):
+class RewardSignature(NamedTuple):
     """A way to write a reward.
 
     Attributes:
         shape: its parameters, as messages show them.
         source: where it comes from.
-        lift: name and function to what TRL calls.
+        adapt: makes a batch reward of the function's name and the function.
     """
 
     shape: str
     source: str
-    lift: Callable[[str, Callable[..., Any]], Batch]
+    adapt: Callable[[str, Callable[..., Any]], BatchReward]
 
 
-def find_form(function: Callable[..., Any]) -> str | None:
-    """Return the name in FORMS of the form that a function has; None where it has none of them."""
+def find_signature(function: Callable[..., Any]) -> str | None:
+    """Return the name in SIGNATURES that a function's parameters match; None if they match none."""
     signature = inspect.signature(function)
     parameters = signature.parameters
     if any(name in BATCH_PARAMETERS for name in parameters):
@@ -51,11 +51,11 @@ def find_form(function: Callable[..., Any]) -> str | None:
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(needed) == 1:
-        return _form_of_one(needed[0]) if _binds(signature, (None,), ()) else None
+        return _signature_of_one(needed[0]) if _binds(signature, (None,), ()) else None
     told = [name for name in ("num_tokens", "messages") if name in parameters]
     if not _binds(signature, ("", None), told):
         return None
-    return _form_of_two(*list(parameters.values())[:2])
+    return _signature_of_two(*list(parameters.values())[:2])
 
 
 def _binds(signature: inspect.Signature, values: Sequence[Any], names: Sequence[str]) -> bool:
@@ -66,8 +66,8 @@ def _binds(signature: inspect.Signature, values: Sequence[Any], names: Sequence[
     return True
 
 
-def _form_of_one(parameter: inspect.Parameter) -> str | None:
-    """RLLaVA's forms: one dict, or the list of all."""
+def _signature_of_one(parameter: inspect.Parameter) -> str | None:
+    """Return RLLaVA's signature of a single parameter: one dict, or the list of all."""
     annotation = str(getattr(parameter.annotation, "__name__", parameter.annotation)).strip("'\"").lower()
     if parameter.name == "reward_inputs" or annotation.startswith(("list", "sequence")):
         return "reward_inputs"
@@ -75,37 +75,37 @@ def _form_of_one(parameter: inspect.Parameter) -> str | None:
     return "reward_input" if is_one else None
 
 
-def _form_of_two(first: inspect.Parameter, second: inspect.Parameter) -> str | None:
+def _signature_of_two(first: inspect.Parameter, second: inspect.Parameter) -> str | None:
     name = second.name.strip("_")
     if name in RECORD_NAMES or "Record" in str(second.annotation):
         return "record"
     return "text" if name in TRUTH_NAMES or first.name in RESPONSE_NAMES else None
 
 
-def lift(name: str, function: Callable[..., Any]) -> Batch:
-    """Return a batch reward from a user's function of any of FORMS.
+def to_batch_reward(name: str, function: Callable[..., Any]) -> BatchReward:
+    """Return a batch reward from a user's function with any of SIGNATURES.
 
     Raises:
         TypeError: the function takes something else.
     """
     signature = inspect.signature(function)
-    form = find_form(function)
+    form = find_signature(function)
     if form is None:
-        raise TypeError(f"must take {accepted_forms()}; got {name}{signature}")
+        raise TypeError(f"must take {accepted_signatures()}; got {name}{signature}")
     if form == "columns":
         if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
             raise TypeError(f"must end with **columns, which takes the columns it does not name, got {name}{signature}")
     elif inspect.iscoroutinefunction(function):
         raise TypeError(f"a coroutine function must take all at once, (completions, **columns), got {name}{signature}")
-    return FORMS[form].lift(name, function)
+    return SIGNATURES[form].adapt(name, function)
 
 
-def accepted_forms() -> str:
+def accepted_signatures() -> str:
     """Return the forms in a line, for messages."""
-    return ", ".join(f"{form.shape} as in {form.source}" for form in FORMS.values())
+    return ", ".join(f"{form.shape} as in {form.source}" for form in SIGNATURES.values())
 
 
-def load_user_reward(name: str) -> Batch:
+def load_user_reward(name: str) -> BatchReward:
     """Return the function that `path/to/file.py:function` names as a batch reward.
 
     Raises:
@@ -116,12 +116,12 @@ def load_user_reward(name: str) -> Batch:
         found = "a class" if inspect.isclass(function) else type(function).__name__
         raise ValueError(f"reward {name!r}: must be a function, got {found}")
     try:
-        return lift(name.rpartition(":")[2], function)
+        return to_batch_reward(name.rpartition(":")[2], function)
     except TypeError as error:
         raise ValueError(f"reward {name!r}: {error}") from None
 
 
-class _Parts:
+class _RewardComponents:
     """The other entries of the dicts that a reward returns; their means become metrics."""
 
     def __init__(self, name: str) -> None:
@@ -136,10 +136,10 @@ class _Parts:
         """
         if not isinstance(value, Mapping):
             return value
-        key = next((key for key in TOTALS if key in value), None)
+        key = next((key for key in TOTAL_KEYS if key in value), None)
         if key is None:
             raise TypeError(
-                f"a dict must have the reward under {' or '.join(map(repr, TOTALS))}, got {dict(value)!r:.200}"
+                f"a dict must have the reward under {' or '.join(map(repr, TOTAL_KEYS))}, got {dict(value)!r:.200}"
             )
         for part, number in value.items():
             if part != key and isinstance(number, int | float):
@@ -153,9 +153,9 @@ class _Parts:
             log_metric(f"{self.name}/{part}", sum(numbers) / len(numbers))
 
 
-def _one_by_one(name: str, call: Callable[[str, Record, int], Any]) -> Batch:
-    """A batch reward from what is called with text, record and number of tokens and gives a number or a dict."""
-    parts = _Parts(name)
+def _per_completion(name: str, call: Callable[[str, Record, int], Any]) -> BatchReward:
+    """Return a batch reward from a function of text, record and number of tokens that returns a number or a dict."""
+    parts = _RewardComponents(name)
 
     def reward(completion: str, record: Record, *, num_tokens: int | None = None) -> Any:
         return parts.total(call(completion, record, num_tokens or len(completion.split())))
@@ -172,33 +172,33 @@ def _one_by_one(name: str, call: Callable[[str, Record, int], Any]) -> Batch:
     return score_batch
 
 
-def _lift_text(name: str, function: Callable[..., Any]) -> Batch:
-    return _one_by_one(name, lambda text, record, tokens: function(text, ground_truth_text(record.answer)))
+def _adapt_text(name: str, function: Callable[..., Any]) -> BatchReward:
+    return _per_completion(name, lambda text, record, tokens: function(text, ground_truth_text(record.answer)))
 
 
-def _lift_reward_input(name: str, function: Callable[..., Any]) -> Batch:
-    return _one_by_one(name, lambda text, record, tokens: function(_reward_input(text, record, tokens)))
+def _adapt_reward_input(name: str, function: Callable[..., Any]) -> BatchReward:
+    return _per_completion(name, lambda text, record, tokens: function(_reward_input(text, record, tokens)))
 
 
-def _lift_reward_inputs(name: str, function: Callable[..., Any]) -> Batch:
-    parts = _Parts(name)
+def _adapt_reward_inputs(name: str, function: Callable[..., Any]) -> BatchReward:
+    parts = _RewardComponents(name)
 
     def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
         turns, ids = columns.get("whole_turns", completions), columns.get("completion_ids")
         texts = [completion_text(turn) for turn in turns]
         known = {key: column for key, column in columns.items() if key not in ("whole_turns", "completion_ids")}
         lengths = [len(text.split()) for text in texts] if ids is None else [len(tokens) for tokens in ids]
-        inputs = [_reward_input(text, record_of(known, row), lengths[row]) for row, text in enumerate(texts)]
+        inputs = [_reward_input(text, record_at(known, row), lengths[row]) for row, text in enumerate(texts)]
         values = function(inputs)
         values = [parts.total(value) for value in values] if isinstance(values, list | tuple) else values
         parts.log(columns.get("log_metric"))
         return values
 
-    return checked_batch(name, score_all)
+    return checked_batch_reward(name, score_all)
 
 
 def _reward_input(text: str, record: Record, tokens: int) -> dict[str, Any]:
-    """What RLLaVA hands to a reward; the row's other columns are entries too."""
+    """Return what RLLaVA passes to a reward; the row's other columns are included."""
     return {
         **record.extra,
         "response": text,
@@ -207,7 +207,7 @@ def _reward_input(text: str, record: Record, tokens: int) -> dict[str, Any]:
     }
 
 
-def _lift_verl(name: str, function: Callable[..., Any]) -> Batch:
+def _adapt_verl(name: str, function: Callable[..., Any]) -> BatchReward:
     def call(text: str, record: Record, tokens: int) -> Any:
         extra = record.extra.get("extra_info")
         return function(
@@ -217,11 +217,11 @@ def _lift_verl(name: str, function: Callable[..., Any]) -> Batch:
             extra_info=extra if isinstance(extra, Mapping) else dict(record.extra),
         )
 
-    return _one_by_one(name, call)
+    return _per_completion(name, call)
 
 
-def _lift_columns(name: str, function: Callable[..., Any]) -> Batch:
-    """TRL's form, with VLM-R1's columns beside those of the data."""
+def _adapt_columns(name: str, function: Callable[..., Any]) -> BatchReward:
+    """Return a batch reward from one of TRL's signature, with VLM-R1's columns beside those of the data."""
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
@@ -248,11 +248,11 @@ def _lift_columns(name: str, function: Callable[..., Any]) -> Batch:
         def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
             return function(**complete(completions, prompts, columns))
 
-    return checked_batch(name, score_all)
+    return checked_batch_reward(name, score_all)
 
 
 def _vlm_r1_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
-    """The columns that VLM-R1 hands to rewards, of rows with a record; `ground_truth` is the answer as text."""
+    """Return the columns that VLM-R1 passes to rewards; `ground_truth` is the answer as text."""
     records = columns.get("record") or []
     if len(records) != rows or not all(isinstance(record, Record) for record in records):
         return {}
@@ -266,11 +266,11 @@ def _vlm_r1_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any
     }
 
 
-FORMS: Mapping[str, Form] = {
-    "record": Form("(completion, record)", "this package", batch_reward),
-    "text": Form("(response, ground_truth)", "RLLaVA's guide", _lift_text),
-    "columns": Form("(completions, **columns)", "TRL and VLM-R1", _lift_columns),
-    "reward_input": Form("(reward_input: dict)", "RLLaVA", _lift_reward_input),
-    "reward_inputs": Form("(reward_inputs: list)", "RLLaVA", _lift_reward_inputs),
-    "verl": Form("(data_source, solution_str, ground_truth, extra_info)", "verl", _lift_verl),
+SIGNATURES: Mapping[str, RewardSignature] = {
+    "record": RewardSignature("(completion, record)", "this package", batch_reward),
+    "text": RewardSignature("(response, ground_truth)", "RLLaVA's guide", _adapt_text),
+    "columns": RewardSignature("(completions, **columns)", "TRL and VLM-R1", _adapt_columns),
+    "reward_input": RewardSignature("(reward_input: dict)", "RLLaVA", _adapt_reward_input),
+    "reward_inputs": RewardSignature("(reward_inputs: list)", "RLLaVA", _adapt_reward_inputs),
+    "verl": RewardSignature("(data_source, solution_str, ground_truth, extra_info)", "verl", _adapt_verl),
 }

@@ -68,7 +68,7 @@ class BrowserGone(BrowserError):
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium: the one named in VLM_GRPO_CHROMIUM, one on the path, or Playwright's; None without any.
+    """Return the path of a Chromium: VLM_GRPO_CHROMIUM, one on the path, or Playwright's; None if there is none.
 
     Raises:
         BrowserError: VLM_GRPO_CHROMIUM names no program.
@@ -86,7 +86,7 @@ def find_chromium() -> str | None:
 
 
 def check_browser() -> str:
-    """The path of the Chromium that pages are rendered with.
+    """Return the path of the Chromium that renders pages.
 
     Raises:
         BrowserError: there is none; says how to install one.
@@ -105,7 +105,7 @@ def _from_playwright() -> str | None:
 
 @lru_cache
 def netless() -> tuple[str, ...]:
-    """The command under which a program has no network device; empty where the system does not allow that."""
+    """Return the command that runs a program without network devices; empty where the system forbids it."""
     for command in NETLESS:
         with contextlib.suppress(OSError):
             if subprocess.run([*command, "true"], capture_output=True).returncode == 0:

@@ -1,6 +1,6 @@
 """A running Chromium and its DevTools protocol, over a pipe: no port is opened, no package is needed.
 
-It knows nothing of pages: `tab.py` says what is done with it. The browser has an empty environment, a temporary folder,
+It knows nothing about pages; those are in `tab.py`. The browser has an empty environment, a temporary folder,
 a limit on the memory of each of its processes and, where the system allows it, no network device at all.
 """
 
@@ -65,7 +65,7 @@ class Chromium:
         self._start(binary, netless() if is_netless else ())
 
     def _start(self, binary: str, prefix: tuple[str, ...]) -> None:
-        """As root Chromium has no sandbox of its own; others go without one where the system forbids it."""
+        """Start the browser without its own sandbox as root, or where the system forbids that."""
         for sandbox in ([], [NO_SANDBOX]) if os.geteuid() else ([NO_SANDBOX],):
             self._spawn([*prefix, binary, *FLAGS, *sandbox, f"--user-data-dir={self._profile.folder}", "about:blank"])
             try:
@@ -219,7 +219,7 @@ class Chromium:
 
 
 def _high_pipe() -> tuple[int, int]:
-    """A pipe whose ends are not 3 or 4, which the browser's own ends will be."""
+    """Return a pipe whose ends are not 3 or 4, which Chromium uses itself."""
     ends = os.pipe()
     high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -228,7 +228,7 @@ def _high_pipe() -> tuple[int, int]:
 
 
 def _write(pipe: BinaryIO, content: bytes) -> None:
-    """Everything, in parts as they fit.
+    """Write all content, in parts as they fit.
 
     Raises:
         OSError: nobody reads.
@@ -244,7 +244,7 @@ def _write(pipe: BinaryIO, content: bytes) -> None:
 
 
 def _messages(pipe: BinaryIO) -> Iterator[bytes]:
-    """What was sent, message by message; ends with one that is too long to be an answer about a page."""
+    """Yield the messages; stop at one that is too long to be an answer about a page."""
     parts: list[bytes] = []
     length = 0
     while chunk := pipe.read1(2**20):

@@ -40,7 +40,7 @@ def remove_stale() -> None:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """The file, open and locked.
+    """Return the file, open and locked.
 
     Raises:
         BlockingIOError: another one has locked it.

@@ -22,7 +22,7 @@ from PIL import Image
 from vlm_grpo.boxes import Box
 from vlm_grpo.envs.browser.chromium import BrowserError, BrowserGone, check_browser, find_chromium
 from vlm_grpo.envs.browser.devtools import Chromium
-from vlm_grpo.envs.browser.tab import Job, Line, PageError, Shot, Tab
+from vlm_grpo.envs.browser.tab import Line, PageError, RenderJob, Screenshot, Tab
 
 __all__ = [
     "BrowserError",
@@ -37,8 +37,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-LONGEST_HTML = 500_000  # characters
-LONGEST_SIDE = 4096  # pixels of a viewport
+MAX_HTML_LENGTH = 500_000  # characters
+MAX_SIDE = 4096  # pixels of a viewport
 ATTEMPTS = 3  # a browser that is gone may have been killed by another page
 
 
@@ -55,13 +55,13 @@ class Render:
 
     @classmethod
     def of_image(cls, image: Image.Image) -> Render:
-        """A picture of which nothing else is known."""
+        """Return a render of which nothing but the picture is known."""
         file = io.BytesIO()
         image.convert("RGB").save(file, format="PNG", compress_level=1)
         return cls(file.getvalue())
 
     def image(self) -> Image.Image:
-        """The picture, decoded; RGB."""
+        """Return the picture, decoded as RGB."""
         with Image.open(io.BytesIO(self.png)) as image:
             return image.convert("RGB")
 
@@ -93,7 +93,7 @@ class Renderer:
         self._memory, self._is_netless = memory, is_netless
         self._browser: Chromium | None = None
         self._lock = threading.Lock()
-        self._cache: OrderedDict[Job, Future[Render]] = OrderedDict()
+        self._cache: OrderedDict[RenderJob, Future[Render]] = OrderedDict()
         half = (os.cpu_count() or 1) // 2
         self._workers = ThreadPoolExecutor(pages or min(8, max(2, half)), "render")
         self._own = threading.local()  # the tab of each worker
@@ -115,11 +115,11 @@ class Renderer:
             ValueError: the viewport is empty or too large.
             BrowserError: no browser is installed, or it does not start.
         """
-        if not (0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE):
-            raise ValueError(f"a viewport must be 1 to {LONGEST_SIDE} pixels wide and high, got {width} x {height}")
-        if len(html) > LONGEST_HTML:
-            raise PageError(f"it has {len(html):,} characters, at most {LONGEST_HTML:,} are rendered")
-        job = Job(html, width, height, javascript, data_urls)
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise ValueError(f"a viewport must be 1 to {MAX_SIDE} pixels wide and high, got {width} x {height}")
+        if len(html) > MAX_HTML_LENGTH:
+            raise PageError(f"it has {len(html):,} characters, at most {MAX_HTML_LENGTH:,} are rendered")
+        job = RenderJob(html, width, height, javascript, data_urls)
         try:
             return self._begun(job).result()
         except BaseException:
@@ -140,8 +140,8 @@ class Renderer:
         if browser is not None:
             browser.close()
 
-    def _begun(self, job: Job) -> Future[Render]:
-        """The render of a page, which everyone who wants the same page shares."""
+    def _begun(self, job: RenderJob) -> Future[Render]:
+        """Return the render of a page, shared by all callers that request the same page."""
         with self._lock:
             if job not in self._cache:
                 self._cache[job] = self._workers.submit(self._draw, job)
@@ -150,7 +150,7 @@ class Renderer:
                 self._cache.popitem(last=False)
             return self._cache[job]
 
-    def _draw(self, job: Job) -> Render:
+    def _draw(self, job: RenderJob) -> Render:
         for _ in range(ATTEMPTS):
             try:
                 shot = self._shot(job)
@@ -164,8 +164,8 @@ class Renderer:
                 logger.warning("a page is tried anew: %s", error)
         raise PageError(f"it could not be rendered in {ATTEMPTS} attempts; make the page simpler")
 
-    def _shot(self, job: Job) -> Shot:
-        """By this worker's tab; one in which something went wrong, or a script ran, is not used again."""
+    def _shot(self, job: RenderJob) -> Screenshot:
+        """Return a screenshot by this worker's tab; a tab that failed or ran a script is not reused."""
         tab: Tab | None = getattr(self._own, "tab", None)
         self._own.tab = None
         if tab is None or not tab.browser.is_running:
@@ -173,14 +173,14 @@ class Renderer:
         try:
             shot = tab.draw(job, self.seconds)
         except PageError:
-            if not _closed(tab):
+            if not _close_tab(tab):
                 raise BrowserGone("it hangs") from None  # so the page may be good
             raise
         except BaseException:
-            _closed(tab)
+            _close_tab(tab)
             raise
         if job.javascript:
-            _closed(tab)
+            _close_tab(tab)
         else:
             self._own.tab = tab
         return shot
@@ -203,7 +203,7 @@ class Renderer:
             return self._browser
 
 
-def _closed(tab: Tab) -> bool:
+def _close_tab(tab: Tab) -> bool:
     """Close a tab; False for one of a browser that hangs, which is ended, or is gone already."""
     try:
         tab.close()
@@ -215,7 +215,7 @@ def _closed(tab: Tab) -> bool:
 
 
 def shared_renderer(**options: float) -> Renderer:
-    """The renderer of this process for these options of Renderer; its browser ends with the process."""
+    """Return this process's renderer for these options of Renderer; its browser ends with the process."""
     return _renderer(os.getpid(), tuple(sorted(options.items())))
 
 

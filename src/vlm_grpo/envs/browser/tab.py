@@ -33,7 +33,7 @@ STYLES = (
 )
 CLEAR = ("rgba(0, 0, 0, 0)", "transparent")
 REPLACED = ("IMG", "INPUT", "TEXTAREA", "SELECT", "BUTTON", "SVG", "CANVAS", "VIDEO", "METER", "PROGRESS")
-MOST = 5000  # lines, and boxes, that are kept of a page
+MAX_NODES = 5000  # lines, and boxes, that are kept of a page
 WHOLE = ("HTML", "BODY")  # their background is the page's, whatever their box is
 
 
@@ -41,7 +41,7 @@ class PageError(ValueError):
     """A page cannot be rendered, in words for whoever wrote it."""
 
 
-class Job(NamedTuple):
+class RenderJob(NamedTuple):
     """What is to be rendered; equal jobs give equal results."""
 
     html: str
@@ -58,7 +58,7 @@ class Line(NamedTuple):
     box: Box
 
 
-class Shot(NamedTuple):
+class Screenshot(NamedTuple):
     """A PNG file, the lines of text, and the boxes that could be seen: blocks of text and painted elements."""
 
     png: bytes
@@ -78,7 +78,7 @@ class Tab:
         self.browser = browser
         self._crashed: Future[None] = Future()
         self._loaded: Future[None] = Future()
-        self._job: Job | None = None
+        self._job: RenderJob | None = None
         self._deadline = time.monotonic() + SET_UP_SECONDS
         self._context = self._ask("Target.createBrowserContext", top=True)["browserContextId"]
         where = {"url": "about:blank", "browserContextId": self._context, "width": 800, "height": 600}
@@ -91,8 +91,8 @@ class Tab:
         self._ask("Fetch.enable", {"patterns": [{"urlPattern": "*"}]})
         self._ask("Animation.setPlaybackRate", {"playbackRate": 0})  # equal pages, equal pixels
 
-    def draw(self, job: Job, seconds: float) -> Shot:
-        """The page, as it is when it has loaded.
+    def draw(self, job: RenderJob, seconds: float) -> Screenshot:
+        """Return a screenshot of the loaded page.
 
         Raises:
             PageError: it takes too long or too much memory.
@@ -105,7 +105,7 @@ class Tab:
             seen = self._ask("DOMSnapshot.captureSnapshot", {"computedStyles": list(STYLES)})
         except TimeoutError:
             raise PageError(f"it took longer than {seconds:g} seconds to render; make the page simpler") from None
-        return Shot(base64.b64decode(picture), *read_snapshot(seen))
+        return Screenshot(base64.b64decode(picture), *read_snapshot(seen))
 
     def close(self, seconds: float = 5.0) -> None:
         """End its process.
@@ -116,7 +116,7 @@ class Tab:
         self.browser.listen(self._session, None)
         self.browser.call("Target.disposeBrowserContext", {"browserContextId": self._context}, seconds=seconds)
 
-    def _load(self, job: Job) -> None:
+    def _load(self, job: RenderJob) -> None:
         size = {"width": job.width, "height": job.height, "deviceScaleFactor": 1, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", size)
         self._job, self._loaded = job, Future()
@@ -129,7 +129,7 @@ class Tab:
         return self._wait(self.browser.send(method, parameters, "" if top else self._session))
 
     def _wait(self, future: Future[Any]) -> Any:
-        """The result of a future, if that is there before the deadline and before the page crashes."""
+        """Return a future's result if it arrives before the deadline and before the page crashes."""
         wait((future, self._crashed), max(0.0, self._deadline - time.monotonic()), FIRST_COMPLETED)
         if future.done():
             return future.result()
@@ -147,7 +147,7 @@ class Tab:
                 self._crashed.set_result(None)
 
     def _answer(self, request: dict[str, Any]) -> None:
-        """The page is handed out once; all else, another time of itself included, is refused."""
+        """Serve the page once; refuse every other request, a second one for the page included."""
         job, number = self._job, request["requestId"]
         if job is None or request["request"]["url"] != PAGE:
             self.browser.send("Fetch.failRequest", {"requestId": number, "errorReason": "Aborted"}, self._session)
@@ -163,8 +163,8 @@ class Tab:
         self.browser.send("Fetch.fulfillRequest", reply, self._session)
 
 
-def policy(job: Job) -> str:
-    """The Content Security Policy of a page."""
+def policy(job: RenderJob) -> str:
+    """Return the Content Security Policy of a page."""
     data = DATA if job.data_urls else "'none'"
     rules = ["default-src 'none'", "style-src 'unsafe-inline'", f"img-src {data}", f"font-src {data}"]
     rules += ["form-action 'none'", "base-uri 'none'", "webrtc 'block'"]
@@ -174,7 +174,7 @@ def policy(job: Job) -> str:
 
 
 def read_snapshot(snapshot: dict[str, Any]) -> tuple[tuple[Line, ...], tuple[Box, ...]]:
-    """Lines of text and boxes of a page, from the answer to DOMSnapshot.captureSnapshot."""
+    """Return the lines of text and the boxes of a page, from DOMSnapshot.captureSnapshot."""
     strings, document = snapshot["strings"], snapshot["documents"][0]
     layout, names = document["layout"], document["nodes"]["nodeName"]
     scrolled = document.get("scrollOffsetX", 0), document.get("scrollOffsetY", 0)
@@ -187,11 +187,11 @@ def read_snapshot(snapshot: dict[str, Any]) -> tuple[tuple[Line, ...], tuple[Box
         shows = has_text or (name not in WHOLE and _is_painted(name, style, strings))
         if shows and bounds[2] > 0 and bounds[3] > 0:
             boxes.append(_box(bounds, scrolled))
-    return tuple(_lines(document, strings, scrolled)[:MOST]), tuple(dict.fromkeys(boxes))[:MOST]
+    return tuple(_lines(document, strings, scrolled)[:MAX_NODES]), tuple(dict.fromkeys(boxes))[:MAX_NODES]
 
 
 def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
-    """Whether an element has something to see beside what is in it."""
+    """Return whether an element shows something besides its content."""
     if not style:
         return False  # text has no style of its own
     visibility, color, picture, *borders, shadow = (strings[number] for number in style)
@@ -202,7 +202,7 @@ def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
 
 
 def _lines(document: dict[str, Any], strings: list[str], scrolled: tuple[float, float]) -> list[Line]:
-    """Each line of each text; the browser counts in units of UTF-16."""
+    """Return each line of each text; the browser counts in UTF-16 units."""
     layout, found = document["layout"], document["textBoxes"]
     lines = []
     for at, bounds, start, length in zip(
@@ -216,7 +216,7 @@ def _lines(document: dict[str, Any], strings: list[str], scrolled: tuple[float, 
 
 
 def _box(bounds: list[float], scrolled: tuple[float, float]) -> Box:
-    """Where something is in the picture: a page can scroll itself, for instance to a field with autofocus."""
+    """Return the position in the picture; a page can scroll itself, for instance to a field with autofocus."""
     left, top, width, height = bounds
     x, y = left - scrolled[0], top - scrolled[1]
     return Box(x, y, x + width, y + height)

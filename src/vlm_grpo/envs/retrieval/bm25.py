@@ -24,11 +24,11 @@ import numpy as np
 
 from vlm_grpo.data.problems import DataError, Problem
 from vlm_grpo.data.writing import refuse_existing, whole_file
-from vlm_grpo.envs.retrieval.corpus import Document, Keys, passages, read_documents
+from vlm_grpo.envs.retrieval.corpus import ColumnNames, Document, read_documents, split_passages
 
 K1, B = 1.2, 0.75  # of BM25: how soon repeated words stop to count, how much the length of a passage does
-QUERY_LONGEST = 10_000  # characters that are looked at; a model can write any number
-QUERY_WORDS = 32  # different words that count, the rarest
+MAX_QUERY_LENGTH = 10_000  # characters that are looked at; a model can write any number
+MAX_QUERY_WORDS = 32  # different words that count, the rarest
 SHORTEST = 40  # characters of a passage that can still be read
 APPLICATION, VERSION = 0x766C6D67, 1  # how SQLite marks the file
 # Scripts without spaces between words: every character is a word. Marks that belong to the letter before them.
@@ -44,7 +44,7 @@ CREATE TABLE words (word TEXT PRIMARY KEY, found INTEGER, numbers BLOB, shares B
 """
 
 
-class Result(NamedTuple):
+class SearchResult(NamedTuple):
     """One passage that was found; `score` is higher for a better one, None where a server gives none."""
 
     id: str
@@ -53,7 +53,7 @@ class Result(NamedTuple):
     score: float | None
 
 
-class Indexed(NamedTuple):
+class IndexSize(NamedTuple):
     """What an index holds."""
 
     documents: int
@@ -61,13 +61,13 @@ class Indexed(NamedTuple):
     words: int
 
 
-def words_in(text: str) -> list[str]:
-    """The words of a text in order, without case, accents and punctuation; scripts without spaces letter by letter."""
-    return [plain(word) for word in WORD.findall(unicodedata.normalize("NFC", text))]
+def tokenize(text: str) -> list[str]:
+    """Return the words of a text in order, without case, accents and punctuation; unspaced scripts by character."""
+    return [normalize_word(word) for word in WORD.findall(unicodedata.normalize("NFC", text))]
 
 
-def plain(word: str) -> str:
-    """A word as it is compared."""
+def normalize_word(word: str) -> str:
+    """Return a word as it is compared."""
     return word.lower() if word.isascii() else _without_accents(word)
 
 
@@ -78,8 +78,8 @@ def _without_accents(word: str) -> str:
 
 
 def write_index(
-    sources: Sequence[str], path: str | Path, *, keys: Keys | None = None, overwrite: bool = False
-) -> Indexed:
+    sources: Sequence[str], path: str | Path, *, keys: ColumnNames | None = None, overwrite: bool = False
+) -> IndexSize:
     """Index documents (see `read_documents`) into one file, which is there whole or not at all.
 
     Takes about 20 bytes of memory for each different word of each passage.
@@ -93,15 +93,15 @@ def write_index(
         with whole_file(path) as file, closing(sqlite3.connect(file.name, isolation_level=None)) as base:
             base.executescript(f"PRAGMA page_size=16384; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {TABLES}")
             base.executescript(f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; BEGIN")
-            indexed = _fill(base, read_documents(sources, keys))
+            indexed = _write_documents(base, read_documents(sources, keys))
             base.execute("COMMIT")
     except sqlite3.Error as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     return indexed
 
 
-def _fill(base: sqlite3.Connection, found: Iterable[Document | Problem]) -> Indexed:
-    counts, documents = _Counts(), 0
+def _write_documents(base: sqlite3.Connection, found: Iterable[Document | Problem]) -> IndexSize:
+    counts, documents = _TermCounts(), 0
     problems: list[Problem] = []
     for item in found:
         if isinstance(item, Problem):
@@ -112,12 +112,12 @@ def _fill(base: sqlite3.Connection, found: Iterable[Document | Problem]) -> Inde
     if problems:
         raise DataError(problems)
     base.executemany("INSERT INTO words VALUES (?, ?, ?, ?)", counts.postings())
-    indexed = Indexed(documents, len(counts.lengths), len(counts.known))
+    indexed = IndexSize(documents, len(counts.lengths), len(counts.known))
     base.execute("INSERT INTO facts VALUES (?, ?, ?)", indexed)
     return indexed
 
 
-class _Counts:
+class _TermCounts:
     """How often each word is in each passage."""
 
     def __init__(self) -> None:
@@ -127,9 +127,9 @@ class _Counts:
 
     def add(self, document: Document) -> Iterator[tuple[int, str, str, str]]:
         """Count the words of a document's passages, each with the title; gives the rows of the table."""
-        for text in passages(document.text):
+        for text in split_passages(document.text):
             number = len(self.lengths)
-            counts = Counter(words_in(f"{document.title}\n{text}"))
+            counts = Counter(tokenize(f"{document.title}\n{text}"))
             self.lengths.append(counts.total())
             self.words.extend(self.known.setdefault(word, len(self.known)) for word in counts)
             self.passages.extend([number] * len(counts))
@@ -137,11 +137,11 @@ class _Counts:
             yield number, document.id, document.title, text
 
     def postings(self) -> Iterator[tuple[str, int, bytes, bytes]]:
-        """For each word how many passages have it, their numbers in order, and its share of the score of each."""
+        """Yield for each word how many passages contain it, their numbers in order, and its part of each score."""
         words, numbers, times = (np.frombuffer(column, np.int32) for column in (self.words, self.passages, self.times))
         lengths = np.frombuffer(self.lengths, np.int32)
         found = np.bincount(words, minlength=len(self.known))
-        weights = rarity(found, len(lengths))
+        weights = idf(found, len(lengths))
         damping = K1 * (1 - B + B * lengths / max(1.0, lengths.mean() if len(lengths) else 0.0))
         order = np.argsort(words, kind="stable")
         ends = np.cumsum(found)
@@ -152,9 +152,9 @@ class _Counts:
             yield word, int(found[at]), numbers[own].tobytes(), shares.astype(np.float32).tobytes()
 
 
-def rarity(found: np.ndarray, passages: int) -> np.ndarray:
-    """The weight of words that so many of the passages have; never negative."""
-    return np.log1p((passages - found + 0.5) / (found + 0.5))
+def idf(counts: np.ndarray, num_passages: int) -> np.ndarray:
+    """Return the inverse document frequency of words that occur in so many passages; never negative."""
+    return np.log1p((num_passages - counts + 0.5) / (counts + 0.5))
 
 
 class SearchIndex:
@@ -172,13 +172,13 @@ class SearchIndex:
         self.lock, self.process = threading.Lock(), 0
         with self._connection() as base:
             self._check(base)
-            self.indexed = Indexed(*base.execute("SELECT documents, passages, words FROM facts").fetchone())
+            self.indexed = IndexSize(*base.execute("SELECT documents, passages, words FROM facts").fetchone())
 
     def __len__(self) -> int:
-        """How many documents."""
+        """Return the number of documents."""
         return self.indexed.documents
 
-    def search(self, query: str, top: int = 3, characters: int = 500) -> list[Result]:
+    def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
         """The best passages, each of at most so many characters around the query's words; empty when no word is known.
 
         Equal scores are in the order of the documents. A query is words and nothing else: it has no operators.
@@ -190,17 +190,17 @@ class SearchIndex:
             raise ValueError(f"top must be at least 1 and characters at least {SHORTEST}, got {top} and {characters}")
         with self._connection() as base:
             words = self._words(base, query)
-            best = _best(self._scores(words), top)
+            best = _top_scores(self._scores(words), top)
             weights = {word: weight for word, weight, *_ in words}
             return [self._result(base, number, score, weights, characters) for number, score in best]
 
     def _words(self, base: sqlite3.Connection, query: str) -> list[tuple[str, float, bytes, bytes]]:
-        """The query's words that the index has, with their weight and where they are."""
-        asked = sorted(set(words_in(query[:QUERY_LONGEST])))
+        """Return the query's indexed words, with their weights and postings."""
+        asked = sorted(set(tokenize(query[:MAX_QUERY_LENGTH])))
         sql = "SELECT found FROM words WHERE word = ?"
         found = [(row[0], word) for word in asked if (row := base.execute(sql, (word,)).fetchone())]
-        rarest = sorted(found)[:QUERY_WORDS]
-        weights = rarity(np.array([count for count, _ in rarest]), self.indexed.passages).tolist()
+        rarest = sorted(found)[:MAX_QUERY_WORDS]
+        weights = idf(np.array([count for count, _ in rarest]), self.indexed.passages).tolist()
         sql = "SELECT numbers, shares FROM words WHERE word = ?"
         return [
             (word, weight, *base.execute(sql, (word,)).fetchone())
@@ -215,13 +215,13 @@ class SearchIndex:
 
     def _result(
         self, base: sqlite3.Connection, number: int, score: float, weights: dict[str, float], characters: int
-    ) -> Result:
+    ) -> SearchResult:
         name, title, text = base.execute("SELECT id, title, text FROM passages WHERE number = ?", (number,)).fetchone()
-        return Result(name, title, snippet(text, weights, characters), score)
+        return SearchResult(name, title, snippet(text, weights, characters), score)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one query at a time; one of its own for a forked process, which must not use another's.
+        """Yield the connection, for one query at a time; a forked process opens its own.
 
         Side by side, queries would wait longer: SQLite gives up the interpreter's lock at every step of a query, and
         each time it would have to be won back from all others.
@@ -246,12 +246,12 @@ class SearchIndex:
 
 @lru_cache(maxsize=8)
 def open_index(path: str) -> SearchIndex:
-    """The index in a file, opened once for all episodes of a process."""
+    """Return the index in a file, opened once for all episodes of a process."""
     return SearchIndex(path)
 
 
-def _best(scores: np.ndarray, top: int) -> list[tuple[int, float]]:
-    """Numbers and scores of the highest scores above zero, best first, equal ones by number."""
+def _top_scores(scores: np.ndarray, top: int) -> list[tuple[int, float]]:
+    """Return the numbers and scores of the best passages above zero, best first, ties by number."""
     found = np.flatnonzero(scores)
     if len(found) > top:
         own = scores[found]
@@ -263,7 +263,7 @@ def _best(scores: np.ndarray, top: int) -> list[tuple[int, float]]:
 
 
 def snippet(text: str, weights: dict[str, float], characters: int) -> str:
-    """The part of a text with most of the words, in one line of at most so many characters; dots where it was cut."""
+    """Return the part of a text with most of the words, on one line of at most so many characters."""
     text = " ".join(text.split())
     if len(text) <= characters:
         return text
@@ -280,8 +280,8 @@ def snippet(text: str, weights: dict[str, float], characters: int) -> str:
 
 
 def _span(text: str, weights: dict[str, float], room: int) -> tuple[int, int]:
-    """From the first to the last word of the part, at most `room` long, whose different words weigh most."""
-    spans = [(match.start(), match.end(), plain(match[0])) for match in WORD.finditer(text)]
+    """Return the span of words, at most `room` characters long, whose distinct words weigh most."""
+    spans = [(match.start(), match.end(), normalize_word(match[0])) for match in WORD.finditer(text)]
     spans = [span for span in spans if span[2] in weights]
     inside: Counter[str] = Counter()
     first, weight, best, where = 0, 0.0, -1.0, (0, 0)

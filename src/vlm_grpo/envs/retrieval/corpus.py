@@ -18,7 +18,7 @@ from vlm_grpo.file_checks import check_regular
 TEXTS = (".txt", ".md")
 ROWS = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
 HEADING = re.compile(r"#\s+(.+)")
-LONGEST = 2000  # characters of a passage; longer documents are cut into several
+MAX_PASSAGE_LENGTH = 2000  # characters of a passage; longer documents are cut into several
 BREAKS = ("\n\n", "\n", ". ", "。", " ")  # where a text is cut, the best first
 
 
@@ -31,7 +31,7 @@ class Document(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Keys:
+class ColumnNames:
     """The columns of rows; None is the usual name (`id`, `title`, `text`), which only `text` must have."""
 
     id: str | None = None
@@ -39,8 +39,8 @@ class Keys:
     text: str | None = None
 
 
-def read_documents(sources: Sequence[str], keys: Keys | None = None) -> Iterator[Document | Problem]:
-    """Every document of the sources in order, or what is wrong with it.
+def read_documents(sources: Sequence[str], keys: ColumnNames | None = None) -> Iterator[Document | Problem]:
+    """Yield every document of the sources in order, or the problem with it.
 
     The id of a text file is its path from the name of the folder on, that of a row without an id its number; the title
     of a text file is its first line if that is a heading (`# ...`), else its name.
@@ -48,7 +48,7 @@ def read_documents(sources: Sequence[str], keys: Keys | None = None) -> Iterator
     where: dict[str, str] = {}
     for source in sources:
         try:
-            for place, found in _read(source, keys or Keys(), where):
+            for place, found in _read(source, keys or ColumnNames(), where):
                 if isinstance(found, Document) and found.id in where:
                     found = Problem(place, "id", f"{show_value(found.id)}, as at {where[found.id]}", "an id of its own")
                 if isinstance(found, Document):
@@ -58,7 +58,7 @@ def read_documents(sources: Sequence[str], keys: Keys | None = None) -> Iterator
             yield from error.problems
 
 
-def _read(source: str, keys: Keys, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
+def _read(source: str, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
     path = Path(source)
     if path.is_dir() and not any((path / name).exists() for name in (*SAVED, SAVED_DICT)):
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXTS and file.is_file())
@@ -87,14 +87,14 @@ def _text_file(path: Path, name: str) -> Document | Problem:
     return Document(name, heading[1].strip() if heading else path.stem, text)
 
 
-def _rows(source: Any, keys: Keys, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
+def _rows(source: Any, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
     for number, row in enumerate(source.rows()):
         where = source.where(number)
         yield where, row if isinstance(row, Problem) else _document(row, where, keys, str(len(known)))
 
 
-def _document(row: Mapping[str, Any], where: str, keys: Keys, number: str) -> Document | Problem:
-    """The document in a row; one problem says all that is wrong with it."""
+def _document(row: Mapping[str, Any], where: str, keys: ColumnNames, number: str) -> Document | Problem:
+    """Return the document in a row; one problem lists all that is wrong with it."""
     values = {}
     for name, given, default in (("id", keys.id, number), ("title", keys.title, ""), ("text", keys.text, None)):
         column = given or name
@@ -110,20 +110,20 @@ def _document(row: Mapping[str, Any], where: str, keys: Keys, number: str) -> Do
     return Document(**values)
 
 
-def passages(text: str) -> Iterator[str]:
-    """The text in pieces of at most LONGEST characters, cut between paragraphs, lines, sentences or words."""
+def split_passages(text: str) -> Iterator[str]:
+    """Yield passages of at most MAX_PASSAGE_LENGTH characters, cut at paragraphs, lines, sentences or words."""
     text = unicodedata.normalize("NFC", text).strip()
     start = 0
-    while len(text) - start > LONGEST:
-        cut = _cut(text, start)
+    while len(text) - start > MAX_PASSAGE_LENGTH:
+        cut = _passage_end(text, start)
         yield text[start:cut].strip()
         start = cut
     yield text[start:].strip()
 
 
-def _cut(text: str, start: int) -> int:
-    """Where the piece that begins at `start` ends: at the best break in its second half, else at LONGEST."""
-    half, end = start + LONGEST // 2, start + LONGEST
+def _passage_end(text: str, start: int) -> int:
+    """Return the end of the passage from `start`: the best break in its second half, else MAX_PASSAGE_LENGTH."""
+    half, end = start + MAX_PASSAGE_LENGTH // 2, start + MAX_PASSAGE_LENGTH
     for mark in BREAKS:
         at = text.rfind(mark, half, end)
         if at >= 0:

@@ -42,8 +42,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from vlm_grpo.envs.sandbox.process import BACKENDS
-from vlm_grpo.envs.sandbox.script_run import Caps, Ending
-from vlm_grpo.envs.sandbox.worker_pool import Pool
+from vlm_grpo.envs.sandbox.script_run import ScriptLimits, ScriptOutcome
+from vlm_grpo.envs.sandbox.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,7 +60,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 Status = Literal["ok", "error", "timeout", "memory", "output"]
 HEAD, SIZE = struct.Struct("III"), struct.Struct("II")
 DONE, OUT_OF_MEMORY = b"D", b"M"
-LONGEST_CODE = 2**20  # characters
+MAX_CODE_LENGTH = 2**20  # characters
 SMALL = (4, 4)  # the image that a new sandbox is tried with
 
 
@@ -145,8 +145,8 @@ class Sandbox:
             SandboxError: it could not be started.
             ValueError: the script is longer than a MiB.
         """
-        if len(code) > LONGEST_CODE:
-            raise ValueError(f"sandbox: a script must have at most {LONGEST_CODE:,} characters, got {len(code):,}")
+        if len(code) > MAX_CODE_LENGTH:
+            raise ValueError(f"sandbox: a script must have at most {MAX_CODE_LENGTH:,} characters, got {len(code):,}")
         with self._slots:
             return self._run(self._pool, code, image)
 
@@ -154,17 +154,19 @@ class Sandbox:
         """End every process that waits."""
         self._pool.close()
 
-    def _run(self, pool: Pool, code: str, image: Image | None) -> SandboxResult:
+    def _run(self, pool: WorkerPool, code: str, image: Image | None) -> SandboxResult:
         given = self.settings
-        caps = Caps(given.time_limit, 2 + SIZE.size + 3 * given.max_pixels, given.output_bytes, given.loud_bytes)
+        caps = ScriptLimits(
+            given.time_limit, 2 + SIZE.size + 3 * given.max_pixels, given.output_bytes, given.loud_bytes
+        )
         try:
-            ending = pool.play(payload(code, image), caps)
+            ending = pool.play(encode_payload(code, image), caps)
         except RuntimeError as error:
             raise SandboxError(f"sandbox {pool.backend!r}: no script could be started: {error}") from error
-        return result_of(ending, given)
+        return to_result(ending, given)
 
-    def _choose(self, names: list[str]) -> Pool:
-        """The first backend that runs a script; what is not held is said once.
+    def _choose(self, names: list[str]) -> WorkerPool:
+        """Return the first backend that runs a script, and warn once of what it does not restrict.
 
         Raises:
             SandboxError: none does.
@@ -173,7 +175,7 @@ class Sandbox:
             raise SandboxError(f"sandbox: needs Linux, whose kernel holds the scripts; this is {sys.platform}")
         reasons = []
         for name in names:
-            pool = Pool(name, asdict(self.settings), self.workers)
+            pool = WorkerPool(name, asdict(self.settings), self.workers)
             try:
                 self._try(pool)
             except (SandboxError, OSError) as error:
@@ -185,7 +187,7 @@ class Sandbox:
             return pool
         raise SandboxError("sandbox: nothing here can hold a script that a model wrote. " + "; ".join(reasons))
 
-    def _try(self, pool: Pool) -> None:
+    def _try(self, pool: WorkerPool) -> None:
         from PIL import Image
 
         given = Image.new("RGB", SMALL, (1, 2, 3))
@@ -217,34 +219,34 @@ _sharing = threading.Lock()
 
 
 def shared_sandbox(settings: SandboxSettings, backend: str = "auto") -> Sandbox:
-    """The sandbox of these settings, one for a process, so that many environments share its pool."""
+    """Return the sandbox of these settings, one per process, so that environments share its pool."""
     with _sharing:
         return _shared(settings, backend, os.getpid())
 
 
-def payload(code: str, image: Image | None) -> bytes:
-    """A script and its image as a worker reads them."""
+def encode_payload(code: str, image: Image | None) -> bytes:
+    """Return a script and its image in the format that a worker reads."""
     text = code.encode(errors="replace")
     if image is None:
         return HEAD.pack(len(text), 0, 0) + text
     return HEAD.pack(len(text), *image.size) + text + image.convert("RGB").tobytes()
 
 
-def result_of(ending: Ending, settings: SandboxSettings) -> SandboxResult:
-    """What a run comes to. Pixels come back as they are: there is nothing to decode that could be a bomb."""
+def to_result(ending: ScriptOutcome, settings: SandboxSettings) -> SandboxResult:
+    """Return the result of a run. Pixels come back raw: there is no file to decode that could be a bomb."""
     outcome, data = ending.answer[1:2], ending.answer[2:]
-    out, err = text_of(ending.out, settings.output_bytes), text_of(ending.err, settings.output_bytes)
-    status, reason = status_of(ending, outcome, settings)
+    out, err = decode_output(ending.out, settings.output_bytes), decode_output(ending.err, settings.output_bytes)
+    status, reason = outcome_status(ending, outcome, settings)
     image = None
     if status == "ok" and data:
-        image = image_of(data, settings.max_pixels)
+        image = decode_image(data, settings.max_pixels)
         if image is None:
             status, reason = "error", "what came back as an image is none"
     return SandboxResult(status, out, "\n".join(part for part in (err.rstrip(), reason) if part), image, ending.seconds)
 
 
-def status_of(ending: Ending, outcome: bytes, settings: SandboxSettings) -> tuple[Status, str]:
-    """The status, and in words what the script itself could not print."""
+def outcome_status(ending: ScriptOutcome, outcome: bytes, settings: SandboxSettings) -> tuple[Status, str]:
+    """Return the status, and a message for what the script itself could not print."""
     if ending.stopped == "output":
         return "output", f"stopped: printed more than {settings.loud_bytes:,} bytes"
     killed = os.WTERMSIG(ending.status) if ending.status is not None and os.WIFSIGNALED(ending.status) else 0
@@ -260,8 +262,8 @@ def status_of(ending: Ending, outcome: bytes, settings: SandboxSettings) -> tupl
     return "error", "" if outcome else "the script ended its own process"
 
 
-def text_of(data: bytes, limit: int) -> str:
-    """Output as text, with a remark where it was cut.
+def decode_output(data: bytes, limit: int) -> str:
+    """Return output as text, with a note where it was cut.
 
     What steers a terminal is left out: escape sequences with their parameters, and control characters. Whoever looks at
     a log, or a model that reads the text, shall see what was printed and nothing else.
@@ -270,8 +272,8 @@ def text_of(data: bytes, limit: int) -> str:
     return text if len(data) < limit else f"{text}\n[cut after {limit:,} bytes]"
 
 
-def image_of(data: bytes, max_pixels: int) -> Image | None:
-    """An image from its size and RGB values; None when they do not fit each other, or the limit."""
+def decode_image(data: bytes, max_pixels: int) -> Image | None:
+    """Return an image from its size and RGB values; None when they do not fit together, or exceed the limit."""
     from PIL import Image
 
     if len(data) < SIZE.size:

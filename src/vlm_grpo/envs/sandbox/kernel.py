@@ -72,7 +72,7 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def machine() -> str:
-    """The architecture of this process, as the tables here name it.
+    """Return the architecture of this process, as the tables here name it.
 
     Raises:
         OSError: they do not.
@@ -100,12 +100,12 @@ def _prctl(what: str, *arguments: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Put this process, and for process ids its next child, into namespaces of its own."""
+    """Move this process, and for process ids its next child, into new namespaces."""
     _checked("unshare", libc.unshare(flags))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     names = [name.encode() if name is not None else None for name in (source, target, kind)]
     _checked(f"mount {target}", libc.mount(*names, ctypes.c_ulong(flags), data.encode()))
 
@@ -128,7 +128,7 @@ def detach(path: str) -> None:
 
 
 def map_own_user(uid: int, gid: int) -> None:
-    """In a fresh user namespace: this user is itself, and nobody else exists."""
+    """Map only this user, to itself, in a new user namespace."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
@@ -143,17 +143,17 @@ def drop_capabilities() -> None:
 
 
 def die_with_parent() -> None:
-    """Be killed when the process that started this one ends. A change of user id undoes it."""
+    """Have this process killed when its parent ends. A change of user id undoes it."""
     _prctl("death signal", SET_DEATH_SIGNAL, 9)
 
 
 def landlock_version() -> int:
-    """What the kernel knows of Landlock; 0 for nothing."""
+    """Return the version of the kernel's Landlock; 0 without it."""
     return max(0, libc.syscall(ctypes.c_long(LANDLOCK_CREATE), None, ctypes.c_long(0), ctypes.c_long(1)))
 
 
 def allow_only(readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Landlock: from now on this process opens nothing but what is in these files and folders."""
+    """Restrict this process to these files and folders from now on (Landlock)."""
     version = landlock_version()
     every = (1 << ACCESSES.get(version, 16)) - 1
     rules = _call("landlock", LANDLOCK_CREATE, struct.pack("Q", every), 8, 0)
@@ -200,7 +200,7 @@ def _filter(name: str, process: int) -> list[Step]:
 
 
 def _only(number: int, argument: int, tests: list[Step], *, is_allowed: bool = True) -> list[Step]:
-    """Steps that allow a call only when a test of its argument holds, or with `is_allowed=False` when none does."""
+    """Return steps that allow a call if a test of its argument holds, or if none does with `is_allowed=False`."""
     found, else_ = (ALLOW, REFUSE | errno.EPERM) if is_allowed else (REFUSE | errno.EPERM, ALLOW)
     body: list[Step] = [(LOAD, 0, 0, 16 + 8 * argument)]
     for test in tests:

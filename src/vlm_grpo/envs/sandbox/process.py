@@ -55,7 +55,7 @@ class Starter:
             )
 
     def worker(self) -> Worker:
-        """A new worker, perhaps not there yet: what is sent to it waits.
+        """Return a new worker; it may not have started yet, what is sent to it waits.
 
         Raises:
             OSError: the process has ended.
@@ -69,7 +69,7 @@ class Starter:
         return worker
 
     def last_words(self) -> str:
-        """What it printed, for an error."""
+        """Return what it printed, for an error."""
         self.errors.seek(0)
         return self.errors.read(4000).decode(errors="replace").strip()
 
@@ -83,19 +83,19 @@ class Starter:
 
 
 def _environment() -> dict[str, str]:
-    """For the starter; scripts get none. One thread each, because many run at a time."""
+    """Return the starter's environment variables; scripts get none. One thread each, because many run at a time."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {**kept, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}}
 
 
 def packages() -> list[str]:
-    """The folders in which numpy and Pillow are installed; an isolated Python may not look there by itself."""
+    """Return the folders of numpy and Pillow, which an isolated Python may not search by itself."""
     found = [importlib.util.find_spec(name) for name in ("numpy", "PIL")]
     return sorted({str(Path(spec.origin).resolve().parents[1]) for spec in found if spec and spec.origin})
 
 
 def readable() -> list[str]:
-    """What a script may read besides its input: this Python, its packages, shared libraries. Outer folders first."""
+    """Return what a script may read: this Python, its packages, shared libraries. Outer folders come first."""
     bases = [path for path in (sys.base_prefix, sys.prefix) if path not in ("/usr", "/usr/local")]
     programs = [sys.executable, os.path.realpath(sys.executable)]
     paths = sorted({path for path in (*LIBRARIES, *bases, *packages(), *programs) if os.path.lexists(path)}, key=len)
@@ -107,7 +107,7 @@ def readable() -> list[str]:
 
 
 def bubblewrap(paths: list[str], disk_mb: int) -> list[str]:
-    """The command that builds the outer room, which the starter and all its workers are in."""
+    """Return the command that builds the outer sandbox of the starter and all its workers."""
     command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if _is_administrator():
         command += [word for name in NEEDED for word in ("--cap-add", f"CAP_{name}")]
@@ -127,7 +127,7 @@ def bubblewrap(paths: list[str], disk_mb: int) -> list[str]:
 
 
 def _is_administrator() -> bool:
-    """Whether this is root with the right to make namespaces, not root of a container without it."""
+    """Return whether this is root with the right to create namespaces, not root of a container without it."""
     if os.geteuid() != 0:
         return False
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():

@@ -19,7 +19,7 @@ STARTED = b"S"
 REPORT = struct.Struct("id")  # wait status, CPU seconds
 
 
-class Caps(NamedTuple):
+class ScriptLimits(NamedTuple):
     """What a run may take: seconds, bytes of answer, bytes kept of each output, bytes printed before it is stopped."""
 
     seconds: float
@@ -28,7 +28,7 @@ class Caps(NamedTuple):
     loud: int
 
 
-class Ending(NamedTuple):
+class ScriptOutcome(NamedTuple):
     """How a run went; `status` (of wait) and `cpu` (seconds) are None where its keeper did not tell."""
 
     answer: bytes
@@ -78,17 +78,17 @@ class Worker:
         self.control.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Nothing of it is left, whether it ran or not."""
+        """Kill the process and close all its files, whether it ran or not."""
         with self.control, contextlib.suppress(OSError):  # its keeper has ended
             self.stop()
         for file in self.files:
             os.close(file)
 
 
-class Run:
+class ScriptRun:
     """The exchange with a worker. The time limit counts from the moment in which the script begins."""
 
-    def __init__(self, worker: Worker, payload: bytes, caps: Caps) -> None:
+    def __init__(self, worker: Worker, payload: bytes, caps: ScriptLimits) -> None:
         self.worker, self.caps, self.rest = worker, caps, memoryview(payload)
         limits = {worker.out: caps.output, worker.err: caps.output, worker.answer: caps.answer}
         self.limits, self.kept = limits, {file: bytearray() for file in limits}
@@ -102,7 +102,7 @@ class Run:
             self.poller.register(file, select.POLLIN)
         self.poller.register(worker.request, select.POLLOUT)
 
-    def ending(self) -> Ending:
+    def ending(self) -> ScriptOutcome:
         """Wait until the process has ended, and stop it when it takes or prints too much."""
         while self.report is None:
             now = time.monotonic()
@@ -118,7 +118,7 @@ class Run:
         answer, out, err = (bytes(self.kept[file]) for file in (self.worker.answer, self.worker.out, self.worker.err))
         is_whole = self.report is not None and len(self.report) == REPORT.size
         status, cpu = REPORT.unpack(self.report) if is_whole else (None, 0.0)
-        return Ending(answer, out, err, seconds, status, cpu, self.stopped)
+        return ScriptOutcome(answer, out, err, seconds, status, cpu, self.stopped)
 
     def _exchange(self) -> None:
         for file, _ in self.poller.poll(max(0.0, self.deadline - time.monotonic()) * 1000):

@@ -1,6 +1,6 @@
 """Runs scripts: a process that has imported what they use, and for each script a child of it in a closed room.
 
-Started by sandbox_process.py, never imported by the package; needs the standard library, numpy and Pillow. Three
+Started by process.py, never imported by the package; needs the standard library, numpy and Pillow. Three
 processes stand behind a script. The *starter* imports and forks. The *keeper*, one for each script, makes the room and
 kills what is in it when told to. The *worker* goes in, gives up every right, and only then reads the script.
 """
@@ -29,22 +29,22 @@ WORK = "/script-work"  # inside the room
 OWN_USERS = 900_000_000  # user ids that nobody has; a script's own is this and the id of its process
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-WISHED = (
+OPTIONAL_MODULES = (
     *(f"PIL.Image{name}" for name in ("Chops", "Color", "Draw", "Enhance", "Filter", "Font", "Math", "Ops", "Stat")),
     *("PIL.ImageMorph", "PIL.ImageTransform", "numpy.fft", "numpy.linalg", "numpy.random", "scipy.ndimage", "cv2"),
     *("base64", "collections", "colorsys", "copy", "dataclasses", "datetime", "fractions", "functools", "itertools"),
     *("json", "math", "pathlib", "random", "re", "statistics", "string", "tempfile", "textwrap", "time", "typing"),
 )
 SCRIPT = "script.py"
-LONGEST_LINE, MOST_LINES = 300, 40  # of a traceback
-FILES = 128  # that a script may have open
+MAX_LINE_LENGTH, MAX_LINES = 300, 40  # of a traceback
+MAX_OPEN_FILES = 128  # that a script may have open
 HEAD, SIZE, REPORT = struct.Struct("III"), struct.Struct("II"), struct.Struct("id")
 STARTED, DONE, FAILED, OUT_OF_MEMORY, BROKEN = b"S", b"D", b"E", b"M", b"B"
 Settings = Mapping[str, Any]
 
 
 def serve(control: socket.socket, settings: Settings) -> NoReturn:
-    """The starter: a keeper for every five file descriptors that arrive, until the other end is closed."""
+    """Fork a supervisor for every five file descriptors that arrive, until the other end is closed."""
     _import()
     with open("/proc/self/statm", encoding="ascii") as file:
         own = int(file.read().split()[0]) * resource.getpagesize()
@@ -55,25 +55,25 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
             os._exit(0)
         if os.fork() == 0:
             control.close()
-            keep(files, {**settings, "own_size": own})
+            supervise(files, {**settings, "own_size": own})
         for file in files:
             os.close(file)
 
 
 def _import() -> None:
-    """What scripts use; a script in a room whose Python cannot be read has nothing else."""
+    """Import what scripts use; a script whose sandbox hides Python's files has nothing else."""
     import numpy  # noqa: F401
     from PIL import Image
 
     Image.init()
-    for name in WISHED:
+    for name in OPTIONAL_MODULES:
         with contextlib.suppress(ImportError):
             __import__(name)
     gc.freeze()  # a collection in a child would otherwise copy every page
 
 
-def keep(files: list[int], settings: Settings) -> NoReturn:
-    """The keeper: starts the worker, kills it when `control` is closed or spoken to, and reports how it ended."""
+def supervise(files: list[int], settings: Settings) -> NoReturn:
+    """Start the worker, kill it when `control` is closed or written to, and report how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     *inner, control = files
     folder = tempfile.mkdtemp(prefix="script-") if settings["room"] == "folder" else None
@@ -86,7 +86,7 @@ def keep(files: list[int], settings: Settings) -> NoReturn:
         os._exit(1)
     if worker == 0:
         os.close(control)
-        work(inner, settings, folder)
+        enter_sandbox(inner, settings, folder)
     for file in inner:
         os.close(file)
     _watch(worker, control)
@@ -115,8 +115,8 @@ def _watch(worker: int, control: int) -> None:
         os.write(control, REPORT.pack(status, usage.ru_utime + usage.ru_stime))
 
 
-def work(files: list[int], settings: Settings, folder: str | None) -> NoReturn:
-    """The worker: closes the room behind it, then runs the one script that comes."""
+def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> NoReturn:
+    """Close the sandbox around this process, then run the one script that arrives."""
     request, out, err, answer = files
     try:
         os.setsid()
@@ -144,7 +144,7 @@ def work(files: list[int], settings: Settings, folder: str | None) -> NoReturn:
 
 
 def _own_user() -> int:
-    """A user id that only one script has, so that its threads are counted; one's own id without the right to change."""
+    """Return a user id for one script, so that its threads are counted; the current one without the right to change."""
     if os.geteuid() != 0:
         return os.geteuid()
     with open("/proc/self/uid_map", encoding="ascii") as file:
@@ -168,7 +168,7 @@ def _is_reachable(path: str) -> bool:
 
 
 def _build(settings: Settings, user: int) -> None:
-    """A root of its own: Python and its libraries to read, three devices, and a small file system in memory."""
+    """Build a root file system: Python and its libraries read-only, three devices, and a small one in memory."""
     kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
     kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NO_SUID, "size=1m,mode=0755")
     os.mkdir("/tmp/.old")
@@ -201,7 +201,7 @@ def _bind(path: str) -> None:
 
 
 def _connect(out: int, err: int, kept: set[int]) -> None:
-    """Nothing to read, the two pipes to print to; every other file is closed."""
+    """Connect stdin to nothing, stdout and stderr to the pipes; close every other file."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -218,7 +218,7 @@ def _limit(settings: Settings, user: int) -> None:
         "AS": settings["own_size"] + settings["memory_mb"] * 2**20,
         "CPU": int(settings["time_limit"]) + 1,
         "FSIZE": settings["disk_mb"] * 2**20,
-        "NOFILE": FILES,
+        "NOFILE": MAX_OPEN_FILES,
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
@@ -260,7 +260,7 @@ def run(request: int, answer: int, max_pixels: int) -> NoReturn:
 
 
 def _names(pixels: bytes, width: int, height: int) -> dict[str, Any]:
-    """What a script finds: `image`, also as the file input.png, `Image` of Pillow and numpy as `np`."""
+    """Return a script's globals: `image`, also as the file input.png, Pillow's `Image`, numpy as `np`."""
     import numpy
     from PIL import Image
 
@@ -289,11 +289,11 @@ def _explain(error: BaseException) -> None:
     """Print the traceback from the script's first line on; a line as long as a picture in base64 is cut."""
     inside = error.__traceback__.tb_next if error.__traceback__ else None
     lines = "".join(traceback.format_exception(type(error), error, inside, limit=-8)).splitlines()
-    sys.stderr.write("".join(f"{line[:LONGEST_LINE]}\n" for line in lines[-MOST_LINES:]))
+    sys.stderr.write("".join(f"{line[:MAX_LINE_LENGTH]}\n" for line in lines[-MAX_LINES:]))
 
 
 def _pixels(result: Any, max_pixels: int) -> bytes:
-    """Size and RGB values of an image or array; nothing for None.
+    """Return size and RGB values of an image or array; nothing for None.
 
     Raises:
         TypeError: it is neither.

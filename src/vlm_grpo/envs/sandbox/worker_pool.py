@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vlm_grpo.envs.sandbox.process import Starter
-from vlm_grpo.envs.sandbox.script_run import Caps, Ending, Run, Worker
+from vlm_grpo.envs.sandbox.script_run import ScriptLimits, ScriptOutcome, ScriptRun, Worker
 
-TRIES = 2  # a worker that waited may have been killed meanwhile, by a machine without memory say
+MAX_ATTEMPTS = 2  # a worker that waited may have been killed meanwhile, by a machine without memory say
 
 
-class Waiting(NamedTuple):
+class IdleWorker(NamedTuple):
     """A worker, and the starter that ends with it where each has its own."""
 
     worker: Worker
@@ -26,26 +26,26 @@ class Waiting(NamedTuple):
             self.own.close()
 
 
-class Pool:
+class WorkerPool:
     """`size` workers that wait; whoever takes one has another started. One worker runs one script."""
 
     def __init__(self, backend: str, settings: Mapping[str, Any], size: int) -> None:
         self.backend, self.settings, self.size = backend, settings, size
         self.process = os.getpid()
         self.lock = threading.Lock()
-        self.ready: deque[Waiting] = deque()
+        self.ready: deque[IdleWorker] = deque()
         self.starter: Starter | None = None
 
-    def play(self, payload: bytes, caps: Caps) -> Ending:
+    def play(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
         """Run a script on a worker that waits.
 
         Raises:
             RuntimeError: the script was not reached; says what the processes said.
         """
-        for tried in range(TRIES):
+        for tried in range(MAX_ATTEMPTS):
             waiting = self._take()
             try:
-                ending = Run(waiting.worker, payload, caps).ending()
+                ending = ScriptRun(waiting.worker, payload, caps).ending()
                 words = "" if ending.is_started else self._last_words(waiting)
             finally:
                 waiting.close()
@@ -74,27 +74,27 @@ class Pool:
                 self.starter.close()
             self.starter = None
 
-    def _take(self) -> Waiting:
+    def _take(self) -> IdleWorker:
         with self.lock:
             self.ready.append(self._start())
             return self.ready.popleft()
 
-    def _start(self) -> Waiting:
+    def _start(self) -> IdleWorker:
         if self.backend == "bubblewrap_each":
             own = Starter(self.backend, self.settings)
-            return Waiting(own.worker(), own)
-        for _ in range(TRIES):
+            return IdleWorker(own.worker(), own)
+        for _ in range(MAX_ATTEMPTS):
             if self.starter is None:
                 self.starter = Starter(self.backend, self.settings)
             try:
-                return Waiting(self.starter.worker(), None)
+                return IdleWorker(self.starter.worker(), None)
             except OSError as error:
                 words = f"{self.starter.last_words()} ({error})"
                 self.starter.close()
                 self.starter = None
         raise RuntimeError(words)
 
-    def _last_words(self, waiting: Waiting) -> str:
+    def _last_words(self, waiting: IdleWorker) -> str:
         with self.lock:
             starter = waiting.own or self.starter
             return starter.last_words() if starter else ""

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.evaluation.backends.hf import LocalModel
-from vlm_grpo.evaluation.predictions import Answered, Completion, EpisodeError, Played
-from vlm_grpo.evaluation.report.trajectory import Copies, trajectory
+from vlm_grpo.evaluation.backends.hf import HFBackend
+from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowCompletions, ScoredText
+from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.adapter import checked, record_of_row
+from vlm_grpo.rewards.adapter import call_reward, record_of_row
 from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
 from vlm_grpo.trainers.messages import read_prompt
 from vlm_grpo.trainers.rollout import PromptEncoder
@@ -24,7 +24,7 @@ from vlm_grpo.trainers.stage import Stage
 
 
 @dataclass
-class Agents:
+class AgentBackend:
     """Plays each row in its environment; what the model says last is the completion.
 
     Args:
@@ -33,27 +33,27 @@ class Agents:
         folder: of the evaluation, for copies of the images that tools showed.
         max_turns: of the model in an episode.
         tool_time_limit: seconds that one call may take.
-        protocol: one of PROTOCOLS.
+        tool_format: one of TOOL_FORMATS.
 
     Raises:
-        EpisodeError: the model's chat template or the tools do not fit the protocol.
+        EpisodeError: the model's chat template or the tools do not fit the tool format.
     """
 
-    model: LocalModel
+    model: HFBackend
     stage: Stage
     folder: Path
     max_turns: int = 8
     tool_time_limit: float = 60.0
-    protocol: str = "auto"
+    tool_format: str = "auto"
 
     def __post_init__(self) -> None:
         try:
-            self.stage.choose_protocols(self.protocol, self.model.processor.chat_template)
+            self.stage.choose_protocols(self.tool_format, self.model.processor.chat_template)
         except ValueError as error:
             raise EpisodeError(str(error)) from error
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
-        """The numbered rows with their episodes, a batch at a time, in order.
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+        """Yield the numbered rows with their episodes, a batch at a time, in order.
 
         Raises:
             EpisodeError: an environment refuses a row, or an image cannot be decoded.
@@ -64,7 +64,7 @@ class Agents:
 
     def _answered(
         self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
-    ) -> list[Answered]:
+    ) -> list[RowCompletions]:
         drawn = self.model.sampling.num_samples
         places = [(number, sample) for number in numbers for sample in range(drawn)]
         episodes, opened = self._begun(encoder, [row for row in rows for _ in range(drawn)])
@@ -72,9 +72,9 @@ class Agents:
         done = [self._completion(encoder, *item) for item in zip(places, episodes, opened, strict=True)]
         self.stage.end(episodes)
         return [
-            Answered(
+            RowCompletions(
                 number,
-                {**row, "record": record_of_opened(row, opened[place * drawn])},
+                {**row, "record": record_of_episode(row, opened[place * drawn])},
                 done[place * drawn : (place + 1) * drawn],
             )
             for place, (number, row) in enumerate(zip(numbers, rows, strict=True))
@@ -83,7 +83,7 @@ class Agents:
     def _begun(
         self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Episode], list[dict[str, Any]]]:
-        """The episodes of some rows, which know their prompts, and the rows as their environments begin them."""
+        """Return episodes with their encoded prompts, and the rows as their environments start them."""
         try:
             episodes, opened = self.stage.begin(rows)
             samples = encoder.encode(opened)
@@ -102,7 +102,7 @@ class Agents:
         )
 
     def _turns_of(self, episodes: Sequence[Episode], places: Sequence[tuple[int, int]]) -> Any:
-        """What the loop asks for the next turn of some of these episodes, at most `room` tokens of each."""
+        """Return a function that generates the next turns of some episodes, at most `room` tokens each."""
         place_of = {id(episode): place for episode, place in zip(episodes, places, strict=True)}
 
         def next_turns(active: list[Episode], room: int) -> list[list[int]]:
@@ -113,38 +113,38 @@ class Agents:
 
     def _completion(
         self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, opened: Mapping[str, Any]
-    ) -> Completion:
-        """What the model said last, and all that was played.
+    ) -> ScoredText:
+        """Return the model's last turn, and the whole episode.
 
         Raises:
             RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
         """
-        numbers = _numbers(episode, record_of_row(opened))
-        turns = trajectory(opened["prompt"], episode, Copies(self.folder, *place))
-        return Completion(
+        numbers = _episode_metrics(episode, record_of_row(opened))
+        turns = episode_trajectory(opened["prompt"], episode, ImageCopies(self.folder, *place))
+        return ScoredText(
             episode.last_text,
             sum(episode.mask),
             episode.later.ids[-1] not in self.model.ends,
             {**self.model.facts(encoder, episode.prompt), "turn_opening": episode.opening},
-            Played(numbers, turns),
+            EpisodeResult(numbers, turns),
         )
 
 
-def _numbers(episode: Episode, record: Record) -> dict[str, float]:
-    """Counts, the environment's reward and its metrics, of a finished episode."""
+def _episode_metrics(episode: Episode, record: Record) -> dict[str, float]:
+    """Return counts, the environment's reward and its metrics, of a finished episode."""
     environment = episode.environment
     counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}
     reward = None
     if hasattr(environment, "get_reward"):
         name = type(environment).__name__
-        reward = checked(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
+        reward = call_reward(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
     rewards = {} if reward is None else {"reward": reward}
     found = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
     return {name: float(value) for name, value in found.items()}
 
 
-def record_of_opened(row: Mapping[str, Any], opened: Mapping[str, Any]) -> Record:
-    """The row's record; for an episode that its environment made, one of what the model is asked and shown."""
+def record_of_episode(row: Mapping[str, Any], opened: Mapping[str, Any]) -> Record:
+    """Return the row's record; for a generated episode, one of what the model is asked and shown."""
     if row.get("prompt"):
         return record_of_row(row)
     prompt = read_prompt(opened)
@@ -160,8 +160,8 @@ def record_of_opened(row: Mapping[str, Any], opened: Mapping[str, Any]) -> Recor
     )
 
 
-def made_episodes(seed: int, count: int) -> list[dict[str, Any]]:
-    """Rows for an environment that makes its episodes itself: those that training with this seed begins with."""
+def environment_episodes(seed: int, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of training with this seed, for an environment that generates its episodes."""
     from vlm_grpo.envs.pick_image import repeatable_episodes
 
     return list(islice(repeatable_episodes(seed), count))

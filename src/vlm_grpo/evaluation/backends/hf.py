@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.evaluation.predictions import Answered, Completion
-from vlm_grpo.evaluation.sampling_params import Sampling
+from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
+from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
 
-__all__ = ["Completion", "LocalModel", "generate_greedy", "left_padded"]
+__all__ = ["HFBackend", "ScoredText", "generate_greedy", "left_pad"]
 
 
 @dataclass
-class LocalModel:
+class HFBackend:
     """Completes rows with a model in this process; the model's mode and torch's random state stay as they were.
 
     Args:
@@ -45,7 +45,7 @@ class LocalModel:
     batch_size: int = 16
     max_completion_length: int = 256
     template_options: Mapping[str, Any] | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     answer_space: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,25 +53,25 @@ class LocalModel:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
-        """The numbered rows with their completions, a batch at a time, in order."""
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+        """Yield the numbered rows with their completions, a batch at a time, in order."""
         encoder = self.encoder()
         for chosen in self.batches(numbers):
             batch = [dataset[number] for number in chosen]
             yield self._answered(encoder, chosen, batch)
 
     def encoder(self) -> PromptEncoder:
-        """Makes prompts out of rows, with the processor of this model."""
+        """Return the encoder of prompts, with this model's processor."""
         return PromptEncoder(self.processor, self.template_options or {})
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The numbers of rows that are completed together."""
+        """Yield the numbers of rows that are completed together."""
         rows_at_once = max(1, self.batch_size // self.sampling.num_samples)
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
 
     def facts(self, encoder: PromptEncoder, sample: Sample) -> dict[str, Any]:
-        """What rewards and environments are told of a prompt's images."""
+        """Return the facts about a prompt's images for rewards and environments."""
         space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
         return {**encoder.facts(sample), "answer_space": space}
 
@@ -83,13 +83,13 @@ class LocalModel:
         return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
 
     def tokens_after(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
-        """What follows each prompt: at most `most` tokens, up to and with the first that ends it.
+        """Return the completion of each prompt: at most `most` tokens, up to and including the end token.
 
         Args:
             seeds: of each prompt's draws.
         """
         ids: list[list[int]] = []
-        with _evaluating(self.model):
+        with _eval_mode(self.model):
             for start in range(0, len(samples), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 ids += self._tokens_of_batch(samples[part], seeds[part], most)
@@ -97,7 +97,7 @@ class LocalModel:
 
     def _answered(
         self, encoder: PromptEncoder, numbers: Sequence[int], batch: Sequence[Mapping[str, Any]]
-    ) -> list[Answered]:
+    ) -> list[RowCompletions]:
         samples = encoder.encode(batch)
         drawn = self.sampling.num_samples
         jobs = [
@@ -109,18 +109,18 @@ class LocalModel:
         tokens = self.tokens_after(prompts, seeds, self.max_completion_length)
         done = [self._completion(encoder, *pair) for pair in zip(prompts, tokens, strict=True)]
         return [
-            Answered(number, row, done[place * drawn : (place + 1) * drawn])
+            RowCompletions(number, row, done[place * drawn : (place + 1) * drawn])
             for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
         ]
 
-    def _completion(self, encoder: PromptEncoder, sample: Sample, ids: list[int]) -> Completion:
+    def _completion(self, encoder: PromptEncoder, sample: Sample, ids: list[int]) -> ScoredText:
         facts = {**self.facts(encoder, sample), "turn_opening": sample.opening}
-        return Completion(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
+        return ScoredText(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
 
     def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
         model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
         padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-        inputs = left_padded(samples, padding)
+        inputs = left_pad(samples, padding)
         # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
@@ -132,9 +132,9 @@ class LocalModel:
             eos_token_id=sorted(ends),
             pad_token_id=padding,
             suppress_tokens=placeholder_ids(model.config, tokenizer),
-            **_drawing(self.sampling, seeds, model.device),
+            **_sampling_options(self.sampling, seeds, model.device),
         )
-        return [_until_end(ids, ends) for ids in output[:, inputs["input_ids"].size(1) :].tolist()]
+        return [_truncate_at_end(ids, ends) for ids in output[:, inputs["input_ids"].size(1) :].tolist()]
 
 
 class GumbelNoise(LogitsProcessor):
@@ -147,15 +147,15 @@ class GumbelNoise(LogitsProcessor):
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` (B, V) with noise; impossible tokens (-inf) stay impossible."""
+        """Return `scores` (B, V) with noise; impossible tokens (-inf) stay impossible."""
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
         return scores.float() - noise.log()
 
 
-def _drawing(sampling: Sampling, seeds: Sequence[int], device: Any) -> dict[str, Any]:
-    """What makes `generate` draw instead of taking the best token; nothing for greedy answers."""
+def _sampling_options(sampling: SamplingParams, seeds: Sequence[int], device: Any) -> dict[str, Any]:
+    """Return the arguments that make `generate` sample; none for greedy decoding."""
     if sampling.is_greedy:
         return {}
     steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
@@ -171,16 +171,16 @@ def generate_greedy(
     *,
     on_batch: Callable[[int], None] | None = None,
     **options: Any,
-) -> list[Completion]:
-    """One greedy completion per row, in order.
+) -> list[ScoredText]:
+    """Return one greedy completion per row, in order.
 
     Args:
         rows: rows of `vlm_grpo.load_dataset` or any rows that the trainers take.
         on_batch: is told the size of each batch that is done.
-        options: `batch_size`, `max_completion_length`, `template_options` of `LocalModel`.
+        options: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`.
     """
-    completions: list[Completion] = []
-    for batch in LocalModel(model, processor, **options)(rows, range(len(rows))):
+    completions: list[ScoredText] = []
+    for batch in HFBackend(model, processor, **options)(rows, range(len(rows))):
         completions += [entry.completions[0] for entry in batch]
         if on_batch is not None:
             on_batch(len(batch))
@@ -188,8 +188,8 @@ def generate_greedy(
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Dropout and gradients off; afterwards every module is in the mode that it was in."""
+def _eval_mode(model: Any) -> Iterator[None]:
+    """Disable dropout and gradients; afterwards restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -200,8 +200,8 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def left_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
-    """Model inputs of some prompts: (B, P) ids and mask with padding on the left, and their visual tensors."""
+def left_pad(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
+    """Return model inputs of some prompts: left-padded (B, P) ids and mask, and their visual tensors."""
     longest = max(len(sample.input_ids) for sample in samples)
     ids = torch.full((len(samples), longest), pad_token_id)
     mask = torch.zeros(len(samples), longest, dtype=torch.long)
@@ -216,6 +216,6 @@ def left_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tenso
     }
 
 
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+def _truncate_at_end(ids: list[int], ends: set[int]) -> list[int]:
     length = next((index for index, token in enumerate(ids) if token in ends), None)
     return ids if length is None else ids[: length + 1]

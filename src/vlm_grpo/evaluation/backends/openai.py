@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_grpo.answer_parser import CLOSE, OPEN, plain_thoughts
+from vlm_grpo.answer_parser import CLOSE, OPEN, normalize_thinking_tags
 from vlm_grpo.data.images import open_image
 from vlm_grpo.evaluation.aggregate import metric_names
-from vlm_grpo.evaluation.dataset_metrics import MEASURES
-from vlm_grpo.evaluation.predictions import Answered, Completion
-from vlm_grpo.evaluation.sampling_params import Sampling
+from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS
+from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
+from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.families import FAMILIES, coordinate_space
 from vlm_grpo.records import ImageRef
 from vlm_grpo.redact import redact_text, split_credentials
@@ -34,7 +34,7 @@ class ServerError(RuntimeError):
 
 
 @dataclass
-class Server:
+class OpenAIBackend:
     """Completes rows through `base_url`.
 
     Args:
@@ -55,7 +55,7 @@ class Server:
     base_url: str = field(repr=False)
     model: str
     max_completion_length: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     concurrency: int = 8
     timeout: float = 300.0
     retries: int = 3
@@ -74,8 +74,8 @@ class Server:
         http = {"http_client": DefaultHttpxClient(auth=credentials)} if credentials else {}
         self.client = OpenAI(base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries, **http)
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]:
-        """The numbered rows with their completions, those that are ready at a time.
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+        """Yield the numbered rows with their completions, as they are ready.
 
         Raises:
             ServerError: a request failed in spite of the retries.
@@ -83,7 +83,7 @@ class Server:
         waiting = iter(numbers)
         failure: BaseException | None = None
         pool = ThreadPoolExecutor(self.concurrency)
-        running: set[Future[Answered]] = set()
+        running: set[Future[RowCompletions]] = set()
         try:
             while True:
                 while failure is None and len(running) < 2 * self.concurrency:
@@ -103,7 +103,7 @@ class Server:
         if failure is not None:
             raise failure
 
-    def _answer(self, number: int, row: Mapping[str, Any]) -> Answered:
+    def _answer(self, number: int, row: Mapping[str, Any]) -> RowCompletions:
         from openai import OpenAIError
 
         images = [open_image(ref) if isinstance(ref, ImageRef) else ref for ref in row["images"]]
@@ -113,7 +113,7 @@ class Server:
             "processed_sizes": [image.size for image in sent],
             "answer_space": self.answer_space,
         }
-        messages = with_images(row, sent)
+        messages = attach_images(row, sent)
         try:
             drawn = [
                 self._complete(messages, self.sampling.seed_of(number, k)) for k in range(self.sampling.num_samples)
@@ -122,9 +122,11 @@ class Server:
             raise ServerError(
                 f"{row.get('where') or f'row {number}'}: {redact_text(f'{self.base_url}: {error}')}"
             ) from error
-        return Answered(number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in drawn])
+        return RowCompletions(
+            number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in drawn]
+        )
 
-    def _complete(self, messages: list[dict[str, Any]], seed: int) -> Completion:
+    def _complete(self, messages: list[dict[str, Any]], seed: int) -> ScoredText:
         drawing = {} if self.sampling.is_greedy else {"top_p": self.sampling.top_p, "seed": seed}
         if self.template_options:
             drawing["extra_body"] = {"chat_template_kwargs": dict(self.template_options)}
@@ -138,8 +140,8 @@ class Server:
         if not getattr(reply, "choices", None):
             raise ServerError(f"{redact_text(self.base_url)}: the reply has no choices: {reply!r:.300}")
         choice = reply.choices[0]
-        opening, text = opened_turn(choice.message)
-        return Completion(
+        opening, text = thinking_prefix(choice.message)
+        return ScoredText(
             opening + text,
             reply.usage.completion_tokens if reply.usage else None,
             choice.finish_reason == "length",
@@ -147,7 +149,7 @@ class Server:
         )
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        """The image as it is sent: exactly as the model will see it where its boxes count those pixels."""
+        """Return the image to send: as the model will see it if its boxes count those pixels."""
         if self.answer_space == "resized":
             size = grid_size(image.size, self.min_pixels or MIN_PIXELS, self.max_pixels or MAX_PIXELS)
         else:
@@ -155,7 +157,7 @@ class Server:
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def opened_turn(message: Any) -> tuple[str, str]:
+def thinking_prefix(message: Any) -> tuple[str, str]:
     """Return the opening of a reply's turn and what follows it: a server does not say what its chat template opened.
 
     It shows by a thought that ends without a beginning, or that the server has taken out of the reply.
@@ -164,12 +166,12 @@ def opened_turn(message: Any) -> tuple[str, str]:
     thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if isinstance(thought, str) and thought:
         return OPEN, f"{thought}{CLOSE}{content}" if content else thought
-    text = plain_thoughts(content)
+    text = normalize_thinking_tags(content)
     return (OPEN if CLOSE in text.partition(OPEN)[0] else ""), content
 
 
-def with_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
-    """The row's messages in the form of the chat completions API.
+def attach_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Return the row's messages in the format of the chat completions API.
 
     Raises:
         ServerError: the row has a video, for which the API has no form.
@@ -198,7 +200,7 @@ def _block(block: Mapping[str, Any], images: Iterator[Image.Image], row: Mapping
 
 
 def limited_size(size: tuple[int, int], fewest: int | None, most: int | None) -> tuple[int, int]:
-    """Width and height with a number of pixels within the limits, in the same proportion."""
+    """Return width and height with a number of pixels within the limits, in the same proportion."""
     pixels = size[0] * size[1]
     scale = 1.0
     if most is not None and pixels > most:
@@ -209,7 +211,7 @@ def limited_size(size: tuple[int, int], fewest: int | None, most: int | None) ->
 
 
 def grid_size(size: tuple[int, int], fewest: int, most: int) -> tuple[int, int]:
-    """Width and height as the processors of Qwen2-VL and Qwen2.5-VL choose them: multiples of 28 within the limits."""
+    """Return width and height as the processors of Qwen2-VL and 2.5-VL choose them: multiples of 28 in the limits."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     height, width = smart_resize(size[1], size[0], factor=PATCH, min_pixels=fewest, max_pixels=most)
@@ -217,7 +219,7 @@ def grid_size(size: tuple[int, int], fewest: int, most: int) -> tuple[int, int]:
 
 
 def space_of_name(name: str) -> str | None:
-    """The coordinate space of the family that a model's name speaks of; None when it speaks of none that is known.
+    """Return the coordinate space of the family that a model's name mentions; None if it mentions no known one.
 
     Qwen/Qwen2.5-VL-3B-Instruct is qwen2_5_vl. The longest family name that is part of the model's name counts.
     """
@@ -231,5 +233,5 @@ def _letters(name: str) -> str:
 
 
 def needs_space(task: str) -> bool:
-    """Whether a task's metrics compare places in an image."""
-    return any(name.startswith("iou") or name in MEASURES for name in metric_names(task))
+    """Return whether a task's metrics compare positions in an image."""
+    return any(name.startswith("iou") or name in DATASET_METRICS for name in metric_names(task))

@@ -25,14 +25,14 @@ class Curve:
 
 
 def smooth(values: Sequence[float], window: int = 9) -> list[float]:
-    """The mean of each value and its neighbours, fewer of them at the ends."""
+    """Return the mean of each value and its neighbors, fewer of them at the ends."""
     half = window // 2
     parts = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 
 def curve_svg(curve: Curve) -> str:
-    """The curve as an SVG element: single steps faint, their running mean strong, marks as labelled dots."""
+    """Return the curve as an SVG element: single steps faint, their running mean bold, marks as labeled dots."""
     from markupsafe import Markup
 
     last = max([*curve.steps, *(step for step, _, _ in curve.marks), 1])
@@ -72,7 +72,7 @@ def _axes(place: object, last: int) -> str:
 
 
 def _ticks(last: int) -> list[int]:
-    """Four to eight round step numbers from 0 on."""
+    """Return four to eight round step numbers from 0 on."""
     scale = 10 ** max(0, len(str(last)) - 2)
     width = next(size * scale for size in (1, 2, 5, 10, 20) if last / (size * scale) <= 8)
     return list(range(0, last + 1, width))

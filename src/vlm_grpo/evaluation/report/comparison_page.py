@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.evaluation.comparison import Difference, Run
-from vlm_grpo.evaluation.report.page import ranking, verdict
-from vlm_grpo.evaluation.report.samples import Page, Shown, Table, write_page
+from vlm_grpo.evaluation.comparison import Difference, EvaluationRun
+from vlm_grpo.evaluation.report.page import is_correct, ranking_score
+from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
 from vlm_grpo.evaluation.report.trajectory import trajectory_images
 
 SORTS = (
@@ -21,8 +21,8 @@ SORTS = (
 
 def compare_report(
     path: str | Path,
-    first: Run,
-    second: Run,
+    first: EvaluationRun,
+    second: EvaluationRun,
     rows: Sequence[int],
     differences: Sequence[Difference],
     *,
@@ -36,11 +36,11 @@ def compare_report(
         all_rows: show also the examples whose score did not change.
         image_folder: where a file of the same name is looked for otherwise.
     """
-    name = ranking(first.predictions[rows[0]]["scores"])
-    shown = [_shown(first, second, row, name, image_folder) for row in rows]
+    name = ranking_score(first.predictions[rows[0]]["scores"])
+    shown = [_sample_view(first, second, row, name, image_folder) for row in rows]
     changed = [example for example in shown if example.tags]
     gained = sum("gained" in example.tags for example in changed)
-    page = Page(
+    page = SamplesPage(
         title=f"{first.folder.name} (A) beside {second.folder.name} (B)",
         lead=(
             f"{len(rows):,} examples are in both. By {name}, {gained:,} are better in B, {len(changed) - gained:,} are "
@@ -54,7 +54,7 @@ def compare_report(
     return write_page(path, page, shown if all_rows else changed)
 
 
-def _table(differences: Sequence[Difference]) -> Table:
+def _table(differences: Sequence[Difference]) -> SummaryTable:
     rows = [
         [
             item.name,
@@ -68,23 +68,25 @@ def _table(differences: Sequence[Difference]) -> Table:
         for item in differences
     ]
     text = "The interval is a paired bootstrap over examples; p is how often chance alone would change as much."
-    return Table("Metrics", ("metric", "A", "B", "B - A [95 % interval]", "p", "test", "examples"), rows, text)
+    return SummaryTable("Metrics", ("metric", "A", "B", "B - A [95 % interval]", "p", "test", "examples"), rows, text)
 
 
-def _shown(first: Run, second: Run, row: int, name: str, folder: str | None) -> Shown:
+def _sample_view(first: EvaluationRun, second: EvaluationRun, row: int, name: str, folder: str | None) -> SampleView:
     pair = [run.predictions[row] for run in (first, second)]
     scores = [prediction["scores"].get(name) for prediction in pair]
     change = None if None in scores else scores[1] - scores[0]
     tags = [] if not change else ["gained" if change > 0 else "lost"]
-    answers = [(label, prediction, verdict(prediction["scores"])) for label, prediction in zip("AB", pair, strict=True)]
+    answers = [
+        (label, prediction, is_correct(prediction["scores"])) for label, prediction in zip("AB", pair, strict=True)
+    ]
     of_tools = [
         image for run in (first, second) for image in trajectory_images(run.predictions[row], run.folder, of_tools=True)
     ]
-    return Shown(pair[1], answers, change, [_file(source, folder) for source in pair[1]["images"]], tags, of_tools)
+    return SampleView(pair[1], answers, change, [_file(source, folder) for source in pair[1]["images"]], tags, of_tools)
 
 
 def _file(source: str | None, folder: str | None) -> Any:
-    """The image's path; where it is gone, the file of its name in the folder."""
+    """Return the image's path; if it is gone, the file of its name in the folder."""
     if source is None:
         return None
     moved = Path(folder or ".") / Path(source).name

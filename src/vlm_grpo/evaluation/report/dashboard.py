@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 
 from vlm_grpo.data.writing import whole_file
 from vlm_grpo.evaluation.report.gallery import GROUPS, Gallery, Group, groups_of
-from vlm_grpo.evaluation.report.gallery import restored as restored_gallery
+from vlm_grpo.evaluation.report.gallery import restore_gallery as restored_gallery
 from vlm_grpo.evaluation.report.learning_curves import Curves, dumps, point_of
-from vlm_grpo.evaluation.report.learning_curves import restored as restored_curves
+from vlm_grpo.evaluation.report.learning_curves import restore_curves as restored_curves
 from vlm_grpo.trainers.watch import Rollout
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class ReportFolder:
     def add_group(self, group: Group, images: Mapping[str, bytes]) -> None:
         """Take in a group of completions; `images` has the bytes of its images, and may have others."""
         for name in set(group["images"]) - self._written:
-            write_at_once(self.images / name, images[name])
+            write_atomically(self.images / name, images[name])
             self._written.add(name)
         self._append("group", self.gallery.add(group))
 
@@ -73,7 +73,7 @@ class ReportFolder:
         """Write the page, then delete the images that it shows no more."""
         head, script, tail = _template()
         data = f'{{"facts":{dumps(facts)},{self.curves.encoded()},{self.gallery.encoded()}}}'
-        write_at_once(self.folder / "index.html", f"{head}{data}{script}{tail}")
+        write_atomically(self.folder / "index.html", f"{head}{data}{script}{tail}")
         for name in self._written - self.gallery.image_names:
             (self.images / name).unlink(missing_ok=True)
         self._written &= self.gallery.image_names
@@ -90,7 +90,7 @@ class ReportFolder:
         lines += [{"point": line} for line in self.curves.lines()]
         lines += [{"group": group} for group in self.gallery.groups]
         content = b"".join(_state_line(line) for line in lines)
-        write_at_once(self.state, content)
+        write_atomically(self.state, content)
         self._whole, self._tail = len(content), 0
 
 
@@ -99,7 +99,7 @@ def _state_line(content: Mapping[str, Any]) -> bytes:
 
 
 def _read_state(path: Path) -> tuple[Curves, Gallery]:
-    """What a report holds, nothing without one; a line that is half-written, as a kill leaves it, is left out."""
+    """Return a report's content, empty without one; a partial line, as left by a kill, is skipped."""
     strides, points, groups = [1, 1], [], []
     for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
@@ -112,7 +112,7 @@ def _read_state(path: Path) -> tuple[Curves, Gallery]:
     return restored_curves(strides[0], points), restored_gallery(strides[1], groups)
 
 
-def write_at_once(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file without waiting for the disk; who reads it sees the old one or the new one."""
     with whole_file(path, sync=False) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
@@ -120,7 +120,7 @@ def write_at_once(path: Path, content: str | bytes) -> None:
 
 @cache
 def _template() -> tuple[str, str, str]:
-    """The page up to its data, from there up to its end with the script inside, and what comes last."""
+    """Return the page up to its data, from there to its end with the script, and what comes last."""
     home = files("vlm_grpo.evaluation.report")
     head, rest = home.joinpath("dashboard.html").read_text(encoding="utf-8").split("<!--data-->")
     middle, tail = rest.split("<!--script-->")
@@ -205,7 +205,7 @@ class LiveReport(TrainerCallback):
         self._has_failed = True
 
     def _facts(self, state: Any, is_over: bool) -> dict[str, Any]:
-        """What the head of the page says."""
+        """Return the head of the page."""
         since, first = self._started
         now = time.time()
         model = str(getattr(self.trainer.model.config, "_name_or_path", "") or "")

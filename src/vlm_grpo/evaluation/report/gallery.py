@@ -74,14 +74,14 @@ class Gallery:
         return {name for group in self.groups for name in group["images"]}
 
     def encoded(self) -> str:
-        """JSON of the groups."""
+        """Return the groups as JSON."""
         groups = self.groups
         self._encoded = {group["number"]: self._encoded.get(group["number"]) or dumps(group) for group in groups}
         return f'"groups":[{",".join(self._encoded.values())}],"newest":{len(self.newest)}'
 
 
-def restored(stride: int, groups: Sequence[Group]) -> Gallery:
-    """The gallery of which these groups were written, oldest first."""
+def restore_gallery(stride: int, groups: Sequence[Group]) -> Gallery:
+    """Return the gallery whose groups were written, oldest first."""
     gallery = Gallery(stride)
     for group in groups:
         gallery.add(group)
@@ -89,7 +89,7 @@ def restored(stride: int, groups: Sequence[Group]) -> Gallery:
 
 
 def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tuple[list[Group], dict[str, bytes]]:
-    """The first groups of a rollout as a page shows them, and their images by file name.
+    """Return the first groups of a rollout for a page, and their images by file name.
 
     Args:
         rollout: what one process sampled; a group of which it has only a part is shown in part.
@@ -106,22 +106,24 @@ def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tupl
         groups.append(
             {
                 "step": rollout.step,
-                "prompt": clip(prompt_text(row.get("prompt")), PROMPT_LENGTH),
-                "truth": clip(_truth(row), TRUTH_LENGTH),
+                "prompt": truncate_text(prompt_text(row.get("prompt")), PROMPT_LENGTH),
+                "truth": truncate_text(_target_text(row), TRUTH_LENGTH),
                 "images": list(files),
                 "more_images": len(rollout.images[start]) - len(files),
                 "of": len(members),
-                "completions": spread([_shown(rollout, index, weights) for index in members]),
+                "completions": representative_completions(
+                    [_completion_view(rollout, index, weights) for index in members]
+                ),
             }
         )
     return groups, images
 
 
-def _shown(rollout: Rollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
+def _completion_view(rollout: Rollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
     rewards = {name: _finite(values[index]) for name, values in rollout.rewards.items()}
     known = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
     return {
-        "text": clip(messages_text(rollout.completions[index]), COMPLETION_LENGTH),
+        "text": truncate_text(messages_text(rollout.completions[index]), COMPLETION_LENGTH),
         "rewards": {name: value if value is None else round(value, 4) for name, value in rewards.items()},
         "reward": round(sum(known), 4) if known else None,
         "advantage": round(_finite(rollout.advantages[index]) or 0.0, 4),
@@ -134,8 +136,8 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def spread(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All completions of a small group; of a large one the best, the worst and some evenly between, best first."""
+def representative_completions(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the completions of a small group; of a large one the best, the worst and some between, best first."""
     if len(completions) <= COMPLETIONS:
         return list(completions)
     ranked = sorted(completions, key=lambda shown: math.inf if shown["reward"] is None else -shown["reward"])
@@ -143,8 +145,8 @@ def spread(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [ranked[round(place * step)] for place in range(COMPLETIONS)]
 
 
-def clip(text: str, limit: int) -> str:
-    """At most about `limit` characters: the beginning and the end of a longer text, without control characters."""
+def truncate_text(text: str, limit: int) -> str:
+    """Return beginning and end of a text, about `limit` characters, without control characters."""
     if len(text) > limit:
         tail = limit // 4
         text = f"{text[: limit - tail]} […{len(text) - limit} characters…] {text[-tail:]}"
@@ -152,14 +154,14 @@ def clip(text: str, limit: int) -> str:
 
 
 def messages_text(completion: Any) -> str:
-    """The text of a completion; of one with several turns all of them, each after its role."""
+    """Return the text of a completion; of one with several turns all of them, each after its role."""
     if isinstance(completion, str) or len(completion or []) <= 1:
         return completion_text(completion)
     return "\n".join(f"[{message.get('role')}] {content_text(message.get('content'))}" for message in completion)
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as text: the system's turn left out, what is not text as `[image]` or `[video]`."""
+    """Return a prompt as text, without the system turn; images and videos as `[image]` and `[video]`."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return str(prompt or "")
     turns = [message for message in prompt if message.get("role") != "system"]
@@ -168,13 +170,13 @@ def prompt_text(prompt: Any) -> str:
     return "\n".join(f"[{message.get('role')}] {content_text(message.get('content'))}" for message in turns)
 
 
-def _truth(row: Mapping[str, Any]) -> str:
+def _target_text(row: Mapping[str, Any]) -> str:
     value = next((row[name] for name in ("answer", "solution") if row.get(name) is not None), "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def encode_images(sources: Sequence[Any]) -> dict[str, bytes]:
-    """JPEG files under names that their content makes; an image that cannot be read is left out."""
+    """Return JPEG files named by their content; an image that cannot be read is left out."""
     contents = []
     for source in sources:
         try:
@@ -185,7 +187,7 @@ def encode_images(sources: Sequence[Any]) -> dict[str, bytes]:
 
 
 def encode_image(source: Any) -> bytes:
-    """JPEG bytes of an image, at most 256 pixels long and 40,000 bytes."""
+    """Return JPEG bytes of an image, at most 256 pixels long and 40,000 bytes."""
     image = open_image(image_ref(source))
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     for quality in (85, 60, 30, 10):

@@ -28,13 +28,13 @@ class Point:
     values: dict[str, float]
 
     def line(self) -> dict[str, Any]:
-        """The point as it is written into a file."""
+        """Return the point as it is written into a file."""
         values = {name: float(f"{value:.6g}") for name, value in self.values.items()}
         return {"step": self.step, "count": self.count, "values": values}
 
 
 def point_of(step: int, logs: Mapping[str, Any]) -> Point:
-    """The numbers of one log line that make curves; what is not finite is left out."""
+    """Return the finite numbers of one log line that are plotted."""
     values = {
         name: float(value)
         for name, value in logs.items()
@@ -44,8 +44,8 @@ def point_of(step: int, logs: Mapping[str, Any]) -> Point:
     return Point(step, 1, values)
 
 
-def merged(first: Point, second: Point) -> Point:
-    """Both points as one; a value that only one of them has is its value."""
+def merge_points(first: Point, second: Point) -> Point:
+    """Return both points as one; a value that only one of them has stays."""
     values = {**second.values, **first.values}
     for name in first.values.keys() & second.values.keys():
         total = first.values[name] * first.count + second.values[name] * second.count
@@ -69,7 +69,7 @@ class Curves:
         if all(name.startswith(EVALUATION) for name in point.values):
             self._mark(point)
             return
-        self.open = point if self.open is None else merged(self.open, point)
+        self.open = point if self.open is None else merge_points(self.open, point)
         if self.open.count >= self.stride:
             self.points.append(self.open)
             self.open = None
@@ -82,9 +82,9 @@ class Curves:
             self.marks = self.marks[::2]
 
     def _thin(self) -> None:
-        """Half as many points."""
+        """Halve the number of points."""
         pairs = zip(self.points[::2], self.points[1::2], strict=True)
-        self.points = [merged(first, second) for first, second in pairs]
+        self.points = [merge_points(first, second) for first, second in pairs]
         self.stride *= 2
         self._rows = []
 
@@ -103,7 +103,7 @@ class Curves:
         return max((point.step for point in last), default=-1)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """All that `restored` needs, in order."""
+        """Yield all that `restore_curves` needs, in order."""
         for point in self.points:
             yield point.line()
         if self.open is not None:
@@ -112,33 +112,33 @@ class Curves:
             yield mark.line()
 
     def encoded(self) -> str:
-        """JSON of the columns, of the points as `[step, value of each column]`, and of the marks."""
+        """Return JSON of the columns, of the points as `[step, value of each column]`, and of the marks."""
         closed = [self._row(point) for point in self.points[len(self._rows) :]]
         self._rows += closed
         rows = [*self._rows, *([self._row(self.open)] if self.open else [])]
-        marks = [{"step": mark.step, "values": {k: _short(v) for k, v in mark.values.items()}} for mark in self.marks]
+        marks = [{"step": mark.step, "values": {k: _round(v) for k, v in mark.values.items()}} for mark in self.marks]
         return f'"columns":{dumps(list(self.columns))},"points":[{",".join(rows)}],"marks":{dumps(marks)}'
 
     def _row(self, point: Point) -> str:
         for name in point.values:
             self.columns.setdefault(name, len(self.columns))
         cells = [point.values.get(name) for name in self.columns]
-        return dumps([point.step, *(None if cell is None else _short(cell) for cell in cells)])
+        return dumps([point.step, *(None if cell is None else _round(cell) for cell in cells)])
 
 
-def _short(value: float) -> float | int:
-    """Five digits: more than a picture can show."""
+def _round(value: float) -> float | int:
+    """Round to five digits: more than a picture can show."""
     short = float(f"{value:.5g}")
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 
 def dumps(value: Any) -> str:
-    """JSON that may stand inside a script element of a page."""
+    """Return JSON that may stand inside a script element of a page."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def restored(stride: int, lines: list[dict[str, Any]]) -> Curves:
-    """The curves of which `lines` were written: `Curves.lines()`, and after them the log lines that followed."""
+def restore_curves(stride: int, lines: list[dict[str, Any]]) -> Curves:
+    """Return the curves that `Curves.lines()` and the log lines after them describe."""
     curves = Curves(stride)
     for line in lines:
         curves.add(Point(line["step"], line["count"], line["values"]))

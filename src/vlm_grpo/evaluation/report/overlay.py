@@ -14,13 +14,13 @@ from PIL import Image
 from vlm_grpo.boxes import Box, convert, extent, only_box
 from vlm_grpo.evaluation.dataset_metrics import mask_pair
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.iou import true_box
+from vlm_grpo.rewards.iou import target_box
 
-MOST_BOXES = 60  # of one kind on an image; the rest would only hide the others
-TRUE, ANSWERED, BOTH = (18, 184, 110), (240, 30, 140), (255, 235, 60)
+MAX_BOXES = 60  # of one kind on an image; the rest would only hide the others
+TRUE, PREDICTED, BOTH = (18, 184, 110), (240, 30, 140), (255, 235, 60)
 
 
-class Drawn(NamedTuple):
+class OverlayBox(NamedTuple):
     """A box on one of the images: `kind` is "true" or "answer"; the label may be empty."""
 
     image: int
@@ -29,8 +29,8 @@ class Drawn(NamedTuple):
     label: str = ""
 
 
-def boxes_of(prediction: Mapping[str, Any]) -> list[Drawn]:
-    """The true and the answered boxes of a prediction; none where its truth is no box."""
+def boxes_of(prediction: Mapping[str, Any]) -> list[OverlayBox]:
+    """Return the true and the predicted boxes of a prediction; none where its truth is no box."""
     facts = prediction.get("facts") or {}
     sizes = facts.get("image_sizes")
     image = int(facts.get("box_image") or 0)
@@ -42,27 +42,27 @@ def boxes_of(prediction: Mapping[str, Any]) -> list[Drawn]:
     if evidence and evidence[0]:
         found = [(kind, box, answered, label) for kind, box, label in _detections(evidence[0])]
     else:
-        pairs = [("true", true_box(prediction["answer"]), own), ("answer", _answered_box(prediction), answered)]
+        pairs = [("true", target_box(prediction["answer"]), own), ("answer", _predicted_box(prediction), answered)]
         found = [(kind, box, space, "") for kind, box, space in pairs if box is not None]
         found = found if found and found[0][0] == "true" else []
     drawn = [(kind, in_thousandths(box, space, facts, image), label) for kind, box, space, label in found]
-    return [Drawn(image, kind, tuple(box), label) for kind, box, label in drawn if box is not None]
+    return [OverlayBox(image, kind, tuple(box), label) for kind, box, label in drawn if box is not None]
 
 
-def _answered_box(prediction: Mapping[str, Any]) -> Box | None:
+def _predicted_box(prediction: Mapping[str, Any]) -> Box | None:
     return only_box(prediction["predicted"] or "")
 
 
 def _detections(evidence: Mapping[str, Any]) -> list[tuple[str, Box, str]]:
-    """Kind, box and label of the boxes of evidence, the surest first."""
+    """Return kind, box and label of the boxes of evidence, by falling confidence."""
     right = [("true", Box(*box), str(label)) for label, *box in evidence["truth"]]
     found = sorted(evidence["found"], key=lambda item: -item[1])
     given = [("answer", Box(*box), f"{label} {sure:.2f}".strip()) for label, sure, *box in found]
-    return [*right[:MOST_BOXES], *given[:MOST_BOXES]]
+    return [*right[:MAX_BOXES], *given[:MAX_BOXES]]
 
 
 def in_thousandths(box: Box, space: str, facts: Mapping[str, Any], image: int) -> Box | None:
-    """A box in thousandths of its image; None where the space's size is not known."""
+    """Return a box in thousandths of its image; None where the size of the space is unknown."""
     original = tuple(facts["image_sizes"][image])
     resized = (facts.get("processed_sizes") or [None] * (image + 1))[image]
     if extent(space, original, resized and tuple(resized)) is None:
@@ -71,27 +71,27 @@ def in_thousandths(box: Box, space: str, facts: Mapping[str, Any], image: int) -
 
 
 def masks_of(prediction: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray] | None:
-    """The answered and the true mask, (H, W) of bool; None where the example has no mask, or none was answered."""
+    """Return the predicted and the true mask, (H, W) of bool; None where one of them is missing."""
     record = Record(prediction["id"], "", prediction["answer"], extra=prediction.get("facts") or {})
     return mask_pair(prediction["predicted"], record)
 
 
 def paint_masks(image: Image.Image, given: np.ndarray | None, true: np.ndarray) -> Image.Image:
-    """The image, greyed, with the true mask in green, the answered one in magenta, and yellow where they agree."""
-    whole = [_resized(mask, image.size) for mask in (true, given if given is not None else np.zeros_like(true))]
+    """Return the grayed image with the true mask in green, the predicted one in magenta, both in yellow."""
+    whole = [_resize(mask, image.size) for mask in (true, given if given is not None else np.zeros_like(true))]
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=float)
-    for color, where in ((TRUE, whole[0] & ~whole[1]), (ANSWERED, whole[1] & ~whole[0]), (BOTH, whole[0] & whole[1])):
+    for color, where in ((TRUE, whole[0] & ~whole[1]), (PREDICTED, whole[1] & ~whole[0]), (BOTH, whole[0] & whole[1])):
         pixels[where] = 0.5 * pixels[where] + 0.5 * np.array(color)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(picture) > 127
 
 
-def as_json(drawn: Sequence[Drawn]) -> list[list[Any]]:
-    """Boxes for the page's script: image, kind, left, top, width, height, label."""
+def as_json(drawn: Sequence[OverlayBox]) -> list[list[Any]]:
+    """Return boxes for the page's script: image, kind, left, top, width, height, label."""
     rows = []
     for image, kind, (x1, y1, x2, y2), label in drawn:
         left, top = (min(max(value, 0), 1000) for value in (x1, y1))

@@ -16,12 +16,12 @@ from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report.cards import Card, CardAnswer
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg
-from vlm_grpo.evaluation.report.samples import Page, Shown, Table, write_page
+from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
 from vlm_grpo.evaluation.report.trajectory import trajectory_images
 from vlm_grpo.evaluation.sampling_params import GRADED
 
 THUMBNAIL = 224  # pixels, the longer side
-MOST_GROUPS = 40  # in the page's table
+MAX_GROUPS = 40  # in the page's table
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
 
 
 def data_uri(png: bytes) -> str:
-    """PNG bytes as an address that a page can hold."""
+    """Return PNG bytes as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def thumbnail(source: Any, where: str = "") -> bytes:
-    """PNG bytes of an image given in any form that data comes in; small ones keep their size."""
+    """Return PNG bytes of an image in any format of the data; small ones keep their size."""
     image = open_image(image_ref(source, where))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -65,7 +65,7 @@ def thumbnail(source: Any, where: str = "") -> bytes:
 
 
 def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer") -> CardAnswer:
-    """A prediction's parsed answer; its whole completion when there is none."""
+    """Return a prediction's parsed answer; its whole completion if there is none."""
     score = prediction["scores"][metric]
     text = prediction["predicted"]
     shown = f"(no answer) {prediction['completion']}" if text is None else text
@@ -74,29 +74,31 @@ def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer")
 
 
 def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """The page of one evaluation: its metrics, and all examples to search, filter and sort by the ranking reward.
+    """Write the page of one evaluation: its metrics, and all examples to search, filter and sort by score.
 
     Args:
         evaluation: what `vlm_grpo.evaluate` returned.
         rows: the data that was evaluated, for its images.
     """
     predictions = evaluation.predictions
-    name = ranking(predictions[0]["scores"])
+    name = ranking_score(predictions[0]["scores"])
     several = max((len(prediction.get("samples", "1")) for prediction in predictions), default=1)
     is_played = "episode" in predictions[0]
     what = "episodes of" if is_played else "answers to" if several == 1 else "answers each to"
     kind = f"Greedy {what}" if several == 1 else f"{several} {what}"
-    page = Page(
+    page = SamplesPage(
         title=title,
         lead=f"{kind} {len(predictions):,} examples, task {evaluation.task}; examples are ranked by {name}.",
         tables=[metric_table(evaluation.metrics), *group_tables(evaluation)],
         score_name=name,
     )
-    return write_page(path, page, [_shown(prediction, rows, name, Path(path).parent) for prediction in predictions])
+    return write_page(
+        path, page, [_sample_view(prediction, rows, name, Path(path).parent) for prediction in predictions]
+    )
 
 
-def ranking(scores: Mapping[str, Any]) -> str:
-    """The reward that examples are ranked by: the task's own, or the overlap that it is a threshold of.
+def ranking_score(scores: Mapping[str, Any]) -> str:
+    """Return the reward that ranks examples: the task's own, or the IoU that it thresholds.
 
     Of episodes it is the environment's, if it has one.
     """
@@ -104,20 +106,22 @@ def ranking(scores: Mapping[str, Any]) -> str:
     return "iou" if own.startswith("iou@") and "iou" in scores else own
 
 
-def verdict(scores: Mapping[str, Any]) -> bool | None:
-    """Whether the answer is right by the task's own reward; None where that is graded or does not apply."""
+def is_correct(scores: Mapping[str, Any]) -> bool | None:
+    """Return whether the answer is correct by the task's own reward; None where that is graded or does not apply."""
     name, value = next(iter(scores.items()))
     return None if value is None or name in GRADED or not math.isfinite(value) else value >= 0.5
 
 
-def _shown(prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path) -> Shown:
+def _sample_view(
+    prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path
+) -> SampleView:
     tags = [prediction["group"]] if "group" in prediction else []
     if "trajectory" in prediction:
         media, of_tools = (trajectory_images(prediction, folder, of_tools=is_tools) for is_tools in (False, True))
     else:
         media, of_tools = RowImages(rows, prediction["row"], len(prediction["images"])), []
-    answers = [("answer", prediction, verdict(prediction["scores"]))]
-    return Shown(prediction, answers, prediction["scores"].get(name), media, tags, of_tools)
+    answers = [("answer", prediction, is_correct(prediction["scores"]))]
+    return SampleView(prediction, answers, prediction["scores"].get(name), media, tags, of_tools)
 
 
 class RowImages(Sequence):
@@ -137,20 +141,20 @@ class RowImages(Sequence):
         return self.rows[self.row]["images"][number]
 
 
-def metric_table(metrics: Mapping[str, Any]) -> Table:
-    """Every metric with its interval."""
+def metric_table(metrics: Mapping[str, Any]) -> SummaryTable:
+    """Return every metric with its interval."""
     rows = [[name, str(value), f"{value.count:,}"] for name, value in metrics.items()]
-    return Table("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
+    return SummaryTable("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
 
 
-def group_tables(evaluation: Any) -> list[Table]:
-    """The metrics of the largest groups; nothing where examples have none."""
+def group_tables(evaluation: Any) -> list[SummaryTable]:
+    """Return the metrics of the largest groups; nothing if examples have none."""
     if not evaluation.groups:
         return []
     names = list(evaluation.metrics)
     sizes = Counter(prediction["group"] for prediction in evaluation.predictions)
-    kept = [group for group, _ in sizes.most_common(MOST_GROUPS)]
+    kept = [group for group, _ in sizes.most_common(MAX_GROUPS)]
     rows = [[group, f"{sizes[group]:,}", *(str(evaluation.groups[group][name]) for name in names)] for group in kept]
     left = len(evaluation.groups) - len(kept)
     text = f"The {len(kept)} largest groups; results.json has the other {left}." if left else ""
-    return [Table("Groups", ("group", "examples", *names), rows, text)]
+    return [SummaryTable("Groups", ("group", "examples", *names), rows, text)]

@@ -22,17 +22,17 @@ from PIL import Image
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report.overlay import as_json, boxes_of, masks_of, paint_masks
-from vlm_grpo.evaluation.report.trajectory import asked, said_last, steps
+from vlm_grpo.evaluation.report.trajectory import final_text, page_turns, question_text
 from vlm_grpo.evaluation.strict_json import dumps
 
 SIDE = 320  # pixels of a thumbnail's longer side
 TINY = 100  # pixels: images no larger are kept as they are
-IMAGE_BYTES, MOST_PICTURED = 10_000_000, 1000  # of all thumbnails in a page, as base64; examples with images
-MOST_EXAMPLES, TEXT_LENGTH, TEXT_BYTES = 20_000, 1500, 12_000_000
+IMAGE_BYTES, MAX_WITH_IMAGES = 10_000_000, 1000  # of all thumbnails in a page, as base64; examples with images
+MAX_EXAMPLES, TEXT_LENGTH, TEXT_BYTES = 20_000, 1500, 12_000_000
 
 
 @dataclass(frozen=True)
-class Table:
+class SummaryTable:
     """A table of the page."""
 
     title: str
@@ -42,7 +42,7 @@ class Table:
 
 
 @dataclass
-class Shown:
+class SampleView:
     """One example of the page.
 
     `answers` are (label, prediction, is it right; None is undecided); `score` is what the page filters and sorts by;
@@ -59,23 +59,23 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Page:
+class SamplesPage:
     """What the page says around its examples; `sorts` are (value, text), the first one is chosen at first."""
 
     title: str
     lead: str
-    tables: Sequence[Table]
+    tables: Sequence[SummaryTable]
     score_name: str
     sorts: Sequence[tuple[str, str]] = (("worst", "worst first"), ("best", "best first"), ("row", "order of the data"))
     tag_name: str = "group"
 
 
-def write_page(path: str | Path, page: Page, examples: Sequence[Shown]) -> Path:
+def write_page(path: str | Path, page: SamplesPage, examples: Sequence[SampleView]) -> Path:
     """Write the page; all text is escaped, all images are inside the file."""
     from jinja2 import Environment, StrictUndefined
 
-    order = by_worth(examples)
-    kept = sorted(order[:MOST_EXAMPLES])
+    order = order_by_interest(examples)
+    kept = sorted(order[:MAX_EXAMPLES])
     length = _text_length(sum(_texts(examples[number]) for number in kept))
     entries = {number: _entry(examples[number], length) for number in kept}
     pictured = _add_pictures(entries, examples, order)
@@ -91,8 +91,8 @@ def write_page(path: str | Path, page: Page, examples: Sequence[Shown]) -> Path:
     return Path(path)
 
 
-def by_worth(examples: Sequence[Shown]) -> list[int]:
-    """Numbers of the examples, the lowest and the highest score by turns; those without a score come last."""
+def order_by_interest(examples: Sequence[SampleView]) -> list[int]:
+    """Return example numbers, lowest and highest scores alternating; those without a score come last."""
     scored = sorted((n for n, e in enumerate(examples) if _is_number(e.score)), key=lambda n: examples[n].score)
     turns = [n for place in range(len(scored)) for n in (scored[place], scored[-1 - place])]
     rest = [n for n, example in enumerate(examples) if not _is_number(example.score)]
@@ -104,15 +104,15 @@ def _is_number(score: float | None) -> bool:
 
 
 def _text_length(texts: int) -> int:
-    """How much of a completion, or of a turn of an episode, is kept."""
+    """Return how much of a completion, or of a turn of an episode, is kept."""
     return min(TEXT_LENGTH, max(100, TEXT_BYTES // max(1, texts)))
 
 
-def _texts(example: Shown) -> int:
+def _texts(example: SampleView) -> int:
     return sum(1 + len(prediction.get("trajectory", ())) for _, prediction, _ in example.answers)
 
 
-def _notes(examples: Sequence[Shown], kept: int, pictured: int) -> list[str]:
+def _notes(examples: Sequence[SampleView], kept: int, pictured: int) -> list[str]:
     with_media = sum(bool(example.media or example.of_tools) for example in examples)
     notes = []
     if any("mask" in (example.prediction.get("facts") or {}) for example in examples):
@@ -130,13 +130,13 @@ def _notes(examples: Sequence[Shown], kept: int, pictured: int) -> list[str]:
     return notes
 
 
-def _entry(example: Shown, length: int) -> dict[str, Any]:
-    """The example as the page's script takes it, without its images."""
+def _entry(example: SampleView, length: int) -> dict[str, Any]:
+    """Return the example for the page's script, without its images."""
     prediction, of_tools = example.prediction, count()
     return {
         "n": prediction["row"],
         "id": str(prediction["id"])[:80],
-        "q": asked(prediction)[:length],
+        "q": question_text(prediction)[:length],
         "t": _plain(prediction["answer"])[:length],
         "s": example.score,
         "g": list(example.tags),
@@ -146,8 +146,8 @@ def _entry(example: Shown, length: int) -> dict[str, Any]:
     }
 
 
-def _boxes(example: Shown) -> list[Any]:
-    """The true boxes once, the answered ones of every answer."""
+def _boxes(example: SampleView) -> list[Any]:
+    """Return the true boxes once, and the predicted ones of every answer."""
     drawn = []
     for number, (_, prediction, _) in enumerate(example.answers):
         boxes = boxes_of(prediction)
@@ -163,7 +163,7 @@ def _answer(
     label: str, prediction: Mapping[str, Any], is_right: bool | None, length: int, of_tools: Iterator[int]
 ) -> dict[str, Any]:
     scores = {name: value for name, value in prediction["scores"].items() if value is not None}
-    said = said_last(prediction)
+    said = final_text(prediction)
     answer = {
         "l": label,
         "t": None if said is None else said[:length],
@@ -172,7 +172,7 @@ def _answer(
         "s": " · ".join(f"{name} {value:.3g}" for name, value in scores.items()),
     }
     if "trajectory" in prediction:
-        answer["p"] = steps(prediction["trajectory"], length, of_tools)
+        answer["p"] = page_turns(prediction["trajectory"], length, of_tools)
     samples = prediction.get("samples")
     return {**answer, "k": [str(part["predicted"])[:80] for part in samples[:32]]} if samples else answer
 
@@ -181,8 +181,8 @@ def _plain(answer: Any) -> str:
     return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer, ensure_ascii=False)
 
 
-def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[Shown], order: Iterable[int]) -> int:
-    """Put thumbnails into the entries of the first examples until the budget is spent; how many got theirs."""
+def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[SampleView], order: Iterable[int]) -> int:
+    """Add thumbnails to the first entries until the budget is spent; return how many got theirs."""
     spent = pictured = 0
     for number in order:
         example = examples[number]
@@ -190,7 +190,7 @@ def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[Show
             continue
         pictures, of_tools = _pictures(example), [_picture(medium) for medium in example.of_tools]
         size = sum(len(picture[0]) for picture in [*pictures, *of_tools] if picture)
-        if spent + size > IMAGE_BYTES or pictured >= MOST_PICTURED:
+        if spent + size > IMAGE_BYTES or pictured >= MAX_WITH_IMAGES:
             break
         entries[number]["i"] = pictures
         if of_tools:
@@ -199,8 +199,8 @@ def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[Show
     return pictured
 
 
-def _pictures(example: Shown) -> list[list[Any] | None]:
-    """Address, width and height of each image; None for one that cannot be read any more."""
+def _pictures(example: SampleView) -> list[list[Any] | None]:
+    """Return data URI, width and height of each image; None for one that can no longer be read."""
     pictures: list[list[Any] | None] = []
     masked: list[list[Any]] = []
     target = int((example.prediction.get("facts") or {}).get("box_image") or 0)
@@ -225,14 +225,14 @@ def _picture(medium: Any) -> list[Any] | None:
     return _address(image)
 
 
-def _masked(image: Image.Image, example: Shown) -> list[list[Any]]:
-    """The image with the masks of each answer; none where the example has no mask."""
+def _masked(image: Image.Image, example: SampleView) -> list[list[Any]]:
+    """Return the image with the masks of each answer; none where the example has no mask."""
     found = [masks_of(prediction) for _, prediction, _ in example.answers]
     return [_address(paint_masks(image, *pair)) for pair in found if pair is not None]
 
 
 def _address(image: Image.Image) -> list[Any]:
-    """A data URI, width and height: PNG for tiny images, whose pixels are to be seen, otherwise JPEG."""
+    """Return data URI, width and height: PNG for tiny images, whose pixels should be seen, otherwise JPEG."""
     file = io.BytesIO()
     is_tiny = max(image.size) <= TINY
     image.convert("RGB").save(file, format="PNG" if is_tiny else "JPEG", **({} if is_tiny else {"quality": 80}))
@@ -241,7 +241,7 @@ def _address(image: Image.Image) -> list[Any]:
 
 
 def script_json(value: Any) -> Any:
-    """JSON that can stand inside a script element."""
+    """Return JSON that can stand inside a script element."""
     from markupsafe import Markup
 
     text = dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.envs.environment import blocks_of
-from vlm_grpo.envs.tool_parser import Result
+from vlm_grpo.envs.tool_parser import ToolResult
 
 if TYPE_CHECKING:
     from vlm_grpo.trainers.episodes import Episode
@@ -25,13 +25,13 @@ import json
 from itertools import count
 
 FOLDER = "images"  # of copies, in the folder of the evaluation
-LONGEST = 768  # pixels of a copy's longer side
-SHARP = 128  # pixels: copies no larger lose nothing
+MAX_SIDE = 768  # pixels of a copy's longer side
+LOSSLESS_SIDE = 128  # pixels: copies no larger lose nothing
 CALL_LENGTH = 300  # characters of a call's arguments on a page
 COPY = re.compile(r"\d+-\d+-\d+\.(png|jpg)")
 
 
-class Copies:
+class ImageCopies:
     """Keeps the images of one episode: calling it with an image gives the name of its copy, None for no image.
 
     The names are those of the row, the sample and the place, so that an episode that is played again replaces them.
@@ -45,8 +45,8 @@ class Copies:
             picture = open_image(image_ref(image))
         except ValueError:
             return None
-        picture.thumbnail((LONGEST, LONGEST))
-        suffix, options = (".png", {}) if max(picture.size) <= SHARP else (".jpg", {"quality": 85})
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        suffix, options = (".png", {}) if max(picture.size) <= LOSSLESS_SIDE else (".jpg", {"quality": 85})
         path = self.folder / FOLDER / f"{self.name}-{self.count}{suffix}"
         self.count += 1
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,10 @@ class Copies:
         return f"{FOLDER}/{path.name}"
 
 
-def trajectory(prompt: Sequence[Mapping[str, Any]], episode: Episode, copy: Copies) -> list[dict[str, Any]]:
-    """The turns of a finished episode, ready for JSON.
+def episode_trajectory(
+    prompt: Sequence[Mapping[str, Any]], episode: Episode, copy: ImageCopies
+) -> list[dict[str, Any]]:
+    """Return the turns of a finished episode, ready for JSON.
 
     Args:
         prompt: the messages that the model was given, with their images.
@@ -68,13 +70,13 @@ def trajectory(prompt: Sequence[Mapping[str, Any]], episode: Episode, copy: Copi
         turns.append({"role": "assistant", "turn": number, "content": text})
         calls = episode.protocol.calls(text)
         turns += [
-            _of_tool(result, call.arguments, copy, is_shown=number < len(said))
+            _tool_turn(result, call.arguments, copy, is_shown=number < len(said))
             for call, result in zip(calls, results, strict=False)  # fewer results where a call did not end
         ]
     return turns
 
 
-def _of_tool(result: Result, arguments: Any, copy: Copies, *, is_shown: bool) -> dict[str, Any]:
+def _tool_turn(result: ToolResult, arguments: Any, copy: ImageCopies, *, is_shown: bool) -> dict[str, Any]:
     return {
         "role": "tool",
         "name": result.name,
@@ -85,12 +87,12 @@ def _of_tool(result: Result, arguments: Any, copy: Copies, *, is_shown: bool) ->
     }
 
 
-def _content(content: Any, copy: Copies) -> Any:
+def _content(content: Any, copy: ImageCopies) -> Any:
     return content if isinstance(content, str) else [_block(block, copy, is_of_data=True) for block in content]
 
 
-def _block(block: Mapping[str, Any], copy: Copies, *, is_of_data: bool) -> dict[str, Any]:
-    """A block without pixels. Files that a tool showed may be gone tomorrow: they are copied."""
+def _block(block: Mapping[str, Any], copy: ImageCopies, *, is_of_data: bool) -> dict[str, Any]:
+    """Return a block without pixels. Files that a tool showed may be gone tomorrow: they are copied."""
     if block["type"] not in ("image", "video"):
         return dict(block)
     source = getattr(block.get(block["type"]), "source", block.get(block["type"]))
@@ -103,14 +105,14 @@ def _block(block: Mapping[str, Any], copy: Copies, *, is_of_data: bool) -> dict[
 
 
 def image_blocks(turns: Iterable[Mapping[str, Any]], *, of_tools: bool) -> Iterator[Mapping[str, Any]]:
-    """The images that tools showed, or all others, in order."""
+    """Yield the image blocks of tools, or all others, in order."""
     for turn in turns:
         if (turn["role"] == "tool") == of_tools and not isinstance(turn["content"], str):
             yield from (block for block in turn["content"] if block["type"] == "image")
 
 
 def trajectory_images(prediction: Mapping[str, Any], folder: Path, *, of_tools: bool) -> list[Any]:
-    """The images of a prediction in this folder, as data comes in: those of tools, or the prompt's."""
+    """Return the images of a prediction in this folder: those of tools, or the prompt's."""
     blocks = image_blocks(prediction.get("trajectory", ()), of_tools=of_tools)
     return [str(folder / block["file"]) if "file" in block else block["image"] for block in blocks]
 
@@ -126,10 +128,10 @@ def remove_unused(folder: Path, predictions: Iterable[Mapping[str, Any]]) -> Non
             path.unlink(missing_ok=True)
 
 
-def steps(
+def page_turns(
     trajectory: Sequence[Mapping[str, Any]], length: int, of_tools: Iterator[int] | None = None
 ) -> list[dict[str, Any]]:
-    """The turns, each with its role, its blocks, and the model's number or the tool's call.
+    """Return the turns for a page, each with its role, its blocks, and the model's number or the tool's call.
 
     A block is a text, or [is it a tool's, number of the image].
 
@@ -138,10 +140,10 @@ def steps(
         of_tools: numbers of the images that tools showed; None counts from 0, as those of the prompt always do.
     """
     numbers = {True: of_tools or count(), False: count()}
-    return [_step(turn, numbers[turn["role"] == "tool"], length) for turn in trajectory]
+    return [_page_turn(turn, numbers[turn["role"] == "tool"], length) for turn in trajectory]
 
 
-def _step(turn: Mapping[str, Any], numbers: Iterator[int], length: int) -> dict[str, Any]:
+def _page_turn(turn: Mapping[str, Any], numbers: Iterator[int], length: int) -> dict[str, Any]:
     is_tool = turn["role"] == "tool"
     content = turn["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -160,7 +162,7 @@ def _page_block(block: Mapping[str, Any], numbers: Iterator[int], length: int, *
 
 
 def call_text(turn: Mapping[str, Any]) -> str:
-    """The call that a tool's turn answers: `zoom(box=[1, 2, 3, 4])`."""
+    """Return the call that a tool's turn answers: `zoom(box=[1, 2, 3, 4])`."""
     arguments = turn["arguments"]
     if not isinstance(arguments, Mapping):
         return turn["name"] or "a call that cannot be read"
@@ -168,15 +170,15 @@ def call_text(turn: Mapping[str, Any]) -> str:
     return f"{turn['name']}({given[:CALL_LENGTH]}{'…' if len(given) > CALL_LENGTH else ''})"
 
 
-def asked(prediction: Mapping[str, Any]) -> str:
-    """The question without markers; of an episode what stands after the last image, as its trajectory has it all."""
+def question_text(prediction: Mapping[str, Any]) -> str:
+    """Return the question without markers; of an episode what follows the last image."""
     parts = str(prediction["question"]).split("<image>")
     after = parts[-1].strip()
     return after if after and "trajectory" in prediction else "".join(parts).strip()
 
 
-def said_last(prediction: Mapping[str, Any]) -> str | None:
-    """The answer of a prediction; of an episode without one, its last call or else its last turn."""
+def final_text(prediction: Mapping[str, Any]) -> str | None:
+    """Return the answer of a prediction; of an episode without one, its last call or else its last turn."""
     trajectory = prediction.get("trajectory")
     if prediction["predicted"] is not None or not trajectory:
         return prediction["predicted"]
