@@ -1,4 +1,4 @@
-"""What a completion says: the one parser for rewards, evaluation and logs."""
+"""Parse completions: the one answer parser for rewards, evaluation and logs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def normalize_thinking_tags(text: str) -> str:
 def strip_thinking(text: str) -> str:
     """Return the text outside its thoughts.
 
-    A thought that never ends swallows the rest; one that ends without a beginning was begun before the text.
+    A thinking block that never ends swallows the rest; one without a beginning was opened before the text.
     """
     text = normalize_thinking_tags(text)
     outside = THINK.sub("", text) if OPEN in text else text
@@ -88,14 +88,14 @@ def thinking_start(text: str) -> int:
 
     It may be an end: GLM-5 skips a thought with `</think>` alone.
     """
-    found = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
-    return min(found, default=len(text))
+    positions = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
+    return min(positions, default=len(text))
 
 
 def trailing_thinking(prompt: str) -> str:
     """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
-    found = TRAILING_THOUGHT.search(prompt)
-    return found[0] if found else ""
+    match = TRAILING_THOUGHT.search(prompt)
+    return match[0] if match else ""
 
 
 def is_inside_thinking(opening: str) -> bool:
@@ -130,8 +130,8 @@ def extract_answer(text: str) -> str | None:
     None without one or when it is empty.
     """
     outside = strip_thinking(text)
-    found = ANSWER.findall(outside) or BOXED.findall(outside)
-    return (strip_glm_box(found[-1]) or None) if found else None
+    answers = ANSWER.findall(outside) or BOXED.findall(outside)
+    return (strip_glm_box(answers[-1]) or None) if answers else None
 
 
 def strip_glm_box(answer: str) -> str:
@@ -156,7 +156,7 @@ def extract_boxed(text: str) -> str | None:
 def extract_json(text: str) -> Any | None:
     """Return the JSON value that the whole text is, a code fence allowed; None if it is none.
 
-    An object that repeats a key says two things at once, and NaN is no JSON: both give None.
+    An object that repeats a key is ambiguous, and NaN is not JSON: both give None.
     """
     fenced = FENCE.match(text) if "```" in text else None
     try:

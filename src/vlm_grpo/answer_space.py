@@ -1,4 +1,4 @@
-"""In which coordinate space a model's boxes are read: chosen, or its family's, or pixels of the original image."""
+"""The coordinate space of a model's boxes: chosen, or its family's, or pixels of the original image."""
 
 from __future__ import annotations
 

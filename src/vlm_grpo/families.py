@@ -1,4 +1,4 @@
-"""What is known of each model family, keyed by `config.model_type`: facts, not behaviour.
+"""Facts about each model family, keyed by `config.model_type`; no behavior.
 
 A family that is not listed goes the generic way (`model_utils.py`), with a warning where facts would have decided. What
 cannot be trained at all is in `unsupported_models.py`.

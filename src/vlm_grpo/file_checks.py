@@ -1,4 +1,4 @@
-"""Whether a path is that of a regular file: opening a named pipe waits for ever, reading a device never ends."""
+"""Check for regular files: opening a named pipe blocks forever, reading a device never ends."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def check_regular(path: str | Path) -> None:
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        found = next((name for test, name in KINDS if test(mode)), "something else")
-        raise OSError(f"{found}, not a regular file")
+        kind = next((name for test, name in KINDS if test(mode)), "something else")
+        raise OSError(f"{kind}, not a regular file")

@@ -1,4 +1,4 @@
-"""How many tokens an image becomes, and how that is limited in each kind of image processor.
+"""Count the tokens of an image, and limit them in each kind of image processor.
 
 What counts are the tokens that stand for features of the image, not the marks around tiles and rows.
 """
@@ -24,7 +24,7 @@ SOFT_TOKENS = (1120, 560, 280, 140, 70)  # the budgets of Gemma 4, arguments of 
 
 
 def count_image_tokens(processor: Any, model_type: str, size: tuple[int, int]) -> int:
-    """Return how many tokens a blank image of some (width, height) becomes in a prompt of its own.
+    """Return how many tokens a blank image of some (width, height) becomes, alone in a prompt.
 
     Raises:
         ValueError: it is not known which token stands for a feature of an image.
@@ -138,9 +138,9 @@ def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
     """Yield the resolutions to tile an image to: those of few enough tokens, or a single tile."""
     images = processor.image_processor
     counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
-    kept = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
-    if kept:
-        yield {"image_grid_pinpoints": kept}
+    allowed = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
+    if allowed:
+        yield {"image_grid_pinpoints": allowed}
     side = min(min(pair) for pair in images.image_grid_pinpoints)
     yield {"image_grid_pinpoints": [[side, side]]}
 
@@ -152,8 +152,8 @@ def _lfm2(processor: Any, limit: int) -> Iterator[Settings]:
     if tiles >= max(2, images.min_tiles):
         yield {"max_tiles": min(images.max_tiles, tiles)}
     most = min(limit, images.max_image_tokens)
-    whole = {"max_image_tokens": most, "min_image_tokens": min(images.min_image_tokens, most)}
-    yield {**whole, "do_image_splitting": False}
+    single_tile = {"max_image_tokens": most, "min_image_tokens": min(images.min_image_tokens, most)}
+    yield {**single_tile, "do_image_splitting": False}
 
 
 def _soft_tokens(processor: Any, limit: int) -> Iterator[Settings]:
@@ -163,7 +163,7 @@ def _soft_tokens(processor: Any, limit: int) -> Iterator[Settings]:
 
 
 class Kind(NamedTuple):
-    """A kind of image processor: what all of it have, and settings for a limit, of more tokens before fewer."""
+    """A kind of image processor: how it is recognized, and its settings for a limit, in falling order of tokens."""
 
     name: str
     fits: Callable[[Any], bool]

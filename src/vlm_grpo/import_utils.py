@@ -1,4 +1,4 @@
-"""A user's own object from `path/to/file.py:name`: a reward, an algorithm."""
+"""Import a user's object from `path/to/file.py:name`: a reward, an algorithm."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def load_from_file(kind: str, name: str) -> Any:
         hint = _hint(kind, error)
         raise ValueError(f"{kind} {name!r}: {_place(path, error)}: {type(error).__name__}: {error}{hint}") from error
     if not hasattr(module, attribute):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ValueError(
-            f"{kind} {name!r}: {path} has no {attribute!r}; its functions are {', '.join(known) or 'none'}"
+            f"{kind} {name!r}: {path} has no {attribute!r}; its functions are {', '.join(functions) or 'none'}"
         )
     return getattr(module, attribute)
 

@@ -38,12 +38,12 @@ def placeholder_ids(config: Any, processor: Any) -> list[int]:
 
     None may be sampled: the next forward would look for the pixels that belong to it.
     """
-    found = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
+    tokens = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
     family = FAMILIES.get(getattr(config, "model_type", ""))
     if family is not None:
         tokenizer = getattr(processor, "tokenizer", processor)
-        found |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}
-    return sorted(token for token in found if isinstance(token, int))
+        tokens |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}
+    return sorted(token for token in tokens if isinstance(token, int))
 
 
 def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -112,7 +112,7 @@ def vision_towers(model: Any) -> list[Any]:
     """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has none.
     """
     model_type = model.config.model_type
     if model_type in FAMILIES:
@@ -179,5 +179,5 @@ def parameter_table(model: Any) -> str:
         entry[0] += size if parameter.requires_grad else 0
         entry[1] += size
     rows = [*counts.items(), ("total", [sum(column) for column in zip(*counts.values(), strict=True)])]
-    lines = [f"{part:<16}{trained:>16,}{whole:>16,}" for part, (trained, whole) in rows]
+    lines = [f"{part:<16}{trained:>16,}{total:>16,}" for part, (trained, total) in rows]
     return "\n".join([f"{'parameters':<16}{'trained':>16}{'of':>16}", *lines])

@@ -1,4 +1,4 @@
-"""A named table: a literal dict that users can extend. Nothing is found by scanning or decorating."""
+"""Registries: literal dicts that users can extend. Nothing is registered by scanning or decorating."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nearest(name: str, known: list[str]) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
-    """Say that `name` is not known, which names are near, and which exist."""
+    """Return a message that `name` is unknown, with the nearest and all known names."""
     close = nearest(name, known)
-    hint = f"; did you mean {' or '.join(repr(option) for option in close)}?" if close else ""
+    hint = f"; did you mean {' or '.join(repr(option) for option in close)}?" if close else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

@@ -14,7 +14,7 @@ from vlm_grpo.registry import Registry
 
 @dataclass(frozen=True)
 class Task:
-    """What training and evaluation need to know of a kind of question.
+    """A kind of question, for training and evaluation.
 
     `prompt` is a name in PROMPTS, `rewards` maps names in REWARDS to weights, `metric` is the reward that evaluation
     reports first, `system` the system turn of records that have none, `example` a completion of the right form.

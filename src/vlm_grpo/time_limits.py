@@ -1,10 +1,9 @@
-"""Calls of code that users wrote, rewards and environments: under a time limit, and with errors that say whose.
+"""Time limits for user code, rewards and environments, and errors that say whose code failed.
 
-A call that hangs would hold a run for ever without a word. It runs in the caller's own thread, as it would without a
-limit (gradients, CUDA devices and event loops belong to threads); another thread watches the clock. It warns first. At
-the limit it interrupts the call by a signal, so that an error is raised where the call was made: on one process as on
-the one among many, whose launcher then ends the others. A call that no signal ends, one inside a library's own loop,
-ends the process, with the same words.
+A call that hangs would block a run forever. It runs in the caller's own thread, as without a limit (gradients, CUDA
+devices and event loops belong to threads); another thread watches the clock. That warns first, then interrupts the
+call by a signal at the limit, so that the error is raised where the call was made; a launcher then ends the other
+processes. A call that no signal interrupts, such as a library's own loop, ends the process with the same message.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class _Interrupt(BaseException):
 
 
 class Deadline:
-    """The time that one call has. `what` says whose it is, and `restart` begins the next one."""
+    """The deadline of one call. `what` describes the call, and `restart` starts the next one."""
 
     def __init__(self, what: Callable[[], str], seconds: float, flag: str) -> None:
         self.what = what
@@ -48,12 +47,12 @@ class Deadline:
         self.thread = threading.current_thread()
         self.is_expired = False
         self.message = ""
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self._is_over = threading.Event()
 
     def restart(self, what: Callable[[], str]) -> None:
-        """Begin anew, for another call."""
-        self.what, self.begun = what, time.monotonic()
+        """Restart, for another call."""
+        self.what, self.started = what, time.monotonic()
 
     def stop(self) -> None:
         """End the watch."""
@@ -61,8 +60,8 @@ class Deadline:
 
     def watch(self) -> None:
         """Warn once, interrupt at the limit, and end the process if that does not help. Runs in its own thread."""
-        while (left := self.begun + self.seconds - time.monotonic()) > 0:
-            word = self.begun + WARN_AFTER - time.monotonic()
+        while (left := self.started + self.seconds - time.monotonic()) > 0:
+            word = self.started + WARN_AFTER - time.monotonic()
             if word <= 0:
                 self._mention()
             if self._is_over.wait(min(left, word if word > 0 else left)):
@@ -76,7 +75,7 @@ class Deadline:
 
     def _mention(self) -> None:
         """Warn of a call that has not returned for some time; once for each reward or environment."""
-        name, passed = self.what().partition(" on ")[0], time.monotonic() - self.begun
+        name, passed = self.what().partition(" on ")[0], time.monotonic() - self.started
         if name not in _warned_about:
             _warned_about.add(name)
             logger.warning(
@@ -167,7 +166,7 @@ def restart_deadline(what: Callable[[], str]) -> None:
 
 
 def with_time_limit(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """Return a batch reward, or a coroutine function, that has so many seconds for each call."""
+    """Return a batch reward, or a coroutine function, with a time limit in seconds for each call."""
     name = getattr(function, "__name__", type(function).__name__)
     call = getattr(function, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
@@ -198,12 +197,12 @@ async def _await_within(running: Awaitable[Any], what: str, seconds: float) -> A
     """
     if seconds <= 0:
         return await running
-    begun = time.monotonic()
+    started = time.monotonic()
     with time_limit(lambda: what, seconds + COROUTINE_GRACE_SECONDS) as clock:
         try:
             return await asyncio.wait_for(running, seconds)
         except asyncio.TimeoutError as error:  # noqa: UP041 - another class before Python 3.11
-            if time.monotonic() - begun < seconds:
+            if time.monotonic() - started < seconds:
                 raise  # its own
             raise TimeLimitError(_timeout_message(what, seconds, clock.flag)) from error
 
@@ -225,11 +224,11 @@ def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: A
     """Return what a method of an environment returns; a coroutine is run to its end.
 
     Args:
-        row: where the row is that is played, or its id.
+        row: where the episode's row is, or its id.
         seconds: that the method has; 0 is no limit.
 
     Raises:
-        RuntimeError: it raised, or asked the process to end; the message names environment, method and row.
+        RuntimeError: it raised, or tried to exit; the message names environment, method and row.
         TimeLimitError: it took too long.
     """
     place = describe_method_call(owner, method, row)
@@ -253,11 +252,11 @@ async def await_method(owner: Any, method: str, row: str, seconds: float) -> Any
 
 
 def describe_method_call(owner: Any, method: str, row: str) -> str:
-    """Return how an error calls a method of an environment that is played for a row."""
+    """Return how an error names a method of an environment and its row."""
     return f"environment {type(owner).__name__!r}, {method}()" + (f" on row {row}" if row else "")
 
 
 def describe_row(row: Mapping[str, Any]) -> str:
-    """Return how an error calls a row: where it stands, else its id or number."""
+    """Return how an error names a row: its location, else its id or number."""
     names: Sequence[str] = ("where", "id", "episode")
     return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")

@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL with its processor, made from config classes: nothing is downloaded.
+"""A tiny Qwen2.5-VL with its processor, built from config classes: nothing is downloaded.
 
 It is a real model of that family in everything but size: it saves, loads and trains like the ones on the hub. The
 tests use the default size (about 0.1 million parameters), the quickstart `QUICKSTART` (about 1 million).

@@ -1,4 +1,4 @@
-"""The forms in which model families write tool calls: how a chat template is recognised, how a call is read.
+"""The formats in which model families write tool calls: recognize a chat template, parse a call.
 
 The prompt side, telling a model of its tools and showing it results, is the chat template's. Nothing here needs torch.
 """
@@ -32,7 +32,7 @@ UNREADABLE_CALL = ToolCall(None, None)
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """One way to write calls.
+    """A format of tool calls.
 
     Attributes:
         mark: text by which a chat template of this form is known.
@@ -93,8 +93,8 @@ GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_val
 
 def read_glm(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `NAME` with an `<arg_key>` and an `<arg_value>` for each argument."""
-    found = GLM_CALL.fullmatch(inside)
-    return [UNREADABLE_CALL if found is None else _from_pairs(found[1], GLM_ARGUMENT.findall(found[2]), schemas)]
+    match = GLM_CALL.fullmatch(inside)
+    return [UNREADABLE_CALL if match is None else _from_pairs(match[1], GLM_ARGUMENT.findall(match[2]), schemas)]
 
 
 def _without_line_ends(value: str) -> str:
@@ -105,8 +105,8 @@ def _from_pairs(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> To
     """Return a call whose arguments are written without quotes: the schema says which of them are strings."""
     if len({key for key, _ in pairs}) < len(pairs):
         return UNREADABLE_CALL
-    known = (schemas.get(name) or {}).get("properties") or {}
-    return ToolCall(name, {key: _value(text, known.get(key)) for key, text in pairs})
+    properties = (schemas.get(name) or {}).get("properties") or {}
+    return ToolCall(name, {key: _value(text, properties.get(key)) for key, text in pairs})
 
 
 def _value(text: str, schema: Any) -> Any:
@@ -127,9 +127,9 @@ GEMMA_KEY = re.compile(r"([^:{}\[\],<>\s]+):")
 
 def read_gemma(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read `call:NAME{key:value,...}`, strings between `<|"|>`."""
-    found = GEMMA_CALL.fullmatch(inside)
+    match = GEMMA_CALL.fullmatch(inside)
     try:
-        return [UNREADABLE_CALL if found is None else ToolCall(found[1], _GemmaValue(found[2]).whole())]
+        return [UNREADABLE_CALL if match is None else ToolCall(match[1], _GemmaValue(match[2]).whole())]
     except (ValueError, RecursionError):
         return [UNREADABLE_CALL]
 
@@ -153,21 +153,21 @@ class _GemmaValue:
             return _mapping(self._items("}", self._pair))
         if self._skips("["):
             return self._items("]", self.value)
-        found = GEMMA_PLAIN.match(self.text, self.place)
-        if found is None:
+        match = GEMMA_PLAIN.match(self.text, self.place)
+        if match is None:
             raise ValueError(f"no value at {self.text[self.place :][:20]!r}")
-        self.place = found.end()
-        return _finite(json.loads(found[0]))
+        self.place = match.end()
+        return _finite(json.loads(match[0]))
 
     def _pair(self) -> tuple[str, Any]:
         if self._skips(QUOTE):
             key = self._until_quote()
             self._expects(":")
         else:
-            found = GEMMA_KEY.match(self.text, self.place)
-            if found is None:
+            match = GEMMA_KEY.match(self.text, self.place)
+            if match is None:
                 raise ValueError(f"no key at {self.text[self.place :][:20]!r}")
-            key, self.place = found[1], found.end()
+            key, self.place = match[1], match.end()
         return key, self.value()
 
     def _items(self, end: str, read: Callable[[], Any]) -> list[Any]:
@@ -216,7 +216,7 @@ def _literal(node: ast.expr) -> Any:
     """Return the value of a literal.
 
     Raises:
-        ValueError: it is no literal.
+        ValueError: it is not a literal.
     """
     if isinstance(node, ast.Name) and node.id in JSON_WORDS:
         return JSON_WORDS[node.id]
@@ -234,10 +234,10 @@ def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a key is repeated, or no string.
     """
-    found = {key: value for key, value in pairs if isinstance(key, str)}
-    if len(found) < len(pairs):
+    mapping = {key: value for key, value in pairs if isinstance(key, str)}
+    if len(mapping) < len(pairs):
         raise ValueError("a key is repeated, or no string")
-    return found
+    return mapping
 
 
 def _finite(value: Any) -> Any:
@@ -258,11 +258,11 @@ def read_mistral(inside: str, schemas: Schemas) -> list[ToolCall]:
     """Read a JSON list of calls, or `NAME[ARGS]{...}` of newer models."""
     listed = extract_json(inside)
     if isinstance(listed, list):
-        kept = [{k: v for k, v in item.items() if k != "id"} if isinstance(item, dict) else item for item in listed]
-        return [_from_json(item) for item in kept] or [UNREADABLE_CALL]
-    found = MISTRAL_NAMED.fullmatch(inside)
-    arguments = None if found is None else extract_json(found[2])
-    return [ToolCall(found[1], arguments) if isinstance(arguments, dict) else UNREADABLE_CALL]
+        calls = [{k: v for k, v in item.items() if k != "id"} if isinstance(item, dict) else item for item in listed]
+        return [_from_json(item) for item in calls] or [UNREADABLE_CALL]
+    match = MISTRAL_NAMED.fullmatch(inside)
+    arguments = None if match is None else extract_json(match[2])
+    return [ToolCall(match[1], arguments) if isinstance(arguments, dict) else UNREADABLE_CALL]
 
 
 def _between(begin: str, end: str) -> re.Pattern[str]:
@@ -332,8 +332,10 @@ def parse_tool_calls(text: str, schemas: Schemas | None = None) -> list[ToolCall
     text = strip_thinking(text)
     blocks = {form.block for form in TOOL_CALL_FORMATS.values()}
     matches = [(match, block) for block in blocks for match in block.finditer(text)]
-    found = sorted(matches, key=lambda pair: pair[0].start())
-    return [call for match, block in found for call in _format_of_match(match[1], block).read(match[1], schemas or {})]
+    ordered = sorted(matches, key=lambda pair: pair[0].start())
+    return [
+        call for match, block in ordered for call in _format_of_match(match[1], block).read(match[1], schemas or {})
+    ]
 
 
 def _format_of_match(inside: str, block: re.Pattern[str]) -> ToolCallFormat:

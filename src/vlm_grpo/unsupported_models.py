@@ -31,7 +31,7 @@ UNSUPPORTED_MODELS: Mapping[str, str] = {
 
 
 def unsupported_reason(config: Mapping[str, Any], known: Mapping[str, Any], *, trust_remote_code: bool) -> str | None:
-    """Return why a model cannot be trained, in a line that says what to use; None where it may be.
+    """Return why a model cannot be trained and what to use instead; None if it can.
 
     Args:
         config: the content of its config.json.

@@ -82,7 +82,7 @@ def test_equal_pages_are_rendered_once_also_at_the_same_time():
 
 @needs_chromium
 def test_only_so_many_renders_are_kept():
-    renderer = Renderer(pages=1, seconds=60, kept=2)
+    renderer = Renderer(pages=1, seconds=60, max_cached=2)
     try:
         for text in "abca":
             renderer.render(text, 40, 30)

@@ -280,10 +280,10 @@ def test_auto_takes_the_first_that_works_and_process_warns_once(monkeypatch, cap
     monkeypatch.setattr(module, "BACKENDS", {"none": "namespaces", "process": "folder"})
 
     class PoolWithout(module.Pool):
-        def play(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
+        def run_script(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
             if self.backend == "none":
                 raise RuntimeError("no such thing here")
-            return super().play(payload, caps)
+            return super().run_script(payload, caps)
 
     monkeypatch.setattr(module, "WorkerPool", PoolWithout)
     for _ in range(2):

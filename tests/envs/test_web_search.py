@@ -264,7 +264,7 @@ def test_equal_queries_at_the_same_time_are_one_request(serve: Callable[..., Ser
     broken = search_of(serve(Reply(status=404, seconds=0.3)).url)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(lambda _: failure(broken), range(4)))) == 1
-    assert not broken.under_way
+    assert not broken.in_flight
 
 
 def test_requests_keep_their_pace(serve: Callable[..., Service]):

@@ -1,6 +1,6 @@
-"""Environments: episodes in which the model calls tools. A row of data, or the run, names one.
+"""Environments, in which the model calls tools. A data row, or the run, names one.
 
-`ENVIRONMENTS` says where each class is, so that nothing is imported before it is played.
+`ENVIRONMENTS` holds the path of each class, which is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Repair, then answer: the model mends a damaged image with Python of its own, as in MAT-Coding (arXiv:2505.14246)."""
+"""Environment `agent_code`: the model restores a corrupted image with Python, as in MAT-Coding (arXiv:2505.14246)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlm_grpo.envs.sandbox import SandboxResult
 
-CORRECT_ABOVE = 0.5  # a score above it is a right answer
+CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
 MAX_PIXELS = 2**22  # pixels of an image that comes back
 MAX_OUTPUT_LENGTH = 2000  # characters of what a script printed
 SPECIAL_TOKEN = re.compile(r"<\|")  # how special tokens begin: what is printed must not end the turn, or add an image
@@ -30,11 +30,10 @@ SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
 
 
 class AgentCode(Environment):
-    """A question about an image that is rotated, dark, overexposed, blurred, noisy or cut wrongly.
+    """A question about an image that is rotated, dark, overexposed, blurred, noisy or miscropped.
 
-    The row's first image is damaged already, and its column `original`, if there is one, is what it was before (a path,
-    base64 or bytes). With `damage` it is the other way round: the row has no image, or the model would see it whole,
-    and `original` is damaged here.
+    The row's first image is corrupted already, and its optional column `original` holds the clean one (a path, base64
+    or bytes). With `damage` the row has no image, which the model would see intact; `original` is corrupted here.
 
     Args:
         time_limit: seconds that a script may take.
@@ -44,14 +43,14 @@ class AgentCode(Environment):
             seed alone, so that all completions of a group see the same.
         seed: of the damage.
         score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: what a script that gave an image is worth where the final answer is right; nothing where it is
-            wrong, or scripts would be learned for their own sake.
+        tool_bonus: bonus for a script that returned an image, only with a correct final answer, so that scripts are
+            not run for the bonus alone.
         backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox.py).
 
     Raises:
         KeyError: an unknown damage or score.
-        ValueError: an option makes no sense.
-        SandboxError: nothing on this machine can hold a script.
+        ValueError: an option is out of range.
+        SandboxError: no sandbox works on this machine.
     """
 
     def __init__(
@@ -159,16 +158,16 @@ class AgentCode(Environment):
         `pixel_similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
         scripts' work. Both only for rows with an original.
         """
-        known = {
+        numbers = {
             "success": float(self._points() > CORRECT_ABOVE),
             "runs": float(self._calls),
             "failed": float(self._failed),
         }
         if self._original is None:
-            return known
+            return numbers
         before = pixel_similarity(self._image, self._original)
         after = before if self._repaired is None else pixel_similarity(self._repaired, self._original)
-        return {**known, "similarity": after, "similarity_gained": after - before}
+        return {**numbers, "similarity": after, "similarity_gained": after - before}
 
     def _points(self) -> float:
         return self._score(self._text, self._record) or 0.0

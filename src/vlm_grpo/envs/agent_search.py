@@ -1,4 +1,4 @@
-"""Search, then answer: the model looks up what the image alone does not tell, as in MAT-Search (arXiv:2505.14246)."""
+"""Environment `agent_search`: the model searches for what the image lacks, as in MAT-Search (arXiv:2505.14246)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
 from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
-CORRECT_ABOVE = 0.5  # a score above it is a right answer
+CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
 MAX_TITLE_LENGTH = 200  # characters of a title or an id
 SPECIAL_TOKEN = re.compile(
     r"<\|"
@@ -27,7 +27,7 @@ SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
 
 
 class AgentSearch(Environment):
-    """A question about images whose answer has to be looked up.
+    """A question about images whose answer requires a search.
 
     Args:
         index: file of `vlm-grpo index`; without one the web is searched.
@@ -37,15 +37,15 @@ class AgentSearch(Environment):
         max_searches: how often in an episode; a search that failed is not counted.
         passage_characters: the longest passage.
         score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: what having found something is worth where the final answer is right; nothing where it is wrong, or
-            searching would be learned for its own sake.
+        tool_bonus: bonus for a successful search, only with a correct final answer, so that searches are not run for
+            the bonus alone.
         timeout: seconds for one request to a provider.
         retries: how often a request that failed is repeated.
         rate: requests that begin in a second, of all episodes together.
 
     Raises:
         KeyError: an unknown provider or score.
-        ValueError: an option makes no sense, or says nothing of where to search.
+        ValueError: an option is out of range, or neither index nor provider is set.
         OSError: the index cannot be read.
     """
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a picture so that code has to repair it first: six kinds, each drawn from a `Random`."""
+"""Six image corruptions that code has to undo, each parameterized by a `Random`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def add_noise(image: Image.Image, random: Random) -> Image.Image:
 
     draw = np.random.default_rng(random.getrandbits(64))
     pixels = np.array(image)
-    chosen = draw.random(pixels.shape[:2]) < random.uniform(0.1, 0.3)
-    pixels[chosen] = draw.choice([0, 255], size=(int(chosen.sum()), 1))
+    noise_mask = draw.random(pixels.shape[:2]) < random.uniform(0.1, 0.3)
+    pixels[noise_mask] = draw.choice([0, 255], size=(int(noise_mask.sum()), 1))
     return Image.fromarray(pixels)
 
 
@@ -69,7 +69,7 @@ CORRUPTIONS: Registry[Callable[[Image.Image, Random], Image.Image]] = Registry(
         "crop": miscrop,
     },
 )
-RANDOM = "drawn"  # one of CORRUPTIONS by lot
+RANDOM = "drawn"  # a random one of CORRUPTIONS
 
 
 def corrupt(image: Image.Image, kind: str, key: str) -> Image.Image:

@@ -1,6 +1,6 @@
-"""How alike a page and a design look: structure, color, text and layout, each from 0 to 1, and their weighted mean.
+"""Visual similarity of a page and a design: structure, color, text, layout (0 to 1 each) and their weighted mean.
 
-A policy is paid for this, so nothing may be had cheaply. Structure and color count what a page gains over the best page
+It is a reward, so it must not be easy to exploit. Structure and color count what a page gains over the best page
 of one color: an empty page has 0. Text and boxes are matched one to one, and those that are too many cost as much as
 those that are missing; they count only where they can be seen in the picture. Equal pages have exactly 1.
 """
@@ -36,7 +36,7 @@ WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff
 
 
 class Similarity(NamedTuple):
-    """Each from 0 to 1; None where the design says nothing: a mere picture has no text, a blank design no boxes."""
+    """Four similarities from 0 to 1; None if the design lacks the feature, as a picture has no text."""
 
     ssim: float
     color: float
@@ -45,7 +45,7 @@ class Similarity(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, its middle in pixels, and how much the picture varies where its line is, in gray levels."""
+    """A word, its center in pixels, and the contrast of its line in gray levels."""
 
     text: str
     x: float
@@ -77,8 +77,8 @@ def page_similarity(design: Render, page: Render) -> Similarity:
 def weighted_mean(similarity: Similarity, weights: Mapping[str, float] = WEIGHTS) -> float:
     """Return the weighted mean of the measures that apply; 0 if none of them has a weight."""
     pairs = [(weights.get(name, 0.0), value) for name, value in similarity._asdict().items() if value is not None]
-    whole = sum(weight for weight, _ in pairs)
-    return sum(weight * value for weight, value in pairs) / whole if whole > 0 else 0.0
+    total_weight = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total_weight if total_weight > 0 else 0.0
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:
@@ -171,13 +171,13 @@ def _relative_gain(value: float, blank: float) -> float:
 def visible_words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
     """Return the words that are visible in a picture (H, W): inside it, and not of the color of their surroundings."""
     height, width = gray.shape
-    seen: Counter[str] = Counter()
+    words: Counter[str] = Counter()
     rendered = []
     for line in lines:
         for word in _words_of(line, _contrast(gray, line.box)):
             is_inside = 0 <= word.x < width and 0 <= word.y < height
-            if word.contrast >= MIN_CONTRAST and is_inside and seen[word.text] < MAX_MATCHES:
-                seen[word.text] += 1
+            if word.contrast >= MIN_CONTRAST and is_inside and words[word.text] < MAX_MATCHES:
+                words[word.text] += 1
                 rendered.append(word)
     return rendered[:MAX_WORDS]
 
@@ -228,12 +228,12 @@ def visible_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
     """Return the visible part of each box in a picture (H, W), the largest first, without duplicates."""
     height, width = gray.shape
     inside = (Box(max(0, b.x1), max(0, b.y1), min(width, b.x2), min(height, b.y2)) for b in boxes)
-    seen = {
+    visible = {
         box: None
         for box in inside
         if 0 < box.area < BACKGROUND_AREA * width * height and _contrast(gray, box, margin=2) >= MIN_CONTRAST
     }  # fmt: skip
-    return sorted(seen, key=lambda box: -box.area)[:MAX_MATCHES]
+    return sorted(visible, key=lambda box: -box.area)[:MAX_MATCHES]
 
 
 def layout_similarity(target: Sequence[Box], rendered: Sequence[Box]) -> float | None:

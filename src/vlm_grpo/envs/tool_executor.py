@@ -1,4 +1,4 @@
-"""Runs what models call: the episodes side by side, each call with a time limit, every error an observation."""
+"""Execute tool calls: episodes in parallel, a time limit per call, every error an observation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_CONCURRENT = 64  # episodes whose calls run side by side
 
 
 class ToolJob(NamedTuple):
-    """The calls of one turn, which run one after the other: they may change the same environment.
+    """The calls of one turn, run sequentially because they may change the same environment.
 
     `example` is how a call is written, for the answer to one that cannot be read.
     """
@@ -32,7 +32,7 @@ class ToolJob(NamedTuple):
 
 
 class ToolOutcome(NamedTuple):
-    """Results of a job in the order of its calls; `is_hanging` where one did not end in time and still runs."""
+    """A job's results in the order of its calls; `is_hanging` if one timed out and still runs."""
 
     results: list[ToolResult]
     is_hanging: bool = False
@@ -71,7 +71,7 @@ def _call(job: ToolJob, call: ToolCall) -> ToolResult:
         return ToolResult(call.name or "", _to_content(_resolve_tool(job, call)(**call.arguments)))
     except ToolError as error:
         return ToolResult(call.name or "", f"Error: {error}", is_failure=True)
-    except Exception as error:  # whatever a tool raises, the episode goes on
+    except Exception as error:  # whatever a tool raises, the episode continues
         logger.warning("tool %r raised %s: %s", call.name, type(error).__name__, error, exc_info=True)
         return ToolResult(call.name or "", f"Error: {type(error).__name__}: {error}", is_failure=True)
 

@@ -1,4 +1,4 @@
-"""Code from designs (`visual_code`): the model writes a page that looks like a picture of an interface."""
+"""Environment `visual_code`: the model writes a page that looks like a picture of an interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIMILARITIES = ("ssim", "color", "text", "layout")
 
 
 class VisualCode(Environment):
-    """An episode: a design is given, pages can be looked at as they are rendered, and the last page is compared.
+    """A design to reproduce; the model can render pages, and the last page is compared with the design.
 
     The design is the row's `html`, rendered here, or else its first image, of which text and boxes are not known. The
     page is what the last turn holds, in a fence or as plain <html>; without one it is the last that was rendered. It
@@ -72,8 +72,8 @@ class VisualCode(Environment):
             self._design = self._render(html, data_urls=True)
         elif self._design is None:
             raise ValueError(f"{_where(row)}visual_code: a row needs an image of the design or its 'html', got neither")
-        shown = [] if image is not None else [{"type": "image", "image": self._design.image()}]
-        return [*shown, {"type": "text", "text": self._task()}]
+        image_blocks = [] if image is not None else [{"type": "image", "image": self._design.image()}]
+        return [*image_blocks, {"type": "text", "text": self._task()}]
 
     def render(self, html: str) -> list[dict[str, Any]]:
         """Render a page and look at it.

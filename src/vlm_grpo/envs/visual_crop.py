@@ -1,4 +1,4 @@
-"""Look closer: the model zooms into a part of an image, as in DeepEyes (arXiv:2505.14362)."""
+"""Environment `visual_crop`: the model zooms into parts of an image, as in DeepEyes (arXiv:2505.14362)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ SMALLEST = 28  # pixels of a side: one token of the Qwen families
 
 
 class VisualCrop(Environment):
-    """A question about images that the model may look at more closely before it answers.
+    """A question about images that the model may zoom into before it answers.
 
     Args:
         max_crops: how often in an episode.
-        tool_bonus: what a look is worth where the final answer is right; nothing where it is wrong, or looking would
-            be learned for its own sake.
+        tool_bonus: bonus for a crop, only with a correct final answer, so that crops are not made for the bonus alone.
         space: of the boxes that the model gives: original (pixels), resized, thousand or unit; None is the one that its
             family was trained on.
     """
@@ -68,7 +67,7 @@ class VisualCrop(Environment):
         """Return the box in pixels of the original image, clipped to it and not too small to see.
 
         Raises:
-            ToolError: it is no box, or lies outside.
+            ToolError: it is not a box, or lies outside.
         """
         numbers = box if isinstance(box, list) else []
         if len(numbers) != 4 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):

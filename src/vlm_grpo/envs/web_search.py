@@ -1,7 +1,7 @@
-"""Search through a service on the web: Serper, Tavily, Brave, SearXNG, or any server that speaks this package's form.
+"""Web search through Serper, Tavily, Brave, SearXNG, or any server with this package's JSON format.
 
-Every failure is a ToolError for the model to read; keys stay out of messages, logs and results. What was found is kept,
-in memory or in a file, so that the completions of a group, which ask alike, cost one request.
+Every failure is a ToolError for the model; keys stay out of messages, logs and results. Results are cached, in memory
+or in a file, so that the similar queries of a group cost one request.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ HEADER_FORM = re.compile(r"[!-~]+")  # what may stand in a header
 
 @dataclass(frozen=True)
 class Provider:
-    """A kind of service.
+    """A search service.
 
-    `request(url, key, query, top)` says what is sent; `place` is where results stand in the reply; `columns` are the
-    names of id, title and passage in each.
+    `request(url, key, query, top)` builds the request; `place` is the path of the results in the reply; `columns` are
+    the names of id, title and passage in each.
     """
 
     request: Callable[[str, str, str, int], Request]
     place: tuple[str, ...]
     columns: tuple[str, str, str]
-    url: str | None = None  # None: a server of one's own
+    url: str | None = None  # None: the user's own server
     needs_key: bool = True
 
 
@@ -98,7 +98,7 @@ PROVIDERS: Registry[Provider] = Registry(
 
 @dataclass(frozen=True)
 class ProviderSettings:
-    """Which service is asked and how; what is None comes from the environment.
+    """The service and its requests; None is read from the environment.
 
     Args:
         provider: One of PROVIDERS; SEARCH_PROVIDER.
@@ -123,14 +123,14 @@ class ProviderSettings:
 
         Raises:
             KeyError: there is no such provider.
-            ValueError: something is missing or makes no sense.
+            ValueError: something is missing or invalid.
         """
-        given = os.environ if environment is None else environment
-        name = self.provider or given.get(PROVIDER)
+        variables = os.environ if environment is None else environment
+        name = self.provider or variables.get(PROVIDER)
         if not name:
             raise ValueError(f"no search provider: set {PROVIDER} to one of {', '.join(PROVIDERS)}")
-        url = self.base_url or given.get(BASE_URL) or PROVIDERS[name].url
-        key = (self.api_key or given.get(KEY) or "").strip()
+        url = self.base_url or variables.get(BASE_URL) or PROVIDERS[name].url
+        key = (self.api_key or variables.get(KEY) or "").strip()
         if not url or not WEB_ADDRESS.fullmatch(url):
             raise ValueError(f"search provider {name!r}: set {BASE_URL} to its http(s) address")
         if urlsplit(url).username is not None:
@@ -142,59 +142,59 @@ class ProviderSettings:
         for option, least in (("timeout", 0), ("retries", -1), ("rate", 0)):
             if not getattr(self, option) > least:
                 raise ValueError(f"search provider: {option} must be more than {least}, got {getattr(self, option)!r}")
-        return replace(self, provider=name, base_url=url, api_key=key, cache=self.cache or given.get(CACHE) or None)
+        return replace(self, provider=name, base_url=url, api_key=key, cache=self.cache or variables.get(CACHE) or None)
 
 
 class WebSearch:
-    """Results of one service. Equal queries are one request, also those of several threads at the same time."""
+    """Results of one service. Equal queries are one request, also across threads."""
 
     def __init__(self, settings: ProviderSettings) -> None:
         self.settings = settings
         self.provider = PROVIDERS[settings.provider]
         self.place = urlsplit(settings.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
-        self.kept = _ResultCache(settings.cache)
+        self.cache = _ResultCache(settings.cache)
         self.pace = RateLimiter(settings.rate)
         self.lock = threading.Lock()
-        self.under_way: dict[str, Future[list[SearchResult]]] = {}
+        self.in_flight: dict[str, Future[list[SearchResult]]] = {}
         self.has_warned = False
 
     def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
-        """The service's best results, each with at most so many characters.
+        """Return the service's best results, each with at most so many characters.
 
         Raises:
-            ToolError: there was no answer in time, or none that can be used.
+            ToolError: there was no usable answer in time.
         """
         query = " ".join(query.encode("utf-8", "ignore").decode().split())[:MAX_QUERY_LENGTH]
         end = time.monotonic() + self.settings.timeout * (self.settings.retries + 1)
         if not query:
             raise ToolError("the query is empty")
         name = json.dumps([self.settings.provider, self.place, query, top])
-        found = self.kept.get(name)
-        if found is None:
-            found = self._shared(name, query, top, end)
-        return [result._replace(passage=truncate(result.passage, characters)) for result in found[:top]]
+        results = self.cache.get(name)
+        if results is None:
+            results = self._shared(name, query, top, end)
+        return [result._replace(passage=truncate(result.passage, characters)) for result in results[:top]]
 
     def _shared(self, name: str, query: str, top: int, end: float) -> list[SearchResult]:
         """Return the results of a request, or of the same one if it is in flight."""
         with self.lock:
-            others = self.under_way.get(name)
-            own = self.under_way.setdefault(name, Future())
+            others = self.in_flight.get(name)
+            future = self.in_flight.setdefault(name, Future())
         if others is not None:
             try:
                 return others.result(max(0.0, end - time.monotonic()))
             except FutureTimeout:
                 raise ToolError("the search took too long") from None
         try:
-            found = self._ask(query, top, end)
-            self.kept.put(name, found)
-            own.set_result(found)
-            return found
+            results = self._ask(query, top, end)
+            self.cache.put(name, results)
+            future.set_result(results)
+            return results
         except BaseException as error:
-            own.set_exception(error)
+            future.set_exception(error)
             raise
         finally:
             with self.lock:
-                del self.under_way[name]
+                del self.in_flight[name]
 
     def _ask(self, query: str, top: int, end: float) -> list[SearchResult]:
         """Return the results, retrying as often as allowed.
@@ -208,9 +208,9 @@ class WebSearch:
             if not self.pace.wait(end):
                 break
             try:
-                found = self._results(send_request(request, min(end, time.monotonic() + self.settings.timeout)))
+                results = self._results(send_request(request, min(end, time.monotonic() + self.settings.timeout)))
                 self.has_warned = False
-                return found
+                return results
             except RequestFailure as failure:
                 last = failure
             if last.wait is not None:
@@ -247,7 +247,7 @@ class WebSearch:
 
 
 class _ResultCache:
-    """Results by query, in a file or in memory; a file that fails is done without."""
+    """Results by query, in a file or in memory; a file that fails is ignored."""
 
     def __init__(self, path: str | None) -> None:
         self.lock = threading.Lock()
@@ -293,7 +293,7 @@ MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent: a GET without a body, a POST of JSON with one."""
+    """An HTTP request: a GET without a body, a POST of JSON with one."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -301,7 +301,7 @@ class Request:
 
 
 class RequestFailure(Exception):
-    """Why a request had no result: whether it may have one later, and the seconds that the service asks to wait."""
+    """A failed request: whether a retry may succeed, and the seconds that the service asks to wait."""
 
     def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -310,7 +310,7 @@ class RequestFailure(Exception):
 
 
 class RateLimiter:
-    """Lets requests begin one after the other, so many in a second."""
+    """Limits the rate at which requests start."""
 
     def __init__(self, rate: float) -> None:
         self.step = 1 / rate
@@ -344,11 +344,11 @@ def send_request(request: Request, end: float) -> bytes:
     if request.body is not None:
         data = json.dumps(request.body).encode()
         headers["Content-Type"] = "application/json"
-    sent = urllib.request.Request(request.url, data, headers)
+    http_request = urllib.request.Request(request.url, data, headers)
     # Redirects are failures: the key would go with them, to whatever server.
     limits = Limits(MAX_REPLY_BYTES, max(0.01, end - time.monotonic()), redirects=0, private=True)
     try:
-        return fetch_bytes(sent, limits)
+        return fetch_bytes(http_request, limits)
     except urllib.error.HTTPError as error:
         with error:
             raise _status_failure(error) from None

@@ -17,7 +17,7 @@ __all__ = ["Evaluation", "Metric", "SamplingParams", "evaluate", "load_scorer", 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The task's metrics, its own one first, and a prediction for each row in the order of the data.
+    """The task's metrics, its main one first, and a prediction for each row in the order of the data.
 
     `groups` holds the same metrics of every group of examples; empty where no column was named.
     """
@@ -56,8 +56,8 @@ def evaluate(
         dataset: rows of `vlm_grpo.load_dataset`.
         task: names the metrics; unknown ones are a KeyError.
         limit: only the first rows; None is all.
-        seed: of the bootstrap and of drawn completions.
-        temperature, top_p, num_samples: how completions are drawn; temperature 0 is greedy.
+        seed: of the bootstrap and of sampled completions.
+        temperature, top_p, num_samples: of sampling; temperature 0 is greedy.
         pass_k: the k of each pass@k (arXiv:2107.03374), at most num_samples.
         group_by: a column; `groups` of the result then holds the metrics of each of its values.
         reward_options: such as `encoder` of the reasoning reward; None is the rewards' defaults.
@@ -107,7 +107,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Return one prediction for each numbered row, in their order, by a model in this process.
 
-    How to score is said by `scoring`, or by `task` and `reward_options`.
+    `scoring`, or `task` and `reward_options`, define the scores.
     """
     from vlm_grpo.evaluation.backends.hf import HFBackend
 
@@ -125,15 +125,15 @@ def predict_with(
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one prediction for each numbered row, in their order; `keep` receives those of each finished batch."""
-    found: dict[int, dict[str, Any]] = {}
-    for answered in backend(dataset, numbers):
-        predictions = scoring.predictions(answered)
+    by_row: dict[int, dict[str, Any]] = {}
+    for batch in backend(dataset, numbers):
+        predictions = scoring.predictions(batch)
         if keep is not None:
             keep(predictions)
-        found |= {prediction["row"]: prediction for prediction in predictions}
+        by_row |= {prediction["row"]: prediction for prediction in predictions}
         if on_batch is not None:
             on_batch(len(predictions))
-    return [found[number] for number in numbers]
+    return [by_row[number] for number in numbers]
 
 
 def shard(rows: int, rank: int, ranks: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation: the rewards of training averaged over examples, and measures, with intervals. No torch."""
+"""Metrics of an evaluation: mean rewards and dataset metrics, with bootstrap intervals. No torch."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def summarize(
     Args:
         numbers: names of those that are no shares.
     """
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     prepared: dict[Any, Any] = {}
     for name in names:
         values = metric_values(predictions, name)
         if name in DATASET_METRICS:
-            found[name] = dataset_metric_with_interval(name, values, seed, prepared)
+            metrics[name] = dataset_metric_with_interval(name, values, seed, prepared)
         else:
-            found[name] = replace(mean_with_interval(values, seed), is_share=name not in numbers)
-    return found
+            metrics[name] = replace(mean_with_interval(values, seed), is_share=name not in numbers)
+    return metrics
 
 
 def metric_values(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
@@ -153,10 +153,10 @@ def dataset_metric_with_interval(
     whole = value(np.ones(len(evidence)))
     if whole is None:
         return Metric(None, None, None, 0)
-    drawn = [
+    resampled_values = [
         part for part in resampled(value, len(evidence), DATASET_METRICS[name].resamples, seed) if part is not None
     ]
-    low, high = np.quantile(drawn or [whole], (0.025, 0.975)) + whole - np.mean(drawn or [whole])
+    low, high = np.quantile(resampled_values or [whole], (0.025, 0.975)) + whole - np.mean(resampled_values or [whole])
     return Metric(whole, max(0.0, float(low)), min(1.0, float(high)), len(evidence))
 
 

@@ -33,7 +33,7 @@ class GreedyEvaluation(TrainerCallback):
         batch_size: rows per `generate`; None is the trainer's evaluation batch size.
 
     Raises:
-        ValueError: val_freq is negative, or the trainer's metric_for_best_model is none of the task's.
+        ValueError: val_freq is negative, or the trainer's metric_for_best_model is not a metric of the task.
     """
 
     def __init__(

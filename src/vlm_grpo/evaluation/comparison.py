@@ -1,4 +1,4 @@
-"""Two evaluations of the same examples: what changed, and whether it could be chance. No torch."""
+"""Compare two evaluations of the same examples: differences and their significance. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS, Value, dataset_
 from vlm_grpo.evaluation.strict_json import loads
 
 RESAMPLES, PERMUTATIONS = 2000, 10_000
-MAX_EXACT = 14  # differences that are not 0: up to so many, all sign changes are tried
+MAX_EXACT = 14  # nonzero differences up to which all sign changes are enumerated
 
 
 class CompareError(ValueError):
@@ -26,7 +26,7 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """A finished evaluation as it lies in its folder."""
+    """A finished evaluation, read from its folder."""
 
     folder: Path
     results: Mapping[str, Any]
@@ -35,7 +35,7 @@ class EvaluationRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two runs on the examples that both have it of.
+    """A metric of two runs on their common examples.
 
     `low` and `high` bound the difference `second - first` with 95 % confidence, `p` is how probable a difference as
     large as this one is where there is none, and `test` says by which test. `is_share` is that of `Metric`.
@@ -69,7 +69,7 @@ def read_run(folder: str | Path) -> EvaluationRun:
     """Return a finished evaluation.
 
     Raises:
-        CompareError: there is none in the folder.
+        CompareError: the folder has none.
     """
     folder = Path(folder)
     try:
@@ -122,13 +122,13 @@ def compare_runs(first: EvaluationRun, second: EvaluationRun, seed: int = 0) -> 
         ]
         pairs = [pair for pair in pairs if None not in pair]
         if pairs:
-            made = (
+            difference = (
                 dataset_metric_difference(name, pairs, seed)
                 if name in DATASET_METRICS
                 else score_difference(name, pairs, seed)
             )
             is_share = first.results["metrics"][name].get("is_share", True)
-            differences += [] if made is None else [replace(made, is_share=is_share)]
+            differences += [] if difference is None else [replace(difference, is_share=is_share)]
     return differences
 
 
@@ -141,8 +141,8 @@ def score_difference(name: str, pairs: Sequence[tuple[float, float]], seed: int 
     else:
         p, test = permutation(changes, seed), "paired permutation"
     random = np.random.default_rng(seed)
-    drawn = [changes[random.integers(0, len(changes), len(changes))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    resampled_means = [changes[random.integers(0, len(changes), len(changes))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(resampled_means, (0.025, 0.975))
     means = data.mean(axis=0)
     return Difference(name, float(means[0]), float(means[1]), float(low), float(high), p, test, len(data))
 
@@ -165,13 +165,13 @@ def permutation(changes: np.ndarray, seed: int = 0) -> float:
     (Phipson & Smyth 2010, arXiv:1603.05766), which is never 0.
     """
     changes = changes[changes != 0]
-    whole = abs(changes.sum()) - 1e-9 * max(1.0, float(np.abs(changes).sum()))
+    observed = abs(changes.sum()) - 1e-9 * max(1.0, float(np.abs(changes).sum()))
     if len(changes) <= MAX_EXACT:
         sums = [abs(np.dot(signs, changes)) for signs in product((1, -1), repeat=len(changes))]
-        return float(np.mean([value >= whole for value in sums]))
+        return float(np.mean([value >= observed for value in sums]))
     random = np.random.default_rng(seed)
     large = sum(
-        int(abs(np.dot(random.integers(0, 2, len(changes)) * 2 - 1, changes)) >= whole) for _ in range(PERMUTATIONS)
+        int(abs(np.dot(random.integers(0, 2, len(changes)) * 2 - 1, changes)) >= observed) for _ in range(PERMUTATIONS)
     )
     return (1 + large) / (1 + PERMUTATIONS)
 
@@ -187,18 +187,20 @@ def dataset_metric_difference(
         return None
     value = dataset_metric(name, [first for first, _ in pairs] + [second for _, second in pairs])
     count, resamples = len(pairs), DATASET_METRICS[name].resamples
-    whole = _values_of_both(value, np.ones(count), np.ones(count, dtype=bool))
-    if whole is None:
+    values = _values_of_both(value, np.ones(count), np.ones(count, dtype=bool))
+    if values is None:
         return None
     random = np.random.default_rng(seed)
     draws = [np.bincount(random.integers(0, count, count), minlength=count).astype(float) for _ in range(resamples)]
-    drawn = [pair for weights in draws if (pair := _values_of_both(value, weights, np.ones(count, dtype=bool)))]
-    changes = np.array([second - first for first, second in drawn])
-    low, high = np.quantile(changes, (0.025, 0.975)) + (whole[1] - whole[0]) - changes.mean()  # as in aggregate.py
-    change = abs(whole[1] - whole[0]) - 1e-9
+    resampled = [pair for weights in draws if (pair := _values_of_both(value, weights, np.ones(count, dtype=bool)))]
+    changes = np.array([second - first for first, second in resampled])
+    low, high = np.quantile(changes, (0.025, 0.975)) + (values[1] - values[0]) - changes.mean()  # as in aggregate.py
+    change = abs(values[1] - values[0]) - 1e-9
     flips = [_values_of_both(value, np.ones(count), random.random(count) < 0.5) for _ in range(resamples)]
     large = sum(abs(second - first) >= change for first, second in flips)
-    return Difference(name, *whole, float(low), float(high), (1 + large) / (1 + resamples), "paired permutation", count)
+    return Difference(
+        name, *values, float(low), float(high), (1 + large) / (1 + resamples), "paired permutation", count
+    )
 
 
 def _values_of_both(value: Value, weights: np.ndarray, is_first: np.ndarray) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
-"""Metrics of a whole data set that are no means of rewards: cIoU, mAP. No torch.
+"""Metrics of a whole dataset that are not means of rewards: cIoU, mAP. No torch.
 
-Each takes from every completion the evidence that it needs (a few numbers, ready for JSON) and computes its value from
-the evidence of all examples, each with a weight: 1 for the metric itself, how often it was drawn for an interval.
+Each extracts evidence from every completion (a few numbers, ready for JSON) and computes its value from the evidence of
+all examples with weights: 1 for the metric itself, bootstrap counts for its interval.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def mask_evidence(completion: str, record: Record) -> list[int] | None:
     pair = mask_pair(extract_answer(completion), record)
     if pair is None:
         return None
-    given, right = pair
-    if given is None:
-        return [0, int(right.sum())]
-    return [int((given & right).sum()), int((given | right).sum())]
+    predicted, target = pair
+    if predicted is None:
+        return [0, int(target.sum())]
+    return [int((predicted & target).sum()), int((predicted | target).sum())]
 
 
 def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np.ndarray] | None:
@@ -60,8 +60,8 @@ def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np
     if truth is None:
         return None
     size = (truth.height, truth.width)
-    found = answer and decode_regions(answer, *size, answer_extent(record, truth), expected_terms(record))
-    return regions_to_mask(found, *size) if found else None, regions_to_mask([truth.boundaries], *size)
+    regions = answer and decode_regions(answer, *size, answer_extent(record, truth), expected_terms(record))
+    return regions_to_mask(regions, *size) if regions else None, regions_to_mask([truth.boundaries], *size)
 
 
 def detection_evidence(completion: str, record: Record) -> dict[str, list[list[Any]]] | None:
@@ -128,7 +128,7 @@ def dataset_metric(name: str, evidence: Sequence[Sequence[Any]], prepared: dict[
 
     def value(weights: np.ndarray) -> float | None:
         parts = [entry.value(column, weights) for column in columns]
-        known = [part for part in parts if part is not None]
-        return float(np.mean(known)) if known else None
+        values = [part for part in parts if part is not None]
+        return float(np.mean(values)) if values else None
 
     return value

@@ -1,4 +1,4 @@
-"""Short digests that say whether two evaluations saw the same data and the same model."""
+"""Short digests of data and model, to tell whether two evaluations used the same."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WEIGHTS = (".safetensors", ".bin", ".json")
 
 def digest(parts: Iterable[str]) -> str:
     """Return 16 hexadecimal digits of some texts in their order."""
-    whole = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for part in parts:
-        whole.update(part.encode("utf-8", "surrogatepass"))
-        whole.update(b"\0")
-    return whole.hexdigest()
+        hasher.update(part.encode("utf-8", "surrogatepass"))
+        hasher.update(b"\0")
+    return hasher.hexdigest()
 
 
 def record_digest(record: Record) -> str:

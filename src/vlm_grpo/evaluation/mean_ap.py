@@ -1,4 +1,4 @@
-"""COCO's average precision over a data set of which every example may count any number of times.
+"""COCO mean average precision over a dataset with a weight for each example.
 
 Matching is pycocotools' COCOeval; it depends on one image at a time, so it is done once. What COCOeval's accumulation
 does is repeated here with a weight for each example, which the bootstrap and the paired tests need.
@@ -42,8 +42,8 @@ def average_precision(labels: Sequence[LabelMatches], weights: np.ndarray, ious:
         ious: of the thresholds .50, .55, ... .95; `slice(0, 1)` is AP50.
     """
     values = [_label_precision(label, weights, ious) for label in labels]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    values_with_truth = [value for value in values if value is not None]
+    return float(np.mean(values_with_truth)) if values_with_truth else None
 
 
 def _label_precision(label: LabelMatches, weights: np.ndarray, ious: slice) -> float | None:
@@ -52,12 +52,12 @@ def _label_precision(label: LabelMatches, weights: np.ndarray, ious: slice) -> f
     if total == 0:
         return None
     counts = weights[label.examples]
-    right = np.cumsum(label.is_right[ious] * counts, axis=1)  # (thresholds, D)
-    seen = np.cumsum(counts)
-    precision = np.divide(right, seen, out=np.zeros_like(right), where=seen > 0)
+    true_positives = np.cumsum(label.is_right[ious] * counts, axis=1)  # (thresholds, D)
+    detections = np.cumsum(counts)
+    precision = np.divide(true_positives, detections, out=np.zeros_like(true_positives), where=detections > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)
-    recall = right / total
+    recall = true_positives / total
     return float(np.mean([row[np.searchsorted(part, RECALLS)] for row, part in zip(padded, recall, strict=True)]))
 
 
@@ -122,7 +122,7 @@ def _annotations(evidence: Sequence[Mapping[str, Any]], key: str, numbers: Mappi
 
 def _join_images(images: Sequence[Mapping[str, Any] | None], size: int) -> LabelMatches:
     """Return one label's results of all its images, in COCO's order: by confidence, then by image."""
-    scores, examples, right, truths = (
+    scores, examples, is_match, truths = (
         [np.zeros(0)],
         [np.zeros(0, int)],
         [np.zeros((len(IOUS), 0), bool)],
@@ -132,6 +132,6 @@ def _join_images(images: Sequence[Mapping[str, Any] | None], size: int) -> Label
         truths[image["image_id"]] = len(image["gtIds"])
         scores.append(np.asarray(image["dtScores"], dtype=float))
         examples.append(np.full(len(image["dtScores"]), image["image_id"]))
-        right.append(np.asarray(image["dtMatches"]).reshape(len(IOUS), -1) > 0)
+        is_match.append(np.asarray(image["dtMatches"]).reshape(len(IOUS), -1) > 0)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    return LabelMatches(np.concatenate(examples)[order], np.concatenate(right, axis=1)[:, order], truths)
+    return LabelMatches(np.concatenate(examples)[order], np.concatenate(is_match, axis=1)[:, order], truths)

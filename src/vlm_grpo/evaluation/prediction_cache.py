@@ -1,6 +1,6 @@
-"""Predictions on disk while an evaluation runs, so that one that was stopped goes on where it was.
+"""Predictions on disk during an evaluation, so that an interrupted one resumes.
 
-`partial.json` says what is being evaluated. Each process appends its predictions to `predictions.partial-RANK.jsonl`
+`partial.json` holds the settings. Each process appends its predictions to `predictions.partial-RANK.jsonl`
 when a batch ends; a line that a kill cut short is dropped, and its row is done again.
 """
 
@@ -19,7 +19,7 @@ HEADER, LINES, FINISHED = "partial.json", "predictions.partial-*.jsonl", "result
 
 
 class ResumeError(ValueError):
-    """The output folder holds something else than the beginning of this evaluation."""
+    """The output folder does not hold the beginning of this evaluation."""
 
 
 def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -30,7 +30,7 @@ def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = F
         overwrite: throw away what is there.
 
     Raises:
-        ResumeError: the folder holds a finished evaluation, or one that was begun with other settings.
+        ResumeError: the folder holds a finished evaluation, or one with other settings.
     """
     if overwrite:
         _remove(folder)
@@ -40,14 +40,14 @@ def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = F
             "with --overwrite"
         )
     header = folder / HEADER
-    wanted = json.loads(json.dumps(settings, default=str))
+    json_settings = json.loads(json.dumps(settings, default=str))
     if header.exists():
-        _check_settings(folder, json.loads(header.read_text(encoding="utf-8")), wanted)
+        _check_settings(folder, json.loads(header.read_text(encoding="utf-8")), json_settings)
         return
     if list(folder.glob(LINES)):
         raise ResumeError(f"--output_dir {folder} holds predictions, but no {HEADER} that says whose; use --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(header, json.dumps(wanted, indent=1) + "\n")
+    write_whole(header, json.dumps(json_settings, indent=1) + "\n")
 
 
 def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -63,22 +63,22 @@ def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """Return all complete predictions, each row once."""
-    found: dict[int, dict[str, Any]] = {}
+    by_row: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob(LINES)):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line end was cut short
             prediction = json.loads(line)
-            found[prediction["row"]] = prediction
-    return list(found.values())
+            by_row[prediction["row"]] = prediction
+    return list(by_row.values())
 
 
 class PredictionWriter:
-    """Appends the predictions of one process to its file; each call ends with whole lines on the disk."""
+    """Appends the predictions of one process to its file; each call flushes whole lines to disk."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = folder / LINES.replace("*", str(rank))
         if self.path.exists():
-            whole = self.path.read_bytes().rfind(b"\n") + 1
-            os.truncate(self.path, whole)
+            complete_size = self.path.read_bytes().rfind(b"\n") + 1
+            os.truncate(self.path, complete_size)
 
     def __call__(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         lines = "".join(dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in predictions)
@@ -89,7 +89,7 @@ class PredictionWriter:
 
 
 def remove_cache(folder: Path) -> None:
-    """Remove what was only needed to go on."""
+    """Remove the files that were only needed to resume."""
     for path in [*folder.glob(LINES), folder / HEADER]:
         path.unlink(missing_ok=True)
 

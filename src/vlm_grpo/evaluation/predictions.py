@@ -1,4 +1,4 @@
-"""From completions to predictions: what was asked, completed and parsed, and its scores. Ready for JSON. No torch."""
+"""Predictions: question, completion, parsed answer and scores of each row, ready for JSON. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OVERLAY_COLUMNS = ("box_space", "box_image", "mask", "terms")
 
 
 class EpisodeError(ValueError):
-    """A row that cannot be played; what was played before is kept."""
+    """A row whose episode cannot run; earlier predictions are kept."""
 
 
 class EpisodeResult(NamedTuple):
@@ -32,7 +32,7 @@ class EpisodeResult(NamedTuple):
 
 
 class ScoredText(NamedTuple):
-    """The assistant's turn, the length in tokens of what the model wrote (None: not known), whether that was cut off.
+    """A completion to score: the assistant's turn, its generated tokens (None: unknown), whether it was truncated.
 
     `text` begins with what the prompt had opened of the turn (`turn_opening` of the facts); of special tokens it has
     marks of thoughts, boxes and calls alone. Of an episode, it is the last turn. `facts` are what rewards are told.
@@ -54,7 +54,7 @@ class RowCompletions(NamedTuple):
 
 
 class Backend(Protocol):
-    """What completes rows: a model in this process, or a server. It yields some rows at a time, in any order."""
+    """The interface of backends, which complete rows. Yields some rows at a time, in any order."""
 
     def __call__(
         self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]
@@ -91,18 +91,18 @@ class Scoring:
         self.judged = SUCCESS if self.of_episodes else self.names[0]
         self.scorer = load_scorer(self.names, self.reward_options)
 
-    def predictions(self, answered: Sequence[RowCompletions]) -> list[dict[str, Any]]:
+    def predictions(self, rows: Sequence[RowCompletions]) -> list[dict[str, Any]]:
         """Return one prediction for each row; the completions of all rows are scored together."""
-        records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in answered]
+        records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in rows]
         flat = [
             (completion.text, with_facts(record, completion.facts))
-            for entry, record in zip(answered, records, strict=True)
+            for entry, record in zip(rows, records, strict=True)
             for completion in entry.completions
         ]
         scores = iter(self.scorer([text for text, _ in flat], [record for _, record in flat]))
         return [
             self._prediction(entry, record, [next(scores) for _ in entry.completions])
-            for entry, record in zip(answered, records, strict=True)
+            for entry, record in zip(rows, records, strict=True)
         ]
 
     def _prediction(
@@ -146,12 +146,15 @@ class Scoring:
     def _scores(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
         """Return each score's mean over the completions it applies to, and pass@k of the one that defines success."""
         columns = {name: [row.get(name) for row in scores] for name in dict.fromkeys(n for row in scores for n in row)}
-        known = {name: [value for value in column if value is not None] for name, column in columns.items()}
-        found = {name: _mean(column) for name, column in known.items()}
-        judged = known.get(self.judged, [])
-        right = sum(value >= 1 for value in judged)
-        passes = {f"pass@{k}": pass_at_k(len(judged), right, k) if len(judged) >= k else None for k in self.pass_k}
-        return {**found, **passes}
+        values_of = {name: [value for value in column if value is not None] for name, column in columns.items()}
+        means = {name: _mean(column) for name, column in values_of.items()}
+        success_values = values_of.get(self.judged, [])
+        num_correct = sum(value >= 1 for value in success_values)
+        passes = {
+            f"pass@{k}": pass_at_k(len(success_values), num_correct, k) if len(success_values) >= k else None
+            for k in self.pass_k
+        }
+        return {**means, **passes}
 
 
 def group_of(record: Record, name: str) -> str:
@@ -166,24 +169,26 @@ def check_group(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     Raises:
         ValueError: none of the rows has it; the message lists columns that there are.
     """
-    known: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for row in rows:
         if group_of(record_of_row(row), name) != NO_GROUP:
             return
-        known |= dict.fromkeys(map(str, record_of_row(row).extra))
-    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*known, 'task', 'method'])}")
+        columns |= dict.fromkeys(map(str, record_of_row(row).extra))
+    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*columns, 'task', 'method'])}")
 
 
-def _merge_episode_metrics(scores: Mapping[str, float | None], played: EpisodeResult | None) -> dict[str, float | None]:
+def _merge_episode_metrics(
+    scores: Mapping[str, float | None], episode: EpisodeResult | None
+) -> dict[str, float | None]:
     """Return an episode's scores: success and reward first, its other numbers last."""
-    if played is None:
+    if episode is None:
         return dict(scores)
-    first = {name: played.numbers[name] for name in (SUCCESS, "reward") if name in played.numbers}
-    return {**first, **scores, **{name: value for name, value in played.numbers.items() if name not in scores}}
+    first = {name: episode.numbers[name] for name in (SUCCESS, "reward") if name in episode.numbers}
+    return {**first, **scores, **{name: value for name, value in episode.numbers.items() if name not in scores}}
 
 
-def _episode(played: EpisodeResult | None) -> dict[str, Any]:
-    return {} if played is None else {"episode": dict(played.numbers), "trajectory": list(played.trajectory)}
+def _episode(episode: EpisodeResult | None) -> dict[str, Any]:
+    return {} if episode is None else {"episode": dict(episode.numbers), "trajectory": list(episode.trajectory)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

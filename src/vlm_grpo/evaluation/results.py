@@ -1,6 +1,6 @@
-"""What an evaluation leaves behind: predictions.jsonl, report.html and results.json, written whole. No torch.
+"""Write the results of an evaluation: predictions.jsonl, report.html and results.json. No torch.
 
-Episodes also leave copies of the images that tools showed; they were written while the episodes were played.
+Episodes also leave copies of the images that tools returned, written during the episodes.
 """
 
 from __future__ import annotations
@@ -70,23 +70,23 @@ def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Return the installed versions of what an evaluation depends on."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def commit() -> str | None:
     """Return the git commit of this package, with `+` for uncommitted changes; None outside a repository."""
     here = Path(__file__).resolve().parent
     try:
-        said = [
+        output = [
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here.parent)])
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return output[0] + ("+" if output[1] else "")

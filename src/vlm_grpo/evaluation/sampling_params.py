@@ -1,4 +1,4 @@
-"""How completions are drawn, and how often one of several is right. No torch."""
+"""Sampling parameters of an evaluation, and pass@k. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRADED = (
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Temperature 0 is greedy; `num_samples` completions of each row are drawn from the `top_p` nucleus.
+    """Sampling parameters: temperature 0 is greedy; `num_samples` completions per row come from the `top_p` nucleus.
 
     Raises:
         ValueError: values out of range, or options that would have no effect.
@@ -76,13 +76,13 @@ def check_pass_k(pass_k: Sequence[int], num_samples: int, metric: str) -> None:
         raise ValueError(f"--pass_k needs a metric that is right or wrong; the task's is {metric!r}, which is graded")
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
+def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Return the unbiased estimate of pass@k: 1 - C(n-c, k) / C(n, k).
 
     arXiv:2107.03374, equation 1.
 
     Args:
-        samples: n, how many were drawn; at least k.
+        samples: n, the number of samples; at least k.
         right: c, how many of them are right.
     """
-    return 1 - comb(samples - right, k) / comb(samples, k)
+    return 1 - comb(samples - correct, k) / comb(samples, k)

@@ -1,4 +1,4 @@
-"""An instance mask as a few numbers that a model can write, and back.
+"""Encode instance masks as a few numbers that a model can write, and decode them.
 
 `{"chebyshev": [{"bbox_2d": [x1, y1, x2, y2], "x": [8 numbers], "y": [8 numbers]}, ...]}`: each part of the mask is a
 closed curve; x and y are its coefficients relative to the centre of the box, in hundredths of the box's half-size. The
@@ -45,7 +45,7 @@ Extent = tuple[float, float]
 
 @dataclass(frozen=True)
 class Codec:
-    """How an outline becomes numbers and back.
+    """Converts a contour to numbers and back.
 
     `fit(points, terms)` makes rows, (terms, 2), of an outline, (N, 2); `curve(rows)` makes the points to fill.
     """
@@ -112,13 +112,13 @@ def _encode_part(
 ) -> dict[str, Any]:
     """Return the part whose curve covers the contour's region best, among several start points."""
     box = _box(points * scale)
-    begun = [np.roll(points, -start, axis=0) for start in start_points(points, starts)]
-    found = [_fit_rows(codec, turned, terms, box, scale) for turned in begun]
+    rotations = [np.roll(points, -start, axis=0) for start in start_points(points, starts)]
+    candidates = [_fit_rows(codec, turned, terms, box, scale) for turned in rotations]
     if starts > 1:
         truth = fill_polygon(points, *size)
-        scores = [region_iou([fill_polygon(_curve(codec, rows, box, scale), *size)], truth) for rows in found]
-        found = [found[int(np.argmax(scores))]]
-    return write_part(codec.name, box.tolist(), found[0])
+        scores = [region_iou([fill_polygon(_curve(codec, rows, box, scale), *size)], truth) for rows in candidates]
+        candidates = [candidates[int(np.argmax(scores))]]
+    return write_part(codec.name, box.tolist(), candidates[0])
 
 
 def _box(points: np.ndarray) -> np.ndarray:
@@ -163,13 +163,13 @@ def decode_mask(
 ) -> np.ndarray | None:
     """Return the mask, (height, width) of bool, of a shape or its JSON text: the union of its parts.
 
-    None for anything that is not a well-formed shape (see `validate_shape`, which also says what `terms` means).
+    None for anything that is not a well-formed shape (see `validate_shape`, also for `terms`).
     """
-    found = decode_regions(value, height, width, extent, terms)
-    return None if found is None else regions_to_mask(found, height, width)
+    parts = decode_regions(value, height, width, extent, terms)
+    return None if parts is None else regions_to_mask(parts, height, width)
 
 
 def fit_iou(mask: np.ndarray, value: Any, extent: Extent = (1000, 1000)) -> float:
     """Return the IoU, 0 to 1, of a mask with a shape, the upper bound of its reward; 0 for an invalid shape."""
-    found = decode_regions(value, *mask.shape, extent)
-    return 0.0 if found is None else region_iou(found, run_boundaries(mask))
+    parts = decode_regions(value, *mask.shape, extent)
+    return 0.0 if parts is None else region_iou(parts, run_boundaries(mask))

@@ -1,4 +1,4 @@
-"""The outlines of a mask: closed curves through evenly spaced points, clockwise on the screen, largest part first."""
+"""Contours of a mask: closed curves of evenly spaced points, clockwise on the screen, largest part first."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def extract_contours(mask: np.ndarray) -> list[np.ndarray]:
     borders = [border + corner for border in _borders(mask[top : rows[-1] + 1, left : columns[-1] + 1])]
     areas = [abs(area(border)) for border in borders]
     order = sorted(range(len(borders)), key=lambda part: -areas[part])
-    kept = [part for part in order[:MAX_PARTS] if areas[part] >= MIN_AREA * sum(areas)]
-    return [resample(_clockwise(borders[part])) for part in kept]
+    largest = [part for part in order[:MAX_PARTS] if areas[part] >= MIN_AREA * sum(areas)]
+    return [resample(_clockwise(borders[part])) for part in largest]
 
 
 def _borders(mask: np.ndarray) -> list[np.ndarray]:

@@ -70,7 +70,7 @@ class Series:
 
     @cached_property
     def even_values(self) -> np.ndarray:
-        """The functions at 200 evenly spaced t, (200, terms): where a curve is drawn."""
+        """The functions at 200 evenly spaced t, (200, terms), at which curves are drawn."""
         return self.values(np.linspace(-1, 1, 200))
 
     def fit(self, points: np.ndarray) -> np.ndarray:

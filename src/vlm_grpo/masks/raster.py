@@ -1,4 +1,4 @@
-"""Regions as toggles: sorted positions in column-major pixel order where inside and outside change, as in COCO's RLE.
+"""Regions as run boundaries: sorted column-major pixel positions where inside and outside change, as in COCO's RLE.
 
 Toggles come in pairs, a first position inside and a first position outside again, both from 0 to height * width.
 """
@@ -51,7 +51,7 @@ def region_iou(regions: Sequence[np.ndarray], truth: np.ndarray) -> float:
     lengths = np.diff(positions[order])
     is_truth = order < len(truth)
     signs = signs[order]
-    right = np.cumsum(np.where(is_truth, signs, 0))[:-1] > 0
-    given = np.cumsum(np.where(is_truth, 0, signs))[:-1] > 0
-    union = int(lengths[right | given].sum())
-    return int(lengths[right & given].sum()) / union if union else 0.0
+    in_target = np.cumsum(np.where(is_truth, signs, 0))[:-1] > 0
+    in_predicted = np.cumsum(np.where(is_truth, 0, signs))[:-1] > 0
+    union = int(lengths[in_target | in_predicted].sum())
+    return int(lengths[in_target & in_predicted].sum()) / union if union else 0.0

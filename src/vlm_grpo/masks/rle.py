@@ -1,4 +1,4 @@
-"""Masks as COCO writes them: `{"size": [height, width], "counts": text or list}`, runs of outside and inside by turns.
+"""COCO's RLE masks: `{"size": [height, width], "counts": text or list}`, alternating runs of outside and inside.
 
 The text form holds each run in characters of six bits, five of the number and one that says that more follow; from the
 fourth run on, the difference to the run before the last is written (cocoapi, common/maskApi.c).
@@ -33,7 +33,7 @@ def read_rle(value: Any) -> RLEMask:
     """Return the mask of an RLE object.
 
     Raises:
-        ValueError: it is no such object, or its runs are not as long as the mask; says what must hold.
+        ValueError: it is not such an object, or its runs do not sum to the mask's size.
     """
     if not isinstance(value, Mapping) or not {"size", "counts"} <= set(value):
         raise ValueError('must be {"size": [height, width], "counts": ...}')

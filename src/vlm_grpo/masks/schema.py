@@ -1,4 +1,4 @@
-"""What a written shape must look like, and its numbers: a box, and rows relative to the box's centre and half-size."""
+"""The schema of a written shape: a box, and rows relative to the box's center and half-size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_COORDINATE = 100_000
 
 
 class Part(NamedTuple):
-    """One outline: `box` as (x1, y1, x2, y2) in the space of the answer, `rows` (n, 2) of coefficients or points."""
+    """One contour: `box` as (x1, y1, x2, y2) in the space of the answer, `rows` (n, 2) of coefficients or points."""
 
     box: np.ndarray
     rows: np.ndarray

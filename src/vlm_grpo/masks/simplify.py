@@ -1,4 +1,4 @@
-"""The corners that keep most of an outline."""
+"""Simplify a contour to the vertices that preserve it best."""
 
 from __future__ import annotations
 

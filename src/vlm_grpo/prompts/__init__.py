@@ -46,7 +46,7 @@ class PromptTemplate:
     def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[dict[str, Any]]:
         """Chat messages whose contents are lists of text blocks and empty image blocks.
 
-        `system` is used when the record has no system turn of its own. Markers count in user turns only; images
+        `system` is used when the record has no system turn. Markers count in user turns only; images
         without a marker come first.
 
         Raises:
@@ -56,15 +56,15 @@ class PromptTemplate:
         turns = [{"role": "system", "content": system}] if system else []
         turns += [dict(turn) for turn in record.history]
         turns.append({"role": "user", "content": self._user_turn(record, think_tags)})
-        asked = [turn for turn in turns if turn["role"] == "user"]
-        missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in asked)
+        user_turns = [turn for turn in turns if turn["role"] == "user"]
+        missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in user_turns)
         if missing < 0:
             raise ValueError(
                 f"{record.where}: prompt {self.path or self.name} has {len(record.images) - missing} {MARKER} markers, "
                 f"the record has {len(record.images)} images; a template must write the question once"
             )
-        videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in asked)
-        asked[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + asked[0]["content"]
+        videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in user_turns)
+        user_turns[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + user_turns[0]["content"]
         kinds = {MARKER: "image", **({VIDEO_MARKER: "video"} if record.videos else {})}
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
@@ -73,12 +73,12 @@ class PromptTemplate:
 
         Otherwise those that the template begins with are left out: the question places the images.
         """
-        own, asked = self.text.count(MARKER), record.question.count(MARKER)
+        template_markers, question_markers = self.text.count(MARKER), record.question.count(MARKER)
         before = sum(turn["content"].count(MARKER) for turn in record.history if turn["role"] == "user")
         images = len(record.images) - before
-        if not own or own + asked <= images:
+        if not template_markers or template_markers + question_markers <= images:
             return self._question(record, think_tags)
-        if own == images:
+        if template_markers == images:
             record = replace(record, question=record.question.replace(MARKER, ""))
             return self._question(record, think_tags)
         text = self._question(record, think_tags)

@@ -107,10 +107,12 @@ def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
         ImportError: a package of an extra is missing.
     """
     reward = REWARDS[name]
-    known = [key for key, value in inspect.signature(reward).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    option_names = [
+        key for key, value in inspect.signature(reward).parameters.items() if value.kind is value.KEYWORD_ONLY
+    ]
     for option in options:
-        if option not in known:
-            raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if option not in option_names:
+            raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(option_names) or 'none'}")
     prepare = PREPARE.get(name)
     if prepare is not None:
         prepare(
@@ -146,9 +148,9 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
         KeyError: an unknown name.
         ValueError: a weight that is no number, a file or function that does not exist.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    set_options = {name: value for name, value in options.items() if value is not None}
     pairs = [split_spec(spec) for spec in specs]
-    return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
+    return [_resolve(name, set_options) for name, _ in pairs], [weight for _, weight in pairs]
 
 
 def is_reward_model(spec: str) -> bool:
@@ -157,11 +159,11 @@ def is_reward_model(spec: str) -> bool:
     return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
 
 
-def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:
+def _resolve(name: str, options: Mapping[str, Any]) -> Callable[..., list[float | None]]:
     if ".py:" in name:
-        seconds = given.get("time_limit", DEFAULT_TIME_LIMIT)
+        seconds = options.get("time_limit", DEFAULT_TIME_LIMIT)
         with time_limit(lambda: f"reward {name!r}: importing its file", seconds):
             function = load_user_reward(name)
         return with_time_limit(function, seconds)
-    known = inspect.signature(REWARDS[name]).parameters
-    return make_reward(name, **{option: value for option, value in given.items() if option in known})
+    parameters = inspect.signature(REWARDS[name]).parameters
+    return make_reward(name, **{option: value for option, value in options.items() if option in parameters})

@@ -103,8 +103,8 @@ def multiset_equal(answer: str, truth: str, record: Record) -> float | None:
 
 
 def _item_counts(value: str) -> Counter[str]:
-    found = list_items(value)
-    return Counter() if found == [NO_DEFECT] else Counter(found)
+    elements = list_items(value)
+    return Counter() if elements == [NO_DEFECT] else Counter(elements)
 
 
 def json_equal(answer: str, truth: str, record: Record) -> float | None:
@@ -190,7 +190,7 @@ def accuracy_reward(
     """Return 1.0 for a correct answer by the record's method, else 0.0; None without a ground truth.
 
     The task names the method where the record does not: the IoU of boxes for rec and grounding, of masks for seg.
-    Boxes, masks, lists of boxes and judged answers earn anything between.
+    Boxes, masks, lists of boxes and judged answers get a score from 0 to 1.
 
     Args:
         tolerance: The relative error that a number may have (default: integers exact, decimals 1e-6).
@@ -211,10 +211,10 @@ def accuracy_reward(
 
 def method_of(record: Record) -> str:
     """Return the record's own method, else its task's, else `auto`; `default` counts as no method."""
-    own = None if record.method == "default" else record.method
-    method = own or task_method(record.task) or "auto"
+    record_method = None if record.method == "default" else record.method
+    method = record_method or task_method(record.task) or "auto"
     # The prompt of such a row asks for a letter, also where the task is mathematics.
-    is_choice = own is None and method == "math" and record.options and record.answer is not None
+    is_choice = record_method is None and method == "math" and record.options and record.answer is not None
     return (
         "mcq" if is_choice and parse_choices(ground_truth_text(record.answer), record.options) is not None else method
     )
@@ -285,7 +285,7 @@ def judge_reward(
 ) -> float | None:
     """Return a language model's score of the answer, 0 to 1; 0 without an answer, None without a ground truth.
 
-    Where the model gives no verdict (a failed request, a reply without a score) or the answer speaks to it, the
+    Where the model gives no score (a failed request, a reply without one) or the answer is a prompt injection, the
     record's own accuracy method decides. Only the answer is shown to the model, never the reasoning.
 
     Args:

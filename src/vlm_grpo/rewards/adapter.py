@@ -1,4 +1,4 @@
-"""From a reward of one completion to the callable that TRL wants, and from a name on a command line to that."""
+"""Adapt a reward of one completion to TRL's batch callables, with checked values and errors that name the record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
 WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
 FLOAT32_MAX = 3.4028234663852886e38  # of a float32
-INAPPLICABLE_ROLLOUTS = 10  # rollouts in which a reward applies to no row, until that is said
+INAPPLICABLE_ROLLOUTS = 10  # consecutive rollouts in which a reward applies to no row, before a warning
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
 
 def record_of_row(row: Mapping[str, Any]) -> Record:
     """Return the record of a data row: its `record`, or one built from its columns."""
-    given = row.get("record")
-    return given if isinstance(given, Record) else record_from(row)
+    record = row.get("record")
+    return record if isinstance(record, Record) else record_from(row)
 
 
 def _is_column(column: Any, row: int) -> bool:
@@ -66,17 +66,17 @@ def _is_column(column: Any, row: int) -> bool:
 
 def record_from(values: Mapping[str, Any]) -> Record:
     """Return a record built from named values; values that are not fields of a record go to `extra`."""
-    taken = {
+    aliased = {
         name: next((values[key] for key in keys if values.get(key) is not None), None)
         for name, keys in FIELD_ALIASES.items()
     }
     return Record(
         id=values.get("id", ""),
         question=str(values.get("question", "")),
-        answer=taken["answer"],
+        answer=aliased["answer"],
         task=values.get("task") or "default",
-        method=taken["method"],
-        options=tuple(taken["options"] or ()),
+        method=aliased["method"],
+        options=tuple(aliased["options"] or ()),
         reference_steps=tuple(values.get("reference_steps") or ()),
         where=str(values.get("where", "")),
         extra=dict(values),
@@ -92,7 +92,7 @@ def batch_reward(
     `prepare` sees the whole batch first; `options` are the reward's keyword arguments. The callable's `asynchronous` is
     the same as a coroutine function: TRL awaits all of those together, so that slow rewards do not wait for each other.
     """
-    wanted = inspect.signature(reward).parameters
+    parameters = inspect.signature(reward).parameters
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
     watch = InapplicableRewardWarning(name)
 
@@ -102,13 +102,13 @@ def batch_reward(
         texts = [completion_text(turn) for turn in turns]
         records = [record_at(columns, row) for row in range(len(texts))]
         if prepare:
-            given = {**options, "log_metric": columns.get("log_metric")}
-            prepare(texts, records, **{key: value for key, value in given.items() if key in preparing})
+            available = {**options, "log_metric": columns.get("log_metric")}
+            prepare(texts, records, **{key: value for key, value in available.items() if key in preparing})
         lengths = [len(ids) for ids in tokens] if tokens else [None] * len(texts)
-        known = {"num_tokens": lengths, "messages": turns}
-        own = [key for key in known if key in wanted]
+        per_row = {"num_tokens": lengths, "messages": turns}
+        passed = [key for key in per_row if key in parameters]
         values = [
-            call_reward(name, reward, text, records[row], **options, **{key: known[key][row] for key in own})
+            call_reward(name, reward, text, records[row], **options, **{key: per_row[key][row] for key in passed})
             for row, text in enumerate(texts)
         ]
         watch.note(values)
@@ -134,7 +134,7 @@ def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **
     try:
         value = reward(completion, record, **options)
     except ImportError:
-        raise  # says what to install; no record is to blame
+        raise  # says what to install; the record is not the cause
     except (Exception, SystemExit) as error:
         where = _location(name, record)
         raise RuntimeError(f"{where}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
@@ -165,7 +165,7 @@ def to_reward_value(value: object, blame: Callable[[], str]) -> float | None:
 
 
 class InapplicableRewardWarning:
-    """Counts the rollouts in which a reward applied to no row, and warns once when they do not end."""
+    """Counts consecutive rollouts in which a reward applied to no row, and warns once."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -181,7 +181,7 @@ class InapplicableRewardWarning:
                 self.name,
                 self.empty,
             )
-            self.note = lambda values: None  # said once
+            self.note = lambda values: None  # warn once
 
 
 def checked_batch_reward(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,9 +226,9 @@ def _batch_values(name: str, values: Any, arguments: tuple[Any, ...], columns: M
     if not isinstance(values, list | tuple) or len(values) != len(completions):
         got = f"{len(values)} values" if isinstance(values, list | tuple) else f"{values!r:.200}"
         raise TypeError(f"reward {name!r}: must return a list of {len(completions)} numbers or None, got {got}")
-    known = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
+    record_columns = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
     return [
-        to_reward_value(value, lambda row=row: _location(name, record_at(known, row)))
+        to_reward_value(value, lambda row=row: _location(name, record_at(record_columns, row)))
         for row, value in enumerate(values)
     ]
 

@@ -1,4 +1,4 @@
-"""Whether a reward applies to a record, found out before any completion exists. Loads no encoder and asks no server."""
+"""Whether a reward applies to a record, decided before training. Loads no encoder and asks no server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.accuracy import JUDGE_METHODS, METHODS, method_of
 
-# Rewards of how a completion is written: they apply to every record, and none of them says what is right.
+# Rewards of a completion's format: they apply to every record, and none of them measures correctness.
 FORMAT_REWARDS = ("format", "repetition", "overlong")
 ANSWER_REWARDS = ("accuracy", "judge", "length")
 STEP_REWARDS = ("reasoning", "reasoning_overlap", "reasoning_ordered", "causal")

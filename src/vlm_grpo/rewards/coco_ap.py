@@ -1,4 +1,4 @@
-"""COCO's average precision (arXiv:1405.0312, as pycocotools computes it) of the list of boxes in one answer."""
+"""COCO average precision (arXiv:1405.0312, as in pycocotools) of the list of boxes in one answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_DETECTIONS = 100  # boxes a label that COCO looks at
 def od_ap_reward(completion: str, record: Record, *, thresholds: Sequence[float] = THRESHOLDS) -> float | None:
     """Return COCO AP over IoU 0.50 to 0.95, the mean over true and invented labels; None when the truth is no list.
 
-    An invented label is a class of false positives alone, so its AP is 0; so is that of entries that cannot be read. A
+    An invented label is a class of false positives only, so its AP is 0; so is that of entries that cannot be parsed. A
     box without a confidence has confidence 1. Among boxes of equal confidence the wrong ones rank first, so that twenty
-    equal boxes are worth a twentieth. Surplus boxes of a lower confidence cost nothing once all true ones are found:
+    equal boxes score a twentieth. Surplus boxes of a lower confidence cost nothing once all true ones are matched:
     that is how AP is defined, and why `detection` is the better reward.
     """
     pair = detection_pair(completion, record)
@@ -57,12 +57,14 @@ def label_average_precision(predicted: list[Detection], target: list[Detection],
 
 def _true_positives(rows: list[list[float]], threshold: float) -> list[bool]:
     """Return whether each box, by falling confidence, matches a true box that no box before it matched."""
-    taken: set[int] = set()
+    matched_columns: set[int] = set()
     hits = []
     for row in rows:
-        free = [(value, column) for column, value in enumerate(row) if column not in taken and value >= threshold]
+        free = [
+            (value, column) for column, value in enumerate(row) if column not in matched_columns and value >= threshold
+        ]
         if free:
-            taken.add(max(free)[1])
+            matched_columns.add(max(free)[1])
         hits.append(bool(free))
     return hits
 
@@ -71,16 +73,16 @@ def _interpolated_precision(hits: list[bool], true: int) -> float:
     """Return the interpolated precision, the mean over 101 recalls; `hits` are ordered by falling confidence."""
     ranks = [rank for rank, hit in enumerate(hits, 1) if hit]
     reached, best, total = _recalls_reached(true), 0.0, 0.0
-    for found in range(len(ranks), 0, -1):
-        best = max(best, found / ranks[found - 1])  # at this recall or a higher one
-        total += best * (reached[found] - reached[found - 1])
+    for hit_count in range(len(ranks), 0, -1):
+        best = max(best, hit_count / ranks[hit_count - 1])  # at this recall or a higher one
+        total += best * (reached[hit_count] - reached[hit_count - 1])
     return total / len(RECALLS)
 
 
 @lru_cache(maxsize=1024)
 def _recalls_reached(true: int) -> tuple[int, ...]:
     """Return how many of the 101 recalls are reached with 0, 1, ... `true` matches; recall 0 only with the first."""
-    return 0, *(int((found / true >= RECALLS).sum()) for found in range(1, true + 1))
+    return 0, *(int((hit_count / true >= RECALLS).sum()) for hit_count in range(1, true + 1))
 
 
 def od_ap(answer: str, truth: str, record: Record) -> float | None:

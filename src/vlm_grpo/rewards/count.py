@@ -1,4 +1,4 @@
-"""Reward for a number of things."""
+"""Reward for counting."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ NUMBER_WORDS = [
 ]
 DIGIT = re.compile(r"\d")
 NUMBER = re.compile(r"(?<!\w)[-+−]?\d(?:[\d.,:/]*\d)?|\b(?:" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE)
-MAX_LENGTH = 300  # characters; a longer answer is a ramble
+MAX_LENGTH = 300  # characters; longer answers are not parsed
 
 
 @lru_cache(maxsize=65536)
 def parse_count(text: str) -> Quantity | None:
     """Return the only number in a text with its noun, "there are three red cubes"; None for none or several."""
     text = text.strip()
-    whole = parse_quantity(text)
-    if whole is not None or len(text) > MAX_LENGTH:
-        return whole
-    found = list(NUMBER.finditer(text))
-    if len(found) != 1:
+    quantity = parse_quantity(text)
+    if quantity is not None or len(text) > MAX_LENGTH:
+        return quantity
+    matches = list(NUMBER.finditer(text))
+    if len(matches) != 1:
         return None
-    (match,) = found
+    (match,) = matches
     if DIGIT.search(text[: match.start()] + text[match.end() :]):
         return None  # inside a word, such as "x3"
     if text[: match.start()].endswith(("-", "−", "/", ".", "–")) or text[match.end() :].startswith(("-", "–", "/")):
@@ -44,7 +44,7 @@ def count_reward(completion: str, record: Record, *, is_partial: bool = False) -
     """Return 1.0 when the only number in the answer is the true one, else 0.0; None when the truth is no number.
 
     "3", "3 cubes" and "There are three cubes." are the number 3; units that both name must agree. With `is_partial` a
-    number that is off earns 0.5 * (1 - |given - true| / max(1, true)), at least 0.
+    wrong number scores 0.5 * (1 - |predicted - true| / max(1, true)), at least 0.
     """
     target = None if record.answer is None else parse_count(ground_truth_text(record.answer))
     if target is None:

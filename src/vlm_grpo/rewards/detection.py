@@ -30,13 +30,13 @@ def matched_ious(pair: DetectionPair, above: float = IOU_THRESHOLD) -> np.ndarra
     """
     values = iou_matrix(pair.predicted, pair.target)
     values[values < above] = 0.0
-    found = np.zeros(len(pair.predicted))
+    ious = np.zeros(len(pair.predicted))
     if values.any():
         from scipy.optimize import linear_sum_assignment  # 0.3 s, only where boxes are matched
 
         rows, columns = linear_sum_assignment(values, maximize=True)
-        found[rows] = values[rows, columns]
-    return found
+        ious[rows] = values[rows, columns]
+    return ious
 
 
 def detection_reward(completion: str, record: Record, *, above: float = IOU_THRESHOLD) -> float | None:
@@ -62,19 +62,19 @@ def ovd_reward(completion: str, record: Record, *, above: float = IOU_THRESHOLD)
 
     The second half is the sum of 2ch - c^2 over the given boxes / max(true, given), where c is the confidence and h is
     1 for a matched box, else 0. It is the Brier score moved so that a box which its writer gives no chance adds nothing
-    (2ch - c^2 = h^2 - (c - h)^2): whoever believes that a box is right with probability p earns p^2 with c = p and less
-    with any other c, so that neither "always 1" nor many boxes of confidence 0 pay. A sure invention costs; a box
-    without a confidence is one of confidence 0. Two empty lists are worth 1.
+    (2ch - c^2 = h^2 - (c - h)^2): a box that is correct with probability p scores p^2 in expectation with c = p
+    and less with any other c, so that neither "always 1" nor many boxes of confidence 0 help. A confident invention
+    costs; a box without a confidence counts as confidence 0. Two empty lists score 1.
     """
     pair = detection_pair(completion, record)
     if pair is None:
         return None
     if not pair.predicted:
         return matched_iou_score(pair, above)
-    found = matched_ious(pair, above)
+    ious = matched_ious(pair, above)
     confidences = np.array([item.confidence if item.has_confidence else 0.0 for item in pair.predicted])
-    calibrated = 2 * confidences * (found > 0) - confidences**2
-    return float((found + calibrated).sum()) / (2 * max(len(pair.predicted), len(pair.target)))
+    calibrated = 2 * confidences * (ious > 0) - confidences**2
+    return float((ious + calibrated).sum()) / (2 * max(len(pair.predicted), len(pair.target)))
 
 
 def detection(answer: str, truth: str, record: Record) -> float | None:
@@ -93,13 +93,13 @@ def weighted_sum(answer: str, truth: str, record: Record) -> float | None:
     return 0.7 * matched_iou_score(pair) + 0.3 * complete
 
 
-MAX_COORDINATE = 1e12  # a coordinate beyond it is none, and its area could become infinite
-EMPTY_LIST_TEXTS = ("none", "no objects", "no object", "no objects found", "nothing")  # said by data sets
-UNREADABLE = "\0"  # the label of an entry that is no detection; no truth has it
+MAX_COORDINATE = 1e12  # larger coordinates are rejected; areas could become infinite
+EMPTY_LIST_TEXTS = ("none", "no objects", "no object", "no objects found", "nothing")  # as datasets write them
+UNREADABLE = "\0"  # label of an entry that cannot be parsed; no target has it
 
 
 class Detection(NamedTuple):
-    """One entry of a list: the label normalised, empty without one; confidence 1 where none was written."""
+    """One entry of a list: a normalized label, empty without one; confidence 1 if none was written."""
 
     box: Box
     label: str
@@ -109,7 +109,7 @@ class Detection(NamedTuple):
 
 
 class DetectionPair(NamedTuple):
-    """What an answer says is there (None when it cannot be read) and what is; boxes in one space, in a fixed order."""
+    """Predicted detections (None if they cannot be parsed) and target detections, in one space and a fixed order."""
 
     predicted: list[Detection] | None
     target: list[Detection]
@@ -153,12 +153,12 @@ def parse_target_detections(text: str) -> list[Detection] | None:
     What data sets write is read more freely than what models do: Python's spelling of a list, "No objects".
     """
     value = python_literal(text)
-    found = (
+    detections = (
         []
         if normalize_text(text) in EMPTY_LIST_TEXTS
         else parse_detections(text if value is text else json.dumps(value))
     )
-    return None if found is None or any(item.label == UNREADABLE for item in found) else found
+    return None if detections is None or any(item.label == UNREADABLE for item in detections) else detections
 
 
 def _parse_detection(item: Any) -> Detection:

@@ -1,4 +1,4 @@
-"""Whether a completion has the form that its task asks for."""
+"""Whether a completion has the format that its task asks for."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def format_reward(completion: str, record: Record) -> float:
     """
     text, opening = normalize_thinking_tags(completion), normalize_thinking_tags(record.extra.get("turn_opening") or "")
     if OPEN in opening or CLOSE in opening:
-        opened = OPENED_THINKING.fullmatch(text if OPEN in opening else OPEN + text)
-        if opened is None:
+        match = OPENED_THINKING.fullmatch(text if OPEN in opening else OPEN + text)
+        if match is None:
             return 0.0
-        text = opened[1] if record.task in TASKS_WITHOUT_THINKING else f"{OPEN}{CLOSE}{opened[1]}"
+        text = match[1] if record.task in TASKS_WITHOUT_THINKING else f"{OPEN}{CLOSE}{match[1]}"
     return _format_score(text, record)
 
 
@@ -55,8 +55,8 @@ def _format_score(text: str, record: Record) -> float:
 
 def _think_and_answer(text: str) -> str | None:
     match = THINK_AND_ANSWER.fullmatch(text)
-    whole = match is not None and all(text.count(tag) == 1 for tag in TAGS)
-    return (match[2].strip() or None) if whole else None
+    is_complete = match is not None and all(text.count(tag) == 1 for tag in TAGS)
+    return (match[2].strip() or None) if is_complete else None
 
 
 def _only_answer(text: str) -> str | None:

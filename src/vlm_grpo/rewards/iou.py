@@ -1,4 +1,4 @@
-"""Rewards for one box in the answer against the true box of the record.
+"""IoU rewards of one box in the answer with the target box of the record.
 
 The answer is in the space in which the model's family answers (`answer_space`, which trainer and evaluation know), the
 truth in the record's `box_space`, by default pixels of the original image. Both are compared in the answer's space.
@@ -59,7 +59,7 @@ def iou_reward(completion: str, record: Record, *, above: float | None = None, p
 
     Args:
         above: 1.0 when the IoU exceeds this, else 0.0 (the RefCOCO protocol at 0.5).
-        power: The IoU to this power; 2 pays more for the last bit of precision.
+        power: Exponent of the IoU; 2 rewards precise boxes more.
     """
     pair = box_pair(completion, record)
     if pair is None:

@@ -1,7 +1,7 @@
-"""Asks a language model behind an OpenAI-compatible server (Ollama, vLLM, ...) how right answers are.
+"""Client of an LLM judge behind an OpenAI-compatible server (Ollama, vLLM, ...), which scores answers.
 
-Many at a time, each under a time limit and with retries; verdicts are kept. What is paid where there is no verdict is
-accuracy.py's business. Needs the package `openai` (extra `judge`).
+Requests run concurrently, each with a time limit and retries; scores are cached. accuracy.py decides what happens
+without a score. Needs the package `openai` (extra `judge`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlm_grpo.redact import redact_text, split_credentials
 logger = logging.getLogger(__name__)
 
 MODEL, BASE_URL, API_KEY = "JUDGE_MODEL", "JUDGE_BASE_URL", "JUDGE_API_KEY"  # in the environment
-MAX_ANSWER_LENGTH = 4000  # characters of an answer; a longer one is a ramble, which no model is asked about
+MAX_ANSWER_LENGTH = 4000  # characters; no judge is asked about a longer answer
 MAX_CACHED_SCORES = 100_000  # verdicts
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
 INSTRUCTION = """You grade answers to questions about images. The user's message is one JSON object: a question, the \
@@ -37,8 +37,8 @@ Reply with one JSON object and nothing else: {"score": <number from 0 to 1>}"""
 NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,20})?"
 SCORE = re.compile(rf'"score"\s*:\s*"?({NUMBER})"?\s*[,}}]')
 BARE_SCORE = re.compile(rf"(?:score\s*[:=]?\s*)?({NUMBER})(?:\s*/\s*(\d{{1,9}}))?\.?", re.IGNORECASE)
-# An answer that speaks to whoever grades it, or one of the empty phrases that models take for right answers
-# (arXiv:2507.08794). To be wrong here costs little: such an answer is compared by rule.
+# An answer that addresses its grader, or one of the empty phrases that models accept as correct (arXiv:2507.08794).
+# A false positive costs little: such an answer is compared by rule.
 PROMPT_INJECTION = re.compile(
     r"\b(?:judge|grader|evaluator|system prompt|assistant|language model|llm)\b"
     r"|\b(?:ignore|disregard|forget|override)\b.{0,60}\b(?:instruction|prompt|above|previous|reference|rule)"
@@ -52,12 +52,12 @@ PROMPT_INJECTION = re.compile(
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which model decides and how it is asked; what is None comes from the environment.
+    """The judge's model and requests; None is read from the environment.
 
     Args:
         model: Its name on the server; JUDGE_MODEL.
         base_url: Of the server, such as http://localhost:11434/v1; JUDGE_BASE_URL, else OPENAI_BASE_URL, else OpenAI.
-        api_key: JUDGE_API_KEY, else OPENAI_API_KEY, else a placeholder, which is enough for a server of one's own.
+        api_key: JUDGE_API_KEY, else OPENAI_API_KEY, else a placeholder, which local servers accept.
         timeout: Seconds for one request. An answer takes at most (retries + 1) times that, and the pauses between.
         retries: How often a request that failed (connection, time limit, status 408, 409, 429 or 5xx) is repeated.
         concurrency: Requests at a time.
@@ -74,10 +74,10 @@ class JudgeSettings:
         """Return these settings with the missing ones read from the environment.
 
         Raises:
-            ValueError: no model is named, or a number makes no sense.
+            ValueError: no model is named, or a number is out of range.
         """
-        given = os.environ if environment is None else environment
-        model = self.model or given.get(MODEL)
+        variables = os.environ if environment is None else environment
+        model = self.model or variables.get(MODEL)
         if not model:
             raise ValueError(f"a judge needs the name of a model: --judge_model, JudgeSettings(model=...) or {MODEL}")
         for name, least in (("timeout", 0), ("retries", -1), ("concurrency", 0)):
@@ -86,13 +86,13 @@ class JudgeSettings:
         return replace(
             self,
             model=model,
-            base_url=self.base_url or given.get(BASE_URL) or given.get("OPENAI_BASE_URL") or None,
-            api_key=self.api_key or given.get(API_KEY) or given.get("OPENAI_API_KEY") or "none",
+            base_url=self.base_url or variables.get(BASE_URL) or variables.get("OPENAI_BASE_URL") or None,
+            api_key=self.api_key or variables.get(API_KEY) or variables.get("OPENAI_API_KEY") or "none",
         )
 
 
 class JudgeQuery(NamedTuple):
-    """What a judge is asked about."""
+    """A question, its ground truth and the answer to score."""
 
     question: str
     truth: str
@@ -100,7 +100,7 @@ class JudgeQuery(NamedTuple):
 
 
 class Judge:
-    """Verdicts of one model on one server. A verdict is kept; a case without one is asked again in the next call.
+    """Scores of one model on one server, cached; a query without a score is sent again in the next call.
 
     Raises:
         ImportError: the package openai is missing.
@@ -112,36 +112,38 @@ class Judge:
         except ImportError as error:
             raise ImportError("a judge needs the package openai: pip install 'vlm_grpo[judge]'") from error
         self.settings = settings
-        self.known: dict[JudgeQuery, float] = {}
-        self.without: Counter[JudgeQuery] = Counter()  # how often `score` will want what no verdict was given on
+        self.cache: dict[JudgeQuery, float] = {}
+        self.unscored: Counter[JudgeQuery] = Counter()  # how often `score` will want what no verdict was given on
         self.has_warned = False
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="judge", daemon=True).start()
         self.client: Any = None
-        self.free: asyncio.Semaphore | None = None
+        self.semaphore: asyncio.Semaphore | None = None
         self.failures = 0  # in a row
 
     def scores(self, queries: Sequence[JudgeQuery]) -> list[float | None]:
         """Return a score from 0 to 1 for each query, each distinct one sent once; None where the server gave none."""
-        if len(self.known) + len(queries) > MAX_CACHED_SCORES:
-            self.known.clear()
-            self.without.clear()
-        missing = [query for query in dict.fromkeys(queries) if query not in self.known]
+        if len(self.cache) + len(queries) > MAX_CACHED_SCORES:
+            self.cache.clear()
+            self.unscored.clear()
+        missing = [query for query in dict.fromkeys(queries) if query not in self.cache]
         if missing:
-            found = asyncio.run_coroutine_threadsafe(self._ask_all(missing), self.loop).result()
-            self.known.update({query: score for query, score in zip(missing, found, strict=True) if score is not None})
-        return [self.known.get(query) for query in queries]
+            results = asyncio.run_coroutine_threadsafe(self._ask_all(missing), self.loop).result()
+            self.cache.update(
+                {query: score for query, score in zip(missing, results, strict=True) if score is not None}
+            )
+        return [self.cache.get(query) for query in queries]
 
     def prepare(self, queries: Sequence[JudgeQuery]) -> int:
         """Ask about all cases whose `score` will be wanted next, and say how many have no verdict."""
         missing = [query for query, score in zip(queries, self.scores(queries), strict=True) if score is None]
-        self.without.update(missing)
+        self.unscored.update(missing)
         return len(missing)
 
     def score(self, query: JudgeQuery) -> float | None:
         """Return the score of one query; one that `prepare` got no score for is not sent again."""
-        if self.without[query] > 0 and query not in self.known:
-            self.without[query] -= 1
+        if self.unscored[query] > 0 and query not in self.cache:
+            self.unscored[query] -= 1
             return None
         return self.scores([query])[0]
 
@@ -153,12 +155,12 @@ class Judge:
             url, credentials = split_credentials(settings.base_url or "")
             http = {"http_client": DefaultAsyncHttpxClient(auth=credentials)} if credentials else {}
             self.client = AsyncOpenAI(base_url=url or None, api_key=settings.api_key, max_retries=0, **http)
-            self.free = asyncio.Semaphore(settings.concurrency)
+            self.semaphore = asyncio.Semaphore(settings.concurrency)
         self.failures = 0
         return await asyncio.gather(*(self._ask(query) for query in queries))
 
     async def _ask(self, query: JudgeQuery) -> float | None:
-        async with self.free:
+        async with self.semaphore:
             if self.failures >= max(2, self.settings.concurrency):
                 return None  # the server is gone: the rest of these cases shall not wait for it
             reply, reason = await self._reply(query)
@@ -257,8 +259,8 @@ def parse_score(reply: str) -> float | None:
     if isinstance(value, dict):
         value = value.get("score")
         text = value if isinstance(value, str) else json.dumps(value)
-    found = SCORE.findall(text)
-    match = BARE_SCORE.fullmatch((found[-1] if len(set(found)) == 1 else "") if found else text.strip())
+    scores = SCORE.findall(text)
+    match = BARE_SCORE.fullmatch((scores[-1] if len(set(scores)) == 1 else "") if scores else text.strip())
     if match is None or (match[2] and int(match[2]) == 0):
         return None
     number = float(match[1]) / (int(match[2]) if match[2] else 1)

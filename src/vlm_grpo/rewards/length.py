@@ -1,4 +1,4 @@
-"""Rewards for how long a completion is and how much it repeats itself."""
+"""Rewards of length and repetition."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def cosine_length_reward(
 
     Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
     """
-    right = accuracy_reward(completion, record, judge=judge)
-    if right is None:
+    accuracy = accuracy_reward(completion, record, judge=judge)
+    if accuracy is None:
         return None
     length = len(completion.split()) if num_tokens is None else num_tokens
     share = min(1.0, length / max_length)
-    short, long = (1.0, 0.5) if right > 0.5 else (-1.0, -0.5)
+    short, long = (1.0, 0.5) if accuracy > 0.5 else (-1.0, -0.5)
     return long + 0.5 * (short - long) * (1.0 + math.cos(math.pi * share))
 
 
@@ -46,7 +46,7 @@ def overlong_reward(
 def repetition_reward(completion: str, record: Record, *, ngram: int = NGRAM) -> float:
     """Return minus the fraction of repeated n-grams of words, or of repeated boxes, -1 to 0 (arXiv:2502.03373).
 
-    Where a language has no spaces (or a ramble leaves them out), n-grams are of characters.
+    Without spaces, as in some languages, n-grams are of characters.
     """
     words = completion.lower().split()
     if len(completion) > LONG_WORD * max(1, len(words)):

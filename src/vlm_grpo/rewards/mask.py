@@ -18,7 +18,7 @@ from vlm_grpo.records import Record
 def mask_iou_reward(completion: str, record: Record) -> float | None:
     """Return the IoU, 0 to 1, of the answer's shape with the true mask; None when the record has no `mask`.
 
-    An answer that is no well-formed shape, or has another number of terms than the record asks for, is 0.
+    An answer that is not a well-formed shape, or has a wrong number of terms, scores 0.
 
     Raises:
         ValueError: the true mask is broken.
@@ -32,19 +32,19 @@ def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
     mask = target_mask(record.extra.get("mask"))
     if mask is None:
         return None
-    found = (
+    regions = (
         decode_regions(answer, mask.height, mask.width, answer_extent(record, mask), expected_terms(record))
         if answer
         else None
     )
-    return 0.0 if found is None else region_iou(found, mask.boundaries)
+    return 0.0 if regions is None else region_iou(regions, mask.boundaries)
 
 
 def target_mask(value: Any) -> RLEMask | None:
     """Return the mask of a column, an RLE object or its JSON text; None without a value.
 
     Raises:
-        ValueError: it is no such object; says what must hold.
+        ValueError: it is not such an object; the message says what must hold.
     """
     if isinstance(value, str):
         try:

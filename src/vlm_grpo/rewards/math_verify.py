@@ -1,4 +1,4 @@
-"""Whether two expressions are equal as mathematics: math-verify in processes of their own, under a time limit.
+"""Mathematical equivalence of expressions by math-verify, in worker processes with a time limit.
 
 Symbolic simplification can run for minutes on a short text. A worker that exceeds the limit is killed and replaced,
 the answer counts as not equal, and the other answers of the batch do not wait for it.
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 5.0  # seconds for one pair
 START_TIME_LIMIT = 120.0  # seconds until a new worker has loaded its libraries
-MAX_LENGTH = 4000  # characters; a longer answer is a ramble
+MAX_LENGTH = 4000  # characters; longer answers are not verified
 SYMBOLS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{1,2}(?![A-Za-z])")  # longer runs are words or function names
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -36,16 +36,16 @@ def is_equivalent(truth: str, answer: str) -> bool:
 
 def verify_all(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Return `is_equivalent` for many (truth, answer) pairs at once; recent results are cached."""
-    known = _cache()
-    missing = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    cache = _cache()
+    missing = [pair for pair in dict.fromkeys(pairs) if pair not in cache]
     if missing:
         workers = _idle_workers(os.getpid())
         with ThreadPoolExecutor(min(WORKERS, len(missing))) as threads:
-            found = dict(zip(missing, threads.map(lambda pair: _verify(pair, workers), missing), strict=True))
-        if len(known) > 100_000:
-            known.clear()
-        known.update(found)
-    return [known[pair] for pair in pairs]
+            results = dict(zip(missing, threads.map(lambda pair: _verify(pair, workers), missing), strict=True))
+        if len(cache) > 100_000:
+            cache.clear()
+        cache.update(results)
+    return [cache[pair] for pair in pairs]
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +59,7 @@ def _verify(pair: tuple[str, str], workers: queue.LifoQueue[_Worker]) -> bool:
         return False
     worker = workers.get()
     try:
-        return worker.ask(pair)
+        return worker.verify(pair)
     finally:
         workers.put(worker)
 
@@ -74,12 +74,12 @@ def _idle_workers(process: int) -> queue.LifoQueue[_Worker]:
 
 
 class _Worker:
-    """A process that answers one line with one line."""
+    """A worker process that answers each line with one line."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, pair: tuple[str, str]) -> bool:
+    def verify(self, pair: tuple[str, str]) -> bool:
         if self.process is None or self.process.poll() is not None:
             self.start()
         self.process.stdin.write(json.dumps(pair).encode() + b"\n")
@@ -103,8 +103,10 @@ class _Worker:
         atexit.register(self.stop)
         if self.read(START_TIME_LIMIT) != b"ready\n":
             self.process.kill()
-            said = self.process.stderr.read().decode(errors="replace").strip()
-            raise RuntimeError(f"math: the process for math-verify did not start: {said[-500:] or 'it said nothing'}")
+            stderr = self.process.stderr.read().decode(errors="replace").strip()
+            raise RuntimeError(
+                f"math: the process for math-verify did not start: {stderr[-500:] or 'it stderr nothing'}"
+            )
 
     def read(self, seconds: float) -> bytes | None:
         """Return the next line; None when it does not come in time or the process has ended."""
@@ -131,7 +133,7 @@ def serve() -> None:
     logging.disable(logging.CRITICAL)  # math-verify's complaints about unreadable answers
     verify_pair(r"\frac{1}{2}", "0.5")  # what the first pair would have to load is loaded before the clock runs
     _write_line("ready")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads this pipe from here on; full, it would block
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # this pipe is not read from here on; it would block when full
     for line in sys.stdin:
         truth, answer = json.loads(line)
         _write_line(json.dumps(verify_pair(truth, answer)))
@@ -151,8 +153,8 @@ def verify_pair(truth: str, answer: str) -> bool:
 
     if _symbols_differ_in_case(truth, answer):
         return False
-    gold, given = (parse(_dollars(text), parsing_timeout=None) for text in (truth, answer))
-    return bool(verify(gold, given, timeout_seconds=None))
+    gold, predicted = (parse(_dollars(text), parsing_timeout=None) for text in (truth, answer))
+    return bool(verify(gold, predicted, timeout_seconds=None))
 
 
 def _symbols_differ_in_case(truth: str, answer: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which lettered option an answer chooses."""
+"""Parse which lettered option an answer chooses."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def parse_choices(value: str, options: tuple[str, ...] = ()) -> frozenset[str] |
         return frozenset(single)
     named = python_literal(value)
     if isinstance(named, list):
-        found = [parse_choice(item, options) if isinstance(item, str) else None for item in named]
+        letters = [parse_choice(item, options) if isinstance(item, str) else None for item in named]
     else:
-        found = _parse_several(normalize_nfkc(value))
-    if not found or None in found or len(set(found)) < len(found):
+        letters = _parse_several(normalize_nfkc(value))
+    if not letters or None in letters or len(set(letters)) < len(letters):
         return None
     last = _letter(len(options) - 1) if options else "z"
-    return frozenset(found) if max(found) <= last else None
+    return frozenset(letters) if max(letters) <= last else None
 
 
 def _parse_several(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers with units, and dates, read from a short answer."""
+"""Parse numbers with units, and dates, in short answers, and compare them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBER = re.compile(
 )
 NOT_A_UNIT = re.compile(r"(?:to|or|and)\b|.*\s\d")  # a range, two answers, a second number
 UNIT = re.compile(r"[A-Za-z°µμΩ][A-Za-z°µμΩ0-9/^. ]{0,30}")
-MAX_DIGITS = 300  # more is a ramble, and exact arithmetic on it is slow
+MAX_DIGITS = 300  # exact arithmetic on more is slow
 DATE_FORMATS = (
     "%Y-%m-%d",
     "%Y/%m/%d",
@@ -65,14 +65,14 @@ def _strip_number(text: str) -> str:
 
 
 def _value(match: re.Match[str]) -> Fraction | int | None:
-    whole = int((match["whole"] or "0").replace(",", ""))
+    integer = int((match["whole"] or "0").replace(",", ""))
     exponent = int(match["exponent"] or match["power"] or 0)
     if abs(exponent) > MAX_DIGITS or (match["divisor"] and int(match["divisor"]) == 0):
         return None
-    value: Fraction | int = whole
+    value: Fraction | int = integer
     if match["decimals"]:
         digits = match["decimals"][1:]
-        value = whole + Fraction(int(digits), 10 ** len(digits))
+        value = integer + Fraction(int(digits), 10 ** len(digits))
     if exponent:
         value = value * Fraction(10) ** exponent
     if match["divisor"]:
@@ -127,7 +127,7 @@ def parse_unit(text: str) -> Any | None:
     for spelling in dict.fromkeys((text, text.lower())):
         try:
             return _unit_registry().parse_units(spelling.replace("^", "**"))
-        except (PintError, ValueError, TypeError, AttributeError):  # what pint raises on words that are no unit
+        except (PintError, ValueError, TypeError, AttributeError):  # what pint raises on words that are not units
             continue
     return None
 

@@ -140,8 +140,8 @@ def threshold_of(encoder: str) -> float:
         return OVERLAP_THRESHOLD
     name = Path(encoder).name
     if name not in THRESHOLDS:
-        known = unknown_name("encoder", name, list(THRESHOLDS))
-        raise ValueError(f"{known}; give the threshold of another encoder yourself (--reasoning_threshold)")
+        message = unknown_name("encoder", name, list(THRESHOLDS))
+        raise ValueError(f"{message}; give the threshold of another encoder yourself (--reasoning_threshold)")
     return THRESHOLDS[name]
 
 
@@ -153,17 +153,17 @@ def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.nda
         ImportError: sentence-transformers is missing.
     """
     model = _load_model(encoder, device)
-    known: dict[str, np.ndarray] = {}
+    cache: dict[str, np.ndarray] = {}
 
     def embed(sentences: Sequence[str]) -> np.ndarray:
-        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
-        if len(known) + len(missing) > MAX_CACHED_EMBEDDINGS:
-            known.clear()
+        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in cache]
+        if len(cache) + len(missing) > MAX_CACHED_EMBEDDINGS:
+            cache.clear()
             missing = list(dict.fromkeys(sentences))
         if missing:
             vectors = model.encode(missing, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
-            known.update(zip(missing, vectors, strict=True))
-        return np.stack([known[sentence] for sentence in sentences])
+            cache.update(zip(missing, vectors, strict=True))
+        return np.stack([cache[sentence] for sentence in sentences])
 
     return embed
 
@@ -258,9 +258,9 @@ def causal_reward(
     """Return 0.6 + 0.4 * match F1 for a correct answer, 0.3 * 0.4 * match F1 for a wrong one; None without a reference.
 
     Args:
-        right: What a right answer is worth without any step.
+        right: Score of a correct answer without any step.
         wrong: What share of the steps' worth is left when the answer is wrong.
-        steps: What all steps are worth.
+        steps: Score of all steps.
         encoder, device, threshold: As for `reasoning`.
         tolerance, judge: As for `accuracy`; above 0.5 is right.
     """

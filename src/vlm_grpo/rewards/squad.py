@@ -1,4 +1,4 @@
-"""Rewards of search tasks: words of the answer against those of the true one (SQuAD, arXiv:1606.05250, section 6.1).
+"""SQuAD's word F1 and exact match (arXiv:1606.05250, section 6.1), for search tasks.
 
 Unlike SQuAD's own script, numbers keep their decimal point, sign, currency and percent sign: "3.5" is not "35".
 """

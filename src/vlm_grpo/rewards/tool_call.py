@@ -38,11 +38,11 @@ def tool_call_reward(
     offered = offered_tools(record.extra.get("tools"))
     if not offered:
         return None
-    right = 1.0 if even_if_wrong else accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
-    if right is None:
+    accuracy = 1.0 if even_if_wrong else accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
+    if accuracy is None:
         return None
     calls = extract_tool_calls(completion if isinstance(messages, str) or not messages else messages, offered)
-    if right <= 0.5 or not calls:
+    if accuracy <= 0.5 or not calls:
         return 0.0
     return sum(
         call.name in offered and are_valid_arguments(call.arguments, offered[call.name]) for call in calls

@@ -1,4 +1,4 @@
-"""A user's own reward function, told by its parameters: those of this package, of TRL and VLM-R1, of RLLaVA, of verl.
+"""User-defined reward functions, recognized by their parameters: this package's, TRL's and VLM-R1's, RLLaVA's, verl's.
 
 What each signature is called with is in SIGNATURES; docs/rewards.md shows one function of each. Values are checked in
 adapter.py.
@@ -24,7 +24,7 @@ TOTAL_KEYS = ("overall", "score")  # the entry of a dict that is the reward: RLL
 
 
 class RewardSignature(NamedTuple):
-    """A way to write a reward.
+    """A signature of reward functions.
 
     Attributes:
         shape: its parameters, as messages show them.
@@ -52,8 +52,8 @@ def find_signature(function: Callable[..., Any]) -> str | None:
     ]
     if len(needed) == 1:
         return _signature_of_one(needed[0]) if _binds(signature, (None,), ()) else None
-    told = [name for name in ("num_tokens", "messages") if name in parameters]
-    if not _binds(signature, ("", None), told):
+    keywords = [name for name in ("num_tokens", "messages") if name in parameters]
+    if not _binds(signature, ("", None), keywords):
         return None
     return _signature_of_two(*list(parameters.values())[:2])
 
@@ -113,8 +113,8 @@ def load_user_reward(name: str) -> BatchReward:
     """
     function = load_from_file("reward", name)
     if not callable(function) or inspect.isclass(function):
-        found = "a class" if inspect.isclass(function) else type(function).__name__
-        raise ValueError(f"reward {name!r}: must be a function, got {found}")
+        kind = "a class" if inspect.isclass(function) else type(function).__name__
+        raise ValueError(f"reward {name!r}: must be a function, got {kind}")
     try:
         return to_batch_reward(name.rpartition(":")[2], function)
     except TypeError as error:
@@ -186,9 +186,11 @@ def _adapt_reward_inputs(name: str, function: Callable[..., Any]) -> BatchReward
     def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
         turns, ids = columns.get("whole_turns", completions), columns.get("completion_ids")
         texts = [completion_text(turn) for turn in turns]
-        known = {key: column for key, column in columns.items() if key not in ("whole_turns", "completion_ids")}
+        record_columns = {
+            key: column for key, column in columns.items() if key not in ("whole_turns", "completion_ids")
+        }
         lengths = [len(text.split()) for text in texts] if ids is None else [len(tokens) for tokens in ids]
-        inputs = [_reward_input(text, record_at(known, row), lengths[row]) for row, text in enumerate(texts)]
+        inputs = [_reward_input(text, record_at(record_columns, row), lengths[row]) for row, text in enumerate(texts)]
         values = function(inputs)
         values = [parts.total(value) for value in values] if isinstance(values, list | tuple) else values
         parts.log(columns.get("log_metric"))
@@ -226,16 +228,16 @@ def _adapt_columns(name: str, function: Callable[..., Any]) -> BatchReward:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
     def complete(completions: Sequence[Any], prompts: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
-        given = {
+        available = {
             **_vlm_r1_columns(columns, len(completions)),
             **columns,
             "completions": completions,
             "prompts": prompts,
         }
-        if missing := [key for key in needed if key not in given]:
-            have = ", ".join(key for key in given if key not in BATCH_PARAMETERS)
+        if missing := [key for key in needed if key not in available]:
+            have = ", ".join(key for key in available if key not in BATCH_PARAMETERS)
             raise TypeError(f"asks for {', '.join(missing)}, which the data do not have; their columns are {have}")
-        return given
+        return available
 
     call = getattr(function, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):

@@ -1,1 +1,1 @@
-"""A headless Chromium for pages that are not trusted: how it is found and started, its pages, and pictures of them."""
+"""A headless Chromium that renders untrusted pages."""

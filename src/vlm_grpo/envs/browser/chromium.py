@@ -1,4 +1,4 @@
-"""Which Chromium renders pages, and how it is started so that pages reach nothing and look the same everywhere."""
+"""Find Chromium, and the flags that isolate pages and make them look the same everywhere."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ NETLESS = (("unshare", "--user", "--map-current-user", "--net"), ("unshare", "--
 
 
 class BrowserError(RuntimeError):
-    """The browser is missing, could not be started or is gone; not always the fault of a page."""
+    """The browser is missing, could not be started or has ended; not necessarily because of a page."""
 
 
 class BrowserGone(BrowserError):
-    """It ran, and does not any more."""
+    """The browser has ended."""
 
 
 def find_chromium() -> str | None:
@@ -75,12 +75,12 @@ def find_chromium() -> str | None:
     """
     named = os.environ.get(BINARY)
     if named:
-        found = shutil.which(named)
-        if found is None:
+        path = shutil.which(named)
+        if path is None:
             raise BrowserError(
                 f"{BINARY}: expected the path of a Chromium, got {named!r}, which is no program; {INSTALL}"
             )
-        return found
+        return path
     installed = next(filter(None, map(shutil.which, NAMES)), None)
     return installed or _from_playwright()
 
@@ -99,8 +99,8 @@ def check_browser() -> str:
 
 def _from_playwright() -> str | None:
     folder = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
-    found = [path for pattern in PLAYWRIGHT for path in sorted(folder.glob(pattern))]
-    return str(found[-1]) if found else None
+    paths = [path for pattern in PLAYWRIGHT for path in sorted(folder.glob(pattern))]
+    return str(paths[-1]) if paths else None
 
 
 @lru_cache

@@ -56,7 +56,7 @@ class Chromium:
         binary = check_browser()
         self.memory = memory
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._pending: dict[int, Future[dict[str, Any]]] = {}
         self._listeners: dict[str, Event] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -74,11 +74,11 @@ class Chromium:
             except (BrowserError, TimeoutError) as error:
                 logger.warning("Chromium did not start with %s: %s", sandbox or "its own sandbox", error)
                 self._kill()
-        said = self._said()
+        stderr = self._error_output()
         self.close()
-        raise BrowserError(f"{binary} did not start: {said}; try another one: {INSTALL}")
+        raise BrowserError(f"{binary} did not start: {stderr}; try another one: {INSTALL}")
 
-    def _said(self) -> str:
+    def _error_output(self) -> str:
         self._errors.seek(0)
         return self._errors.read()[-600:].decode("utf-8", "replace").strip() or "it said nothing"
 
@@ -138,7 +138,7 @@ class Chromium:
             with self._lock:
                 if self._ended.is_set():
                     raise BrowserGone("the browser has ended")
-                self._waiting[message["id"]] = answer
+                self._pending[message["id"]] = answer
                 _write(self._out, json.dumps(message).encode() + b"\0")
         except OSError as error:
             self._kill_processes()  # it hangs, if it is still there
@@ -175,16 +175,16 @@ class Chromium:
     def _read(self, pipe: BinaryIO) -> None:
         with pipe, contextlib.suppress(OSError):
             for message in _messages(pipe):
-                self._take(json.loads(message))
+                self._dispatch(json.loads(message))
         self._end("it crashed or was killed")
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _dispatch(self, message: dict[str, Any]) -> None:
         if "id" not in message:
             listener = self._listeners.get(message.get("sessionId", ""))
             if listener is not None:
                 listener(message["method"], message.get("params", {}))
             return
-        answer = self._waiting.pop(message["id"], None)
+        answer = self._pending.pop(message["id"], None)
         if answer is None:
             return
         if "error" in message:
@@ -197,7 +197,7 @@ class Chromium:
             if self._ended.is_set():
                 return
             self._ended.set()
-            waiting, self._waiting = self._waiting, {}
+            waiting, self._pending = self._pending, {}
             with contextlib.suppress(OSError):
                 self._out.close()
         for answer in waiting.values():
@@ -231,8 +231,8 @@ def _write(pipe: BinaryIO, content: bytes) -> None:
     """Write all content, in parts as they fit.
 
     Raises:
-        OSError: nobody reads.
-        TimeoutError: nobody has read for a while.
+        OSError: the other end is closed.
+        TimeoutError: the other end does not read.
     """
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)

@@ -1,4 +1,4 @@
-"""Folders of browser profiles in the temporary folder: a killed run leaves its own there, the next one removes it."""
+"""Temporary browser profiles: one left by a killed run is removed by the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of HTML pages, from one Chromium with several pages at a time; equal pages are rendered once.
+"""Render HTML pages in one Chromium, several at a time; equal pages are rendered once.
 
 Pages are not trusted: they have no files, no network, and without `javascript` no script; each has limits of time,
 memory and length, and one that breaks them costs the others nothing but a moment.
@@ -44,7 +44,7 @@ ATTEMPTS = 3  # a browser that is gone may have been killed by another page
 
 @dataclass(frozen=True)
 class Render:
-    """A picture, with its lines of text and its boxes in pixels where they are known; for a mere picture they are None.
+    """A picture with its lines of text and its boxes in pixels; None for a picture that was not rendered.
 
     Boxes are blocks of text and elements with something to see of their own: a background, an edge, a control.
     """
@@ -75,7 +75,7 @@ class Renderer:
         pages: int | None = None,
         seconds: float = 20.0,
         memory: int = 1024,
-        kept: int = 256,
+        max_cached: int = 256,
         is_netless: bool = True,
     ) -> None:
         """Say how, without starting anything.
@@ -85,10 +85,10 @@ class Renderer:
                 cores, two to eight.
             seconds: what one page may take; generous, or a busy machine would cost a good page its reward.
             memory: MiB that each process of the browser may take.
-            kept: how many renders are remembered.
+            max_cached: how many renders are remembered.
             is_netless: take the network devices of the browser away as well, where the system allows it.
         """
-        self.seconds, self.kept = seconds, kept
+        self.seconds, self.max_cached = seconds, max_cached
         self.count = 0  # of pages that were really rendered
         self._memory, self._is_netless = memory, is_netless
         self._browser: Chromium | None = None
@@ -96,7 +96,7 @@ class Renderer:
         self._cache: OrderedDict[RenderJob, Future[Render]] = OrderedDict()
         half = (os.cpu_count() or 1) // 2
         self._workers = ThreadPoolExecutor(pages or min(8, max(2, half)), "render")
-        self._own = threading.local()  # the tab of each worker
+        self._thread_state = threading.local()  # the tab of each worker
 
     def render(
         self, html: str, width: int, height: int, *, javascript: bool = False, data_urls: bool = False
@@ -121,7 +121,7 @@ class Renderer:
             raise PageError(f"it has {len(html):,} characters, at most {MAX_HTML_LENGTH:,} are rendered")
         job = RenderJob(html, width, height, javascript, data_urls)
         try:
-            return self._begun(job).result()
+            return self._submit(job).result()
         except BaseException:
             with self._lock:
                 self._cache.pop(job, None)  # what went wrong is not remembered
@@ -140,34 +140,34 @@ class Renderer:
         if browser is not None:
             browser.close()
 
-    def _begun(self, job: RenderJob) -> Future[Render]:
+    def _submit(self, job: RenderJob) -> Future[Render]:
         """Return the render of a page, shared by all callers that request the same page."""
         with self._lock:
             if job not in self._cache:
                 self._cache[job] = self._workers.submit(self._draw, job)
             self._cache.move_to_end(job)
-            while len(self._cache) > self.kept:
+            while len(self._cache) > self.max_cached:
                 self._cache.popitem(last=False)
             return self._cache[job]
 
     def _draw(self, job: RenderJob) -> Render:
         for _ in range(ATTEMPTS):
             try:
-                shot = self._shot(job)
+                shot = self._take_screenshot(job)
                 self.count += 1
                 return Render(*shot)
             except (BrowserGone, TimeoutError) as error:
-                logger.warning("the browser is started anew: %s", error)
+                logger.warning("restarting the browser: %s", error)
             except BrowserError as error:
                 if self._browser is None:
                     raise  # none could be started
-                logger.warning("a page is tried anew: %s", error)
+                logger.warning("retrying a page: %s", error)
         raise PageError(f"it could not be rendered in {ATTEMPTS} attempts; make the page simpler")
 
-    def _shot(self, job: RenderJob) -> Screenshot:
+    def _take_screenshot(self, job: RenderJob) -> Screenshot:
         """Return a screenshot by this worker's tab; a tab that failed or ran a script is not reused."""
-        tab: Tab | None = getattr(self._own, "tab", None)
-        self._own.tab = None
+        tab: Tab | None = getattr(self._thread_state, "tab", None)
+        self._thread_state.tab = None
         if tab is None or not tab.browser.is_running:
             tab = self._open()
         try:
@@ -182,7 +182,7 @@ class Renderer:
         if job.javascript:
             _close_tab(tab)
         else:
-            self._own.tab = tab
+            self._thread_state.tab = tab
         return shot
 
     def _open(self) -> Tab:

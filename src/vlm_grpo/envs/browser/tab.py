@@ -1,4 +1,4 @@
-"""One page at a time in a browser: HTML text goes in, a picture and what is where in it come out.
+"""A browser tab that renders one HTML page at a time to a picture and its layout.
 
 The page comes from no server: the browser asks for PAGE and gets the text; whatever else it asks for is refused. What
 the page may do is said by a policy that Chromium itself keeps (Content Security Policy, with its sandbox): no files, no
@@ -38,11 +38,11 @@ WHOLE = ("HTML", "BODY")  # their background is the page's, whatever their box i
 
 
 class PageError(ValueError):
-    """A page cannot be rendered, in words for whoever wrote it."""
+    """A page cannot be rendered; the message is for its author."""
 
 
 class RenderJob(NamedTuple):
-    """What is to be rendered; equal jobs give equal results."""
+    """A page to render; equal jobs give equal results."""
 
     html: str
     width: int
@@ -52,14 +52,14 @@ class RenderJob(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Text as it stands on one line, and where, in pixels."""
+    """The text of one line and its box in pixels."""
 
     text: str
     box: Box
 
 
 class Screenshot(NamedTuple):
-    """A PNG file, the lines of text, and the boxes that could be seen: blocks of text and painted elements."""
+    """A PNG file, its lines of text, and its visible boxes: blocks of text and painted elements."""
 
     png: bytes
     lines: tuple[Line, ...]
@@ -102,10 +102,10 @@ class Tab:
         try:
             self._load(job)
             picture = self._ask("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})["data"]
-            seen = self._ask("DOMSnapshot.captureSnapshot", {"computedStyles": list(STYLES)})
+            snapshot = self._ask("DOMSnapshot.captureSnapshot", {"computedStyles": list(STYLES)})
         except TimeoutError:
             raise PageError(f"it took longer than {seconds:g} seconds to render; make the page simpler") from None
-        return Screenshot(base64.b64decode(picture), *read_snapshot(seen))
+        return Screenshot(base64.b64decode(picture), *read_snapshot(snapshot))
 
     def close(self, seconds: float = 5.0) -> None:
         """End its process.

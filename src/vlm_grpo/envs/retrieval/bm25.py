@@ -1,4 +1,4 @@
-"""Search in the user's own documents: BM25 over one file, without a network, a server or another package.
+"""BM25 search in the user's own documents: one file, without a network, a server or another package.
 
 The file is a SQLite database of passages and, for each word, the passages that have it with the word's share of their
 score (computed when the index is made: arXiv:2407.03618). A query adds up those of its words. SQLite's own full-text
@@ -45,7 +45,7 @@ CREATE TABLE words (word TEXT PRIMARY KEY, found INTEGER, numbers BLOB, shares B
 
 
 class SearchResult(NamedTuple):
-    """One passage that was found; `score` is higher for a better one, None where a server gives none."""
+    """A retrieved passage; a higher `score` is better, None if a server gives none."""
 
     id: str
     title: str
@@ -54,7 +54,7 @@ class SearchResult(NamedTuple):
 
 
 class IndexSize(NamedTuple):
-    """What an index holds."""
+    """The size of an index."""
 
     documents: int
     passages: int
@@ -100,10 +100,10 @@ def write_index(
     return indexed
 
 
-def _write_documents(base: sqlite3.Connection, found: Iterable[Document | Problem]) -> IndexSize:
+def _write_documents(base: sqlite3.Connection, documents_or_problems: Iterable[Document | Problem]) -> IndexSize:
     counts, documents = _TermCounts(), 0
     problems: list[Problem] = []
-    for item in found:
+    for item in documents_or_problems:
         if isinstance(item, Problem):
             problems.append(item)
         elif not problems:  # after the first one nothing is kept; the others are still looked for
@@ -112,18 +112,18 @@ def _write_documents(base: sqlite3.Connection, found: Iterable[Document | Proble
     if problems:
         raise DataError(problems)
     base.executemany("INSERT INTO words VALUES (?, ?, ?, ?)", counts.postings())
-    indexed = IndexSize(documents, len(counts.lengths), len(counts.known))
+    indexed = IndexSize(documents, len(counts.lengths), len(counts.vocabulary))
     base.execute("INSERT INTO facts VALUES (?, ?, ?)", indexed)
     return indexed
 
 
 class _TermCounts:
-    """How often each word is in each passage."""
+    """Counts of each word in each passage."""
 
     def __init__(self) -> None:
-        self.known: dict[str, int] = {}
+        self.vocabulary: dict[str, int] = {}
         self.lengths = array("i")
-        self.words, self.passages, self.times = (array("i") for _ in range(3))  # one of each for a word in a passage
+        self.words, self.passages, self.counts = (array("i") for _ in range(3))  # one of each for a word in a passage
 
     def add(self, document: Document) -> Iterator[tuple[int, str, str, str]]:
         """Count the words of a document's passages, each with the title; gives the rows of the table."""
@@ -131,25 +131,25 @@ class _TermCounts:
             number = len(self.lengths)
             counts = Counter(tokenize(f"{document.title}\n{text}"))
             self.lengths.append(counts.total())
-            self.words.extend(self.known.setdefault(word, len(self.known)) for word in counts)
+            self.words.extend(self.vocabulary.setdefault(word, len(self.vocabulary)) for word in counts)
             self.passages.extend([number] * len(counts))
-            self.times.extend(counts.values())
+            self.counts.extend(counts.values())
             yield number, document.id, document.title, text
 
     def postings(self) -> Iterator[tuple[str, int, bytes, bytes]]:
         """Yield for each word how many passages contain it, their numbers in order, and its part of each score."""
-        words, numbers, times = (np.frombuffer(column, np.int32) for column in (self.words, self.passages, self.times))
+        words, numbers, times = (np.frombuffer(column, np.int32) for column in (self.words, self.passages, self.counts))
         lengths = np.frombuffer(self.lengths, np.int32)
-        found = np.bincount(words, minlength=len(self.known))
-        weights = idf(found, len(lengths))
+        document_counts = np.bincount(words, minlength=len(self.vocabulary))
+        weights = idf(document_counts, len(lengths))
         damping = K1 * (1 - B + B * lengths / max(1.0, lengths.mean() if len(lengths) else 0.0))
         order = np.argsort(words, kind="stable")
-        ends = np.cumsum(found)
-        for word, at in self.known.items():
-            own = order[ends[at] - found[at] : ends[at]]
-            often = times[own].astype(np.float64)
-            shares = weights[at] * often * (K1 + 1) / (often + damping[numbers[own]])
-            yield word, int(found[at]), numbers[own].tobytes(), shares.astype(np.float32).tobytes()
+        ends = np.cumsum(document_counts)
+        for word, at in self.vocabulary.items():
+            entries = order[ends[at] - document_counts[at] : ends[at]]
+            often = times[entries].astype(np.float64)
+            shares = weights[at] * often * (K1 + 1) / (often + damping[numbers[entries]])
+            yield word, int(document_counts[at]), numbers[entries].tobytes(), shares.astype(np.float32).tobytes()
 
 
 def idf(counts: np.ndarray, num_passages: int) -> np.ndarray:
@@ -161,7 +161,7 @@ class SearchIndex:
     """A file of `write_index`, open for reading by any number of threads and processes.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is not an index.
         OSError: it cannot be read.
     """
 
@@ -179,7 +179,7 @@ class SearchIndex:
         return self.indexed.documents
 
     def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
-        """The best passages, each of at most so many characters around the query's words; empty when no word is known.
+        """Return the best passages, each cut around the query's words; empty when no word is known.
 
         Equal scores are in the order of the documents. A query is words and nothing else: it has no operators.
 
@@ -196,10 +196,10 @@ class SearchIndex:
 
     def _words(self, base: sqlite3.Connection, query: str) -> list[tuple[str, float, bytes, bytes]]:
         """Return the query's indexed words, with their weights and postings."""
-        asked = sorted(set(tokenize(query[:MAX_QUERY_LENGTH])))
+        query_words = sorted(set(tokenize(query[:MAX_QUERY_LENGTH])))
         sql = "SELECT found FROM words WHERE word = ?"
-        found = [(row[0], word) for word in asked if (row := base.execute(sql, (word,)).fetchone())]
-        rarest = sorted(found)[:MAX_QUERY_WORDS]
+        rows = [(row[0], word) for word in query_words if (row := base.execute(sql, (word,)).fetchone())]
+        rarest = sorted(rows)[:MAX_QUERY_WORDS]
         weights = idf(np.array([count for count, _ in rarest]), self.indexed.passages).tolist()
         sql = "SELECT numbers, shares FROM words WHERE word = ?"
         return [
@@ -252,14 +252,14 @@ def open_index(path: str) -> SearchIndex:
 
 def _top_scores(scores: np.ndarray, top: int) -> list[tuple[int, float]]:
     """Return the numbers and scores of the best passages above zero, best first, ties by number."""
-    found = np.flatnonzero(scores)
-    if len(found) > top:
-        own = scores[found]
-        least = np.partition(own, len(own) - top)[len(own) - top]
-        above = found[own > least]
-        found = np.concatenate([above, found[own == least][: top - len(above)]])
-    order = np.lexsort((found, -scores[found]))
-    return [(int(number), float(scores[number])) for number in found[order]]
+    candidates = np.flatnonzero(scores)
+    if len(candidates) > top:
+        candidate_scores = scores[candidates]
+        least = np.partition(candidate_scores, len(candidate_scores) - top)[len(candidate_scores) - top]
+        above = candidates[candidate_scores > least]
+        candidates = np.concatenate([above, candidates[candidate_scores == least][: top - len(above)]])
+    order = np.lexsort((candidates, -scores[candidates]))
+    return [(int(number), float(scores[number])) for number in candidates[order]]
 
 
 def snippet(text: str, weights: dict[str, float], characters: int) -> str:

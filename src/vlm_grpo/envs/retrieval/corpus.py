@@ -1,4 +1,4 @@
-"""Documents to search in: folders of text files, rows of jsonl, json and csv files, and Hugging Face data sets."""
+"""Read documents: folders of text files, rows of jsonl, json and csv files, and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -48,12 +48,14 @@ def read_documents(sources: Sequence[str], keys: ColumnNames | None = None) -> I
     where: dict[str, str] = {}
     for source in sources:
         try:
-            for place, found in _read(source, keys or ColumnNames(), where):
-                if isinstance(found, Document) and found.id in where:
-                    found = Problem(place, "id", f"{show_value(found.id)}, as at {where[found.id]}", "an id of its own")
-                if isinstance(found, Document):
-                    where[found.id] = place
-                yield found
+            for place, document in _read(source, keys or ColumnNames(), where):
+                if isinstance(document, Document) and document.id in where:
+                    document = Problem(
+                        place, "id", f"{show_value(document.id)}, as at {where[document.id]}", "an id of its own"
+                    )
+                if isinstance(document, Document):
+                    where[document.id] = place
+                yield document
         except DataError as error:
             yield from error.problems
 
@@ -96,14 +98,14 @@ def _rows(source: Any, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[
 def _document(row: Mapping[str, Any], where: str, keys: ColumnNames, number: str) -> Document | Problem:
     """Return the document in a row; one problem lists all that is wrong with it."""
     values = {}
-    for name, given, default in (("id", keys.id, number), ("title", keys.title, ""), ("text", keys.text, None)):
-        column = given or name
-        value = row.get(column, None if given else default)
+    for name, column_name, default in (("id", keys.id, number), ("title", keys.title, ""), ("text", keys.text, None)):
+        column = column_name or name
+        value = row.get(column, None if column_name else default)
         if name == "id" and type(value) is int:
             value = str(value)
         if not isinstance(value, str):
-            found = show_value(value) if column in row else f"the columns {', '.join(map(str, row)) or 'none'}"
-            return Problem(where, column, found, f"text, or another column: --{name}_key")
+            value_text = show_value(value) if column in row else f"the columns {', '.join(map(str, row)) or 'none'}"
+            return Problem(where, column, value_text, f"text, or another column: --{name}_key")
         values[name] = value
     if not values["text"].strip() and not values["title"].strip():
         return Problem(where, keys.text or "text", "no text", "some text")

@@ -1,11 +1,11 @@
-"""Runs Python code that a model wrote: it gets one image, and can give one image and text back. Linux only.
+"""A sandbox for Python code that a model wrote: one image in, one image and text out. Linux only.
 
 ```python
 sandbox = Sandbox(SandboxSettings(time_limit=5.0))
 result = sandbox.run("result = image.rotate(90)", image)   # result.status, .stdout, .stderr, .image, .seconds
 ```
 
-Every script runs in a process of its own that was started ahead and has numpy and Pillow imported. What holds it:
+Every script runs in its own process, started in advance, with numpy and Pillow imported. Its restrictions:
 
 | | bubblewrap, bubblewrap_each, namespaces | process |
 |---|---|---|
@@ -21,8 +21,8 @@ Sockets, new processes, signals and so on are denied by a filter of system calls
 without it nothing runs. Without Landlock (before Linux 5.13) `process` leaves files to the permissions of the user that
 a script runs as. The memory of graphics cards is not looked after: no device is there.
 
-`bubblewrap` is a room made by bwrap in which each script has a room of its own; `bubblewrap_each` is one bwrap for each
-script, for kernels that allow no namespaces inside it: safe as well, and slow. "auto" takes the first that works here.
+`bubblewrap` is one bwrap sandbox in which each script has a namespace sandbox; `bubblewrap_each` is one bwrap for each
+script, for kernels that allow no namespaces inside it: as safe, but slow. "auto" takes the first that works.
 As root `process` changes to a user that cannot read Python packages in a closed folder (such as /root): scripts then
 have what was imported before, numpy, Pillow, and if installed scipy.ndimage and cv2.
 """
@@ -66,7 +66,7 @@ SMALL = (4, 4)  # the image that a new sandbox is tried with
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """What a script may take.
+    """Resource limits of a script.
 
     Args:
         time_limit: Seconds, by the clock, from its first line to its last.
@@ -96,7 +96,7 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What came of a script. `image` is RGB; None where it left none in `result`, or did not get that far.
+    """The result of a script. `image` is RGB; None if the script left none in `result`, or did not get that far.
 
     `status` is "ok", "error" (see `stderr`), "timeout", "memory", or "output" where it printed without end.
     """
@@ -155,15 +155,18 @@ class Sandbox:
         self._pool.close()
 
     def _run(self, pool: WorkerPool, code: str, image: Image | None) -> SandboxResult:
-        given = self.settings
+        settings = self.settings
         caps = ScriptLimits(
-            given.time_limit, 2 + SIZE.size + 3 * given.max_pixels, given.output_bytes, given.loud_bytes
+            settings.time_limit,
+            2 + SIZE.size + 3 * settings.max_pixels,
+            settings.output_bytes,
+            settings.loud_bytes,
         )
         try:
-            ending = pool.play(encode_payload(code, image), caps)
+            ending = pool.run_script(encode_payload(code, image), caps)
         except RuntimeError as error:
             raise SandboxError(f"sandbox {pool.backend!r}: no script could be started: {error}") from error
-        return to_result(ending, given)
+        return to_result(ending, settings)
 
     def _choose(self, names: list[str]) -> WorkerPool:
         """Return the first backend that runs a script, and warn once of what it does not restrict.

@@ -1,4 +1,4 @@
-"""What the sandbox asks of the Linux kernel: namespaces, mounts, capabilities, Landlock, a filter of system calls.
+"""Linux system calls of the sandbox: namespaces, mounts, capabilities, Landlock, seccomp.
 
 Runs inside the sandbox, before any script does; needs the standard library only. x86_64 and aarch64.
 """
@@ -201,9 +201,9 @@ def _filter(name: str, process: int) -> list[Step]:
 
 def _only(number: int, argument: int, tests: list[Step], *, is_allowed: bool = True) -> list[Step]:
     """Return steps that allow a call if a test of its argument holds, or if none does with `is_allowed=False`."""
-    found, else_ = (ALLOW, REFUSE | errno.EPERM) if is_allowed else (REFUSE | errno.EPERM, ALLOW)
+    on_match, else_ = (ALLOW, REFUSE | errno.EPERM) if is_allowed else (REFUSE | errno.EPERM, ALLOW)
     body: list[Step] = [(LOAD, 0, 0, 16 + 8 * argument)]
     for test in tests:
-        body += [test, (RETURN, 0, 0, found)]
+        body += [test, (RETURN, 0, 0, on_match)]
     body.append((RETURN, 0, 0, else_))
     return [(EQUAL, 0, len(body), number), *body]

@@ -1,4 +1,4 @@
-"""Starts the process that forks the sandbox's workers: with or without bubblewrap, seeing no more than Python."""
+"""Start the process that forks the sandbox's workers, with or without bubblewrap."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ SYS_ADMIN = 21  # its number in capabilities(7)
 
 
 class Starter:
-    """A process that has imported what scripts use and forks a worker whenever it is asked to."""
+    """A process that has imported what scripts use, and forks workers on request."""
 
     def __init__(self, backend: str, settings: Mapping[str, Any]) -> None:
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        given = {**settings, "room": BACKENDS[backend], "readable": readable(), "packages": packages()}
-        command = [sys.executable, "-I", "-B", "-c", BOOT, str(theirs.fileno()), json.dumps(given), *CODE]
+        worker_settings = {**settings, "room": BACKENDS[backend], "readable": readable(), "packages": packages()}
+        command = [sys.executable, "-I", "-B", "-c", BOOT, str(theirs.fileno()), json.dumps(worker_settings), *CODE]
         if backend.startswith("bubblewrap"):
-            command = [*bubblewrap(given["readable"], settings["disk_mb"]), *command]
+            command = [*bubblewrap(worker_settings["readable"], settings["disk_mb"]), *command]
         with theirs:
             self.process = subprocess.Popen(
                 command,
@@ -84,14 +84,14 @@ class Starter:
 
 def _environment() -> dict[str, str]:
     """Return the starter's environment variables; scripts get none. One thread each, because many run at a time."""
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {**kept, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}}
+    variables = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {**variables, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}}
 
 
 def packages() -> list[str]:
     """Return the folders of numpy and Pillow, which an isolated Python may not search by itself."""
-    found = [importlib.util.find_spec(name) for name in ("numpy", "PIL")]
-    return sorted({str(Path(spec.origin).resolve().parents[1]) for spec in found if spec and spec.origin})
+    folders = [importlib.util.find_spec(name) for name in ("numpy", "PIL")]
+    return sorted({str(Path(spec.origin).resolve().parents[1]) for spec in folders if spec and spec.origin})
 
 
 def readable() -> list[str]:

@@ -1,6 +1,6 @@
-"""One run of a script as the parent sees it: what is sent, what comes back, when it is stopped.
+"""One run of a script from the parent's side: request, reply, limits.
 
-All that comes back is bytes from somebody else's program: it is counted while it is read, and nothing here decodes it.
+All that comes back is bytes from an untrusted program: they are counted while read, and not decoded here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPORT = struct.Struct("id")  # wait status, CPU seconds
 
 
 class ScriptLimits(NamedTuple):
-    """What a run may take: seconds, bytes of answer, bytes kept of each output, bytes printed before it is stopped."""
+    """Limits of a run: seconds, bytes of the answer, bytes kept of each output, bytes printed before it is stopped."""
 
     seconds: float
     answer: int
@@ -29,7 +29,7 @@ class ScriptLimits(NamedTuple):
 
 
 class ScriptOutcome(NamedTuple):
-    """How a run went; `status` (of wait) and `cpu` (seconds) are None where its keeper did not tell."""
+    """The outcome of a run; `status` (of wait) and `cpu` (seconds) are None if the supervisor did not report them."""
 
     answer: bytes
     out: bytes
@@ -46,7 +46,7 @@ class ScriptOutcome(NamedTuple):
 
 
 class Worker:
-    """A process that waits for one script: four pipes, and the socket of the keeper that can kill it."""
+    """A process that waits for one script: four pipes, and the socket of the supervisor that can kill it."""
 
     def __init__(self) -> None:
         request, out, err, answer = (os.pipe() for _ in range(4))
@@ -64,7 +64,7 @@ class Worker:
         """Give the other ends to the starter, which forks.
 
         Raises:
-            OSError: there is no starter any more.
+            OSError: the starter has ended.
         """
         with self.theirs:
             try:
@@ -89,9 +89,9 @@ class ScriptRun:
     """The exchange with a worker. The time limit counts from the moment in which the script begins."""
 
     def __init__(self, worker: Worker, payload: bytes, caps: ScriptLimits) -> None:
-        self.worker, self.caps, self.rest = worker, caps, memoryview(payload)
+        self.worker, self.caps, self.unsent = worker, caps, memoryview(payload)
         limits = {worker.out: caps.output, worker.err: caps.output, worker.answer: caps.answer}
-        self.limits, self.kept = limits, {file: bytearray() for file in limits}
+        self.limits, self.buffers = limits, {file: bytearray() for file in limits}
         self.surplus = 0  # bytes that were read and not kept
         self.stopped, self.is_started = "", False
         self.began = time.monotonic()
@@ -102,7 +102,7 @@ class ScriptRun:
             self.poller.register(file, select.POLLIN)
         self.poller.register(worker.request, select.POLLOUT)
 
-    def ending(self) -> ScriptOutcome:
+    def wait(self) -> ScriptOutcome:
         """Wait until the process has ended, and stop it when it takes or prints too much."""
         while self.report is None:
             now = time.monotonic()
@@ -115,7 +115,9 @@ class ScriptRun:
         for file in self.limits:
             while self._read(file):
                 pass
-        answer, out, err = (bytes(self.kept[file]) for file in (self.worker.answer, self.worker.out, self.worker.err))
+        answer, out, err = (
+            bytes(self.buffers[file]) for file in (self.worker.answer, self.worker.out, self.worker.err)
+        )
         is_whole = self.report is not None and len(self.report) == REPORT.size
         status, cpu = REPORT.unpack(self.report) if is_whole else (None, 0.0)
         return ScriptOutcome(answer, out, err, seconds, status, cpu, self.stopped)
@@ -128,10 +130,10 @@ class ScriptRun:
                 self.report = self.worker.control.recv(REPORT.size)
             elif not self._read(file):
                 self.poller.unregister(file)
-        if not self.is_started and self.kept[self.worker.answer].startswith(STARTED):
+        if not self.is_started and self.buffers[self.worker.answer].startswith(STARTED):
             self.is_started, self.began = True, time.monotonic()
             self.deadline = self.began + self.caps.seconds
-        printed = sum(len(self.kept[file]) for file in (self.worker.out, self.worker.err))
+        printed = sum(len(self.buffers[file]) for file in (self.worker.out, self.worker.err))
         if self.surplus + printed > self.caps.loud and not self.stopped:
             self._stop("output")
 
@@ -142,12 +144,12 @@ class ScriptRun:
 
     def _write(self) -> None:
         try:
-            self.rest = self.rest[os.write(self.worker.request, self.rest[:CHUNK]) :]
+            self.unsent = self.unsent[os.write(self.worker.request, self.unsent[:CHUNK]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self.rest = self.rest[:0]  # it ended before it read; its report says how
-        if not self.rest:
+            self.unsent = self.unsent[:0]  # it ended before it read; its report says how
+        if not self.unsent:
             self.poller.unregister(self.worker.request)
 
     def _read(self, file: int) -> bool:
@@ -156,8 +158,8 @@ class ScriptRun:
             data = os.read(file, CHUNK)
         except BlockingIOError:
             return False
-        kept = self.kept[file]
-        room = self.limits[file] - len(kept)
-        kept += data[:room]
+        buffer = self.buffers[file]
+        room = self.limits[file] - len(buffer)
+        buffer += data[:room]
         self.surplus += max(0, len(data) - room)
         return bool(data)

@@ -1,4 +1,4 @@
-"""Runs scripts: a process that has imported what they use, and for each script a child of it in a closed room.
+"""Run scripts: a process that has imported what they use, and for each script a sandboxed child of it.
 
 Started by process.py, never imported by the package; needs the standard library, numpy and Pillow. Three
 processes stand behind a script. The *starter* imports and forks. The *keeper*, one for each script, makes the room and
@@ -47,7 +47,7 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
     """Fork a supervisor for every five file descriptors that arrive, until the other end is closed."""
     _import()
     with open("/proc/self/statm", encoding="ascii") as file:
-        own = int(file.read().split()[0]) * resource.getpagesize()
+        own_size = int(file.read().split()[0]) * resource.getpagesize()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers leave no zombies
     while True:
         data, files, _, _ = socket.recv_fds(control, 1, 5)
@@ -55,7 +55,7 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
             os._exit(0)
         if os.fork() == 0:
             control.close()
-            supervise(files, {**settings, "own_size": own})
+            supervise(files, {**settings, "own_size": own_size})
         for file in files:
             os.close(file)
 
@@ -134,8 +134,8 @@ def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> N
         kernel.die_with_parent()
         kernel.drop_capabilities()
         if settings["room"] != "namespaces" and kernel.landlock_version():  # elsewhere there is nothing else to see
-            there = [path for path in (*settings["readable"], *DEVICES) if _is_reachable(path)]
-            kernel.allow_only(there, [folder or WORK])
+            readable = [path for path in (*settings["readable"], *DEVICES) if _is_reachable(path)]
+            kernel.allow_only(readable, [folder or WORK])
         kernel.filter_calls()
     except BaseException as error:
         os.write(answer, BROKEN + f"{type(error).__name__}: {error}".encode())
@@ -200,13 +200,13 @@ def _bind(path: str) -> None:
         kernel.seal(path)
 
 
-def _connect(out: int, err: int, kept: set[int]) -> None:
+def _connect(out: int, err: int, keep_open: set[int]) -> None:
     """Connect stdin to nothing, stdout and stderr to the pipes; close every other file."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     first = 3
-    for file in sorted(kept):
+    for file in sorted(keep_open):
         os.closerange(first, file)
         first = file + 1
     os.closerange(first, 4096)

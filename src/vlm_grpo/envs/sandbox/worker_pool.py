@@ -1,4 +1,4 @@
-"""Workers that wait for a script, so that none waits for Python to start."""
+"""A pool of idle workers, so that no script waits for Python to start."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ MAX_ATTEMPTS = 2  # a worker that waited may have been killed meanwhile, by a ma
 
 
 class IdleWorker(NamedTuple):
-    """A worker, and the starter that ends with it where each has its own."""
+    """An idle worker, and its own starter if it has one."""
 
     worker: Worker
-    own: Starter | None
+    starter: Starter | None
 
     def close(self) -> None:
         self.worker.close()
-        if self.own:
-            self.own.close()
+        if self.starter:
+            self.starter.close()
 
 
 class WorkerPool:
-    """`size` workers that wait; whoever takes one has another started. One worker runs one script."""
+    """A pool of `size` idle workers; each runs one script and is replaced."""
 
     def __init__(self, backend: str, settings: Mapping[str, Any], size: int) -> None:
         self.backend, self.settings, self.size = backend, settings, size
         self.process = os.getpid()
         self.lock = threading.Lock()
-        self.ready: deque[IdleWorker] = deque()
+        self.idle: deque[IdleWorker] = deque()
         self.starter: Starter | None = None
 
-    def play(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
+    def run_script(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
         """Run a script on a worker that waits.
 
         Raises:
-            RuntimeError: the script was not reached; says what the processes said.
+            RuntimeError: the script did not start; the message holds the processes' output.
         """
         for tried in range(MAX_ATTEMPTS):
             waiting = self._take()
             try:
-                ending = ScriptRun(waiting.worker, payload, caps).ending()
+                ending = ScriptRun(waiting.worker, payload, caps).wait()
                 words = "" if ending.is_started else self._last_words(waiting)
             finally:
                 waiting.close()
@@ -54,35 +54,35 @@ class WorkerPool:
                     self.fill()
                 return ending
             self.close()  # what killed one may have killed all that wait
-        said = ending.answer[1:].decode(errors="replace")
-        raise RuntimeError(said or words or f"a worker ended before it began (status {ending.status})")
+        answer_text = ending.answer[1:].decode(errors="replace")
+        raise RuntimeError(answer_text or words or f"a worker ended before it began (status {ending.status})")
 
     def fill(self) -> None:
         """Start as many workers as are missing."""
         with self.lock:
-            while len(self.ready) < self.size:
-                self.ready.append(self._start())
+            while len(self.idle) < self.size:
+                self.idle.append(self._start())
 
     def close(self) -> None:
         """End the workers that wait, and the starter. A fork of the process that has them leaves them alone."""
         if os.getpid() != self.process:
             return
         with self.lock:
-            while self.ready:
-                self.ready.popleft().close()
+            while self.idle:
+                self.idle.popleft().close()
             if self.starter:
                 self.starter.close()
             self.starter = None
 
     def _take(self) -> IdleWorker:
         with self.lock:
-            self.ready.append(self._start())
-            return self.ready.popleft()
+            self.idle.append(self._start())
+            return self.idle.popleft()
 
     def _start(self) -> IdleWorker:
         if self.backend == "bubblewrap_each":
-            own = Starter(self.backend, self.settings)
-            return IdleWorker(own.worker(), own)
+            starter = Starter(self.backend, self.settings)
+            return IdleWorker(starter.worker(), starter)
         for _ in range(MAX_ATTEMPTS):
             if self.starter is None:
                 self.starter = Starter(self.backend, self.settings)
@@ -96,5 +96,5 @@ class WorkerPool:
 
     def _last_words(self, waiting: IdleWorker) -> str:
         with self.lock:
-            starter = waiting.own or self.starter
+            starter = waiting.starter or self.starter
             return starter.last_words() if starter else ""

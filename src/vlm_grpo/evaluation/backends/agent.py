@@ -1,7 +1,6 @@
-"""Episodes of data rows by a model in this process: the loop of training, with greedy or drawn turns.
+"""Episodes of data rows by a model in this process: the agent loop of training, greedy or sampled.
 
-An episode does not depend on those beside it, but for rounding, and for tools that do: each drawn turn has a random
-stream of its own.
+Up to rounding, an episode does not depend on its batch: each sampled turn has its own random stream.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from vlm_grpo.trainers.stage import Stage
 
 @dataclass
 class AgentBackend:
-    """Plays each row in its environment; what the model says last is the completion.
+    """Runs an episode for each row; the model's last turn is the completion.
 
     Args:
         model: completes turns; its `max_completion_length` is that of an episode, results of tools included.
@@ -59,23 +58,23 @@ class AgentBackend:
             EpisodeError: an environment refuses a row, or an image cannot be decoded.
         """
         encoder = self.model.encoder()
-        for chosen in self.model.batches(numbers):
-            yield self._answered(encoder, chosen, [dataset[number] for number in chosen])
+        for batch in self.model.batches(numbers):
+            yield self._answered(encoder, batch, [dataset[number] for number in batch])
 
     def _answered(
         self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
     ) -> list[RowCompletions]:
-        drawn = self.model.sampling.num_samples
-        places = [(number, sample) for number in numbers for sample in range(drawn)]
-        episodes, opened = self._begun(encoder, [row for row in rows for _ in range(drawn)])
+        num_samples = self.model.sampling.num_samples
+        places = [(number, sample) for number in numbers for sample in range(num_samples)]
+        episodes, started_rows = self._begun(encoder, [row for row in rows for _ in range(num_samples)])
         play(episodes, self._turns_of(episodes, places), encoder, self._rules())
-        done = [self._completion(encoder, *item) for item in zip(places, episodes, opened, strict=True)]
+        done = [self._completion(encoder, *item) for item in zip(places, episodes, started_rows, strict=True)]
         self.stage.end(episodes)
         return [
             RowCompletions(
                 number,
-                {**row, "record": record_of_episode(row, opened[place * drawn])},
-                done[place * drawn : (place + 1) * drawn],
+                {**row, "record": record_of_episode(row, started_rows[place * num_samples])},
+                done[place * num_samples : (place + 1) * num_samples],
             )
             for place, (number, row) in enumerate(zip(numbers, rows, strict=True))
         ]
@@ -85,13 +84,13 @@ class AgentBackend:
     ) -> tuple[list[Episode], list[dict[str, Any]]]:
         """Return episodes with their encoded prompts, and the rows as their environments start them."""
         try:
-            episodes, opened = self.stage.begin(rows)
-            samples = encoder.encode(opened)
+            episodes, started_rows = self.stage.begin(rows)
+            samples = encoder.encode(started_rows)
         except (ValueError, OSError, RuntimeError) as error:
             raise EpisodeError(str(error)) from error
         for episode, sample in zip(episodes, samples, strict=True):
             episode.begin(sample, self.model.facts(encoder, sample))
-        return episodes, opened
+        return episodes, started_rows
 
     def _rules(self) -> Rules:
         return Rules(
@@ -112,15 +111,15 @@ class AgentBackend:
         return next_turns
 
     def _completion(
-        self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, opened: Mapping[str, Any]
+        self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, started_row: Mapping[str, Any]
     ) -> ScoredText:
         """Return the model's last turn, and the whole episode.
 
         Raises:
             RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
         """
-        numbers = _episode_metrics(episode, record_of_row(opened))
-        turns = episode_trajectory(opened["prompt"], episode, ImageCopies(self.folder, *place))
+        numbers = _episode_metrics(episode, record_of_row(started_row))
+        turns = episode_trajectory(started_row["prompt"], episode, ImageCopies(self.folder, *place))
         return ScoredText(
             episode.last_text,
             sum(episode.mask),
@@ -139,15 +138,15 @@ def _episode_metrics(episode: Episode, record: Record) -> dict[str, float]:
         name = type(environment).__name__
         reward = call_reward(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
     rewards = {} if reward is None else {"reward": reward}
-    found = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
-    return {name: float(value) for name, value in found.items()}
+    numbers = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
+    return {name: float(value) for name, value in numbers.items()}
 
 
-def record_of_episode(row: Mapping[str, Any], opened: Mapping[str, Any]) -> Record:
+def record_of_episode(row: Mapping[str, Any], started_row: Mapping[str, Any]) -> Record:
     """Return the row's record; for a generated episode, one of what the model is asked and shown."""
     if row.get("prompt"):
         return record_of_row(row)
-    prompt = read_prompt(opened)
+    prompt = read_prompt(started_row)
     content = prompt.messages[-1]["content"] if prompt.messages else ""
     blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
     text = "".join(block.get("text", "<image>") for block in blocks)

@@ -26,7 +26,7 @@ __all__ = ["HFBackend", "ScoredText", "generate_greedy", "left_pad"]
 
 @dataclass
 class HFBackend:
-    """Completes rows with a model in this process; the model's mode and torch's random state stay as they were.
+    """Completes rows with a model in this process; the model's mode and torch's random state are unchanged.
 
     Args:
         model: anything with `generate`, not wrapped by DDP or DeepSpeed.
@@ -56,9 +56,9 @@ class HFBackend:
     def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
         """Yield the numbered rows with their completions, a batch at a time, in order."""
         encoder = self.encoder()
-        for chosen in self.batches(numbers):
-            batch = [dataset[number] for number in chosen]
-            yield self._answered(encoder, chosen, batch)
+        for batch_numbers in self.batches(numbers):
+            batch = [dataset[number] for number in batch_numbers]
+            yield self._answered(encoder, batch_numbers, batch)
 
     def encoder(self) -> PromptEncoder:
         """Return the encoder of prompts, with this model's processor."""
@@ -99,17 +99,17 @@ class HFBackend:
         self, encoder: PromptEncoder, numbers: Sequence[int], batch: Sequence[Mapping[str, Any]]
     ) -> list[RowCompletions]:
         samples = encoder.encode(batch)
-        drawn = self.sampling.num_samples
+        num_samples = self.sampling.num_samples
         jobs = [
             (sample, self.sampling.seed_of(n, k))
             for n, sample in zip(numbers, samples, strict=True)
-            for k in range(drawn)
+            for k in range(num_samples)
         ]
         prompts, seeds = [sample for sample, _ in jobs], [seed for _, seed in jobs]
         tokens = self.tokens_after(prompts, seeds, self.max_completion_length)
         done = [self._completion(encoder, *pair) for pair in zip(prompts, tokens, strict=True)]
         return [
-            RowCompletions(number, row, done[place * drawn : (place + 1) * drawn])
+            RowCompletions(number, row, done[place * num_samples : (place + 1) * num_samples])
             for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
         ]
 
@@ -138,7 +138,7 @@ class HFBackend:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Noise that makes the largest score a draw from softmax(scores): the Gumbel-max trick (arXiv:1411.0030).
+    """Adds noise so that the argmax is a sample from softmax(scores): the Gumbel-max trick (arXiv:1411.0030).
 
     Every row has its own random stream, so its draw does not depend on the batch that it is in.
     """
@@ -176,7 +176,7 @@ def generate_greedy(
 
     Args:
         rows: rows of `vlm_grpo.load_dataset` or any rows that the trainers take.
-        on_batch: is told the size of each batch that is done.
+        on_batch: called with the size of each finished batch.
         options: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`.
     """
     completions: list[ScoredText] = []

@@ -30,7 +30,7 @@ MIN_PIXELS, MAX_PIXELS = 56 * 56, 14 * 14 * 4 * 16384  # of those families' proc
 
 
 class ServerError(RuntimeError):
-    """The server did not answer a row; what was answered before is kept."""
+    """The server did not answer a row; earlier predictions are kept."""
 
 
 @dataclass
@@ -107,15 +107,15 @@ class OpenAIBackend:
         from openai import OpenAIError
 
         images = [open_image(ref) if isinstance(ref, ImageRef) else ref for ref in row["images"]]
-        sent = [self._resized(image) for image in images]
+        resized = [self._resized(image) for image in images]
         facts = {
             "image_sizes": [image.size for image in images],
-            "processed_sizes": [image.size for image in sent],
+            "processed_sizes": [image.size for image in resized],
             "answer_space": self.answer_space,
         }
-        messages = attach_images(row, sent)
+        messages = attach_images(row, resized)
         try:
-            drawn = [
+            completions = [
                 self._complete(messages, self.sampling.seed_of(number, k)) for k in range(self.sampling.num_samples)
             ]
         except OpenAIError as error:
@@ -123,7 +123,7 @@ class OpenAIBackend:
                 f"{row.get('where') or f'row {number}'}: {redact_text(f'{self.base_url}: {error}')}"
             ) from error
         return RowCompletions(
-            number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in drawn]
+            number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in completions]
         )
 
     def _complete(self, messages: list[dict[str, Any]], seed: int) -> ScoredText:
@@ -158,7 +158,7 @@ class OpenAIBackend:
 
 
 def thinking_prefix(message: Any) -> tuple[str, str]:
-    """Return the opening of a reply's turn and what follows it: a server does not say what its chat template opened.
+    """Return the opening of a reply's turn and what follows it: a server does not report what its chat template opened.
 
     It shows by a thought that ends without a beginning, or that the server has taken out of the reply.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CardAnswer:
-    """What was answered and whether it was right; None is undecided."""
+    """An answer and whether it is correct; None is undecided."""
 
     label: str
     text: str

@@ -16,7 +16,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 52, 110, 14, 40
 
 @dataclass(frozen=True)
 class Curve:
-    """A share (0 to 1) over training steps, and single values to mark: (step, share, what it is)."""
+    """A fraction (0 to 1) over training steps, and marked values: (step, fraction, label)."""
 
     steps: Sequence[int]
     values: Sequence[float]

@@ -37,8 +37,8 @@ def compare_report(
         image_folder: where a file of the same name is looked for otherwise.
     """
     name = ranking_score(first.predictions[rows[0]]["scores"])
-    shown = [_sample_view(first, second, row, name, image_folder) for row in rows]
-    changed = [example for example in shown if example.tags]
+    views = [_sample_view(first, second, row, name, image_folder) for row in rows]
+    changed = [example for example in views if example.tags]
     gained = sum("gained" in example.tags for example in changed)
     page = SamplesPage(
         title=f"{first.folder.name} (A) beside {second.folder.name} (B)",
@@ -51,7 +51,7 @@ def compare_report(
         sorts=SORTS,
         tag_name="change",
     )
-    return write_page(path, page, shown if all_rows else changed)
+    return write_page(path, page, views if all_rows else changed)
 
 
 def _table(differences: Sequence[Difference]) -> SummaryTable:

@@ -1,4 +1,4 @@
-"""`output_dir/report/index.html`: curves and completions of a training, written again at every logging step.
+"""Training dashboard: `output_dir/report/index.html` with curves and completions, rewritten at every logging step.
 
 `trainer.add_callback(LiveReport(trainer))`; `vlm-grpo train` does so unless `--live_report false`. The page needs no
 server and no network. Beside it lie its images and `state.jsonl`, from which a resumed training continues it.
@@ -32,7 +32,7 @@ IMAGE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
 
 
 class ReportFolder:
-    """The files of a report, and what is in them.
+    """The files of a report and their content.
 
     Raises:
         OSError: something cannot be written.
@@ -47,7 +47,7 @@ class ReportFolder:
         self._written: set[str] = set()  # images
 
     def restore(self, step: int) -> None:
-        """Begin anew (step 0), or with what is there up to the step from which a training continues."""
+        """Start an empty report (step 0), or restore the one up to the step from which training resumes."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.curves, self.gallery = _read_state(self.state) if step else (Curves(), Gallery())
         self.curves.forget_after(step)
@@ -130,7 +130,7 @@ def _template() -> tuple[str, str, str]:
 class LiveReport(TrainerCallback):
     """Writes `output_dir/report/index.html` at every logging step, on the main process alone.
 
-    A resumed training continues the page; one that starts anew replaces it. What cannot be written (a full disk) is
+    A resumed training continues the page; a new one replaces it. What cannot be written (a full disk) is
     warned of once and does not stop a training. Nothing is gathered for the page: it shows completions of the main
     process.
 
@@ -160,9 +160,9 @@ class LiveReport(TrainerCallback):
         self.report = ReportFolder(self.folder)
         try:
             self.report.restore(state.global_step)
-            known = self.report.curves.last_step
+            last_step = self.report.curves.last_step
             for entry in state.log_history:  # of a training whose report was not written or is not there any more
-                if entry["step"] > known:
+                if entry["step"] > last_step:
                     self.report.add_logs(entry["step"], entry)
         except OSError as error:
             self._failed(error)

@@ -1,4 +1,4 @@
-"""The completions that a live report shows: the newest, and of the older ones a sample spread over the whole training.
+"""Completions in the training dashboard: the newest, and a sample of older ones from the whole training.
 
 All sizes are bounded: groups, completions of a group, characters of a text, images of a prompt, bytes of an image.
 """
@@ -121,11 +121,11 @@ def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tupl
 
 def _completion_view(rollout: Rollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
     rewards = {name: _finite(values[index]) for name, values in rollout.rewards.items()}
-    known = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
+    weighted = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
     return {
         "text": truncate_text(messages_text(rollout.completions[index]), COMPLETION_LENGTH),
         "rewards": {name: value if value is None else round(value, 4) for name, value in rewards.items()},
-        "reward": round(sum(known), 4) if known else None,
+        "reward": round(sum(weighted), 4) if weighted else None,
         "advantage": round(_finite(rollout.advantages[index]) or 0.0, 4),
         "tokens": int(rollout.lengths[index]),
         "is_cut": bool(rollout.is_cut[index]),

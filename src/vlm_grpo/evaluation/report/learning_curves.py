@@ -1,4 +1,4 @@
-"""Curves of a training whose length is not known: a bounded number of points, each the mean of equally many log lines.
+"""Learning curves of bounded size: every point is the mean of equally many log lines.
 
 When there are too many points, neighbours become one and from then on a point is the mean of twice as many lines, so
 that a curve is as fine at its end as at its beginning. Evaluations are kept apart, as marks.

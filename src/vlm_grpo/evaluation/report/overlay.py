@@ -1,4 +1,4 @@
-"""Where the true and the answered boxes and masks lie on an image, for a report. Everything is read from a prediction.
+"""True and predicted boxes and masks to draw on an image of a report, read from a prediction.
 
 Coordinates are thousandths of the image's width and height, so that a drawing fits a thumbnail of any size.
 """
@@ -36,17 +36,20 @@ def boxes_of(prediction: Mapping[str, Any]) -> list[OverlayBox]:
     image = int(facts.get("box_image") or 0)
     if not sizes or not 0 <= image < len(sizes):
         return []
-    own = facts.get("box_space") or "original"
-    answered = facts.get("answer_space") or own
+    target_space = facts.get("box_space") or "original"
+    answer_space = facts.get("answer_space") or target_space
     evidence = (prediction.get("evidence") or {}).get("boxes")
     if evidence and evidence[0]:
-        found = [(kind, box, answered, label) for kind, box, label in _detections(evidence[0])]
+        entries = [(kind, box, answer_space, label) for kind, box, label in _detections(evidence[0])]
     else:
-        pairs = [("true", target_box(prediction["answer"]), own), ("answer", _predicted_box(prediction), answered)]
-        found = [(kind, box, space, "") for kind, box, space in pairs if box is not None]
-        found = found if found and found[0][0] == "true" else []
-    drawn = [(kind, in_thousandths(box, space, facts, image), label) for kind, box, space, label in found]
-    return [OverlayBox(image, kind, tuple(box), label) for kind, box, label in drawn if box is not None]
+        pairs = [
+            ("true", target_box(prediction["answer"]), target_space),
+            ("answer", _predicted_box(prediction), answer_space),
+        ]
+        entries = [(kind, box, space, "") for kind, box, space in pairs if box is not None]
+        entries = entries if entries and entries[0][0] == "true" else []
+    boxes = [(kind, in_thousandths(box, space, facts, image), label) for kind, box, space, label in entries]
+    return [OverlayBox(image, kind, tuple(box), label) for kind, box, label in boxes if box is not None]
 
 
 def _predicted_box(prediction: Mapping[str, Any]) -> Box | None:
@@ -76,11 +79,17 @@ def masks_of(prediction: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarr
     return mask_pair(prediction["predicted"], record)
 
 
-def paint_masks(image: Image.Image, given: np.ndarray | None, true: np.ndarray) -> Image.Image:
+def paint_masks(image: Image.Image, predicted: np.ndarray | None, true: np.ndarray) -> Image.Image:
     """Return the grayed image with the true mask in green, the predicted one in magenta, both in yellow."""
-    whole = [_resize(mask, image.size) for mask in (true, given if given is not None else np.zeros_like(true))]
+    painted = [
+        _resize(mask, image.size) for mask in (true, predicted if predicted is not None else np.zeros_like(true))
+    ]
     pixels = np.asarray(image.convert("L").convert("RGB"), dtype=float)
-    for color, where in ((TRUE, whole[0] & ~whole[1]), (PREDICTED, whole[1] & ~whole[0]), (BOTH, whole[0] & whole[1])):
+    for color, where in (
+        (TRUE, painted[0] & ~painted[1]),
+        (PREDICTED, painted[1] & ~painted[0]),
+        (BOTH, painted[0] & painted[1]),
+    ):
         pixels[where] = 0.5 * pixels[where] + 0.5 * np.array(color)
     return Image.fromarray(pixels.astype(np.uint8))
 
@@ -90,10 +99,10 @@ def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture) > 127
 
 
-def as_json(drawn: Sequence[OverlayBox]) -> list[list[Any]]:
+def as_json(boxes: Sequence[OverlayBox]) -> list[list[Any]]:
     """Return boxes for the page's script: image, kind, left, top, width, height, label."""
     rows = []
-    for image, kind, (x1, y1, x2, y2), label in drawn:
+    for image, kind, (x1, y1, x2, y2), label in boxes:
         left, top = (min(max(value, 0), 1000) for value in (x1, y1))
         right, bottom = (min(max(value, 0), 1000) for value in (x2, y2))
         sides = [round(value, 1) for value in (left, top, max(0, right - left), max(0, bottom - top))]

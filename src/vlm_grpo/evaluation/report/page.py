@@ -26,7 +26,7 @@ MAX_GROUPS = 40  # in the page's table
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; whatever is empty is left out."""
+    """A part of the report; empty fields are left out."""
 
     title: str
     text: str = ""
@@ -68,9 +68,9 @@ def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer")
     """Return a prediction's parsed answer; its whole completion if there is none."""
     score = prediction["scores"][metric]
     text = prediction["predicted"]
-    shown = f"(no answer) {prediction['completion']}" if text is None else text
+    display_text = f"(no answer) {prediction['completion']}" if text is None else text
     is_right = None if score is None or not math.isfinite(score) else score >= 0.5
-    return CardAnswer(label, shown[:300], is_right)
+    return CardAnswer(label, display_text[:300], is_right)
 
 
 def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -102,8 +102,8 @@ def ranking_score(scores: Mapping[str, Any]) -> str:
 
     Of episodes it is the environment's, if it has one.
     """
-    own = "reward" if "reward" in scores else next(iter(scores))
-    return "iou" if own.startswith("iou@") and "iou" in scores else own
+    first = "reward" if "reward" in scores else next(iter(scores))
+    return "iou" if first.startswith("iou@") and "iou" in scores else first
 
 
 def is_correct(scores: Mapping[str, Any]) -> bool | None:
@@ -125,7 +125,7 @@ def _sample_view(
 
 
 class RowImages(Sequence):
-    """The images of a row, which is made only when one of them is asked for."""
+    """The images of a row, loaded on access."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], row: int, count: int) -> None:
         self.rows = rows
@@ -153,8 +153,8 @@ def group_tables(evaluation: Any) -> list[SummaryTable]:
         return []
     names = list(evaluation.metrics)
     sizes = Counter(prediction["group"] for prediction in evaluation.predictions)
-    kept = [group for group, _ in sizes.most_common(MAX_GROUPS)]
-    rows = [[group, f"{sizes[group]:,}", *(str(evaluation.groups[group][name]) for name in names)] for group in kept]
-    left = len(evaluation.groups) - len(kept)
-    text = f"The {len(kept)} largest groups; results.json has the other {left}." if left else ""
+    largest = [group for group, _ in sizes.most_common(MAX_GROUPS)]
+    rows = [[group, f"{sizes[group]:,}", *(str(evaluation.groups[group][name]) for name in names)] for group in largest]
+    left = len(evaluation.groups) - len(largest)
+    text = f"The {len(largest)} largest groups; results.json has the other {left}." if left else ""
     return [SummaryTable("Groups", ("group", "examples", *names), rows, text)]

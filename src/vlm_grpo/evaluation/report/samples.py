@@ -1,7 +1,7 @@
-"""A page that shows the examples of an evaluation or a comparison: search, filter by score, sort. One HTML file.
+"""A page of the examples of an evaluation or a comparison to search, filter and sort. One HTML file.
 
-It stays small however many examples there are: images are thumbnails for those examples that are worth most (worst
-and best by turns) until a budget is spent, texts are cut, and cards are made as one scrolls. The page says so.
+It stays small for any number of examples: only the most interesting examples (worst and best, alternating) have
+thumbnails, up to a budget, texts are truncated, and cards are created on scrolling. The page says so.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SampleView:
 
 @dataclass(frozen=True)
 class SamplesPage:
-    """What the page says around its examples; `sorts` are (value, text), the first one is chosen at first."""
+    """The page around its examples; `sorts` are (value, text), the first one is the default."""
 
     title: str
     lead: str
@@ -75,17 +75,17 @@ def write_page(path: str | Path, page: SamplesPage, examples: Sequence[SampleVie
     from jinja2 import Environment, StrictUndefined
 
     order = order_by_interest(examples)
-    kept = sorted(order[:MAX_EXAMPLES])
-    length = _text_length(sum(_texts(examples[number]) for number in kept))
-    entries = {number: _entry(examples[number], length) for number in kept}
+    included = sorted(order[:MAX_EXAMPLES])
+    length = _text_length(sum(_texts(examples[number]) for number in included))
+    entries = {number: _entry(examples[number], length) for number in included}
     pictured = _add_pictures(entries, examples, order)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("vlm_grpo.evaluation.report").joinpath("samples.html").read_text(encoding="utf-8")
     html = environment.from_string(source).render(
         page=page,
-        notes=_notes(examples, len(kept), pictured),
+        notes=_notes(examples, len(included), pictured),
         tags=sorted({tag for example in examples for tag in example.tags}),
-        data=script_json([entries[number] for number in kept]),
+        data=script_json([entries[number] for number in included]),
     )
     write_whole(Path(path), html)
     return Path(path)
@@ -112,7 +112,7 @@ def _texts(example: SampleView) -> int:
     return sum(1 + len(prediction.get("trajectory", ())) for _, prediction, _ in example.answers)
 
 
-def _notes(examples: Sequence[SampleView], kept: int, pictured: int) -> list[str]:
+def _notes(examples: Sequence[SampleView], included: int, pictured: int) -> list[str]:
     with_media = sum(bool(example.media or example.of_tools) for example in examples)
     notes = []
     if any("mask" in (example.prediction.get("facts") or {}) for example in examples):
@@ -120,8 +120,8 @@ def _notes(examples: Sequence[SampleView], kept: int, pictured: int) -> list[str
     odd = sum(example.score is not None and not _is_number(example.score) for example in examples)
     if odd:
         notes.append(f"{odd:,} scores are no numbers (NaN, infinity): such examples have no place in the order.")
-    if kept < len(examples):
-        notes.append(f"The page holds {kept:,} of {len(examples):,} examples; predictions.jsonl has all.")
+    if included < len(examples):
+        notes.append(f"The page holds {included:,} of {len(examples):,} examples; predictions.jsonl has all.")
     if pictured < with_media:
         notes.append(
             f"Images are in the page for {pictured:,} of {with_media:,} examples, the worst and best by turns, so that "
@@ -148,25 +148,25 @@ def _entry(example: SampleView, length: int) -> dict[str, Any]:
 
 def _boxes(example: SampleView) -> list[Any]:
     """Return the true boxes once, and the predicted ones of every answer."""
-    drawn = []
+    overlays = []
     for number, (_, prediction, _) in enumerate(example.answers):
         boxes = boxes_of(prediction)
-        drawn += [
+        overlays += [
             box._replace(kind=f"answer{number}" if box.kind == "answer" else "true")
             for box in boxes
             if box.kind == "answer" or number == 0
         ]
-    return drawn
+    return overlays
 
 
 def _answer(
     label: str, prediction: Mapping[str, Any], is_right: bool | None, length: int, of_tools: Iterator[int]
 ) -> dict[str, Any]:
     scores = {name: value for name, value in prediction["scores"].items() if value is not None}
-    said = final_text(prediction)
+    text = final_text(prediction)
     answer = {
         "l": label,
-        "t": None if said is None else said[:length],
+        "t": None if text is None else text[:length],
         "r": is_right,
         "c": prediction["completion"][:length] + ("…" if len(prediction["completion"]) > length else ""),
         "s": " · ".join(f"{name} {value:.3g}" for name, value in scores.items()),
@@ -213,7 +213,7 @@ def _pictures(example: SampleView) -> list[list[Any] | None]:
         image.thumbnail((SIDE, SIDE))
         pictures.append(_address(image))
         masked += _masked(image, example) if number == target else []
-    return [*pictures, *masked]  # boxes are drawn by the number of the image
+    return [*pictures, *masked]  # boxes refer to images by number
 
 
 def _picture(medium: Any) -> list[Any] | None:
@@ -227,8 +227,8 @@ def _picture(medium: Any) -> list[Any] | None:
 
 def _masked(image: Image.Image, example: SampleView) -> list[list[Any]]:
     """Return the image with the masks of each answer; none where the example has no mask."""
-    found = [masks_of(prediction) for _, prediction, _ in example.answers]
-    return [_address(paint_masks(image, *pair)) for pair in found if pair is not None]
+    masks = [masks_of(prediction) for _, prediction, _ in example.answers]
+    return [_address(paint_masks(image, *pair)) for pair in masks if pair is not None]
 
 
 def _address(image: Image.Image) -> list[Any]:

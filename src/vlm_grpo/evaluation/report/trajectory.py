@@ -1,4 +1,4 @@
-"""An episode as predictions.jsonl keeps it: its prompt, every turn, every call with its result, images as files.
+"""Trajectories in predictions.jsonl and on pages: prompt, turns, calls with results, images as files.
 
 A turn is a chat message. One of the model has its number (`turn`; those of the prompt have none). One of a tool also
 has the call's `arguments`, whether it failed (`is_failure`) and whether the model was shown it (`is_shown`; the results
@@ -32,9 +32,9 @@ COPY = re.compile(r"\d+-\d+-\d+\.(png|jpg)")
 
 
 class ImageCopies:
-    """Keeps the images of one episode: calling it with an image gives the name of its copy, None for no image.
+    """Copies the images of one episode: a call with an image returns the name of its copy, None for no image.
 
-    The names are those of the row, the sample and the place, so that an episode that is played again replaces them.
+    Names consist of row, sample and position, so that a repeated episode replaces its files.
     """
 
     def __init__(self, folder: Path, row: int, sample: int) -> None:
@@ -64,13 +64,13 @@ def episode_trajectory(
         copy: keeps the images that are no files of the data.
     """
     turns = [{**message, "content": _content(message["content"], copy)} for message in prompt]
-    said = [message["content"] for message in episode.messages if message["role"] == "assistant"]
+    texts = [message["content"] for message in episode.messages if message["role"] == "assistant"]
     results = iter(episode.results)
-    for number, text in enumerate(said, 1):
+    for number, text in enumerate(texts, 1):
         turns.append({"role": "assistant", "turn": number, "content": text})
         calls = episode.protocol.calls(text)
         turns += [
-            _tool_turn(result, call.arguments, copy, is_shown=number < len(said))
+            _tool_turn(result, call.arguments, copy, is_shown=number < len(texts))
             for call, result in zip(calls, results, strict=False)  # fewer results where a call did not end
         ]
     return turns
@@ -147,11 +147,11 @@ def _page_turn(turn: Mapping[str, Any], numbers: Iterator[int], length: int) -> 
     is_tool = turn["role"] == "tool"
     content = turn["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    shown = [_page_block(block, numbers, length, is_tool=is_tool) for block in blocks]
+    blocks_of_turn = [_page_block(block, numbers, length, is_tool=is_tool) for block in blocks]
     if not is_tool:
-        return {"r": turn["role"], "b": shown, **({"n": turn["turn"]} if "turn" in turn else {})}
+        return {"r": turn["role"], "b": blocks_of_turn, **({"n": turn["turn"]} if "turn" in turn else {})}
     marks = {"f": 1} if turn["is_failure"] else {}
-    return {"r": "tool", "c": call_text(turn), "b": shown, **marks, **({} if turn["is_shown"] else {"u": 1})}
+    return {"r": "tool", "c": call_text(turn), "b": blocks_of_turn, **marks, **({} if turn["is_shown"] else {"u": 1})}
 
 
 def _page_block(block: Mapping[str, Any], numbers: Iterator[int], length: int, *, is_tool: bool) -> Any:
@@ -166,8 +166,8 @@ def call_text(turn: Mapping[str, Any]) -> str:
     arguments = turn["arguments"]
     if not isinstance(arguments, Mapping):
         return turn["name"] or "a call that cannot be read"
-    given = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
-    return f"{turn['name']}({given[:CALL_LENGTH]}{'…' if len(given) > CALL_LENGTH else ''})"
+    arguments_text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    return f"{turn['name']}({arguments_text[:CALL_LENGTH]}{'…' if len(arguments_text) > CALL_LENGTH else ''})"
 
 
 def question_text(prediction: Mapping[str, Any]) -> str:
