@@ -45,7 +45,7 @@ class AgentCode(Environment):
         score: of the final answer: word_f1, exact_match or accuracy.
         tool_bonus: bonus for a script that returned an image, only with a correct final answer, so that scripts are
             not run for the bonus alone.
-        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox.py).
+        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox/__init__.py).
 
     Raises:
         KeyError: an unknown damage or score.
