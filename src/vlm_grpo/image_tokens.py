@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlm_grpo.families import FAMILIES
 
-Settings = Mapping[str, Any]
+ProcessorSettings = Mapping[str, Any]
 
 # Images (width, height) that a limit is tried on: photographs, screens, strips, and small ones, which some enlarge.
 SHAPES = (
@@ -85,13 +85,13 @@ def is_ranged(images: Any) -> bool:
     return size is not None and all(edge in size and size[edge] is not None for edge in edges)
 
 
-def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
+def _ranged(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     low, high = images.size["shortest_edge"], min(images.size["longest_edge"], limit * pixel_unit(images))
     yield {"size": type(images.size)(**{**dict(images.size), "shortest_edge": min(low, high), "longest_edge": high})}
 
 
-def _patches(processor: Any, limit: int) -> Iterator[Settings]:
+def _patches(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     """Yield limits of patches. Kimi resizes, then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
     sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
@@ -104,21 +104,21 @@ def _patches(processor: Any, limit: int) -> Iterator[Settings]:
     yield {"max_patches": 1}
 
 
-def _tiles(processor: Any, limit: int) -> Iterator[Settings]:
+def _tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     """Yield numbers of tiles of a fixed number of tokens; several tiles come with the whole image."""
     images, tiles = processor.image_processor, limit // processor.image_seq_length
     most = min(images.max_patches, tiles - 1) if tiles > 2 else 1
     yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
 
 
-def _slices(processor: Any, limit: int) -> Iterator[Settings]:
+def _slices(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     for most in range(processor.image_processor.max_slice_nums, 0, -1):
         yield {"max_slice_nums": most}
     for share in range(7, 0, -1):  # then a smaller image
         yield {"max_slice_nums": 1, "scale_resolution": 448 * share // 8}
 
 
-def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
+def _square_of_tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     """Yield sizes of k x k tiles along the longest edge, with the whole image beside them."""
     images, tiles = processor.image_processor, limit // processor.image_seq_len
     side = math.isqrt(max(0, tiles - 1)) if tiles >= 5 else 1
@@ -126,7 +126,7 @@ def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
     yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
 
 
-def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
+def _longest_edge(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     """Yield sizes for a grid of patches of the image's own shape."""
     images = processor.image_processor
     unit = processor.patch_size * processor.spatial_merge_size
@@ -134,7 +134,7 @@ def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
     yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
 
 
-def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
+def _pinpoints(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     """Yield the resolutions to tile an image to: those of few enough tokens, or a single tile."""
     images = processor.image_processor
     counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
@@ -145,7 +145,7 @@ def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
     yield {"image_grid_pinpoints": [[side, side]]}
 
 
-def _lfm2(processor: Any, limit: int) -> Iterator[Settings]:
+def _lfm2(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     side = math.ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
     tiles = (limit - images.max_image_tokens) // side**2  # beside the thumbnail
@@ -156,7 +156,7 @@ def _lfm2(processor: Any, limit: int) -> Iterator[Settings]:
     yield {**single_tile, "do_image_splitting": False}
 
 
-def _soft_tokens(processor: Any, limit: int) -> Iterator[Settings]:
+def _soft_tokens(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     most = processor.image_processor.max_soft_tokens
     fitting = [budget for budget in SOFT_TOKENS if budget <= min(limit, most)]
     yield {"max_soft_tokens": fitting[0] if fitting else SOFT_TOKENS[-1]}
@@ -167,7 +167,7 @@ class Kind(NamedTuple):
 
     name: str
     fits: Callable[[Any], bool]
-    settings: Callable[[Any, int], Iterator[Settings]]
+    settings: Callable[[Any, int], Iterator[ProcessorSettings]]
 
 
 def _has(*names: str) -> Callable[[Any], bool]:

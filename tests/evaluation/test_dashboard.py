@@ -28,7 +28,7 @@ from vlm_grpo.evaluation.report.gallery import (
     representative_completions,
     truncate_text,
 )
-from vlm_grpo.evaluation.report.learning_curves import Curves, Point, merge_points, point_of, restore_curves
+from vlm_grpo.evaluation.report.learning_curves import CurvePoint, Curves, merge_points, point_of, restore_curves
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -84,13 +84,13 @@ def rollout(step: int = 1, count: int = 2, text: str = "<answer>3</answer>", **c
 
 def test_a_log_line_becomes_the_finite_numbers_that_make_curves():
     logs = {"reward": 1, "kl": math.nan, "note": "x", "epoch": 0.5, "eval_runtime": 3.0, "rewards/iou/mean": None}
-    assert point_of(7, logs) == Point(7, 1, {"reward": 1.0})
+    assert point_of(7, logs) == CurvePoint(7, 1, {"reward": 1.0})
 
 
 def test_merged_points_are_means_over_their_lines():
     """Three lines of mean 1 and one of 5 are (3 * 1 + 5) / 4 = 2."""
-    one = merge_points(Point(3, 3, {"reward": 1.0, "kl": 4.0}), Point(4, 1, {"reward": 5.0}))
-    assert one == Point(4, 4, {"reward": 2.0, "kl": 4.0})
+    one = merge_points(CurvePoint(3, 3, {"reward": 1.0, "kl": 4.0}), CurvePoint(4, 1, {"reward": 5.0}))
+    assert one == CurvePoint(4, 4, {"reward": 2.0, "kl": 4.0})
 
 
 def test_curves_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
@@ -98,19 +98,19 @@ def test_curves_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learning_curves, "POINTS", 4)
     curves = Curves()
     for step in range(1, 6):
-        curves.add(Point(step, 1, {"reward": float(step)}))
-    assert (curves.stride, curves.points) == (2, [Point(2, 2, {"reward": 1.5}), Point(4, 2, {"reward": 3.5})])
+        curves.add(CurvePoint(step, 1, {"reward": float(step)}))
+    assert (curves.stride, curves.points) == (2, [CurvePoint(2, 2, {"reward": 1.5}), CurvePoint(4, 2, {"reward": 3.5})])
     assert json.loads(f"{{{curves.encoded()}}}")["points"] == [[2, 1.5], [4, 3.5], [5, 5]]
-    curves.add(Point(6, 1, {"reward": 6.0}))
-    assert curves.points[-1] == Point(6, 2, {"reward": 5.5}) and curves.open is None
+    curves.add(CurvePoint(6, 1, {"reward": 6.0}))
+    assert curves.points[-1] == CurvePoint(6, 2, {"reward": 5.5}) and curves.open is None
 
 
 def test_a_long_training_has_few_points_and_no_step_is_lost():
     curves = Curves()
     for step in range(1, 20_001):
-        curves.add(Point(step, 1, {"reward": float(step)}))
+        curves.add(CurvePoint(step, 1, {"reward": float(step)}))
         if step % 10 == 0:
-            curves.add(Point(step, 1, {"eval_accuracy": 1.0}))
+            curves.add(CurvePoint(step, 1, {"eval_accuracy": 1.0}))
     assert 500 <= len(curves.points) <= 1000 and len(curves.marks) <= learning_curves.MARKS
     points = [*curves.points, *([curves.open] if curves.open else [])]
     assert sum(point.count for point in points) == 20_000 and curves.last_step == 20_000
@@ -122,8 +122,8 @@ def test_a_long_training_has_few_points_and_no_step_is_lost():
 
 def test_a_metric_that_comes_later_gets_a_column_of_its_own():
     curves = Curves()
-    curves.add(Point(1, 1, {"reward": 1.0}))
-    curves.add(Point(2, 1, {"kl": 0.25, "reward": 2.0}))
+    curves.add(CurvePoint(1, 1, {"reward": 1.0}))
+    curves.add(CurvePoint(2, 1, {"kl": 0.25, "reward": 2.0}))
     found = json.loads(f"{{{curves.encoded()}}}")
     assert (found["columns"], found["points"]) == (["reward", "kl"], [[1, 1], [2, 2, 0.25]])
 

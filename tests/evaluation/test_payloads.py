@@ -19,7 +19,7 @@ from tests.evaluation.test_comparison import write_run
 from tests.evaluation.test_dashboard import groups_of, rollout
 from vlm_grpo.cli.compare import main as compare
 from vlm_grpo.cli.preview import main as preview
-from vlm_grpo.evaluation.report.cards import Card, CardAnswer
+from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve
 from vlm_grpo.evaluation.report.dashboard import ReportFolder
 from vlm_grpo.evaluation.report.page import Section, evaluation_report, write_report
@@ -89,7 +89,10 @@ def entry(number: int, text: str, image: str) -> dict[str, Any]:
 
 
 def report_page(folder: Path, texts: tuple[str, ...]) -> Path:
-    cards = [Card((png(),), text, text, (CardAnswer(text, text, True), CardAnswer(text, text, None))) for text in texts]
+    cards = [
+        ExampleCard((png(),), text, text, (CardAnswer(text, text, True), CardAnswer(text, text, None)))
+        for text in texts
+    ]
     curve = Curve([0, 1], [0.5, 1.0], texts[0], [(1, 0.5, texts[1])])
     rows = [[text, text] for text in texts]
     sections = [Section(text, text, text) for text in texts]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlm_grpo.evaluation import Evaluation
 from vlm_grpo.evaluation.aggregate import mean_with_interval
-from vlm_grpo.evaluation.report.cards import Card, CardAnswer
+from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg, save_picture, smooth
 from vlm_grpo.evaluation.report.page import (
     Section,
@@ -47,7 +47,7 @@ class Addresses(HTMLParser):
 
 
 def test_write_report_holds_everything_itself_and_escapes_text(tmp_path: Path):
-    card = Card(
+    card = ExampleCard(
         (png(),),
         "what?",
         "7",
@@ -90,7 +90,7 @@ def test_smooth_averages_neighbours():
 
 
 def test_save_picture_draws_a_png(tmp_path: Path):
-    cards = [Card((png(),), "", str(digit), (CardAnswer("before", "1", False),)) for digit in range(3)]
+    cards = [ExampleCard((png(),), "", str(digit), (CardAnswer("before", "1", False),)) for digit in range(3)]
     image = Image.open(save_picture(tmp_path / "picture.png", "title", CURVE, cards))
     assert image.format == "PNG"
     assert image.width > 1000

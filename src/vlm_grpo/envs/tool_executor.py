@@ -16,7 +16,7 @@ from vlm_grpo.tool_call_formats import ToolCall
 
 logger = logging.getLogger(__name__)
 
-Tools = Mapping[str, Callable[..., Any]]
+ToolMap = Mapping[str, Callable[..., Any]]
 MAX_CONCURRENT = 64  # episodes whose calls run side by side
 
 
@@ -26,7 +26,7 @@ class ToolJob(NamedTuple):
     `example` is how a call is written, for the answer to one that cannot be read.
     """
 
-    tools: Tools
+    tools: ToolMap
     calls: Sequence[ToolCall]
     example: str
 

@@ -15,7 +15,7 @@ from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
 NO_GROUP = "(none)"
-ANSWER_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
+EPISODE_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
 SUCCESS = "success"  # the metric of an environment that says whether an episode is solved
 OVERLAY_COLUMNS = ("box_space", "box_image", "mask", "terms")
 
@@ -86,7 +86,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         rewards = reward_names(self.task) if self.has_answers else []
-        self.names = list(dict.fromkeys([*ANSWER_REWARDS, *rewards])) if self.of_episodes else rewards
+        self.names = list(dict.fromkeys([*EPISODE_REWARDS, *rewards])) if self.of_episodes else rewards
         self.evidence = evidence_names(self.task) if self.has_answers else []
         self.judged = SUCCESS if self.of_episodes else self.names[0]
         self.scorer = load_scorer(self.names, self.reward_options)

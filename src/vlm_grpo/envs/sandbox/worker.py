@@ -140,7 +140,7 @@ def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> N
     except BaseException as error:
         os.write(answer, BROKEN + f"{type(error).__name__}: {error}".encode())
         os._exit(1)
-    run(request, answer, settings["max_pixels"])
+    run_script(request, answer, settings["max_pixels"])
 
 
 def _own_user() -> int:
@@ -232,7 +232,7 @@ def _limit(settings: Settings, user: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def run(request: int, answer: int, max_pixels: int) -> NoReturn:
+def run_script(request: int, answer: int, max_pixels: int) -> NoReturn:
     """Read the script and its image, execute it, send back what it left in `result`."""
     with open(request, "rb") as file:
         head = file.read(HEAD.size)

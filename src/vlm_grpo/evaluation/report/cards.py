@@ -15,7 +15,7 @@ class CardAnswer:
 
 
 @dataclass(frozen=True)
-class Card:
+class ExampleCard:
     """One example: images as PNG bytes, the question, the truth and one or more answers to it."""
 
     images: tuple[bytes, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from vlm_grpo.evaluation.report.cards import Card
+from vlm_grpo.evaluation.report.cards import ExampleCard
 
 BLUE, GREEN, RED, INK, GRID = "#1d5fd0", "#1a7f37", "#c62828", "#3b4252", "#dfe3ea"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 52, 110, 14, 40
@@ -78,7 +78,7 @@ def _ticks(last: int) -> list[int]:
     return list(range(0, last + 1, width))
 
 
-def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[Card]) -> Path:
+def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[ExampleCard]) -> Path:
     """Write a PNG: the curve on the left, on the right the cards' first images with all answers to them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def _draw_curve(axis: object, curve: Curve) -> None:
     axis.legend(loc="lower right", frameon=False)
 
 
-def _draw_card(axis: object, card: Card) -> None:
+def _draw_card(axis: object, card: ExampleCard) -> None:
     from matplotlib.image import imread
 
     axis.imshow(imread(io.BytesIO(card.images[0])), cmap="gray")

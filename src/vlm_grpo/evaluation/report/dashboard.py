@@ -19,9 +19,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_grpo.data.writing import whole_file
-from vlm_grpo.evaluation.report.gallery import GROUPS, Gallery, Group, groups_of
+from vlm_grpo.evaluation.report.gallery import GROUPS, CompletionGroup, Gallery, groups_of
 from vlm_grpo.evaluation.report.gallery import restore_gallery as restored_gallery
-from vlm_grpo.evaluation.report.learning_curves import Curves, dumps, point_of
+from vlm_grpo.evaluation.report.learning_curves import Curves, point_of, script_dumps
 from vlm_grpo.evaluation.report.learning_curves import restore_curves as restored_curves
 from vlm_grpo.trainers.watch import Rollout
 
@@ -62,7 +62,7 @@ class ReportFolder:
             self.curves.add(point)
             self._append("point", point.line())
 
-    def add_group(self, group: Group, images: Mapping[str, bytes]) -> None:
+    def add_group(self, group: CompletionGroup, images: Mapping[str, bytes]) -> None:
         """Take in a group of completions; `images` has the bytes of its images, and may have others."""
         for name in set(group["images"]) - self._written:
             write_atomically(self.images / name, images[name])
@@ -72,7 +72,7 @@ class ReportFolder:
     def write_page(self, facts: Mapping[str, Any]) -> None:
         """Write the page, then delete the images that it shows no more."""
         head, script, tail = _template()
-        data = f'{{"facts":{dumps(facts)},{self.curves.encoded()},{self.gallery.encoded()}}}'
+        data = f'{{"facts":{script_dumps(facts)},{self.curves.encoded()},{self.gallery.encoded()}}}'
         write_atomically(self.folder / "index.html", f"{head}{data}{script}{tail}")
         for name in self._written - self.gallery.image_names:
             (self.images / name).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.evaluation.report.learning_curves import dumps
+from vlm_grpo.evaluation.report.learning_curves import script_dumps
 from vlm_grpo.trainers.watch import Rollout, content_text
 
 NEWEST = 24  # groups
@@ -29,7 +29,7 @@ IMAGE_BYTES = 40_000
 COMPLETION_LENGTH, PROMPT_LENGTH, TRUTH_LENGTH = 2000, 1000, 300  # characters
 # Control characters, what turns the direction of writing, and halves of characters, which no file can hold.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-Group = dict[str, Any]  # as it stands in the page, and `number`: how many groups there were before it
+CompletionGroup = dict[str, Any]  # as it stands in the page, and `number`: how many groups there were before it
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Gallery:
 
     stride: int = 1  # of the older groups, those are kept whose number is a multiple of it
     count: int = 0  # groups so far
-    sample: list[Group] = field(default_factory=list)
-    newest: list[Group] = field(default_factory=list)
+    sample: list[CompletionGroup] = field(default_factory=list)
+    newest: list[CompletionGroup] = field(default_factory=list)
     _encoded: dict[int, str] = field(default_factory=dict)
 
-    def add(self, group: Group) -> Group:
+    def add(self, group: CompletionGroup) -> CompletionGroup:
         """Take in a group; it gets its number, unless it has one."""
         group.setdefault("number", self.count)
         self.count = group["number"] + 1
@@ -57,7 +57,7 @@ class Gallery:
         return group
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[CompletionGroup]:
         """All that are shown."""
         return [*self.sample, *self.newest]
 
@@ -76,11 +76,11 @@ class Gallery:
     def encoded(self) -> str:
         """Return the groups as JSON."""
         groups = self.groups
-        self._encoded = {group["number"]: self._encoded.get(group["number"]) or dumps(group) for group in groups}
+        self._encoded = {group["number"]: self._encoded.get(group["number"]) or script_dumps(group) for group in groups}
         return f'"groups":[{",".join(self._encoded.values())}],"newest":{len(self.newest)}'
 
 
-def restore_gallery(stride: int, groups: Sequence[Group]) -> Gallery:
+def restore_gallery(stride: int, groups: Sequence[CompletionGroup]) -> Gallery:
     """Return the gallery whose groups were written, oldest first."""
     gallery = Gallery(stride)
     for group in groups:
@@ -88,7 +88,9 @@ def restore_gallery(stride: int, groups: Sequence[Group]) -> Gallery:
     return gallery
 
 
-def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tuple[list[Group], dict[str, bytes]]:
+def groups_of(
+    rollout: Rollout, size: int, weights: Mapping[str, float]
+) -> tuple[list[CompletionGroup], dict[str, bytes]]:
     """Return the first groups of a rollout for a page, and their images by file name.
 
     Args:

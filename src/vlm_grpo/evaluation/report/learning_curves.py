@@ -20,7 +20,7 @@ SPEEDS = ("eval_runtime", "_samples_per_second", "_steps_per_second")
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """The mean of `count` log lines, the last of them of optimizer step `step`."""
 
     step: int
@@ -33,7 +33,7 @@ class Point:
         return {"step": self.step, "count": self.count, "values": values}
 
 
-def point_of(step: int, logs: Mapping[str, Any]) -> Point:
+def point_of(step: int, logs: Mapping[str, Any]) -> CurvePoint:
     """Return the finite numbers of one log line that are plotted."""
     values = {
         name: float(value)
@@ -41,16 +41,16 @@ def point_of(step: int, logs: Mapping[str, Any]) -> Point:
         if isinstance(value, int | float) and math.isfinite(value) and name not in NOT_CURVES
         if not name.endswith(SPEEDS)
     }
-    return Point(step, 1, values)
+    return CurvePoint(step, 1, values)
 
 
-def merge_points(first: Point, second: Point) -> Point:
+def merge_points(first: CurvePoint, second: CurvePoint) -> CurvePoint:
     """Return both points as one; a value that only one of them has stays."""
     values = {**second.values, **first.values}
     for name in first.values.keys() & second.values.keys():
         total = first.values[name] * first.count + second.values[name] * second.count
         values[name] = total / (first.count + second.count)
-    return Point(second.step, first.count + second.count, values)
+    return CurvePoint(second.step, first.count + second.count, values)
 
 
 @dataclass
@@ -58,13 +58,13 @@ class Curves:
     """All curves and marks of one training."""
 
     stride: int = 1  # log lines to a point
-    points: list[Point] = field(default_factory=list)
-    open: Point | None = None  # the mean of fewer lines than `stride`, until there are enough
-    marks: list[Point] = field(default_factory=list)
+    points: list[CurvePoint] = field(default_factory=list)
+    open: CurvePoint | None = None  # the mean of fewer lines than `stride`, until there are enough
+    marks: list[CurvePoint] = field(default_factory=list)
     columns: dict[str, int] = field(default_factory=dict)  # name: place in an encoded row
     _rows: list[str] = field(default_factory=list)  # encoded points: they do not change any more
 
-    def add(self, point: Point) -> None:
+    def add(self, point: CurvePoint) -> None:
         """Take in one log line, or a point of `lines()`."""
         if all(name.startswith(EVALUATION) for name in point.values):
             self._mark(point)
@@ -76,7 +76,7 @@ class Curves:
         if len(self.points) >= POINTS:
             self._thin()
 
-    def _mark(self, point: Point) -> None:
+    def _mark(self, point: CurvePoint) -> None:
         self.marks.append(point)
         if len(self.marks) > MARKS:
             self.marks = self.marks[::2]
@@ -117,13 +117,13 @@ class Curves:
         self._rows += closed
         rows = [*self._rows, *([self._row(self.open)] if self.open else [])]
         marks = [{"step": mark.step, "values": {k: _round(v) for k, v in mark.values.items()}} for mark in self.marks]
-        return f'"columns":{dumps(list(self.columns))},"points":[{",".join(rows)}],"marks":{dumps(marks)}'
+        return f'"columns":{script_dumps(list(self.columns))},"points":[{",".join(rows)}],"marks":{script_dumps(marks)}'
 
-    def _row(self, point: Point) -> str:
+    def _row(self, point: CurvePoint) -> str:
         for name in point.values:
             self.columns.setdefault(name, len(self.columns))
         cells = [point.values.get(name) for name in self.columns]
-        return dumps([point.step, *(None if cell is None else _round(cell) for cell in cells)])
+        return script_dumps([point.step, *(None if cell is None else _round(cell) for cell in cells)])
 
 
 def _round(value: float) -> float | int:
@@ -132,7 +132,7 @@ def _round(value: float) -> float | int:
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 
-def dumps(value: Any) -> str:
+def script_dumps(value: Any) -> str:
     """Return JSON that may stand inside a script element of a page."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
@@ -141,5 +141,5 @@ def restore_curves(stride: int, lines: list[dict[str, Any]]) -> Curves:
     """Return the curves that `Curves.lines()` and the log lines after them describe."""
     curves = Curves(stride)
     for line in lines:
-        curves.add(Point(line["step"], line["count"], line["values"]))
+        curves.add(CurvePoint(line["step"], line["count"], line["values"]))
     return curves

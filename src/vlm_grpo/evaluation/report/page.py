@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.data.writing import write_whole
-from vlm_grpo.evaluation.report.cards import Card, CardAnswer
+from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg
 from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
 from vlm_grpo.evaluation.report.trajectory import trajectory_images
@@ -34,7 +34,7 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     curve: Curve | None = None
-    cards: Sequence[Card] = field(default=())
+    cards: Sequence[ExampleCard] = field(default=())
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
