@@ -279,7 +279,7 @@ def test_auto_takes_the_first_that_works_and_process_warns_once(monkeypatch, cap
     assert Sandbox(SETTINGS).backend in BACKENDS
     monkeypatch.setattr(module, "BACKENDS", {"none": "namespaces", "process": "folder"})
 
-    class PoolWithout(module.Pool):
+    class PoolWithout(module.WorkerPool):
         def run_script(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
             if self.backend == "none":
                 raise RuntimeError("no such thing here")
