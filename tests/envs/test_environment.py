@@ -106,6 +106,6 @@ def test_no_attribute_of_a_built_in_environment_hides_a_hook(monkeypatch: pytest
 
 def test_what_users_need_is_exported():
     assert vlm_grpo.Environment is Environment
-    assert vlm_grpo.make_reward("exact_match")(completions=["<answer>a</answer>"], answer=["a"]) == [1.0]
+    assert vlm_grpo.make_reward("exact_match")(completions=["<answer>red</answer>"], answer=["red"]) == [1.0]
     assert callable(vlm_grpo.RewardFn.__call__)
     assert {"Environment", "RewardFn", "ToolError", "make_reward"} <= set(vlm_grpo.__all__)
