@@ -46,6 +46,6 @@ def test_a_ramble_is_not_verified():
 
 def test_verdicts_need_no_main_guard_in_the_users_script(tmp_path: Path):
     script = tmp_path / "train.py"
-    script.write_text("from vlm_grpo.rewards.math_verify import equal\nprint(equal('1/2', '0.5'))\n")
+    script.write_text("from vlm_grpo.rewards.math_verify import is_equivalent\nprint(is_equivalent('1/2', '0.5'))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
