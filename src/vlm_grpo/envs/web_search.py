@@ -2,6 +2,7 @@
 
 Every failure is a ToolError for the model; keys stay out of messages, logs and results. Results are cached, in memory
 or in a file, so that the similar queries of a group cost one request.
+A server's own error text is not shown, since it could repeat the key that it received.
 """
 
 from __future__ import annotations
@@ -39,8 +40,100 @@ MAX_RESULT_LENGTH = 10_000  # characters of a result
 MIN_KEY_LENGTH = 8  # characters; shorter ones stand in any text
 MAX_QUERY_LENGTH = 400  # characters, the least that services take
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
+MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply
 WEB_ADDRESS = re.compile(r"https?://[!-.0-~][!-~]*")
 HEADER_FORM = re.compile(r"[!-~]+")  # what may stand in a header
+
+
+@dataclass(frozen=True)
+class Request:
+    """An HTTP request: a GET without a body, a POST of JSON with one."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Mapping[str, Any] | None = None
+
+
+class RequestFailure(Exception):
+    """A failed request: whether a retry may succeed, and the seconds that the service asks to wait."""
+
+    def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+        self.wait = wait
+
+
+class RateLimiter:
+    """Limits the rate at which requests start."""
+
+    def __init__(self, rate: float) -> None:
+        self.step = 1 / rate
+        self.lock = threading.Lock()
+        self.next = 0.0
+
+    def wait(self, end: float) -> bool:
+        """Sleep until it is one's turn; False, at once, when that would be after `end`."""
+        with self.lock:
+            turn = max(self.next, time.monotonic())
+            if turn >= end:
+                return False
+            self.next = turn + self.step
+        time.sleep(max(0.0, turn - time.monotonic()))
+        return True
+
+    def hold(self, seconds: float) -> None:
+        """Let no request start for so long."""
+        with self.lock:
+            self.next = max(self.next, time.monotonic() + seconds)
+
+
+def send_request(request: Request, end: float) -> bytes:
+    """Return the body of the reply to a request, if it arrives by `end` (of time.monotonic).
+
+    Raises:
+        Failure: it is not.
+    """
+    headers = {**HEADERS, "Accept": "application/json", **request.headers}
+    data = None
+    if request.body is not None:
+        data = json.dumps(request.body).encode()
+        headers["Content-Type"] = "application/json"
+    http_request = urllib.request.Request(request.url, data, headers)
+    # Redirects are failures: the key would go with them, to whatever server.
+    limits = Limits(MAX_REPLY_BYTES, max(0.01, end - time.monotonic()), redirects=0, private=True)
+    try:
+        return fetch_bytes(http_request, limits)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _status_failure(error) from None
+    except TooLargeError:
+        raise RequestFailure(f"an answer of over {MAX_REPLY_BYTES // 2**20} MiB", may_pass=False) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise RequestFailure("no answer in time") from None
+        raise RequestFailure(f"no connection ({type(reason).__name__})") from None
+
+
+def _status_failure(error: urllib.error.HTTPError) -> RequestFailure:
+    try:
+        phrase = f" ({HTTPStatus(error.code).phrase})"
+    except ValueError:
+        phrase = ""
+    may_pass = error.code == 429 or error.code >= 500
+    wait = _parse_retry_after(error.headers.get("Retry-After", "").strip()) if may_pass else None
+    return RequestFailure(f"status {error.code}{phrase}", may_pass=may_pass, wait=wait)
+
+
+def _parse_retry_after(retry_after: str) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date; None for anything else."""
+    if re.fullmatch(r"\d{1,6}", retry_after):
+        return float(retry_after)
+    try:
+        when = parsedate_to_datetime(retry_after)
+        return max(0.0, when.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -286,97 +379,3 @@ def truncate(text: str, characters: int) -> str:
 def web_search(settings: ProviderSettings) -> WebSearch:
     """Return the service of complete settings, one per process: all episodes share its rate limit and its cache."""
     return WebSearch(settings)
-
-
-MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply
-
-
-@dataclass(frozen=True)
-class Request:
-    """An HTTP request: a GET without a body, a POST of JSON with one."""
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: Mapping[str, Any] | None = None
-
-
-class RequestFailure(Exception):
-    """A failed request: whether a retry may succeed, and the seconds that the service asks to wait."""
-
-    def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.may_pass = may_pass
-        self.wait = wait
-
-
-class RateLimiter:
-    """Limits the rate at which requests start."""
-
-    def __init__(self, rate: float) -> None:
-        self.step = 1 / rate
-        self.lock = threading.Lock()
-        self.next = 0.0
-
-    def wait(self, end: float) -> bool:
-        """Sleep until it is one's turn; False, at once, when that would be after `end`."""
-        with self.lock:
-            turn = max(self.next, time.monotonic())
-            if turn >= end:
-                return False
-            self.next = turn + self.step
-        time.sleep(max(0.0, turn - time.monotonic()))
-        return True
-
-    def hold(self, seconds: float) -> None:
-        """Let no request start for so long."""
-        with self.lock:
-            self.next = max(self.next, time.monotonic() + seconds)
-
-
-def send_request(request: Request, end: float) -> bytes:
-    """Return the body of the reply to a request, if it arrives by `end` (of time.monotonic).
-
-    Raises:
-        Failure: it is not.
-    """
-    headers = {**HEADERS, "Accept": "application/json", **request.headers}
-    data = None
-    if request.body is not None:
-        data = json.dumps(request.body).encode()
-        headers["Content-Type"] = "application/json"
-    http_request = urllib.request.Request(request.url, data, headers)
-    # Redirects are failures: the key would go with them, to whatever server.
-    limits = Limits(MAX_REPLY_BYTES, max(0.01, end - time.monotonic()), redirects=0, private=True)
-    try:
-        return fetch_bytes(http_request, limits)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _status_failure(error) from None
-    except TooLargeError:
-        raise RequestFailure(f"an answer of over {MAX_REPLY_BYTES // 2**20} MiB", may_pass=False) from None
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            raise RequestFailure("no answer in time") from None
-        raise RequestFailure(f"no connection ({type(reason).__name__})") from None
-
-
-def _status_failure(error: urllib.error.HTTPError) -> RequestFailure:
-    try:
-        phrase = f" ({HTTPStatus(error.code).phrase})"
-    except ValueError:
-        phrase = ""
-    may_pass = error.code == 429 or error.code >= 500
-    wait = _parse_retry_after(error.headers.get("Retry-After", "").strip()) if may_pass else None
-    return RequestFailure(f"status {error.code}{phrase}", may_pass=may_pass, wait=wait)
-
-
-def _parse_retry_after(retry_after: str) -> float | None:
-    """Return the seconds of a Retry-After header, a number or a date; None for anything else."""
-    if re.fullmatch(r"\d{1,6}", retry_after):
-        return float(retry_after)
-    try:
-        when = parsedate_to_datetime(retry_after)
-        return max(0.0, when.timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
