@@ -132,16 +132,16 @@ def test_a_metric_that_comes_later_gets_a_column_of_its_own():
 
 
 def test_the_gallery_keeps_the_newest_and_evenly_spread_older_groups():
-    gallery = Gallery()
+    shown = Gallery()
     for step in range(1000):
-        gallery.add({"step": step, "images": []})
-    assert [group["number"] for group in gallery.newest] == list(range(976, 1000))
-    older = [group["number"] for group in gallery.sample]
-    assert older == list(range(0, 976, gallery.stride)) and 12 <= len(older) <= gallery.SAMPLE
-    again = gallery.restore_gallery(gallery.stride, gallery.groups)
-    assert again.groups == gallery.groups and again.count == 1000
-    gallery.forget_after(100)
-    assert gallery.count == older[[n > 100 for n in older].index(True) - 1] + 1
+        shown.add({"step": step, "images": []})
+    assert [group["number"] for group in shown.newest] == list(range(976, 1000))
+    older = [group["number"] for group in shown.sample]
+    assert older == list(range(0, 976, shown.stride)) and 12 <= len(older) <= gallery.SAMPLE
+    again = gallery.restore_gallery(shown.stride, shown.groups)
+    assert again.groups == shown.groups and again.count == 1000
+    shown.forget_after(100)
+    assert shown.count == older[[n > 100 for n in older].index(True) - 1] + 1
 
 
 def test_a_group_says_what_the_rollout_was():
