@@ -48,12 +48,12 @@ def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[li
 def corpus(images: Path) -> list[str]:
     """What the tokenizer knows as whole words: the questions, the tools and their calls."""
     from vlm_grpo.data.toy.candidates import COLORS
-    from vlm_grpo.envs.environment import schema_of
+    from vlm_grpo.envs.environment import tool_schema
     from vlm_grpo.envs.pick_image import PickImage
-    from vlm_grpo.envs.protocol import Hermes, make_tool_call_str
+    from vlm_grpo.envs.tool_parser import HermesToolParser, make_tool_call_str
 
     tool = PickImage(data_root=str(images)).pick_image
-    told = Hermes().prompt([], [schema_of("pick_image", tool)])[0]["content"]
+    told = HermesToolParser().prompt([], [tool_schema("pick_image", tool)])[0]["content"]
     names = " ".join(COLORS)
     asked = f"0: 1: 2: 3: Which image shows: {names}? Call pick_image with its number. asked: another: 0 1 2 3"
     return [told, asked, *(make_tool_call_str("pick_image", {"index": n}) for n in range(4))] * 20
@@ -61,10 +61,10 @@ def corpus(images: Path) -> list[str]:
 
 def places(row: dict[str, Any], correct: int, source: random.Random) -> list[str]:
     """What each image of an episode shows and its number, "red 2", the one that is asked for first."""
-    from vlm_grpo.envs.pick_image import name_of
+    from vlm_grpo.envs.pick_image import subject_of
 
     blocks = row["prompt"][-1]["content"]
-    names = [name_of(Path(block["image"].source)) for block in blocks if block["type"] == "image"]
+    names = [subject_of(Path(block["image"].source)) for block in blocks if block["type"] == "image"]
     others = [place for place in range(len(names)) if place != correct]
     source.shuffle(others)
     return [f"{names[place]} {place}" for place in (correct, *others)]
@@ -72,7 +72,7 @@ def places(row: dict[str, Any], correct: int, source: random.Random) -> list[str
 
 def act(seen: list[str], asked: float, source: random.Random) -> str:
     """A call as it is taught: with a chance for the image that is asked for, else for another; it says which before."""
-    from vlm_grpo.envs.protocol import make_tool_call_str
+    from vlm_grpo.envs.tool_parser import make_tool_call_str
 
     is_asked = source.random() < asked
     said = seen[0] if is_asked else source.choice(seen[1:])

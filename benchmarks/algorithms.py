@@ -133,7 +133,7 @@ def report(path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from vlm_grpo.evaluation.chart import smooth
+    from vlm_grpo.evaluation.report.chart import smooth
 
     results = json.loads(path.read_text(encoding="utf-8"))
     print("| algorithm | first tenth | last tenth | rise, by seed | rollouts to +0.2, by seed |\n|---|---|---|---|---|")

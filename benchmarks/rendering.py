@@ -18,8 +18,8 @@ from statistics import median
 import psutil
 
 from vlm_grpo.data.toy.pages import page_example
-from vlm_grpo.envs.likeness import Likeness, compare
-from vlm_grpo.envs.rendering import Render, Renderer
+from vlm_grpo.envs.browser.renderer import Render, Renderer
+from vlm_grpo.envs.similarity import Similarity, page_similarity
 
 SIZES = ((336, 336), (1280, 800))
 THREADS = 8  # that ask for pages at the same time
@@ -81,8 +81,8 @@ def _rendered(renderer: Renderer, width: int, height: int, page: str) -> Render:
     return renderer.render(page, width, height)
 
 
-def _compared(design: Render, page: Render, _: str) -> Likeness:
-    return compare(design, page)
+def _compared(design: Render, page: Render, _: str) -> Similarity:
+    return page_similarity(design, page)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings
-from vlm_grpo.envs.sandbox_process import BACKENDS
+from vlm_grpo.envs.sandbox.process import BACKENDS
 
 SCRIPT = "result = image.rotate(90, expand=True)"
 ENDLESS = "while True: pass"

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
-from vlm_grpo.envs.search import SearchIndex, write_index
+from vlm_grpo.envs.retrieval.bm25 import SearchIndex, write_index
 
 TARGET = 10  # milliseconds for a query at 100,000 documents
 VOCABULARY = 200_000

@@ -5,7 +5,7 @@ python data_tools/coco_to_polygons.py --coco_dir coco --split train2017 --val_sp
 
 Reads COCO_DIR/annotations/instances_SPLIT.json and writes OUTPUT_DIR/val.jsonl for a split that begins with val, else
 train.jsonl, so that two runs fill one folder; --val_split_ratio makes both of one split. Train with
-`--task_type seg --image_folders COCO_DIR`. docs/shapes.md explains the numbers.
+`--task_type seg --image_folders COCO_DIR`. docs/masks.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
         ValueError: a number of terms that no codec has.
     """
     from vlm_grpo.data.segments import ShapeOptions
-    from vlm_grpo.shapes import CODECS, FEWEST_TERMS, MOST_TERMS
+    from vlm_grpo.masks import CODECS, MAX_TERMS, MIN_TERMS
 
     CODECS[arguments.codec]
-    if not FEWEST_TERMS <= arguments.terms <= MOST_TERMS:
-        raise ValueError(f"--terms must be from {FEWEST_TERMS} to {MOST_TERMS}, got {arguments.terms}")
+    if not MIN_TERMS <= arguments.terms <= MAX_TERMS:
+        raise ValueError(f"--terms must be from {MIN_TERMS} to {MAX_TERMS}, got {arguments.terms}")
     return ShapeOptions(arguments.codec, arguments.terms, arguments.starts, arguments.min_area, arguments.min_fit)
 
 

@@ -77,23 +77,25 @@ def picture(record: Record) -> Image.Image:
     from PIL import Image, ImageDraw
 
     from vlm_grpo.data.images import open_image
-    from vlm_grpo.rewards.mask import answer_extent, true_mask
-    from vlm_grpo.shapes import read_shape, region_iou, regions
-    from vlm_grpo.shapes.fill import mask_of
+    from vlm_grpo.masks import decode_regions, read_shape, region_iou
+    from vlm_grpo.masks.raster import regions_to_mask
+    from vlm_grpo.rewards.mask import answer_extent, target_mask
 
     image = open_image(record.images[int(record.extra.get("box_image") or 0)])
-    truth = true_mask(record.extra["mask"])
+    truth = target_mask(record.extra["mask"])
     size = (truth.height, truth.width)
     extent = answer_extent(record, truth)
-    found = regions(record.answer, *size, extent)
-    shown = tinted(image, mask_of([truth.toggles], *size), border(mask_of(found, *size)))
+    found = decode_regions(record.answer, *size, extent)
+    shown = tinted(image, regions_to_mask([truth.boundaries], *size), border(regions_to_mask(found, *size)))
     pencil = ImageDraw.Draw(shown)
     for part in read_shape(record.answer)[1]:
         x, y = shown.width / extent[0], shown.height / extent[1]
         pencil.rectangle([round(side) for side in part.box * [x, y, x, y]], outline=YELLOW)
     whole = Image.new("RGB", (max(shown.width, LEAST_WIDTH), shown.height + CAPTION), "white")
     whole.paste(shown)
-    text = f"{record.question.replace('<image>', '').strip()}\nIoU {region_iou(found, truth.toggles):.3f}   {record.id}"
+    text = (
+        f"{record.question.replace('<image>', '').strip()}\nIoU {region_iou(found, truth.boundaries):.3f}   {record.id}"
+    )
     ImageDraw.Draw(whole).text((4, shown.height + 3), text, fill="black")
     return whole
 

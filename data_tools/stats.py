@@ -87,18 +87,22 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
     """How to measure prompts and answers, and in what: words, or the tokens of a model's processor or tokenizer."""
+    from vlm_grpo.answer_parser import ground_truth_text
     from vlm_grpo.data.statistics import words
-    from vlm_grpo.rewards.accuracy import gold
 
     if model is None:
-        return (lambda record: words(record.question)), (lambda record: words(gold(record.answer))), "words"
+        return (
+            (lambda record: words(record.question)),
+            (lambda record: words(ground_truth_text(record.answer))),
+            "words",
+        )
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model)
     tokenizer = getattr(processor, "tokenizer", processor)
 
     def answer_tokens(record: Any) -> int:
-        return len(tokenizer(gold(record.answer), add_special_tokens=False).input_ids)
+        return len(tokenizer(ground_truth_text(record.answer), add_special_tokens=False).input_ids)
 
     return prompt_tokens(processor), answer_tokens, "tokens"
 

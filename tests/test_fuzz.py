@@ -12,15 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm_grpo.answer_parser import (
+    completion_text,
+    extract_answer,
+    extract_boxed,
+    extract_json,
+    parse_answer,
+    parse_steps,
+)
 from vlm_grpo.boxes import Box, boxes_in, convert, giou, iou, only_box
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import JsonlSource
 from vlm_grpo.data.problems import DataError
 from vlm_grpo.data.rows import RowMaker, read_source
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import completion_text, extract_answer, extract_boxed, extract_json, parse_answer, parse_steps
 
 PIECES = st.sampled_from(
     ["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "[", "]", "(", ")", ",", ":", '"', "'", "\\",
@@ -88,7 +95,7 @@ def test_the_parser_takes_any_completion(text: str, task: str):
         assert found is None or (found == found.strip() != "")
     assert all(step.strip() for step in parse_steps(text, task))
     if task in TASKS:
-        assert given_answer(text, Record(id=0, question="", answer="1", task=task)) == parse_answer(text, task)
+        assert predicted_answer(text, Record(id=0, question="", answer="1", task=task)) == parse_answer(text, task)
     assert completion_text([{"role": "assistant", "content": text}]) == text
     extract_json(text)
 

@@ -15,7 +15,7 @@ from vlm_grpo.answer_space import answer_space
 from vlm_grpo.cli.families_page import EXAMPLES
 from vlm_grpo.cli.model_check import cost_notice
 from vlm_grpo.image_tokens import count_image_tokens, limit_image_tokens
-from vlm_grpo.loading import set_pixel_limits
+from vlm_grpo.model_utils import set_pixel_limits
 from vlm_grpo.rewards import score
 from vlm_grpo.trainers.rollout import PromptEncoder
 

@@ -17,11 +17,15 @@ _HOME = {
     "VLMRLOOConfig": "vlm_grpo.trainers.config",
     "load_dataset": "vlm_grpo.data",
     "evaluate": "vlm_grpo.evaluation",
-    "LiveReport": "vlm_grpo.evaluation.live",
+    "LiveReport": "vlm_grpo.evaluation.report.dashboard",
     "REWARDS": "vlm_grpo.rewards",
+    "RewardFn": "vlm_grpo.rewards",
+    "make_reward": "vlm_grpo.rewards",
     "TASKS": "vlm_grpo.tasks",
     "PROMPTS": "vlm_grpo.prompts",
     "ALGORITHMS": "vlm_grpo.algorithms",
+    "Environment": "vlm_grpo.envs",
+    "ToolError": "vlm_grpo.envs",
 }
 
 __all__ = ["__version__", *_HOME]

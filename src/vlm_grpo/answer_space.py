@@ -1,4 +1,4 @@
-"""In which coordinate space a model's boxes are read: chosen, or its family's, or pixels of the original image."""
+"""The coordinate space of a model's boxes: chosen, or its family's, or pixels of the original image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from vlm_grpo.families import coordinate_space
 
 ANSWER_SPACES = ("thousand", "resized", "original", "unit")
-DEFAULT = "original"
+DEFAULT_SPACE = "original"
 
 
 def answer_space(model_type: str, chosen: str | None) -> str:
     """Return the space of a model's boxes; pixels of the original image where nothing is published or chosen."""
-    return chosen or coordinate_space(model_type) or DEFAULT
+    return chosen or coordinate_space(model_type) or DEFAULT_SPACE
 
 
 def space_notice(model_type: str, chosen: str | None) -> str | None:

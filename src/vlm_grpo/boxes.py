@@ -1,4 +1,4 @@
-"""Boxes as [x1, y1, x2, y2]: reading them from text, coordinate spaces, and how much two overlap."""
+"""Boxes as [x1, y1, x2, y2]: parsing, coordinate spaces, IoU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from vlm_grpo.text import extract_json
+from vlm_grpo.answer_parser import extract_json
 
-NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are no coordinate, and could become infinite
+NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are not a coordinate, and could become infinite
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
 
@@ -27,7 +27,7 @@ Size = tuple[float, float]
 
 
 class Box(NamedTuple):
-    """Left, top, right, bottom; coordinates below zero are moved to zero."""
+    """Left, top, right, bottom; negative coordinates are clipped to zero."""
 
     x1: float
     y1: float
@@ -45,29 +45,29 @@ def boxes_in(text: str) -> list[Box]:
 
     Those tokens count 1024 places of a side; their boxes are in thousandths of it.
     """
-    found = [(match.start(), _box(match.groups())) for form in (FOUR, CORNERS) for match in form.finditer(text)]
+    matches = [(match.start(), _box(match.groups())) for form in (FOUR, CORNERS) for match in form.finditer(text)]
     if "<loc" in text:
-        found += [(match.start(), _box_of_tokens(*match.groups())) for match in LOC.finditer(text)]
-    return [box for _, box in sorted(found, key=lambda pair: pair[0])]
+        matches += [(match.start(), _box_of_tokens(*match.groups())) for match in LOC.finditer(text)]
+    return [box for _, box in sorted(matches, key=lambda pair: pair[0])]
 
 
 def only_box(value: Any) -> Box | None:
-    """The one box that a text, list or object holds; None for no box or several.
+    """Return the one box of a text, list or object; None for no box or several.
 
-    Text that begins like a JSON object, or is fenced, must be JSON: what `format` refuses earns nothing here either.
+    Text that begins like a JSON object, or is fenced, must be valid JSON, as for `format`.
     """
     text = value.strip() if isinstance(value, str) else json.dumps(value, default=str)
     if text.startswith(("{", "```", "[{")) and extract_json(text) is None:
         return None
-    found = boxes_in(text)
-    return found[0] if len(found) == 1 else None
+    boxes = boxes_in(text)
+    return boxes[0] if len(boxes) == 1 else None
 
 
 def is_marked_box(answer: str) -> bool:
-    """Whether an answer is one box and nothing else, as JSON or in the markup of a family.
+    """Return whether an answer is one box and nothing else, as JSON or in the markup of a family.
 
     JSON is `{"bbox_2d": [...]}` with an optional `label`, alone or as the only item of a list. Four bare numbers in
-    brackets do not say what they are.
+    brackets are ambiguous.
     """
     value = extract_json(answer)
     if value is None:
@@ -91,19 +91,19 @@ def _box(numbers: Iterable[str | float]) -> Box:
 
 
 def extent(space: str, original: Size, resized: Size | None) -> Size | None:
-    """Width and height of an image in a coordinate space; None where the image's resized size is not known.
+    """Return width and height of an image in a coordinate space; None where the image's resized size is unknown.
 
     Raises:
         ValueError: an unknown space.
     """
-    known = {"original": original, "resized": resized, "thousand": (1000, 1000), "unit": (1, 1)}
-    if space not in known:
-        raise ValueError(f"a coordinate space must be one of {', '.join(known)}, got {space!r}")
-    return known[space]
+    extents = {"original": original, "resized": resized, "thousand": (1000, 1000), "unit": (1, 1)}
+    if space not in extents:
+        raise ValueError(f"a coordinate space must be one of {', '.join(extents)}, got {space!r}")
+    return extents[space]
 
 
 def convert(box: Box, source: str, target: str, original: Size, resized: Size | None = None) -> Box:
-    """The box in another coordinate space of its image; as it is where a size is not known.
+    """Return the box in another coordinate space of its image; unchanged where a size is unknown.
 
     Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
     (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
@@ -119,14 +119,14 @@ def convert(box: Box, source: str, target: str, original: Size, resized: Size | 
 
 
 def intersection(one: Box, other: Box) -> float:
-    """Area that both boxes cover."""
+    """Return the area that both boxes cover."""
     width = min(one.x2, other.x2) - max(one.x1, other.x1)
     height = min(one.y2, other.y2) - max(one.y1, other.y1)
     return max(0.0, width) * max(0.0, height)
 
 
 def iou(one: Box, other: Box) -> float:
-    """Intersection over union, 0 to 1; 0 when either box has no area."""
+    """Return the intersection over union, 0 to 1; 0 when either box has no area."""
     if one.area == 0 or other.area == 0:
         return 0.0
     shared = intersection(one, other)
@@ -134,7 +134,7 @@ def iou(one: Box, other: Box) -> float:
 
 
 def giou(one: Box, other: Box) -> float:
-    """Generalised IoU, -1 to 1 (arXiv:1902.09630, eq. 4 of Algorithm 1); 0 when either box has no area."""
+    """Return the generalized IoU, -1 to 1 (arXiv:1902.09630, eq. 4 of Algorithm 1); 0 when either box has no area."""
     if one.area == 0 or other.area == 0:
         return 0.0
     hull = Box(min(one.x1, other.x1), min(one.y1, other.y1), max(one.x2, other.x2), max(one.y2, other.y2)).area

@@ -1,7 +1,7 @@
-"""What is known of each model family, keyed by `config.model_type`: facts, not behaviour.
+"""Facts about each model family, keyed by `config.model_type`; no behavior.
 
-A family that is not listed goes the generic way (`loading.py`), with a warning where facts would have decided. What
-cannot be trained at all is in `refusals.py`.
+A family that is not listed goes the generic way (`model_utils.py`), with a warning where facts would have decided. What
+cannot be trained at all is in `unsupported_models.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Registry
 
 # resized: pixels of the image as the processor resized it. thousand: 0 to 1000 in both directions, whatever the size.
 # unit: 0 to 1 likewise.
@@ -31,7 +31,7 @@ class Family:
         checkpoints: examples on the hub.
         refuses_prefix: why completions do not share their prompt's pass; None where they do.
         has_video: whether its processor reads videos.
-        tools: the form of TOOL_FORMS in which its chat template writes calls; None where it knows no tools.
+        tools: the entry of TOOL_CALL_FORMATS in which its chat template writes calls; None where it has no tools.
     """
 
     vision_tower: str
@@ -77,7 +77,7 @@ MINICPM = Family(
     has_video=True,
 )
 
-FAMILIES: Table[Family] = Table(
+FAMILIES: Registry[Family] = Registry(
     "model family",
     {
         "qwen2_vl": Family(
@@ -339,6 +339,6 @@ FAMILIES: Table[Family] = Table(
 
 
 def coordinate_space(model_type: str) -> CoordinateSpace | None:
-    """In which space models of a family answer with boxes; None where it is not known."""
+    """Return the coordinate space of a family's boxes; None where it is unknown."""
     family = FAMILIES.get(model_type)
     return None if family is None else family.coordinate_space

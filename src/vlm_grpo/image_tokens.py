@@ -1,4 +1,4 @@
-"""How many tokens an image becomes, and how that is limited in each kind of image processor.
+"""Count the tokens of an image, and limit them in each kind of image processor.
 
 What counts are the tokens that stand for features of the image, not the marks around tiles and rows.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlm_grpo.families import FAMILIES
 
-Settings = Mapping[str, Any]
+ProcessorSettings = Mapping[str, Any]
 
 # Images (width, height) that a limit is tried on: photographs, screens, strips, and small ones, which some enlarge.
 SHAPES = (
@@ -24,7 +24,7 @@ SOFT_TOKENS = (1120, 560, 280, 140, 70)  # the budgets of Gemma 4, arguments of 
 
 
 def count_image_tokens(processor: Any, model_type: str, size: tuple[int, int]) -> int:
-    """Return how many tokens a blank image of some (width, height) becomes in a prompt of its own.
+    """Return how many tokens a blank image of some (width, height) becomes, alone in a prompt.
 
     Raises:
         ValueError: it is not known which token stands for a feature of an image.
@@ -74,25 +74,25 @@ def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
 
 
 def pixel_unit(images: Any) -> int:
-    """Pixels of one token where the processor resizes to a range of pixels; GLM counts those of its doubled frame."""
+    """Return the pixels of one token where the processor resizes to a range of pixels; GLM counts its doubled frame."""
     frames = images.temporal_patch_size if type(images).__name__.startswith("Glm") else 1
     return (images.patch_size * images.merge_size) ** 2 * frames
 
 
 def is_ranged(images: Any) -> bool:
-    """Whether an image processor resizes to a range of pixel counts."""
+    """Return whether an image processor resizes to a range of pixel counts."""
     size, edges = getattr(images, "size", None), ("shortest_edge", "longest_edge")
     return size is not None and all(edge in size and size[edge] is not None for edge in edges)
 
 
-def _ranged(processor: Any, limit: int) -> Iterator[Settings]:
+def _ranged(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     low, high = images.size["shortest_edge"], min(images.size["longest_edge"], limit * pixel_unit(images))
     yield {"size": type(images.size)(**{**dict(images.size), "shortest_edge": min(low, high), "longest_edge": high})}
 
 
-def _patches(processor: Any, limit: int) -> Iterator[Settings]:
-    """Kimi counts whole patches, resizes, and then pads to whole tokens: fewer patches than tokens may be needed."""
+def _patches(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+    """Yield limits of patches. Kimi resizes, then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
     sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
     shapes = [*SHAPES, *((width, height) for width in sides for height in sides)]
@@ -104,70 +104,70 @@ def _patches(processor: Any, limit: int) -> Iterator[Settings]:
     yield {"max_patches": 1}
 
 
-def _tiles(processor: Any, limit: int) -> Iterator[Settings]:
-    """Tiles of a fixed number of tokens; several come with the whole image beside them."""
+def _tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+    """Yield numbers of tiles of a fixed number of tokens; several tiles come with the whole image."""
     images, tiles = processor.image_processor, limit // processor.image_seq_length
     most = min(images.max_patches, tiles - 1) if tiles > 2 else 1
     yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
 
 
-def _slices(processor: Any, limit: int) -> Iterator[Settings]:
+def _slices(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     for most in range(processor.image_processor.max_slice_nums, 0, -1):
         yield {"max_slice_nums": most}
     for share in range(7, 0, -1):  # then a smaller image
         yield {"max_slice_nums": 1, "scale_resolution": 448 * share // 8}
 
 
-def _square_of_tiles(processor: Any, limit: int) -> Iterator[Settings]:
-    """Tiles side by side along the longest edge, k x k at most, with the whole image beside them."""
+def _square_of_tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+    """Yield sizes of k x k tiles along the longest edge, with the whole image beside them."""
     images, tiles = processor.image_processor, limit // processor.image_seq_len
     side = math.isqrt(max(0, tiles - 1)) if tiles >= 5 else 1
     longest = min(images.size["longest_edge"], side * images.max_image_size["longest_edge"])
     yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
 
 
-def _longest_edge(processor: Any, limit: int) -> Iterator[Settings]:
-    """A grid of patches of the image's own shape."""
+def _longest_edge(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+    """Yield sizes for a grid of patches of the image's own shape."""
     images = processor.image_processor
     unit = processor.patch_size * processor.spatial_merge_size
     longest = min(images.size["longest_edge"], math.isqrt(limit) * unit)
     yield {"size": type(images.size)(**{**dict(images.size), "longest_edge": longest})}
 
 
-def _pinpoints(processor: Any, limit: int) -> Iterator[Settings]:
-    """The resolutions that an image is tiled to: those of few enough tokens, or a single tile."""
+def _pinpoints(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+    """Yield the resolutions to tile an image to: those of few enough tokens, or a single tile."""
     images = processor.image_processor
     counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
-    kept = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
-    if kept:
-        yield {"image_grid_pinpoints": kept}
+    allowed = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
+    if allowed:
+        yield {"image_grid_pinpoints": allowed}
     side = min(min(pair) for pair in images.image_grid_pinpoints)
     yield {"image_grid_pinpoints": [[side, side]]}
 
 
-def _lfm2(processor: Any, limit: int) -> Iterator[Settings]:
+def _lfm2(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     side = math.ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
     tiles = (limit - images.max_image_tokens) // side**2  # beside the thumbnail
     if tiles >= max(2, images.min_tiles):
         yield {"max_tiles": min(images.max_tiles, tiles)}
     most = min(limit, images.max_image_tokens)
-    whole = {"max_image_tokens": most, "min_image_tokens": min(images.min_image_tokens, most)}
-    yield {**whole, "do_image_splitting": False}
+    single_tile = {"max_image_tokens": most, "min_image_tokens": min(images.min_image_tokens, most)}
+    yield {**single_tile, "do_image_splitting": False}
 
 
-def _soft_tokens(processor: Any, limit: int) -> Iterator[Settings]:
+def _soft_tokens(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     most = processor.image_processor.max_soft_tokens
     fitting = [budget for budget in SOFT_TOKENS if budget <= min(limit, most)]
     yield {"max_soft_tokens": fitting[0] if fitting else SOFT_TOKENS[-1]}
 
 
 class Kind(NamedTuple):
-    """A kind of image processor: what all of it have, and settings for a limit, of more tokens before fewer."""
+    """A kind of image processor: how it is recognized, and its settings for a limit, in falling order of tokens."""
 
     name: str
     fits: Callable[[Any], bool]
-    settings: Callable[[Any, int], Iterator[Settings]]
+    settings: Callable[[Any, int], Iterator[ProcessorSettings]]
 
 
 def _has(*names: str) -> Callable[[Any], bool]:

@@ -56,7 +56,7 @@ class VideoRef:
 
 @dataclass(frozen=True)
 class Record:
-    """One example: what is asked, what is right, and everything a reward may want to know.
+    """One example: question, ground truth, and everything that a reward may need.
 
     `question` keeps its `<image>` markers in place. `answer` is whatever the source held: text, a number, a list or a
     dict. `method` is the record's own way to score accuracy (`accu_reward_method`). `extra` holds all other columns.

@@ -1,4 +1,4 @@
-"""Passwords and keys taken out of what is written down or shown: run records, logs, warnings, errors, commands.
+"""Redact passwords and keys in run records, logs, warnings, errors and commands.
 
 A secret is known by where it stands: in a URL, after a flag or under a name that holds one. Nothing is looked up.
 """

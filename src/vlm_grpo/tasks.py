@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_grpo.answer_parser import extract_boxed
 from vlm_grpo.records import Record
-from vlm_grpo.table import Table
-from vlm_grpo.text import extract_boxed
+from vlm_grpo.registry import Registry
 
 
 @dataclass(frozen=True)
 class Task:
-    """What training and evaluation need to know of a kind of question.
+    """A kind of question, for training and evaluation.
 
     `prompt` is a name in PROMPTS, `rewards` maps names in REWARDS to weights, `metric` is the reward that evaluation
     reports first, `system` the system turn of records that have none, `example` a completion of the right form.
@@ -31,7 +31,7 @@ class Task:
     method: str | None = None
 
 
-TASKS: Table[Task] = Table(
+TASKS: Registry[Task] = Registry(
     "task",
     {
         "default": Task(
@@ -139,7 +139,7 @@ TASKS: Table[Task] = Table(
 
 
 def ideal_completion(record: Record) -> str:
-    """The completion that a perfect model would write for a record: its gold answer in the form of its task.
+    """Return a perfect completion for a record: its gold answer in the format of its task.
 
     A vqa record without reference steps gets one step, so that the form is right.
     """
@@ -151,12 +151,12 @@ def ideal_completion(record: Record) -> str:
 
 
 def gold_text(answer: Any) -> str:
-    """The gold answer as a model would write it: text as it is, anything else as JSON."""
+    """Return the gold answer as a model would write it: text as it is, anything else as JSON."""
     return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
 
 def boxed(answer: Any) -> Any:
-    """Four numbers, or their JSON text, as `{"bbox_2d": [...]}`; anything else as it is."""
+    """Return four numbers, or their JSON text, as `{"bbox_2d": [...]}`; anything else unchanged."""
     try:
         value = json.loads(answer) if isinstance(answer, str) else answer
     except ValueError:
@@ -174,7 +174,7 @@ def _detections_text(answer: Any) -> str:
 
 
 def _boxed_text(answer: Any) -> str:
-    r"""The answer in `\boxed{}`, without the dollars or the box that it may have already."""
+    r"""Return the answer in `\boxed{}`, without the dollars or the box that it may have already."""
     text = gold_text(answer).strip()
     if text.count("$") == 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()

@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL with its processor, made from config classes: nothing is downloaded.
+"""A tiny Qwen2.5-VL with its processor, built from config classes: nothing is downloaded.
 
 It is a real model of that family in everything but size: it saves, loads and trains like the ones on the hub. The
 tests use the default size (about 0.1 million parameters), the quickstart `QUICKSTART` (about 1 million).
@@ -51,7 +51,7 @@ def build_tiny_qwen(
     max_pixels: int = 224 * 224,
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    """A randomly initialised `(model, processor)` of the Qwen2.5-VL family; the same for the same arguments.
+    """Return a randomly initialized `(model, processor)` of the Qwen2.5-VL family; the same for the same arguments.
 
     Args:
         size: widths and depths; None is about 0.1 million parameters.
@@ -81,12 +81,12 @@ def save_tiny_qwen(folder: str | Path, size: TinySize | None = None, **options: 
 
 
 def chat_template() -> str:
-    """Turns in Qwen's markup, each image and video as one placeholder where it stands; no default system turn."""
+    """Return a template in Qwen's markup, with one placeholder per image and video and no default system turn."""
     return files("vlm_grpo").joinpath("tiny_chat_template.jinja").read_text(encoding="utf-8")
 
 
 def _tokenizer(corpus: Sequence[str], vocabulary: int) -> Any:
-    """Byte-level BPE: every text can be encoded, the words of the corpus cheaply."""
+    """Return a byte-level BPE tokenizer: every text can be encoded, the words of the corpus cheaply."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""One exchange over HTTP with limits: of size, of time in all, of redirects, and of where the server may be.
+"""HTTP requests with limits on size, total time, redirects and the server's address.
 
-Data name URLs, and whoever wrote them may not be who runs this process: a server must not be able to fill its memory,
-hold it for ever, or have it ask the machines of its own network.
+URLs in data may be untrusted: a server must not be able to fill this process's memory, block it forever, or make it
+send requests to its own network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class Limits:
-    """What an exchange may take.
+    """Limits of a request.
 
     Attributes:
         size: bytes of the reply.
@@ -45,11 +45,11 @@ class Limits:
 
 
 class WebError(OSError):
-    """Why a server gave no content that is taken."""
+    """A server returned no acceptable content."""
 
 
 class TooLargeError(WebError):
-    """A reply of more bytes than are allowed."""
+    """A reply with more bytes than allowed."""
 
 
 class PrivateAddressError(WebError):
@@ -59,11 +59,11 @@ class PrivateAddressError(WebError):
 def fetch_bytes(request: str | urllib.request.Request, limits: Limits | None = None) -> bytes:
     """Return the content of a URL, or of the reply to a request.
 
-    The exchange runs in a thread of its own: a server that sends its headers byte by byte passes every limit of a
+    The request runs in its own thread: a server that sends its headers byte by byte passes every limit of a
     socket. Where the time is up its connection is closed.
 
     Raises:
-        urllib.error.HTTPError: the server says that there is none, or a redirect more than allowed.
+        urllib.error.HTTPError: the server reports an error, or there are too many redirects.
         TimeoutError: it is not there in time.
         TooLargeError, PrivateAddressError: it is refused.
         OSError, http.client.HTTPException: the exchange failed.
@@ -102,7 +102,7 @@ def fetch_url(url: str, limits: Limits | None = None) -> bytes:
 
 @dataclass
 class _Exchange:
-    """One exchange in its thread: its connections, and what came of it."""
+    """One request in its thread: its connections and its outcome."""
 
     limits: Limits
     body: bytearray = field(default_factory=bytearray)
@@ -133,9 +133,9 @@ class _Exchange:
 
     def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
         """Return a connection to a server, to the very address that was looked at."""
-        found = _addresses(*address, private=self.limits.private)
+        infos = _addresses(*address, private=self.limits.private)
         failure: OSError = OSError("no address")
-        for family, kind, protocol, _, place in found:
+        for family, kind, protocol, _, place in infos:
             connection = socket.socket(family, kind, protocol)
             self.sockets.append(connection)
             try:
@@ -165,11 +165,11 @@ def _addresses(host: str, port: int, *, private: bool) -> list[Any]:
     Raises:
         PrivateAddressError: one of its addresses is of this machine or a private network.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, place in found:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for *_, place in infos:
         if not private and is_private(place[0]):
             raise PrivateAddressError(f"{host} is private, {place[0]} (--allow_private_urls allows it)")
-    return found
+    return infos
 
 
 def is_private(text: str) -> bool:
@@ -225,12 +225,12 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         return self.do_open(self._kind(request, _Https, http.client.HTTPSConnection), request)
 
     def _kind(
-        self, request: urllib.request.Request, own: Callable[..., Any], plain: Callable[..., Any]
+        self, request: urllib.request.Request, guarded: Callable[..., Any], plain: Callable[..., Any]
     ) -> Callable[..., Any]:
         """Return the class of a connection. What is behind a proxy is looked at by the name alone."""
         parts = urlsplit(request.full_url)
         if request.host == parts.netloc:
-            return partial(own, connect_to=self.exchange.connect)
+            return partial(guarded, connect_to=self.exchange.connect)
         with suppress(socket.gaierror):  # the proxy knows names that this machine does not
             _addresses(parts.hostname or "", parts.port or 0, private=self.exchange.limits.private)
         return plain

@@ -11,7 +11,7 @@ from vlm_grpo.algorithms import advantages as by_name
 from vlm_grpo.algorithms import find_algorithm, recipe_settings, register_algorithm
 from vlm_grpo.algorithms.advantages import spread
 from vlm_grpo.algorithms.objectives import gmpo
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Registry
 
 LENGTHS = [4, 2, 3, 6]
 GRADED = [1.0, 0.2, 0.5, 0.0]
@@ -121,7 +121,7 @@ def test_an_algorithm_of_ones_own_from_a_file(tmp_path: Path):
 
 
 def test_a_registered_algorithm_is_listed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vlm_grpo.algorithms.ALGORITHMS", Table("algorithm", {}))
+    monkeypatch.setattr("vlm_grpo.algorithms.ALGORITHMS", Registry("algorithm", {}))
     recipe = register_algorithm("mine", objective=gmpo, settings={"beta": 0.1}, mini_batches=2)
     assert find_algorithm("mine") is recipe and recipe.is_advantage_trls
     assert recipe_settings("mine", 3) == {"loss_type": "dapo", "beta": 0.1, "steps_per_generation": 6}

@@ -109,7 +109,7 @@ def test_rows_are_played_with_the_flags_of_episodes(
         f"{tmp_path / 'tagged.py'}:Tagged",
         "--environment_options",
         '{"limit": 3}',
-        "--tool_protocol",
+        "--tool_format",
         "tags",
     ]
     out = tmp_path / "out"
@@ -174,8 +174,8 @@ def test_environments_that_do_not_fit_are_refused_before_anything_is_loaded(
 def test_a_template_without_tools_is_named(
     tiny_model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    assert main(picking(tiny_model, tmp_path / "out", pictures, "--limit", "1", "--tool_protocol", "native")) == 2
-    assert "--tool_protocol native: this model's chat template knows no tools" in capsys.readouterr().err
+    assert main(picking(tiny_model, tmp_path / "out", pictures, "--limit", "1", "--tool_format", "native")) == 2
+    assert "--tool_format native: this model's chat template does not support tools" in capsys.readouterr().err
 
 
 @pytest.mark.slow

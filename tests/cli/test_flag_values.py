@@ -68,7 +68,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capsys: pytest.Captur
         "unknown flag --loss_typ; did you mean --loss_type",
         "--lora_alpha has no effect without --use_peft",
         "--temperature 0: must be a finite number above 0",
-        "--tool_protocol morse: must be one of auto, native",
+        "--tool_format morse: must be one of auto, native",
         "unknown flag --loud",
         "'stray' belongs to no flag",
     ):

@@ -18,8 +18,8 @@ from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.train import build_trainer, check_rewards, check_rows, load_data, run
 from vlm_grpo.data import DataError
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.loading import freeze_parts, parameter_table, part_of
-from vlm_grpo.rewards import asking, reasoning
+from vlm_grpo.model_utils import freeze_parts, parameter_table, part_of
+from vlm_grpo.rewards import judge_client, reasoning
 from vlm_grpo.trainers.config import VisionFields, VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -63,7 +63,7 @@ TESTED = {
     *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
     "reward_time_limit",  # tests/cli/test_hanging.py
-    *("max_turns", "tool_time_limit", "tool_protocol"),  # this and the line above: test_environment_flags.py
+    *("max_turns", "tool_time_limit", "tool_format"),  # this and the line above: test_environment_flags.py
     *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }
 
@@ -338,7 +338,7 @@ def test_reasoning_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path, mon
 
 def test_judge_flags_reach_the_server(jsonl: list[str], tiny_model: Path, tmp_path: Path, monkeypatch, caplog):
     """Every answer is judged through the flags' server: its model, key, time limit, retries and concurrency."""
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("MY_KEY", "secret")
     with JudgeServer(lambda case: Reply("0.5", seconds=9.0 * (case["answer_to_grade"] == "slow"))) as server:
         flags = ["--judge_model", "mine", "--judge_base_url", server.url, "--judge_api_key_variable", "MY_KEY"]

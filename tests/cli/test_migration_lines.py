@@ -23,8 +23,8 @@ from vlm_grpo.envs.pick_image import PickImage
 from vlm_grpo.prompts import load_prompt
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards import score
-from vlm_grpo.rewards.signatures import find_form
-from vlm_grpo.tool_forms import calls_in_text
+from vlm_grpo.rewards.user_rewards import find_signature
+from vlm_grpo.tool_call_formats import parse_tool_calls
 
 QUICK = ["--use_cpu", "--report_to=none", "--model_name_or_path=m"]
 SQUARE = {"bbox_2d": [0, 0, 10, 10]}
@@ -47,7 +47,7 @@ def template(folder: Path, text: str, question: str = "q", images: int = 0) -> l
 def form_of(signature: str) -> str | None:
     names: dict[str, Any] = {}
     exec(f"def f({signature}): return 0.0", names)
-    return find_form(names["f"])
+    return find_signature(names["f"])
 
 
 def answered(answer: str, truth: Any, task: str) -> float | None:
@@ -200,7 +200,7 @@ def fixed_index(folder: Path) -> None:
 
 
 def fleets_call(folder: Path) -> None:
-    (call,) = calls_in_text('<tool_call>{"tool_name": "pick_image", "arguments": {"i": 0}}</tool_call>')
+    (call,) = parse_tool_calls('<tool_call>{"tool_name": "pick_image", "arguments": {"i": 0}}</tool_call>')
     assert call == ("pick_image", {"index": 0})
 
 

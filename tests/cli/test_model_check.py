@@ -13,7 +13,7 @@ import pytest
 from tests.support.training import picture
 from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
 from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.refusals import REFUSALS
+from vlm_grpo.unsupported_models import UNSUPPORTED_MODELS
 
 ROWS = [{"images": [picture(0)]}]
 
@@ -29,7 +29,7 @@ def write_config(folder: Path, **content: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", REFUSALS)
+@pytest.mark.parametrize("model_type", UNSUPPORTED_MODELS)
 def test_models_that_cannot_be_trained_are_refused_by_their_type(model_type: str, tmp_path: Path):
     """Before anything else is read: none of these folders has weights or a processor."""
     folder = write_config(tmp_path, model_type=model_type, auto_map={"AutoConfig": "its_own.Config"})
@@ -37,7 +37,7 @@ def test_models_that_cannot_be_trained_are_refused_by_their_type(model_type: str
         check(folder, trust_remote_code=True)
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"--model_name_or_path {folder}: {model_type} cannot be trained here: ")
-    assert line.endswith(REFUSALS[model_type]) and ("use " in line or "save that alone" in line)
+    assert line.endswith(UNSUPPORTED_MODELS[model_type]) and ("use " in line or "save that alone" in line)
 
 
 def test_code_of_a_checkpoints_own_is_not_run_unasked(tmp_path: Path):

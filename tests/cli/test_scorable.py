@@ -17,7 +17,7 @@ from vlm_grpo.cli.train import run
 from vlm_grpo.data import load_dataset
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
-from vlm_grpo.rewards.applying import OF_FORM, applies
+from vlm_grpo.rewards.applicability import FORMAT_REWARDS, is_applicable
 from vlm_grpo.tasks import ideal_completion
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -95,13 +95,13 @@ def test_applies_says_what_the_reward_does(name: str):
     for record in RECORDS:
         texts = ["<answer>x</answer>", "" if record.answer is None else ideal_completion(record)]
         values = [score(name, text, record=record) for text in texts]
-        assert applies(name, record) == any(value is not None for value in values), record.id
-    assert name in OF_FORM or not applies(name, RECORDS[-1])
+        assert is_applicable(name, record) == any(value is not None for value in values), record.id
+    assert name in FORMAT_REWARDS or not is_applicable(name, RECORDS[-1])
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_ordered", "causal"])
 def test_rewards_of_steps_need_steps(name: str):
-    assert [record.id for record in RECORDS if applies(name, record)] == ["5"]
+    assert [record.id for record in RECORDS if is_applicable(name, record)] == ["5"]
 
 
 def test_too_few_rows_are_refused_with_what_is_needed(tmp_path: Path):

@@ -12,8 +12,8 @@ from tests.cli.test_train import flags
 from tests.evaluation.server_stub import serving
 from vlm_grpo.cli.evaluate import main as evaluate
 from vlm_grpo.cli.train import main
-from vlm_grpo.rewards import JudgeSettings, asking, make_reward
-from vlm_grpo.rewards.asking import Judge
+from vlm_grpo.rewards import JudgeSettings, judge_client, make_reward
+from vlm_grpo.rewards.judge_client import Judge
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
 USER = "http://me:pa55word@"
@@ -46,7 +46,7 @@ def test_what_goes_to_trackers_has_no_secret(tmp_path: Path):
 
 
 def test_a_judge_gets_the_password_and_no_log_has_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
     caplog.set_level(logging.DEBUG)
     for answer in ('{"score": 1}', "no score"):
         with serving(lambda body, answer=answer: answer) as (url, seen):

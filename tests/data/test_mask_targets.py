@@ -12,11 +12,11 @@ import pytest
 from tests.data.files import turns, write_images, write_jsonl
 from vlm_grpo.data import check_source, load_dataset
 from vlm_grpo.data.forms import Form
-from vlm_grpo.shapes import encode, write_rle
+from vlm_grpo.masks import encode_mask, write_rle
 
 MASK = np.zeros((60, 80), bool)
 MASK[10:40, 20:70] = True
-GOLD = encode(MASK)
+GOLD = encode_mask(MASK)
 GOOD = {"image": "0.png", "task": "seg", "mask": write_rle(MASK), "box_space": "thousand"}
 RLE = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
 
@@ -36,10 +36,10 @@ def problems(folder: Path, **row: Any) -> list[tuple[str, str, str]]:
         {"answer": json.dumps(GOLD)},
         {"answer": f"<think>There.</think><answer>{json.dumps(GOLD)}</answer>"},
         {"mask": json.dumps(write_rle(MASK))},
-        {"answer": encode(MASK, terms=12), "terms": 12},
-        {"answer": encode(MASK, "polygon"), "terms": None, "mask": {"size": [60, 80], "counts": [0, 4800]}},
-        {"answer": encode(MASK, "fourier", extent=(80, 60)), "box_space": None},
-        {"answer": encode(MASK, extent=(28, 28)), "box_space": "resized"},
+        {"answer": encode_mask(MASK, terms=12), "terms": 12},
+        {"answer": encode_mask(MASK, "polygon"), "terms": None, "mask": {"size": [60, 80], "counts": [0, 4800]}},
+        {"answer": encode_mask(MASK, "fourier", extent=(80, 60)), "box_space": None},
+        {"answer": encode_mask(MASK, extent=(28, 28)), "box_space": "resized"},
         {"answer": "a dog", "task": "default", "mask": "a dog.png", "terms": "few"},
     ],
 )
@@ -61,7 +61,7 @@ def test_good_targets_pass(row: dict, tmp_path: Path):
         ({"terms": 12}, "answer", "dict {'chebyshev': ", "a shape: 12 numbers in x and in y"),
         ({"answer": "a dog"}, "answer", "str 'a dog'", "an object with one key, chebyshev or fourier or polygon"),
         ({"answer": {"chebyshev": []}}, "answer", "dict {'chebyshev': []}", "a shape: a list of 1 to 4 shapes"),
-        ({"answer": encode(MASK, terms=9)}, "answer", "dict {'chebyshev': ", "a shape: 8 numbers in x and in y"),
+        ({"answer": encode_mask(MASK, terms=9)}, "answer", "dict {'chebyshev': ", "a shape: 8 numbers in x and in y"),
         ({"box_space": None}, "answer", "{'chebyshev': ", "meets the mask when its boxes are in the space 'original'"),
         ({"box_space": "thousands"}, "box_space", "'thousands'", "a coordinate space must be one of"),
     ],
@@ -87,7 +87,7 @@ def test_what_the_reward_needs_reaches_the_record(tmp_path: Path):
 
 @pytest.mark.parametrize("codec", ["chebyshev", "fourier", "polygon"])
 def test_the_prompt_asks_for_the_codec_and_the_terms_of_the_answer(codec: str, tmp_path: Path):
-    for answer in (encode(MASK, codec, 12), json.dumps(encode(MASK, codec, 12))):
+    for answer in (encode_mask(MASK, codec, 12), json.dumps(encode_mask(MASK, codec, 12))):
         row = {**GOOD, "conversations": turns("<image>the dog", answer), "terms": 12}
         (read,) = load_dataset(write_jsonl(tmp_path / "a.jsonl", [row]), image_folders=str(write_images(tmp_path)))
         asked = read["prompt"][0]["content"][-1]["text"]

@@ -17,9 +17,9 @@ from tests.data_tools.coco_files import HEIGHT, WIDTH, call, content, disc, list
 from tests.data_tools.files import read_jsonl, run_tool
 from vlm_grpo.data import check_source
 from vlm_grpo.data.segments import segmentation_mask
+from vlm_grpo.masks import CODECS, decode_mask, read_rle
+from vlm_grpo.masks.raster import regions_to_mask
 from vlm_grpo.rewards import score
-from vlm_grpo.shapes import CODECS, decode, read_rle
-from vlm_grpo.shapes.fill import mask_of
 
 TOOL = tool("coco_to_polygons")
 
@@ -41,7 +41,7 @@ def rows_of(folder: Path, output: Path, *words: object) -> list[dict]:
 
 def mask_of_row(row: dict) -> np.ndarray:
     truth = read_rle(row["mask"])
-    return mask_of([truth.toggles], truth.height, truth.width)
+    return regions_to_mask([truth.toggles], truth.height, truth.width)
 
 
 def test_rows_are_what_training_reads(coco: Path, tmp_path: Path):
@@ -70,7 +70,7 @@ def test_the_gold_answer_earns_its_fit(coco: Path, tmp_path: Path):
         completion = f"<think>a</think><answer>{json.dumps(gold)}</answer>"
         paid = score("mask_iou", completion, mask=row["mask"], box_space=row["box_space"])
         assert paid == pytest.approx(row["fit_iou"], abs=1e-4)
-        covered = decode(gold, HEIGHT, WIDTH)
+        covered = decode_mask(gold, HEIGHT, WIDTH)
         mask = mask_of_row(row)
         assert paid == pytest.approx((covered & mask).sum() / (covered | mask).sum())
         assert paid > (0.6 if row["category"] == "flower" and row["ann_id"] == 10 else 0.95)

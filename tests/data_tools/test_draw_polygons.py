@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.files import turns, write_jsonl
 from tests.data_tools.coco_files import call, tool
-from vlm_grpo.shapes import encode, write_rle
+from vlm_grpo.masks import encode_mask, write_rle
 
 TOOL = tool("draw_polygons")
 MASK = np.zeros((60, 80), bool)
@@ -60,7 +60,7 @@ def test_the_words_of_vlm_r1(tmp_path: Path):
 
 def test_limit_and_other_tasks(tmp_path: Path):
     other = {"id": 2, "image": "0.png", "conversations": turns("<image>Which?", "red")}
-    rows = [other, row(encode(MASK)), row(encode(MASK), id=7), row(encode(MASK), id=8)]
+    rows = [other, row(encode_mask(MASK)), row(encode_mask(MASK), id=7), row(encode_mask(MASK), id=8)]
     done = draw(tmp_path, rows, "--limit", 2)
     assert done.returncode == 0 and done.stdout == f"{tmp_path / 'out'}: 2 pictures\n"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00001_a_1.png", "00002_7.png"]

@@ -210,7 +210,7 @@ def test_screenshots_differ_as_the_answer_says(toys: Path):
 def test_masks_are_what_is_drawn_and_the_shapes_fit(toys: Path):
     from pycocotools import mask as coco
 
-    from vlm_grpo.shapes import fit_iou
+    from vlm_grpo.masks import fit_iou
 
     parts = set()
     for row in lines(toys / "seg"):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from vlm_grpo.envs.rendering import Render, find_chromium
+from vlm_grpo.envs.browser.renderer import Render, find_chromium
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium")
 WHITE, GREEN = (255, 255, 255), (0, 128, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.envs.sandboxes import SECRET, new_sandbox
 from vlm_grpo.envs.sandbox import Sandbox
-from vlm_grpo.envs.sandbox_process import BACKENDS
+from vlm_grpo.envs.sandbox.process import BACKENDS
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

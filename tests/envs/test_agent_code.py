@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 
 from vlm_grpo.data.toy.damaged import damaged_example
 from vlm_grpo.envs import find_environment
-from vlm_grpo.envs.agent_code import AgentCode, similarity
-from vlm_grpo.envs.damage import DAMAGES, DRAWN, damaged
-from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
+from vlm_grpo.envs.agent_code import AgentCode, pixel_similarity
+from vlm_grpo.envs.corruptions import CORRUPTIONS, RANDOM, corrupt
+from vlm_grpo.envs.environment import ToolError, tool_schema, tools_of
 from vlm_grpo.envs.sandbox import Sandbox, SandboxError
 from vlm_grpo.records import ImageRef, Record
 
@@ -171,7 +171,7 @@ def test_the_tool_has_a_schema_and_instances_share_a_pool():
     assert first._sandbox is second._sandbox
     tools = tools_of(first)
     assert list(tools) == ["run_python"]
-    function = schema_of("run_python", tools["run_python"])["function"]
+    function = tool_schema("run_python", tools["run_python"])["function"]
     assert function["parameters"]["required"] == ["code"] and "input.png" in function["description"]
 
 
@@ -187,11 +187,11 @@ def test_many_episodes_run_side_by_side():
 
 def test_every_damage_changes_an_image_of_its_size_and_depends_on_the_key_alone():
     image = damaged_example(Random(1), 0, 112).images[0]
-    for kind in (*DAMAGES, DRAWN):
-        first, again = damaged(image, kind, "key"), damaged(image, kind, "key")
+    for kind in (*CORRUPTIONS, RANDOM):
+        first, again = corrupt(image, kind, "key"), corrupt(image, kind, "key")
         assert first.mode == "RGB" and first.size == image.size and first.tobytes() == again.tobytes(), kind
-        assert similarity(first, image) < 0.999, kind
-        assert len({damaged(image, kind, str(key)).tobytes() for key in range(12)}) >= 3, kind
+        assert pixel_similarity(first, image) < 0.999, kind
+        assert len({corrupt(image, kind, str(key)).tobytes() for key in range(12)}) >= 3, kind
 
 
 REPAIRS = {
@@ -214,7 +214,7 @@ result = image.crop(box).resize(image.size)
 @pytest.mark.parametrize("kind", REPAIRS)
 def test_damage_can_be_repaired(kind: str):
     """With the script that a model would write, on the toy rows themselves."""
-    number = list(DAMAGES).index(kind)
+    number = list(CORRUPTIONS).index(kind)
     example = damaged_example(Random(3), number, 112)
     assert example.columns["damage"] == kind
     environment = AgentCode()

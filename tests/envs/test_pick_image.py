@@ -11,11 +11,11 @@ import pytest
 
 from vlm_grpo.data.toy.candidates import COLORS, write_candidates
 from vlm_grpo.envs import find_environment, make_tool_call_str, parse_tool_call_str
-from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, name_of, repeatable_episodes
-from vlm_grpo.rewards.tool import Call
-from vlm_grpo.tool_forms import calls_in_text
+from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, repeatable_episodes, subject_of
+from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
+from vlm_grpo.rewards.tool_call import ToolCall
+from vlm_grpo.tool_call_formats import parse_tool_calls
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_right_image_is_asked_for_by_name(folder: str):
     environment, places = PickImage(data_root=folder, fixed_correct_index=-1), Counter()
     for number in range(200):
         blocks = environment.reset(episode=number)
-        names = [name_of(Path(path)) for path in shown(blocks)]
+        names = [subject_of(Path(path)) for path in shown(blocks)]
         assert len(set(names)) == 4
         assert f"shows: {names[environment.correct]}?" in blocks[-1]["text"]
         places[environment.correct] += 1
@@ -66,8 +66,8 @@ def test_the_right_image_is_asked_for_by_name(folder: str):
 def test_fleets_form_of_a_call_is_read(said: str, outcome: str, folder: str):
     environment = PickImage(data_root=folder)
     environment.reset(episode=1)
-    calls = calls_in_text(f"<tool_call>{said}</tool_call>")
-    (done,) = run([Job({"pick_image": environment.pick_image}, calls, "a call")], seconds=5)
+    calls = parse_tool_calls(f"<tool_call>{said}</tool_call>")
+    (done,) = execute_tool_calls([ToolJob({"pick_image": environment.pick_image}, calls, "a call")], seconds=5)
     if done.results[0].is_failure:
         environment.failed(calls[0].name or "", str(done.results[0].content))
     assert environment.outcome == outcome
@@ -77,22 +77,22 @@ def test_fleets_form_of_a_call_is_read(said: str, outcome: str, folder: str):
     ("call", "outcome"),
     [
         (None, "no_call"),
-        (Call(None, None), "invalid_call"),
-        (Call("pick", {"index": 0}), "invalid_call"),
-        (Call("pick_image", {"number": 0}), "invalid_call"),
-        (Call("pick_image", {"index": "0"}), "invalid_call"),
-        (Call("pick_image", {"index": True}), "invalid_call"),
-        (Call("pick_image", {"index": 4}), "out_of_range"),
-        (Call("pick_image", {"index": -1}), "out_of_range"),
-        (Call("pick_image", {"index": 1}), "wrong"),
-        (Call("pick_image", {"index": 0}), "right"),
+        (ToolCall(None, None), "invalid_call"),
+        (ToolCall("pick", {"index": 0}), "invalid_call"),
+        (ToolCall("pick_image", {"number": 0}), "invalid_call"),
+        (ToolCall("pick_image", {"index": "0"}), "invalid_call"),
+        (ToolCall("pick_image", {"index": True}), "invalid_call"),
+        (ToolCall("pick_image", {"index": 4}), "out_of_range"),
+        (ToolCall("pick_image", {"index": -1}), "out_of_range"),
+        (ToolCall("pick_image", {"index": 1}), "wrong"),
+        (ToolCall("pick_image", {"index": 0}), "right"),
     ],
 )
-def test_outcomes_are_told_apart(call: Call | None, outcome: str, folder: str):
+def test_outcomes_are_told_apart(call: ToolCall | None, outcome: str, folder: str):
     environment = PickImage(data_root=folder, fixed_correct_index=0)
     environment.reset(episode=1)
     if call is not None:
-        (done,) = run([Job({"pick_image": environment.pick_image}, [call], "a call")], seconds=5)
+        (done,) = execute_tool_calls([ToolJob({"pick_image": environment.pick_image}, [call], "a call")], seconds=5)
         if done.results[0].is_failure:
             environment.failed(call.name or "", str(done.results[0].content))
     assert environment.outcome == outcome
@@ -138,7 +138,7 @@ def test_wrong_options_are_refused(options: dict, message: str, folder: str):
 
 def test_toy_images_are_named_by_their_color(tmp_path: Path):
     paths = write_candidates(tmp_path, rows=16)
-    assert {name_of(path) for path in paths} == set(COLORS)
+    assert {subject_of(path) for path in paths} == set(COLORS)
     same = write_candidates(tmp_path / "again", rows=16)
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in same]
     with pytest.raises(ValueError, match="--rows must be at least 8"):
@@ -150,7 +150,7 @@ def test_toy_images_are_named_by_their_color(tmp_path: Path):
     [("red_circle_2.png", "red circle"), ("dog.jpg", "dog"), ("12.png", "12"), ("a-b-003.png", "a b")],
 )
 def test_names_come_from_files(file: str, name: str):
-    assert name_of(Path(file)) == name
+    assert subject_of(Path(file)) == name
 
 
 def test_environments_are_found_by_name_and_file(tmp_path: Path):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.envs.profiles import PREFIX, Profile
+from vlm_grpo.envs.browser.profiles import PREFIX, Profile
 
 HOLDER = """
 import time
-from vlm_grpo.envs.profiles import Profile
+from vlm_grpo.envs.browser.profiles import Profile
 profile = Profile()
 print(profile.folder, flush=True)
 time.sleep(60)

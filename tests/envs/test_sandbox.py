@@ -19,9 +19,9 @@ import pytest
 
 from tests.envs.sandboxes import GIVEN, SETTINGS, new_sandbox
 from vlm_grpo.envs import sandbox as module
-from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings, image_of, shared_sandbox, text_of
-from vlm_grpo.envs.sandbox_process import BACKENDS
-from vlm_grpo.envs.sandbox_run import Caps, Ending
+from vlm_grpo.envs.sandbox import Sandbox, SandboxError, SandboxSettings, decode_image, decode_output, shared_sandbox
+from vlm_grpo.envs.sandbox.process import BACKENDS
+from vlm_grpo.envs.sandbox.script_run import ScriptLimits, ScriptOutcome
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
@@ -149,11 +149,11 @@ for call in (lambda: libc.unshare(0x10000000), lambda: libc.unshare(0x00020000),
 
 
 def test_image_of_checks_every_number():
-    assert image_of(struct.pack("II", 1, 2) + bytes(6), 2).size == (1, 2)
-    assert image_of(struct.pack("II", 1, 2) + bytes(6), 1) is None
-    assert image_of(struct.pack("II", 1, 2) + bytes(5), 2) is None
-    assert image_of(struct.pack("II", 2**31, 2**31) + bytes(6), 2**24) is None
-    assert image_of(bytes(8), 2) is None and image_of(b"", 2) is None
+    assert decode_image(struct.pack("II", 1, 2) + bytes(6), 2).size == (1, 2)
+    assert decode_image(struct.pack("II", 1, 2) + bytes(6), 1) is None
+    assert decode_image(struct.pack("II", 1, 2) + bytes(5), 2) is None
+    assert decode_image(struct.pack("II", 2**31, 2**31) + bytes(6), 2**24) is None
+    assert decode_image(bytes(8), 2) is None and decode_image(b"", 2) is None
 
 
 def test_slow_script_does_not_hold_others(sandbox: Sandbox):
@@ -223,8 +223,9 @@ def test_everything_ends_with_the_parent(sandbox: Sandbox, outside: Path):
     mark = f"mark-of-{os.getpid()}-{sandbox.backend}"
     code = f"""
 import dataclasses, sys
-from vlm_grpo.envs import sandbox_process, sandbox
-sandbox_process.BOOT += "\\n# {mark}"
+from vlm_grpo.envs import sandbox
+from vlm_grpo.envs.sandbox import process
+process.BOOT += "\\n# {mark}"
 made = sandbox.Sandbox(sandbox.SandboxSettings(time_limit=300, workers=2), {sandbox.backend!r})
 print("ready", flush=True)
 made.run("while True: pass")
@@ -278,13 +279,13 @@ def test_auto_takes_the_first_that_works_and_process_warns_once(monkeypatch, cap
     assert Sandbox(SETTINGS).backend in BACKENDS
     monkeypatch.setattr(module, "BACKENDS", {"none": "namespaces", "process": "folder"})
 
-    class PoolWithout(module.Pool):
-        def play(self, payload: bytes, caps: Caps) -> Ending:
+    class PoolWithout(module.WorkerPool):
+        def run_script(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
             if self.backend == "none":
                 raise RuntimeError("no such thing here")
-            return super().play(payload, caps)
+            return super().run_script(payload, caps)
 
-    monkeypatch.setattr(module, "Pool", PoolWithout)
+    monkeypatch.setattr(module, "WorkerPool", PoolWithout)
     for _ in range(2):
         assert Sandbox(SETTINGS).backend == "process"
     said = [record.getMessage() for record in caplog.records]
@@ -302,7 +303,7 @@ def test_sandbox_refuses_where_nothing_can_hold_a_script(monkeypatch):
 
 
 def test_sandbox_whose_worker_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr("vlm_grpo.envs.sandbox_process.BOOT", "raise SystemExit('no numpy in this Python')")
+    monkeypatch.setattr("vlm_grpo.envs.sandbox.process.BOOT", "raise SystemExit('no numpy in this Python')")
     with pytest.raises(SandboxError, match=r"process: .*no numpy in this Python"):
         Sandbox(SETTINGS, "process")
 
@@ -335,7 +336,7 @@ def test_shared_sandbox_is_one_for_equal_settings():
     ],
 )
 def test_what_steers_a_terminal_is_left_out(printed: bytes, expected: str):
-    assert text_of(printed, 1000) == expected
+    assert decode_output(printed, 1000) == expected
 
 
 def test_escapes_that_a_script_prints_do_not_come_back(sandbox: Sandbox):

@@ -19,8 +19,8 @@ from PIL import Image
 
 from tests.envs.sandboxes import GIVEN, SECRET, SETTINGS
 from vlm_grpo.envs.sandbox import Sandbox, SandboxResult
-from vlm_grpo.envs.sandbox_kernel import ARCHITECTURES, DENIED
-from vlm_grpo.envs.sandbox_process import readable
+from vlm_grpo.envs.sandbox.kernel import ARCHITECTURES, DENIED
+from vlm_grpo.envs.sandbox.process import readable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 

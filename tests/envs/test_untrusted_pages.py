@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.envs.browsing import GREEN, HURRY, colors, is_spinning, needs_chromium, png, said, wait_until
-from vlm_grpo.envs.rendering import PageError, Renderer
+from vlm_grpo.envs.browser.renderer import PageError, Renderer
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,10 @@ class Server:
         self.port = self._stream.getsockname()[1]
         self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
         self._datagrams.bind(("127.0.0.1", self.port))
-        threading.Thread(target=self._take, daemon=True).start()
+        threading.Thread(target=self._dispatch, daemon=True).start()
         threading.Thread(target=self._hear, daemon=True).start()
 
-    def _take(self) -> None:
+    def _dispatch(self) -> None:
         while True:
             try:
                 caller, _ = self._stream.accept()

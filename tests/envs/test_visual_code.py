@@ -13,10 +13,10 @@ from PIL import Image
 
 from vlm_grpo.data.toy.pages import drawn, html_of, page_example, picture_of
 from vlm_grpo.envs import find_environment, visual_code
-from vlm_grpo.envs.chromium import BINARY
-from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
-from vlm_grpo.envs.rendering import BrowserError, find_chromium, shared_renderer
-from vlm_grpo.envs.visual_code import VisualCode, page_in
+from vlm_grpo.envs.browser.chromium import BINARY
+from vlm_grpo.envs.browser.renderer import BrowserError, find_chromium, shared_renderer
+from vlm_grpo.envs.environment import ToolError, tool_schema, tools_of
+from vlm_grpo.envs.visual_code import VisualCode, extract_html
 from vlm_grpo.records import ImageRef, Record
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium")
@@ -244,7 +244,7 @@ def test_a_row_without_design_and_bad_weights_are_errors():
 def test_the_only_tool_is_render_and_it_has_a_schema():
     tools = tools_of(VisualCode())
     assert list(tools) == ["render"]
-    function = schema_of("render", tools["render"])["function"]
+    function = tool_schema("render", tools["render"])["function"]
     assert function["parameters"]["required"] == ["html"]
     assert function["parameters"]["properties"]["html"]["type"] == "string"
 
@@ -270,7 +270,7 @@ def test_without_a_browser_the_error_comes_before_any_episode(monkeypatch: pytes
     ],
 )
 def test_page_in_finds_the_last_page(text: str, page: str | None):
-    assert page_in(text) == page
+    assert extract_html(text) == page
 
 
 @needs_chromium

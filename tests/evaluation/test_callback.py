@@ -12,8 +12,8 @@ from trl.models import unwrap_model_for_generation
 
 from tests.support.training import length_reward, settings
 from vlm_grpo.data import load_dataset
+from vlm_grpo.evaluation.aggregate import Metric
 from vlm_grpo.evaluation.callback import GreedyEvaluation, log_entries
-from vlm_grpo.evaluation.metrics import Metric
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 

@@ -188,10 +188,10 @@ def test_boxes_in_a_guessed_space_are_told_of(folder_of: Any, capsys: pytest.Cap
 
 
 def test_a_local_models_answer_space_can_be_given(tiny: tuple, rows: object):
-    from vlm_grpo.evaluation.generate import LocalModel
+    from vlm_grpo.evaluation.backends.hf import HFBackend
 
     def space(**options: str) -> str:
-        (batch,) = LocalModel(*tiny, max_completion_length=1, **options)(rows, [0])
+        (batch,) = HFBackend(*tiny, max_completion_length=1, **options)(rows, [0])
         return batch[0].completions[0].facts["answer_space"]
 
     assert (space(), space(answer_space="unit")) == ("resized", "unit")
@@ -261,13 +261,13 @@ def test_one_process_goes_on_where_two_were_stopped(
     stopper = tmp_path / "stopper.py"
     stopper.write_text(
         "import os, sys\n"
-        "from vlm_grpo.evaluation import partial\n"
-        "append = partial.Appender.__call__\n"
+        "from vlm_grpo.evaluation import prediction_cache\n"
+        "append = prediction_cache.PredictionWriter.__call__\n"
         "def stop(self, predictions):\n"
         "    append(self, predictions)\n"
         "    if self.path.read_bytes().count(b'\\n') == 2 and self.path.name.endswith('-1.jsonl'):\n"
         "        os.kill(os.getpid(), 9)\n"
-        "partial.Appender.__call__ = stop\n"
+        "prediction_cache.PredictionWriter.__call__ = stop\n"
         "from vlm_grpo.cli.evaluate import main\n"
         "sys.exit(main())\n",
         encoding="utf-8",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vlm_grpo.evaluation import evaluate, shard, unique_rows
-from vlm_grpo.evaluation.predictions import Answered, Completion, Scoring, check_group
+from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText, Scoring, check_group
 
 
 @pytest.fixture
@@ -17,9 +17,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def complete(dataset: Any, numbers: Any) -> Any:
         right, bare = "<think>a</think><answer>7</answer>", "<answer>7</answer>"
         for number in numbers:
-            yield [Answered(number, dataset[number], [Completion(bare if number % 2 else right, 5, False)])]
+            yield [RowCompletions(number, dataset[number], [ScoredText(bare if number % 2 else right, 5, False)])]
 
-    monkeypatch.setattr("vlm_grpo.evaluation.generate.LocalModel", lambda model, processor, **options: complete)
+    monkeypatch.setattr("vlm_grpo.evaluation.backends.hf.HFBackend", lambda model, processor, **options: complete)
 
 
 @pytest.mark.usefixtures("answers")
@@ -79,7 +79,7 @@ def test_several_completions_are_averaged(rows: Any):
     truth = rows[0]["answer"]
     right, wrong = f"<think>a</think><answer>{truth}</answer>", "<think>a</think><answer>none</answer>"
     texts = [right, wrong, right.replace("<think>a</think>", ""), wrong]
-    answered = Answered(0, rows[0], [Completion(text, 3, False) for text in texts])
+    answered = RowCompletions(0, rows[0], [ScoredText(text, 3, False) for text in texts])
     (prediction,) = Scoring("default", pass_k=[1, 2]).predictions([answered])
     assert prediction["scores"] == pytest.approx({"accuracy": 0.5, "format": 0.75, "pass@1": 0.5, "pass@2": 5 / 6})
     assert [sample["scores"]["accuracy"] for sample in prediction["samples"]] == [1.0, 0.0, 1.0, 0.0]

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tests.data.files import png, turns, write_jsonl
-from tests.evaluation.test_compare import write_run
-from tests.evaluation.test_live import groups_of, rollout
+from tests.evaluation.test_comparison import write_run
+from tests.evaluation.test_dashboard import groups_of, rollout
 from vlm_grpo.cli.compare import main as compare
 from vlm_grpo.cli.preview import main as preview
-from vlm_grpo.evaluation.chart import Curve
-from vlm_grpo.evaluation.live import ReportFolder
-from vlm_grpo.evaluation.report import Answer, Card, Section, evaluation_report, write_report
+from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
+from vlm_grpo.evaluation.report.chart import Curve
+from vlm_grpo.evaluation.report.dashboard import ReportFolder
+from vlm_grpo.evaluation.report.page import Section, evaluation_report, write_report
 
 RUN = "parent.postMessage('PWNED','*')"
 PAYLOADS = (
@@ -88,7 +89,10 @@ def entry(number: int, text: str, image: str) -> dict[str, Any]:
 
 
 def report_page(folder: Path, texts: tuple[str, ...]) -> Path:
-    cards = [Card((png(),), text, text, (Answer(text, text, True), Answer(text, text, None))) for text in texts]
+    cards = [
+        ExampleCard((png(),), text, text, (CardAnswer(text, text, True), CardAnswer(text, text, None)))
+        for text in texts
+    ]
     curve = Curve([0, 1], [0.5, 1.0], texts[0], [(1, 0.5, texts[1])])
     rows = [[text, text] for text in texts]
     sections = [Section(text, text, text) for text in texts]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.test_browse import data, prediction
-from tests.evaluation.test_compare import write_run
+from tests.evaluation.test_comparison import write_run
+from tests.evaluation.test_samples_page import data, prediction
 from vlm_grpo.evaluation import Evaluation
-from vlm_grpo.evaluation.compare import CompareError, read_run
-from vlm_grpo.evaluation.metrics import Metric
+from vlm_grpo.evaluation.aggregate import Metric
+from vlm_grpo.evaluation.comparison import CompareError, read_run
 from vlm_grpo.evaluation.results import write_results
 from vlm_grpo.evaluation.strict_json import dumps, loads
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.rewards.accuracy import METHODS, kind
-from vlm_grpo.rewards.choice import choice, choices
+from vlm_grpo.rewards.accuracy import METHODS, infer_method
+from vlm_grpo.rewards.mcq import parse_choice, parse_choices
 
 BOXES = ('[{"bbox_2d": [0, 0, 9, 9], "label": "dog"}]', '[{"bbox_2d": [0, 0, 9, 9], "label": "cat"}]')
 
@@ -168,7 +168,7 @@ def test_tolerance_is_relative_and_off_by_default():
     ],
 )
 def test_choice(answer: str, options: tuple[str, ...], expected: str | None):
-    assert choice(answer, options) == expected
+    assert parse_choice(answer, options) == expected
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "mask_iou"])
@@ -215,7 +215,7 @@ def test_auto_verifies_latex_and_boxed_answers():
     ],
 )
 def test_several_letters(value: str, expected: str | None):
-    assert choices(value, ("cat", "dog", "cow", "pig")) == (expected and frozenset(expected))
+    assert parse_choices(value, ("cat", "dog", "cow", "pig")) == (expected and frozenset(expected))
 
 
 def test_a_truth_of_several_letters_wants_all_of_them():
@@ -223,7 +223,7 @@ def test_a_truth_of_several_letters_wants_all_of_them():
     for truth in ("AC", "A, C", ["A", "C"]):
         earned = [score("accuracy", answered(text), answer=truth, **given) for text in ("C, A", "AC", "A", "ABC", "B")]
         assert earned == [1.0, 1.0, 0.0, 0.0, 0.0]
-    assert kind("AC", ("cat", "dog", "cow")) == "mcq" and kind("AD", ("cat", "dog", "cow")) == "text"
+    assert infer_method("AC", ("cat", "dog", "cow")) == "mcq" and infer_method("AD", ("cat", "dog", "cow")) == "text"
 
 
 @pytest.mark.parametrize("truth", ["30", "B", 30])

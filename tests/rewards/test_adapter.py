@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vlm_grpo.records import Record
-from vlm_grpo.rewards import REWARDS, make_reward, resolve_rewards, score, side_by_side
-from vlm_grpo.rewards.adapter import WITHOUT_A_ROW, batch_reward, checked_batch, split_spec
-from vlm_grpo.rewards.signatures import lift
+from vlm_grpo.rewards import REWARDS, make_concurrent, make_reward, resolve_rewards, score
+from vlm_grpo.rewards.adapter import INAPPLICABLE_ROLLOUTS, batch_reward, checked_batch_reward, split_spec
+from vlm_grpo.rewards.user_rewards import to_batch_reward
 
 RIGHT = [{"role": "assistant", "content": "<think>a</think><answer>7</answer>"}]
 
@@ -103,9 +103,9 @@ def test_every_reward_is_there_as_a_coroutine_too():
 
 def test_slow_rewards_run_side_by_side_where_there_are_several():
     made = resolve_rewards(["format", "judge", "accuracy"])[0]
-    assert [asyncio.iscoroutinefunction(function) for function in side_by_side(made)] == [False, True, True]
-    assert [function.__name__ for function in side_by_side(made)] == ["format", "judge", "accuracy"]
-    assert side_by_side(made[:2]) == made[:2]
+    assert [asyncio.iscoroutinefunction(function) for function in make_concurrent(made)] == [False, True, True]
+    assert [function.__name__ for function in make_concurrent(made)] == ["format", "judge", "accuracy"]
+    assert make_concurrent(made[:2]) == made[:2]
 
 
 @pytest.mark.parametrize("name", list(REWARDS))
@@ -124,9 +124,11 @@ def test_rewards_read_whole_turns_and_know_what_the_prompt_opened():
     for name, value in (("accuracy", 1.0), ("format", 1.0)):
         assert make_reward(name)(completions=[answer], **columns) == [value]
     seen = []
-    lift("own", lambda completion, record: seen.append(completion) or 0.0)(completions=[answer], **columns)
-    lift("own", lambda text, ground_truth: seen.append(text) or 0.0)(completions=[answer], **columns)
-    lift("own", lambda completions, **columns: seen.extend(completions) or [0.0])(completions=[answer], **columns)
+    to_batch_reward("own", lambda completion, record: seen.append(completion) or 0.0)(completions=[answer], **columns)
+    to_batch_reward("own", lambda text, ground_truth: seen.append(text) or 0.0)(completions=[answer], **columns)
+    to_batch_reward("own", lambda completions, **columns: seen.extend(completions) or [0.0])(
+        completions=[answer], **columns
+    )
     assert seen == ["<think><answer>" + answer] * 2 + [answer]
 
 
@@ -155,7 +157,7 @@ def test_numbers_and_none_are_values(form: str, value: str, expected: float | No
 @pytest.mark.parametrize("values", ["None", "1.0", "[1.0]", "'ab'"])
 def test_a_batch_reward_returns_one_value_for_each_completion(values: str):
     with pytest.raises(TypeError, match=r"reward 'mine': must return a list of 2 numbers or None, got"):
-        checked_batch("mine", lambda completions, **columns: eval(values))(completions=["a", "b"])
+        checked_batch_reward("mine", lambda completions, **columns: eval(values))(completions=["a", "b"])
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e300"])
@@ -177,10 +179,10 @@ def test_a_reward_that_applies_to_no_row_is_named_once(caplog: pytest.LogCapture
         return None if record.answer is None else 1.0
 
     never, at_times = batch_reward("never", reward), batch_reward("at_times", reward)
-    for number in range(3 * WITHOUT_A_ROW):
+    for number in range(3 * INAPPLICABLE_ROLLOUTS):
         never(completions=["a", "b"])
         at_times(completions=["a", "b"], answer=[None, None if number % 5 else "7"])
-        assert caplog.text.count("reward 'never' applied to no row") == (number + 1 >= WITHOUT_A_ROW)
+        assert caplog.text.count("reward 'never' applied to no row") == (number + 1 >= INAPPLICABLE_ROLLOUTS)
     assert "at_times" not in caplog.text
 
 

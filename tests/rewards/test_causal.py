@@ -8,7 +8,7 @@ import json
 import pytest
 
 from vlm_grpo.rewards import make_reward, score
-from vlm_grpo.rewards.causal import kendall, longest
+from vlm_grpo.rewards.reasoning import kendall, longest_increasing
 
 STEPS = ("A dog lies there.", "The mat is green.", "Two cups stand left.", "Rain falls outside.")
 
@@ -51,7 +51,7 @@ def test_measures_against_all_orders_of_five():
         tau = (2 * sum(rising) - 10) / 10
         assert kendall(places) == pytest.approx((tau + 1) / 2)
         runs = [run for size in range(1, 6) for run in itertools.combinations(places, size) if list(run) == sorted(run)]
-        assert longest(places) == max(map(len, runs)) / 5
+        assert longest_increasing(places) == max(map(len, runs)) / 5
 
 
 def test_swapping_two_steps_never_raises_the_reward():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vlm_grpo.boxes import Box, iou
 from vlm_grpo.rewards import score
-from vlm_grpo.rewards.detections import Detection, overlaps, read_detections
+from vlm_grpo.rewards.detection import Detection, iou_matrix, parse_detections
 
 
 def boxes(*items: Any) -> list[dict[str, Any]]:
@@ -82,18 +82,18 @@ SIDE = st.integers(0, 12)
 ITEM = st.tuples(SIDE, SIDE, SIDE, SIDE, st.sampled_from("ab"))
 
 
-@given(given_items=st.lists(ITEM, max_size=4), right=st.lists(ITEM, min_size=1, max_size=4))
+@given(given_items=st.lists(ITEM, max_size=4), target=st.lists(ITEM, min_size=1, max_size=4))
 @settings(max_examples=150)
-def test_detection_is_the_best_of_all_pairings(given_items: list[tuple], right: list[tuple]):
-    value = score("detection", said(*given_items), answer=boxes(*right))
-    assert value == pytest.approx(brute_force(given_items, right))
+def test_detection_is_the_best_of_all_pairings(given_items: list[tuple], target: list[tuple]):
+    value = score("detection", said(*given_items), answer=boxes(*target))
+    assert value == pytest.approx(brute_force(given_items, target))
 
 
 @given(one=st.lists(ITEM, max_size=4), other=st.lists(ITEM, max_size=4))
 @settings(max_examples=100)
 def test_overlaps_are_those_of_single_boxes(one: list[tuple], other: list[tuple]):
     left, right = ([Detection(Box(*map(float, i[:4])), i[4]) for i in side] for side in (one, other))
-    table = overlaps(left, right)
+    table = iou_matrix(left, right)
     assert table.shape == (len(one), len(other))
     for row, column in np.ndindex(table.shape):
         a, b = left[row], right[column]
@@ -149,7 +149,7 @@ def test_forms_that_are_read():
     assert score("detection", answered(str(whole)), answer=whole) == 0.0  # a Python repr is no JSON
     for text in ("[1, 2, 3, 4]", "[[1, 2, 3, 4]]"):
         assert score("detection", answered(text), answer=whole) == 1.0  # the truth has one label
-    assert [item.box for item in read_detections("[[-1, 2, 3, 4.5], [5, 6, 7, 8]]")] == [(0, 2, 3, 4.5), (5, 6, 7, 8)]
+    assert [item.box for item in parse_detections("[[-1, 2, 3, 4.5], [5, 6, 7, 8]]")] == [(0, 2, 3, 4.5), (5, 6, 7, 8)]
 
 
 def test_labels_that_only_one_side_has():

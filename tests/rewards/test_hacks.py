@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.rewards.server import JudgeServer, Reply
+from vlm_grpo.answer_parser import parse_answer
 from vlm_grpo.rewards import JudgeSettings, make_reward, score
-from vlm_grpo.text import parse_answer
 
 BOX = {"bbox_2d": [10, 10, 50, 50]}
 REFERENCE = ("A dog lies on the mat.", "The mat is green.")

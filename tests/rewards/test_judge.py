@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.rewards.server import JudgeServer, Reply, strict
-from vlm_grpo.rewards import JudgeSettings, asking, make_reward, resolve_rewards, score
-from vlm_grpo.rewards.asking import judge_of, read_score, speaks_to_judge
+from vlm_grpo.rewards import JudgeSettings, judge_client, make_reward, resolve_rewards, score
+from vlm_grpo.rewards.judge_client import get_judge, is_prompt_injection, parse_score
 
 
 def answered(answer: str) -> str:
@@ -25,7 +25,7 @@ def answered(answer: str) -> str:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def test_without_a_verdict_accuracy_decides_and_it_is_counted(
         assert len(server.requests) == 2 * requests  # two distinct answers
         reward(texts, **columns)
     assert metrics == [("judge/asked", 3), ("judge/fallbacks", 3)] * 2
-    assert [record.message.split(" (")[0] for record in caplog.records if record.name == asking.__name__] == [
+    assert [record.message.split(" (")[0] for record in caplog.records if record.name == judge_client.__name__] == [
         f"judge m at {server.url} gave no verdict"
     ]
 
@@ -157,7 +157,7 @@ def test_a_dead_server_costs_one_time_limit_for_a_batch_not_one_for_each_answer(
     ],
 )
 def test_read_score(reply: str, expected: float | None):
-    assert read_score(reply) == expected
+    assert parse_score(reply) == expected
 
 
 INJECTIONS = [
@@ -191,7 +191,7 @@ def test_a_judge_told_to_say_10(answer: str):
     "answer", ["a red ball", "12 apples", "the left one", "2019-05-01", "yes", "Mark Twain", "10", "solution"]
 )
 def test_plain_answers_are_shown_to_the_judge(answer: str):
-    assert not speaks_to_judge(answer)
+    assert not is_prompt_injection(answer)
 
 
 def test_an_answer_cannot_leave_its_place():
@@ -282,4 +282,4 @@ def test_mathematics_and_judge_do_not_wait_for_each_other(monkeypatch: pytest.Mo
 
 def test_a_judge_is_made_once_for_its_settings():
     settings = JudgeSettings("once", "http://127.0.0.1:1/v1")
-    assert judge_of(settings) is judge_of(JudgeSettings("once", "http://127.0.0.1:1/v1"))
+    assert get_judge(settings) is get_judge(JudgeSettings("once", "http://127.0.0.1:1/v1"))

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.rewards.server import JudgeServer, Reply
 from tests.support.training import length_reward, settings, user
-from vlm_grpo.rewards import JudgeSettings, accuracy, asking, make_reward, side_by_side
+from vlm_grpo.rewards import JudgeSettings, accuracy, judge_client, make_concurrent, make_reward
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def text_rows() -> Dataset:
 def test_judge_and_accuracy_in_trls_own_trainer(
     text_rows: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE", 0.01)
     # A random model writes no answer block: all that it writes is the answer here.
-    monkeypatch.setattr(accuracy, "given_answer", lambda completion, record: completion.strip() or "x")
-    monkeypatch.setattr(accuracy, "speaks_to_judge", lambda answer: False)
+    monkeypatch.setattr(accuracy, "predicted_answer", lambda completion, record: completion.strip() or "x")
+    monkeypatch.setattr(accuracy, "is_prompt_injection", lambda answer: False)
     seen: Counter[str] = Counter()
 
     def script(case: dict[str, Any]) -> Reply:
@@ -35,7 +35,7 @@ def test_judge_and_accuracy_in_trls_own_trainer(
 
     with JudgeServer(script) as server:
         judge = make_reward("judge", judge=JudgeSettings("m", server.url))
-        functions = side_by_side([length_reward, judge, make_reward("accuracy")])
+        functions = make_concurrent([length_reward, judge, make_reward("accuracy")])
         trainer = GRPOTrainer(str(tiny_model), functions, GRPOConfig(**settings(tmp_path)), train_dataset=text_rows)
         trainer.train()
     logged = trainer.state.log_history[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlm_grpo.answer_parser import parse_steps
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import make_reward, reasoning, score
 from vlm_grpo.rewards.reasoning import load_embedder, match_f1, threshold_of
-from vlm_grpo.text import parse_steps
 
 STEPS = ("The traffic light shows red.", "Two people wait at the crossing.", "A bus stands on the left.")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_grpo.envs.protocol import make_tool_call_str
+from vlm_grpo.envs.tool_parser import make_tool_call_str
 
 Say = Callable[[str, int], str]
 
@@ -74,9 +74,9 @@ def speak(say: Say) -> None:
 
 def stop_after(rows: int) -> None:
     """Let the last process kill itself when it has kept so many rows."""
-    from vlm_grpo.evaluation import partial
+    from vlm_grpo.evaluation import prediction_cache
 
-    append = partial.Appender.__call__
+    append = prediction_cache.PredictionWriter.__call__
     last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
     def stop(self: Any, predictions: Any) -> None:
@@ -84,7 +84,7 @@ def stop_after(rows: int) -> None:
         if self.path.name.endswith(f"-{last}.jsonl") and self.path.read_bytes().count(b"\n") >= rows:
             os.kill(os.getpid(), 9)
 
-    partial.Appender.__call__ = stop
+    prediction_cache.PredictionWriter.__call__ = stop
 
 
 if __name__ == "__main__":

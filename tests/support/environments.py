@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.protocol import make_tool_call_str
+from vlm_grpo.envs.tool_parser import make_tool_call_str
 
 COLORS = ("red", "green", "blue", "white")
 

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from tests.data.files import turns, write_jsonl
 from vlm_grpo.boxes import Box, convert
 from vlm_grpo.data import load_dataset
-from vlm_grpo.loading import set_pixel_limits
+from vlm_grpo.model_utils import set_pixel_limits
 from vlm_grpo.rewards import score
 from vlm_grpo.trainers.rollout import PromptEncoder
 

@@ -27,8 +27,8 @@ from vlm_grpo.data import load_dataset
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation import evaluate
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.loading import freeze_vision, placeholder_ids, towers_of
-from vlm_grpo.tool_forms import TOOL_FORMS, find_form
+from vlm_grpo.model_utils import freeze_vision, placeholder_ids, towers_of
+from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, find_tool_call_format
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.hotpath.support import refusal
@@ -250,7 +250,7 @@ def test_what_the_table_says_of_prefix_videos_and_tools(family: str, folder_of: 
     reads_videos = getattr(processor, "video_processor", None) is not None
     assert (reads_videos and type(processor).__name__ not in WITHOUT_VIDEOS) == facts.has_video
     if "tools" in processor.chat_template:
-        assert find_form(processor.chat_template) is TOOL_FORMS[facts.tools]
+        assert find_tool_call_format(processor.chat_template) is TOOL_CALL_FORMATS[facts.tools]
 
 
 class Unknown(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.test_live import data_of
+from tests.evaluation.test_dashboard import data_of
 from tests.support.training import image_rows, settings
-from vlm_grpo.evaluation.live import LiveReport
+from vlm_grpo.evaluation.report.dashboard import LiveReport
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.no_signal import NoSignal, has_signal, message

@@ -111,7 +111,7 @@ def test_calls_that_are_only_thought_of_are_not_made(thinker: Path, tmp_path: Pa
         (f"I look.</think>\n{LOOK}", f"Again.</think>\n{LOOK}", "Done.</think>\nred"),
         ("No.</think>\nred",),
     ]
-    args = VLMGRPOConfig(**settings(tmp_path, max_completion_length=900, tool_protocol="hermes"))
+    args = VLMGRPOConfig(**settings(tmp_path, max_completion_length=900, tool_format="hermes"))
     finished: list[str] = []
 
     class Watched(Gallery):
@@ -131,7 +131,7 @@ def test_calls_that_are_only_thought_of_are_not_made(thinker: Path, tmp_path: Pa
 def test_every_turn_has_its_own_opening(thinker: Path, tmp_path: Path):
     turns = [*user("what color?"), {"role": "assistant", "content": "I look."}]
     begun = Dataset.from_list([{"prompt": turns, "image": picture(0), "answer": "red"}])
-    args = VLMGRPOConfig(**settings(tmp_path, max_completion_length=900, tool_protocol="hermes"))
+    args = VLMGRPOConfig(**settings(tmp_path, max_completion_length=900, tool_format="hermes"))
     trainer = VLMGRPOTrainer(str(thinker), ["accuracy"], args, train_dataset=begun, tools=[Gallery().read])
     scripted_turns(trainer, [(call("read", page=3), "A page.</think>\nred")])
     trainer.model.train()

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.support.training import differences, image_rows, length_reward, settings
-from vlm_grpo.loading import placeholder_ids
+from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer

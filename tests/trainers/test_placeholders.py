@@ -10,8 +10,8 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.training import image_rows, length_reward, settings
-from vlm_grpo.evaluation.generate import generate_greedy
-from vlm_grpo.loading import placeholder_ids
+from vlm_grpo.evaluation.backends.hf import generate_greedy
+from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer

@@ -448,7 +448,7 @@ def test_other_families_show_pictures_in_turns(family: str, tmp_path: Path):
 
 
 def test_tags_call_tools(tiny_model: Path, tmp_path: Path):
-    trainer = build("grpo", tiny_model, tmp_path, scripts=(("<look>green</look>", "end"),), tool_protocol="tags",
+    trainer = build("grpo", tiny_model, tmp_path, scripts=(("<look>green</look>", "end"),), tool_format="tags",
                     environment_factory=type("Tagged", (Gallery,), {"TAGS": {"look": "look"}}))  # fmt: skip
     output = rollout(trainer)
     assert "<look>color</look>" in str(trainer._logs["prompt"][0])
@@ -460,7 +460,7 @@ def test_tags_call_tools(tiny_model: Path, tmp_path: Path):
     ("options", "message"),
     [
         ({"max_prompt_length": 100}, "--max_prompt_length cannot know what environments add"),
-        ({"tool_protocol": "native"}, "--tool_protocol native: this model's chat template knows no tools"),
+        ({"tool_format": "native"}, "--tool_format native: this model's chat template does not support tools"),
         ({"environment_factory": object}, "environment 'object': object must have a method 'reset'"),
         ({"tools": [lambda x: x]}, "needs a type hint for every argument"),
         ({"algorithm": "remax"}, "needs a greedy completion of each prompt"),

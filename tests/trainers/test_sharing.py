@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, image_rows, picture, settings, user
-from vlm_grpo.loading import vision_towers
+from vlm_grpo.model_utils import vision_towers
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.hotpath import attention

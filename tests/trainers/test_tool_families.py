@@ -16,8 +16,8 @@ from tests.support.environments import Gallery, scripted_turns
 from tests.support.families import FAMILIES_TINY, tokenizer
 from tests.support.templates import MISTRAL, glm_with_images, written_calls
 from tests.support.training import picture, settings, user
-from vlm_grpo.envs.environment import schema_of, tools_of
-from vlm_grpo.tool_forms import TOOL_FORMS, UNREADABLE, Call, find_form
+from vlm_grpo.envs.environment import tool_schema, tools_of
+from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, UNREADABLE_CALL, ToolCall, find_tool_call_format
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -48,9 +48,9 @@ def test_an_episode_with_a_picture_is_trained(family: str, kind: str, tmp_path: 
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     if other is not None:
         processor.chat_template = other()
-    form = find_form(processor.chat_template)
-    tools = [schema_of(*item) for item in tools_of(Gallery()).items()]
-    text = written_calls(processor.chat_template, [Call("look", {"color": "green", "side": 56})], tools)
+    form = find_tool_call_format(processor.chat_template)
+    tools = [tool_schema(*item) for item in tools_of(Gallery()).items()]
+    text = written_calls(processor.chat_template, [ToolCall("look", {"color": "green", "side": 56})], tools)
     call = text[text.index(form.example[:6]) : text.rindex(form.end) + len(form.end)]
     trainer = build(kind, tmp_path, processor)
     thought = "I look.</think>\n\n" if opens_thought(processor) else ""  # its template has opened one
@@ -107,11 +107,17 @@ def test_a_call_that_cannot_be_read_is_answered_with_the_form(tmp_path: Path):
     assert torch.isfinite(seen[0]["advantages"]).all()
 
 
-@pytest.mark.parametrize("form", TOOL_FORMS)
+@pytest.mark.parametrize("form", TOOL_CALL_FORMATS)
 def test_the_marks_of_calls_are_kept_when_they_are_special_tokens(form: str):
     """TRL's decoding would drop them, and with them the call."""
-    written = {"mistral": '[TOOL_CALLS]NAME[CALL_ID]a1b2c3d4e[ARGS]{"KEY": "TEXT"}'}.get(form, TOOL_FORMS[form].example)
+    written = {"mistral": '[TOOL_CALLS]NAME[CALL_ID]a1b2c3d4e[ARGS]{"KEY": "TEXT"}'}.get(
+        form, TOOL_CALL_FORMATS[form].example
+    )
     marks = re.findall(r"<\|?/?[a-z_]+\|?>|<\|\"\|>|\[[A-Z_]+\]", written)
     words = tokenizer(*dict.fromkeys(marks))
     ids = words(written + words.eos_token, add_special_tokens=False)["input_ids"]
-    assert TOOL_FORMS[form].calls(TurnDecoder(words)(ids)) == TOOL_FORMS[form].calls(written) != [UNREADABLE]
+    assert (
+        TOOL_CALL_FORMATS[form].calls(TurnDecoder(words)(ids))
+        == TOOL_CALL_FORMATS[form].calls(written)
+        != [UNREADABLE_CALL]
+    )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vlm_grpo.algorithms.recipe import Recipe
 from vlm_grpo.algorithms.recipes import RECIPES
-from vlm_grpo.table import Table
-from vlm_grpo.userfile import is_file_name, load_from_file
+from vlm_grpo.import_utils import is_file_spec, load_from_file
+from vlm_grpo.registry import Registry
 
 __all__ = [
     "ALGORITHMS",
@@ -25,7 +25,7 @@ __all__ = [
     "register_algorithm",
 ]
 
-ALGORITHMS: Table[Recipe] = Table("algorithm", RECIPES)
+ALGORITHMS: Registry[Recipe] = Registry("algorithm", RECIPES)
 
 
 def register_algorithm(
@@ -87,7 +87,7 @@ def find_algorithm(name: str) -> Recipe:
         ValueError: no such file, or nothing in it that can be an algorithm.
     """
     name = canonical_name(name)
-    if name in ALGORITHMS or not is_file_name(name):
+    if name in ALGORITHMS or not is_file_spec(name):
         return ALGORITHMS[name]
     found = load_from_file("algorithm", name)
     if isinstance(found, Recipe):

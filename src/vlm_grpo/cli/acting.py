@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.table import unknown_name
+from vlm_grpo.registry import unknown_name
 
 OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with a flag of their own
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from vlm_grpo.cli.migration import hint as hint_of
-from vlm_grpo.table import nearest
+from vlm_grpo.registry import nearest
 
 
 def _flag(help_text: str, default: object = None) -> object:
@@ -118,7 +118,7 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (
         (
             *("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
-            *("max_turns", "tool_time_limit", "tool_protocol"),
+            *("max_turns", "tool_time_limit", "tool_format"),
         ),
         "--environment",
         ("environment", ""),

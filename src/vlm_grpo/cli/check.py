@@ -27,13 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     source = data_source(parser, arguments)
 
     from vlm_grpo.data import DataError, check_source, problem_table
-    from vlm_grpo.rewards.accuracy import meaning
+    from vlm_grpo.rewards.accuracy import describe_method
 
     accuracy: Counter[str] = Counter()
     earned: Counter[tuple[str, str]] = Counter()  # rows of a task that each of its rewards applies to
 
     def note(record: Any) -> None:
-        accuracy.update([meaning(record)])
+        accuracy.update([describe_method(record)])
         earned.update(_task_rewards(record))
 
     try:
@@ -55,19 +55,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
     """Return 1 for each default reward of a record's task that applies to it, else 0."""
-    from vlm_grpo.rewards.applying import applies
+    from vlm_grpo.rewards.applicability import is_applicable
     from vlm_grpo.tasks import TASKS
 
-    return {(record.task, name): int(applies(name, record)) for name in TASKS[record.task].rewards}
+    return {(record.task, name): int(is_applicable(name, record)) for name in TASKS[record.task].rewards}
 
 
 def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
     """One line for each default reward of a task that applies to none of its rows; training refuses it."""
-    from vlm_grpo.rewards.applying import needed
+    from vlm_grpo.rewards.applicability import requirement
 
     return [
-        f"the reward {name} of the task {task} applies to none of its rows: it needs {needed(name)}; leave it out of "
-        "--reward_funcs"
+        f"the reward {name} of the task {task} applies to none of its rows: it needs {requirement(name)}; leave it out "
+        "of --reward_funcs"
         for (task, name), count in earned.items()
         if not count
     ]

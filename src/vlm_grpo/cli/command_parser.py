@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_grpo.cli.migration import hint
-from vlm_grpo.table import nearest
+from vlm_grpo.registry import nearest
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ from vlm_grpo.cli.command_parser import CommandParser
 IGNORED = ("output_dir", "overwrite", "batch_size", "concurrency", "timeout", "retries")
 
 if TYPE_CHECKING:
-    from vlm_grpo.evaluation.compare import Difference, Run
+    from vlm_grpo.evaluation.comparison import Difference, EvaluationRun
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,17 +36,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Compare and return the exit status: 0 done, 2 for runs that cannot be compared."""
     options = parser().parse_args(argv)
-    from vlm_grpo.evaluation.compare import CompareError, common_rows, compare, read_run
+    from vlm_grpo.evaluation.comparison import CompareError, common_rows, compare_runs, read_run
 
     try:
         first, second = read_run(options.run_a), read_run(options.run_b)
         rows = common_rows(first, second)
-        differences = compare(first, second, options.seed)
+        differences = compare_runs(first, second, options.seed)
     except CompareError as error:
         print(f"vlm-grpo compare: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(first, second, rows, differences)))
-    from vlm_grpo.evaluation.compare_report import compare_report
+    from vlm_grpo.evaluation.report.comparison_page import compare_report
 
     path = Path(options.output or second.folder / "compare.html")
     compare_report(path, first, second, rows, differences, all_rows=options.all_rows, image_folder=options.image_folder)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def lines(first: Run, second: Run, rows: list[int], differences: list[Difference]) -> list[str]:
+def lines(first: EvaluationRun, second: EvaluationRun, rows: list[int], differences: list[Difference]) -> list[str]:
     """The table as text."""
     left = f"{len(rows)} examples in both; A {first.folder}: {len(first.predictions)}, "
     head = f"{left}B {second.folder}: {len(second.predictions)}"

@@ -13,8 +13,8 @@ from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
 from vlm_grpo.redact import redact
-from vlm_grpo.rewards import is_model
-from vlm_grpo.rewards.accuracy import JUDGED, meaning
+from vlm_grpo.rewards import is_reward_model
+from vlm_grpo.rewards.accuracy import JUDGE_METHODS, describe_method
 from vlm_grpo.rewards.adapter import split_spec
 
 
@@ -41,7 +41,7 @@ def show(
         print(f"images: {images}")
         print(f"answer: {row.get('answer')}")
         if "record" in row and any(split_spec(spec)[0] == "accuracy" for spec in specs):
-            print(f"the reward accuracy is {meaning(row['record'])}")
+            print(f"the reward accuracy is {describe_method(row['record'])}")
         if isinstance(prompting, Prompting):
             _show_end(row, prompting, _scored(script, row, specs), training.reward_options())
     print("--- configuration")
@@ -54,9 +54,13 @@ def show(
 def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str]) -> list[str]:
     """The rewards that the right answer of a row can be given now: none of the user's, none that asks a server."""
     record = row.get("record")
-    if script.environment or record is None or record.method in JUDGED:
+    if script.environment or record is None or record.method in JUDGE_METHODS:
         return []
-    return [spec for spec in specs if ".py:" not in spec and not is_model(spec) and split_spec(spec)[0] not in JUDGED]
+    return [
+        spec
+        for spec in specs
+        if ".py:" not in spec and not is_reward_model(spec) and split_spec(spec)[0] not in JUDGE_METHODS
+    ]
 
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:

@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     options = flags.parse_args(argv)
     for problem in check(options):
         flags.error(problem)
+    from vlm_grpo.evaluation.backends.openai import ServerError
     from vlm_grpo.evaluation.predictions import EpisodeError
-    from vlm_grpo.evaluation.server import ServerError
-    from vlm_grpo.rewards.calling import TimeLimitError
+    from vlm_grpo.time_limits import TimeLimitError
 
     try:
         prompting, fault = find_local_prompting(options)
@@ -83,9 +83,9 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
     if options.environment:
         check_environment(options)
     if not has_data(options):
-        from vlm_grpo.evaluation.agents import made_episodes
+        from vlm_grpo.evaluation.backends.agent import environment_episodes
 
-        return made_episodes(options.seed, options.limit)
+        return environment_episodes(options.seed, options.limit)
 
     given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
     try:
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     """Complete the rows of this process that are not done yet, and write what all processes found."""
     from accelerate import PartialState
 
-    from vlm_grpo.evaluation import partial, predict_with, shard, summary, unique_rows
+    from vlm_grpo.evaluation import predict_with, prediction_cache, shard, summary, unique_rows
 
     state = PartialState(cpu=options.use_cpu or options.backend == "openai")
     started = time.monotonic()
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     facts = settings_and_data(options, dataset, rows)
     folder = Path(options.output_dir)
     begin_together(state, folder, facts, overwrite=options.overwrite)
-    done = {entry["row"]: entry for entry in partial.read(folder)}
+    done = {entry["row"]: entry for entry in prediction_cache.read_predictions(folder)}
     state.wait_for_everyone()  # all have read before the first one appends
     left = [row for row in range(rows) if row not in done]
     numbers = [left[place] for place in shard(len(left), state.process_index, state.num_processes)]
@@ -165,14 +165,14 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     if numbers:
         backend = load_backend(options, state.device)
         with progress_bar(rows, len(done), state) as bar:
-            keep = partial.Appender(folder, state.process_index)
+            keep = prediction_cache.PredictionWriter(folder, state.process_index)
             predict_with(backend, dataset, numbers, scoring, on_batch=bar.update, keep=keep)
     state.wait_for_everyone()
     if state.is_main_process:
-        predictions = unique_rows(partial.read(folder))
+        predictions = unique_rows(prediction_cache.read_predictions(folder))
         evaluation = summary(options.task_type, predictions, options.seed, options.pass_k)
         write_all(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
-        partial.finish(folder)
+        prediction_cache.remove_cache(folder)
         show(evaluation, options.output_dir)
     if state.num_processes > 1:
         state.wait_for_everyone()
@@ -201,12 +201,12 @@ def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite
     """
     from accelerate.utils import broadcast_object_list
 
-    from vlm_grpo.evaluation.partial import ResumeError, begin
+    from vlm_grpo.evaluation.prediction_cache import ResumeError, open_cache
 
     problem: list[str | None] = [None]
     if state.is_main_process:
         try:
-            begin(folder, facts, overwrite=overwrite)
+            open_cache(folder, facts, overwrite=overwrite)
         except (ResumeError, OSError) as error:
             problem = [str(error)]
     if state.num_processes > 1:
@@ -217,15 +217,15 @@ def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite
 
 def load_backend(options: argparse.Namespace, device: Any) -> Any:
     """The model on its device, or the server."""
-    from vlm_grpo.evaluation.sampling import Sampling
+    from vlm_grpo.evaluation.sampling_params import SamplingParams
 
-    sampling = Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
+    sampling = SamplingParams(options.temperature, options.top_p, options.num_samples, options.seed)
     common = {"max_completion_length": options.max_completion_length, "sampling": sampling}
     if options.backend == "openai":
-        from vlm_grpo.evaluation.server import Server, space_of_name
+        from vlm_grpo.evaluation.backends.openai import OpenAIBackend, space_of_name
 
         name = options.model_name_or_path
-        return Server(
+        return OpenAIBackend(
             options.base_url,
             name,
             concurrency=options.concurrency or 8,
@@ -237,10 +237,10 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
             template_options=options.chat_template_kwargs,
             **common,
         )
-    from vlm_grpo.evaluation.generate import LocalModel
+    from vlm_grpo.evaluation.backends.hf import HFBackend
 
     model, processor = load_model(options, device)
-    local = LocalModel(
+    local = HFBackend(
         model,
         processor,
         options.batch_size or 8,
@@ -254,14 +254,14 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
 def load_agents(options: argparse.Namespace, model: Any) -> Any:
     """The model as one that plays in the environments of the flags."""
     from vlm_grpo.cli.acting import environment_factory
-    from vlm_grpo.evaluation.agents import Agents
+    from vlm_grpo.evaluation.backends.agent import AgentBackend
     from vlm_grpo.trainers.stage import Stage
 
     given = {name: getattr(options, name) for name in OF_EPISODES}
     own = {name: OF_EPISODES[name] if value is None else value for name, value in given.items()}
     stage = Stage([], environment_factory(options), own["reward_time_limit"])
-    return Agents(
-        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_protocol"]
+    return AgentBackend(
+        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_format"]
     )
 
 
@@ -275,7 +275,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
 
     from vlm_grpo.answer_space import check_answer_space
     from vlm_grpo.cli.templates import read_template
-    from vlm_grpo.loading import limit_images
+    from vlm_grpo.model_utils import limit_images
     from vlm_grpo.trainers.media import tell_videos_from_images
 
     name = options.model_name_or_path
@@ -296,7 +296,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
 def tell_space(options: argparse.Namespace, model_type: str) -> None:
     """Print in which space boxes are read, where it is a guess."""
     from vlm_grpo.answer_space import space_notice
-    from vlm_grpo.evaluation.server import needs_space
+    from vlm_grpo.evaluation.backends.openai import needs_space
 
     notice = space_notice(model_type, options.answer_space) if needs_space(options.task_type) else None
     if notice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from typing import Any
 
@@ -11,11 +12,13 @@ from vlm_grpo.cli.check import PRIVATE_HELP, add_hub_flag, task_name
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 
+logger = logging.getLogger(__name__)
+
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
 OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
-OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto", "reward_time_limit": 600.0}  # defaults
+OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_format": "auto", "reward_time_limit": 600.0}  # defaults
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 DATA_FLAGS += ("ignore_columns",)
 # What predictions do not depend on: these may differ when a stopped evaluation goes on.
@@ -83,8 +86,9 @@ def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
     add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
     add("--reward_time_limit", type=float, help="seconds for each of the environment's own methods (default: 600)")
-    protocols = ("auto", "native", "hermes", "tags")
-    add("--tool_protocol", choices=protocols, help="how the model is told of its tools (default: auto)")
+    formats = ("auto", "native", "hermes", "tags")
+    add("--tool_format", choices=formats, help="how the prompt describes tools and calls are parsed (default: auto)")
+    add("--tool_protocol", choices=formats, action=RenamedFlag, dest="tool_format", help=argparse.SUPPRESS)
 
 
 def _add_backends(flags: argparse.ArgumentParser) -> None:
@@ -99,6 +103,14 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, help="openai: seconds for a request (default: 300)")
     add("--retries", type=int, help="openai: repetitions of a request that failed (default: 3)")
     add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
+
+
+class RenamedFlag(argparse.Action):
+    """A flag under its former name: it sets the new one and warns."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        logger.warning("%s is now called --%s; the old name still works", option_string, self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def positive(text: str) -> int:
@@ -153,17 +165,17 @@ def _episode_problems(options: argparse.Namespace) -> list[str]:
 
 
 def _task_problems(options: argparse.Namespace) -> list[str]:
-    from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+    from vlm_grpo.evaluation.sampling_params import SamplingParams, check_pass_k
     from vlm_grpo.tasks import TASKS
 
     try:
-        Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
+        SamplingParams(options.temperature, options.top_p, options.num_samples, options.seed)
         metric = "success" if options.environment else TASKS[options.task_type].metric
         check_pass_k(options.pass_k, options.num_samples, metric)
     except (ValueError, KeyError) as error:
         return [str(error.args[0])]
     if options.backend == "openai" and options.answer_space is None:
-        from vlm_grpo.evaluation.server import needs_space, space_of_name
+        from vlm_grpo.evaluation.backends.openai import needs_space, space_of_name
 
         if needs_space(options.task_type) and space_of_name(options.model_name_or_path) is None:
             return [

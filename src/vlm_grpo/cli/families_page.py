@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlm_grpo.families import FAMILIES, Family
-from vlm_grpo.refusals import REFUSALS
+from vlm_grpo.unsupported_models import UNSUPPORTED_MODELS
 
 PAGE = Path("docs/families.md")
 # Tokens of a picture of 1600 x 1200 pixels: by default, with --max_image_tokens 1024, and with 256. Text is the least
@@ -136,7 +136,7 @@ def page() -> str:
     known = [f"| `{name}` | {family.coordinate_space} | {family.source} |" for name, family in FAMILIES.items()
              if family.coordinate_space]  # fmt: skip
     examples = [f"| `{name}` | {' | '.join(map(str, counts))} |" for name, counts in EXAMPLES.items()]
-    refused = [f"| `{name}` | {reason} |" for name, reason in REFUSALS.items()]
+    refused = [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED_MODELS.items()]
     parts = [
         HEAD + "\n".join(_row(name, family) for name, family in FAMILIES.items()),
         SOURCES + "\n".join(known),

@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def index(arguments: argparse.Namespace) -> int:
     """Index the documents and say what the file holds."""
-    from vlm_grpo.envs.documents import Keys
-    from vlm_grpo.envs.search import write_index
+    from vlm_grpo.envs.retrieval.bm25 import write_index
+    from vlm_grpo.envs.retrieval.corpus import ColumnNames
 
-    keys = Keys(arguments.id_key, arguments.title_key, arguments.text_key)
+    keys = ColumnNames(arguments.id_key, arguments.title_key, arguments.text_key)
     made = write_index(arguments.documents, arguments.output, keys=keys, overwrite=arguments.overwrite)
     size = Path(arguments.output).stat().st_size / 2**20
     print(f"{made.documents:,} documents in {made.passages:,} passages, {made.words:,} words")

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlm_grpo.redact import redact_text
-from vlm_grpo.rewards import REWARDS, JudgeSettings, takes
-from vlm_grpo.rewards.accuracy import JUDGED
-from vlm_grpo.rewards.asking import MODEL, judge_of
+from vlm_grpo.rewards import REWARDS, JudgeSettings, has_option
+from vlm_grpo.rewards.accuracy import JUDGE_METHODS
+from vlm_grpo.rewards.judge_client import MODEL, get_judge
 
 FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
 JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')
@@ -30,20 +30,20 @@ def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) 
         ValueError: as said.
         ImportError: the package openai is missing.
     """
-    names = [name for name in specs if takes(name, "judge")]
+    names = [name for name in specs if has_option(name, "judge")]
     flags = given_flags(training)
     if flags and not names:
-        known = ", ".join(name for name in REWARDS if takes(name, "judge"))
+        known = ", ".join(name for name in REWARDS if has_option(name, "judge"))
         raise ValueError(f"{', '.join(flags)} would have no effect: of the rewards only {known} can ask a judge")
     if names and is_certain(specs, reward_method):
         settings = training.judge_settings()
-        reach(judge_of(settings).settings)
+        reach(get_judge(settings).settings)
 
 
 def is_certain(specs: Iterable[str], reward_method: str | None) -> bool:
     """Whether the command line alone says that answers are judged; a record may say it too."""
     methods = (reward_method or "").split(":")
-    return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGED)
+    return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGE_METHODS)
 
 
 def check_judged_rows(
@@ -57,7 +57,7 @@ def check_judged_rows(
     flags = given_flags(training)
     if not flags or is_certain(specs, reward_method):
         return
-    if not any(row["record"].method in JUDGED for row in dataset):
+    if not any(row["record"].method in JUDGE_METHODS for row in dataset):
         needed = 'the reward \'judge\', --reward_method judge, or records with "accu_reward_method": "judge"'
         raise ValueError(f"{', '.join(flags)} would have no effect without {needed}")
 
@@ -68,7 +68,7 @@ def check_judged_files(specs: Iterable[str], training: Any, paths: Iterable[str]
     Raises:
         ValueError: names the file and the line.
     """
-    if not any(takes(spec, "judge") for spec in specs):
+    if not any(has_option(spec, "judge") for spec in specs):
         return
     try:
         (training.judge_settings() or JudgeSettings()).complete()

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from vlm_grpo.table import unknown_name
+from vlm_grpo.registry import unknown_name
 
 COMMANDS = {
     "train": "train with GRPO or RLOO (the same as grpo_jsonl.py)",

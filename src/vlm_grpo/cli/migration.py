@@ -230,6 +230,8 @@ VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("task_type", "gui_defect"): ("VLM-R1", "gui"),
 }
 FLAGS: Mapping[str, Mapping[str, Change]] = {"VLM-R1": VLM_R1, "the VQA guide": VQA, "Fleet": FLEET}
+# Flags of this package that had another name before.
+RENAMED: Mapping[str, Change] = {"tool_protocol": same("tool_format", "native")}
 SECTIONS = ("data", "actor", "rollout", "critic", "ref", "reward", "algorithm", "trainer", "worker", "mix_sampler")
 
 
@@ -242,8 +244,9 @@ def change_of_key(key: str) -> Change | None:
 
 
 def change_of_flag(name: str) -> tuple[str, Change] | None:
-    """Return the system that knows a flag and what becomes of it; None where none does."""
-    return next(((system, table[name]) for system, table in FLAGS.items() if name in table), None)
+    """Return the system that knows a flag and what it becomes here; None if none does."""
+    tables = {**FLAGS, "renamed in this package": RENAMED}
+    return next(((system, table[name]) for system, table in tables.items() if name in table), None)
 
 
 def hint(name: str) -> str | None:

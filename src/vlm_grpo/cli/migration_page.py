@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlm_grpo.cli.migration import FLAGS, RLLAVA, VALUES, Change
 from vlm_grpo.cli.own_rewards import OWN_REWARDS
-from vlm_grpo.rewards.signatures import FORMS
+from vlm_grpo.rewards.user_rewards import SIGNATURES
 
 FLAG = re.compile(r"--\w+(?: '\{.*?\}'| chord| [A-Z]+(?:\.jinja|\.jsonl)?)?|configs/\S+")
 PAGE = Path("docs/migration.md")
@@ -79,7 +79,7 @@ def page() -> str:
         rows = [_row(f"`{dashes}{name}`", change) for name, change in changes.items()]
         rows += [_value_row(flag, value, new) for (flag, value), (of, new) in VALUES.items() if of == system]
         parts.append("| there | here | | note |\n|---|---|---|---|\n" + "\n".join(rows))
-    shapes = [f"- `{form.shape}`: {form.source}" for name, form in FORMS.items() if name in OWN_REWARDS]
+    shapes = [f"- `{form.shape}`: {form.source}" for name, form in SIGNATURES.items() if name in OWN_REWARDS]
     parts.append(REWARDS + "\n" + "\n".join(shapes))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

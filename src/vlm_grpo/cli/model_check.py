@@ -35,7 +35,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
         UsageError: there is no such model, it cannot be read or trained, or a flag does not fit it.
     """
     from vlm_grpo.answer_space import check_answer_space, space_notice
-    from vlm_grpo.evaluation.server import needs_space
+    from vlm_grpo.evaluation.backends.openai import needs_space
 
     config = read_config(model, training)
     processor = read_processor(model, training)
@@ -63,14 +63,14 @@ def read_config(model: Any, training: Any) -> Any:
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-    from vlm_grpo.refusals import refusal
+    from vlm_grpo.unsupported_models import unsupported_reason
 
     name, options = model.model_name_or_path, {"revision": model.model_revision}
     refuse_adapter(name)
     trust = bool(training.trust_remote_code)
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, **options)
-        reason = refusal(content, CONFIG_MAPPING, trust_remote_code=trust)
+        reason = unsupported_reason(content, CONFIG_MAPPING, trust_remote_code=trust)
         config = None if reason else AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} cannot be read: {error}") from error
@@ -166,7 +166,7 @@ def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
 
 def limit(processor: Any, config: Any, limits: Any) -> None:
     """Limit images as the flags say, so that a limit which cannot be kept shows before the model is loaded."""
-    from vlm_grpo.loading import limit_images
+    from vlm_grpo.model_utils import limit_images
 
     limit_images(processor, config, limits)
 

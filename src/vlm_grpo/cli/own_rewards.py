@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vlm_grpo.rewards.signatures import FORMS
+from vlm_grpo.rewards.user_rewards import SIGNATURES
 
 # Each gives 1 for a right answer; the code of a form, and what there is to know of it.
 OWN_REWARDS: Mapping[str, tuple[str, str]] = {
@@ -81,7 +81,7 @@ that are scored for their form alone are named.
 def section() -> str:
     """Return the section."""
     parts = [HEAD]
-    for name, form in FORMS.items():
+    for name, form in SIGNATURES.items():
         code, told = OWN_REWARDS[name]
         parts.append(f"**`{form.shape}`**, {form.source}. {told}\n\n```python\n{code}\n```\n")
     return "\n".join(parts) + TAIL

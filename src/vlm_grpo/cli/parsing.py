@@ -25,7 +25,7 @@ from vlm_grpo.cli.machine import flag_conflicts
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
 from vlm_grpo.cli.translation import nested, translate, translate_keys
 from vlm_grpo.redact import redact_text
-from vlm_grpo.table import unknown_name
+from vlm_grpo.registry import unknown_name
 
 TRAINERS = ["grpo", "rloo"]
 logger = logging.getLogger(__name__)

@@ -111,7 +111,7 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
 def _show(
     row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
 ) -> Shown:
-    from vlm_grpo.rewards.accuracy import meaning
+    from vlm_grpo.rewards.accuracy import describe_method
     from vlm_grpo.tasks import TASKS
 
     gold = gold_turn(row, template)
@@ -134,7 +134,7 @@ def _show(
     specs = list(specs or TASKS[row["task"]].rewards)
     rewards = gold_rewards(specs, gold, row)
     templated = None if template is None else template.render(row["prompt"])
-    accuracy = meaning(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
+    accuracy = describe_method(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
     return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
 
 
@@ -147,10 +147,10 @@ def gold_rewards(
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
     """What one reward gives the gold turn; text when the reward needs something that is not installed."""
-    from vlm_grpo.rewards import is_model, resolve_rewards
+    from vlm_grpo.rewards import is_reward_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS
 
-    if is_model(spec):
+    if is_reward_model(spec):
         return "not computed: a reward model"
 
     columns = {name: [value] for name, value in row.items() if name != "prompt"}

@@ -49,7 +49,7 @@ class _Notice:
         self.line = space_notice(model_type, chosen)
 
     def __call__(self, task: str) -> None:
-        from vlm_grpo.evaluation.server import needs_space
+        from vlm_grpo.evaluation.backends.openai import needs_space
 
         if self.line and needs_space(task):
             print(f"vlm-grpo preview: {self.line}", file=sys.stderr)
@@ -67,10 +67,10 @@ def placed(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
     """The row with the one true box of its record in a space; any other row as it is."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts
-    from vlm_grpo.rewards.box import in_answer_space, true_box
+    from vlm_grpo.rewards.iou import in_answer_space, target_box
 
     record = row["record"]
-    box = true_box(record.answer) if row["task"] in ("rec", "grounding") and row["images"] else None
+    box = target_box(record.answer) if row["task"] in ("rec", "grounding") and row["images"] else None
     if box is None:
         return row
     sizes = [image_size(ref) for ref in row["images"]]

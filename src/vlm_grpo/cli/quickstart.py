@@ -257,7 +257,7 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator[subproc
 
 def reward_curve(folder: Path) -> Any:
     """Accuracy of the sampled completions at every step, from the trainer's own log."""
-    from vlm_grpo.evaluation.chart import Curve
+    from vlm_grpo.evaluation.report.chart import Curve
 
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     points = [(entry["step"], entry["rewards/accuracy/mean"]) for entry in history if "rewards/accuracy/mean" in entry]

@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.writing import write_whole
-from vlm_grpo.evaluation.chart import Curve, save_picture
-from vlm_grpo.evaluation.report import Card, Section, answer_of, thumbnail, write_report
+from vlm_grpo.evaluation.report.cards import ExampleCard
+from vlm_grpo.evaluation.report.chart import Curve, save_picture
+from vlm_grpo.evaluation.report.page import Section, answer_of, thumbnail, write_report
 from vlm_grpo.evaluation.results import versions
 from vlm_grpo.evaluation.strict_json import dumps
 
@@ -30,14 +31,14 @@ def write_outputs(run: Run, before: Any, after: Any, curve: Curve, command: list
     write_report(run.folder / "report.html", title, lead(before), sections(run, before, after, curve, cards, command))
 
 
-def one_card_per_digit(before: Any, after: Any) -> list[Card]:
+def one_card_per_digit(before: Any, after: Any) -> list[ExampleCard]:
     """The first held-out image of each digit: chosen before anything was answered."""
     first: dict[str, int] = {}
     for index, prediction in enumerate(before.predictions):
         first.setdefault(str(prediction["answer"]), index)
     metric = next(iter(before.metrics))
     return [
-        Card(
+        ExampleCard(
             images=tuple(thumbnail(source) for source in before.predictions[index]["images"]),
             question="",
             truth=digit,
@@ -60,7 +61,9 @@ def lead(before: Any) -> str:
     )
 
 
-def sections(run: Run, before: Any, after: Any, curve: Curve, cards: list[Card], command: list[str]) -> list[Section]:
+def sections(
+    run: Run, before: Any, after: Any, curve: Curve, cards: list[ExampleCard], command: list[str]
+) -> list[Section]:
     """The parts of the page."""
     metrics = [[name, str(before.metrics[name]), str(after.metrics[name])] for name in before.metrics]
     times = [[name, f"{value:.1f} s"] for name, value in run.seconds.items()]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import Prompting, gold_turn
+from vlm_grpo.import_utils import is_file_spec
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, TimeLimitError
-from vlm_grpo.userfile import is_file_name
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, TimeLimitError
 
 
 class Trial(NamedTuple):
@@ -30,7 +30,7 @@ def try_rewards(
     template: Any,
     *,
     space: str | None = None,
-    time_limit: float = DEFAULT_LIMIT,
+    time_limit: float = DEFAULT_TIME_LIMIT,
 ) -> list[Trial]:
     """Call each reward of a file once, with the right answer of the first row as the completion.
 
@@ -45,7 +45,7 @@ def try_rewards(
         UsageError: a reward raises, or returns something else than numbers.
         TimeLimitError: a reward does not return in time.
     """
-    own = [spec for spec in specs if is_file_name(spec)]
+    own = [spec for spec in specs if is_file_spec(spec)]
     row = next(iter(dataset), None) if own else None
     if row is None or row.get("record") is None:
         return []

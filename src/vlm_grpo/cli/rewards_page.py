@@ -17,9 +17,9 @@ import numpy as np
 from vlm_grpo.cli.own_rewards import section
 from vlm_grpo.cli.tables import _first_line
 from vlm_grpo.data.writing import write_whole
+from vlm_grpo.masks import write_rle
 from vlm_grpo.rewards import REWARDS, JudgeSettings, make_reward
 from vlm_grpo.rewards.accuracy import METHODS
-from vlm_grpo.shapes import write_rle
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "rewards.md"
 GIVEN_BY_THE_ADAPTER = ("num_tokens", "messages")

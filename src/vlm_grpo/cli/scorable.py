@@ -11,7 +11,7 @@ from typing import Any
 from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.adapter import split_spec
-from vlm_grpo.rewards.applying import OF_FORM, applies, needed
+from vlm_grpo.rewards.applicability import FORMAT_REWARDS, is_applicable, requirement
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Coverage:
         record, has_score = row["record"], False
         for name in self.names:
             try:
-                does_apply = applies(name, record)
+                does_apply = is_applicable(name, record)
             except ValueError as error:  # a true mask that is none
                 raise UsageError(f"{where}: reward {name!r}: {error}") from error
             has_score |= does_apply
@@ -77,7 +77,7 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
         UsageError: a reward that no row can earn; says what it needs.
     """
     known = [split_spec(spec)[0] for spec in specs]
-    names = [name for name in dict.fromkeys(known) if name in REWARDS and name not in OF_FORM]
+    names = [name for name in dict.fromkeys(known) if name in REWARDS and name not in FORMAT_REWARDS]
     if not names or not isinstance(dataset, Sized):
         return
     coverage = Coverage(names)
@@ -91,7 +91,7 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
     for name, where in coverage.without.items():
         logger.warning(
             "reward %r applies to %s of %s rows: it needs %s (the first without: %s)",
-            *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", needed(name), where),
+            *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", requirement(name), where),
         )
     if coverage.unscored and all(name in REWARDS for name in known):
         places = ", ".join(coverage.unscored[:MOST_PLACES]) + (", ..." if len(coverage.unscored) > MOST_PLACES else "")
@@ -107,7 +107,7 @@ def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
 
 
 def _refusal(useless: Sequence[str], specs: Sequence[str], rows: int) -> str:
-    lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {needed(name)}" for name in useless]
+    lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {requirement(name)}" for name in useless]
     rest = [spec for spec in specs if split_spec(spec)[0] not in useless]
     hint = f"leave it out (--reward_funcs {' '.join(rest)}), or" if rest else "choose other rewards, or"
     return "\n  ".join(["rewards that nothing can earn:", *lines, f"{hint} give the rows what they need"])

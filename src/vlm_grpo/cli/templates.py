@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.regular import check_regular
+from vlm_grpo.file_checks import check_regular
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.arguments import ScriptArguments
@@ -37,10 +37,10 @@ class Prompting:
     @property
     def think_tags(self) -> bool:
         """Whether prompts shall ask for <think> tags: not where the template begins or skips the thought itself."""
-        from vlm_grpo.text import thought_at
+        from vlm_grpo.answer_parser import thinking_start
 
         opening = self.template.opening([{"role": "user", "content": [{"type": "text", "text": "?"}]}]).by_template
-        return thought_at(opening) == len(opening)
+        return thinking_start(opening) == len(opening)
 
     @property
     def markup(self) -> tuple[str, ...]:
@@ -87,13 +87,15 @@ def refuse_model(name: str, *, trust_remote_code: bool, revision: str | None) ->
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-    from vlm_grpo.refusals import refusal
+    from vlm_grpo.unsupported_models import unsupported_reason
 
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError):
         return
-    if "auto_map" in content and (reason := refusal(content, CONFIG_MAPPING, trust_remote_code=trust_remote_code)):
+    if "auto_map" in content and (
+        reason := unsupported_reason(content, CONFIG_MAPPING, trust_remote_code=trust_remote_code)
+    ):
         raise UsageError(f"--model_name_or_path {name}: {reason}")
 
 
@@ -205,14 +207,14 @@ class GoldTurn(NamedTuple):
 
 def gold_turn(row: Mapping[str, Any], template: ChatTemplate | None) -> GoldTurn:
     """Return the turn that answers a row rightly; without a template the prompt opens nothing of it."""
+    from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.tasks import ideal_completion
-    from vlm_grpo.text import continuation
 
     ideal = ideal_completion(row["record"])
     if template is None:
         return GoldTurn("", ideal)
     opening = "".join(template.opening(row["prompt"]))
-    return GoldTurn(opening, continuation(ideal, opening))
+    return GoldTurn(opening, remaining_turn(ideal, opening))
 
 
 def prompt_end(prompt: str) -> str:

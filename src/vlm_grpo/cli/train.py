@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     from vlm_grpo.data.problems import DataError, MediaError
-    from vlm_grpo.rewards.calling import TimeLimitError, hung_status
+    from vlm_grpo.time_limits import TimeLimitError, exit_status_after_hang
 
     try:
         return run(words)
     except TimeLimitError as error:
         print(f"\nvlm-grpo train: {redact_text(str(error))}", file=sys.stderr, flush=True)
-        return hung_status()
+        return exit_status_after_hang()
     except MediaError as error:
         print(f"vlm-grpo train: {redact_text(str(error))}{BROKEN_MEDIA}", file=sys.stderr)
         return 2
@@ -85,7 +85,7 @@ def run(argv: list[str]) -> int:
     from vlm_grpo.cli.run_changes import check_changes
     from vlm_grpo.cli.run_lock import locked
     from vlm_grpo.cli.run_record import keep_record, run_record
-    from vlm_grpo.loading import parameter_table
+    from vlm_grpo.model_utils import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
     if fault is not None:
@@ -211,20 +211,20 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
     from vlm_grpo.data.sources import split_entries
-    from vlm_grpo.rewards import is_model, resolve_rewards, takes
+    from vlm_grpo.rewards import has_option, is_reward_model, resolve_rewards
     from vlm_grpo.trainers.debug import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
         specs = reward_specs(script)
         check_judge(specs, script.reward_method, training)
-        resolve_rewards([spec for spec in specs if not is_model(spec)], **training.reward_options())
+        resolve_rewards([spec for spec in specs if not is_reward_model(spec)], **training.reward_options())
         files = [path for path in split_entries(script.data_file_paths or []) if Path(path).is_file()]
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
-    if given and not any(takes(spec, "encoder") for spec in specs):
+    if given and not any(has_option(spec, "encoder") for spec in specs):
         flags = ", ".join(f"--reasoning_{name}" for name in given)
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
@@ -291,7 +291,7 @@ def build_trainer(
         **({} if demonstrations is None else {"demonstrations": demonstrations}),
     )
     if script.live_report:
-        from vlm_grpo.evaluation.live import LiveReport
+        from vlm_grpo.evaluation.report.dashboard import LiveReport
 
         trainer.add_callback(LiveReport(trainer))  # before what evaluates at the beginning
     if held_out is not None:

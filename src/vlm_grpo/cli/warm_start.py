@@ -92,12 +92,12 @@ def fit(
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Rows with what the model is taught to write for each."""
-    from vlm_grpo.text import continuation
+    from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.trainers.rollout import PromptEncoder
 
     samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
-        Encoded(sample, processor.tokenizer(continuation(text, sample.opening) + end)["input_ids"])
+        Encoded(sample, processor.tokenizer(remaining_turn(text, sample.opening) + end)["input_ids"])
         for sample, text in zip(samples, taught, strict=True)
     ]
 
@@ -106,10 +106,10 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     """Model inputs: prompts padded on the left, completions on the right; only completions are learned."""
     import torch
 
-    from vlm_grpo.evaluation.generate import left_padded
+    from vlm_grpo.evaluation.backends.hf import left_pad
     from vlm_grpo.trainers.rollout import collate_per_token
 
-    prompts = left_padded([row.sample for row in rows], pad_token_id)
+    prompts = left_pad([row.sample for row in rows], pad_token_id)
     length = max(len(row.target) for row in rows)
     target = torch.tensor([row.target + [pad_token_id] * (length - len(row.target)) for row in rows])
     real = torch.tensor([[1] * len(row.target) + [0] * (length - len(row.target)) for row in rows])

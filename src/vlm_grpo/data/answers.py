@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_grpo.answer_parser import ground_truth_text, python_literal
 from vlm_grpo.boxes import boxes_in
-from vlm_grpo.rewards.choice import normalise
-from vlm_grpo.rewards.detections import NOTHING
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.text import python_literal
+from vlm_grpo.rewards.detection import EMPTY_LIST_TEXTS
+from vlm_grpo.rewards.mcq import normalize_text
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignore_columns {0} the turn"
@@ -28,9 +27,9 @@ def unwrapped(value: Any) -> Any:
 
 def is_same(one: Any, other: Any) -> bool:
     """Return whether two true answers say the same: equal text or JSON, or the same boxes."""
-    texts = [gold(unwrapped(value)) for value in (one, other)]
+    texts = [ground_truth_text(unwrapped(value)) for value in (one, other)]
     boxes = [boxes_in(text) for text in texts]
-    return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
+    return normalize_text(texts[0]) == normalize_text(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 
 
 def of_number(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
@@ -59,7 +58,7 @@ def of_shapes(value: Any, *, is_list: bool) -> Any:
     """
     if not isinstance(value, str):
         return value
-    if is_list and normalise(value) in NOTHING:
+    if is_list and normalize_text(value) in EMPTY_LIST_TEXTS:
         return []
     return python_literal(value)
 

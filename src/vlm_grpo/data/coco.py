@@ -15,7 +15,7 @@ from typing import Any
 from vlm_grpo.boxes import Box
 from vlm_grpo.data.jsonl import unreadable
 from vlm_grpo.data.problems import DataError, Problem, show_value
-from vlm_grpo.regular import check_regular
+from vlm_grpo.file_checks import check_regular
 
 SLACK = 1.0  # pixels by which a box may pass the border before it counts as wrong; it is cut off there
 PARTS = ("images", "annotations", "categories")

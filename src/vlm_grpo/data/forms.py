@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.data.answers import (
     LETTERS,
     ONE_ANSWER,
@@ -32,7 +33,6 @@ from vlm_grpo.data.videos import video_items, video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import extract_answer
 
 QUESTION_KEYS = ("conversations", "problem", "question", "prompt", "messages")
 ANSWER_KEYS = ("answer", "solution", "ground_truth")

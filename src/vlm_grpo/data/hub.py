@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import RawRow, unreadable
 from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.regular import check_regular
+from vlm_grpo.file_checks import check_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset

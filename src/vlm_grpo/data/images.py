@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image
 
 from vlm_grpo.data.problems import MediaError
+from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.redact import redact_text
-from vlm_grpo.regular import check_regular
 from vlm_grpo.web import Limits, fetch_url
 
 URL_STARTS = ("http://", "https://")

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlm_grpo.data.forms import Form
 from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.regular import check_regular
+from vlm_grpo.file_checks import check_regular
 
 BOM = b"\xef\xbb\xbf"
 RawRow = Mapping[str, Any] | Problem

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vlm_grpo.answer_parser import ground_truth_text
 from vlm_grpo.boxes import Box, boxes_in
 from vlm_grpo.data.forms import Reading
 from vlm_grpo.data.images import URL_STARTS, image_size
 from vlm_grpo.data.problems import Problem, show_value
 from vlm_grpo.data.targets import BOX_TASKS, DETECTION_TASKS
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.detections import true_detections
-from vlm_grpo.rewards.truth import gold
+from vlm_grpo.rewards.detection import parse_target_detections
 
 SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
 ENOUGH = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
@@ -58,8 +58,10 @@ def true_boxes(record: Record) -> list[Box]:
     if record.answer is None:
         return []
     if record.task in DETECTION_TASKS:
-        return [item.box for item in true_detections(gold(record.answer)) or [] if not item.is_thousand]
-    return boxes_in(gold(record.answer)) if record.task in BOX_TASKS else []
+        return [
+            item.box for item in parse_target_detections(ground_truth_text(record.answer)) or [] if not item.is_thousand
+        ]
+    return boxes_in(ground_truth_text(record.answer)) if record.task in BOX_TASKS else []
 
 
 def place_fault(box: Box, size: tuple[int, int]) -> str | None:

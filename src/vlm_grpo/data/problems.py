@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_grpo.redact import redact_text
-from vlm_grpo.table import nearest
+from vlm_grpo.registry import nearest
 
 HEADER = ("line", "field", "found", "expected")
 SHOWN = 50

@@ -14,7 +14,7 @@ from typing import Any
 from vlm_grpo.data.coco import Instances
 from vlm_grpo.data.jsonl import unreadable
 from vlm_grpo.data.problems import DataError, Problem, show_value
-from vlm_grpo.regular import check_regular
+from vlm_grpo.file_checks import check_regular
 
 PICKLE_ERRORS = (EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError, ImportError)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from vlm_grpo.data.coco import CocoImage, CocoObject, Instances
 from vlm_grpo.data.problems import Problem, show_value
-from vlm_grpo.shapes import encode, fit_iou, read_rle, write_rle
-from vlm_grpo.shapes.fill import mask_of
+from vlm_grpo.masks import encode_mask, fit_iou, read_rle, write_rle
+from vlm_grpo.masks.raster import regions_to_mask
 
 BEYOND = 10.0  # pixels by which a polygon may leave its image; what does is cut off
 FORM = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
@@ -95,7 +95,7 @@ def make_row(segment: Segment, options: ShapeOptions) -> Made:
         return Made(problem=Problem(segment.where, "segmentation", show_value(segment.segmentation), str(error)))
     if mask.sum() < max(1, options.min_area):
         return Made(reason=f"smaller than {options.min_area} pixels")
-    shape = encode(mask, options.codec, options.terms, options.starts)
+    shape = encode_mask(mask, options.codec, options.terms, options.starts)
     fit = fit_iou(mask, shape)
     if fit < options.min_fit:
         return Made(reason=f"a fit below {options.min_fit}")
@@ -117,7 +117,7 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
         truth = read_rle(value)
         if (truth.height, truth.width) != (height, width):
             raise ValueError(f"RLE of {height} x {width} pixels (height, width), as the image has")
-        return mask_of([truth.toggles], height, width)
+        return regions_to_mask([truth.boundaries], height, width)
     if not isinstance(value, list) or not value or not all(_is_polygon(one) for one in value):
         raise ValueError(f"{FORM}, each polygon with at least three points")
     for polygon in value:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from vlm_grpo.answer_parser import extract_json, ground_truth_text
 from vlm_grpo.boxes import boxes_in
 from vlm_grpo.data.images import URL_STARTS, image_size
 from vlm_grpo.data.problems import show_value
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.rewards.accuracy import gold, kind
-from vlm_grpo.text import extract_json
+from vlm_grpo.rewards.accuracy import infer_method
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
 DUPLICATES_SHOWN = 10
@@ -47,7 +47,7 @@ class Statistics:
             self.counts[name][value(record)] += 1
         for name, length in measured.items():
             self.lengths[name].append(length)
-        answer = gold(record.answer)
+        answer = ground_truth_text(record.answer)
         self.answers[answer] += 1
         for ref in record.images:
             self.images.add(ref)
@@ -106,11 +106,11 @@ class _Images:
 
 def answer_type(record: Record) -> str:
     """`box` or `boxes`, else the accuracy method that fits the true answer, else `object`."""
-    truth = gold(record.answer)
+    truth = ground_truth_text(record.answer)
     found = len(boxes_in(truth)) if truth.startswith(("[", "{")) else 0
     if found:
         return "box" if found == 1 else "boxes"
-    return "object" if isinstance(extract_json(truth), dict) else kind(truth, record.options)
+    return "object" if isinstance(extract_json(truth), dict) else infer_method(truth, record.options)
 
 
 def _images_per_row(record: Record) -> str:

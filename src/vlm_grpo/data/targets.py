@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vlm_grpo.answer_parser import ground_truth_text
 from vlm_grpo.boxes import extent
 from vlm_grpo.data.problems import show_value
-from vlm_grpo.rewards.box import true_box
-from vlm_grpo.rewards.detections import true_detections
-from vlm_grpo.rewards.mask import true_mask
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
+from vlm_grpo.masks import MAX_TERMS, MIN_TERMS, TERMS, RLEMask, decode_regions, region_iou, validate_shape
+from vlm_grpo.rewards.detection import parse_target_detections
+from vlm_grpo.rewards.iou import target_box
+from vlm_grpo.rewards.mask import target_mask
 from vlm_grpo.tasks import TASKS
 
 Complaint = tuple[str, str, str]  # field, found, expected
@@ -60,7 +60,7 @@ def space_fault(space: Any) -> str | None:
 
 
 def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
-    box = true_box(answer)
+    box = target_box(answer)
     if box is None:
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", BOX_FORM
     elif not box.area:
@@ -73,7 +73,7 @@ def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
 
 def detection_complaints(answer: Any) -> Iterator[Complaint]:
     """What would make the rewards for lists of boxes apply to no completion."""
-    if true_detections(gold(answer)) is None:
+    if parse_target_detections(ground_truth_text(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 
@@ -82,7 +82,7 @@ def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
     """What would make the reward for masks raise, or give every answer the same: mask, `terms`, shape of the answer."""
     truth = None
     try:
-        truth = true_mask(row.get("mask"))
+        truth = target_mask(row.get("mask"))
     except ValueError as error:
         yield "mask", show_value(row["mask"]), f"{MASK_FORM}; it {error}"
     else:
@@ -91,19 +91,19 @@ def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
         elif not truth.area:
             yield "mask", "no pixel inside", MASK_FORM
     terms = row.get("terms")
-    if terms is not None and (type(terms) is not int or not FEWEST_TERMS <= terms <= MOST_TERMS):
-        yield "terms", show_value(terms), f"a whole number from {FEWEST_TERMS} to {MOST_TERMS}"
+    if terms is not None and (type(terms) is not int or not MIN_TERMS <= terms <= MAX_TERMS):
+        yield "terms", show_value(terms), f"a whole number from {MIN_TERMS} to {MAX_TERMS}"
         return
-    fault = shape_fault(answer, terms or TERMS)
+    fault = validate_shape(answer, terms or TERMS)
     if fault:
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {fault}"
     elif truth is not None and truth.area:
         yield from _apart_complaints(row, answer, truth)
 
 
-def _apart_complaints(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[Complaint]:
+def _apart_complaints(row: Mapping[str, Any], answer: Any, truth: RLEMask) -> Iterator[Complaint]:
     """The right answer would earn nothing: it lies elsewhere, most often because of its space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
     whole = None if space_fault(space) else extent(str(space), size, None)
-    if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:
+    if whole and region_iou(decode_regions(answer, truth.height, truth.width, whole) or [], truth.boundaries) == 0:
         yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"

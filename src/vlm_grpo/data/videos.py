@@ -11,8 +11,8 @@ import numpy as np
 
 from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
 from vlm_grpo.data.problems import MediaError
+from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import VideoRef
-from vlm_grpo.regular import check_regular
 from vlm_grpo.web import Limits
 
 VIDEO_LIMITS = Limits(size=1024 * 2**20, seconds=300.0)

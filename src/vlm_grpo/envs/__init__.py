@@ -1,6 +1,6 @@
-"""Environments: episodes in which the model calls tools. A row of data, or the run, names one.
+"""Environments, in which the model calls tools. A data row, or the run, names one.
 
-`ENVIRONMENTS` says where each class is, so that nothing is imported before it is played.
+`ENVIRONMENTS` holds the path of each class, which is imported on first use.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.protocol import make_tool_call_str, parse_tool_call_str
-from vlm_grpo.table import Table
-from vlm_grpo.userfile import is_file_name, load_from_file
+from vlm_grpo.envs.environment import Environment, ToolError
+from vlm_grpo.envs.tool_parser import make_tool_call_str, parse_tool_call_str
+from vlm_grpo.import_utils import is_file_spec, load_from_file
+from vlm_grpo.registry import Registry
 
-__all__ = ["ENVIRONMENTS", "ToolError", "find_environment", "make_tool_call_str", "parse_tool_call_str"]
+__all__ = ["ENVIRONMENTS", "Environment", "ToolError", "find_environment", "make_tool_call_str", "parse_tool_call_str"]
 
-ENVIRONMENTS: Table[str | Callable[..., Any]] = Table(
+ENVIRONMENTS: Registry[str | Callable[..., Any]] = Registry(
     "environment",
     {
         "pick_image": "vlm_grpo.envs.pick_image:PickImage",
@@ -29,7 +29,7 @@ ENVIRONMENTS: Table[str | Callable[..., Any]] = Table(
 
 
 def find_environment(name: str | Callable[..., Any]) -> Callable[..., Any]:
-    """What makes an environment: that of a name of ENVIRONMENTS or of `file.py:Class`; anything else is one already.
+    """Return the factory of an environment: a name of ENVIRONMENTS, `file.py:Class`, or a factory itself.
 
     Raises:
         KeyError: an unknown name.
@@ -37,7 +37,7 @@ def find_environment(name: str | Callable[..., Any]) -> Callable[..., Any]:
     """
     if not isinstance(name, str):
         return name
-    if is_file_name(name):
+    if is_file_spec(name):
         return load_from_file("environment", name)
     entry = ENVIRONMENTS[name]
     if not isinstance(entry, str):

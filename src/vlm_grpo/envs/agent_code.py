@@ -1,16 +1,16 @@
-"""Repair, then answer: the model mends a damaged image with Python of its own, as in MAT-Coding (arXiv:2505.14246)."""
+"""Environment `agent_code`: the model restores a corrupted image with Python, as in MAT-Coding (arXiv:2505.14246)."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.environment import Environment, ToolError
 from vlm_grpo.records import Record
+from vlm_grpo.registry import Registry
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,22 +19,21 @@ if TYPE_CHECKING:
 
     from vlm_grpo.envs.sandbox import SandboxResult
 
-RIGHT = 0.5  # a score above it is a right answer
-LARGEST = 2**22  # pixels of an image that comes back
-LONGEST_OUTPUT = 2000  # characters of what a script printed
-SPECIAL = re.compile(r"<\|")  # how special tokens begin: what is printed must not end the turn, or add an image
+CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
+MAX_PIXELS = 2**22  # pixels of an image that comes back
+MAX_OUTPUT_LENGTH = 2000  # characters of what a script printed
+SPECIAL_TOKEN = re.compile(r"<\|")  # how special tokens begin: what is printed must not end the turn, or add an image
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-SCORES: Table[Callable[[str, Record], float | None]] = Table(
+SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
     "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
 )
 
 
-class AgentCode:
-    """A question about an image that is rotated, dark, overexposed, blurred, noisy or cut wrongly.
+class AgentCode(Environment):
+    """A question about an image that is rotated, dark, overexposed, blurred, noisy or miscropped.
 
-    The row's first image is damaged already, and its column `original`, if there is one, is what it was before (a path,
-    base64 or bytes). With `damage` it is the other way round: the row has no image, or the model would see it whole,
-    and `original` is damaged here.
+    The row's first image is corrupted already, and its optional column `original` holds the clean one (a path, base64
+    or bytes). With `damage` the row has no image, which the model would see intact; `original` is corrupted here.
 
     Args:
         time_limit: seconds that a script may take.
@@ -44,14 +43,14 @@ class AgentCode:
             seed alone, so that all completions of a group see the same.
         seed: of the damage.
         score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: what a script that gave an image is worth where the final answer is right; nothing where it is
-            wrong, or scripts would be learned for their own sake.
-        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox.py).
+        tool_bonus: bonus for a script that returned an image, only with a correct final answer, so that scripts are
+            not run for the bonus alone.
+        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox/__init__.py).
 
     Raises:
         KeyError: an unknown damage or score.
-        ValueError: an option makes no sense.
-        SandboxError: nothing on this machine can hold a script.
+        ValueError: an option is out of range.
+        SandboxError: no sandbox works on this machine.
     """
 
     def __init__(
@@ -66,16 +65,16 @@ class AgentCode:
         tool_bonus: float = 0.2,
         backend: str = "auto",
     ) -> None:
-        from vlm_grpo.envs.damage import DAMAGES, DRAWN
+        from vlm_grpo.envs.corruptions import CORRUPTIONS, RANDOM
         from vlm_grpo.envs.sandbox import SandboxSettings, shared_sandbox
 
         if max_calls < 1:
             raise ValueError(f"agent_code: max_calls must be at least 1, got {max_calls!r}")
-        if damage not in (None, DRAWN):
-            DAMAGES[damage]
+        if damage not in (None, RANDOM):
+            CORRUPTIONS[damage]
         self._damage, self._seed, self._max_calls = damage, seed, max_calls
         self._score, self._bonus = SCORES[score], tool_bonus
-        settings = SandboxSettings(time_limit=time_limit, memory_mb=memory_mb, max_pixels=LARGEST)
+        settings = SandboxSettings(time_limit=time_limit, memory_mb=memory_mb, max_pixels=MAX_PIXELS)
         self._sandbox = shared_sandbox(settings, backend)
 
     def reset(self, **row: Any) -> str | list[dict[str, Any]]:
@@ -127,7 +126,7 @@ class AgentCode:
         return result
 
     def _shown(self, result: SandboxResult) -> list[dict[str, Any]]:
-        """The image and what was printed, with a word on what is missing.
+        """Return the image and the output, with a note on what is missing.
 
         Raises:
             ToolError: no model can look at such an image.
@@ -145,32 +144,36 @@ class AgentCode:
         return [{"type": "image", "image": result.image}, *([{"type": "text", "text": text}] if text else [])]
 
     def finish(self, text: str) -> None:
-        """Be told the last turn."""
+        """Store the last turn."""
         self._text = text
 
     def get_reward(self) -> float:
-        """The score of the final answer, and where it is right the bonus for a script that gave an image."""
+        """Return the score of the final answer, plus the bonus for a returned image if it is correct."""
         score = self._points()
-        return score + self._bonus * (score > RIGHT and self._repaired is not None)
+        return score + self._bonus * (score > CORRECT_ABOVE and self._repaired is not None)
 
     def metrics(self) -> dict[str, float]:
-        """Whether the answer was right, how many scripts ran and failed; how near the last image is to the original.
+        """Return success, the number of scripts and of failures, and how close the last image is to the original.
 
-        `similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
+        `pixel_similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
         scripts' work. Both only for rows with an original.
         """
-        known = {"success": float(self._points() > RIGHT), "runs": float(self._calls), "failed": float(self._failed)}
+        numbers = {
+            "success": float(self._points() > CORRECT_ABOVE),
+            "runs": float(self._calls),
+            "failed": float(self._failed),
+        }
         if self._original is None:
-            return known
-        before = similarity(self._image, self._original)
-        after = before if self._repaired is None else similarity(self._repaired, self._original)
-        return {**known, "similarity": after, "similarity_gained": after - before}
+            return numbers
+        before = pixel_similarity(self._image, self._original)
+        after = before if self._repaired is None else pixel_similarity(self._repaired, self._original)
+        return {**numbers, "similarity": after, "similarity_gained": after - before}
 
     def _points(self) -> float:
         return self._score(self._text, self._record) or 0.0
 
     def _damaged(self, row: Mapping[str, Any]) -> Image.Image:
-        from vlm_grpo.envs.damage import damaged
+        from vlm_grpo.envs.corruptions import corrupt
 
         where = _where(self._record)
         if self._original is None:
@@ -180,11 +183,11 @@ class AgentCode:
                 f"{where}agent_code with damage {self._damage!r}: the row must have no image of its own, which would "
                 "be shown whole; give it as 'original' only"
             )
-        return damaged(self._original, self._damage or "", f"{self._seed}/{self._record.id}/{self._record.question}")
+        return corrupt(self._original, self._damage or "", f"{self._seed}/{self._record.id}/{self._record.question}")
 
 
-def similarity(image: Image.Image, original: Image.Image) -> float:
-    """1 minus the mean difference of their RGB values, the first scaled to the size of the second."""
+def pixel_similarity(image: Image.Image, original: Image.Image) -> float:
+    """Return 1 minus the mean difference of RGB values, the first image scaled to the size of the second."""
     import numpy as np
 
     pixels = np.asarray(image.convert("RGB").resize(original.size), dtype=np.float32)
@@ -212,6 +215,6 @@ def _where(record: Record) -> str:
 
 
 def _clean(text: str) -> str:
-    """What a script printed, as a model may see it: the last part, where errors stand."""
-    text = SPECIAL.sub("< |", UNPRINTABLE.sub(" ", text)).strip()
-    return text if len(text) <= LONGEST_OUTPUT else f"[...]\n{text[-LONGEST_OUTPUT:]}"
+    """Return the end of a script's output, where errors stand, without special tokens and control characters."""
+    text = SPECIAL_TOKEN.sub("< |", UNPRINTABLE.sub(" ", text)).strip()
+    return text if len(text) <= MAX_OUTPUT_LENGTH else f"[...]\n{text[-MAX_OUTPUT_LENGTH:]}"

@@ -1,4 +1,4 @@
-"""Search, then answer: the model looks up what the image alone does not tell, as in MAT-Search (arXiv:2505.14246)."""
+"""Environment `agent_search`: the model searches for what the image lacks, as in MAT-Search (arXiv:2505.14246)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.envs.providers import ProviderSettings, shortened, web_search
-from vlm_grpo.envs.search import SHORTEST, Result, open_index
+from vlm_grpo.envs.environment import Environment, ToolError
+from vlm_grpo.envs.retrieval.bm25 import SHORTEST, SearchResult, open_index
+from vlm_grpo.envs.web_search import ProviderSettings, truncate, web_search
 from vlm_grpo.records import Record
+from vlm_grpo.registry import Registry
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
-RIGHT = 0.5  # a score above it is a right answer
-TITLE_LONGEST = 200  # characters of a title or an id
-SPECIAL = re.compile(
+CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
+MAX_TITLE_LENGTH = 200  # characters of a title or an id
+SPECIAL_TOKEN = re.compile(
     r"<\|"
 )  # how special tokens begin: a document must not be able to end the turn, or to add an image
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-SCORES: Table[Callable[[str, Record], float | None]] = Table(
+SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
     "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
 )
 
 
-class AgentSearch:
-    """A question about images whose answer has to be looked up.
+class AgentSearch(Environment):
+    """A question about images whose answer requires a search.
 
     Args:
         index: file of `vlm-grpo index`; without one the web is searched.
@@ -37,15 +37,15 @@ class AgentSearch:
         max_searches: how often in an episode; a search that failed is not counted.
         passage_characters: the longest passage.
         score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: what having found something is worth where the final answer is right; nothing where it is wrong, or
-            searching would be learned for its own sake.
+        tool_bonus: bonus for a successful search, only with a correct final answer, so that searches are not run for
+            the bonus alone.
         timeout: seconds for one request to a provider.
         retries: how often a request that failed is repeated.
         rate: requests that begin in a second, of all episodes together.
 
     Raises:
         KeyError: an unknown provider or score.
-        ValueError: an option makes no sense, or says nothing of where to search.
+        ValueError: an option is out of range, or neither index nor provider is set.
         OSError: the index cannot be read.
     """
 
@@ -97,9 +97,12 @@ class AgentSearch:
             raise
         self.searches += 1
         self.found += bool(results)
-        return "\n\n".join(map(_shown, range(1, len(results) + 1), results)) or "Nothing was found; try other words."
+        return (
+            "\n\n".join(map(_format_result, range(1, len(results) + 1), results))
+            or "Nothing was found; try other words."
+        )
 
-    def _results(self, query: Any) -> list[Result]:
+    def _results(self, query: Any) -> list[SearchResult]:
         if self.searches >= self.max_searches:
             raise ToolError(f"no more than {self.max_searches} searches; answer now")
         if not isinstance(query, str) or not query.strip():
@@ -107,20 +110,20 @@ class AgentSearch:
         return self.source.search(query, self.top, self.passage_characters)
 
     def finish(self, text: str) -> None:
-        """Be told the last turn."""
+        """Store the last turn."""
         self.text = text
 
     def get_reward(self) -> float:
-        """The score of the final answer, and the bonus for having found something where it is right."""
+        """Return the score of the final answer, plus the bonus for a successful search if it is correct."""
         score = self._score()
-        return score + self.tool_bonus * (score > RIGHT and self.found > 0)
+        return score + self.tool_bonus * (score > CORRECT_ABOVE and self.found > 0)
 
     def metrics(self) -> dict[str, float]:
-        """How often the model searched, how often in vain because of an error, and whether the answer was right."""
+        """Return the number of searches, of failed searches, and success."""
         return {
             "searches": float(self.searches),
             "failed": float(self.failed_searches),
-            "success": float(self._score() > RIGHT),
+            "success": float(self._score() > CORRECT_ABOVE),
         }
 
     def _score(self) -> float:
@@ -128,7 +131,7 @@ class AgentSearch:
 
 
 def _check(index: str | None, provider: str | None, **counts: int) -> None:
-    """Nothing, for options that make sense.
+    """Validate the options.
 
     Raises:
         ValueError: names the option.
@@ -148,8 +151,8 @@ def _settings(provider: str | None, timeout: float, retries: int, rate: float) -
         raise ValueError(f"agent_search: without the option index the web is searched, but {error}") from error
 
 
-def _shown(number: int, result: Result) -> str:
-    """A result as the model sees it."""
-    title, source = shortened(result.title, TITLE_LONGEST), shortened(result.id, TITLE_LONGEST)
+def _format_result(number: int, result: SearchResult) -> str:
+    """Return a result as the model sees it."""
+    title, source = truncate(result.title, MAX_TITLE_LENGTH), truncate(result.id, MAX_TITLE_LENGTH)
     text = f"[{number}] {title} ({source})\n{result.passage}"
-    return SPECIAL.sub("< |", UNPRINTABLE.sub(" ", text))
+    return SPECIAL_TOKEN.sub("< |", UNPRINTABLE.sub(" ", text))

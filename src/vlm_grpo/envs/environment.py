@@ -1,47 +1,106 @@
-"""What an environment is: a class with `reset`, typed methods that the model may call, and `get_reward`.
+"""The base class of environments, and what the agent loop needs to know about one: its tools and their schemas.
 
-```python
-class Guess:
-    done = False
-
-    def reset(self, **row) -> str | list | None: ...  # text or blocks for the last user turn
-    def see(self, **facts) -> None: ...  # optional: images, their sizes, the space of the model's boxes
-    def guess(self, number: int) -> str: ...  # every other public method is a tool; its docstring describes it
-    def failed(self, name: str, problem: str) -> None: ...  # optional: a call that could not be made, or raised
-    def finish(self, text: str) -> None: ...  # optional: the last turn of the assistant, when the episode is over
-    def get_reward(self) -> float: ...
-    def metrics(self) -> dict[str, float]: ...  # optional: averaged in the logs
-```
-
-Nothing here runs a model; `trainers/episodes.py` plays, `calls.py` runs what the model calls.
+Nothing here runs a model. `rollouts/multi_turn.py` runs episodes, `tool_executor.py` runs the tool calls in them.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics")
 Content = str | list[dict[str, Any]]  # text, or blocks of text and images
 
 
 class ToolError(Exception):
-    """What went wrong with a call, in words for the model: they are what it is shown."""
+    """A tool call that failed. The model is shown the message, so word it for the model."""
+
+
+class Environment:
+    """An environment in which the model calls tools; one instance runs one episode at a time.
+
+    Subclass it, or write any class with `reset` and typed tool methods. Every public method that is not a hook below
+    is a tool: the type hints and the Google-style docstring become its JSON schema, the return value (text, or a list
+    of text and image blocks) is shown to the model, and a ToolError tells the model what it did wrong.
+
+    ```python
+    class Guess(Environment):
+        def reset(self, target: int = 7, **row) -> str:
+            self.target, self.guesses, self.done = target, 0, False
+            return "Guess a number from 1 to 10."
+
+        def guess(self, number: int) -> str:
+            '''Guess the number.
+
+            Args:
+                number: From 1 to 10.
+            '''
+            self.guesses += 1
+            self.done = number == self.target
+            return "correct" if self.done else "higher" if number < self.target else "lower"
+
+        def get_reward(self) -> float:
+            return 1.0 / self.guesses if self.done else 0.0
+    ```
+
+    Hooks, in the order of the calls:
+
+    1. `reset(**row)`: start an episode for a data row. Required.
+    2. `see(**facts)`: what is known about the images once the prompt is encoded.
+    3. `failed(name, problem)`: a tool call could not be parsed, was invalid, or raised.
+    4. `finish(text)`: the episode is over; the model's last turn.
+    5. `get_reward()`: the episode's reward, a number or None; may be a coroutine function. Optional and not defined
+       here: only classes that define it contribute a reward, other episodes are scored by `--reward_funcs` alone.
+    6. `metrics()`: finite numbers to average in the logs.
+
+    All arguments of `reset` and `see` are passed by keyword. Instances are reused for later episodes, so `reset` must
+    clear all state, `done` included.
+
+    Attributes:
+        done: set to True by a tool or hook to end the episode after the current turn.
+        TAGS: with `--tool_format tags`, the tool's name for each tag; None uses the tools' names as tags.
+        MAKES_EPISODES: whether the environment generates its own episodes and needs no data file.
+    """
+
+    TAGS: ClassVar[Mapping[str, str] | None] = None
+    MAKES_EPISODES: ClassVar[bool] = False
+    done: bool = False
+
+    def reset(self, *args: Any, **row: Any) -> Content | None:
+        """Start an episode and return what to append to the last user turn: text, blocks, or None.
+
+        Args:
+            row: the columns of the data row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define reset(self, **row)")
+
+    def see(self, *args: Any, **facts: Any) -> None:
+        """Receive the prompt's `images`, their sizes and the coordinate space of the model's boxes."""
+
+    def failed(self, name: str, problem: str) -> None:
+        """Take note of a tool call that could not be made or raised an exception."""
+
+    def finish(self, text: str) -> None:
+        """Take note of the model's last turn, when the episode is over."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return finite numbers about the finished episode, which are averaged in the logs."""
+        return {}
 
 
 def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
-    """The tools of an environment by name: its public methods, bound, but those of RESERVED."""
-    found = inspect.getmembers(type(environment), predicate=inspect.isfunction)
-    names = [name for name, _ in found if not name.startswith("_") and name not in RESERVED]
+    """Return an environment's tools by name: its bound public methods except the hooks (RESERVED)."""
+    methods = inspect.getmembers(type(environment), predicate=inspect.isfunction)
+    names = [name for name, _ in methods if not name.startswith("_") and name not in RESERVED]
     return {name: getattr(environment, name) for name in names}
 
 
-def schema_of(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
-    """The JSON schema of a tool, from its type hints and its Google-style docstring.
+def tool_schema(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
+    """Return the JSON schema of a tool, built from its type hints and its Google-style docstring.
 
     Raises:
-        ValueError: a hint or the description of an argument is missing.
+        ValueError: a type hint or the description of an argument is missing.
     """
     from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
@@ -54,20 +113,22 @@ def schema_of(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def check_environment(name: str, environment: Any) -> None:
-    """Find out before a rollout whether an object can be played.
+def validate_environment(name: str, environment: Any) -> None:
+    """Check before the first rollout that episodes can run in an object.
 
     Raises:
         ValueError: it has no `reset`, or a tool without type hints or docstring.
     """
-    if not callable(getattr(environment, "reset", None)):
+    if getattr(type(environment), "reset", None) is Environment.reset or not callable(
+        getattr(environment, "reset", None)
+    ):
         raise ValueError(f"environment {name!r}: {type(environment).__name__} must have a method 'reset'")
     for tool_name, tool in tools_of(environment).items():
-        schema_of(tool_name, tool)
+        tool_schema(tool_name, tool)
 
 
-def extended(prompt: list[dict[str, Any]], observation: Content | None) -> list[dict[str, Any]]:
-    """The prompt with what `reset` gave at the end of its last turn; without a prompt a user turn of its own."""
+def append_observation(prompt: list[dict[str, Any]], observation: Content | None) -> list[dict[str, Any]]:
+    """Return the prompt with the observation of `reset` appended to its last turn; without a prompt, as a user turn."""
     if observation is None or observation == "":
         return prompt
     if not prompt:
@@ -81,14 +142,14 @@ def extended(prompt: list[dict[str, Any]], observation: Content | None) -> list[
 
 
 def blocks_of(content: Content | None) -> list[dict[str, Any]]:
-    """Content as blocks; empty text is no block."""
+    """Return content as a list of blocks; empty text gives no block."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [dict(block) for block in content or []]
 
 
-def join_text(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the blocks with neighbouring text in one of them: some templates show the first block of a turn alone."""
+def merge_text_blocks(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the blocks with adjacent text merged: some templates render only the first text block of a turn."""
     joined: list[dict[str, Any]] = []
     for block in blocks:
         if joined and block["type"] == joined[-1]["type"] == "text":

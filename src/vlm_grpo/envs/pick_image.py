@@ -1,4 +1,4 @@
-"""Pick one of several images by a tool call: the smallest task in which a model acts on what it sees."""
+"""Environment `pick_image`: pick one of several images by a tool call."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.environment import Environment, ToolError
 from vlm_grpo.records import ImageRef
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-# How an episode can end, and what that earns: a call that can be read more than none, the right one by far the most.
+# Outcomes of an episode and their rewards: a parsable call gets more than none, the correct one by far the most.
 OUTCOMES = {"no_call": 0.0, "invalid_call": 0.05, "out_of_range": 0.1, "wrong": 0.2, "right": 1.0}
 
 
-class PickImage:
-    """Some images of a folder are shown; the model calls `pick_image` with the number of the one that is asked for.
+class PickImage(Environment):
+    """Several images of a folder; the model calls `pick_image` with the number of the requested one.
 
     What is shown and which is right depends on the seed and the number of the episode alone, so that all completions
     of a group see the same. Images are named by what they show: `red_circle_2.png` is asked for as "red circle".
@@ -31,11 +31,11 @@ class PickImage:
         data_root: folder with images, also in folders below it.
         candidates_per_episode: how many are shown, each of something else.
         fixed_correct_index: the place of the right one in every episode, from 0, which is Fleet's default; -1 or None
-            draws it anew in each, so that a model has to look.
+            draws it in each episode, so that a model has to look.
         seed: of the episodes; a row's own `seed` wins.
 
     Raises:
-        ValueError: the folder has too few images, or the index is none of the candidates'.
+        ValueError: the folder has too few images, or the index is out of range.
     """
 
     MAKES_EPISODES = True
@@ -70,8 +70,8 @@ class PickImage:
         """Begin the episode of a number."""
         draw = random.Random(f"{self.seed if seed is None else seed}/{episode}")
         names = draw.sample(sorted(self.by_name), self.candidates)
-        drawn = draw.randrange(self.candidates)
-        self.correct = drawn if self.fixed is None else self.fixed
+        random_index = draw.randrange(self.candidates)
+        self.correct = random_index if self.fixed is None else self.fixed
         self.outcome, self.done = "no_call", False
         blocks: list[dict[str, Any]] = []
         for number, name in enumerate(names):
@@ -96,42 +96,42 @@ class PickImage:
         return self.outcome
 
     def failed(self, name: str, problem: str) -> None:
-        """A call that was none of this tool's."""
+        """Take note of a call that is not one of this tool's."""
         if self.outcome == "no_call":
             self.outcome = "invalid_call"
 
     def get_reward(self) -> float:
-        """1 for the right image, less for a wrong one, for a number that no image has, for a call of something else."""
+        """Return 1 for the correct image, less for a wrong one, an invalid number, or an invalid call."""
         return OUTCOMES[self.outcome]
 
     def metrics(self) -> dict[str, float]:
-        """How the episode ended."""
+        """Return how the episode ended, one-hot."""
         return {"success" if name == "right" else name: float(name == self.outcome) for name in OUTCOMES}
 
 
 @cache
 def images_by_name(data_root: str) -> dict[str, list[str]]:
-    """The image files below a folder by what they show.
+    """Return the image files below a folder, by the subject in their names.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not Path(data_root).is_dir():
         raise ValueError(f"--data_root {data_root}: no such folder")
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for path in sorted(Path(data_root).rglob("*")):
         if path.suffix.lower() in SUFFIXES:
-            found.setdefault(name_of(path), []).append(str(path))
-    return found
+            by_name.setdefault(subject_of(path), []).append(str(path))
+    return by_name
 
 
-def name_of(path: Path) -> str:
-    """What an image shows, by its file's name without number: `red_circle_2.png` is a "red circle"."""
+def subject_of(path: Path) -> str:
+    """Return an image's subject from its file name: `red_circle_2.png` is a "red circle"."""
     return re.sub(r"[\s_-]*\d*$", "", path.stem).replace("_", " ").replace("-", " ").strip() or path.stem
 
 
 def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
-    """Episodes without end, for environments that make everything of their number: a run that resumes goes on in it.
+    """Return infinite rows for environments that generate episodes by number; a resumed run continues in them.
 
     Args:
         seed: of the episodes.

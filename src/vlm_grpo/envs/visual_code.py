@@ -1,31 +1,31 @@
-"""Code from designs (`visual_code`): the model writes a page that looks like a picture of an interface."""
+"""Environment `visual_code`: the model writes a page that looks like a picture of an interface."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.envs.environment import ToolError
-from vlm_grpo.text import without_thinking
+from vlm_grpo.answer_parser import strip_thinking
+from vlm_grpo.envs.environment import Environment, ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from PIL import Image
 
-    from vlm_grpo.envs.likeness import Likeness
-    from vlm_grpo.envs.rendering import Render
+    from vlm_grpo.envs.browser.renderer import Render
+    from vlm_grpo.envs.similarity import Similarity
 
 FENCED = re.compile(r"```[ \t]*(?:html)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 BARE = re.compile(r"(?:<!doctype\s+html|<html[\s>])(?:.*</html\s*>|.*)", re.DOTALL | re.IGNORECASE)
 TAG = re.compile(r"<[a-zA-Z!]")
 SIZE = (1024, 768)  # of a design that has no picture
-LONGEST = 1600  # pixels; larger pictures of designs are scaled down
-MEASURES = ("ssim", "color", "text", "layout")
+MAX_LENGTH = 1600  # pixels; larger pictures of designs are scaled down
+SIMILARITIES = ("ssim", "color", "text", "layout")
 
 
-class VisualCode:
-    """An episode: a design is given, pages can be looked at as they are rendered, and the last page is compared.
+class VisualCode(Environment):
+    """A design to reproduce; the model can render pages, and the last page is compared with the design.
 
     The design is the row's `html`, rendered here, or else its first image, of which text and boxes are not known. The
     page is what the last turn holds, in a fence or as plain <html>; without one it is the last that was rendered. It
@@ -55,25 +55,25 @@ class VisualCode:
             ValueError: an unknown weight, or none above zero.
             BrowserError: no Chromium is installed.
         """
-        from vlm_grpo.envs.likeness import WEIGHTS
-        from vlm_grpo.envs.rendering import check_browser
+        from vlm_grpo.envs.browser.renderer import check_browser
+        from vlm_grpo.envs.similarity import WEIGHTS
 
         check_browser()
-        self._weights = _checked(WEIGHTS if weights is None else weights)
+        self._weights = _validate_weights(WEIGHTS if weights is None else weights)
         self._max_renders, self._javascript = max_renders, javascript
         self._width, self._height = width, height
         self._begin(None, SIZE)
 
     def reset(self, **row: Any) -> list[dict[str, Any]]:
-        """What is asked, with the picture of the design where the row has none."""
+        """Start an episode and return the task, with a picture of the design if the row has none."""
         image, html = _image(row), _html(row)
         self._begin(image, self._viewport(image))
         if html is not None:
             self._design = self._render(html, data_urls=True)
         elif self._design is None:
             raise ValueError(f"{_where(row)}visual_code: a row needs an image of the design or its 'html', got neither")
-        shown = [] if image is not None else [{"type": "image", "image": self._design.image()}]
-        return [*shown, {"type": "text", "text": self._task()}]
+        image_blocks = [] if image is not None else [{"type": "image", "image": self._design.image()}]
+        return [*image_blocks, {"type": "text", "text": self._task()}]
 
     def render(self, html: str) -> list[dict[str, Any]]:
         """Render a page and look at it.
@@ -91,11 +91,11 @@ class VisualCode:
 
     def finish(self, text: str) -> None:
         """Take the page of the last turn, if it has one."""
-        self._page = page_in(text) or self._page
+        self._page = extract_html(text) or self._page
 
     def get_reward(self) -> float:
-        """How much the page looks like the design, 0 to 1; 0 without a page, or with one that cannot be rendered."""
-        from vlm_grpo.envs.likeness import compare, total
+        """Return the similarity of page and design, 0 to 1; 0 without a page that can be rendered."""
+        from vlm_grpo.envs.similarity import page_similarity, weighted_mean
 
         if self._page is None or self._design is None:
             return 0.0
@@ -103,23 +103,23 @@ class VisualCode:
             page = self._rendered(self._page)
         except ToolError:
             return 0.0
-        self._likeness = compare(self._design, page)
-        return total(self._likeness, self._weights)
+        self._similarity = page_similarity(self._design, page)
+        return weighted_mean(self._similarity, self._weights)
 
     def metrics(self) -> dict[str, float]:
-        """The measures of the reward, those that apply, and how often the model looked."""
+        """Return the similarities that apply, and the number of renders."""
         renders = {"renders": float(self._renders)}
-        if self._likeness is None:
-            return {**renders, **dict.fromkeys(MEASURES, 0.0)}
-        return {**renders, **{name: value for name, value in self._likeness._asdict().items() if value is not None}}
+        if self._similarity is None:
+            return {**renders, **dict.fromkeys(SIMILARITIES, 0.0)}
+        return {**renders, **{name: value for name, value in self._similarity._asdict().items() if value is not None}}
 
     def _begin(self, image: Image.Image | None, size: tuple[int, int]) -> None:
-        from vlm_grpo.envs.rendering import Render
+        from vlm_grpo.envs.browser.renderer import Render
 
         self._size = size
-        self._design: Render | None = None if image is None else Render.of_image(_resized(image, size))
+        self._design: Render | None = None if image is None else Render.of_image(_resize(image, size))
         self._page: str | None = None
-        self._likeness: Likeness | None = None
+        self._similarity: Similarity | None = None
         self._renders = 0
 
     def _viewport(self, image: Image.Image | None) -> tuple[int, int]:
@@ -127,7 +127,7 @@ class VisualCode:
             return self._width or SIZE[0], self._height or SIZE[1]
         if self._width and self._height:
             return self._width, self._height
-        scale = min(1.0, LONGEST / max(image.size))
+        scale = min(1.0, MAX_LENGTH / max(image.size))
         if self._width or self._height:
             scale = self._width / image.width if self._width else self._height / image.height
         return max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -142,8 +142,8 @@ class VisualCode:
         )
 
     def _rendered(self, html: str) -> Render:
-        """A page of the model; what is wrong with it is said in words for the model."""
-        from vlm_grpo.envs.rendering import PageError
+        """Return a page of the model, rendered; problems are worded for the model."""
+        from vlm_grpo.envs.browser.renderer import PageError
 
         try:
             return self._render(html)
@@ -151,14 +151,14 @@ class VisualCode:
             raise ToolError(f"The page was not rendered: {error}.") from error
 
     def _render(self, html: str, *, data_urls: bool = False) -> Render:
-        from vlm_grpo.envs.rendering import shared_renderer
+        from vlm_grpo.envs.browser.renderer import shared_renderer
 
         return shared_renderer().render(html, *self._size, javascript=self._javascript, data_urls=data_urls)
 
 
-def page_in(text: str) -> str | None:
-    """The last page in a text: in a fence, or plain from <html> or its doctype on; None without one."""
-    text = without_thinking(text)
+def extract_html(text: str) -> str | None:
+    """Return the last page in a text: in a fence, or plain from <html> or its doctype on; None without one."""
+    text = strip_thinking(text)
     fenced = [page.strip() for page in FENCED.findall(text) if TAG.search(page)]
     if fenced:
         return fenced[-1]
@@ -166,10 +166,10 @@ def page_in(text: str) -> str | None:
     return bare[0].strip() if bare else None
 
 
-def _checked(weights: Mapping[str, float]) -> dict[str, float]:
-    unknown = [name for name in weights if name not in MEASURES]
+def _validate_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    unknown = [name for name in weights if name not in SIMILARITIES]
     if unknown or any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
-        expected = f"numbers of {', '.join(MEASURES)}, none below zero and not all zero"
+        expected = f"numbers of {', '.join(SIMILARITIES)}, none below zero and not all zero"
         raise ValueError(f"visual_code: weights must be {expected}, got {dict(weights)!r}")
     return dict(weights)
 
@@ -182,7 +182,7 @@ def _image(row: Mapping[str, Any]) -> Image.Image | None:
 
 
 def _html(row: Mapping[str, Any]) -> str | None:
-    """The page of the design: a column of the row, or of what else its record holds."""
+    """Return the page of the design: a column of the row, or of its record's `extra`."""
     html = row.get("html") or getattr(row.get("record"), "extra", {}).get("html")
     if html is not None and not isinstance(html, str):
         raise ValueError(f"{_where(row)}'html' must be the text of a page, got {html!r:.80}")
@@ -194,5 +194,5 @@ def _where(row: Mapping[str, Any]) -> str:
     return f"{where}: " if where else ""
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size)

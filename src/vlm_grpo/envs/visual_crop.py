@@ -1,4 +1,4 @@
-"""Look closer: the model zooms into a part of an image, as in DeepEyes (arXiv:2505.14362)."""
+"""Environment `visual_crop`: the model zooms into parts of an image, as in DeepEyes (arXiv:2505.14362)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 from PIL import Image
 
 from vlm_grpo.boxes import Box, convert
-from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.environment import Environment, ToolError
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
 
 SMALLEST = 28  # pixels of a side: one token of the Qwen families
 
 
-class VisualCrop:
-    """A question about images that the model may look at more closely before it answers.
+class VisualCrop(Environment):
+    """A question about images that the model may zoom into before it answers.
 
     Args:
         max_crops: how often in an episode.
-        tool_bonus: what a look is worth where the final answer is right; nothing where it is wrong, or looking would
-            be learned for its own sake.
+        tool_bonus: bonus for a crop, only with a correct final answer, so that crops are not made for the bonus alone.
         space: of the boxes that the model gives: original (pixels), resized, thousand or unit; None is the one that its
             family was trained on.
     """
@@ -45,9 +44,9 @@ class VisualCrop:
         answer_space: str | None,
         **facts: Any,
     ) -> None:
-        """Be told of the row's images, the sizes in which the model sees them, and the space of its boxes."""
+        """Store the row's images, the sizes in which the model sees them, and the space of its boxes."""
         self.images, self.sizes = images, processed_sizes
-        self.given = self.space or answer_space or "original"
+        self.box_space = self.space or answer_space or "original"
 
     def zoom(self, box: list[float], image: int = 0) -> list[dict[str, Any]]:
         """Show a part of an image, enlarged.
@@ -65,38 +64,38 @@ class VisualCrop:
         return [{"type": "image", "image": self.images[image].crop(part)}]
 
     def _part(self, box: Any, image: int) -> tuple[int, int, int, int]:
-        """The box in pixels of the original image, inside of it and not too small to see.
+        """Return the box in pixels of the original image, clipped to it and not too small to see.
 
         Raises:
-            ToolError: it is no box, or lies outside.
+            ToolError: it is not a box, or lies outside.
         """
         numbers = box if isinstance(box, list) else []
         if len(numbers) != 4 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
             raise ToolError(f"box must be four numbers, got {box!r:.100}")
         width, height = self.images[image].size
-        x1, y1, x2, y2 = convert(Box(*numbers), self.given, "original", (width, height), self.sizes[image])
+        x1, y1, x2, y2 = convert(Box(*numbers), self.box_space, "original", (width, height), self.sizes[image])
         x1, x2, y1, y2 = max(x1, 0), min(x2, width), max(y1, 0), min(y2, height)
         if not (x1 < x2 and y1 < y2):
             raise ToolError(f"box must lie in the image with x1 < x2 and y1 < y2, got {box!r:.100}")
-        (left, right), (top, bottom) = _grown(x1, x2, width), _grown(y1, y2, height)
+        (left, right), (top, bottom) = _expand(x1, x2, width), _expand(y1, y2, height)
         return left, top, right, bottom
 
     def finish(self, text: str) -> None:
-        """Be told the last turn."""
+        """Store the last turn."""
         self.text = text
 
     def get_reward(self) -> float:
-        """Accuracy of the final answer by the record's method, and the bonus for a look where it is right."""
+        """Return the accuracy of the final answer, plus the bonus for a crop if it is correct."""
         accuracy = accuracy_reward(self.text, self.record) or 0.0
         return accuracy + self.tool_bonus * (accuracy > 0.5 and self.crops > 0)
 
     def metrics(self) -> dict[str, float]:
-        """Whether the answer was right, and how often the model looked."""
+        """Return success and the number of crops."""
         return {"success": float((accuracy_reward(self.text, self.record) or 0.0) > 0.5), "crops": float(self.crops)}
 
 
-def _grown(low: float, high: float, limit: int) -> tuple[int, int]:
-    """A range in whole pixels, at least SMALLEST long where the image is."""
+def _expand(low: float, high: float, limit: int) -> tuple[int, int]:
+    """Return a range in whole pixels, at least SMALLEST long if the image is."""
     missing = max(0.0, min(SMALLEST, limit) - (high - low))
     start = min(max(low - missing / 2, 0), limit - min(SMALLEST, limit))
     return int(start), min(limit, int(max(high + missing / 2, start + min(SMALLEST, limit)) + 0.999))

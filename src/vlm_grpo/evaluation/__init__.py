@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.evaluation.metrics import Metric, episode_names, load_scorer, metric_names, summarize
+from vlm_grpo.evaluation.aggregate import Metric, episode_names, load_scorer, metric_names, summarize
 from vlm_grpo.evaluation.predictions import Backend, Scoring
-from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
+from vlm_grpo.evaluation.sampling_params import SamplingParams, check_pass_k
 from vlm_grpo.tasks import TASKS
 
-__all__ = ["Evaluation", "Metric", "Sampling", "evaluate", "load_scorer", "metric_names", "predict"]
+__all__ = ["Evaluation", "Metric", "SamplingParams", "evaluate", "load_scorer", "metric_names", "predict"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The task's metrics, its own one first, and a prediction for each row in the order of the data.
+    """The task's metrics, its main one first, and a prediction for each row in the order of the data.
 
     `groups` holds the same metrics of every group of examples; empty where no column was named.
     """
@@ -56,18 +56,18 @@ def evaluate(
         dataset: rows of `vlm_grpo.load_dataset`.
         task: names the metrics; unknown ones are a KeyError.
         limit: only the first rows; None is all.
-        seed: of the bootstrap and of drawn completions.
-        temperature, top_p, num_samples: how completions are drawn; temperature 0 is greedy.
+        seed: of the bootstrap and of sampled completions.
+        temperature, top_p, num_samples: of sampling; temperature 0 is greedy.
         pass_k: the k of each pass@k (arXiv:2107.03374), at most num_samples.
         group_by: a column; `groups` of the result then holds the metrics of each of its values.
         reward_options: such as `encoder` of the reasoning reward; None is the rewards' defaults.
-        generation: `batch_size`, `max_completion_length`, `template_options` of `LocalModel`, and `on_batch`, which is
+        generation: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`, and `on_batch`, which is
             told how many rows of each batch are done.
 
     Raises:
         ValueError: there is no row to evaluate, or options contradict each other.
     """
-    sampling = Sampling(temperature, top_p, num_samples, seed)
+    sampling = SamplingParams(temperature, top_p, num_samples, seed)
     check_pass_k(pass_k, num_samples, TASKS[task].metric)
     numbers = range(len(dataset) if limit is None else min(limit, len(dataset)))
     if not numbers:
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
-    """The evaluation that some predictions amount to."""
+    """Return the evaluation of some predictions."""
     names, numbers = metric_names(task), set()
     if any("episode" in prediction for prediction in predictions):
         names, numbers = episode_names(names, predictions)
@@ -105,14 +105,14 @@ def predict(
     on_batch: Callable[[int], None] | None = None,
     **generation: Any,
 ) -> list[dict[str, Any]]:
-    """One prediction for each numbered row, in their order, by a model in this process.
+    """Return one prediction for each numbered row, in their order, by a model in this process.
 
-    How to score is said by `scoring`, or by `task` and `reward_options`.
+    `scoring`, or `task` and `reward_options`, define the scores.
     """
-    from vlm_grpo.evaluation.generate import LocalModel
+    from vlm_grpo.evaluation.backends.hf import HFBackend
 
     scoring = scoring or Scoring(task, reward_options)
-    return predict_with(LocalModel(model, processor, **generation), dataset, numbers, scoring, on_batch=on_batch)
+    return predict_with(HFBackend(model, processor, **generation), dataset, numbers, scoring, on_batch=on_batch)
 
 
 def predict_with(
@@ -124,20 +124,20 @@ def predict_with(
     on_batch: Callable[[int], None] | None = None,
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """One prediction for each numbered row, in their order; `keep` is given those of each batch as it ends."""
-    found: dict[int, dict[str, Any]] = {}
-    for answered in backend(dataset, numbers):
-        predictions = scoring.predictions(answered)
+    """Return one prediction for each numbered row, in their order; `keep` receives those of each finished batch."""
+    by_row: dict[int, dict[str, Any]] = {}
+    for batch in backend(dataset, numbers):
+        predictions = scoring.predictions(batch)
         if keep is not None:
             keep(predictions)
-        found |= {prediction["row"]: prediction for prediction in predictions}
+        by_row |= {prediction["row"]: prediction for prediction in predictions}
         if on_batch is not None:
             on_batch(len(predictions))
-    return [found[number] for number in numbers]
+    return [by_row[number] for number in numbers]
 
 
 def shard(rows: int, rank: int, ranks: int) -> list[int]:
-    """The row numbers of one rank: every rank gets equally many, the last ones start again at the first rows.
+    """Return the row numbers of one rank: all ranks get equally many, the last ones wrap around to the first rows.
 
     Under ZeRO-3 every `generate` is a collective, so no rank may have one batch more than another.
     """
@@ -148,6 +148,6 @@ def shard(rows: int, rank: int, ranks: int) -> list[int]:
 
 
 def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All ranks' predictions in the order of the data, each row once."""
+    """Return all ranks' predictions in the order of the data, each row once."""
     by_row = {prediction["row"]: prediction for prediction in predictions}
     return [by_row[row] for row in sorted(by_row)]

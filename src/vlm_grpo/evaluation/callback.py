@@ -33,7 +33,7 @@ class GreedyEvaluation(TrainerCallback):
         batch_size: rows per `generate`; None is the trainer's evaluation batch size.
 
     Raises:
-        ValueError: val_freq is negative, or the trainer's metric_for_best_model is none of the task's.
+        ValueError: val_freq is negative, or the trainer's metric_for_best_model is not a metric of the task.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class GreedyEvaluation(TrainerCallback):
             control.should_evaluate = True
 
     def _periods(self, state: Any) -> int:
-        """How many whole periods have passed; 3 steps of 0.1 epochs are 0.3 but for rounding."""
+        """Return how many whole periods have passed; 3 steps of 0.1 epochs are 0.3 up to rounding."""
         return math.floor((state.epoch or 0) / self.val_freq + 1e-6) if self.val_freq else 0
 
     def run(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ class GreedyEvaluation(TrainerCallback):
 
 
 def log_entries(evaluation: Evaluation) -> dict[str, float]:
-    """What is logged: each metric that applied to some row, and the length of the completions."""
+    """Return what is logged: each metric that applied to some row, and the length of the completions."""
     entries = {f"eval_{name}": metric.value for name, metric in evaluation.metrics.items() if metric.count}
     lengths = [prediction["num_tokens"] for prediction in evaluation.predictions]
     cut = [prediction["is_truncated"] for prediction in evaluation.predictions]

@@ -1,4 +1,4 @@
-"""Short digests that say whether two evaluations saw the same data and the same model."""
+"""Short digests of data and model, to tell whether two evaluations used the same."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ WEIGHTS = (".safetensors", ".bin", ".json")
 
 
 def digest(parts: Iterable[str]) -> str:
-    """16 hexadecimal digits of some texts in their order."""
-    whole = hashlib.blake2b(digest_size=8)
+    """Return 16 hexadecimal digits of some texts in their order."""
+    hasher = hashlib.blake2b(digest_size=8)
     for part in parts:
-        whole.update(part.encode("utf-8", "surrogatepass"))
-        whole.update(b"\0")
-    return whole.hexdigest()
+        hasher.update(part.encode("utf-8", "surrogatepass"))
+        hasher.update(b"\0")
+    return hasher.hexdigest()
 
 
 def record_digest(record: Record) -> str:
-    """The digest of what is asked and what is right; the folder of the images and the prompt around do not count.
+    """Return the digest of question and ground truth, independent of image folder and prompt template.
 
     An image file counts by name and size, so that no image has to be read.
     """
@@ -46,13 +46,13 @@ def _medium(ref: ImageRef | VideoRef) -> list[Any]:
 
 
 def data_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Digests of some rows: `data` of their records, `prompts` of the messages made of them."""
+    """Return digests of some rows: `data` of their records, `prompts` of their messages."""
     pairs = [(record_digest(row["record"]), json.dumps(row["prompt"], sort_keys=True, default=str)) for row in rows]
     return {"data": digest(pair[0] for pair in pairs), "prompts": digest(pair[1] for pair in pairs)}
 
 
 def model_digest(name: str) -> str | None:
-    """The digest of names, sizes and times of a model folder's files; None for a name on a hub or a server."""
+    """Return the digest of names, sizes and times of a model folder's files; None for a name on a hub or a server."""
     folder = Path(name)
     if not folder.is_dir():
         return None

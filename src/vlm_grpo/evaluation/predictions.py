@@ -1,4 +1,4 @@
-"""From completions to predictions: what was asked, completed and parsed, and its scores. Ready for JSON. No torch."""
+"""Predictions: question, completion, parsed answer and scores of each row, ready for JSON. No torch."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from vlm_grpo.evaluation.aggregate import collect_evidence, evidence_names, load_scorer, reward_names
 from vlm_grpo.evaluation.fingerprint import record_digest
-from vlm_grpo.evaluation.metrics import collect, evidence_names, load_scorer, reward_names
-from vlm_grpo.evaluation.sampling import pass_at_k
+from vlm_grpo.evaluation.sampling_params import pass_at_k
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
 NO_GROUP = "(none)"
-OF_ANSWERS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
+EPISODE_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
 SUCCESS = "success"  # the metric of an environment that says whether an episode is solved
-DRAWN = ("box_space", "box_image", "mask", "terms")
+OVERLAY_COLUMNS = ("box_space", "box_image", "mask", "terms")
 
 
 class EpisodeError(ValueError):
-    """A row that cannot be played; what was played before is kept."""
+    """A row whose episode cannot run; earlier predictions are kept."""
 
 
-class Played(NamedTuple):
+class EpisodeResult(NamedTuple):
     """An episode: its numbers (turns, calls, reward, the environment's metrics) and its turns, ready for JSON."""
 
     numbers: Mapping[str, float]
     trajectory: Sequence[Mapping[str, Any]]
 
 
-class Completion(NamedTuple):
-    """The assistant's turn, the length in tokens of what the model wrote (None: not known), whether that was cut off.
+class ScoredText(NamedTuple):
+    """A completion to score: the assistant's turn, its generated tokens (None: unknown), whether it was truncated.
 
     `text` begins with what the prompt had opened of the turn (`turn_opening` of the facts); of special tokens it has
     marks of thoughts, boxes and calls alone. Of an episode, it is the last turn. `facts` are what rewards are told.
@@ -42,21 +42,23 @@ class Completion(NamedTuple):
     num_tokens: int | None
     is_truncated: bool
     facts: Mapping[str, Any] = MappingProxyType({})
-    played: Played | None = None
+    episode: EpisodeResult | None = None
 
 
-class Answered(NamedTuple):
+class RowCompletions(NamedTuple):
     """A row's number, the row, and its completions."""
 
     number: int
     row: Mapping[str, Any]
-    completions: list[Completion]
+    completions: list[ScoredText]
 
 
 class Backend(Protocol):
-    """What completes rows: a model in this process, or a server. It yields some rows at a time, in any order."""
+    """The interface of backends, which complete rows. Yields some rows at a time, in any order."""
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[Answered]]: ...
+    def __call__(
+        self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]
+    ) -> Iterator[list[RowCompletions]]: ...
 
 
 @dataclass
@@ -84,41 +86,44 @@ class Scoring:
 
     def __post_init__(self) -> None:
         rewards = reward_names(self.task) if self.has_answers else []
-        self.names = list(dict.fromkeys([*OF_ANSWERS, *rewards])) if self.of_episodes else rewards
+        self.names = list(dict.fromkeys([*EPISODE_REWARDS, *rewards])) if self.of_episodes else rewards
         self.evidence = evidence_names(self.task) if self.has_answers else []
         self.judged = SUCCESS if self.of_episodes else self.names[0]
         self.scorer = load_scorer(self.names, self.reward_options)
 
-    def predictions(self, answered: Sequence[Answered]) -> list[dict[str, Any]]:
-        """One prediction for each row; the completions of all rows are scored together."""
-        records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in answered]
+    def predictions(self, rows: Sequence[RowCompletions]) -> list[dict[str, Any]]:
+        """Return one prediction for each row; the completions of all rows are scored together."""
+        records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in rows]
         flat = [
             (completion.text, with_facts(record, completion.facts))
-            for entry, record in zip(answered, records, strict=True)
+            for entry, record in zip(rows, records, strict=True)
             for completion in entry.completions
         ]
         scores = iter(self.scorer([text for text, _ in flat], [record for _, record in flat]))
         return [
             self._prediction(entry, record, [next(scores) for _ in entry.completions])
-            for entry, record in zip(answered, records, strict=True)
+            for entry, record in zip(rows, records, strict=True)
         ]
 
-    def _prediction(self, entry: Answered, record: Record, scores: list[dict[str, float | None]]) -> dict[str, Any]:
+    def _prediction(
+        self, entry: RowCompletions, record: Record, scores: list[dict[str, float | None]]
+    ) -> dict[str, Any]:
         scores = [
-            _with_numbers(row, completion.played) for row, completion in zip(scores, entry.completions, strict=True)
+            _merge_episode_metrics(row, completion.episode)
+            for row, completion in zip(scores, entry.completions, strict=True)
         ]
         samples = [
             {
-                "predicted": given_answer(completion.text, record),
+                "predicted": predicted_answer(completion.text, record),
                 "scores": row,
                 "completion": completion.text,
                 "num_tokens": completion.num_tokens,
                 "is_truncated": completion.is_truncated,
-                **_episode(completion.played),
+                **_episode(completion.episode),
             }
             for completion, row in zip(entry.completions, scores, strict=True)
         ]
-        collected = [collect(self.evidence, completion.text, record) for completion in entry.completions]
+        collected = [collect_evidence(self.evidence, completion.text, record) for completion in entry.completions]
         return {
             "row": entry.number,
             "data": record_digest(record_of_row(entry.row)),
@@ -135,22 +140,25 @@ class Scoring:
             ),
             **({"group": group_of(record, self.group_by)} if self.group_by else {}),
             **({"samples": samples} if len(samples) > 1 else {}),
-            "facts": {**_plain(entry.completions[0].facts), **_columns(record)},
+            "facts": {**_to_json_facts(entry.completions[0].facts), **_columns(record)},
         }
 
     def _scores(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-        """Each score's mean over the completions that it applies to, and pass@k of the one that says what is right."""
+        """Return each score's mean over the completions it applies to, and pass@k of the one that defines success."""
         columns = {name: [row.get(name) for row in scores] for name in dict.fromkeys(n for row in scores for n in row)}
-        known = {name: [value for value in column if value is not None] for name, column in columns.items()}
-        found = {name: _mean(column) for name, column in known.items()}
-        judged = known.get(self.judged, [])
-        right = sum(value >= 1 for value in judged)
-        passes = {f"pass@{k}": pass_at_k(len(judged), right, k) if len(judged) >= k else None for k in self.pass_k}
-        return {**found, **passes}
+        values_of = {name: [value for value in column if value is not None] for name, column in columns.items()}
+        means = {name: _mean(column) for name, column in values_of.items()}
+        success_values = values_of.get(self.judged, [])
+        num_correct = sum(value >= 1 for value in success_values)
+        passes = {
+            f"pass@{k}": pass_at_k(len(success_values), num_correct, k) if len(success_values) >= k else None
+            for k in self.pass_k
+        }
+        return {**means, **passes}
 
 
 def group_of(record: Record, name: str) -> str:
-    """What a column of the record holds, as text."""
+    """Return the value of a record's column as text."""
     value = record.extra.get(name, getattr(record, name, None) if name in ("task", "method") else None)
     return NO_GROUP if value is None else str(value)
 
@@ -161,32 +169,34 @@ def check_group(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     Raises:
         ValueError: none of the rows has it; the message lists columns that there are.
     """
-    known: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for row in rows:
         if group_of(record_of_row(row), name) != NO_GROUP:
             return
-        known |= dict.fromkeys(map(str, record_of_row(row).extra))
-    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*known, 'task', 'method'])}")
+        columns |= dict.fromkeys(map(str, record_of_row(row).extra))
+    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*columns, 'task', 'method'])}")
 
 
-def _with_numbers(scores: Mapping[str, float | None], played: Played | None) -> dict[str, float | None]:
-    """The scores of an episode: whether it is solved and its reward first, its other numbers last."""
-    if played is None:
+def _merge_episode_metrics(
+    scores: Mapping[str, float | None], episode: EpisodeResult | None
+) -> dict[str, float | None]:
+    """Return an episode's scores: success and reward first, its other numbers last."""
+    if episode is None:
         return dict(scores)
-    first = {name: played.numbers[name] for name in (SUCCESS, "reward") if name in played.numbers}
-    return {**first, **scores, **{name: value for name, value in played.numbers.items() if name not in scores}}
+    first = {name: episode.numbers[name] for name in (SUCCESS, "reward") if name in episode.numbers}
+    return {**first, **scores, **{name: value for name, value in episode.numbers.items() if name not in scores}}
 
 
-def _episode(played: Played | None) -> dict[str, Any]:
-    return {} if played is None else {"episode": dict(played.numbers), "trajectory": list(played.trajectory)}
+def _episode(episode: EpisodeResult | None) -> dict[str, Any]:
+    return {} if episode is None else {"episode": dict(episode.numbers), "trajectory": list(episode.trajectory)}
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes as lists, as they would come back from JSON."""
+def _to_json_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts with sizes as lists, as JSON returns them."""
     sizes = ("image_sizes", "processed_sizes")
     return {
         name: [list(size) if size else None for size in value] if name in sizes else value
@@ -196,5 +206,5 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(record: Record) -> dict[str, Any]:
-    """The columns that say where the true box or mask is, so that a report can be drawn without the data."""
-    return {name: record.extra[name] for name in DRAWN if record.extra.get(name) is not None}
+    """Return the columns of the true box or mask, so that a report can be drawn without the data."""
+    return {name: record.extra[name] for name in OVERLAY_COLUMNS if record.extra.get(name) is not None}

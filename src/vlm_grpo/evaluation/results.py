@@ -1,6 +1,6 @@
-"""What an evaluation leaves behind: predictions.jsonl, report.html and results.json, written whole. No torch.
+"""Write the results of an evaluation: predictions.jsonl, report.html and results.json. No torch.
 
-Episodes also leave copies of the images that tools showed; they were written while the episodes were played.
+Episodes also leave copies of the images that tools returned, written during the episodes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.writing import write_whole
-from vlm_grpo.evaluation.report import evaluation_report
+from vlm_grpo.evaluation.report.page import evaluation_report
+from vlm_grpo.evaluation.report.trajectory import remove_unused
 from vlm_grpo.evaluation.strict_json import dumps
-from vlm_grpo.evaluation.trajectory import remove_unused
 
 if TYPE_CHECKING:
     from vlm_grpo.evaluation import Evaluation
@@ -37,7 +37,7 @@ PACKAGES = (
 def write_results(
     folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Any], facts: Mapping[str, Any]
 ) -> None:
-    """Leave the files in the folder; results.json comes last, so that where it is, all are.
+    """Write the files to the folder; results.json comes last, so that it marks a complete evaluation.
 
     Args:
         dataset: the rows, for their images.
@@ -69,24 +69,24 @@ def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of what an evaluation depends on."""
-    found: dict[str, str | None] = {}
+    """Return the installed versions of what an evaluation depends on."""
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def commit() -> str | None:
-    """The git commit of this package, with `+` when files differ from it; None outside a repository."""
+    """Return the git commit of this package, with `+` for uncommitted changes; None outside a repository."""
     here = Path(__file__).resolve().parent
     try:
-        said = [
+        output = [
             subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here.parent)])
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return output[0] + ("+" if output[1] else "")

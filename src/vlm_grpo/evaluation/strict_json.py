@@ -1,4 +1,4 @@
-"""JSON that every reader takes: Python's own writes NaN and infinities, which are none."""
+"""Standard JSON: Python's own encoder writes NaN and infinities, which are not JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loads(text: str) -> Any:
     """Return what JSON says.
 
     Raises:
-        ValueError: it is no JSON; NaN and infinities are none.
+        ValueError: it is not JSON; NaN and infinities are not.
     """
     return json.loads(text, parse_constant=_refuse)
 

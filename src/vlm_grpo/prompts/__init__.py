@@ -15,9 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import Record
-from vlm_grpo.regular import check_regular
-from vlm_grpo.table import Table, unknown_name
+from vlm_grpo.registry import Registry, unknown_name
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
@@ -34,7 +34,7 @@ class PromptTemplate:
     path: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled template, which cannot be pickled."""
+        """Return the state without the compiled template, which cannot be pickled."""
         return {"name": self.name, "text": self.text, "path": self.path}
 
     @cached_property
@@ -46,7 +46,7 @@ class PromptTemplate:
     def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[dict[str, Any]]:
         """Chat messages whose contents are lists of text blocks and empty image blocks.
 
-        `system` is used when the record has no system turn of its own. Markers count in user turns only; images
+        `system` is used when the record has no system turn. Markers count in user turns only; images
         without a marker come first.
 
         Raises:
@@ -56,29 +56,29 @@ class PromptTemplate:
         turns = [{"role": "system", "content": system}] if system else []
         turns += [dict(turn) for turn in record.history]
         turns.append({"role": "user", "content": self._user_turn(record, think_tags)})
-        asked = [turn for turn in turns if turn["role"] == "user"]
-        missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in asked)
+        user_turns = [turn for turn in turns if turn["role"] == "user"]
+        missing = len(record.images) - sum(turn["content"].count(MARKER) for turn in user_turns)
         if missing < 0:
             raise ValueError(
                 f"{record.where}: prompt {self.path or self.name} has {len(record.images) - missing} {MARKER} markers, "
                 f"the record has {len(record.images)} images; a template must write the question once"
             )
-        videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in asked)
-        asked[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + asked[0]["content"]
+        videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in user_turns)
+        user_turns[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + user_turns[0]["content"]
         kinds = {MARKER: "image", **({VIDEO_MARKER: "video"} if record.videos else {})}
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
     def _user_turn(self, record: Record, think_tags: bool) -> str:
-        """The last turn. Markers of the template itself win over those of the question if they place every image.
+        """Return the last turn. The template's own markers win over the question's if they place every image.
 
         Otherwise those that the template begins with are left out: the question places the images.
         """
-        own, asked = self.text.count(MARKER), record.question.count(MARKER)
+        template_markers, question_markers = self.text.count(MARKER), record.question.count(MARKER)
         before = sum(turn["content"].count(MARKER) for turn in record.history if turn["role"] == "user")
         images = len(record.images) - before
-        if not own or own + asked <= images:
+        if not template_markers or template_markers + question_markers <= images:
             return self._question(record, think_tags)
-        if own == images:
+        if template_markers == images:
             record = replace(record, question=record.question.replace(MARKER, ""))
             return self._question(record, think_tags)
         text = self._question(record, think_tags)
@@ -101,12 +101,12 @@ class PromptTemplate:
 
 
 def lettered(options: tuple[str, ...]) -> list[str]:
-    """Options as lines: `A. red`, `B. blue`."""
+    """Return options as lines: `A. red`, `B. blue`."""
     return [f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options)]
 
 
 def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """The text of a user turn with an empty block in place of every marker; `kinds` maps markers to block types."""
+    """Return a user turn's text with an empty block for every marker; `kinds` maps markers to block types."""
     if turn["role"] != "user":
         return [{"type": "text", "text": turn["content"]}]
     parts = [part for part in re.split(f"({'|'.join(kinds)})", turn["content"]) if part]
@@ -114,7 +114,7 @@ def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, st
 
 
 def load_prompt(path: str | Path) -> PromptTemplate:
-    """A user's own template.
+    """Return a user's own template.
 
     Raises:
         ValueError: no such file, it is not UTF-8 or not valid jinja, it uses an unknown variable or no question.
@@ -142,7 +142,7 @@ def _shipped(name: str) -> PromptTemplate:
     return PromptTemplate(name, files("vlm_grpo.prompts").joinpath(f"{name}.jinja").read_text(encoding="utf-8"))
 
 
-PROMPTS: Table[PromptTemplate] = Table(
+PROMPTS: Registry[PromptTemplate] = Registry(
     "prompt",
     {
         name: _shipped(name)

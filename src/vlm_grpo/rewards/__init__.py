@@ -9,27 +9,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
-from vlm_grpo.rewards.adapter import Reward, batch_reward, checked, record_from, split_spec
-from vlm_grpo.rewards.asking import JudgeSettings as JudgeSettings
-from vlm_grpo.rewards.box import center_reward, giou_reward, iou_reward
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited, time_limit
-from vlm_grpo.rewards.causal import causal_reward, prepare_causal, reasoning_ordered_reward
+from vlm_grpo.answer_parser import completion_text
+from vlm_grpo.registry import Registry
+from vlm_grpo.rewards.accuracy import accuracy_reward, judge_reward, prepare_accuracy, prepare_judge
+from vlm_grpo.rewards.adapter import RewardFn, batch_reward, call_reward, record_from, split_spec
+from vlm_grpo.rewards.coco_ap import od_ap_reward
 from vlm_grpo.rewards.count import count_reward
 from vlm_grpo.rewards.detection import detection_reward, ovd_reward
 from vlm_grpo.rewards.format import format_reward
-from vlm_grpo.rewards.judge import judge_reward, prepare_judge
+from vlm_grpo.rewards.iou import center_reward, giou_reward, iou_reward
+from vlm_grpo.rewards.judge_client import JudgeSettings as JudgeSettings
 from vlm_grpo.rewards.length import cosine_length_reward, overlong_reward, repetition_reward
 from vlm_grpo.rewards.mask import mask_iou_reward
-from vlm_grpo.rewards.precision import od_ap_reward
-from vlm_grpo.rewards.reasoning import overlap_reward, prepare_reasoning, reasoning_reward
-from vlm_grpo.rewards.signatures import load_user_reward
-from vlm_grpo.rewards.tool import tool_call_reward
-from vlm_grpo.rewards.words import exact_match_reward, word_f1_reward
-from vlm_grpo.table import Table
-from vlm_grpo.text import completion_text
+from vlm_grpo.rewards.reasoning import (
+    causal_reward,
+    overlap_reward,
+    prepare_causal,
+    prepare_reasoning,
+    reasoning_ordered_reward,
+    reasoning_reward,
+)
+from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
+from vlm_grpo.rewards.tool_call import tool_call_reward
+from vlm_grpo.rewards.user_rewards import load_user_reward
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, time_limit, with_time_limit
 
-REWARDS: Table[Reward] = Table(
+REWARDS: Registry[RewardFn] = Registry(
     "reward",
     {
         "format": format_reward,
@@ -74,11 +79,11 @@ PREPARE: Mapping[str, Callable[..., None]] = {
 }
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
-SLOW = ("judge", "accuracy")  # these may wait for other processes or a server
+SLOW_REWARDS = ("judge", "accuracy")  # these may wait for other processes or a server
 
 
 def score(name: str, completion: Any, **columns: Any) -> float | None:
-    """The reward of one completion, text or TRL's list of messages; None where the reward does not apply.
+    """Return the reward of one completion, a text or TRL's list of messages; None where the reward does not apply.
 
     `columns` are the record's values (`answer`, `task`, `options`, `reference_steps`, ...), or a `record`.
 
@@ -88,11 +93,11 @@ def score(name: str, completion: Any, **columns: Any) -> float | None:
     record = columns.get("record") or record_from(columns)
     reward, text = REWARDS[name], completion_text(completion)
     messages = {"messages": completion} if "messages" in inspect.signature(reward).parameters else {}
-    return checked(name, reward, text, record, **messages)
+    return call_reward(name, reward, text, record, **messages)
 
 
 def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
-    """The reward as a callable for any TRL trainer, `reward(prompts, completions, **columns)`; options are its own.
+    """Return the reward as a callable for any TRL trainer, `reward(prompts, completions, **columns)`.
 
     What the reward needs (an encoder, say) is loaded here: a training fails now, not after its first rollout.
 
@@ -102,10 +107,12 @@ def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
         ImportError: a package of an extra is missing.
     """
     reward = REWARDS[name]
-    known = [key for key, value in inspect.signature(reward).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    option_names = [
+        key for key, value in inspect.signature(reward).parameters.items() if value.kind is value.KEYWORD_ONLY
+    ]
     for option in options:
-        if option not in known:
-            raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if option not in option_names:
+            raise TypeError(f"reward {name!r} has no option {option!r}; it has {', '.join(option_names) or 'none'}")
     prepare = PREPARE.get(name)
     if prepare is not None:
         prepare(
@@ -114,26 +121,26 @@ def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
     return batch_reward(name, reward, prepare=prepare, **options)
 
 
-def takes(spec: str, option: str) -> bool:
-    """Whether a built-in reward, `NAME[:WEIGHT]`, has an option of this name."""
+def has_option(spec: str, option: str) -> bool:
+    """Return whether a built-in reward, `NAME[:WEIGHT]`, has an option of this name."""
     name = split_spec(spec)[0]
     return name in REWARDS and option in inspect.signature(REWARDS[name]).parameters
 
 
-def side_by_side(functions: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
-    """The rewards of a TRL trainer, slow ones as coroutine functions where there are several.
+def make_concurrent(functions: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """Return the rewards of a TRL trainer, the slow ones as coroutine functions if there are several.
 
     TRL scores plain functions one after the other and awaits all coroutines together, so that a judge and the
     verification of mathematics take as long as the slower of them.
     """
-    slow = [function for function in functions if getattr(function, "__name__", "") in SLOW]
+    slow = [function for function in functions if getattr(function, "__name__", "") in SLOW_REWARDS]
     if len(slow) < 2:
         return list(functions)
     return [getattr(function, "asynchronous", function) if function in slow else function for function in functions]
 
 
 def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[..., list[float | None]]], list[float]]:
-    """Callables and weights for `NAME[:WEIGHT]` and `path/to/file.py:function[:WEIGHT]`.
+    """Return callables and weights for `NAME[:WEIGHT]` and `path/to/file.py:function[:WEIGHT]`.
 
     Each option that is not None (`max_length`, `encoder`, ...) goes to the rewards that have it.
 
@@ -141,22 +148,22 @@ def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[...
         KeyError: an unknown name.
         ValueError: a weight that is no number, a file or function that does not exist.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    set_options = {name: value for name, value in options.items() if value is not None}
     pairs = [split_spec(spec) for spec in specs]
-    return [_resolve(name, given) for name, _ in pairs], [weight for _, weight in pairs]
+    return [_resolve(name, set_options) for name, _ in pairs], [weight for _, weight in pairs]
 
 
-def is_model(spec: str) -> bool:
-    """Whether a reward, `NAME[:WEIGHT]`, is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
+def is_reward_model(spec: str) -> bool:
+    """Return whether `NAME[:WEIGHT]` is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
     name = split_spec(spec)[0]
     return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
 
 
-def _resolve(name: str, given: Mapping[str, Any]) -> Callable[..., list[float | None]]:
+def _resolve(name: str, options: Mapping[str, Any]) -> Callable[..., list[float | None]]:
     if ".py:" in name:
-        seconds = given.get("time_limit", DEFAULT_LIMIT)
+        seconds = options.get("time_limit", DEFAULT_TIME_LIMIT)
         with time_limit(lambda: f"reward {name!r}: importing its file", seconds):
             function = load_user_reward(name)
-        return limited(function, seconds)
-    known = inspect.signature(REWARDS[name]).parameters
-    return make_reward(name, **{option: value for option, value in given.items() if option in known})
+        return with_time_limit(function, seconds)
+    parameters = inspect.signature(REWARDS[name]).parameters
+    return make_reward(name, **{option: value for option, value in options.items() if option in parameters})

@@ -1,4 +1,4 @@
-"""Whether the answer is right, by the record's own method."""
+"""Accuracy: whether the answer is correct, by the record's own method or by an LLM judge (judge_client.py)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from vlm_grpo.answer_parser import (
+    extract_json,
+    ground_truth_text,
+    normalize_nfkc,
+    normalize_width,
+    parse_answer,
+    strip_end_punctuation,
+)
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.asking import Case, JudgeSettings, judge_of, speaks_to_judge
-from vlm_grpo.rewards.box import box_overlap
-from vlm_grpo.rewards.choice import choices, normalise
+from vlm_grpo.registry import Registry
+from vlm_grpo.rewards.coco_ap import od_ap, od_ap50, od_length
 from vlm_grpo.rewards.detection import detection, weighted_sum
+from vlm_grpo.rewards.iou import box_overlap
+from vlm_grpo.rewards.judge_client import JudgeQuery, JudgeSettings, get_judge, is_prompt_injection
 from vlm_grpo.rewards.mask import mask_overlap
-from vlm_grpo.rewards.mathematics import equal, verify_all
-from vlm_grpo.rewards.precision import od_ap, od_ap50, od_length
-from vlm_grpo.rewards.quantity import agree, calendar_date, quantity
-from vlm_grpo.rewards.truth import gold
-from vlm_grpo.table import Table
+from vlm_grpo.rewards.math_verify import is_equivalent, verify_all
+from vlm_grpo.rewards.mcq import normalize_text, parse_choices
+from vlm_grpo.rewards.numeric import parse_date, parse_quantity, quantities_equal
 from vlm_grpo.tasks import TASKS
-from vlm_grpo.text import compatible, extract_json, parse_answer, same_width, without_end_marks
 
-JUDGED = ("judge", "llm")
-NOTHING = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
+JUDGE_METHODS = ("judge", "llm")
+NO_DEFECT = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
 YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
@@ -38,19 +44,19 @@ def exact(answer: str, truth: str, record: Record) -> float | None:
 
 def text(answer: str, truth: str, record: Record) -> float | None:
     """Equal but for case, white space, articles and trailing punctuation."""
-    return float(normalise(answer) == normalise(truth))
+    return float(normalize_text(answer) == normalize_text(truth))
 
 
 def mcq(answer: str, truth: str, record: Record) -> float | None:
     """The same letter or letters, or the text of the right option; not applicable when the truth names no option."""
-    right = choices(truth, record.options)
-    return None if right is None else float(choices(answer, record.options) == right)
+    target = parse_choices(truth, record.options)
+    return None if target is None else float(parse_choices(answer, record.options) == target)
 
 
 def yes_no(answer: str, truth: str, record: Record) -> float | None:
     """The same of yes and no, as whole words; not applicable when the truth is neither (or both)."""
-    right = set(YES_NO.findall(compatible(truth).lower()))
-    return None if len(right) != 1 else float(set(YES_NO.findall(compatible(answer).lower())) == right)
+    target = set(YES_NO.findall(normalize_nfkc(truth).lower()))
+    return None if len(target) != 1 else float(set(YES_NO.findall(normalize_nfkc(answer).lower())) == target)
 
 
 def numeric(answer: str, truth: str, record: Record) -> float | None:
@@ -59,76 +65,76 @@ def numeric(answer: str, truth: str, record: Record) -> float | None:
     A `tolerance` column (relative) of the record widens what counts as the same.
     """
     truth, answer = _plain_number(truth), _plain_number(answer)
-    day = calendar_date(truth)
+    day = parse_date(truth)
     if day is not None:
-        return float(calendar_date(answer) == day)
-    right = quantity(truth)
-    if right is None:
+        return float(parse_date(answer) == day)
+    target = parse_quantity(truth)
+    if target is None:
         return None
-    given = quantity(answer)
-    return float(given is not None and agree(given, right, record.extra.get("tolerance")))
+    predicted = parse_quantity(answer)
+    return float(predicted is not None and quantities_equal(predicted, target, record.extra.get("tolerance")))
 
 
 def _plain_number(text: str) -> str:
-    return text if text.isascii() else without_end_marks(same_width(text))
+    return text if text.isascii() else strip_end_punctuation(normalize_width(text))
 
 
-def symbolic(answer: str, truth: str, record: Record) -> float | None:
+def math_equal(answer: str, truth: str, record: Record) -> float | None:
     """Equal as mathematics, by math-verify with the truth as gold."""
-    return float(equal(same_width(truth), same_width(answer)))
+    return float(is_equivalent(normalize_width(truth), normalize_width(answer)))
 
 
-def items(value: str) -> list[str]:
-    """The normalised items of a JSON list, or of text separated by commas."""
+def list_items(value: str) -> list[str]:
+    """Return the normalized items of a JSON list, or of text separated by commas."""
     parsed = extract_json(value)
     if parsed is None:
         parsed = value.split(",")
     elements = parsed if isinstance(parsed, list) else [parsed]
-    return [normalise(item) if isinstance(item, str) else _plain(item) for item in elements]
+    return [normalize_text(item) if isinstance(item, str) else _normalize_item(item) for item in elements]
 
 
-def _plain(item: Any) -> str:
-    return repr(item) if type(item) in (int, float) else normalise(json.dumps(item, sort_keys=True))
+def _normalize_item(item: Any) -> str:
+    return repr(item) if type(item) in (int, float) else normalize_text(json.dumps(item, sort_keys=True))
 
 
-def all_match(answer: str, truth: str, record: Record) -> float | None:
+def multiset_equal(answer: str, truth: str, record: Record) -> float | None:
     """The same items, each as often, in any order; `No Defect` alone is the empty list."""
-    return float(_counted(answer) == _counted(truth))
+    return float(_item_counts(answer) == _item_counts(truth))
 
 
-def _counted(value: str) -> Counter[str]:
-    found = items(value)
-    return Counter() if found == [NOTHING] else Counter(found)
+def _item_counts(value: str) -> Counter[str]:
+    elements = list_items(value)
+    return Counter() if elements == [NO_DEFECT] else Counter(elements)
 
 
-def same_object(answer: str, truth: str, record: Record) -> float | None:
+def json_equal(answer: str, truth: str, record: Record) -> float | None:
     """The same JSON, whatever its spacing and the order of its keys; not applicable when the truth is none."""
-    right = extract_json(truth)
-    return None if right is None else float(extract_json(answer) == right)
+    target = extract_json(truth)
+    return None if target is None else float(extract_json(answer) == target)
 
 
-def list_in_order(answer: str, truth: str, record: Record) -> float | None:
+def list_equal(answer: str, truth: str, record: Record) -> float | None:
     """The same items in the same order."""
-    return float(items(answer) == items(truth))
+    return float(list_items(answer) == list_items(truth))
 
 
-def judged(answer: str, truth: str, record: Record, judge: JudgeSettings | None = None) -> float | None:
+def llm_judge(answer: str, truth: str, record: Record, judge: JudgeSettings | None = None) -> float | None:
     """What a language model says, 0 to 1; where it says nothing, the record's `fallback_method`, else `auto`."""
-    asked = judge_of(judge)
-    score = None if speaks_to_judge(answer) else asked.score(_case(answer, truth, record))
+    client = get_judge(judge)
+    score = None if is_prompt_injection(answer) else client.score(_judge_query(answer, truth, record))
     if score is not None:
         return score
     fallback = record.extra.get("fallback_method")
-    return METHODS[fallback if fallback in METHODS and fallback not in JUDGED else "auto"](answer, truth, record)
+    return METHODS[fallback if fallback in METHODS and fallback not in JUDGE_METHODS else "auto"](answer, truth, record)
 
 
-def _case(answer: str, truth: str, record: Record) -> Case:
-    return Case(record.question.replace("<image>", "").strip(), truth, answer)
+def _judge_query(answer: str, truth: str, record: Record) -> JudgeQuery:
+    return JudgeQuery(record.question.replace("<image>", "").strip(), truth, answer)
 
 
 def auto(answer: str, truth: str, record: Record) -> float | None:
     """By the type of the true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
-    return METHODS[kind(truth, record.options)](answer, truth, record)
+    return METHODS[infer_method(truth, record.options)](answer, truth, record)
 
 
 def default(answer: str, truth: str, record: Record) -> float | None:
@@ -137,20 +143,20 @@ def default(answer: str, truth: str, record: Record) -> float | None:
 
 
 @lru_cache(maxsize=65536)
-def kind(truth: str, options: tuple[str, ...]) -> str:
-    """The method that fits a true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
-    if options and choices(truth, options) is not None:
+def infer_method(truth: str, options: tuple[str, ...]) -> str:
+    """Return the method for a ground truth: choice, yes or no, number or date, list, mathematics, otherwise text."""
+    if options and parse_choices(truth, options) is not None:
         return "mcq"
-    if normalise(truth) in ("yes", "no"):
+    if normalize_text(truth) in ("yes", "no"):
         return "yes_no"
-    if calendar_date(_plain_number(truth)) is not None or quantity(_plain_number(truth)) is not None:
+    if parse_date(_plain_number(truth)) is not None or parse_quantity(_plain_number(truth)) is not None:
         return "numeric"
     if isinstance(value := extract_json(truth), list | dict):
         return "all_match" if isinstance(value, list) else "json"
     return "math" if "$" in truth or "\\" in truth else "text"
 
 
-METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
+METHODS: Registry[Callable[[str, str, Record], float | None]] = Registry(
     "accuracy method",
     {
         "auto": auto,
@@ -160,10 +166,10 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
         "mcq": mcq,
         "yes_no": yes_no,
         "numeric": numeric,
-        "math": symbolic,
-        "all_match": all_match,
-        "list": list_in_order,
-        "json": same_object,
+        "math": math_equal,
+        "all_match": multiset_equal,
+        "list": list_equal,
+        "json": json_equal,
         "iou": box_overlap,
         "mask_iou": mask_overlap,
         "detection": detection,
@@ -172,8 +178,8 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
         "map": od_ap,  # VLM-R1's names, with this package's meaning of an invented label
         "odLength": od_length,
         "weighted_sum": weighted_sum,
-        "judge": judged,
-        "llm": judged,  # VLM-R1's name
+        "judge": llm_judge,
+        "llm": llm_judge,  # VLM-R1's name
     },
 )
 
@@ -181,10 +187,10 @@ METHODS: Table[Callable[[str, str, Record], float | None]] = Table(
 def accuracy_reward(
     completion: str, record: Record, *, tolerance: float | None = None, judge: JudgeSettings | None = None
 ) -> float | None:
-    """1.0 for the right answer by the record's method, 0.0 for a wrong one or none; None without a true answer.
+    """Return 1.0 for a correct answer by the record's method, else 0.0; None without a ground truth.
 
     The task names the method where the record does not: the IoU of boxes for rec and grounding, of masks for seg.
-    Boxes, masks, lists of boxes and judged answers earn anything between.
+    Boxes, masks, lists of boxes and judged answers get a score from 0 to 1.
 
     Args:
         tolerance: The relative error that a number may have (default: integers exact, decimals 1e-6).
@@ -192,40 +198,42 @@ def accuracy_reward(
     """
     if record.answer is None:
         return None
-    answer = given_answer(completion, record)
+    answer = predicted_answer(completion, record)
     if answer is None:
         return 0.0
     if tolerance is not None:
         record = replace(record, extra={"tolerance": tolerance, **record.extra})
     method = method_of(record)
-    if method in JUDGED:
-        return judged(answer, gold(record.answer), record, judge)
-    return METHODS[method](answer, gold(record.answer), record)
+    if method in JUDGE_METHODS:
+        return llm_judge(answer, ground_truth_text(record.answer), record, judge)
+    return METHODS[method](answer, ground_truth_text(record.answer), record)
 
 
 def method_of(record: Record) -> str:
-    """The record's own method, else that of its task, else `auto`; `default` is as good as none."""
-    own = None if record.method == "default" else record.method
-    method = own or task_method(record.task) or "auto"
+    """Return the record's own method, else its task's, else `auto`; `default` counts as no method."""
+    record_method = None if record.method == "default" else record.method
+    method = record_method or task_method(record.task) or "auto"
     # The prompt of such a row asks for a letter, also where the task is mathematics.
-    is_choice = own is None and method == "math" and record.options and record.answer is not None
-    return "mcq" if is_choice and choices(gold(record.answer), record.options) is not None else method
+    is_choice = record_method is None and method == "math" and record.options and record.answer is not None
+    return (
+        "mcq" if is_choice and parse_choices(ground_truth_text(record.answer), record.options) is not None else method
+    )
 
 
 def task_method(task: str) -> str | None:
-    """How a task scores accuracy; None leaves it to the type of the true answer."""
+    """Return how a task scores accuracy; None leaves it to the type of the ground truth."""
     return TASKS[task].method if task in TASKS else None
 
 
-def meaning(record: Record) -> str:
-    """What `accuracy` is for a record, as users are told: the method, where it comes from, and what is right by it."""
+def describe_method(record: Record) -> str:
+    """Return what `accuracy` means for a record, for users: the method, where it comes from, and what is correct."""
     method = method_of(record)
     by = f" (task {record.task})" if record.method in (None, "default") and task_method(record.task) else ""
     return f"{method}{by}: {(METHODS[method].__doc__ or '').strip().splitlines()[0]}"
 
 
-def given_answer(completion: str, record: Record) -> str | None:
-    r"""The completion's answer; a record scored as mathematics may also give it in `\boxed{}`."""
+def predicted_answer(completion: str, record: Record) -> str | None:
+    r"""Return the completion's answer; a record scored as mathematics may also give it in `\boxed{}`."""
     as_math = record.method == "math" and record.task == "default"
     return parse_answer(completion, "math" if as_math else record.task)
 
@@ -242,29 +250,70 @@ def prepare_accuracy(
     `log_metric(name, value)` is told how many answers were for the judge (`judge/asked`) and how many were scored
     without it (`judge/fallbacks`).
     """
-    pairs, cases = [], []
+    pairs, queries = [], []
     for completion, record in zip(completions, records, strict=True):
         if record.answer is None:
             continue
-        truth = gold(record.answer)
+        truth = ground_truth_text(record.answer)
         method = method_of(record)
-        is_math = method == "math" or (method == "auto" and kind(truth, record.options) == "math")
-        answer = given_answer(completion, record) if is_math or method in JUDGED else None
+        is_math = method == "math" or (method == "auto" and infer_method(truth, record.options) == "math")
+        answer = predicted_answer(completion, record) if is_math or method in JUDGE_METHODS else None
         if answer is not None:
-            pair = (same_width(truth), same_width(answer))
-            (pairs if is_math else cases).append(pair if is_math else _case(answer, truth, record))
+            pair = (normalize_width(truth), normalize_width(answer))
+            (pairs if is_math else queries).append(pair if is_math else _judge_query(answer, truth, record))
     with ThreadPoolExecutor(1) as thread:
-        asking = thread.submit(_ask, cases, judge, log_metric) if cases else None
+        judge_future = thread.submit(_query_judge, queries, judge, log_metric) if queries else None
         if pairs:
             verify_all(pairs)
-        if asking is not None:
-            asking.result()
+        if judge_future is not None:
+            judge_future.result()
 
 
-def _ask(cases: list[Case], judge: JudgeSettings | None, log_metric: Callable[[str, float], None] | None) -> None:
-    asked = judge_of(judge)
-    fit = [case for case in cases if not speaks_to_judge(case.answer)]
-    missing = len(cases) - len(fit) + asked.prepare(fit)
+def _query_judge(
+    queries: list[JudgeQuery], judge: JudgeSettings | None, log_metric: Callable[[str, float], None] | None
+) -> None:
+    client = get_judge(judge)
+    fit = [query for query in queries if not is_prompt_injection(query.answer)]
+    missing = len(queries) - len(fit) + client.prepare(fit)
     if log_metric is not None:
-        log_metric("judge/asked", len(cases))
+        log_metric("judge/asked", len(queries))
         log_metric("judge/fallbacks", missing)
+
+
+def judge_reward(
+    completion: str, record: Record, *, judge: JudgeSettings | None = None, tolerance: float | None = None
+) -> float | None:
+    """Return a language model's score of the answer, 0 to 1; 0 without an answer, None without a ground truth.
+
+    Where the model gives no score (a failed request, a reply without one) or the answer is a prompt injection, the
+    record's own accuracy method decides. Only the answer is shown to the model, never the reasoning.
+
+    Args:
+        judge: Which model and server; default: from the environment (JUDGE_MODEL, JUDGE_BASE_URL, JUDGE_API_KEY).
+        tolerance: As for `accuracy`, where that decides.
+    """
+    return accuracy_reward(completion, _with_judge_method(record), judge=judge, tolerance=tolerance)
+
+
+def prepare_judge(
+    completions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    judge: JudgeSettings | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+) -> None:
+    """Ask about all answers at the same time.
+
+    Raises:
+        ValueError: no model is named.
+        ImportError: the package openai is missing.
+    """
+    get_judge(judge)
+    prepare_accuracy(
+        completions, [_with_judge_method(record) for record in records], judge=judge, log_metric=log_metric
+    )
+
+
+def _with_judge_method(record: Record) -> Record:
+    """Return the record with the method `judge`, its own method kept as the fallback."""
+    return replace(record, method="judge", extra={**record.extra, "fallback_method": method_of(record)})

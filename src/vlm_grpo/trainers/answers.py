@@ -10,9 +10,9 @@ import numpy as np
 from datasets import IterableDataset
 from transformers import AutoTokenizer
 
+from vlm_grpo.answer_parser import remaining_turn
 from vlm_grpo.data.experts import COLUMN, PLACES, Answer, check_experts
 from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.text import continuation
 from vlm_grpo.trainers.template import ChatTemplate
 
 
@@ -27,7 +27,7 @@ class AnswerEncoder:
 
     def __call__(self, text: str) -> list[int]:
         """Raises ValueError for a text that holds special tokens: the model would take them for its markup."""
-        ids = self.tokenizer(continuation(text, self.opening), add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(remaining_turn(text, self.opening), add_special_tokens=False)["input_ids"]
         special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         found = special.intersection(ids)
         if found:

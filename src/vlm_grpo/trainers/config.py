@@ -14,7 +14,7 @@ from vlm_grpo.algorithms.expert import plan_with
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT
 from vlm_grpo.trainers.critic import check_values
 from vlm_grpo.trainers.loss import check_objective
 from vlm_grpo.trainers.penalty import check_penalty
@@ -89,17 +89,17 @@ class VisionFields:
         default=8, metadata={"help": "Turns of the model in an episode, where it has tools (default 8)."}
     )
     reward_time_limit: float = field(
-        default=DEFAULT_LIMIT,
+        default=DEFAULT_TIME_LIMIT,
         metadata={
             "help": "Seconds that a call of your own reward, or of an environment's methods, may take; 0 is no limit."
         },
     )
     tool_time_limit: float = field(default=60.0, metadata={"help": "Seconds that one call of a tool may take."})
-    tool_protocol: str = field(
+    tool_format: str = field(
         default="auto",
         metadata={
-            "help": "How the model is told of its tools: auto (its chat template's way, else hermes), native, hermes, "
-            "tags.",
+            "help": "How the prompt describes tools and calls are parsed: auto (as the chat template, else hermes), "
+            "native, hermes, tags.",
             "choices": ["auto", "native", "hermes", "tags"],
         },
     )

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.records import ImageRef
-from vlm_grpo.rewards.accuracy import given_answer
+from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row
-from vlm_grpo.text import completion_text
 
 
 class DebugLog:
@@ -59,7 +59,7 @@ class DebugLog:
                 "where": record.where,
                 "images": [_name(image) for image in row.get("images") or []],
                 "completion": text,
-                "answer": given_answer(text, record),
+                "answer": predicted_answer(text, record),
                 "truth": record.answer,
             }
             for reward, scores in values.items():

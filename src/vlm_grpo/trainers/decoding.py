@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vlm_grpo.answer_parser import thinking_start
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
-from vlm_grpo.text import thought_at
 from vlm_grpo.trainers.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def with_turns(rows: Sequence[dict[str, Any]], openings: Sequence[str], turns: S
 
 def warn_of_tags(opening: str, prompt: Any) -> bool:
     """Warn where a prompt asks for <think> tags that the chat template writes itself, and return whether it does."""
-    is_written = thought_at(opening) < len(opening) and "<think>" in json.dumps(prompt, default=str)
+    is_written = thinking_start(opening) < len(opening) and "<think>" in json.dumps(prompt, default=str)
     if is_written:
         logger.warning(
             "prompts ask for <think> tags, but the chat template writes %r itself: use load_dataset(..., "

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import Content, blocks_of
-from vlm_grpo.envs.protocol import Result, ToolProtocol
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, call_method, method_name
-from vlm_grpo.rewards.tool import Call
+from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
+from vlm_grpo.envs.tool_parser import ToolParser, ToolResult
+from vlm_grpo.rewards.tool_call import ToolCall
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, call_method, describe_method_call
 from vlm_grpo.trainers.later import NOTHING, Later, after, continued
 from vlm_grpo.trainers.rollout import PromptEncoder, Sample
 from vlm_grpo.trainers.turns import encode_results, without_images
@@ -47,23 +47,23 @@ class Episode:
     name: str | None  # of the environment in its run
     environment: Any
     tools: Mapping[str, Callable[..., Any]]
-    protocol: ToolProtocol
+    protocol: ToolParser
     schemas: Sequence[Mapping[str, Any]] | None = None
     prompt: Sample | None = None
     later: Later = NOTHING
     mask: list[int] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)  # each of the model as a whole turn
     openings: list[str] = field(default_factory=list)  # of the model's turns: what the prompt wrote of each
-    calls_of_turns: list[Sequence[Call]] = field(default_factory=list)  # in each of the model's turns
+    calls_of_turns: list[Sequence[ToolCall]] = field(default_factory=list)  # in each of the model's turns
     opening: str = ""  # of the turn that was heard last, or of the next one
-    results: list[Result] = field(default_factory=list)  # of all calls, also those that the model was not shown
+    results: list[ToolResult] = field(default_factory=list)  # of all calls, also those that the model was not shown
     turns: int = 0
     calls: int = 0
     failures: int = 0
     is_over: bool = False
     is_hanging: bool = False  # a call still runs: the environment cannot be used again
     row: str = ""  # where the row stands, for errors
-    method_seconds: float = DEFAULT_LIMIT  # that a method of the environment may take
+    method_seconds: float = DEFAULT_TIME_LIMIT  # that a method of the environment may take
 
     def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Return what a method of the environment returns.
@@ -81,14 +81,14 @@ class Episode:
         self.openings.append(self.opening)
         self.turns += 1
 
-    def show(self, turn: Later, results: Sequence[Result]) -> None:
+    def show(self, turn: Later, results: Sequence[ToolResult]) -> None:
         """Add the results of its calls."""
         self.opening = turn.opening
         self.later = after(self.later, turn)
         self.mask += [0] * len(turn.ids)
         self.messages += [{"role": "tool", "name": r.name, "content": blocks_of(r.content)} for r in results]
 
-    def fail(self, result: Result) -> None:
+    def fail(self, result: ToolResult) -> None:
         """Count a call that failed, and tell the environment, which may never have seen it."""
         self.failures += 1
         if hasattr(self.environment, "failed") and not self.is_hanging:
@@ -112,7 +112,7 @@ class Episode:
         except (AttributeError, TypeError, ValueError):
             numbers = {"": math.nan}
         if not all(map(math.isfinite, numbers.values())):
-            place = method_name(self.environment, "metrics", self.row)
+            place = describe_method_call(self.environment, "metrics", self.row)
             raise RuntimeError(f"{place}: must return a mapping from name to a finite number, got {found!r:.200}")
         return numbers
 
@@ -140,7 +140,7 @@ class Episode:
             for message in self.messages
         ]
 
-    def _turn(self, content: str, opening: str, calls: Sequence[Call]) -> dict[str, Any]:
+    def _turn(self, content: str, opening: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
         """A turn of the model; one with a call that cannot be read stays text."""
         text = content.removeprefix(opening)
         if not calls or any(call.name is None for call in calls):
@@ -199,8 +199,8 @@ def play(
 
 def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> None:
     """Run what was called in the last turn of each episode, and show what came of it."""
-    jobs = [Job(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
-    done = run(jobs, rules.seconds)
+    jobs = [ToolJob(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
+    done = execute_tool_calls(jobs, rules.seconds)
     for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
         episode.calls_of_turns.append(job.calls)
         episode.calls += len(results)
@@ -215,13 +215,13 @@ def act(episodes: Sequence[Episode], encoder: PromptEncoder, rules: Rules) -> No
             _show(episode, results, encoder, rules)
 
 
-def _calls(episode: Episode, rules: Rules) -> list[Call]:
+def _calls(episode: Episode, rules: Rules) -> list[ToolCall]:
     """The calls of the last turn; none where it was cut off."""
     is_whole = bool(episode.later.ids) and episode.later.ids[-1] in rules.ends
     return episode.protocol.calls(episode.last_text) if is_whole else []
 
 
-def _show(episode: Episode, results: Sequence[Result], encoder: PromptEncoder, rules: Rules) -> None:
+def _show(episode: Episode, results: Sequence[ToolResult], encoder: PromptEncoder, rules: Rules) -> None:
     """Add the results; where they leave no room for an answer, the episode is over without them."""
     schemas = episode.schemas if episode.protocol.is_native else None
     turn = encode_results(encoder, episode.protocol, results, episode.later.ids[-1], schemas)

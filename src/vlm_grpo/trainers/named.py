@@ -9,9 +9,9 @@ from typing import Any
 from torch.nn import Module
 
 from vlm_grpo.algorithms import find_algorithm
-from vlm_grpo.rewards import is_model, resolve_rewards, side_by_side
-from vlm_grpo.rewards.adapter import checked_batch, split_spec
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, limited
+from vlm_grpo.rewards import is_reward_model, make_concurrent, resolve_rewards
+from vlm_grpo.rewards.adapter import checked_batch_reward, split_spec
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, with_time_limit
 
 
 def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
@@ -31,12 +31,12 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
     options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
     for item in given:
-        if isinstance(item, str) and is_model(item):
+        if isinstance(item, str) and is_reward_model(item):
             function, weight = split_spec(item)
         elif isinstance(item, str):
             (function,), (weight,) = resolve_rewards([item], **options)
         else:
-            function, weight = _checked(item, options.get("time_limit", DEFAULT_LIMIT)), 1.0
+            function, weight = _checked(item, options.get("time_limit", DEFAULT_TIME_LIMIT)), 1.0
         functions.append(function)
         weights.append(weight)
     if getattr(args, "reward_weights", None) is None:
@@ -45,7 +45,7 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
         own_weights = list(args.reward_weights)
-    functions, own_weights = _with_those_of_algorithm(side_by_side(functions), own_weights, args, options)
+    functions, own_weights = _with_those_of_algorithm(make_concurrent(functions), own_weights, args, options)
     return [*functions, *own], own_weights and own_weights + [1.0] * len(own)
 
 
@@ -62,7 +62,9 @@ def _checked(function: Any, seconds: float) -> Any:
         )
     if isinstance(function, Module) or not callable(function) or hasattr(function, "asynchronous"):
         return function
-    return limited(checked_batch(getattr(function, "__name__", type(function).__name__), function), seconds)
+    return with_time_limit(
+        checked_batch_reward(getattr(function, "__name__", type(function).__name__), function), seconds
+    )
 
 
 def _with_those_of_algorithm(

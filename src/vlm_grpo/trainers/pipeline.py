@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.loading import (
+from vlm_grpo.model_utils import (
     for_language_model,
     freeze_parts,
     freeze_vision,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import pad
 
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.loading import placeholder_ids
+from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
 from vlm_grpo.trainers.later import NOTHING, with_later
 from vlm_grpo.trainers.lengths import correct_lengths
@@ -47,7 +47,7 @@ class Playing:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        self._stage.choose_protocols(self.args.tool_protocol, template)
+        self._stage.choose_protocols(self.args.tool_format, template)
 
     def _begin_episodes(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """The rows as their environments begin them; without environments they stay as they are."""

@@ -10,10 +10,10 @@ from typing import Any
 from datasets import Dataset
 
 from vlm_grpo.envs import find_environment
-from vlm_grpo.envs.environment import check_environment, extended, schema_of, tools_of
-from vlm_grpo.envs.protocol import find_protocol
-from vlm_grpo.rewards.adapter import as_number, record_of_row
-from vlm_grpo.rewards.calling import DEFAULT_LIMIT, await_method, call_method, row_name
+from vlm_grpo.envs.environment import append_observation, tool_schema, tools_of, validate_environment
+from vlm_grpo.envs.tool_parser import find_tool_parser
+from vlm_grpo.rewards.adapter import record_of_row, to_reward_value
+from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, await_method, call_method, describe_row
 from vlm_grpo.trainers.episodes import Episode
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS, fill, read_prompt
 from vlm_grpo.trainers.rollout import TOOLS
@@ -57,7 +57,7 @@ def take_stage(options: dict[str, Any], args: Any) -> Stage | None:
         return None
     if options.get("train_dataset") is None and factory is not None:
         options["train_dataset"] = empty_rows(args, factory)
-    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_LIMIT))
+    return Stage(tools, factory, getattr(args, "reward_time_limit", DEFAULT_TIME_LIMIT))
 
 
 class Stage:
@@ -74,7 +74,7 @@ class Stage:
         ValueError: an environment without `reset`, or a tool without hints or docstring.
     """
 
-    def __init__(self, tools: Sequence[Callable[..., Any]], factory: Any, seconds: float = DEFAULT_LIMIT) -> None:
+    def __init__(self, tools: Sequence[Callable[..., Any]], factory: Any, seconds: float = DEFAULT_TIME_LIMIT) -> None:
         self.seconds = seconds
         self.is_chosen_by_rows = isinstance(factory, Mapping)
         named = factory if self.is_chosen_by_rows else {None: NoEnvironment if factory is None else factory}
@@ -83,14 +83,14 @@ class Stage:
         self._idle: dict[Any, list[Any]] = {name: [make()] for name, make in self.factories.items()}
         self._protocols, self._schemas = {}, {}
         for name, (instance,) in self._idle.items():
-            check_environment(name or type(instance).__name__, instance)
-            self._schemas[name] = [schema_of(*item) for item in {**self.tools, **tools_of(instance)}.items()]
+            validate_environment(name or type(instance).__name__, instance)
+            self._schemas[name] = [tool_schema(*item) for item in {**self.tools, **tools_of(instance)}.items()]
 
     def choose_protocols(self, protocol: str, template: str | None) -> None:
         """Decide how the model is told of its tools; called once, before the first rollout.
 
         Args:
-            protocol: one of PROTOCOLS.
+            protocol: one of TOOL_FORMATS.
             template: the model's chat template.
 
         Raises:
@@ -98,7 +98,7 @@ class Stage:
         """
         for name, (instance,) in self._idle.items():
             tools = {**self.tools, **tools_of(instance)}
-            self._protocols[name] = find_protocol(protocol, template, tools, getattr(instance, "TAGS", None))
+            self._protocols[name] = find_tool_parser(protocol, template, tools, getattr(instance, "TAGS", None))
 
     def rewards(self) -> list[Callable[..., Any]]:
         """The reward of every class of environment that has one."""
@@ -140,8 +140,8 @@ class Stage:
         """The row with its images in their places, what the environment adds, and what the model must know of tools."""
         prompt = read_prompt({"prompt": [], **row})
         asked = prompt.given or fill(prompt.messages, prompt.images, prompt.videos)
-        episode.row = row_name(row)
-        messages = extended(asked, episode.ask("reset", **row))
+        episode.row = describe_row(row)
+        messages = append_observation(asked, episode.ask("reset", **row))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
         schemas = episode.schemas
         if schemas:
@@ -158,10 +158,10 @@ def environment_reward(kind: type, seconds: float) -> Callable[..., Any]:
 
     def blame(row: int, columns: Mapping[str, Any]) -> str:
         known = {key: columns[key] for key in ("where", "id") if isinstance(columns.get(key), list | tuple)}
-        return row_name({key: column[row] for key, column in known.items()})
+        return describe_row({key: column[row] for key, column in known.items()})
 
     def as_reward(value: Any, row: str) -> float | None:
-        return as_number(value, lambda: f"environment {name!r}, get_reward() on row {row}")
+        return to_reward_value(value, lambda: f"environment {name!r}, get_reward() on row {row}")
 
     def one_by_one(environments: Sequence[Any], **columns: Any) -> list[float | None]:
         values: list[float | None] = []

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from vlm_grpo.envs.environment import join_text
-from vlm_grpo.text import continuation, thought_at, trailing_thought
+from vlm_grpo.answer_parser import remaining_turn, thinking_start, trailing_thinking
+from vlm_grpo.envs.environment import merge_text_blocks
 
 PROBE = "(what was said)"  # stands for content while a template is looked at
 REPR = re.compile(r"""['"]text['"]: ?['"]""" + re.escape(PROBE))  # a list of blocks, printed
@@ -61,10 +61,10 @@ class ChatTemplate:
     def opening(self, messages: Messages | str, tools: Tools | None = None) -> Opening:
         """Return what a prompt has already written of the assistant's turn, after the header of its role."""
         if isinstance(messages, str):
-            return Opening(trailing_thought(messages), "")
+            return Opening(trailing_thinking(messages), "")
         messages, begun = turn_begun(messages)
         opened = self._opened(messages, tools)
-        return Opening(opened, continuation(begun, opened))
+        return Opening(opened, remaining_turn(begun, opened))
 
     def _opened(self, messages: Messages, tools: Tools | None) -> str:
         messages = self.shaped(messages, tools)
@@ -75,7 +75,7 @@ class ChatTemplate:
         content = message.get("content")
         if not isinstance(content, list):
             return message
-        blocks = join_text(content)
+        blocks = merge_text_blocks(content)
         is_text = all(block["type"] == "text" for block in blocks) and message["role"] in ROLES
         if is_text and not self._shows_blocks(message["role"], tools):
             return {**message, "content": "".join(block["text"] for block in blocks)}
@@ -121,7 +121,7 @@ class ChatTemplate:
             return ""
         said = after.find(PROBE)
         header = after[common_length(before, after) : said] if said >= 0 else ""
-        return header[: thought_at(header)]
+        return header[: thinking_start(header)]
 
     def _render(self, messages: Messages, tools: Tools | None, is_prompt: bool) -> str:
         options = {**({"tools": list(tools)} if tools else {}), **self.options}

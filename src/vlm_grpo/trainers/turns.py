@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.envs.environment import blocks_of
-from vlm_grpo.envs.protocol import SAID, Result, ToolProtocol
+from vlm_grpo.envs.tool_parser import PLACEHOLDER_TURN, ToolParser, ToolResult
 from vlm_grpo.records import ImageRef
 from vlm_grpo.trainers.later import Later
 from vlm_grpo.trainers.rollout import PER_TOKEN, TEXT_KEYS, PromptEncoder, on_host
@@ -23,8 +23,8 @@ from vlm_grpo.trainers.template import common_length
 
 def encode_results(
     encoder: PromptEncoder,
-    protocol: ToolProtocol,
-    results: Sequence[Result],
+    protocol: ToolParser,
+    results: Sequence[ToolResult],
     last: int,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Later:
@@ -92,23 +92,23 @@ def _text_after(
         if block["text"].strip() not in text:
             raise ValueError(
                 f"this model's chat template does not show the results of tools ({block['text'][:40]!r} is missing); "
-                "use --tool_protocol hermes"
+                "use --tool_format hermes"
             )
     return text, encoder.template.opening([*before, *answer], tools).by_template
 
 
 def _after(whole: str, end: str) -> str:
     """The text after the turn in which SAID stands, which ends with another."""
-    said = whole.rfind(SAID)
+    said = whole.rfind(PLACEHOLDER_TURN)
     if said < 0 or end not in whole[said:]:
-        raise ValueError("this model's chat template does not show the assistant's calls; use --tool_protocol hermes")
+        raise ValueError("this model's chat template does not show the assistant's calls; use --tool_format hermes")
     return whole[whole.index(end, said) + len(end) :]
 
 
 def _image_mark(encoder: PromptEncoder) -> str:
     """What the chat template writes for an image in a turn of the user."""
     without, shown = (
-        encoder.template.render([{"role": "user", "content": [*image, {"type": "text", "text": SAID}]}])
+        encoder.template.render([{"role": "user", "content": [*image, {"type": "text", "text": PLACEHOLDER_TURN}]}])
         for image in ([], [{"type": "image"}])
     )
     start = common_length(without, shown)

@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.families import FAMILIES_TINY, NEEDS_IMAGES, facts_of
 from tests.support.training import picture, user
-from vlm_grpo.loading import placeholder_ids, vision_towers
+from vlm_grpo.model_utils import placeholder_ids, vision_towers
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end
 from vlm_grpo.trainers.hotpath.scores import Packing, packed_scores, prompt_positions
 from vlm_grpo.trainers.hotpath.support import Sharing, refusal

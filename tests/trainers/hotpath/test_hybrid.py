@@ -18,8 +18,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, picture, settings, user
-from vlm_grpo.evaluation.generate import generate_greedy
-from vlm_grpo.loading import placeholder_ids
+from vlm_grpo.evaluation.backends.hf import generate_greedy
+from vlm_grpo.model_utils import placeholder_ids
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.hotpath.sampling import PromptOnce, prompt_batch, row_numbers, unique, until_end

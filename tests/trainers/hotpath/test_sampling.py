@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, image_rows, settings
-from vlm_grpo.evaluation.generate import generate_greedy
+from vlm_grpo.evaluation.backends.hf import generate_greedy
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.hotpath import cache, compat, sampling, tokens

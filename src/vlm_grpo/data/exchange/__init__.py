@@ -13,7 +13,7 @@ from vlm_grpo.data.forms import Form
 from vlm_grpo.data.jsonl import JsonlSource, json_source
 from vlm_grpo.data.problems import DataError, Problem
 from vlm_grpo.data.writing import json_line, whole_file
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Registry
 
 Rows = Callable[[], Iterator[tuple[str, Row]]]
 
@@ -84,7 +84,7 @@ def _write(path: Path, rows: Rows, problems: list[Problem], *, start: bytes, bet
     return count
 
 
-FORMS: Table[FileForm] = Table(
+FORMS: Registry[FileForm] = Registry(
     "file form",
     {
         "jsonl": FileForm(read_jsonl, write_jsonl, lambda row, folder: row, lambda row, folder: row),

@@ -21,11 +21,11 @@ from vlm_grpo.data.toy.pages import page_example
 from vlm_grpo.data.toy.references import grounding_example, rec_example
 from vlm_grpo.data.toy.windows import gui_example
 from vlm_grpo.data.toy.writing import ToyFiles, write_examples
-from vlm_grpo.table import Table
+from vlm_grpo.registry import Registry
 
 __all__ = ["TOYS", "DigitFiles", "Example", "ToyFiles", "write_digits", "write_toy"]
 
-TOYS: Table[Maker] = Table(
+TOYS: Registry[Maker] = Registry(
     "toy data set",
     {
         "default": digit_example,

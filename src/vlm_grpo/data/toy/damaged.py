@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vlm_grpo.data.toy.example import Example
 from vlm_grpo.data.toy.lettering import write
-from vlm_grpo.envs.damage import DAMAGES
+from vlm_grpo.envs.corruptions import CORRUPTIONS
 
 PAPERS = ("#f4d35e", "#9bc1bc", "#e6ebe0", "#f2a07b")
 INKS = ("#0d3b66", "#7a1f2b", "#1b4332")
@@ -20,10 +20,10 @@ def damaged_example(random: Random, number: int, side: int) -> Example:
     """The number on a sign; the kinds of damage take turns, and the column `original` is the sign without."""
     text = str(random.randint(100, 999))
     sign = _sign(random, text, side)
-    kind = list(DAMAGES)[number % len(DAMAGES)]
+    kind = list(CORRUPTIONS)[number % len(CORRUPTIONS)]
     columns = {"original": _data_url(sign), "damage": kind, "environment": "agent_code"}
     question = "<image>The picture is damaged. Which number does the sign show?"
-    return Example(question, text, (DAMAGES[kind](sign, random),), columns=columns)
+    return Example(question, text, (CORRUPTIONS[kind](sign, random),), columns=columns)
 
 
 def _sign(random: Random, text: str, side: int) -> Image.Image:

@@ -15,7 +15,7 @@ POST = (120, 112, 104)
 
 def seg_example(random: Random, number: int, side: int) -> Example:
     """In turn an ellipse, a star, an ellipse behind a post; `mask` is the true mask as COCO run lengths."""
-    from vlm_grpo.shapes import encode, write_rle
+    from vlm_grpo.masks import encode_mask, write_rle
 
     kind = ("ellipse", "star", "hidden")[number % 3]
     color, other = random.sample(list(COLORS), 2)
@@ -27,7 +27,7 @@ def seg_example(random: Random, number: int, side: int) -> Example:
     mask = _mask(outline, covers, side)
     return Example(
         f"<image>the {color} {name}",
-        encode(mask),
+        encode_mask(mask),
         (draw_outlines(parts, side, random.choice(GROUNDS)),),
         columns={"mask": write_rle(mask), "box_space": "thousand"},
     )

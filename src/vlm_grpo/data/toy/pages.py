@@ -161,7 +161,7 @@ def _style(block: Block) -> str:
 
 def picture_of(page: Page, side: int) -> Image.Image:
     """The page as a browser shows it, or drawn with Pillow where there is none."""
-    from vlm_grpo.envs.rendering import find_chromium, shared_renderer
+    from vlm_grpo.envs.browser.renderer import find_chromium, shared_renderer
 
     if find_chromium() is None:
         return drawn(page, side)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.loading import part_of
+from vlm_grpo.model_utils import part_of
 from vlm_grpo.trainers.later import row_ids
 from vlm_grpo.trainers.rollout import Sample, collate_visual
 

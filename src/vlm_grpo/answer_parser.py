@@ -1,0 +1,229 @@
+"""Parse completions: the one answer parser for rewards, evaluation and logs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import unicodedata
+from typing import Any
+
+# How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
+THINKING_TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+OPEN, CLOSE = THINKING_TAGS[0]
+OTHER_MARKS = {mark: plain for pair in THINKING_TAGS[1:] for mark, plain in zip(pair, (OPEN, CLOSE), strict=True)}
+OTHER_MARK = re.compile("|".join(map(re.escape, OTHER_MARKS)))
+OPENING_MARK, CLOSING_MARK = (re.compile("|".join(map(re.escape, marks))) for marks in zip(*THINKING_TAGS, strict=True))
+TRAILING_THOUGHT = re.compile(rf"(?:{OPENING_MARK.pattern})\s*(?:(?:{CLOSING_MARK.pattern})\s*)?\Z")
+THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+FENCE = re.compile(r"^\s*```(?:json)?\s*(.*?)\s*```\s*$", re.DOTALL)
+BOXED = re.compile(r"<\|begin_of_box\|>((?:(?!<\|begin_of_box\|>).)*?)<\|end_of_box\|>", re.DOTALL)  # GLM's
+SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+
+
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width ASCII, and its space
+MEANINGFUL_PUNCTUATION = frozenset("%#&*@/\\'\"‰")  # other punctuation that says something at the end of an answer
+
+
+def normalize_width(text: str) -> str:
+    """Return the text with composed accents and full-width ASCII characters as plain ones; nothing else changes."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(FULL_WIDTH))
+
+
+def normalize_nfkc(text: str) -> str:
+    """Return the text in Unicode's form NFKC: composed, of one width, ligatures and variants as plain letters."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def strip_end_punctuation(text: str) -> str:
+    """Return the text without white space and the marks that end a sentence or clause, of any script, at its end."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or _is_end_mark(text[end - 1])):
+        end -= 1
+    return text[:end]
+
+
+def _is_end_mark(character: str) -> bool:
+    return unicodedata.category(character) == "Po" and character not in MEANINGFUL_PUNCTUATION
+
+
+def completion_text(completion: Any) -> str:
+    """Return the text of a completion: itself, or the last assistant message of a conversation."""
+    if isinstance(completion, str):
+        return completion
+    for message in reversed(completion or []):
+        if message.get("role") == "assistant":
+            content = message.get("content") or ""
+            if isinstance(content, str):
+                return content
+            return "".join(block.get("text", "") for block in content)
+    return ""
+
+
+def normalize_thinking_tags(text: str) -> str:
+    """Return the text with `<think>` and `</think>` in place of the marks that other families use."""
+    return OTHER_MARK.sub(lambda mark: OTHER_MARKS[mark[0]], text) if OTHER_MARK.search(text) else text
+
+
+def strip_thinking(text: str) -> str:
+    """Return the text outside its thoughts.
+
+    A thinking block that never ends swallows the rest; one without a beginning was opened before the text.
+    """
+    text = normalize_thinking_tags(text)
+    outside = THINK.sub("", text) if OPEN in text else text
+    return outside.rpartition(CLOSE)[2] if CLOSE in outside else outside
+
+
+def thinking_start(text: str) -> int:
+    """Return where the first mark of a thought stands in a text, its length if it has none.
+
+    It may be an end: GLM-5 skips a thought with `</think>` alone.
+    """
+    positions = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
+    return min(positions, default=len(text))
+
+
+def trailing_thinking(prompt: str) -> str:
+    """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
+    match = TRAILING_THOUGHT.search(prompt)
+    return match[0] if match else ""
+
+
+def is_inside_thinking(opening: str) -> bool:
+    """Return whether a text ends inside a thinking block."""
+    text = normalize_thinking_tags(opening)
+    return text.rfind(OPEN) > text.rfind(CLOSE)
+
+
+def remaining_turn(turn: str, opening: str) -> str:
+    """Return what is left to write of a whole turn of the assistant, after what a prompt has written of it.
+
+    Where the prompt is inside a thought, a turn without one ends it first; where the prompt holds a whole thought, the
+    turn's own is left out.
+    """
+    if not turn or turn.startswith(opening):
+        return turn[len(opening) :]
+    end = thinking_start(turn)
+    if thinking_start(opening) == len(opening):
+        return turn
+    is_thought = not turn[:end].strip() and end < len(turn)
+    if not is_inside_thinking(opening):
+        return THINK.sub("", normalize_thinking_tags(turn), count=1).lstrip() if is_thought else turn
+    if is_thought:
+        return OPENING_MARK.sub("", turn, count=1).lstrip("\n")
+    mark = OPENING_MARK.findall(opening)[-1]
+    return f"\n{dict(THINKING_TAGS)[mark]}\n\n{turn}"
+
+
+def extract_answer(text: str) -> str | None:
+    """Return the last answer block outside the thinking, or without any the last of GLM's boxes there.
+
+    None without one or when it is empty.
+    """
+    outside = strip_thinking(text)
+    answers = ANSWER.findall(outside) or BOXED.findall(outside)
+    return (strip_glm_box(answers[-1]) or None) if answers else None
+
+
+def strip_glm_box(answer: str) -> str:
+    """Return an answer without the box that GLM puts around it, if it is one box and nothing else."""
+    answer = answer.strip()
+    match = BOXED.fullmatch(answer)
+    return match[1].strip() if match else answer
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""Return the content of the last `\boxed{...}` outside the thinking, braces balanced; None if missing or empty."""
+    text = strip_thinking(text)
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for end in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : end].strip() or None
+    return None
+
+
+def extract_json(text: str) -> Any | None:
+    """Return the JSON value that the whole text is, a code fence allowed; None if it is none.
+
+    An object that repeats a key is ambiguous, and NaN is not JSON: both give None.
+    """
+    fenced = FENCE.match(text) if "```" in text else None
+    try:
+        return json.loads(fenced[1] if fenced else text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key is repeated")
+    return value
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def python_literal(text: str) -> Any:
+    """Return the list or object that a text is, as JSON or as Python writes it; the text itself where it is neither."""
+    stripped = text.strip()
+    if not stripped.startswith(("[", "{")):
+        return text
+    value = extract_json(stripped)
+    if value is None:
+        try:
+            value = ast.literal_eval(stripped)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
+    return value if isinstance(value, list | dict) else text
+
+
+def parse_answer(text: str, task: str = "default") -> str | None:
+    r"""Return the answer of a completion for a task.
+
+    The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last
+    `\boxed{...}` in it holds, or without an answer block the last one in the text.
+    """
+    if task != "vqa":
+        answer = extract_answer(text)
+        return answer if task != "math" else extract_boxed(text if answer is None else answer) or answer
+    value = extract_json(strip_glm_box(strip_thinking(text)))
+    answer = value.get("answer") if isinstance(value, dict) else None
+    if type(answer) in (int, float):
+        return str(answer)
+    return (answer.strip() or None) if isinstance(answer, str) else None
+
+
+def parse_steps(text: str, task: str = "default") -> list[str]:
+    """Return a completion's reasoning steps: `reasoning_steps` of the JSON for vqa, else sentences of the thinking."""
+    if task != "vqa":
+        thought = "\n".join(THINK.findall(normalize_thinking_tags(text)))
+        return [step.strip() for step in SENTENCE_END.split(thought) if step.strip()]
+    value = extract_json(strip_glm_box(strip_thinking(text)))
+    steps = value.get("reasoning_steps") if isinstance(value, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        return []
+    return [step.strip() for step in steps if step.strip()]
+
+
+encode_json = json.JSONEncoder(ensure_ascii=False).encode  # built once: json.dumps builds one for each call
+
+
+def ground_truth_text(answer: Any) -> str:
+    """Return a record's ground truth as text: tags unwrapped, lists and objects as JSON."""
+    if isinstance(answer, str):
+        return (extract_answer(answer) if "<answer>" in answer else None) or answer.strip()
+    return encode_json(answer)

@@ -1,0 +1,1 @@
+"""A headless Chromium that renders untrusted pages."""

@@ -1,0 +1,222 @@
+"""A browser tab that renders one HTML page at a time to a picture and its layout.
+
+The page comes from no server: the browser asks for PAGE and gets the text; whatever else it asks for is refused. What
+the page may do is said by a policy that Chromium itself keeps (Content Security Policy, with its sandbox): no files, no
+network, no frames, no forms, no windows, and without `javascript` no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
+from typing import Any, NamedTuple
+
+from vlm_grpo.boxes import Box
+from vlm_grpo.envs.browser.chromium import BrowserError
+from vlm_grpo.envs.browser.devtools import Chromium
+
+PAGE = "https://page.invalid/"
+SET_UP_SECONDS = 30.0
+DATA = "data:"  # pictures and letters inside the page's own text
+# Computed styles by which a box shows, in the order of `Style`.
+STYLES = (
+    "visibility",
+    "background-color",
+    "background-image",
+    "border-top-style",
+    "border-right-style",
+    "border-bottom-style",
+    "border-left-style",
+    "box-shadow",
+)
+CLEAR = ("rgba(0, 0, 0, 0)", "transparent")
+REPLACED = ("IMG", "INPUT", "TEXTAREA", "SELECT", "BUTTON", "SVG", "CANVAS", "VIDEO", "METER", "PROGRESS")
+MAX_NODES = 5000  # lines, and boxes, that are kept of a page
+WHOLE = ("HTML", "BODY")  # their background is the page's, whatever their box is
+
+
+class PageError(ValueError):
+    """A page cannot be rendered; the message is for its author."""
+
+
+class RenderJob(NamedTuple):
+    """A page to render; equal jobs give equal results."""
+
+    html: str
+    width: int
+    height: int
+    javascript: bool = False
+    data_urls: bool = False
+
+
+class Line(NamedTuple):
+    """The text of one line and its box in pixels."""
+
+    text: str
+    box: Box
+
+
+class Screenshot(NamedTuple):
+    """A PNG file, its lines of text, and its visible boxes: blocks of text and painted elements."""
+
+    png: bytes
+    lines: tuple[Line, ...]
+    boxes: tuple[Box, ...]
+
+
+class Tab:
+    """A page with its own process, cookies and storage. Not for several threads at a time."""
+
+    def __init__(self, browser: Chromium) -> None:
+        """Open it.
+
+        Raises:
+            BrowserError, TimeoutError: the browser does not do so.
+        """
+        self.browser = browser
+        self._crashed: Future[None] = Future()
+        self._loaded: Future[None] = Future()
+        self._job: RenderJob | None = None
+        self._deadline = time.monotonic() + SET_UP_SECONDS
+        self._context = self._ask("Target.createBrowserContext", top=True)["browserContextId"]
+        where = {"url": "about:blank", "browserContextId": self._context, "width": 800, "height": 600}
+        target = self._ask("Target.createTarget", where, top=True)["targetId"]
+        attached = self._ask("Target.attachToTarget", {"targetId": target, "flatten": True}, top=True)
+        self._session = attached["sessionId"]
+        browser.listen(self._session, self._on_event)
+        for method in ("Page.enable", "Inspector.enable", "Animation.enable"):
+            self._ask(method)
+        self._ask("Fetch.enable", {"patterns": [{"urlPattern": "*"}]})
+        self._ask("Animation.setPlaybackRate", {"playbackRate": 0})  # equal pages, equal pixels
+
+    def draw(self, job: RenderJob, seconds: float) -> Screenshot:
+        """Return a screenshot of the loaded page.
+
+        Raises:
+            PageError: it takes too long or too much memory.
+            BrowserError: the browser refuses, or is gone.
+        """
+        self._deadline = time.monotonic() + seconds
+        try:
+            self._load(job)
+            picture = self._ask("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})["data"]
+            snapshot = self._ask("DOMSnapshot.captureSnapshot", {"computedStyles": list(STYLES)})
+        except TimeoutError:
+            raise PageError(f"it took longer than {seconds:g} seconds to render; make the page simpler") from None
+        return Screenshot(base64.b64decode(picture), *read_snapshot(snapshot))
+
+    def close(self, seconds: float = 5.0) -> None:
+        """End its process.
+
+        Raises:
+            BrowserError, TimeoutError: the browser does not do so.
+        """
+        self.browser.listen(self._session, None)
+        self.browser.call("Target.disposeBrowserContext", {"browserContextId": self._context}, seconds=seconds)
+
+    def _load(self, job: RenderJob) -> None:
+        size = {"width": job.width, "height": job.height, "deviceScaleFactor": 1, "mobile": False}
+        self._ask("Emulation.setDeviceMetricsOverride", size)
+        self._job, self._loaded = job, Future()
+        answer = self._ask("Page.navigate", {"url": PAGE})
+        if answer.get("errorText"):
+            raise PageError(f"it did not load: {answer['errorText']}")
+        self._wait(self._loaded)
+
+    def _ask(self, method: str, parameters: dict[str, Any] | None = None, *, top: bool = False) -> dict[str, Any]:
+        return self._wait(self.browser.send(method, parameters, "" if top else self._session))
+
+    def _wait(self, future: Future[Any]) -> Any:
+        """Return a future's result if it arrives before the deadline and before the page crashes."""
+        wait((future, self._crashed), max(0.0, self._deadline - time.monotonic()), FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        if self._crashed.done():
+            raise PageError(f"it crashed, or took more than {self.browser.memory} MiB; make the page simpler")
+        raise TimeoutError
+
+    def _on_event(self, method: str, parameters: dict[str, Any]) -> None:
+        with contextlib.suppress(InvalidStateError, BrowserError):
+            if method == "Fetch.requestPaused":
+                self._answer(parameters)
+            elif method == "Page.frameStoppedLoading":
+                self._loaded.set_result(None)
+            elif method == "Inspector.targetCrashed":
+                self._crashed.set_result(None)
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        """Serve the page once; refuse every other request, a second one for the page included."""
+        job, number = self._job, request["requestId"]
+        if job is None or request["request"]["url"] != PAGE:
+            self.browser.send("Fetch.failRequest", {"requestId": number, "errorReason": "Aborted"}, self._session)
+            return
+        self._job = None
+        headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy(job)}
+        reply = {
+            "requestId": number,
+            "responseCode": 200,
+            "responseHeaders": [{"name": name, "value": value} for name, value in headers.items()],
+            "body": base64.b64encode(job.html.encode("utf-8", "replace")).decode(),
+        }
+        self.browser.send("Fetch.fulfillRequest", reply, self._session)
+
+
+def policy(job: RenderJob) -> str:
+    """Return the Content Security Policy of a page."""
+    data = DATA if job.data_urls else "'none'"
+    rules = ["default-src 'none'", "style-src 'unsafe-inline'", f"img-src {data}", f"font-src {data}"]
+    rules += ["form-action 'none'", "base-uri 'none'", "webrtc 'block'"]
+    if job.javascript:
+        return "; ".join([*rules, "script-src 'unsafe-inline' 'unsafe-eval'", "sandbox allow-scripts"])
+    return "; ".join([*rules, "sandbox"])
+
+
+def read_snapshot(snapshot: dict[str, Any]) -> tuple[tuple[Line, ...], tuple[Box, ...]]:
+    """Return the lines of text and the boxes of a page, from DOMSnapshot.captureSnapshot."""
+    strings, document = snapshot["strings"], snapshot["documents"][0]
+    layout, names = document["layout"], document["nodes"]["nodeName"]
+    scrolled = document.get("scrollOffsetX", 0), document.get("scrollOffsetY", 0)
+    boxes = []
+    for node, text, style, bounds in zip(
+        layout["nodeIndex"], layout["text"], layout["styles"], layout["bounds"], strict=True
+    ):
+        name = strings[names[node]].upper()
+        has_text = text >= 0 and strings[text].strip() != ""
+        shows = has_text or (name not in WHOLE and _is_painted(name, style, strings))
+        if shows and bounds[2] > 0 and bounds[3] > 0:
+            boxes.append(_box(bounds, scrolled))
+    return tuple(_lines(document, strings, scrolled)[:MAX_NODES]), tuple(dict.fromkeys(boxes))[:MAX_NODES]
+
+
+def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
+    """Return whether an element shows something besides its content."""
+    if not style:
+        return False  # text has no style of its own
+    visibility, color, picture, *borders, shadow = (strings[number] for number in style)
+    if visibility != "visible":
+        return False
+    has_edges = any(border not in ("none", "hidden") for border in borders)
+    return name in REPLACED or color not in CLEAR or picture != "none" or shadow != "none" or has_edges
+
+
+def _lines(document: dict[str, Any], strings: list[str], scrolled: tuple[float, float]) -> list[Line]:
+    """Return each line of each text; the browser counts in UTF-16 units."""
+    layout, found = document["layout"], document["textBoxes"]
+    lines = []
+    for at, bounds, start, length in zip(
+        found["layoutIndex"], found["bounds"], found["start"], found["length"], strict=True
+    ):
+        units = strings[layout["text"][at]].encode("utf-16-le", "surrogatepass")
+        text = units[2 * start : 2 * (start + length)].decode("utf-16-le", "replace")
+        if text.strip():
+            lines.append(Line(text, _box(bounds, scrolled)))
+    return lines
+
+
+def _box(bounds: list[float], scrolled: tuple[float, float]) -> Box:
+    """Return the position in the picture; a page can scroll itself, for instance to a field with autofocus."""
+    left, top, width, height = bounds
+    x, y = left - scrolled[0], top - scrolled[1]
+    return Box(x, y, x + width, y + height)

@@ -1,0 +1,1 @@
+"""Retrieval over a corpus of documents: how documents are read (`corpus`) and searched (`bm25`)."""

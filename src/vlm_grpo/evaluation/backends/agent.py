@@ -1,0 +1,166 @@
+"""Episodes of data rows by a model in this process: the agent loop of training, greedy or sampled.
+
+Up to rounding, an episode does not depend on its batch: each sampled turn has its own random stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.evaluation.backends.hf import HFBackend
+from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowCompletions, ScoredText
+from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.adapter import call_reward, record_of_row
+from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
+from vlm_grpo.trainers.messages import read_prompt
+from vlm_grpo.trainers.rollout import PromptEncoder
+from vlm_grpo.trainers.stage import Stage
+
+
+@dataclass
+class AgentBackend:
+    """Runs an episode for each row; the model's last turn is the completion.
+
+    Args:
+        model: completes turns; its `max_completion_length` is that of an episode, results of tools included.
+        stage: the environments.
+        folder: of the evaluation, for copies of the images that tools showed.
+        max_turns: of the model in an episode.
+        tool_time_limit: seconds that one call may take.
+        tool_format: one of TOOL_FORMATS.
+
+    Raises:
+        EpisodeError: the model's chat template or the tools do not fit the tool format.
+    """
+
+    model: HFBackend
+    stage: Stage
+    folder: Path
+    max_turns: int = 8
+    tool_time_limit: float = 60.0
+    tool_format: str = "auto"
+
+    def __post_init__(self) -> None:
+        try:
+            self.stage.choose_protocols(self.tool_format, self.model.processor.chat_template)
+        except ValueError as error:
+            raise EpisodeError(str(error)) from error
+
+    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+        """Yield the numbered rows with their episodes, a batch at a time, in order.
+
+        Raises:
+            EpisodeError: an environment refuses a row, or an image cannot be decoded.
+        """
+        encoder = self.model.encoder()
+        for batch in self.model.batches(numbers):
+            yield self._answered(encoder, batch, [dataset[number] for number in batch])
+
+    def _answered(
+        self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
+    ) -> list[RowCompletions]:
+        num_samples = self.model.sampling.num_samples
+        places = [(number, sample) for number in numbers for sample in range(num_samples)]
+        episodes, started_rows = self._begun(encoder, [row for row in rows for _ in range(num_samples)])
+        play(episodes, self._turns_of(episodes, places), encoder, self._rules())
+        done = [self._completion(encoder, *item) for item in zip(places, episodes, started_rows, strict=True)]
+        self.stage.end(episodes)
+        return [
+            RowCompletions(
+                number,
+                {**row, "record": record_of_episode(row, started_rows[place * num_samples])},
+                done[place * num_samples : (place + 1) * num_samples],
+            )
+            for place, (number, row) in enumerate(zip(numbers, rows, strict=True))
+        ]
+
+    def _begun(
+        self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Episode], list[dict[str, Any]]]:
+        """Return episodes with their encoded prompts, and the rows as their environments start them."""
+        try:
+            episodes, started_rows = self.stage.begin(rows)
+            samples = encoder.encode(started_rows)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise EpisodeError(str(error)) from error
+        for episode, sample in zip(episodes, samples, strict=True):
+            episode.begin(sample, self.model.facts(encoder, sample))
+        return episodes, started_rows
+
+    def _rules(self) -> Rules:
+        return Rules(
+            most_tokens=self.model.max_completion_length,
+            max_turns=self.max_turns,
+            seconds=self.tool_time_limit,
+            ends=self.model.ends,
+        )
+
+    def _turns_of(self, episodes: Sequence[Episode], places: Sequence[tuple[int, int]]) -> Any:
+        """Return a function that generates the next turns of some episodes, at most `room` tokens each."""
+        place_of = {id(episode): place for episode, place in zip(episodes, places, strict=True)}
+
+        def next_turns(active: list[Episode], room: int) -> list[list[int]]:
+            seeds = [self.model.sampling.seed_of(*place_of[id(episode)], episode.turns) for episode in active]
+            return self.model.tokens_after([next_prompt(episode) for episode in active], seeds, room)
+
+        return next_turns
+
+    def _completion(
+        self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, started_row: Mapping[str, Any]
+    ) -> ScoredText:
+        """Return the model's last turn, and the whole episode.
+
+        Raises:
+            RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
+        """
+        numbers = _episode_metrics(episode, record_of_row(started_row))
+        turns = episode_trajectory(started_row["prompt"], episode, ImageCopies(self.folder, *place))
+        return ScoredText(
+            episode.last_text,
+            sum(episode.mask),
+            episode.later.ids[-1] not in self.model.ends,
+            {**self.model.facts(encoder, episode.prompt), "turn_opening": episode.opening},
+            EpisodeResult(numbers, turns),
+        )
+
+
+def _episode_metrics(episode: Episode, record: Record) -> dict[str, float]:
+    """Return counts, the environment's reward and its metrics, of a finished episode."""
+    environment = episode.environment
+    counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}
+    reward = None
+    if hasattr(environment, "get_reward"):
+        name = type(environment).__name__
+        reward = call_reward(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
+    rewards = {} if reward is None else {"reward": reward}
+    numbers = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def record_of_episode(row: Mapping[str, Any], started_row: Mapping[str, Any]) -> Record:
+    """Return the row's record; for a generated episode, one of what the model is asked and shown."""
+    if row.get("prompt"):
+        return record_of_row(row)
+    prompt = read_prompt(started_row)
+    content = prompt.messages[-1]["content"] if prompt.messages else ""
+    blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    text = "".join(block.get("text", "<image>") for block in blocks)
+    return Record(
+        id=row.get("episode", row.get("id", "")),
+        question=text,
+        answer=None,
+        images=tuple(prompt.images),
+        where=str(row.get("where", "")),
+    )
+
+
+def environment_episodes(seed: int, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of training with this seed, for an environment that generates its episodes."""
+    from vlm_grpo.envs.pick_image import repeatable_episodes
+
+    return list(islice(repeatable_episodes(seed), count))

@@ -1,0 +1,160 @@
+"""A report as one HTML file that opens without a server: tables, a reward curve, images with the model's answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.data.writing import write_whole
+from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
+from vlm_grpo.evaluation.report.chart import Curve, curve_svg
+from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
+from vlm_grpo.evaluation.report.trajectory import trajectory_images
+from vlm_grpo.evaluation.sampling_params import GRADED
+
+THUMBNAIL = 224  # pixels, the longer side
+MAX_GROUPS = 40  # in the page's table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; empty fields are left out."""
+
+    title: str
+    text: str = ""
+    code: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    curve: Curve | None = None
+    cards: Sequence[ExampleCard] = field(default=())
+
+
+def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
+    """Write the page; all text is escaped, all images are inside the file."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = data_uri
+    environment.filters["curve"] = curve_svg
+    source = files("vlm_grpo.evaluation.report").joinpath("page.html").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(title=title, lead=lead, sections=sections)
+    write_whole(Path(path), html)
+    return Path(path)
+
+
+def data_uri(png: bytes) -> str:
+    """Return PNG bytes as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def thumbnail(source: Any, where: str = "") -> bytes:
+    """Return PNG bytes of an image in any format of the data; small ones keep their size."""
+    image = open_image(image_ref(source, where))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer") -> CardAnswer:
+    """Return a prediction's parsed answer; its whole completion if there is none."""
+    score = prediction["scores"][metric]
+    text = prediction["predicted"]
+    display_text = f"(no answer) {prediction['completion']}" if text is None else text
+    is_right = None if score is None or not math.isfinite(score) else score >= 0.5
+    return CardAnswer(label, display_text[:300], is_right)
+
+
+def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the page of one evaluation: its metrics, and all examples to search, filter and sort by score.
+
+    Args:
+        evaluation: what `vlm_grpo.evaluate` returned.
+        rows: the data that was evaluated, for its images.
+    """
+    predictions = evaluation.predictions
+    name = ranking_score(predictions[0]["scores"])
+    several = max((len(prediction.get("samples", "1")) for prediction in predictions), default=1)
+    is_played = "episode" in predictions[0]
+    what = "episodes of" if is_played else "answers to" if several == 1 else "answers each to"
+    kind = f"Greedy {what}" if several == 1 else f"{several} {what}"
+    page = SamplesPage(
+        title=title,
+        lead=f"{kind} {len(predictions):,} examples, task {evaluation.task}; examples are ranked by {name}.",
+        tables=[metric_table(evaluation.metrics), *group_tables(evaluation)],
+        score_name=name,
+    )
+    return write_page(
+        path, page, [_sample_view(prediction, rows, name, Path(path).parent) for prediction in predictions]
+    )
+
+
+def ranking_score(scores: Mapping[str, Any]) -> str:
+    """Return the reward that ranks examples: the task's own, or the IoU that it thresholds.
+
+    Of episodes it is the environment's, if it has one.
+    """
+    first = "reward" if "reward" in scores else next(iter(scores))
+    return "iou" if first.startswith("iou@") and "iou" in scores else first
+
+
+def is_correct(scores: Mapping[str, Any]) -> bool | None:
+    """Return whether the answer is correct by the task's own reward; None where that is graded or does not apply."""
+    name, value = next(iter(scores.items()))
+    return None if value is None or name in GRADED or not math.isfinite(value) else value >= 0.5
+
+
+def _sample_view(
+    prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path
+) -> SampleView:
+    tags = [prediction["group"]] if "group" in prediction else []
+    if "trajectory" in prediction:
+        media, of_tools = (trajectory_images(prediction, folder, of_tools=is_tools) for is_tools in (False, True))
+    else:
+        media, of_tools = RowImages(rows, prediction["row"], len(prediction["images"])), []
+    answers = [("answer", prediction, is_correct(prediction["scores"]))]
+    return SampleView(prediction, answers, prediction["scores"].get(name), media, tags, of_tools)
+
+
+class RowImages(Sequence):
+    """The images of a row, loaded on access."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], row: int, count: int) -> None:
+        self.rows = rows
+        self.row = row
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        return self.rows[self.row]["images"][number]
+
+
+def metric_table(metrics: Mapping[str, Any]) -> SummaryTable:
+    """Return every metric with its interval."""
+    rows = [[name, str(value), f"{value.count:,}"] for name, value in metrics.items()]
+    return SummaryTable("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
+
+
+def group_tables(evaluation: Any) -> list[SummaryTable]:
+    """Return the metrics of the largest groups; nothing if examples have none."""
+    if not evaluation.groups:
+        return []
+    names = list(evaluation.metrics)
+    sizes = Counter(prediction["group"] for prediction in evaluation.predictions)
+    largest = [group for group, _ in sizes.most_common(MAX_GROUPS)]
+    rows = [[group, f"{sizes[group]:,}", *(str(evaluation.groups[group][name]) for name in names)] for group in largest]
+    left = len(evaluation.groups) - len(largest)
+    text = f"The {len(largest)} largest groups; results.json has the other {left}." if left else ""
+    return [SummaryTable("Groups", ("group", "examples", *names), rows, text)]

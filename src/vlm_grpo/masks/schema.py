@@ -1,0 +1,106 @@
+"""The schema of a written shape: a box, and rows relative to the box's center and half-size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlm_grpo.answer_parser import extract_json
+from vlm_grpo.masks.contours import MAX_PARTS
+
+KEYS: Mapping[str, tuple[str, ...]] = {"chebyshev": ("x", "y"), "fourier": ("x", "y"), "polygon": ("points",)}
+TERMS = 8  # of a shape whose data say nothing else
+UNIT = 100  # a half-size of the box in the numbers of a shape
+MIN_TERMS, MAX_TERMS = 3, 64
+MAX_NUMBER = 1000  # ten half-sizes: no outline leaves its box that far
+MAX_COORDINATE = 100_000
+
+
+class Part(NamedTuple):
+    """One contour: `box` as (x1, y1, x2, y2) in the space of the answer, `rows` (n, 2) of coefficients or points."""
+
+    box: np.ndarray
+    rows: np.ndarray
+
+
+def parse_object(value: Any) -> Any:
+    """Return a shape as it is, or the JSON value of a text; None for a text without one."""
+    return extract_json(value) if isinstance(value, str) else value
+
+
+def validate_shape(value: Any, terms: int | None = None) -> str | None:
+    """Return what a shape or its JSON text violates; None for a well-formed one.
+
+    `terms` is how many numbers each axis must have (a polygon: at most as many points); None takes any number from
+    3 to 64.
+    """
+    value = parse_object(value)
+    if not isinstance(value, Mapping) or len(value) != 1 or not isinstance(next(iter(value)), str):
+        return f"an object with one key, {' or '.join(KEYS)}"
+    codec, parts = next(iter(value.items()))
+    if codec not in KEYS:
+        return f"an object with one key, {' or '.join(KEYS)}"
+    if not isinstance(parts, list | tuple) or not 1 <= len(parts) <= MAX_PARTS:
+        return f"a list of 1 to {MAX_PARTS} shapes in {codec!r}"
+    return next((fault for part in parts if (fault := _validate_part(codec, part, terms))), None)
+
+
+def read_shape(value: Any, terms: int | None = None) -> tuple[str, list[Part]] | None:
+    """Return codec and parts of a shape or its JSON text; None for one that `validate_shape` rejects."""
+    value = parse_object(value)
+    if validate_shape(value, terms) is not None:
+        return None
+    ((codec, parts),) = value.items()
+    return codec, [Part(np.array(part["bbox_2d"], dtype=float), _rows(codec, part)) for part in parts]
+
+
+def write_part(codec: str, box: list[float], rows: np.ndarray) -> dict[str, Any]:
+    """Return one part as it stands in an answer; `rows` are whole numbers, (n, 2)."""
+    numbers = rows.astype(int)
+    values = [numbers.tolist()] if codec == "polygon" else numbers.T.tolist()
+    return {"bbox_2d": box, **dict(zip(KEYS[codec], values, strict=True))}
+
+
+def _rows(codec: str, part: Mapping[str, Any]) -> np.ndarray:
+    if codec == "polygon":
+        return np.array(part["points"], dtype=float)
+    return np.array([part["x"], part["y"]], dtype=float).T
+
+
+def _validate_part(codec: str, part: Any, terms: int | None) -> str | None:
+    keys = ("bbox_2d", *KEYS[codec])
+    if not isinstance(part, Mapping) or set(part) != set(keys):
+        return f"shapes with exactly {', '.join(keys)}"
+    box = part["bbox_2d"]
+    if not _are_numbers(box, MAX_COORDINATE) or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+        return "bbox_2d as [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
+    return (
+        _validate_points(part["points"], terms) if codec == "polygon" else _validate_axes(part["x"], part["y"], terms)
+    )
+
+
+def _validate_axes(x: Any, y: Any, terms: int | None) -> str | None:
+    if not all(_are_numbers(axis, MAX_NUMBER) for axis in (x, y)):
+        return f"x and y as lists of numbers from -{MAX_NUMBER} to {MAX_NUMBER}"
+    least, most = (MIN_TERMS, MAX_TERMS) if terms is None else (terms, terms)
+    if len(x) != len(y) or not least <= len(x) <= most:
+        return f"{least if least == most else f'{least} to {most}'} numbers in x and in y"
+    return None
+
+
+def _validate_points(points: Any, terms: int | None) -> str | None:
+    most = MAX_TERMS if terms is None else terms
+    if not isinstance(points, list | tuple) or not MIN_TERMS <= len(points) <= most:
+        return f"{MIN_TERMS} to {most} points"
+    if not all(_are_numbers(point, MAX_NUMBER) and len(point) == 2 for point in points):
+        return f"points as [x, y] with numbers from -{MAX_NUMBER} to {MAX_NUMBER}"
+    return None
+
+
+def _are_numbers(values: Any, largest: float) -> bool:
+    """Return whether a value is a list of finite numbers up to `largest`; true and false are not numbers."""
+    return isinstance(values, list | tuple) and all(
+        type(number) in (int, float) and abs(number) <= largest for number in values
+    )

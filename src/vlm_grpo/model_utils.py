@@ -1,0 +1,183 @@
+"""Settings of a loaded model and processor: placeholders, pixel limits and frozen vision modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from vlm_grpo.families import FAMILIES, Family
+from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
+
+logger = logging.getLogger(__name__)
+
+# Names under which configurations and processors keep their placeholder tokens.
+PLACEHOLDERS = tuple(
+    f"{kind}_token_{suffix}" for kind in ("image", "video", "audio", "vision_start") for suffix in ("id", "index")
+)
+PARTS = ("vision tower", "projector", "language model", "head")
+# Linear layers of the language model only: an adapter goes elsewhere only where it is asked to.
+LANGUAGE_LINEAR = r"^(?!.*(visual|vision|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+# PEFT makes a plain list of names of the pattern above where a model has experts: what is excluded is said once more.
+TOWER_MODULES = r".*(visual|vision|audio).*"
+# Where families that FAMILIES does not list mostly keep their vision tower.
+VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def for_language_model(adapter: Any) -> Any:
+    """Return a PEFT configuration with the language model's linear layers as its targets, where it names none."""
+    if getattr(adapter, "target_modules", "") is not None:
+        return adapter
+    excluded = getattr(adapter, "exclude_modules", None) or TOWER_MODULES
+    return replace(adapter, target_modules=LANGUAGE_LINEAR, exclude_modules=excluded)
+
+
+def placeholder_ids(config: Any, processor: Any) -> list[int]:
+    """Return the tokens that stand for an image, a video or sound in this model's prompts.
+
+    None may be sampled: the next forward would look for the pixels that belong to it.
+    """
+    tokens = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if family is not None:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        tokens |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}
+    return sorted(token for token in tokens if isinstance(token, int))
+
+
+def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Limit the pixels of every processed image, for families that resize to a range of pixel counts.
+
+    Raises:
+        ValueError: the limits cross, or the family resizes to a fixed size, so that they would be ignored.
+    """
+    if min_pixels is None and max_pixels is None:
+        return
+    image_processor = getattr(processor, "image_processor", None)
+    size, keys = getattr(image_processor, "size", None), ("shortest_edge", "longest_edge")
+    if not is_ranged(image_processor) or not hasattr(image_processor, "merge_size"):
+        raise ValueError(
+            f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
+            "so the limits would be ignored; leave them out, --max_image_tokens limits every family"
+        )
+    frames = pixel_unit(image_processor) // (image_processor.patch_size * image_processor.merge_size) ** 2
+    low = size["shortest_edge"] if min_pixels is None else min_pixels * frames
+    high = size["longest_edge"] if max_pixels is None else max_pixels * frames
+    if low > high:
+        low, high = low // frames, high // frames
+        raise ValueError(f"--min_pixels must be at most --max_pixels, got {low} and {high}")
+    image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
+
+
+def limit_images(processor: Any, config: Any, limits: Any) -> None:
+    """Limit pixels and tokens of every processed image as `min_pixels`, `max_pixels` and `max_image_tokens` say.
+
+    Args:
+        limits: what has these attributes, or some of them: None, or not there, is no limit.
+
+    Raises:
+        ValueError: a limit that the family would ignore or cannot keep.
+    """
+    set_pixel_limits(processor, getattr(limits, "min_pixels", None), getattr(limits, "max_pixels", None))
+    most = getattr(limits, "max_image_tokens", None)
+    if most is not None:
+        limit_image_tokens(processor, config, most)
+
+
+def name_experts(model: Any) -> None:
+    """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
+    text = model.config.get_text_config()
+    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
+        text.num_experts = text.num_local_experts
+
+
+def freeze_vision(model: Any) -> int:
+    """Turn off gradients in the vision tower and return how many parameters that froze.
+
+    A projector that the family keeps inside its tower is frozen with it.
+
+    Raises:
+        ValueError: the model has no module that is known to be a vision tower.
+    """
+    towers = vision_towers(model)
+    frozen = 0
+    for parameter in {id(p): p for tower in towers for p in tower.parameters()}.values():
+        parameter.requires_grad_(False)
+        frozen += parameter.numel()
+    return frozen
+
+
+def vision_towers(model: Any) -> list[Any]:
+    """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        names: tuple[str, ...] = towers_of(FAMILIES[model_type])
+    else:
+        names = VISION_TOWERS
+        logger.warning(
+            "%s is not a family that is known: its vision tower is taken to be every module called %s; "
+            "vlm_grpo.families.FAMILIES.register names it exactly",
+            model_type,
+            " or ".join(names),
+        )
+    # An adapter puts a prefix before the names of the model that it wraps.
+    ends = tuple(f".{name}" for name in names)
+    towers = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
+    if not towers:
+        raise ValueError(
+            f"--freeze_vision_modules: {type(model).__name__} ({model_type}) has none of {', '.join(names)}; "
+            "leave the flag out, or register the family's modules in vlm_grpo.families.FAMILIES"
+        )
+    return towers
+
+
+def towers_of(family: Family) -> tuple[str, ...]:
+    """Return the names of a family's towers, that of its images first."""
+    return (family.vision_tower, *family.other_towers)
+
+
+def part_of(name: str, family: Family) -> str:
+    """Return which of PARTS a parameter belongs to, by its name in the model, also below an adapter's prefix."""
+    path = f".{name}."
+    if any(f".{place}." in path for place in family.projector):
+        return "projector"
+    if any(f".{place}." in path for place in towers_of(family)):
+        return "vision tower"
+    return "language model" if f".{family.language_model}." in path else "head"
+
+
+def freeze_parts(model: Any, parts: Collection[str]) -> None:
+    """Turn off gradients in some of PARTS.
+
+    Raises:
+        ValueError: the family's parts are not known, or nothing would be left to train.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        flags = ", ".join(f"--freeze_{part.replace(' ', '_')}" for part in parts)
+        raise ValueError(f"{flags}: the modules of {model.config.model_type} are not known; register them in FAMILIES")
+    for name, parameter in model.named_parameters():
+        if part_of(name, family) in parts:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"nothing is left to train: {', '.join(parts)} are frozen, and so is the rest")
+
+
+def parameter_table(model: Any) -> str:
+    """Return how many parameters each part of the model has and trains; adapters are counted separately."""
+    family = FAMILIES.get(model.config.model_type)
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = "adapter" if "lora_" in name else "all" if family is None else part_of(name, family)
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
+        entry = counts.setdefault(part, [0, 0])
+        entry[0] += size if parameter.requires_grad else 0
+        entry[1] += size
+    rows = [*counts.items(), ("total", [sum(column) for column in zip(*counts.values(), strict=True)])]
+    lines = [f"{part:<16}{trained:>16,}{total:>16,}" for part, (trained, total) in rows]
+    return "\n".join([f"{'parameters':<16}{'trained':>16}{'of':>16}", *lines])

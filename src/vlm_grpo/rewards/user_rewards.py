@@ -1,0 +1,278 @@
+"""User-defined reward functions, recognized by their parameters: this package's, TRL's and VLM-R1's, RLLaVA's, verl's.
+
+What each signature is called with is in SIGNATURES; docs/rewards.md shows one function of each. Values are checked in
+adapter.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vlm_grpo.answer_parser import completion_text, ground_truth_text
+from vlm_grpo.import_utils import load_from_file
+from vlm_grpo.records import Record
+from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, batch_reward, checked_batch_reward, record_at
+
+BatchReward = Callable[..., Any]
+RECORD_NAMES = ("record", "row", "")  # of a second parameter, leading underscores left out
+TRUTH_NAMES = ("ground_truth", "gt", "answer", "solution", "truth", "target", "label", "reference", "gold", "expected")
+RESPONSE_NAMES = ("response", "predict", "predict_str", "prediction", "pred")  # beside these a truth may have any name
+VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
+TOTAL_KEYS = ("overall", "score")  # the entry of a dict that is the reward: RLLaVA's, verl's
+
+
+class RewardSignature(NamedTuple):
+    """A signature of reward functions.
+
+    Attributes:
+        shape: its parameters, as messages show them.
+        source: where it comes from.
+        adapt: makes a batch reward of the function's name and the function.
+    """
+
+    shape: str
+    source: str
+    adapt: Callable[[str, Callable[..., Any]], BatchReward]
+
+
+def find_signature(function: Callable[..., Any]) -> str | None:
+    """Return the name in SIGNATURES that a function's parameters match; None if they match none."""
+    signature = inspect.signature(function)
+    parameters = signature.parameters
+    if any(name in BATCH_PARAMETERS for name in parameters):
+        return "columns"
+    if "solution_str" in parameters:
+        return "verl" if _binds(signature, (), VERL_NAMES) else None
+    needed = [
+        p
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) == 1:
+        return _signature_of_one(needed[0]) if _binds(signature, (None,), ()) else None
+    keywords = [name for name in ("num_tokens", "messages") if name in parameters]
+    if not _binds(signature, ("", None), keywords):
+        return None
+    return _signature_of_two(*list(parameters.values())[:2])
+
+
+def _binds(signature: inspect.Signature, values: Sequence[Any], names: Sequence[str]) -> bool:
+    try:
+        signature.bind(*values, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
+
+
+def _signature_of_one(parameter: inspect.Parameter) -> str | None:
+    """Return RLLaVA's signature of a single parameter: one dict, or the list of all."""
+    annotation = str(getattr(parameter.annotation, "__name__", parameter.annotation)).strip("'\"").lower()
+    if parameter.name == "reward_inputs" or annotation.startswith(("list", "sequence")):
+        return "reward_inputs"
+    is_one = parameter.name == "reward_input" or annotation.startswith(("dict", "mapping", "rewardinput"))
+    return "reward_input" if is_one else None
+
+
+def _signature_of_two(first: inspect.Parameter, second: inspect.Parameter) -> str | None:
+    name = second.name.strip("_")
+    if name in RECORD_NAMES or "Record" in str(second.annotation):
+        return "record"
+    return "text" if name in TRUTH_NAMES or first.name in RESPONSE_NAMES else None
+
+
+def to_batch_reward(name: str, function: Callable[..., Any]) -> BatchReward:
+    """Return a batch reward from a user's function with any of SIGNATURES.
+
+    Raises:
+        TypeError: the function takes something else.
+    """
+    signature = inspect.signature(function)
+    form = find_signature(function)
+    if form is None:
+        raise TypeError(f"must take {accepted_signatures()}; got {name}{signature}")
+    if form == "columns":
+        if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
+            raise TypeError(f"must end with **columns, which takes the columns it does not name, got {name}{signature}")
+    elif inspect.iscoroutinefunction(function):
+        raise TypeError(f"a coroutine function must take all at once, (completions, **columns), got {name}{signature}")
+    return SIGNATURES[form].adapt(name, function)
+
+
+def accepted_signatures() -> str:
+    """Return the forms in a line, for messages."""
+    return ", ".join(f"{form.shape} as in {form.source}" for form in SIGNATURES.values())
+
+
+def load_user_reward(name: str) -> BatchReward:
+    """Return the function that `path/to/file.py:function` names as a batch reward.
+
+    Raises:
+        ValueError: no such file or function, or it cannot be called as a reward is.
+    """
+    function = load_from_file("reward", name)
+    if not callable(function) or inspect.isclass(function):
+        kind = "a class" if inspect.isclass(function) else type(function).__name__
+        raise ValueError(f"reward {name!r}: must be a function, got {kind}")
+    try:
+        return to_batch_reward(name.rpartition(":")[2], function)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r}: {error}") from None
+
+
+class _RewardComponents:
+    """The other entries of the dicts that a reward returns; their means become metrics."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: dict[str, list[float]] = {}
+
+    def total(self, value: Any) -> Any:
+        """Return the reward in what a function gave, a number or a dict, and keep the dict's other numbers.
+
+        Raises:
+            TypeError: a dict without a reward.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        key = next((key for key in TOTAL_KEYS if key in value), None)
+        if key is None:
+            raise TypeError(
+                f"a dict must have the reward under {' or '.join(map(repr, TOTAL_KEYS))}, got {dict(value)!r:.200}"
+            )
+        for part, number in value.items():
+            if part != key and isinstance(number, int | float):
+                self.values.setdefault(str(part), []).append(float(number))
+        return value[key]
+
+    def log(self, log_metric: Callable[[str, float], None] | None) -> None:
+        """Tell the trainer the means, `NAME/PART`, and forget the values."""
+        values, self.values = self.values, {}
+        for part, numbers in values.items() if log_metric is not None else ():
+            log_metric(f"{self.name}/{part}", sum(numbers) / len(numbers))
+
+
+def _per_completion(name: str, call: Callable[[str, Record, int], Any]) -> BatchReward:
+    """Return a batch reward from a function of text, record and number of tokens that returns a number or a dict."""
+    parts = _RewardComponents(name)
+
+    def reward(completion: str, record: Record, *, num_tokens: int | None = None) -> Any:
+        return parts.total(call(completion, record, num_tokens or len(completion.split())))
+
+    score = batch_reward(name, reward)
+
+    def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+        values = score(completions, prompts, **columns)
+        parts.log(columns.get("log_metric"))
+        return values
+
+    score_batch.__name__ = name
+    score_batch.asynchronous = score.asynchronous
+    return score_batch
+
+
+def _adapt_text(name: str, function: Callable[..., Any]) -> BatchReward:
+    return _per_completion(name, lambda text, record, tokens: function(text, ground_truth_text(record.answer)))
+
+
+def _adapt_reward_input(name: str, function: Callable[..., Any]) -> BatchReward:
+    return _per_completion(name, lambda text, record, tokens: function(_reward_input(text, record, tokens)))
+
+
+def _adapt_reward_inputs(name: str, function: Callable[..., Any]) -> BatchReward:
+    parts = _RewardComponents(name)
+
+    def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
+        turns, ids = columns.get("whole_turns", completions), columns.get("completion_ids")
+        texts = [completion_text(turn) for turn in turns]
+        record_columns = {
+            key: column for key, column in columns.items() if key not in ("whole_turns", "completion_ids")
+        }
+        lengths = [len(text.split()) for text in texts] if ids is None else [len(tokens) for tokens in ids]
+        inputs = [_reward_input(text, record_at(record_columns, row), lengths[row]) for row, text in enumerate(texts)]
+        values = function(inputs)
+        values = [parts.total(value) for value in values] if isinstance(values, list | tuple) else values
+        parts.log(columns.get("log_metric"))
+        return values
+
+    return checked_batch_reward(name, score_all)
+
+
+def _reward_input(text: str, record: Record, tokens: int) -> dict[str, Any]:
+    """Return what RLLaVA passes to a reward; the row's other columns are included."""
+    return {
+        **record.extra,
+        "response": text,
+        "response_length": tokens,
+        "ground_truth": ground_truth_text(record.answer),
+    }
+
+
+def _adapt_verl(name: str, function: Callable[..., Any]) -> BatchReward:
+    def call(text: str, record: Record, tokens: int) -> Any:
+        extra = record.extra.get("extra_info")
+        return function(
+            data_source=record.extra.get("data_source") or record.task,
+            solution_str=text,
+            ground_truth=ground_truth_text(record.answer),
+            extra_info=extra if isinstance(extra, Mapping) else dict(record.extra),
+        )
+
+    return _per_completion(name, call)
+
+
+def _adapt_columns(name: str, function: Callable[..., Any]) -> BatchReward:
+    """Return a batch reward from one of TRL's signature, with VLM-R1's columns beside those of the data."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+
+    def complete(completions: Sequence[Any], prompts: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+        available = {
+            **_vlm_r1_columns(columns, len(completions)),
+            **columns,
+            "completions": completions,
+            "prompts": prompts,
+        }
+        if missing := [key for key in needed if key not in available]:
+            have = ", ".join(key for key in available if key not in BATCH_PARAMETERS)
+            raise TypeError(f"asks for {', '.join(missing)}, which the data do not have; their columns are {have}")
+        return available
+
+    call = getattr(function, "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+
+        async def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
+            return await function(**complete(completions, prompts, columns))
+
+    else:
+
+        def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
+            return function(**complete(completions, prompts, columns))
+
+    return checked_batch_reward(name, score_all)
+
+
+def _vlm_r1_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
+    """Return the columns that VLM-R1 passes to rewards; `ground_truth` is the answer as text."""
+    records = columns.get("record") or []
+    if len(records) != rows or not all(isinstance(record, Record) for record in records):
+        return {}
+    truths = [ground_truth_text(record.answer) for record in records]
+    return {
+        "problem": [record.question.replace("<image>", "") for record in records],
+        "solution": [f"<answer> {truth} </answer>" for truth in truths],
+        "ground_truth": truths,
+        "image_path": [[ref.source for ref in record.images if isinstance(ref.source, str)] for record in records],
+        "accu_reward_method": [record.method or "default" for record in records],
+    }
+
+
+SIGNATURES: Mapping[str, RewardSignature] = {
+    "record": RewardSignature("(completion, record)", "this package", batch_reward),
+    "text": RewardSignature("(response, ground_truth)", "RLLaVA's guide", _adapt_text),
+    "columns": RewardSignature("(completions, **columns)", "TRL and VLM-R1", _adapt_columns),
+    "reward_input": RewardSignature("(reward_input: dict)", "RLLaVA", _adapt_reward_input),
+    "reward_inputs": RewardSignature("(reward_inputs: list)", "RLLaVA", _adapt_reward_inputs),
+    "verl": RewardSignature("(data_source, solution_str, ground_truth, extra_info)", "verl", _adapt_verl),
+}

@@ -1,0 +1,44 @@
+"""Flags of this package under their former names: they still work, and one line of warning says the new name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from vlm_grpo.cli import evaluate_flags
+from vlm_grpo.cli.parsing import parse
+
+TRAIN = (
+    "--use_cpu",
+    "--report_to=none",
+    "--model_name_or_path=m",
+    "--data_file_paths=a.jsonl",
+    "--reward_funcs=format",
+)
+
+
+def test_a_training_flag_under_its_former_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        words = [*TRAIN, f"--output_dir={tmp_path}", "--environment", "visual_crop", "--tool_protocol", "tags"]
+        _, training, _ = parse(words)
+    assert training.tool_format == "tags"
+    assert [record.message.count("--tool_protocol as --tool_format=tags") for record in caplog.records] == [1]
+
+
+def test_a_config_file_with_a_former_name(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("tool_protocol: hermes\n", encoding="utf-8")
+    flags = [*TRAIN, f"--output_dir={tmp_path}", "--environment", "visual_crop", f"--config={tmp_path / 'c.yaml'}"]
+    assert parse(flags)[1].tool_format == "hermes"
+
+
+def test_an_evaluation_flag_under_its_former_name(caplog: pytest.LogCaptureFixture):
+    flags = ["--model_name_or_path", "m", "--output_dir", "out", "--environment", "visual_crop"]
+    with caplog.at_level(logging.WARNING):
+        options = evaluate_flags.parser().parse_args([*flags, "--tool_protocol", "native"])
+    assert options.tool_format == "native"
+    assert [record.message for record in caplog.records] == [
+        "--tool_protocol is now called --tool_format; the old name still works"
+    ]
+    assert evaluate_flags.parser().parse_args(flags).tool_format is None
