@@ -22,7 +22,7 @@ if [ ! -f "$OTHER/.installed" ]; then
 fi
 "$OTHER/bin/python" -c "import transformers as t; assert t.__version__ == '$VERSION', t.__version__; print('transformers', t.__version__)"
 if [ $# -eq 0 ]; then
-  set -- tests/trainers tests/evaluation/test_generate.py tests/evaluation/test_sampling.py
+  set -- tests/trainers tests/evaluation/test_hf_backend.py tests/evaluation/test_sampling_params.py
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PYTHONPATH="$PWD/src"
 exec "$OTHER/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

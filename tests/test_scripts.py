@@ -133,3 +133,12 @@ def test_the_hooks_before_a_commit_use_the_tested_ruff():
     (ruff,) = (repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit"))
     pinned = re.search(r"^ruff==(\S+)$", (ROOT / "configs" / "constraints.txt").read_text(), re.MULTILINE)[1]
     assert ruff == f"v{pinned}"
+
+
+def test_scripts_name_tests_that_exist():
+    named = [
+        path
+        for script in (ROOT / "run_scripts").glob("*.sh")
+        for path in re.findall(r"tests/[\w/]+(?:\.py)?", script.read_text())
+    ]
+    assert named and all((ROOT / path).exists() for path in named)
