@@ -47,10 +47,10 @@ def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[li
 
 def corpus(images: Path) -> list[str]:
     """What the tokenizer knows as whole words: the questions, the tools and their calls."""
-    from vlm_grpo.data.toy.candidates import COLORS
     from vlm_grpo.envs.environment import schema_of
     from vlm_grpo.envs.pick_image import PickImage
     from vlm_grpo.envs.protocol import Hermes, make_tool_call_str
+    from vlm_grpo.synthetic.candidates import COLORS
 
     tool = PickImage(data_root=str(images)).pick_image
     told = Hermes().prompt([], [schema_of("pick_image", tool)])[0]["content"]
@@ -150,7 +150,7 @@ def run(words: Sequence[str]) -> None:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every run that the flags ask for: success before and after on held-out episodes, and at every step."""
-    from vlm_grpo.data.toy.candidates import write_candidates
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     folder = Path(options.folder)
     images = folder / "toy_images"

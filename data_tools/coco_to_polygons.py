@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.segments import Made, Segment, ShapeOptions
+    from vlm_grpo.data.datasets.coco import Made, Segment, ShapeOptions
+    from vlm_grpo.data.errors import Problem
 
 SERVER = "http://images.cocodataset.org"
 ANNOTATIONS = "annotations_trainval{year}.zip"
@@ -68,10 +68,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
-    from vlm_grpo.data.coco import read_instances
-    from vlm_grpo.data.problems import problem_table
-    from vlm_grpo.data.segments import segments
-    from vlm_grpo.data.writing import refuse_existing
+    from vlm_grpo.data.datasets.coco import read_instances, segments
+    from vlm_grpo.data.errors import problem_table
+    from vlm_grpo.io import refuse_existing
 
     options = shape_options(arguments)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
         KeyError: an unknown codec.
         ValueError: a number of terms that no codec has.
     """
-    from vlm_grpo.data.segments import ShapeOptions
+    from vlm_grpo.data.datasets.coco import ShapeOptions
     from vlm_grpo.shapes import CODECS, FEWEST_TERMS, MOST_TERMS
 
     CODECS[arguments.codec]
@@ -148,7 +147,7 @@ def make_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Ite
     """What becomes of each segment, in their order, however many processes work on them."""
     from tqdm import tqdm
 
-    from vlm_grpo.data.segments import make_row
+    from vlm_grpo.data.datasets.coco import make_row
 
     work = partial(make_row, options=options)
     shown = {"total": len(chosen), "disable": None, "unit": "mask"}  # no bar in a log file
@@ -171,8 +170,8 @@ def write(
     Raises:
         DataError: there is a problem and --skip_bad was not given, or a file would be empty.
     """
-    from vlm_grpo.data.problems import DataError, Problem
-    from vlm_grpo.data.writing import json_line, whole_files
+    from vlm_grpo.data.errors import DataError, Problem
+    from vlm_grpo.io import json_line, whole_files
 
     counts, reasons = [0] * len(paths), Counter[str]()
     with whole_files(paths) as files:

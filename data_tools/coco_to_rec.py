@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.coco import Instances
-    from vlm_grpo.data.problems import Problem
+    from vlm_grpo.data.datasets.coco import Instances
+    from vlm_grpo.data.errors import Problem
 
 Row = dict[str, Any]
 IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2014_{id:012d}.jpg"
@@ -50,9 +50,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
-    from vlm_grpo.data.coco import read_instances
-    from vlm_grpo.data.problems import DataError, Problem, problem_table
-    from vlm_grpo.data.writing import json_line, refuse_existing, whole_file
+    from vlm_grpo.data.datasets.coco import read_instances
+    from vlm_grpo.data.errors import DataError, Problem, problem_table
+    from vlm_grpo.io import json_line, refuse_existing, whole_file
 
     refuse_existing([arguments.output], overwrite=arguments.overwrite)
     image_path(arguments.image_path, "x.jpg", 1)
@@ -79,9 +79,9 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
     """The rows that the flags ask for; what is wrong with references is added to `problems`."""
-    from vlm_grpo.data.grounding import category_rows, detection_rows, referring_rows
-    from vlm_grpo.data.problems import known_name
-    from vlm_grpo.data.refs import read_refs
+    from vlm_grpo.data.datasets.coco import category_rows, detection_rows
+    from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
+    from vlm_grpo.data.errors import known_name
 
     if not arguments.refs:
         return list((category_rows if arguments.task == "rec" else detection_rows)(instances))
@@ -110,7 +110,7 @@ def image_path(form: str, file_name: str, number: int) -> str:
 
 def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:
     """The rows whose image file is there and has the size that is annotated; the others' faults go to `problems`."""
-    from vlm_grpo.data.grounding import size_problems
+    from vlm_grpo.data.datasets.coco import size_problems
 
     found = dict(size_problems(rows, instances, folder))
     problems += found.values()

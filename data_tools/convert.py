@@ -33,9 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the output, unless a row cannot be converted."""
-    from vlm_grpo.data.exchange import FORMS, convert_files
+    from vlm_grpo.data.converters import FORMS, convert_files
     from vlm_grpo.data.paths import split_paths
-    from vlm_grpo.data.writing import refuse_existing
+    from vlm_grpo.io import refuse_existing
 
     inputs = [Path(path) for path in split_paths(arguments.input)]
     folder = arguments.image_folder

@@ -125,7 +125,7 @@ def file_name(identity: Any) -> str:
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    from vlm_grpo.data.writing import whole_file
+    from vlm_grpo.io import whole_file
 
     with whole_file(path, sync=False) as file:
         image.save(file, "PNG")

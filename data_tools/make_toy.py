@@ -19,7 +19,7 @@ ALL, PICK = "all", "pick_image"
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags."""
-    from vlm_grpo.data.toy import TOYS
+    from vlm_grpo.synthetic import TOYS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def make(arguments: argparse.Namespace) -> int:
     """Write the data sets and say where they are and how they are trained on."""
-    from vlm_grpo.data.toy import TOYS, write_toy
+    from vlm_grpo.synthetic import TOYS, write_toy
     from vlm_grpo.tasks import TASKS
 
     folder = Path(arguments.output_dir)
@@ -48,7 +48,7 @@ def make(arguments: argparse.Namespace) -> int:
         counts = [sum(1 for _ in path.open("rb")) for path in (files.train, files.held_out)]
         task = name if name in TASKS else "default"
         if name == "search":
-            from vlm_grpo.data.toy.library import write_documents
+            from vlm_grpo.synthetic.retrieval_qa import write_documents
 
             print(f"documents for `vlm-grpo index`: {write_documents(place / 'documents.jsonl')}")
         print(f"{name}: {counts[0]} rows to train on and {counts[1]} held out in {place}")
@@ -59,7 +59,7 @@ def make(arguments: argparse.Namespace) -> int:
 
 def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
     """Write images to choose from, and say how they are trained on."""
-    from vlm_grpo.data.toy.candidates import write_candidates
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     paths = write_candidates(folder, rows=arguments.rows, seed=arguments.seed, side=arguments.side or 56)
     print(f"{PICK}: {len(paths)} images in {folder}")

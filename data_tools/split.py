@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.jsonl import JsonlSource, RawRow
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.splitting import Groups
+    from vlm_grpo.data.errors import Problem
+    from vlm_grpo.data.readers.text_files import JsonlSource, RawRow
+    from vlm_grpo.data.split import Groups
 
 PARTS = ("train", "val")
 
@@ -41,8 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def split(arguments: argparse.Namespace) -> int:
     """Write both parts of every file: its lines as they are, in their order."""
-    from vlm_grpo.data.splitting import Groups, held_out
-    from vlm_grpo.data.writing import refuse_existing
+    from vlm_grpo.data.split import Groups, held_out
+    from vlm_grpo.io import refuse_existing
 
     sources = open_files(arguments)
     outputs = output_paths(arguments, sources)
@@ -66,9 +66,9 @@ def split(arguments: argparse.Namespace) -> int:
 
 def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
     """The files with the image folders that belong to them."""
-    from vlm_grpo.data.jsonl import JsonlSource
-    from vlm_grpo.data.problems import DataError
-    from vlm_grpo.data.sources import open_sources
+    from vlm_grpo.data.errors import DataError
+    from vlm_grpo.data.readers import open_sources
+    from vlm_grpo.data.readers.text_files import JsonlSource
 
     opened = open_sources(arguments.data_file_paths, image_folders=arguments.image_folders)
     if opened.problems:
@@ -102,7 +102,7 @@ def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
     Raises:
         DataError: rows that are no JSON object, lack the column to group by, or whose images cannot be told.
     """
-    from vlm_grpo.data.problems import DataError
+    from vlm_grpo.data.errors import DataError
 
     problems: list[Problem] = []
     for index, raw in enumerate(source.rows()):
@@ -113,8 +113,8 @@ def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
 
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
     """What the row shares with others of its group; what prevents it goes to `problems`."""
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.rows import as_reading
+    from vlm_grpo.data.errors import Problem
+    from vlm_grpo.data.parsing import as_reading
 
     where = source.where(index)
     if isinstance(raw, Problem):
@@ -134,8 +134,8 @@ def write_parts(
     sources: list[JsonlSource], outputs: list[tuple[Path, Path]], chosen: set[int]
 ) -> list[tuple[int, int]]:
     """Copy each line into its part; returns the number of rows in train and val of each file."""
-    from vlm_grpo.data.jsonl import content_lines
-    from vlm_grpo.data.writing import whole_files
+    from vlm_grpo.data.readers.text_files import content_lines
+    from vlm_grpo.io import whole_files
 
     counts = []
     start = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.statistics import Length, Statistics
+    from vlm_grpo.data.stats import Length, Statistics
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,8 +40,8 @@ def show(arguments: argparse.Namespace) -> int:
     """Print the numbers. The status is 1 when rows could not be read; they are left out of the numbers."""
     import json
 
-    from vlm_grpo.data.statistics import summary_lines
-    from vlm_grpo.data.writing import refuse_existing, write_whole
+    from vlm_grpo.data.stats import summary_lines
+    from vlm_grpo.io import refuse_existing, write_whole
 
     if arguments.json:
         refuse_existing([arguments.json], overwrite=arguments.overwrite)
@@ -62,10 +62,10 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
         DataError: a file or folder is missing.
     """
     from vlm_grpo.cli.check import data_form, pairing
-    from vlm_grpo.data.problems import DataError
-    from vlm_grpo.data.rows import as_reading
-    from vlm_grpo.data.sources import open_sources
-    from vlm_grpo.data.statistics import Statistics
+    from vlm_grpo.data.errors import DataError
+    from vlm_grpo.data.parsing import as_reading
+    from vlm_grpo.data.readers import open_sources
+    from vlm_grpo.data.stats import Statistics
 
     opened = open_sources(arguments.source, **pairing(arguments), form=data_form(arguments))
     if opened.problems:
@@ -87,7 +87,7 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
     """How to measure prompts and answers, and in what: words, or the tokens of a model's processor or tokenizer."""
-    from vlm_grpo.data.statistics import words
+    from vlm_grpo.data.stats import words
     from vlm_grpo.rewards.accuracy import gold
 
     if model is None:
@@ -107,7 +107,7 @@ def prompt_tokens(processor: Any) -> Length:
     """The tokens of a rendered prompt with its images; of the question alone for a tokenizer, which knows no images."""
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
-    from vlm_grpo.data.rows import RowMaker
+    from vlm_grpo.data.dataset import RowMaker
     from vlm_grpo.trainers.lengths import prompt_length
     from vlm_grpo.trainers.rollout import PromptEncoder
 

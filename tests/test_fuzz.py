@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_grpo.boxes import Box, boxes_in, convert, giou, iou, only_box
-from vlm_grpo.data.forms import Form
-from vlm_grpo.data.jsonl import JsonlSource
-from vlm_grpo.data.problems import DataError
-from vlm_grpo.data.rows import RowMaker, read_source
+from vlm_grpo.data.dataset import RowMaker
+from vlm_grpo.data.errors import DataError
+from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.readers import read_source
+from vlm_grpo.data.readers.text_files import JsonlSource
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import given_answer
 from vlm_grpo.tasks import TASKS

@@ -59,7 +59,7 @@ def words_of_pick(folder: Path, *words: str) -> list[str]:
 
 def test_the_picking_agent_takes_its_arguments(tmp_path: Path):
     from vlm_grpo.cli.parsing import parse
-    from vlm_grpo.data.toy.candidates import write_candidates
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     write_candidates(tmp_path / "toy")
     words = words_of_pick(

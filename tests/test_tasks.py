@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.data.forms import Form, read_row
+from vlm_grpo.data.parsing import Form, read_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score

@@ -14,8 +14,8 @@ from tests.support.environments import call
 from vlm_grpo.cli import train
 from vlm_grpo.cli.acting import environment_factory
 from vlm_grpo.cli.parsing import UsageError, parse
-from vlm_grpo.data.toy.candidates import write_candidates
 from vlm_grpo.envs.protocol import Hermes, Tags
+from vlm_grpo.synthetic.candidates import write_candidates
 
 QUICK = (
     *("--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "1"),

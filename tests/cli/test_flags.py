@@ -48,7 +48,7 @@ TESTED = {
         "use_huggingface_dataset",
     ),
     "streaming",
-    *("expert_data_file_paths", "expert_key"),  # tests/data/test_experts.py
+    *("expert_data_file_paths", "expert_key"),  # tests/data/test_demonstrations.py
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     "ignore_columns",

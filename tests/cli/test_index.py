@@ -6,8 +6,8 @@ import pytest
 
 from tests.data.files import write_jsonl
 from vlm_grpo.cli.index import main
-from vlm_grpo.data.toy.library import QUESTIONS, document, search_example, ships, write_documents
 from vlm_grpo.envs.search import SearchIndex
+from vlm_grpo.synthetic.retrieval_qa import QUESTIONS, document, search_example, ships, write_documents
 
 
 def test_documents_become_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

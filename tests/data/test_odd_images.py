@@ -16,7 +16,7 @@ from tests.data.files import png, turns, write_jsonl
 from tests.data.test_images import noise, pixel, saved
 from vlm_grpo.data import DataError, check_source, load_dataset
 from vlm_grpo.data.images import image_size, open_image
-from vlm_grpo.data.verify import image_fault
+from vlm_grpo.data.validation import image_fault
 from vlm_grpo.records import ImageRef
 
 ROTATED = Image.Exif()

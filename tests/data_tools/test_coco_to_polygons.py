@@ -16,7 +16,7 @@ import pytest
 from tests.data_tools.coco_files import HEIGHT, WIDTH, call, content, disc, list_rle, text_rle, tool, write_coco
 from tests.data_tools.files import read_jsonl, run_tool
 from vlm_grpo.data import check_source
-from vlm_grpo.data.segments import segmentation_mask
+from vlm_grpo.data.datasets.coco import segmentation_mask
 from vlm_grpo.rewards import score
 from vlm_grpo.shapes import CODECS, decode, read_rle
 from vlm_grpo.shapes.fill import mask_of

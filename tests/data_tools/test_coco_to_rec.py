@@ -18,9 +18,9 @@ from tests.data_tools.files import (
     write_refcoco,
 )
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.data.coco import read_instances
-from vlm_grpo.data.problems import DataError
-from vlm_grpo.data.refs import read_refs
+from vlm_grpo.data.datasets.coco import read_instances
+from vlm_grpo.data.datasets.refcoco import read_refs
+from vlm_grpo.data.errors import DataError
 
 
 def instances_file(folder: Path, content: Any = INSTANCES) -> Path:

@@ -19,8 +19,8 @@ from tests.data.files import png, turns, write_images
 from tests.data_tools.files import ROOT, read_jsonl, run_tool
 from tests.data_tools.foreign import OURS, convert, image, without_null, write, write_parquet
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.data.exchange import FORMS, convert_files
-from vlm_grpo.data.exchange.kept import KEPT
+from vlm_grpo.data.converters import FORMS, convert_files
+from vlm_grpo.data.converters.roundtrip import KEPT
 
 
 def test_parquet_to_jsonl_and_back_is_equal(tmp_path: Path):
@@ -175,7 +175,7 @@ def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said:
 
 STOPPED = """
 import os, signal, sys
-from vlm_grpo.data.exchange import convert_files, parquet
+from vlm_grpo.data.converters import convert_files, parquet
 from pathlib import Path
 
 def stopping(entry, folder, read=parquet._to_file, calls=[]):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.files import turns, write_jsonl
 from tests.data_tools.files import ROOT, run_tool
-from vlm_grpo.data.splitting import Groups, held_out
+from vlm_grpo.data.split import Groups, held_out
 
 
 def rows(count: int, images: int) -> list[dict]:
@@ -145,20 +145,21 @@ def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said:
 
 STOPPED = """
 import os, signal, sys
-from vlm_grpo.data import jsonl, writing
+from vlm_grpo import io
+from vlm_grpo.data.readers import text_files
 
 def stop(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def some_lines(path, read=jsonl.content_lines):
+def some_lines(path, read=text_files.content_lines):
     for line in read(path):
         yield line if line[0] < 3 else stop()
 
-source = jsonl.JsonlSource("{data}", None)
+source = text_files.JsonlSource("{data}", None)
 if "{moment}" == "replace":
-    writing.os.replace = stop
+    io.os.replace = stop
 else:
-    jsonl.content_lines = some_lines
+    text_files.content_lines = some_lines
 sys.path.insert(0, "data_tools")
 import split
 split.write_parts([source], [("{out}/a_train.jsonl", "{out}/a_val.jsonl")], {{1}})

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.data.toy.candidates import COLORS, write_candidates
 from vlm_grpo.envs import find_environment, make_tool_call_str, parse_tool_call_str
 from vlm_grpo.envs.calls import Job, run
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, name_of, repeatable_episodes
 from vlm_grpo.rewards.tool import Call
+from vlm_grpo.synthetic.candidates import COLORS, write_candidates
 from vlm_grpo.tool_forms import calls_in_text
 
 

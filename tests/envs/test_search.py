@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.files import write_jsonl
-from vlm_grpo.data.problems import DataError
+from vlm_grpo.data.errors import DataError
 from vlm_grpo.envs.documents import LONGEST, Keys, passages
 from vlm_grpo.envs.search import SearchIndex, snippet, words_in, write_index
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm_grpo.data.toy.pages import drawn, html_of, page_example, picture_of
 from vlm_grpo.envs import find_environment, visual_code
 from vlm_grpo.envs.chromium import BINARY
 from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
 from vlm_grpo.envs.rendering import BrowserError, find_chromium, shared_renderer
 from vlm_grpo.envs.visual_code import VisualCode, page_in
 from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.synthetic.web_pages import drawn, html_of, page_example, picture_of
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium")
 DESIGN = """<!DOCTYPE html><html><head><style>
@@ -290,7 +290,7 @@ def test_toy_pages_are_pictures_of_their_html():
 
 @needs_chromium
 def test_toy_pages_look_alike_drawn_and_rendered():
-    from vlm_grpo.data.toy.pages import _page
+    from vlm_grpo.synthetic.web_pages import _page
 
     for number in range(4):
         page = _page(Random(number), 336, "wireframe" if number == 1 else "screenshot")

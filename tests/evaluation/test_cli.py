@@ -12,7 +12,7 @@ import pytest
 
 from tests.evaluation.server_stub import serving
 from vlm_grpo.cli.evaluate import MistakeError, load_model, load_rows, main, parser
-from vlm_grpo.data.toy import DigitFiles
+from vlm_grpo.synthetic import DigitFiles
 
 
 def words(model: Path, digits: DigitFiles, output: Path, *more: str) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 
 from vlm_grpo.cli import quickstart
 from vlm_grpo.cli.warm_start import Encoded, _batch, completion, warm_up, wrong_label
-from vlm_grpo.data.toy import DigitFiles
 from vlm_grpo.rewards import score
+from vlm_grpo.synthetic import DigitFiles
 from vlm_grpo.trainers.rollout import Sample
 
 

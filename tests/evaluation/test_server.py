@@ -16,9 +16,9 @@ from PIL import Image
 from tests.evaluation.server_stub import Reply, serving
 from vlm_grpo.cli.evaluate import main
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import DigitFiles
 from vlm_grpo.evaluation import Sampling
 from vlm_grpo.evaluation.server import Server, ServerError, grid_size, limited_size, needs_space, space_of_name
+from vlm_grpo.synthetic import DigitFiles
 
 
 @pytest.fixture

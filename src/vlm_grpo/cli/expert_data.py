@@ -17,9 +17,7 @@ def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
     Raises:
         ValueError: no such column, or a file is wrong or fits no row.
     """
-    from vlm_grpo.data.demonstrations import sort_expert_files
-    from vlm_grpo.data.expert_columns import with_expert_key
-    from vlm_grpo.data.experts import with_experts
+    from vlm_grpo.data.demonstrations import sort_expert_files, with_expert_key, with_experts
 
     if script.expert_key:
         dataset = with_expert_key(dataset, script.expert_key)

@@ -121,7 +121,7 @@ def everything(run: Run) -> tuple[Any, Any, Any, list[str]]:
 
 def prepare_digits(run: Run) -> Any:
     """Write the images and jsonl files."""
-    from vlm_grpo.data.toy import write_digits
+    from vlm_grpo.synthetic import write_digits
 
     with run.stage("digits", 1, "set") as bar:
         files = write_digits(run.folder / "data")
@@ -267,8 +267,8 @@ def reward_curve(folder: Path) -> Any:
 def finish(run: Run, before: Any, after: Any, curve: Any, command: list[str]) -> None:
     """Write report, picture and results, and print the table."""
     from vlm_grpo.cli.quickstart_report import write_outputs
-    from vlm_grpo.data.writing import write_whole
     from vlm_grpo.evaluation.results import versions
+    from vlm_grpo.io import write_whole
 
     with run.stage("report", 1, "page") as bar:
         write_outputs(run, before, after, curve, command)

@@ -6,11 +6,11 @@ import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.chart import Curve, save_picture
 from vlm_grpo.evaluation.report import Card, Section, answer_of, thumbnail, write_report
 from vlm_grpo.evaluation.results import versions
 from vlm_grpo.evaluation.strict_json import dumps
+from vlm_grpo.io import write_whole
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.quickstart import Run

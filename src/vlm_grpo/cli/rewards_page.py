@@ -16,7 +16,7 @@ import numpy as np
 
 from vlm_grpo.cli.own_rewards import section
 from vlm_grpo.cli.tables import _first_line
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.rewards import REWARDS, JudgeSettings, make_reward
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.shapes import write_rle

@@ -23,7 +23,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_grpo.data.paths import split_paths
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.redact import redact, redact_command
 from vlm_grpo.rewards.adapter import split_spec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from vlm_grpo.data.problems import DataError, problem_table
+from vlm_grpo.data.errors import DataError, problem_table
 
 
 def exit_status(work: Callable[[], int]) -> int:

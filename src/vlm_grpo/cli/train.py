@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
-    from vlm_grpo.data.problems import DataError, MediaError
+    from vlm_grpo.data.errors import DataError, MediaError
     from vlm_grpo.rewards.calling import TimeLimitError, hung_status
 
     try:
@@ -121,7 +121,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
         UsageError: what the checkpoint holds does not fit this run.
     """
     from vlm_grpo.cli.run_changes import FirstStep
-    from vlm_grpo.data.problems import MediaError
+    from vlm_grpo.data.errors import MediaError
     from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
@@ -210,7 +210,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
             a debug log that cannot be written.
     """
     from vlm_grpo.cli.judging import check_judge, check_judged_files
-    from vlm_grpo.data.sources import split_entries
+    from vlm_grpo.data.readers import split_entries
     from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
 

@@ -1,27 +1,315 @@
-"""Demonstrations: rows with questions of their own, answered by an expert, which are imitated beside the training rows.
+"""Demonstrations of an expert: answers to training rows, or rows with questions of their own.
 
-A jsonl file of conversations, of chat messages, or of a question and an answer. The last turn of the assistant, or the
-answer, is the expert's whole completion; the question is asked as it stands, without a task's prompt.
+An answer to a training row is in its column `expert`, in other columns (`with_expert_key`), or in jsonl files that are
+matched by `id` (`with_experts`). It is the text that the model's completion should be: with the reasoning and the tags
+that the task asks for, without the tokens that begin and end a turn. A row has none, one, or a list of them.
+
+Rows with questions of their own (`demonstrations`) are imitated beside the training rows. They are conversations, chat
+messages, or a question and an answer. The last assistant turn, or the answer, is the expert's completion; no task
+prompt is added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm_grpo.data.check import check_rows
-from vlm_grpo.data.experts import COLUMN
-from vlm_grpo.data.forms import ANSWER_KEYS, QUESTION_KEYS, Form
-from vlm_grpo.data.jsonl import JsonlSource, RawRow, content_lines, parse_line
-from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.data.rows import RowMaker, row_dataset
-from vlm_grpo.data.sources import split_entries
+from vlm_grpo.data.dataset import RowMaker, row_dataset
+from vlm_grpo.data.errors import DataError, Problem, show_value
+from vlm_grpo.data.parsing import ANSWER_KEYS, QUESTION_KEYS, Form
+from vlm_grpo.data.readers import split_entries
+from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, content_lines, parse_line
+from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PromptTemplate
-from vlm_grpo.tasks import gold_text
+from vlm_grpo.tasks import ANSWER_TEXTS, gold_text
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+COLUMN, PLACES = "expert", "expert_where"  # the answers of a row, and where each was written
+EXPECTED = "text that is not empty, or a list of such texts"
+
+
+class Answer(NamedTuple):
+    """A text and the `file:line` that it comes from."""
+
+    text: str
+    where: str
+
+
+def expert_answers(row: Mapping[str, Any]) -> list[Answer]:
+    """The expert's answers to a row.
+
+    Raises:
+        ValueError: the column holds something else than texts.
+    """
+    value = row.get(COLUMN)
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{type(value).__name__} {show_value(value)}")
+    places = row.get(PLACES) or [str(row.get("where") or "")] * len(texts)
+    return [Answer(text, where) for text, where in zip(texts, places, strict=True)]
+
+
+def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[Answer]]:
+    """The answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
+
+    Several lines with one id are several answers.
+
+    Raises:
+        DataError: a file or a line cannot be read; the message is a table of all problems.
+    """
+    found: dict[str, list[Answer]] = {}
+    problems: list[Problem] = []
+    for path in split_entries(paths) if isinstance(paths, str) else paths:
+        try:
+            for where, row in _lines(Path(path)):
+                _read_line(row, where, found, problems)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, _, line in content_lines(path):
+        where = f"{path}:{number}"
+        yield where, parse_line(line, where)
+
+
+def _read_line(row: Any, where: str, found: dict[str, list[Answer]], problems: list[Problem]) -> None:
+    if isinstance(row, Problem):
+        problems.append(row)
+        return
+    name = row.get("id")
+    if type(name) not in (str, int):
+        problems.append(Problem(where, "id", f"{type(name).__name__} {show_value(name)}", "the id of a training row"))
+        return
+    try:
+        answers = expert_answers({COLUMN: row.get(COLUMN), "where": where})
+    except ValueError as error:
+        problems.append(Problem(where, COLUMN, str(error), EXPECTED))
+        return
+    if not answers:
+        problems.append(Problem(where, COLUMN, "missing, null or an empty list", EXPECTED))
+    found.setdefault(str(name), []).extend(answers)
+
+
+def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str | Path]) -> Dataset | IterableDataset:
+    """The training rows with the answers of these files beside those that they have; matched by `id`.
+
+    How many rows have an answer, and which ids are of no row, is logged (not for a stream, whose rows come later).
+
+    Raises:
+        DataError: as `read_experts`; none of the ids is one of a training row, or one of them is that of several.
+    """
+    from datasets import IterableDataset
+
+    experts = read_experts(paths)
+    if isinstance(dataset, IterableDataset):
+        return _stream(dataset, experts)
+    places = _places(dataset)
+    _report(places, experts)
+    if dataset.format["type"] == "custom":
+        return dataset.with_transform(ExpertColumns(dataset.format["format_kwargs"]["transform"], experts))
+    rows = [with_answers(row, experts) for row in dataset.select_columns(_present(dataset, "id", COLUMN, "where"))]
+    kept = dataset.remove_columns(_present(dataset, COLUMN))
+    return kept.add_column(COLUMN, [row[COLUMN] for row in rows]).add_column(PLACES, [row[PLACES] for row in rows])
+
+
+def _present(dataset: Dataset, *names: str) -> list[str]:
+    return [name for name in names if name in dataset.column_names]
+
+
+def _stream(dataset: IterableDataset, experts: dict[str, list[Answer]]) -> IterableDataset:
+    from vlm_grpo.data.dataset import iterable_dataset
+
+    return iterable_dataset(lambda: (with_answers(row, experts) for row in dataset))
+
+
+def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """The row with the answers that are known for its id after its own; a wrong one of its own stays as it is."""
+    try:
+        answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
+    except ValueError:
+        return dict(row)
+    return {**row, COLUMN: [answer.text for answer in answers], PLACES: [answer.where for answer in answers]}
+
+
+class ExpertColumns:
+    """The transform of a data set whose rows get the answers too; can be pickled for loader processes."""
+
+    def __init__(self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[Answer]]) -> None:
+        self.make = make
+        self.experts = experts
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        columns = self.make(batch)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        made = [with_answers(row, self.experts) for row in rows]
+        return {name: [row.get(name) for row in made] for name in dict.fromkeys([*columns, COLUMN, PLACES])}
+
+
+def _places(dataset: Dataset) -> dict[str, list[str]]:
+    """Where the training rows of each id stand."""
+    if dataset.format["type"] != "custom" and "id" not in dataset.column_names:
+        expected = "a column id, by which answers are matched; or answers in a column expert"
+        raise DataError([Problem("train_dataset", "id", "no such column", expected)])
+    rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(_present(dataset, "id", "where"))
+    found: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault(str(row["id"]), []).append(str(row.get("where") or f"row {number}"))
+    return found
+
+
+def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[Answer]]) -> None:
+    """Say how files and rows fit together.
+
+    Raises:
+        DataError: they do not.
+    """
+    problems = [
+        Problem(
+            experts[name][0].where, "id", f"{name}, of {' and '.join(found[:2])}", "the id of one training row only"
+        )
+        for name, found in places.items()
+        if name in experts and len(found) > 1
+    ]
+    unmatched = [name for name in experts if name not in places]
+    if len(unmatched) == len(experts):
+        found = f"{unmatched[0]}, and none of {len(experts)} ids is of a training row"
+        problems.append(Problem(experts[unmatched[0]][0].where, "id", found, f"ids such as {next(iter(places))}"))
+    if problems:
+        raise DataError(problems)
+    matched, total = len(experts) - len(unmatched), len(places)
+    logger.log(
+        logging.WARNING if unmatched or matched < total else logging.INFO,
+        "expert answers in files: %d of %d training rows have one, %d have none; %d ids are of no row%s",
+        matched,
+        total,
+        total - matched,
+        len(unmatched),
+        f", first {unmatched[0]} at {experts[unmatched[0]][0].where}" if unmatched else "",
+    )
+
+
+def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], list[int]], limit: int) -> int:
+    """How many rows have an answer.
+
+    Args:
+        rows: of the training data; only the expert's columns, `id` and `where` are looked at.
+        encode: an answer's tokens with the one that ends it; a ValueError says what is wrong with it.
+        limit: most tokens of an answer, `--max_completion_length`.
+
+    Raises:
+        DataError: wrong or too long answers, all of them in one table.
+    """
+    problems: list[Problem] = []
+    count = 0
+    for number, row in enumerate(rows):
+        place = str(row.get("where") or f"row {number}")
+        try:
+            answers = expert_answers(row)
+        except ValueError as error:
+            problems.append(Problem(place, COLUMN, str(error), EXPECTED))
+            continue
+        count += bool(answers)
+        for answer in answers:
+            problem = _fault(answer, place, encode, limit)
+            problems += [problem] if problem else []
+    if problems:
+        raise DataError(problems)
+    return count
+
+
+def _fault(answer: Answer, place: str, encode: Callable[[str], list[int]], limit: int) -> Problem | None:
+    where = answer.where or place
+    try:
+        length = len(encode(answer.text))
+    except ValueError as error:
+        return Problem(where, COLUMN, str(error), "plain text")
+    if length > limit:
+        return Problem(
+            where, COLUMN, f"{length} tokens with the end of the turn", f"at most --max_completion_length {limit}"
+        )
+    return None
+
+
+LOOKED_AT = 1000  # rows in which the columns are looked for
+
+
+def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | IterableDataset:
+    """Return the rows with their expert's answers in the column `expert`.
+
+    Args:
+        dataset: of `load_dataset`.
+        key: the column with whole answers, or `thinking+solution`: the column with the reasoning and that with the
+            answer, which are put into the form of the row's task. Rows where one is missing have no answer.
+
+    Raises:
+        DataError: the first rows have no such columns.
+        ValueError: more than two columns.
+    """
+    from datasets import IterableDataset
+
+    names = tuple(key.split("+"))
+    if len(names) > 2 or not all(names):
+        raise ValueError(f"--expert_key {key}: must be a column, or two, thinking+solution")
+    first = list(islice(iter(dataset), LOOKED_AT))
+    missing = [name for name in names if not any(row.get(name) for row in first)]
+    if missing:
+        have = ", ".join(dict.fromkeys(name for row in first for name in row))
+        found = f"{missing[0]!r}; the rows have {have}"
+        raise DataError([Problem("--expert_key", "column", found, "a column of the data")])
+    change = partial(_named, names)
+    if isinstance(dataset, IterableDataset):
+        from vlm_grpo.data.dataset import iterable_dataset
+
+        return iterable_dataset(lambda: map(change, dataset))
+    return dataset.with_transform(ChangedRows(dataset.format["format_kwargs"]["transform"], change))
+
+
+class ChangedRows:
+    """The transform of a data set whose rows are changed one by one; can be pickled for loader processes."""
+
+    def __init__(self, make: Callable[[Any], dict[str, list[Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]):
+        self.make = make
+        self.change = change
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        """Return the columns of the changed rows."""
+        columns = self.make(batch)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [self.change(row) for row in rows]
+        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _named(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
+    values = [row.get(name) for name in names]
+    answer = values[0] if len(values) == 1 else None if None in values else joined(*values, task=str(row.get("task")))
+    return {**row, COLUMN: answer}
+
+
+def joined(thinking: Any, solution: Any, *, task: str) -> str:
+    """Return a thought and an answer as the completion that a task asks for; tags that are there already stay."""
+    thought, answer = gold_text(thinking).strip(), gold_text(solution).strip()
+    if task == "vqa":
+        return json.dumps({"reasoning_steps": thought.splitlines(), "answer": answer}, ensure_ascii=False)
+    if "<answer>" not in answer:
+        answer = f"<answer>{ANSWER_TEXTS.get(task, gold_text)(answer)}</answer>"
+    if task == "grounding":
+        return answer
+    return f"{thought if '<think>' in thought else f'<think>{thought}</think>'}\n{answer}"
+
 
 PLAIN = PromptTemplate("plain", "{{ question }}")
 ASSISTANT = ("gpt", "assistant")

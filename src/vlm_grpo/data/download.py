@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.data.writing import whole_file
+from vlm_grpo.io import whole_file
 
 TIMEOUT = 60  # seconds without a byte
 WINDOW = 60  # seconds in which SLOWEST bytes a second must come

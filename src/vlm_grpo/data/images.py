@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_grpo.data.problems import MediaError
+from vlm_grpo.data.errors import MediaError
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.redact import redact_text
 from vlm_grpo.regular import check_regular

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.data.errors import Problem
 from vlm_grpo.data.paths import split_paths
-from vlm_grpo.data.problems import Problem
-from vlm_grpo.data.sources import split_entries
+from vlm_grpo.data.readers import split_entries
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlm_grpo.data.sources import Opened
+    from vlm_grpo.data.readers import Opened
 
 FLAG = "--mixture"
 

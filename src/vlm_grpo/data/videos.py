@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_grpo.data.errors import MediaError
 from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
-from vlm_grpo.data.problems import MediaError
 from vlm_grpo.records import VideoRef
 from vlm_grpo.regular import check_regular
 from vlm_grpo.web import Limits

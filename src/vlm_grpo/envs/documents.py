@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_grpo.data.forms import Form
-from vlm_grpo.data.hub import SAVED, SAVED_DICT, hub_source
-from vlm_grpo.data.jsonl import JsonlSource, csv_source, json_source, unreadable
-from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.data.errors import DataError, Problem, show_value
+from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.readers.hub import SAVED, SAVED_DICT, hub_source
+from vlm_grpo.data.readers.text_files import JsonlSource, csv_source, json_source, unreadable
 from vlm_grpo.regular import check_regular
 
 TEXTS = (".txt", ".md")

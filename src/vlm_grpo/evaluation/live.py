@@ -18,11 +18,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_grpo.data.writing import whole_file
 from vlm_grpo.evaluation.live_curves import Curves, dumps, point_of
 from vlm_grpo.evaluation.live_curves import restored as restored_curves
 from vlm_grpo.evaluation.live_gallery import GROUPS, Gallery, Group, groups_of
 from vlm_grpo.evaluation.live_gallery import restored as restored_gallery
+from vlm_grpo.io import whole_file
 from vlm_grpo.trainers.watch import Rollout
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.browse import Page, Shown, Table, write_page
 from vlm_grpo.evaluation.chart import Curve, curve_svg
 from vlm_grpo.evaluation.sampling import GRADED
 from vlm_grpo.evaluation.trajectory import trajectory_images
+from vlm_grpo.io import write_whole
 
 THUMBNAIL = 224  # pixels, the longer side
 MOST_GROUPS = 40  # in the page's table

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import IterableDataset
 from transformers import AutoTokenizer
 
-from vlm_grpo.data.experts import COLUMN, PLACES, Answer, check_experts
-from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.data.demonstrations import COLUMN, PLACES, Answer, check_experts
+from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.text import continuation
 from vlm_grpo.trainers.template import ChatTemplate
 

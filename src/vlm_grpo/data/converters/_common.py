@@ -1,0 +1,87 @@
+"""Turns, images and answers of a row in the conversations form, as the other forms need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_grpo.data.conversations import ROLES
+from vlm_grpo.data.converters.roundtrip import Row, Unfit
+
+SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
+IMAGES = ("images", "image")
+
+
+def roles_and_texts(row: Row) -> list[tuple[str, str]]:
+    """The conversation as (role, text), roles of chat messages; an answer that is no text as JSON.
+
+    Raises:
+        Unfit: it is no list of turns, or a turn of someone else holds no text.
+    """
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise Unfit("conversations", turns, "a list of turns: human, then gpt")
+    return [_turn(turn, f"conversations[{number}]") for number, turn in enumerate(turns)]
+
+
+def _turn(turn: Any, field: str) -> tuple[str, str]:
+    if not isinstance(turn, Mapping):
+        raise Unfit(field, turn, '{"from": ..., "value": ...}')
+    speaker = turn.get("from", turn.get("role"))
+    value = turn.get("value", turn.get("content"))
+    if not isinstance(speaker, str) or speaker not in ROLES:
+        raise Unfit(f"{field}.from", speaker, f"one of {', '.join(ROLES)}")
+    if isinstance(value, str):
+        return ROLES[speaker], value
+    if value is None or ROLES[speaker] != "assistant":
+        raise Unfit(f"{field}.value", value, "text")
+    return "assistant", as_text(value)
+
+
+def conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The turns of (role, text); the last answer as what its JSON says, where it is written as `as_text` writes."""
+    turns: list[dict[str, Any]] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
+    if pairs and pairs[-1][0] == "assistant":
+        turns[-1]["value"] = from_text(pairs[-1][1])
+    return turns
+
+
+def as_text(value: Any) -> str:
+    """An answer as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def from_text(text: str) -> Any:
+    """The list or object that a text was made of by `as_text`; any other text as it is."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if as_text(value) == text else text
+
+
+def image_list(row: Row) -> list[Any]:
+    """The images of a row in the conversations form."""
+    value = next((row[name] for name in IMAGES if row.get(name)), [])
+    return list(value) if isinstance(value, list) else [value]
+
+
+def one_or_list(images: list[Any]) -> dict[str, Any]:
+    """The image column for these images: none, a single one, or a list."""
+    return {} if not images else {"image": images[0] if len(images) == 1 else images}
+
+
+def others(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
+    """The columns that are not `used`, under the same names in the other form.
+
+    Raises:
+        Unfit: one of them has a name that the other form needs itself.
+    """
+    rest = {name: value for name, value in row.items() if name not in used}
+    for name in taken:
+        if name in rest:
+            raise Unfit(name, rest[name], "no column of this name, which the other form uses itself")
+    return rest

@@ -1,0 +1,288 @@
+"""Parquet files of EasyR1 and RLLaVA: columns `problem`, `answer`, `images` as a list of {bytes, path}.
+
+Format: https://github.com/hiyouga/EasyR1#custom-dataset. In rows here an image is {"name": its file in the image
+folder, "path": what the parquet file calls it}; bytes exist only between a parquet file and the image folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.data.converters._common import (
+    IMAGES,
+    as_text,
+    conversation,
+    image_list,
+    one_or_list,
+    others,
+    roles_and_texts,
+)
+from vlm_grpo.data.converters.roundtrip import KEPT, Row, Unfit, digest
+from vlm_grpo.data.errors import DataError, Problem
+from vlm_grpo.data.images import URL_STARTS, image_ref
+from vlm_grpo.data.paths import in_folder, leaves_folder
+from vlm_grpo.io import content_name, whole_file, write_once
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OWN = ("problem", "answer", "images")
+OURS = ("conversations", *IMAGES)
+CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|gif|bmp|tiff)")
+BATCH = 8  # rows read at a time
+GROUP = 256  # rows of one row group at most
+HELD = 16 * 2**20  # bytes of images after which a row group ends early
+METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
+
+
+def to_ours(row: Row) -> Row:
+    """A row in the conversations form."""
+    for name in ("problem", "answer"):
+        if not isinstance(row.get(name), str):
+            raise Unfit(name, row.get(name), "text")
+    names = [image["name"] for image in row.get("images") or []]
+    turns = conversation([("user", row["problem"]), ("assistant", row["answer"])])
+    return {**others(row, OWN, OURS), **one_or_list(names), "conversations": turns}
+
+
+def from_ours(row: Row) -> Row:
+    """A row of a parquet file: one question and its answer, which becomes text."""
+    pairs = roles_and_texts(row)
+    if [role for role, _ in pairs] != ["user", "assistant"]:
+        raise Unfit(
+            "conversations", ", ".join(role for role, _ in pairs), "one question and its answer (user, assistant)"
+        )
+    images = [_entry(image) for image in image_list(row)]
+    rest = {name: value for name, value in others(row, OURS, OWN).items() if value is not None}
+    return {"problem": pairs[0][1], "answer": as_text(pairs[1][1]), **({"images": images} if images else {}), **rest}
+
+
+def _entry(image: Any) -> Row:
+    if not isinstance(image, str) or not isinstance(image_ref(image).source, str):
+        raise Unfit("image", image, "a path or URL")
+    return {"name": image, "path": None if CONTENT_NAME.fullmatch(image) else image}
+
+
+def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
+    """The rows of a file, a few at a time; images that it holds are written into the folder.
+
+    Raises:
+        DataError: the file is missing or no parquet file.
+    """
+    number = 0
+    for batch, coded in _batches(path):
+        for row in batch:
+            where = f"{path}[{number}]"
+            yield where, _read_row(row, coded, folder, where)
+            number += 1
+
+
+def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
+    """The rows of a file, a few at a time, and which of their columns hold JSON."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would read the whole file ahead
+            coded = json_columns(file.schema_arrow)
+            for batch in file.iter_batches(batch_size=BATCH):
+                yield batch.to_pylist(), coded
+    except (OSError, pa.ArrowException) as error:
+        raise DataError([Problem(str(path), "file", str(error), "a parquet file that can be read")]) from error
+
+
+def _read_row(row: Row, coded: set[str], folder: str, where: str) -> Row | Problem:
+    made = {name: value for name, value in row.items() if value is not None}
+    try:
+        for name in coded & made.keys():
+            made[name] = json.loads(made[name])
+        images = [_to_file(image, folder) for image in made.pop("images", [])]
+    except Unfit as error:
+        return Problem(where, *error.cells)
+    return {**made, "images": images} if images else made
+
+
+def _to_file(image: Any, folder: str) -> Row:
+    """Write an image into the folder: under its own path where this very image lies there already, else by content."""
+    if isinstance(image, str):
+        image = {"path": image}
+    if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
+        raise Unfit("images", image, "{bytes, path}")
+    content, path = image.get("bytes"), image.get("path")
+    if not content:
+        return {"name": path, "path": path, "outside": True}
+    if path and not os.path.isabs(path) and not leaves_folder(folder, path):
+        there = Path(in_folder(folder, path))
+        if there.is_file() and there.read_bytes() == content:
+            return {"name": path, "path": path}
+    try:
+        name = content_name(content)
+    except ValueError as error:
+        raise Unfit("images", str(error), "the bytes of an image file") from error
+    try:
+        write_once(Path(folder) / name, content)
+    except FileExistsError:
+        raise Unfit("images", str(Path(folder) / name), "no file of this name, or this very image in it") from None
+    return {"name": name, "path": path}
+
+
+def json_columns(schema: pa.Schema) -> set[str]:
+    """The columns whose text is JSON, as `write_parquet` noted them."""
+    noted = (schema.metadata or {}).get(METADATA)
+    return set(json.loads(noted)["json"]) if noted else set()
+
+
+def write_parquet(
+    path: Path, rows: Callable[[], Iterable[tuple[str, Row]]], folder: str, problems: list[Problem]
+) -> int:
+    """Write rows with the bytes of their images; returns how many. What is wrong goes to `problems`: then no file.
+
+    `rows` is read several times: columns of a parquet file have one type, which the first pass finds. A column that has
+    none becomes the JSON text of its values.
+    """
+    types = _column_types(_with_files(rows(), folder, problems))
+    while not problems:
+        unfit: set[str] = set()
+        count = _write(path, rows(), folder, types, problems, unfit)
+        if not unfit:
+            return count
+        types.update(dict.fromkeys(unfit))
+    return 0
+
+
+def _with_files(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
+    """The rows; those whose images are missing are noted."""
+    for where, row in rows:
+        for image in row.get("images", []):
+            path = in_folder(folder, image["name"])
+            if not _is_outside(image) and not os.path.isfile(path):
+                problems.append(Problem(where, "image", f"{path}: no such file", "an image that can be read"))
+        yield where, row
+
+
+def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | None]:
+    """The type of every further column; None where its values have no common one."""
+    import pyarrow as pa
+
+    types: dict[str, pa.DataType | None] = {}
+    for _, row in rows:
+        for name in row.keys() - set(OWN):
+            found = None if name == KEPT else _type_of(row[name])
+            types[name] = _common(types[name], found) if name in types else found
+    return {name: None if kind is not None and pa.types.is_null(kind) else kind for name, kind in types.items()}
+
+
+def _type_of(value: Any) -> pa.DataType | None:
+    import pyarrow as pa
+
+    try:
+        return pa.infer_type([value])
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return None
+
+
+def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    import pyarrow as pa
+
+    if one is None or other is None or one == other:
+        return one if one == other else None
+    try:
+        schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+    except pa.ArrowException:
+        return None
+
+
+class _Stop(Exception):
+    """The file is not wanted any more."""
+
+
+def _write(
+    path: Path,
+    rows: Iterable[tuple[str, Row]],
+    folder: str,
+    types: dict[str, pa.DataType | None],
+    problems: list[Problem],
+    unfit: set[str],
+) -> int:
+    """One attempt; columns whose values their type does not hold exactly go to `unfit`, and there is no file then."""
+    import pyarrow.parquet as pq
+
+    schema = _schema(types)
+    count = 0
+    try:
+        with whole_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+            for group in _groups(rows, folder, problems):
+                if not problems:
+                    writer.write_table(_table(group, schema, types, unfit))
+                count += len(group)
+                if unfit:
+                    raise _Stop
+            if problems:
+                raise _Stop
+    except _Stop:
+        return 0
+    return count
+
+
+def _schema(types: dict[str, pa.DataType | None]) -> pa.Schema:
+    import pyarrow as pa
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    own = [("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))]
+    coded = sorted(name for name, kind in types.items() if kind is None)
+    fields = [*own, *((name, kind or pa.string()) for name, kind in types.items())]
+    return pa.schema(fields, metadata={METADATA: json.dumps({"json": coded})} if coded else None)
+
+
+def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[list[Row]]:
+    """Rows with their images as bytes, as many as go into one row group."""
+    group: list[Row] = []
+    held = 0
+    for where, row in rows:
+        try:
+            images = [_with_bytes(image, folder) for image in row.get("images", [])]
+        except OSError as error:
+            problems.append(Problem(where, "image", str(error), "an image that can be read"))
+            continue
+        group.append({**row, "images": images})
+        held += sum(len(image["bytes"] or b"") for image in images)
+        if len(group) == GROUP or held >= HELD:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _with_bytes(image: Row, folder: str) -> Row:
+    content = None if _is_outside(image) else Path(in_folder(folder, image["name"])).read_bytes()
+    return {"bytes": content, "path": image["path"]}
+
+
+def _is_outside(image: Row) -> bool:
+    """Whether only the image's path or URL goes into the file."""
+    return bool(image.get("outside")) or image["name"].startswith(URL_STARTS)
+
+
+def _table(group: list[Row], schema: pa.Schema, types: dict[str, pa.DataType | None], unfit: set[str]) -> pa.Table:
+    """The rows as a table, in which a column that would not come back as it was is empty and named in `unfit`."""
+    import pyarrow as pa
+
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in group]
+        if field.name in types and types[field.name] is None:
+            values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        try:
+            column = pa.array(values, field.type)
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+            column = pa.nulls(len(values), field.type)
+        if field.name in types and digest(column.to_pylist()) != digest(values):
+            unfit.add(field.name)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,281 @@
+"""From records to the rows that trainers see. A row is made when it is asked for; images stay undecoded."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_grpo.data.errors import DataError, Problem
+from vlm_grpo.data.mixture import file_shares, mixture_numbers
+from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.readers import Source, open_sources, read_source
+from vlm_grpo.data.readers.streaming import Stream, open_stream
+from vlm_grpo.data.validation import check_rows
+from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
+from vlm_grpo.records import Record
+from vlm_grpo.tasks import TASKS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset, IterableDataset
+
+    from vlm_grpo.data.readers import Opened
+
+logger = logging.getLogger(__name__)
+
+# Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
+ROW = ("prompt", "images", "videos", "record", "id", "answer", "task", "where")
+TRAINER = (
+    "prompts",
+    "completion",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "turn_opening",
+    "whole_turns",
+)
+RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools", "chat_template_kwargs"))
+
+
+class RowMaker:
+    """The transform of a data set of row numbers: calling it with a batch of numbers gives the rows as columns.
+
+    It can be pickled, so that loader processes make rows themselves. `think_tags` says whether prompts of tasks ask
+    for <think> tags.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], prompt: PromptTemplate | None = None, *, think_tags: bool = True
+    ) -> None:
+        self.sources = list(sources)
+        self.prompt = prompt
+        self.think_tags = think_tags
+        self.ends = list(accumulate(map(len, self.sources)))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Columns of the rows; equal numbers share one record, a column that some rows lack is None there."""
+        numbers = [int(number) for number in batch["row"]]
+        records = {number: self.record(number) for number in dict.fromkeys(numbers)}
+        rows = [self.row(records[number]) for number in numbers]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def record(self, number: int) -> Record:
+        """The record with a number that counts through all sources.
+
+        Raises:
+            DataError: the row is no record; the message names its line.
+        """
+        part = bisect_right(self.ends, number)
+        source = self.sources[part]
+        reading = read_source(source, number - (self.ends[part - 1] if part else 0))
+        if reading.record is None:
+            raise DataError(reading.problems)
+        return reading.record
+
+    def row(self, record: Record) -> dict[str, Any]:
+        """What trainers and rewards get of a record."""
+        task = TASKS[record.task]
+        prompt = self.prompt or PROMPTS[task.prompt]
+        return {
+            "prompt": prompt.render(record, system=task.system, think_tags=self.think_tags),
+            "images": list(record.images),
+            "videos": list(record.videos),
+            "record": record,
+            "id": record.id,
+            "answer": record.answer,
+            "task": record.task,
+            "where": record.where,
+            **{name: value for name, value in record.extra.items() if name not in RESERVED},
+        }
+
+
+def row_dataset(maker: RowMaker, numbers: np.ndarray | None = None) -> Dataset:
+    """A data set that holds row numbers only and makes its rows with `maker`; select, shuffle and split as usual.
+
+    `numbers`, (rows,) of int64, say which rows in which order; None is every row once.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from datasets import Dataset
+
+    numbers = np.arange(len(maker), dtype=np.int64) if numbers is None else numbers
+    return Dataset(pa.table({"row": pa.array(numbers)})).with_transform(maker)
+
+
+def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Training rows and held-out rows, each in their old order; the same on every rank for the same seed.
+
+    Raises:
+        ValueError: the ratio leaves one of the two empty.
+    """
+    import numpy as np
+
+    total = len(dataset)
+    held_out = round(total * ratio)
+    if not 0 < ratio < 1 or not 0 < held_out < total:
+        raise ValueError(
+            f"--val_split_ratio must be between 0 and 1 and leave rows on both sides, got {ratio} for {total} rows"
+        )
+    order = np.random.default_rng(seed).permutation(total)
+    return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
+
+
+class StreamedRows:
+    """A pass over streams, one after the other: calling it gives the rows, made as `RowMaker` makes them.
+
+    Raises:
+        DataError: when a row is reached that is no record, or with `check` one whose image is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        prompt: PromptTemplate | None = None,
+        *,
+        check: bool = True,
+        think_tags: bool = True,
+    ) -> None:
+        self.streams = list(streams)
+        self.make = RowMaker((), prompt, think_tags=think_tags).row
+        self.check = check
+        self.warned: set[str] = set()
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        for stream in self.streams:
+            for reading in stream.readings(check=self.check):
+                if any(not problem.is_warning for problem in reading.problems):
+                    raise DataError(reading.problems)
+                self._warn(reading.problems)
+                yield self.make(reading.record)
+
+    def first_problems(self) -> list[Problem]:
+        """What is wrong with the first row of each stream: wrong keys or folders show there."""
+        return [p for stream in self.streams for p in next(stream.readings(check=self.check)).problems]
+
+    def _warn(self, problems: Sequence[Problem]) -> None:
+        """Once for each kind, at the first row that has it."""
+        for problem in problems:
+            if problem.expected not in self.warned:
+                self.warned.add(problem.expected)
+                logger.warning("%s: %s: expected %s; more such rows may follow", *problem.cells[::2], problem.expected)
+
+
+def iterable_dataset(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDataset:
+    """A stream of the rows that each call of `rows` begins anew. It is one shard, whatever is behind it.
+
+    Rows may hold any object: without features, nothing turns them into Arrow. A single shard is read by every process
+    as a whole, so that TRL gives each its part of the same groups; of several shards each process would get some, and
+    repeat the same prompts once for each process while it never reaches the others.
+    """
+    from datasets import IterableDataset
+    from datasets.iterable_dataset import ExamplesIterable  # `from_generator` would pickle `rows` to name a cache
+
+    return IterableDataset(ExamplesIterable(_numbered, {"rows": rows}))
+
+
+def _numbered(rows: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    return (((0, number), row) for number, row in enumerate(rows()))
+
+
+def load_dataset(
+    source: str | Path | Sequence[str] | Dataset | IterableDataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    task: str = "default",
+    format_prompt: str | Path | None = None,
+    prompt_key: str | None = None,
+    answer_key: str | None = None,
+    image_key: str | None = None,
+    video_key: str | None = None,
+    allow_outside: bool = False,
+    ignore_columns: Sequence[str] = (),
+    allow_private_urls: bool = False,
+    check: bool = True,
+    mixture: str | Sequence[str | float] | None = None,
+    mixture_seed: int = 0,
+    streaming: bool = False,
+    think_tags: bool = True,
+    markup: Sequence[str] | None = None,
+) -> Dataset | IterableDataset:
+    """A data set whose rows are made when they are asked for.
+
+    A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
+    blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
+
+    Args:
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data (`open_sources`).
+        image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
+        reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
+        task, format_prompt: the task of records that name none, and a jinja file that replaces its prompt.
+        prompt_key, answer_key: columns of question and answer; default: QUESTION_KEYS and ANSWER_KEYS of parsing.py.
+        image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
+        allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
+        ignore_columns: columns that are not read.
+        check: read all rows and look at every image file first.
+        mixture: a share for each file, `0.7:0.3` or a list; no row comes twice, and the file that would run out first
+            sets the length. `mixture_seed` chooses rows of the others.
+        streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
+            first row of each is looked at before, a later one (with `check` its images too) when it is reached.
+        think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
+        markup: special tokens of the model, which no text may hold; None is those that are known of any model.
+
+    Raises:
+        DataError: something is wrong with the data; the message is a table of all problems.
+        KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
+    """
+    keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
+    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    form = Form(task=task, ignored=tuple(ignore_columns), markup=None if markup is None else tuple(markup), **keys)
+    prompt = None if format_prompt is None else load_prompt(format_prompt)
+    pairs = {"image_folders": image_folders, "reward_method": reward_method}
+    if streaming:
+        return _stream(open_sources(source, **pairs, form=form, opener=open_stream), prompt, check, mixture, think_tags)
+    opened = open_sources(source, **pairs, form=form)
+    shares, problems = file_shares(mixture, source, opened)
+    _refuse([*problems, *opened.problems], opened.sources if check else [])
+    numbers = mixture_numbers(list(map(len, opened.sources)), shares, mixture_seed) if shares else None
+    return row_dataset(RowMaker(opened.sources, prompt, think_tags=think_tags), numbers)
+
+
+def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
+    """Raise a DataError if anything is wrong, also with a row of these sources; warnings are logged."""
+    problems += [problem for part in sources for problem in check_rows(part)]
+    if any(not problem.is_warning for problem in problems):
+        raise DataError(problems)
+    _warn(problems)
+
+
+def _stream(
+    opened: Opened, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
+) -> IterableDataset:
+    """The rows of streams, unless something is wrong with a file or its first row."""
+    problems = list(opened.problems)
+    if mixture is not None:
+        expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
+        problems.append(Problem("--mixture", "shares", str(mixture), expected))
+    rows = StreamedRows(opened.sources, prompt, check=check, think_tags=think_tags)
+    problems += rows.first_problems()
+    if any(not problem.is_warning for problem in problems):
+        raise DataError(problems)
+    return iterable_dataset(rows)
+
+
+def _warn(problems: list[Problem]) -> None:
+    """One warning for each kind, however many rows it concerns."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.expected, []).append(problem)
+    for expected, found in kinds.items():
+        first = found[0]
+        logger.warning("%d rows, first %s: %s: expected %s", len(found), first.where, first.found, expected)

@@ -1,0 +1,341 @@
+"""From one row of a source, in any of the three forms, to a Record. Reads no files and decodes no images.
+
+Forms: `conversations` (turns of human and gpt), columns (question, answer, images under any names), and VQA (columns
+with options and reference steps). The first human turn and the gpt turn after it are question and answer; with more
+turns the last gpt turn is the answer to the last human turn, and all turns before become history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from vlm_grpo.data.conversations import MARKER, VIDEO_MARKER, Conversation, read_turns
+from vlm_grpo.data.errors import Problem, known_name, show_value
+from vlm_grpo.data.gold_answers import (
+    LETTERS,
+    ONE_ANSWER,
+    VERL,
+    is_finite,
+    is_same,
+    of_number,
+    of_shapes,
+    unwrapped,
+    without_letters,
+)
+from vlm_grpo.data.images import image_ref
+from vlm_grpo.data.markup import EXPECTED, markup_in
+from vlm_grpo.data.paths import in_folder, leaves_folder
+from vlm_grpo.data.target_validation import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, shape_complaints
+from vlm_grpo.data.videos import video_items, video_ref
+from vlm_grpo.records import ImageRef, Record, VideoRef
+from vlm_grpo.rewards.accuracy import METHODS
+from vlm_grpo.tasks import TASKS
+from vlm_grpo.text import extract_answer
+
+QUESTION_KEYS = ("conversations", "problem", "question", "prompt", "messages")
+ANSWER_KEYS = ("answer", "solution", "ground_truth")
+IMAGE_KEYS = ("images", "image")
+VIDEO_KEYS = ("videos", "video")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of one source are to be read; a key that is None means the usual names."""
+
+    folder: str = ""
+    method: str | None = None
+    task: str = "default"
+    prompt_key: str | None = None
+    answer_key: str | None = None
+    image_key: str | None = None
+    video_key: str | None = None
+    allow_outside: bool = False
+    ignored: tuple[str, ...] = ()  # columns that are as good as not there
+    allow_private_urls: bool = False
+    markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
+
+
+class Reading(NamedTuple):
+    """What became of a row: a record, unless a problem that is no warning prevented it; its images in either case."""
+
+    record: Record | None
+    problems: list[Problem]
+    images: tuple[ImageRef, ...] = ()
+    videos: tuple[VideoRef, ...] = ()
+
+
+def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
+    """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
+    if form.ignored:
+        row = {name: value for name, value in row.items() if name not in form.ignored}
+    reader = _RowReader(row, where, form)
+    record = reader.record(number)
+    if not any(not problem.is_warning for problem in reader.problems):
+        for found in markup_in(record, form.markup):
+            reader.wrong(reader.question_key or "question", found, EXPECTED)
+    failed = any(not problem.is_warning for problem in reader.problems)
+    return Reading(None if failed else record, reader.problems, record.images, record.videos)
+
+
+def as_reading(raw: Mapping[str, Any] | Problem, where: str, number: int, form: Form) -> Reading:
+    """The same for a row that has been fetched already."""
+    return Reading(None, [raw]) if isinstance(raw, Problem) else read_row(raw, where, number, form)
+
+
+class _RowReader:
+    """Reads the fields of one row and collects what is wrong with them."""
+
+    def __init__(self, row: Mapping[str, Any], where: str, form: Form) -> None:
+        self.row = row
+        self.where = where
+        self.form = form
+        self.problems: list[Problem] = []
+        self.question_key: str | None = None
+        self.is_asked = False  # whether the question can be read
+        self.used: set[str] = {"id", "task", *IMAGE_KEYS, *VIDEO_KEYS}
+
+    def wrong(self, field: str, found: str, expected: str) -> None:
+        self.problems.append(Problem(self.where, field, found, expected))
+
+    def record(self, number: int) -> Record:
+        key = self.question_key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
+        conversation = self.conversation(key)
+        self.is_asked = not self.problems
+        options = self.options()
+        answer = self.answer(conversation, options)
+        images = self.images()
+        question, images = self.place(conversation, images, options, key)
+        videos = self.videos(conversation, key)
+        task = self.task()
+        self.check_box(answer, task, len(images))
+        return Record(
+            id=self.identity(number),
+            question=question,
+            answer=answer,
+            images=tuple(ref for ref in images if ref is not None),
+            videos=videos,
+            system=self.system(conversation),
+            history=tuple(conversation.history),
+            task=task,
+            method=self.method(),
+            options=options,
+            reference_steps=self.reference_steps(),
+            where=self.where,
+            extra={name: value for name, value in self.row.items() if name not in self.used},
+        )
+
+    def key(self, given: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
+        """The column to read: the given one, else the first of the usual ones that holds something."""
+        names = (given,) if given else usual
+        for name in names:
+            if self.row.get(name) is not None:
+                return name
+        have = ", ".join(map(str, self.row)) or "none"
+        self.wrong(names[0], f"missing or null (the row has: {have})", f"{meaning} in column {' or '.join(names)}")
+        return None
+
+    def conversation(self, key: str | None) -> Conversation:
+        if key is None:
+            return Conversation()
+        self.used.add(key)
+        value = self.row[key]
+        if isinstance(value, str) and key != "conversations":
+            if not value.strip():
+                self.wrong(key, "empty text", "a question")
+            return Conversation(question=value)
+        if key != "conversations" and not isinstance(value, list | tuple):
+            self.wrong(key, f"{type(value).__name__} {show_value(value)}", "text, or a list of chat messages")
+            return Conversation()
+        conversation, problems = read_turns(value, key)
+        for field, found, expected in problems:
+            self.wrong(field, found, expected)
+        return conversation
+
+    def answer(self, conversation: Conversation, options: tuple[str, ...]) -> Any:
+        """The true answer without `<answer>` tags: of the column that is asked for, the last gpt turn, or a column."""
+        field, value = self.answer_field(conversation)
+        if field is None:
+            return None
+        if field == "answer":
+            self.used.add("answer")
+        value, expected = of_number(unwrapped(value), options)
+        if expected is not None:
+            self.wrong(field, show_value(value), expected)
+        if isinstance(value, str):
+            value = extract_answer(value) or value
+            if not value.strip():
+                self.wrong(field, "empty text", "the right answer")
+        elif not isinstance(value, int | float | list | dict) or not is_finite(value):
+            expected = "text, a number (finite), a list or an object"
+            self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
+        task = self.row.get("task") or self.form.task
+        return of_shapes(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
+
+    def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
+        """Where the true answer stands, and what stands there; a second one that says something else is wrong."""
+        if self.form.answer_key is not None:
+            field = self.key(self.form.answer_key, ANSWER_KEYS, "the answer")
+            return field, None if field is None else self.row[field]
+        if conversation.answer_field is None:
+            if not self.is_asked:
+                return None, None  # without a question, a missing answer would only repeat the complaint
+            field = self.key(None, (*ANSWER_KEYS, VERL), "the answer, or a gpt turn at the end")
+            return field, None if field is None else self.row[field]
+        for name in ANSWER_KEYS:
+            if (value := self.row.get(name)) is not None and not is_same(value, conversation.answer):
+                self.wrong(name, f"{show_value(value)}, another answer than the gpt turn's", ONE_ANSWER.format(name))
+        return conversation.answer_field, conversation.answer
+
+    def system(self, conversation: Conversation) -> str | None:
+        """The system turn: of the conversation, or the column `system`."""
+        value = self.row.get("system")
+        if value is None:
+            return conversation.system
+        self.used.add("system")
+        if not isinstance(value, str):
+            self.wrong("system", f"{type(value).__name__} {show_value(value)}", "text")
+        elif conversation.system is not None and conversation.system != value:
+            self.wrong("system", f"{show_value(value)}, another one than the system turn", "one system turn")
+        return conversation.system or value or None
+
+    def images(self) -> list[ImageRef | None]:
+        """The images of the image column; None for one that cannot be read, so that their number stays right."""
+        names = (self.form.image_key,) if self.form.image_key else IMAGE_KEYS
+        self.used.update(names)
+        key = next((name for name in names if self.row.get(name)), None)
+        if key is None:
+            return []
+        value = self.row[key]
+        if isinstance(value, list | tuple):
+            return [self.image(f"{key}[{number}]", item) for number, item in enumerate(value)]
+        return [self.image(key, value)]
+
+    def image(self, field: str, value: Any) -> ImageRef | None:
+        """A reference to one image; paths are joined with the image folder and must stay in it."""
+        try:
+            ref = image_ref(value, self.where)
+        except ValueError as error:
+            found = str(error) if isinstance(value, str) else f"{type(value).__name__} {show_value(value)}"
+            self.wrong(field, found, "a path, URL, base64 text or {bytes, path}")
+            return None
+        if not isinstance(ref.source, str):
+            return ref
+        if not self.form.allow_outside and leaves_folder(self.form.folder, ref.source):
+            folder = self.form.folder or "the working directory"
+            absolute = "without an image folder any absolute path; " if ref.source.startswith("/") else ""
+            allowed = f"a path inside {folder} ({absolute}--allow_outside allows others)"
+            self.wrong(field, show_value(ref.source), allowed)
+            return None
+        return ImageRef(in_folder(self.form.folder, ref.source), self.where, self.form.allow_private_urls)
+
+    def place(
+        self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
+    ) -> tuple[str, list[ImageRef | None]]:
+        """The question with a marker for every image, and the images in the order of all markers.
+
+        Images that have no marker come first; in a conversation that is worth a warning.
+        """
+        slots = conversation.inline + [None] * sum(option.count(MARKER) for option in options)
+        wanted = slots.count(None)
+        if wanted > len(images):
+            self.wrong(key or "question", f"{wanted} {MARKER} markers", f"as many images, the row has {len(images)}")
+            return conversation.question, images
+        rest = len(images) - wanted
+        if rest and (wanted or conversation.answer_field is not None):
+            found = f"{wanted} {MARKER} markers for {len(images)} images"
+            self.problems.append(
+                Problem(self.where, key or "", found, "a marker for every image; those without come first", True)
+            )
+        remaining = iter(images[rest:])
+        placed = [next(remaining) if slot is None else self.image(f"{key} image", slot) for slot in slots]
+        return self.mark_first(conversation, rest), [*images[:rest], *placed]
+
+    def mark_first(self, conversation: Conversation, rest: int) -> str:
+        """Put markers for `rest` images before the first user turn; returns the question."""
+        if not rest or not conversation.history:
+            return MARKER * rest + conversation.question
+        first = next(n for n, turn in enumerate(conversation.history) if turn["role"] == "user")
+        turn = conversation.history[first]
+        conversation.history[first] = {**turn, "content": MARKER * rest + turn["content"]}
+        return conversation.question
+
+    def options(self) -> tuple[str, ...]:
+        """The answer options without their letters."""
+        key = next((name for name in ("options", "choices") if self.row.get(name)), None)
+        value = self.row[key] if key else []
+        if isinstance(value, Mapping):
+            named = list(map(str, value)) == list(LETTERS[: len(value)])
+            value = list(value.values()) if named else value
+        is_list = isinstance(value, list | tuple) and all(type(item) in (str, int, float) for item in value)
+        if not is_list or len(value) > len(LETTERS):
+            self.wrong(key, f"{type(value).__name__} {show_value(value)}", "a list of at most 26 texts")
+            return ()
+        return without_letters([str(item) for item in value])
+
+    def reference_steps(self) -> tuple[str, ...]:
+        value = self.row.get("reference_steps")
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or not all(isinstance(step, str) and step.strip() for step in value):
+            self.wrong("reference_steps", f"{type(value).__name__} {show_value(value)}", "a list of non-empty texts")
+            return ()
+        return tuple(value)
+
+    def identity(self, number: int) -> str | int:
+        value = self.row.get("id")
+        if value is None:
+            return number
+        if type(value) not in (str, int):
+            self.wrong("id", f"{type(value).__name__} {show_value(value)}", "text or a whole number")
+        return value
+
+    def task(self) -> str:
+        return self.named("task", list(TASKS)) or self.form.task
+
+    def method(self) -> str | None:
+        return self.named("accu_reward_method", list(METHODS)) or self.form.method
+
+    def named(self, field: str, known: list[str]) -> str | None:
+        """The name in a field, which must be a known one if there is any."""
+        value = self.row.get(field)
+        if value in (None, ""):
+            return None
+        if value not in known:
+            self.wrong(field, show_value(value), known_name(value, known))
+        return value
+
+    def videos(self, conversation: Conversation, key: str | None) -> tuple[VideoRef, ...]:
+        """The videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
+        names = (self.form.video_key,) if self.form.video_key else VIDEO_KEYS
+        self.used.update(names)
+        column = next((name for name in names if self.row.get(name)), None)
+        found = [] if column is None else [self.video(column, item) for item in video_items(self.row[column])]
+        asked = [turn["content"] for turn in conversation.history if turn["role"] == "user"]
+        wanted = sum(text.count(VIDEO_MARKER) for text in (*asked, conversation.question))
+        if wanted > len(found):
+            have = f"as many videos, the row has {len(found)}"
+            self.wrong(key or "question", f"{wanted} {VIDEO_MARKER} markers", have)
+        return tuple(ref for ref in found if ref is not None)
+
+    def check_box(self, answer: Any, task: str, images: int) -> None:
+        """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
+        given = [name for name in BOX_COLUMNS if name in self.row]
+        self.used.update(name for name in given if self.row[name] is None)
+        for complaint in shape_complaints(self.row, answer, task, images) if answer is not None else ():
+            self.wrong(*complaint)
+
+    def video(self, field: str, value: Any) -> VideoRef | None:
+        """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""
+        try:
+            ref = video_ref(value, self.where)
+        except ValueError:
+            expected = 'a path, URL, list of frames or {"video", "fps", "max_frames"}'
+            self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
+            return None
+        if isinstance(ref.source, tuple):
+            frames = [self.image(field, frame) for frame in ref.source]
+            return replace(ref, source=tuple(frames)) if None not in frames else None
+        path = self.image(field, ref.source) if isinstance(ref.source, str) else ref
+        return path and replace(ref, source=path.source, is_private_allowed=path.is_private_allowed)

@@ -1,0 +1,164 @@
+"""From what a user names (paths, folders, a data set) to sources of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlm_grpo.data.errors import DataError, Problem, known_name
+from vlm_grpo.data.parsing import Form, Reading, as_reading
+from vlm_grpo.data.paths import one_for_each, split_paths
+from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, csv_source, json_source
+from vlm_grpo.rewards.accuracy import METHODS
+from vlm_grpo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset
+
+WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
+LOOKED_AT = 1000  # rows in which a column is looked for
+SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
+READERS: dict[str, Callable[[str, Form], Any]] = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
+
+
+class Source(Protocol):
+    """Rows by number, each an object or the problem that prevents it."""
+
+    name: str
+    form: Form
+
+    def __len__(self) -> int: ...
+    def where(self, index: int) -> str: ...
+    def raw(self, index: int) -> RawRow: ...
+    def rows(self) -> Iterator[RawRow]: ...
+
+
+@dataclass
+class Opened:
+    """The sources that could be opened (for streaming: the streams), and why others could not."""
+
+    sources: list[Any] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def open_sources(
+    source: str | Path | Sequence[str] | Dataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    form: Form | None = None,
+    opener: Callable[[Any, Form], Any] | None = None,
+) -> Opened:
+    """Open everything that `source` names; nothing but line offsets is read.
+
+    Args:
+        source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set: `org/name@split`,
+            a save_to_disk folder, a parquet file, a `datasets.Dataset`.
+        image_folders: a folder for each file, or one for all; an empty one means absolute paths.
+        reward_method: an accuracy method for each file, or one for all; an empty one means the default.
+        form: keys, task and path rules of all files.
+        opener: makes something else of a file than a Source, such as a stream.
+
+    Raises:
+        KeyError: `form.task` is unknown.
+    """
+    form = form or Form()
+    _ = TASKS[form.task]
+    entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
+    given = split_paths(image_folders)
+    folders = one_for_each(rejoined(given) if isinstance(image_folders, str) else given, len(entries))
+    methods = one_for_each(split_paths(reward_method), len(entries))
+    opened = Opened(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
+    if opened.problems:
+        return opened
+    for entry, folder, method in zip(entries, folders, methods, strict=True):
+        if str(entry) in ("", "."):
+            opened.problems.append(Problem("data", "files", "an empty name", "a path, or org/name@split"))
+            continue
+        try:
+            opened.sources.append((opener or _open)(entry, replace(form, folder=folder, method=method or None)))
+        except DataError as error:
+            opened.problems += error.problems
+    opened.problems += _missing_columns(opened.sources, form.ignored)
+    return opened
+
+
+def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
+    """A warning for each column that is not to be read and that no row has, of the first ones of each file."""
+    files = [source for source in sources if hasattr(source, "raw")]  # a stream has none that can be asked for
+    rows = [source.raw(row) for source in files for row in range(min(LOOKED_AT, len(source)))] if ignored else []
+    missing = [name for name in ignored if rows and not any(isinstance(row, dict) and name in row for row in rows)]
+    expected = f"a column of the data, in one of the first {LOOKED_AT} rows of a file"
+    return [Problem("--ignore_columns", "column", repr(name), expected, True) for name in missing]
+
+
+def split_entries(source: str | Sequence[str]) -> list[Any]:
+    """The files that a string or a list names; a string that exists as a whole is one entry.
+
+    `a.jsonl@train` is the file: RLLaVA names a split of files too, and they have one.
+    """
+    if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
+        return [source]
+    entries = rejoined(split_paths(source)) if isinstance(source, str) else split_paths(source)
+    return [entry.removesuffix("@train") if WHOLE_FILE.search(entry) else entry for entry in entries]
+
+
+def rejoined(entries: list[str]) -> list[str]:
+    """Put names together again that hold a colon themselves: those that exist only together."""
+    found: list[str] = []
+    while entries:
+        whole = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
+        count = 1 if Path(entries[0]).exists() or not entries[0] else next(whole, 1)
+        found.append(":".join(entries[:count]))
+        entries = entries[count:]
+    return found
+
+
+def _bad_options(
+    files: int, image_folders: Any, folders: list[str] | None, reward_method: Any, methods: list[str] | None
+) -> list[Problem]:
+    problems = []
+    if not files:
+        problems.append(Problem("data", "files", "none", "at least one file or data set"))
+    for flag, given, paired in (("image_folders", image_folders, folders), ("reward_method", reward_method, methods)):
+        if paired is None:
+            found = f"{len(split_paths(given))} for {files} data files"
+            problems.append(Problem(f"--{flag}", "number", found, f"1, or {files}, one for each file"))
+    for folder in dict.fromkeys(folders or []):
+        if folder and "://" not in folder and not Path(folder).is_dir():
+            problems.append(Problem("--image_folders", "folder", repr(folder), "a folder that exists"))
+    for method in dict.fromkeys(methods or []):
+        if method and method not in METHODS:
+            problems.append(Problem("--reward_method", "method", repr(method), known_name(method, list(METHODS))))
+    return problems
+
+
+def _open(entry: Any, form: Form) -> Source:
+    from vlm_grpo.data.readers.hub import HubSource, hub_source
+
+    if not isinstance(entry, str | Path):
+        check_type(entry, "Dataset")
+        return HubSource("dataset", entry, form)
+    reader = READERS.get(Path(entry).suffix.lower())
+    return hub_source(str(entry), form) if reader is None else reader(str(entry), form)
+
+
+def check_type(entry: Any, *allowed: str) -> None:
+    """Refuse what is neither a path nor one of these classes of `datasets`.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    kind = type(entry).__name__
+    if kind not in allowed:
+        raise TypeError(f"load_dataset: expected paths, a data set's name or a {' or '.join(allowed)}, got {kind}")
+
+
+def read_source(source: Source, index: int) -> Reading:
+    """The record of one row of a source, or what is wrong with it."""
+    return as_reading(source.raw(index), source.where(index), index, source.form)

@@ -1,0 +1,109 @@
+"""What is wrong with a record's true box or mask, and the columns that say where it is. Looks at no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlm_grpo.boxes import extent
+from vlm_grpo.data.errors import show_value
+from vlm_grpo.rewards.box import true_box
+from vlm_grpo.rewards.detections import true_detections
+from vlm_grpo.rewards.mask import true_mask
+from vlm_grpo.rewards.truth import gold
+from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
+from vlm_grpo.tasks import TASKS
+
+Complaint = tuple[str, str, str]  # field, found, expected
+BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
+BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
+MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
+MASK_FORM = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
+DETECTION_TASKS = frozenset(name for name in TASKS if "detection" in TASKS[name].rewards)
+SHAPE_TASKS = BOX_TASKS | MASK_TASKS | DETECTION_TASKS
+DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, "Position" for 0 to 1000, or "None"'
+BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
+
+
+def shape_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+    """What is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
+    if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
+        yield from box_complaints(row, answer, task, images)
+    if task in DETECTION_TASKS:
+        yield from detection_complaints(answer)
+    if task in MASK_TASKS:
+        yield from mask_complaints(row, answer)
+
+
+def box_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+    """What would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
+
+    The box is looked at where the task has a reward for boxes.
+    """
+    space, number = (row.get(name) for name in BOX_COLUMNS)
+    fault = None if space is None else space_fault(space)
+    if fault:
+        yield "box_space", show_value(space), fault
+    if number is not None and (type(number) is not int or not 0 <= number < images):
+        yield "box_image", show_value(number), f"the number of one of the row's {images} images, counted from 0"
+    if task in BOX_TASKS:
+        yield from _answer_complaints(answer, None if fault else space)
+
+
+def space_fault(space: Any) -> str | None:
+    """What was expected instead of a value that names no coordinate space."""
+    try:
+        extent(str(space), (1, 1), None)
+    except ValueError as error:
+        return str(error).partition(", got ")[0]
+    return None
+
+
+def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
+    box = true_box(answer)
+    if box is None:
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", BOX_FORM
+    elif not box.area:
+        yield "answer", show_value(answer), "x1 < x2 and y1 < y2, both above 0"
+    elif space in ("thousand", "unit"):
+        largest = extent(space, (0, 0), None)[0]
+        if max(box) > largest:
+            yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"
+
+
+def detection_complaints(answer: Any) -> Iterator[Complaint]:
+    """What would make the rewards for lists of boxes apply to no completion."""
+    if true_detections(gold(answer)) is None:
+        hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
+
+
+def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
+    """What would make the reward for masks raise, or give every answer the same: mask, `terms`, shape of the answer."""
+    truth = None
+    try:
+        truth = true_mask(row.get("mask"))
+    except ValueError as error:
+        yield "mask", show_value(row["mask"]), f"{MASK_FORM}; it {error}"
+    else:
+        if truth is None:
+            yield "mask", "missing or null", MASK_FORM
+        elif not truth.area:
+            yield "mask", "no pixel inside", MASK_FORM
+    terms = row.get("terms")
+    if terms is not None and (type(terms) is not int or not FEWEST_TERMS <= terms <= MOST_TERMS):
+        yield "terms", show_value(terms), f"a whole number from {FEWEST_TERMS} to {MOST_TERMS}"
+        return
+    fault = shape_fault(answer, terms or TERMS)
+    if fault:
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {fault}"
+    elif truth is not None and truth.area:
+        yield from _apart_complaints(row, answer, truth)
+
+
+def _apart_complaints(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[Complaint]:
+    """The right answer would earn nothing: it lies elsewhere, most often because of its space."""
+    space, size = row.get("box_space") or "original", (truth.width, truth.height)
+    whole = None if space_fault(space) else extent(str(space), size, None)
+    if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:
+        yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"

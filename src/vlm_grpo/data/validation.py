@@ -1,0 +1,258 @@
+"""Check a whole data set before training: options, files, rows, images and videos. Imports no torch.
+
+Every problem is reported, each image file is read once, and true boxes must lie inside their images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from vlm_grpo.boxes import Box, boxes_in
+from vlm_grpo.data.errors import Problem, show_value
+from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, check_sides, image_size, name_of, open_image, opened, reason
+from vlm_grpo.data.mixture import file_shares
+from vlm_grpo.data.parsing import Form, Reading, as_reading
+from vlm_grpo.data.readers import Source, open_sources
+from vlm_grpo.data.target_validation import BOX_TASKS, DETECTION_TASKS
+from vlm_grpo.data.videos import video_fault
+from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.rewards.detections import true_detections
+from vlm_grpo.rewards.truth import gold
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+TAIL = 64  # bytes at the end of a file in which its end marker must stand
+END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+
+
+def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
+    """What is wrong with an image; None when it is whole and `open_image` will take it.
+
+    By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
+    whether they are complete are decoded. With `decode` every image is decoded. URLs are fetched only with `decode`.
+    """
+    if isinstance(ref.source, Image.Image):
+        return None
+    is_url = isinstance(ref.source, str) and ref.source.startswith(URL_STARTS)
+    if is_url and not decode:
+        return None
+    try:
+        if is_url or not _looks_whole(ref) or decode:
+            return _decode_fault(ref)
+    except DECODE_ERRORS as error:
+        return reason(error)
+    return None
+
+
+def _decode_fault(ref: ImageRef) -> str | None:
+    try:
+        open_image(ref)
+    except ValueError as error:
+        return reason(error.__cause__ or error)
+    return None
+
+
+def _looks_whole(ref: ImageRef) -> bool:
+    """Whether header and end fit together; False means that only decoding can tell."""
+    file = opened(ref)
+    file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise OSError("the file is empty")
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+        file.seek(0)
+        with Image.open(file) as image:  # refuses decompression bombs by the size in the header
+            check_sides(image)
+            kind = image.format
+            if kind == "PNG":
+                image.verify()
+    if kind == "WEBP":
+        return True  # opening one reads and checks the whole container
+    return END_MARKS.get(kind, tail + b"?") in tail
+
+
+SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
+ENOUGH = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
+THOUSAND = 1000
+
+
+@dataclass
+class BoxPlaces:
+    """Looks at the boxes of one file. Of all of them together it only warns."""
+
+    on_large: int = 0  # boxes on images that are larger than 1000 pixels both ways
+    farthest: float = 0.0  # of their coordinates
+
+    def problems(self, reading: Reading) -> Iterator[Problem]:
+        """Yield what is wrong with the boxes of a row; nothing where its image cannot be read."""
+        record = reading.record
+        if record is None or (record.extra.get("box_space") or "original") != "original":
+            return
+        boxes = true_boxes(record)
+        number = record.extra.get("box_image") or 0
+        size = _size(record.images[number]) if boxes and number < len(record.images) else None
+        if size is None:
+            return
+        for box in boxes:
+            if expected := place_fault(box, size):
+                yield Problem(record.where, "answer", show_value(record.answer), expected)
+                return
+        if min(size) > THOUSAND:
+            self.on_large += len(boxes)
+            self.farthest = max(self.farthest, *(max(box) for box in boxes))
+
+    def warnings(self, name: str) -> list[Problem]:
+        """Return what all boxes together look like."""
+        if self.on_large < ENOUGH or self.farthest > THOUSAND:
+            return []
+        found = f"none of {self.on_large:,} boxes on images of over 1000 pixels goes beyond {self.farthest:g}"
+        expected = 'pixels of the original image; for coordinates from 0 to 1000 add "box_space": "thousand"'
+        return [Problem(name, "answer", found, expected, is_warning=True)]
+
+
+def true_boxes(record: Record) -> list[Box]:
+    """Return the true boxes of a record that are in the space of its column `box_space`."""
+    if record.answer is None:
+        return []
+    if record.task in DETECTION_TASKS:
+        return [item.box for item in true_detections(gold(record.answer)) or [] if not item.is_thousand]
+    return boxes_in(gold(record.answer)) if record.task in BOX_TASKS else []
+
+
+def place_fault(box: Box, size: tuple[int, int]) -> str | None:
+    """Return what was expected of a box that cannot be meant in pixels of an image of this size."""
+    width, height = size
+    image = f"a box in pixels of its image, {width} x {height}"
+    if max(box) <= 1 and box.area:
+        return f'{image}; for coordinates from 0 to 1 add "box_space": "unit"'
+    if box.x2 <= width * (1 + SLACK) + 2 and box.y2 <= height * (1 + SLACK) + 2:
+        return None
+    hint = '; for coordinates from 0 to 1000 add "box_space": "thousand"' if max(box) <= THOUSAND else ""
+    return f"{image}{hint}"
+
+
+def _size(ref: ImageRef) -> tuple[int, int] | None:
+    if isinstance(ref.source, str) and ref.source.startswith(URL_STARTS):
+        return None
+    try:
+        return image_size(ref)
+    except ValueError:
+        return None  # a problem of the image, which is named elsewhere
+
+
+CHUNK = 256  # rows whose images are looked at together
+HELD = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
+
+
+def check_source(
+    source: str | Path | Sequence[str] | Dataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    form: Form | None = None,
+    decode: bool = False,
+    mixture: str | Sequence[str | float] | None = None,
+    note: Callable[[Record], None] | None = None,
+) -> list[Problem]:
+    """Every problem of a data set: of the options, the files, the rows and the images, in this order.
+
+    Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
+    are read. `note` is told every record that can be read.
+    """
+    opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
+    _, problems = file_shares(mixture, source, opened)
+    problems += opened.problems
+    return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode, note=note)]
+
+
+def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
+    """Every problem of the rows of one source and of their images, in the order of the rows."""
+    problems: list[Problem] = []
+    images, places = _ImageCheck(decode), BoxPlaces()
+    readings = (as_reading(raw, source.where(n), n, source.form) for n, raw in enumerate(source.rows()))
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for chunk in _chunks(readings):
+            images.look(chunk, pool)
+            for reading in chunk:
+                if note is not None and reading.record is not None:
+                    note(reading.record)
+                problems += reading.problems
+                problems += images.problems(reading)
+                problems += places.problems(reading)
+                problems += _video_problems(reading, decode)
+    return problems + places.warnings(source.name)
+
+
+def check_reading(reading: Reading) -> list[Problem]:
+    """What is wrong with one row, its images and its videos, without remembering it for another row."""
+    images = _ImageCheck(decode=False)
+    images.faults = {hash(ref.key): fault for ref in _files(reading) if (fault := image_fault(ref))}
+    places = BoxPlaces().problems(reading)
+    return [*reading.problems, *images.problems(reading), *places, *_video_problems(reading, decode=False)]
+
+
+def _video_problems(reading: Reading, decode: bool) -> list[Problem]:
+    """What is wrong with the videos of a row; their frames are looked at as images."""
+    faults = [(ref, video_fault(ref, decode=decode)) for ref in reading.videos]
+    return [
+        Problem(ref.where, "video", f"{name_of(ref.source)}: {fault}", "a video that can be decoded")
+        for ref, fault in faults
+        if fault
+    ]
+
+
+def _chunks(readings: Iterator[Reading]) -> Iterator[list[Reading]]:
+    """A few rows at a time."""
+    chunk: list[Reading] = []
+    held = 0
+    for reading in readings:
+        chunk.append(reading)
+        held += sum(len(ref.source) for ref in _files(reading) if isinstance(ref.source, bytes))
+        if len(chunk) == CHUNK or held >= HELD:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+@dataclass
+class _ImageCheck:
+    """Faults of image files. A file that several rows use is read once and reported for each of them."""
+
+    decode: bool
+    whole: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def look(self, readings: list[Reading], pool: ThreadPoolExecutor) -> None:
+        """Find the faults of all images that are new."""
+        new = {hash(ref.key): ref for reading in readings for ref in _files(reading)}
+        new = {key: ref for key, ref in new.items() if key not in self.whole and key not in self.faults}
+        found = pool.map(lambda ref: image_fault(ref, decode=self.decode), new.values())
+        for key, fault in zip(new, found, strict=True):
+            if fault is None:
+                self.whole.add(key)
+            else:
+                self.faults[key] = fault
+
+    def problems(self, reading: Reading) -> Iterator[Problem]:
+        """A problem for each faulty image of a row."""
+        for ref in _files(reading):
+            if fault := self.faults.get(hash(ref.key)):
+                yield Problem(ref.where, "image", f"{name_of(ref.source)}: {fault}", "an image that can be decoded")
+
+
+def _files(reading: Reading) -> list[ImageRef]:
+    """The images and video frames of a row that are not decoded yet."""
+    frames = [frame for video in reading.videos if isinstance(video.source, tuple) for frame in video.source]
+    return [ref for ref in (*reading.images, *frames) if not isinstance(ref.source, Image.Image)]
