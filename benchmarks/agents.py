@@ -84,7 +84,7 @@ def warm_model(folder: Path, images: Path) -> Path:
     """A model that sees, calls, and picks at chance; made once."""
     import torch
 
-    from vlm_grpo.cli.warm_start import encode, fit
+    from vlm_grpo.quickstart.warm_start import encode, fit
     from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
     if (folder / "config.json").is_file():

@@ -119,7 +119,7 @@ def with_right_images(rows: list[Row], instances: Instances, folder: str, proble
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: convert(arguments))

@@ -69,7 +69,7 @@ def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake in the flags or a folder that holds something else."""
-    from vlm_grpo.cli.tool import exit_status
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: make(arguments))

@@ -154,7 +154,7 @@ def write_parts(
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 1 when rows cannot be read, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: split(arguments))

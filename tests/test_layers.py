@@ -17,7 +17,7 @@ LAYERS = {
     "answer_space": 2, "data": 2, "envs": 2, "image_tokens": 2, "loading": 2, "refusals": 2, "synthetic": 2, "tiny": 2,
     "trainers": 3,
     "evaluation": 4,
-    "cli": 5, "grpo_jsonl": 5,
+    "cli": 5, "grpo_jsonl": 5, "quickstart": 5,
 }  # fmt: skip
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -56,7 +56,7 @@ def test_functions_stay_short(path: Path):
 
 
 @pytest.mark.parametrize(
-    "module", ["vlm_grpo", "vlm_grpo.rewards", "vlm_grpo.tasks", "vlm_grpo.data", "vlm_grpo.cli.arguments"]
+    "module", ["vlm_grpo", "vlm_grpo.rewards", "vlm_grpo.tasks", "vlm_grpo.data", "vlm_grpo.cli.args"]
 )
 def test_light_modules_do_not_import_torch(module: str):
     code = f"import sys, {module}; print([n for n in ('torch', 'trl', 'transformers') if n in sys.modules])"

@@ -12,8 +12,8 @@ import pytest
 from tests.data.files import png, turns, write_jsonl
 from tests.support.environments import call
 from vlm_grpo.cli import train
-from vlm_grpo.cli.acting import environment_factory
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.env_args import environment_factory
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.envs.protocol import Hermes, Tags
 from vlm_grpo.synthetic.candidates import write_candidates
 

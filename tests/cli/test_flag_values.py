@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_grpo.cli.arguments import known_flags
-from vlm_grpo.cli.parsing import UsageError, output_problems, parse
+from vlm_grpo.cli.args import known_flags
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import UsageError, output_problems, parse
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
 QUICK = {"use_cpu": "true", "bf16": "false", "report_to": "none", "num_generations": "4"}

@@ -13,9 +13,9 @@ from peft import LoraConfig
 
 from tests.data.files import png, turns, write_images, write_jsonl
 from tests.rewards.server import JudgeServer, Reply
-from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.train import build_trainer, check_rewards, check_rows, load_data, run
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.data import DataError
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.loading import freeze_parts, parameter_table, part_of

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.cli.arguments import wanted_value, without_flag
-from vlm_grpo.cli.parsing import parse
+from vlm_grpo.cli.args import wanted_value, without_flag
+from vlm_grpo.cli.train_args import parse
 
 QUICK = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--num_generations", "4"]
 QUICK += ["--per_device_train_batch_size", "4", "--model_name_or_path", "m", "--data_file_paths", "a.jsonl"]

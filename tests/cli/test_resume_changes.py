@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import flags
-from vlm_grpo.cli.parsing import parse
 from vlm_grpo.cli.run_changes import changes
 from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_record
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import parse
 
 OPTIONS = {
     "max_steps": 2,

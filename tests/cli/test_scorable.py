@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from tests.data.files import turns, write_images, write_jsonl
 from tests.support.training import length_reward, settings, user
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.scorable import check_scorable
 from vlm_grpo.cli.train import run
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.data import load_dataset
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score

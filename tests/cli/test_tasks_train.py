@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vlm_grpo.cli.evaluate import main as evaluate
-from vlm_grpo.cli.tables import task_lines
+from vlm_grpo.cli.list import task_lines
 from vlm_grpo.cli.train import main as train
 from vlm_grpo.data import load_dataset
 from vlm_grpo.prompts import PROMPTS

@@ -12,8 +12,8 @@ from tests.evaluation.server_stub import serving
 from tests.support.templates import published, with_template
 from vlm_grpo.cli import evaluate, preview, train
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
+from vlm_grpo.cli.train_args import UsageError
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 OFF = '{"enable_thinking": false}'

@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset
 
 from tests.data.files import turns, write_images, write_jsonl
-from vlm_grpo.cli.expert_data import load_demonstrations
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.expert_args import load_demonstrations
 from vlm_grpo.cli.train import load_data, main
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.data import DataError, load_dataset
 from vlm_grpo.data.demonstrations import (
     Answer,

@@ -67,10 +67,10 @@ def test_evaluate_refuses_wrong_flags(more: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["evaluate", "compare", "quickstart"])
+@pytest.mark.parametrize("module", ["cli.evaluate", "cli.compare", "quickstart.demo"])
 def test_help_needs_no_torch(module: str):
     code = (
-        f"import sys; from vlm_grpo.cli.{module} import main\n"
+        f"import sys; from vlm_grpo.{module} import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )

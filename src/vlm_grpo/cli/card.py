@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_grpo.cli.arguments import ScriptArguments
+from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.templates import Prompting
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record

@@ -9,8 +9,8 @@ from typing import Any
 
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.migration import VALUES
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
+from vlm_grpo.cli.train_args import UsageError
 
 PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"

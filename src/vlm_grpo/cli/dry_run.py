@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from vlm_grpo.cli.acting import opened
-from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.args import ScriptArguments
+from vlm_grpo.cli.env_args import opened
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import is_model
 from vlm_grpo.rewards.accuracy import JUDGED, meaning

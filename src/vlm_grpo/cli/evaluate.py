@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
+from vlm_grpo.cli.eval_args import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
 from vlm_grpo.cli.templates import Prompting
 from vlm_grpo.redact import redact, redact_text
 
@@ -58,8 +58,8 @@ def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None,
 
     The variables of the chat template become those of the model's training where none are given.
     """
-    from vlm_grpo.cli.parsing import UsageError
     from vlm_grpo.cli.templates import load_prompting, parse_kwargs, trained_kwargs
+    from vlm_grpo.cli.train_args import UsageError
 
     try:
         options.chat_template_kwargs = parse_kwargs(options.chat_template_kwargs)
@@ -117,8 +117,8 @@ def check_environment(options: argparse.Namespace) -> None:
     Raises:
         MistakeError: an unknown one, wrong options, data too much or missing.
     """
-    from vlm_grpo.cli.acting import check_environments
-    from vlm_grpo.cli.parsing import UsageError
+    from vlm_grpo.cli.env_args import check_environments
+    from vlm_grpo.cli.train_args import UsageError
 
     try:
         check_environments(options, has_data(options))
@@ -253,7 +253,7 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
 
 def load_agents(options: argparse.Namespace, model: Any) -> Any:
     """The model as one that plays in the environments of the flags."""
-    from vlm_grpo.cli.acting import environment_factory
+    from vlm_grpo.cli.env_args import environment_factory
     from vlm_grpo.evaluation.agents import Agents
     from vlm_grpo.trainers.stage import Stage
 

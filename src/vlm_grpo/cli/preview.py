@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
 from vlm_grpo.cli.command_parser import CommandParser
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import Prompting, gold_turn
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, TimeLimitError

@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.run_record import FORMAT, read_record
+from vlm_grpo.cli.train_args import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.adapter import split_spec
 from vlm_grpo.rewards.applying import OF_FORM, applies, needed

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.regular import check_regular
 
 if TYPE_CHECKING:
-    from vlm_grpo.cli.arguments import ScriptArguments
+    from vlm_grpo.cli.args import ScriptArguments
     from vlm_grpo.trainers.template import ChatTemplate
 
 KWARGS_FLAG = "--chat_template_kwargs"

@@ -13,14 +13,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.acting import check_environments, environment_factory
-from vlm_grpo.cli.arguments import ScriptArguments, help_text
-from vlm_grpo.cli.expert_data import load_demonstrations, with_expert_answers
+from vlm_grpo.cli.args import ScriptArguments, help_text
+from vlm_grpo.cli.env_args import check_environments, environment_factory
+from vlm_grpo.cli.expert_args import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
-from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import show_trials
 from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
 from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.redact import redact_text
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
             a debug log that cannot be written.
     """
-    from vlm_grpo.cli.judging import check_judge, check_judged_files
+    from vlm_grpo.cli.judge_args import check_judge, check_judged_files
     from vlm_grpo.data.readers import split_entries
     from vlm_grpo.rewards import is_model, resolve_rewards, takes
     from vlm_grpo.trainers.debug import debug_log
@@ -235,7 +235,7 @@ def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
     Raises:
         UsageError: flags of a judge, and nothing is judged.
     """
-    from vlm_grpo.cli.judging import check_judged_rows
+    from vlm_grpo.cli.judge_args import check_judged_rows
 
     if script.streaming or script.environment:
         return
@@ -251,7 +251,7 @@ def check_machine(model: Any, training: Any) -> None:
     Raises:
         UsageError: quantized weights without a GPU or bitsandbytes, FSDP without GPUs.
     """
-    from vlm_grpo.cli.machine import machine_lacks
+    from vlm_grpo.cli.preflight import machine_lacks
 
     if problems := machine_lacks(model, training):
         raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))

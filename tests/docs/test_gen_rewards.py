@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli.rewards_page import EXAMPLES, PAGE, main, page, value_of
+from docs.gen_rewards import EXAMPLES, PAGE, main, page, value_of
 from vlm_grpo.rewards import REWARDS
 
-REWRITE = "rewrite docs/rewards.md: python -m vlm_grpo.cli.rewards_page"
+REWRITE = "rewrite docs/rewards.md: python docs/gen_rewards.py"
 
 
 def test_the_page_is_what_the_rewards_say():

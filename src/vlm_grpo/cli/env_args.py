@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.table import unknown_name
 
 OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with a flag of their own

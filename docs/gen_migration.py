@@ -1,20 +1,22 @@
-"""docs/migration.md from the tables of migration.py: `python -m vlm_grpo.cli.migration_page` writes it."""
+"""docs/migration.md from the tables of migration.py: `python docs/gen_migration.py` writes it."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
 from vlm_grpo.cli.migration import FLAGS, RLLAVA, VALUES, Change
-from vlm_grpo.cli.own_rewards import OWN_REWARDS
 from vlm_grpo.rewards.signatures import FORMS
 
 FLAG = re.compile(r"--\w+(?: '\{.*?\}'| chord| [A-Z]+(?:\.jinja|\.jsonl)?)?|configs/\S+")
-PAGE = Path("docs/migration.md")
+PAGE = Path(__file__).with_name("migration.md")
 HEAD = """# Coming from another system
 
-<!-- Written by `python -m vlm_grpo.cli.migration_page`; a test fails when it is out of date. Tests run every line. -->
+<!-- Written by `python docs/gen_migration.py`; a test fails when it is out of date. Tests run every line. -->
 
 What files, flags and settings of [RLLaVA](#rllava), [VLM-R1](#vlm-r1), [the VQA guide](#the-vqa-guide) and
 [Fleet](#fleet) are here. "read" is taken as it is, and the run says how; the others are refused with what stands in the
@@ -79,7 +81,7 @@ def page() -> str:
         rows = [_row(f"`{dashes}{name}`", change) for name, change in changes.items()]
         rows += [_value_row(flag, value, new) for (flag, value), (of, new) in VALUES.items() if of == system]
         parts.append("| there | here | | note |\n|---|---|---|---|\n" + "\n".join(rows))
-    shapes = [f"- `{form.shape}`: {form.source}" for name, form in FORMS.items() if name in OWN_REWARDS]
+    shapes = [f"- `{form.shape}`: {form.source}" for form in FORMS.values()]
     parts.append(REWARDS + "\n" + "\n".join(shapes))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -1,6 +1,6 @@
 """The quickstart: handwritten digits, a tiny Qwen2.5-VL, supervised warm start, reinforcement learning, one report.
 
-python -m vlm_grpo.cli.quickstart [--trainer grpo|rloo] [--seed N] [--output_dir DIR]
+vlm-grpo quickstart [--trainer grpo|rloo] [--seed N] [--output_dir DIR]
 The training is the real command (`grpo_jsonl.py`) in a process of its own; this file only prepares, shows and compares.
 """
 
@@ -12,15 +12,15 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlm_grpo.cli.command_parser import CommandParser
+from vlm_grpo.quickstart.run import QuickstartRun
 
 TASK = "default"
 LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
@@ -34,48 +34,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-STAGES = ("digits", "warm start", "before", "training", "after", "report")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was found to work for both trainers; every value goes to the report."""
-
-    warm_steps: int = 300
-    warm_batch: int = 32
-    steps: int = 350
-    batch: int = 64
-    num_generations: int = 8
-    learning_rate: float = 2e-4
-
-
-@dataclass
-class Run:
-    """One quickstart: its choices, its folders, and what it has measured so far."""
-
-    trainer: str
-    seed: int
-    folder: Path
-    settings: Settings = field(default_factory=Settings)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def warm(self) -> Path:
-        return self.folder / "warm_start"
-
-    @property
-    def trained(self) -> Path:
-        return self.folder / self.trainer
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Any]:
-        """A progress bar for one of the stages, and its time."""
-        from tqdm import tqdm
-
-        started = time.monotonic()
-        with tqdm(total=total, unit=unit, desc=f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name:<10}") as bar:
-            yield bar
-        self.seconds[name] = time.monotonic() - started
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,27 +42,27 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = Path(options.output_dir or f"quickstart_output/{options.trainer}_seed{options.seed}")
-    run = Run(options.trainer, options.seed, folder)
+    run = QuickstartRun(options.trainer, options.seed, folder)
     print(f"Teaching a tiny Qwen2.5-VL to read handwritten digits with {run.trainer.upper()}; results go to {folder}")
     try:
-        before, after, curve, command = everything(run)
+        before, after, curve, command = run_stages(run)
     except subprocess.CalledProcessError as error:
         print(f"The training stopped with status {error.returncode}. The end of its log:\n{error.output}")
         return 1
-    finish(run, before, after, curve, command)
-    return verdict(before.main.value, after.main.value)
+    write_results(run, before, after, curve, command)
+    return check_accuracies(before.main.value, after.main.value)
 
 
 def parser() -> argparse.ArgumentParser:
     """The three flags."""
-    flags = CommandParser("quickstart", description=__doc__.splitlines()[0])
+    flags = CommandParser("vlm-grpo quickstart", description=__doc__.splitlines()[0])
     flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
     flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
     flags.add_argument("--output_dir", help="default: quickstart_output/TRAINER_seedN")
     return flags
 
 
-def everything(run: Run) -> tuple[Any, Any, Any, list[str]]:
+def run_stages(run: QuickstartRun) -> tuple[Any, Any, Any, list[str]]:
     """Evaluations before and after reinforcement learning, the reward curve between them, and the command of it."""
     from transformers.utils import logging as transformers_logging
 
@@ -119,7 +77,7 @@ def everything(run: Run) -> tuple[Any, Any, Any, list[str]]:
     return before, after, curve, command
 
 
-def prepare_digits(run: Run) -> Any:
+def prepare_digits(run: QuickstartRun) -> Any:
     """Write the images and jsonl files."""
     from vlm_grpo.synthetic import write_digits
 
@@ -129,22 +87,22 @@ def prepare_digits(run: Run) -> Any:
     return files
 
 
-def rows_of(run: Run, path: Path, images: Path) -> Any:
+def load_rows(run: QuickstartRun, path: Path, images: Path) -> Any:
     """The rows of one jsonl file."""
     from vlm_grpo.data import load_dataset
 
     return load_dataset(str(path), image_folders=str(images), task=TASK)
 
 
-def warm_start(run: Run, files: Any) -> tuple[Any, Any]:
+def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
     """Build the model, teach it the form of an answer and mostly right labels, and save it."""
     import torch
 
-    from vlm_grpo.cli.warm_start import completion, warm_up
+    from vlm_grpo.quickstart.warm_start import completion, warm_up
     from vlm_grpo.tiny import QUICKSTART, build_tiny_qwen
 
     torch.manual_seed(run.seed)
-    rows = rows_of(run, files.train, files.images)
+    rows = load_rows(run, files.train, files.images)
     asked = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
     corpus = [*asked, completion(" ".join("0123456789")), "user assistant system"]
     model, processor = build_tiny_qwen(QUICKSTART, corpus=corpus, seed=run.seed)
@@ -169,18 +127,18 @@ def load(folder: Path) -> tuple[Any, Any]:
     return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
-def evaluate_stage(run: Run, name: str, model: Any, processor: Any, files: Any) -> Any:
+def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, files: Any) -> Any:
     """Greedy answers to all held-out images."""
     from vlm_grpo.evaluation import evaluate
 
-    rows = rows_of(run, files.held_out, files.images)
+    rows = load_rows(run, files.held_out, files.images)
     with run.stage(name, len(rows), "image") as bar:
         evaluation = evaluate(model, processor, rows, task=TASK, seed=run.seed, on_batch=bar.update, **GENERATION)
         bar.set_postfix(accuracy=str(evaluation.main))
     return evaluation
 
 
-def training_command(run: Run, files: Any) -> list[str]:
+def training_command(run: QuickstartRun, files: Any) -> list[str]:
     """The command line of the training, as a user would type it."""
     import vlm_grpo
 
@@ -215,7 +173,7 @@ def training_command(run: Run, files: Any) -> list[str]:
     return words
 
 
-def train(run: Run, command: list[str]) -> Any:
+def train(run: QuickstartRun, command: list[str]) -> Any:
     """Run the training command with its steps on a progress bar and its output in a log file; gives the reward curve.
 
     Raises:
@@ -227,7 +185,7 @@ def train(run: Run, command: list[str]) -> Any:
     with (
         run.stage("training", run.settings.steps, "step") as bar,
         log_path.open("w", encoding="utf-8") as log,
-        started(command, environment) as process,
+        child_process(command, environment) as process,
     ):
         for line in process.stdout:
             log.write(line)
@@ -241,7 +199,7 @@ def train(run: Run, command: list[str]) -> Any:
 
 
 @contextmanager
-def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+def child_process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """A process whose output can be read line by line, and which does not outlive this one."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -264,11 +222,11 @@ def reward_curve(folder: Path) -> Any:
     return Curve([step for step, _ in points], [value for _, value in points], "accuracy reward of sampled answers")
 
 
-def finish(run: Run, before: Any, after: Any, curve: Any, command: list[str]) -> None:
+def write_results(run: QuickstartRun, before: Any, after: Any, curve: Any, command: list[str]) -> None:
     """Write report, picture and results, and print the table."""
-    from vlm_grpo.cli.quickstart_report import write_outputs
     from vlm_grpo.evaluation.results import versions
     from vlm_grpo.io import write_whole
+    from vlm_grpo.quickstart.outputs import write_outputs
 
     with run.stage("report", 1, "page") as bar:
         write_outputs(run, before, after, curve, command)
@@ -286,7 +244,7 @@ def finish(run: Run, before: Any, after: Any, curve: Any, command: list[str]) ->
     print_table(run, before, after, curve)
 
 
-def print_table(run: Run, before: Any, after: Any, curve: Any) -> None:
+def print_table(run: QuickstartRun, before: Any, after: Any, curve: Any) -> None:
     """The one table, and where everything is."""
     tenth = max(1, len(curve.values) // 10)
     first, last = (sum(part) / len(part) for part in (curve.values[:tenth], curve.values[-tenth:]))
@@ -301,7 +259,7 @@ def print_table(run: Run, before: Any, after: Any, curve: Any) -> None:
     print(f"report:  {run.folder / 'report.html'}\npicture: {run.folder / 'picture.png'}")
 
 
-def verdict(before: float, after: float) -> int:
+def check_accuracies(before: float, after: float) -> int:
     """0 when the accuracies are what this quickstart promises, else 1 and a sentence."""
     if before <= LIMITS[0] and after >= LIMITS[1]:
         return 0

@@ -1,17 +1,20 @@
-"""Writes docs/algorithms.md from the table of algorithms: `python -m vlm_grpo.cli.algorithms_page`."""
+"""Writes docs/algorithms.md from the table of algorithms: `python docs/gen_algorithms.py`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.recipes import RECIPES  # not those that somebody registered
 
-PAGE = Path("docs/algorithms.md")
+PAGE = Path(__file__).with_name("algorithms.md")
 HEAD = """# Algorithms
 
-<!-- Written by `python -m vlm_grpo.cli.algorithms_page`; a test fails when it is out of date. -->
+<!-- Written by `python docs/gen_algorithms.py`; a test fails when it is out of date. -->
 
 `--algorithm NAME` sets the published recipe; a configuration file and the command line win over it. In a script it is
 `VLMGRPOConfig.of("opo", "output", learning_rate=1e-6)`. Every result is the same however completions are cut into

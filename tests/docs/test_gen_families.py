@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli.families_page import page
+from docs.gen_families import page
 from vlm_grpo.cli.main import main
 from vlm_grpo.families import FAMILIES
 

@@ -1,14 +1,18 @@
-"""`vlm-grpo families`, and docs/families.md from the same table: `python -m vlm_grpo.cli.families_page` writes it."""
+"""Write docs/families.md from the table of model families: `python docs/gen_families.py`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+from vlm_grpo.cli.list import family_cells
 from vlm_grpo.families import FAMILIES, Family
 from vlm_grpo.refusals import REFUSALS
 
-PAGE = Path("docs/families.md")
+PAGE = Path(__file__).with_name("families.md")
 # Tokens of a picture of 1600 x 1200 pixels: by default, with --max_image_tokens 1024, and with 256. Text is the least
 # that the limit can be. tests/test_image_tokens.py counts them again with the settings of the hub.
 EXAMPLES: Mapping[str, tuple[int, int | str, int | str]] = {
@@ -42,7 +46,7 @@ EXAMPLES: Mapping[str, tuple[int, int | str, int | str]] = {
 }
 HEAD = """# Model families
 
-<!-- Written by `python -m vlm_grpo.cli.families_page`; a test fails when it is out of date. -->
+<!-- Written by `python docs/gen_families.py`; a test fails when it is out of date. -->
 
 A family is named by `model_type` in a checkpoint's config.json. What is not listed here is tried in a generic way, with
 a warning where facts would have decided. `vlm-grpo families` prints the first table.
@@ -115,22 +119,6 @@ and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of 
 """
 
 
-def lines() -> list[str]:
-    """One line for each family, and below it examples of checkpoints."""
-    found = []
-    for name, family in FAMILIES.items():
-        prefix, video, tools, space = cells(family)
-        found.append(f"{name:<23} shared prefix {prefix:<31} videos {video:<4} boxes {space:<9} tools {tools}")
-        found.append(f"{'':<23} {', '.join(family.checkpoints)}")
-    return found
-
-
-def cells(family: Family) -> tuple[str, str, str, str]:
-    """Shared prefix, videos, tools and coordinate space of a family, as they are printed."""
-    prefix = "yes" if family.refuses_prefix is None else f"no: {family.refuses_prefix}"
-    return prefix, "yes" if family.has_video else "no", family.tools or "-", family.coordinate_space or "-"
-
-
 def page() -> str:
     """The whole page."""
     known = [f"| `{name}` | {family.coordinate_space} | {family.source} |" for name, family in FAMILIES.items()
@@ -150,7 +138,7 @@ def page() -> str:
 
 def _row(name: str, family: Family) -> str:
     examples = ", ".join(f"`{one}`" if "/" in one and " " not in one else one for one in family.checkpoints)
-    prefix, video, tools, space = cells(family)
+    prefix, video, tools, space = family_cells(family)
     return f"| `{name}` | {examples} | {prefix} | {video} | {tools} | {space} |"
 
 

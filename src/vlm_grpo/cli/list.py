@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_grpo.families import Family
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +43,7 @@ def reward_lines() -> list[str]:
     """Name of every reward and the first line of its docstring."""
     from vlm_grpo.rewards import REWARDS
 
-    return [f"{name:<18} {_first_line(reward)}" for name, reward in REWARDS.items()]
+    return [f"{name:<18} {first_line(reward)}" for name, reward in REWARDS.items()]
 
 
 def algorithm_lines() -> list[str]:
@@ -63,20 +66,31 @@ def environment_lines() -> list[str]:
     lines = []
     for name in ENVIRONMENTS:
         kind = find_environment(name)
-        lines.append(f"{name:<14} {_first_line(kind)}")
+        lines.append(f"{name:<14} {first_line(kind)}")
         options = {key: value.default for key, value in signature(kind).parameters.items()}
         lines.append(f"{'':<14} --environment_options '{json.dumps(options, default=str)}'")
     return lines
 
 
 def family_lines() -> list[str]:
-    """What each model family can, and examples of its checkpoints."""
-    from vlm_grpo.cli.families_page import lines
+    """Return what each model family supports, and below it examples of its checkpoints."""
+    from vlm_grpo.families import FAMILIES
 
-    return lines()
+    lines = []
+    for name, family in FAMILIES.items():
+        prefix, video, tools, space = family_cells(family)
+        lines.append(f"{name:<23} shared prefix {prefix:<31} videos {video:<4} boxes {space:<9} tools {tools}")
+        lines.append(f"{'':<23} {', '.join(family.checkpoints)}")
+    return lines
 
 
-def _first_line(reward: Any) -> str:
+def family_cells(family: Family) -> tuple[str, str, str, str]:
+    """Return shared prefix, videos, tools and coordinate space of a family, as they are printed."""
+    prefix = "yes" if family.refuses_prefix is None else f"no: {family.refuses_prefix}"
+    return prefix, "yes" if family.has_video else "no", family.tools or "-", family.coordinate_space or "-"
+
+
+def first_line(reward: Any) -> str:
     """Of its docstring, with the options that make the entry out of a more general reward."""
     options = ", ".join(f"{name}={value}" for name, value in getattr(reward, "keywords", {}).items())
     line = (getattr(reward, "func", reward).__doc__ or "").strip().splitlines()[0]

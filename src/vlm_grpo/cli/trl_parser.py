@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from trl import TrlParser
 
-from vlm_grpo.cli.arguments import wanted_value, without_flag
+from vlm_grpo.cli.args import wanted_value, without_flag
 
 EXPECTED = {"invalid int value": "must be a whole number", "invalid float value": "must be a number"}
 

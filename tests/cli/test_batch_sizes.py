@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli.batches import batch_problems
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.batch_sizes import batch_problems
+from vlm_grpo.cli.train_args import UsageError, parse
 
 QUICK = ["--use_cpu", "--report_to", "none", "--model_name_or_path", "m", "--data_file_paths", "a.jsonl"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.files import write_jsonl
-from vlm_grpo.cli.index import main
+from vlm_grpo.cli.build_index import main
 from vlm_grpo.envs.search import SearchIndex
 from vlm_grpo.synthetic.retrieval_qa import QUESTIONS, document, search_example, ships, write_documents
 

@@ -1,6 +1,6 @@
 """This package's own training flags, and the checks of a command line that need no torch.
 
-TRL's flags are known here by name only (trl_flags.json, written by `python -m vlm_grpo.cli.flags`), so that `--help`
+TRL's flags are known here by name only (trl_flags.json, written by `python docs/gen_trl_flags.py`), so that `--help`
 and a misspelt flag answer at once.
 """
 

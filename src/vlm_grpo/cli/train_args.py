@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.arguments import (
+from vlm_grpo.cli.args import (
     ScriptArguments,
     flag_names,
     ineffective_flags,
@@ -20,9 +20,9 @@ from vlm_grpo.cli.arguments import (
     wanted_value,
     without_flag,
 )
-from vlm_grpo.cli.batches import batch_problems
-from vlm_grpo.cli.machine import flag_conflicts
+from vlm_grpo.cli.batch_sizes import batch_problems
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
+from vlm_grpo.cli.preflight import flag_conflicts
 from vlm_grpo.cli.translation import nested, translate, translate_keys
 from vlm_grpo.redact import redact_text
 from vlm_grpo.table import unknown_name
@@ -107,7 +107,7 @@ def _with_known_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list
 def _flag_parser(trainer: str) -> Any:
     from trl import ModelConfig
 
-    from vlm_grpo.cli.flag_parser import FlagParser
+    from vlm_grpo.cli.trl_parser import FlagParser
     from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
     return FlagParser((ScriptArguments, VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig, ModelConfig))

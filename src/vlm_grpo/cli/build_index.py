@@ -17,7 +17,7 @@ SOURCES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file and return the exit status: 0, 1 for documents that cannot be read, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    from vlm_grpo.cli._exit import exit_status
 
     parser = CommandParser("vlm-grpo index", description=__doc__, epilog=EXAMPLE)
     add = parser.add_argument

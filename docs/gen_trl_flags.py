@@ -1,15 +1,18 @@
 """Write trl_flags.json: the names of TRL's flags and a line of help each. Run after changing the TRL version.
 
-python -m vlm_grpo.cli.flags
+python docs/gen_trl_flags.py
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
-TARGET = Path(__file__).with_name("trl_flags.json")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+
+TARGET = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo" / "cli" / "trl_flags.json"
 
 
 def collect() -> dict[str, dict[str, str]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.cli import quickstart
-from vlm_grpo.cli.warm_start import Encoded, _batch, completion, warm_up, wrong_label
+from vlm_grpo.quickstart import demo
+from vlm_grpo.quickstart.run import STAGES, QuickstartRun, QuickstartSettings
+from vlm_grpo.quickstart.warm_start import Encoded, _batch, completion, warm_up, wrong_label
 from vlm_grpo.rewards import score
 from vlm_grpo.synthetic import DigitFiles
 from vlm_grpo.trainers.rollout import Sample
@@ -52,10 +53,10 @@ def test_warm_up_learns_and_repeats_itself(rows: Any):
 
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
 def test_training_command_parses(trainer: str, digits: DigitFiles, tmp_path: Path):
-    from vlm_grpo.cli.parsing import parse
+    from vlm_grpo.cli.train_args import parse
 
-    run = quickstart.Run(trainer, 3, tmp_path)
-    command = quickstart.training_command(run, digits)
+    run = QuickstartRun(trainer, 3, tmp_path)
+    command = demo.training_command(run, digits)
     assert Path(command[1]).name == "grpo_jsonl.py"
     script, training, model = parse(command[2:])
     assert (script.trainer, training.seed, training.max_steps) == (trainer, 3, run.settings.steps)
@@ -65,33 +66,33 @@ def test_training_command_parses(trainer: str, digits: DigitFiles, tmp_path: Pat
 
 def test_started_process_does_not_outlive_its_block():
     command = [sys.executable, "-c", "print('hello', flush=True); import time; time.sleep(60)"]
-    with pytest.raises(KeyboardInterrupt), quickstart.started(command, {}) as process:
+    with pytest.raises(KeyboardInterrupt), demo.child_process(command, {}) as process:
         assert process.stdout.readline() == "hello\n"
         raise KeyboardInterrupt
     assert process.poll() is not None
 
 
 def test_train_shows_the_end_of_a_failed_log(tmp_path: Path):
-    run = quickstart.Run("grpo", 0, tmp_path)
+    run = QuickstartRun("grpo", 0, tmp_path)
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        quickstart.train(run, [sys.executable, "-c", "raise SystemExit('no such thing')"])
+        demo.train(run, [sys.executable, "-c", "raise SystemExit('no such thing')"])
     assert "no such thing" in caught.value.output
     assert "no such thing" in (tmp_path / "grpo.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("before", "after", "status"), [(0.5, 0.9, 0), (0.61, 0.9, 1), (0.5, 0.84, 1)])
 def test_verdict_holds_the_promise(before: float, after: float, status: int):
-    assert quickstart.verdict(before, after) == status
+    assert demo.check_accuracies(before, after) == status
 
 
 def test_threads_sleep_while_they_wait_and_are_one_unless_asked_for():
     """Set before torch is loaded, which reads them once; a user's own choice stays."""
     script = (
         "import os, sys\n"
-        "from vlm_grpo.cli import quickstart\n"
-        "quickstart.everything = lambda run: sys.exit(f\"{'torch' in sys.modules} {os.environ['OMP_NUM_THREADS']} \"\n"
+        "from vlm_grpo.quickstart import demo\n"
+        "demo.run_stages = lambda run: sys.exit(f\"{'torch' in sys.modules} {os.environ['OMP_NUM_THREADS']} \"\n"
         "                                             f\"{os.environ['OMP_WAIT_POLICY']}\")\n"
-        "quickstart.main(['--output_dir', 'none'])"
+        "demo.main(['--output_dir', 'none'])"
     )
     for threads, expected in ((None, "1"), ("3", "3")):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
@@ -106,16 +107,16 @@ def test_threads_sleep_while_they_wait_and_are_one_unless_asked_for():
 def test_quickstart_runs_from_end_to_end(
     trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    few = quickstart.Settings(warm_steps=30, steps=2, batch=8, num_generations=2)
-    monkeypatch.setattr(quickstart.Run, "__init__", small(quickstart.Run.__init__, few))
-    quickstart.main(["--trainer", trainer, "--output_dir", str(tmp_path)])
+    few = QuickstartSettings(warm_steps=30, steps=2, batch=8, num_generations=2)
+    monkeypatch.setattr(QuickstartRun, "__init__", small(QuickstartRun.__init__, few))
+    demo.main(["--trainer", trainer, "--output_dir", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["after"]["accuracy"]["count"] == 297
-    assert set(results["seconds"]) == set(quickstart.STAGES)
+    assert set(results["seconds"]) == set(STAGES)
     for name in ("report.html", "picture.png", "predictions_before.jsonl", "predictions_after.jsonl", f"{trainer}.log"):
         assert (tmp_path / name).stat().st_size > 100
     assert f"after {trainer.upper()}" in capsys.readouterr().out
 
 
-def small(init: Any, settings: quickstart.Settings) -> Any:
+def small(init: Any, settings: QuickstartSettings) -> Any:
     return lambda self, trainer, seed, folder: init(self, trainer, seed, folder, settings)

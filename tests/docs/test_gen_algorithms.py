@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.gen_algorithms import page
 from tests.support.training import image_rows, length_reward, settings
-from vlm_grpo.cli.algorithms_page import page
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlm_grpo.cli import machine
-from vlm_grpo.cli.machine import flag_conflicts, machine_lacks
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli import preflight
+from vlm_grpo.cli.preflight import flag_conflicts, machine_lacks
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import UsageError, parse
 
 QUICK = "--use_cpu true --bf16 false --report_to none --model_name_or_path no/such/model --data_file_paths none.jsonl"
 
@@ -42,8 +42,8 @@ def training(device: str = "cuda", kind: str = "MULTI_GPU", stage: int = 0, fsdp
 def test_a_package_that_is_missing_is_named_with_its_command(
     flags: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    there = machine.is_installed
-    monkeypatch.setattr(machine, "is_installed", lambda name: name not in ("wandb", "mlflow", "vllm") and there(name))
+    there = preflight.is_installed
+    monkeypatch.setattr(preflight, "is_installed", lambda name: name not in ("wandb", "mlflow", "vllm") and there(name))
     assert main(words(tmp_path, *flags.split())) == 2
     error = capsys.readouterr().err
     assert re.search(said, error) and "tensorboard needs" not in error
@@ -75,11 +75,11 @@ def test_quantized_weights_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_quantized_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     assert machine_lacks(model(load_in_4bit=True), training()) == [
         "--load_in_4bit needs bitsandbytes: pip install 'vlm_grpo[quantization]'"
     ]
-    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     assert machine_lacks(model(load_in_4bit=True), training()) == []
     assert machine_lacks(model(), training("cpu")) == []
 
@@ -98,10 +98,10 @@ def test_fsdp_needs_gpus(kind: str, is_refused: bool, monkeypatch: pytest.Monkey
 def test_flash_attention_needs_its_package(name: str, monkeypatch: pytest.MonkeyPatch):
     asked = model(attn_implementation=name)
     assert machine_lacks(model(attn_implementation="sdpa"), training()) == []
-    monkeypatch.setattr(machine, "find_spec", lambda module: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda module: None)
     (problem,) = machine_lacks(asked, training())
     assert f"--attn_implementation {name} needs the package flash_attn" in problem and "install" in problem
-    monkeypatch.setattr(machine, "find_spec", lambda module: object() if module == "kernels" else None)
+    monkeypatch.setattr(preflight, "find_spec", lambda module: object() if module == "kernels" else None)
     assert machine_lacks(asked, training()) == []
 
 

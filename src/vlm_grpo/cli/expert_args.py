@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.args import ScriptArguments
+from vlm_grpo.cli.train_args import UsageError
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.templates import Prompting

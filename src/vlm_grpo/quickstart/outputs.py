@@ -13,10 +13,10 @@ from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
 
 if TYPE_CHECKING:
-    from vlm_grpo.cli.quickstart import Run
+    from vlm_grpo.quickstart.run import QuickstartRun
 
 
-def write_outputs(run: Run, before: Any, after: Any, curve: Curve, command: list[str]) -> None:
+def write_outputs(run: QuickstartRun, before: Any, after: Any, curve: Curve, command: list[str]) -> None:
     """Write everything into the run's folder."""
     for name, evaluation in (("before", before), ("after", after)):
         lines = [dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
@@ -60,7 +60,9 @@ def lead(before: Any) -> str:
     )
 
 
-def sections(run: Run, before: Any, after: Any, curve: Curve, cards: list[Card], command: list[str]) -> list[Section]:
+def sections(
+    run: QuickstartRun, before: Any, after: Any, curve: Curve, cards: list[Card], command: list[str]
+) -> list[Section]:
     """The parts of the page."""
     metrics = [[name, str(before.metrics[name]), str(after.metrics[name])] for name in before.metrics]
     times = [[name, f"{value:.1f} s"] for name, value in run.seconds.items()]
