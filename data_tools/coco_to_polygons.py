@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.datasets.coco import Made, Segment, ShapeOptions
+    from vlm_grpo.data.datasets.coco import Segment, SegResult, ShapeOptions
     from vlm_grpo.data.errors import Problem
 
 SERVER = "http://images.cocodataset.org"
@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
-    from vlm_grpo.data.datasets.coco import read_instances, segments
+    from vlm_grpo.data.datasets.coco import read_instances, segment_targets
     from vlm_grpo.data.errors import problem_table
     from vlm_grpo.io import refuse_existing
 
@@ -82,10 +82,10 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.download:
         download(arguments, source)
     instances = read_instances(source)
-    chosen = list(segments(instances, source, arguments.max_same))[: arguments.limit]
+    chosen = list(segment_targets(instances, source, arguments.max_same))[: arguments.limit]
     held_out = val_images(chosen, arguments.val_split_ratio, arguments.seed)
     problems = list(instances.problems)
-    counts = write(make_rows(chosen, options, arguments.workers), paths, held_out, problems, arguments)
+    counts = write(seg_rows(chosen, options, arguments.workers), paths, held_out, problems, arguments)
     if problems:
         print(f"left out\n{problem_table(problems)}", file=sys.stderr)
     for path, count in zip(paths, counts, strict=True):
@@ -143,13 +143,13 @@ def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
     return set(images[:count])
 
 
-def make_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[Made]:
+def seg_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
     """What becomes of each segment, in their order, however many processes work on them."""
     from tqdm import tqdm
 
-    from vlm_grpo.data.datasets.coco import make_row
+    from vlm_grpo.data.datasets.coco import seg_row
 
-    work = partial(make_row, options=options)
+    work = partial(seg_row, options=options)
     shown = {"total": len(chosen), "disable": None, "unit": "mask"}  # no bar in a log file
     if workers == 1:
         yield from tqdm(map(work, chosen), **shown)
@@ -159,7 +159,7 @@ def make_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Ite
 
 
 def write(
-    made: Iterable[Made],
+    made: Iterable[SegResult],
     paths: list[Path],
     held_out: set[int],
     problems: list[Problem],

@@ -96,16 +96,16 @@ def make_rows(arguments: argparse.Namespace, instances: Instances, problems: lis
     return list(referring_rows(chosen, instances, first_only=arguments.sentences == "first"))
 
 
-def image_path(form: str, file_name: str, number: int) -> str:
+def image_path(template: str, file_name: str, number: int) -> str:
     """The path of an image in the rows.
 
     Raises:
-        ValueError: the form has other fields than these two, or is broken.
+        ValueError: the template has other fields than these two, or is malformed.
     """
     try:
-        return form.format(file_name=file_name, id=number)
+        return template.format(file_name=file_name, id=number)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"--image_path {form}: expected {{file_name}} and {{id}} only, got {error}") from error
+        raise ValueError(f"--image_path {template}: expected {{file_name}} and {{id}} only, got {error}") from error
 
 
 def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:

@@ -33,16 +33,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the output, unless a row cannot be converted."""
-    from vlm_grpo.data.converters import FORMS, convert_files
+    from vlm_grpo.data.converters import FORMATS, convert_files
     from vlm_grpo.data.paths import split_paths
     from vlm_grpo.io import refuse_existing
 
     inputs = [Path(path) for path in split_paths(arguments.input)]
     folder = arguments.image_folder
-    forms = [FORMS[arguments.source], FORMS[arguments.target]]
-    if folder is None and any(form.needs_folder for form in forms):
+    formats = [FORMATS[arguments.source], FORMATS[arguments.target]]
+    if folder is None and any(file_format.needs_folder for file_format in formats):
         raise ValueError("a parquet file holds the images themselves: --image_folder says where their files are or go")
-    if folder is not None and not any(form.uses_folder for form in forms):
+    if folder is not None and not any(file_format.uses_folder for file_format in formats):
         raise ValueError("--image_folder does nothing here: both forms have paths relative to a folder of your choice")
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"--image_folder {folder}: no such folder; make it first")

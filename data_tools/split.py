@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs fro
 if TYPE_CHECKING:
     from vlm_grpo.data.errors import Problem
     from vlm_grpo.data.readers.text_files import JsonlSource, RawRow
-    from vlm_grpo.data.split import Groups
+    from vlm_grpo.data.split import RowGroups
 
 PARTS = ("train", "val")
 
@@ -41,13 +41,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def split(arguments: argparse.Namespace) -> int:
     """Write both parts of every file: its lines as they are, in their order."""
-    from vlm_grpo.data.split import Groups, held_out
+    from vlm_grpo.data.split import RowGroups, sample_held_out
     from vlm_grpo.io import refuse_existing
 
     sources = open_files(arguments)
     outputs = output_paths(arguments, sources)
     refuse_existing([path for pair in outputs for path in pair], overwrite=arguments.overwrite)
-    groups = Groups()
+    groups = RowGroups()
     for source in sources:
         group_rows(source, arguments.group_by, groups)
     ratio = arguments.val_split_ratio
@@ -55,7 +55,7 @@ def split(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--val_split_ratio must be between 0 and 1, got {ratio}")
     wanted = round(len(groups) * ratio) if arguments.val_rows is None else arguments.val_rows
     members = groups.members()
-    chosen = held_out(members, wanted, arguments.seed)
+    chosen = sample_held_out(members, wanted, arguments.seed)
     counts = write_parts(sources, outputs, chosen)
     for pair, numbers in zip(outputs, counts, strict=True):
         for path, count in zip(pair, numbers, strict=True):
@@ -70,13 +70,13 @@ def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
     from vlm_grpo.data.readers import open_sources
     from vlm_grpo.data.readers.text_files import JsonlSource
 
-    opened = open_sources(arguments.data_file_paths, image_folders=arguments.image_folders)
-    if opened.problems:
-        raise DataError(opened.problems)
-    for source in opened.sources:
+    result = open_sources(arguments.data_file_paths, image_folders=arguments.image_folders)
+    if result.problems:
+        raise DataError(result.problems)
+    for source in result.sources:
         if not isinstance(source, JsonlSource):
             raise ValueError(f"{source.name}: expected a jsonl file; data_tools/convert.py makes one")
-    return opened.sources
+    return result.sources
 
 
 def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> list[tuple[Path, Path]]:
@@ -96,7 +96,7 @@ def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> l
     return pairs
 
 
-def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
+def group_rows(source: JsonlSource, group_by: str, groups: RowGroups) -> None:
     """Add the rows of a file to the groups.
 
     Raises:
@@ -114,15 +114,15 @@ def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
     """What the row shares with others of its group; what prevents it goes to `problems`."""
     from vlm_grpo.data.errors import Problem
-    from vlm_grpo.data.parsing import as_reading
+    from vlm_grpo.data.parsing import parse_raw_row
 
     where = source.where(index)
     if isinstance(raw, Problem):
         problems.append(raw)
     elif group_by == "image":
-        reading = as_reading(raw, where, index, source.form)
-        problems += (fault for fault in reading.problems if "image" in fault.field and not fault.is_warning)
-        return [hash(ref.key) for ref in (*reading.images, *reading.videos)]  # keys would take much more memory
+        parsed = parse_raw_row(raw, where, index, source.config)
+        problems += (fault for fault in parsed.problems if "image" in fault.field and not fault.is_warning)
+        return [hash(ref.key) for ref in (*parsed.images, *parsed.videos)]  # keys would take much more memory
     elif group_by != "none" and raw.get(group_by) is None:
         problems.append(Problem(where, group_by, "missing or null", "a value to group by"))
     elif group_by != "none":

@@ -61,25 +61,25 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
     Raises:
         DataError: a file or folder is missing.
     """
-    from vlm_grpo.cli.check import data_form, pairing
+    from vlm_grpo.cli.check import pairing, reader_config
     from vlm_grpo.data.errors import DataError
-    from vlm_grpo.data.parsing import as_reading
+    from vlm_grpo.data.parsing import parse_raw_row
     from vlm_grpo.data.readers import open_sources
     from vlm_grpo.data.stats import Statistics
 
-    opened = open_sources(arguments.source, **pairing(arguments), form=data_form(arguments))
-    if opened.problems:
-        raise DataError(opened.problems)
+    result = open_sources(arguments.source, **pairing(arguments), config=reader_config(arguments))
+    if result.problems:
+        raise DataError(result.problems)
     statistics = Statistics(*lengths(arguments.model_name_or_path), common=arguments.top)
     unread: list[str] = []
-    for source in opened.sources:
+    for source in result.sources:
         for number, raw in enumerate(source.rows()):
-            reading = as_reading(raw, source.where(number), number, source.form)
-            if reading.record is None:
-                unread.append(": ".join(next(fault for fault in reading.problems if not fault.is_warning).cells[:3]))
+            parsed = parse_raw_row(raw, source.where(number), number, source.config)
+            if parsed.record is None:
+                unread.append(": ".join(next(fault for fault in parsed.problems if not fault.is_warning).cells[:3]))
                 continue
             try:
-                statistics.add(reading.record)
+                statistics.add(parsed.record)
             except ValueError as error:  # the tokens of a missing image cannot be counted
                 unread.append(str(error))
     return statistics, unread
@@ -87,11 +87,11 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
     """How to measure prompts and answers, and in what: words, or the tokens of a model's processor or tokenizer."""
-    from vlm_grpo.data.stats import words
+    from vlm_grpo.data.stats import count_words
     from vlm_grpo.rewards.accuracy import gold
 
     if model is None:
-        return (lambda record: words(record.question)), (lambda record: words(gold(record.answer))), "words"
+        return (lambda record: count_words(record.question)), (lambda record: count_words(gold(record.answer))), "words"
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model)
@@ -107,11 +107,11 @@ def prompt_tokens(processor: Any) -> Length:
     """The tokens of a rendered prompt with its images; of the question alone for a tokenizer, which knows no images."""
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
-    from vlm_grpo.data.dataset import RowMaker
+    from vlm_grpo.data.dataset import RowTransform
     from vlm_grpo.trainers.lengths import prompt_length
     from vlm_grpo.trainers.rollout import PromptEncoder
 
-    encoder, make = PromptEncoder(processor, {}), RowMaker(()).row
+    encoder, make = PromptEncoder(processor, {}), RowTransform(()).row
     return lambda record: prompt_length(make(record), encoder)
 
 

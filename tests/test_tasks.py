@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.data.parsing import Form, read_row
+from vlm_grpo.data.parsing import ReaderConfig, parse_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
@@ -137,10 +137,10 @@ def test_no_defect_is_an_empty_list(truth: object, said: str):
         ("5", 0.0, 0.0),
     ],
 )
-def test_vqa_reads_a_bare_number_but_no_object_with_text_around_it(said: str, accuracy: float, form: float):
+def test_vqa_reads_a_bare_number_but_no_object_with_text_around_it(said: str, accuracy: float, config: float):
     record = Record(1, "q", "5", task="vqa")
     assert score("accuracy", said, record=record) == accuracy
-    assert score("format", said, record=record) == form
+    assert score("format", said, record=record) == config
 
 
 def test_ideal_vqa_has_the_reference_steps():
@@ -166,9 +166,9 @@ def sections() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", [*TASKS, "Videos"])
 def test_the_documentation_says_what_is_asked_and_what_is_paid(name: str):
     line, prompt, completion = sections()[name]
-    reading = read_row(json.loads(line), "docs", 0, Form())
-    assert reading.problems == []
-    record = reading.record
+    parsed = parse_row(json.loads(line), "docs", 0, ReaderConfig())
+    assert parsed.problems == []
+    record = parsed.record
     task = TASKS[record.task]
     assert task.name == (name if name in TASKS else "default")
     (message,) = PROMPTS[task.prompt].render(record, system=task.system)

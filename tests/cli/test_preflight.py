@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm_grpo.cli import preflight
-from vlm_grpo.cli.preflight import flag_conflicts, machine_lacks
+from vlm_grpo.cli.preflight import flag_conflicts, missing_requirements
 from vlm_grpo.cli.train import main
 from vlm_grpo.cli.train_args import UsageError, parse
 
@@ -76,33 +76,33 @@ def test_quantized_weights_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_quantized_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    assert machine_lacks(model(load_in_4bit=True), training()) == [
+    assert missing_requirements(model(load_in_4bit=True), training()) == [
         "--load_in_4bit needs bitsandbytes: pip install 'vlm_grpo[quantization]'"
     ]
     monkeypatch.setattr(preflight, "find_spec", lambda name: object())
-    assert machine_lacks(model(load_in_4bit=True), training()) == []
-    assert machine_lacks(model(), training("cpu")) == []
+    assert missing_requirements(model(load_in_4bit=True), training()) == []
+    assert missing_requirements(model(), training("cpu")) == []
 
 
 @pytest.mark.parametrize(("kind", "is_refused"), [("NO", True), ("MULTI_CPU", True), ("MULTI_GPU", False)])
 def test_fsdp_needs_gpus(kind: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch):
     """Accelerate shards only where there are devices; on CPU processes it trains with DDP and does not say so."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert bool(machine_lacks(model(), training(kind=kind))) is is_refused
+    assert bool(missing_requirements(model(), training(kind=kind))) is is_refused
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    assert machine_lacks(model(), training(kind=kind)) == []
-    assert bool(machine_lacks(model(), training(kind=kind, fsdp=True))) is is_refused
+    assert missing_requirements(model(), training(kind=kind)) == []
+    assert bool(missing_requirements(model(), training(kind=kind, fsdp=True))) is is_refused
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flash_attention_4"])
 def test_flash_attention_needs_its_package(name: str, monkeypatch: pytest.MonkeyPatch):
     asked = model(attn_implementation=name)
-    assert machine_lacks(model(attn_implementation="sdpa"), training()) == []
+    assert missing_requirements(model(attn_implementation="sdpa"), training()) == []
     monkeypatch.setattr(preflight, "find_spec", lambda module: None)
-    (problem,) = machine_lacks(asked, training())
+    (problem,) = missing_requirements(asked, training())
     assert f"--attn_implementation {name} needs the package flash_attn" in problem and "install" in problem
     monkeypatch.setattr(preflight, "find_spec", lambda module: object() if module == "kernels" else None)
-    assert machine_lacks(asked, training()) == []
+    assert missing_requirements(asked, training()) == []
 
 
 @pytest.mark.parametrize(

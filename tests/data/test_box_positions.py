@@ -10,13 +10,13 @@ import pytest
 from tests.data.files import png, turns, write_jsonl
 from vlm_grpo.data import check_source
 from vlm_grpo.data.errors import Problem
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 
 
 def problems(folder: Path, rows: list[dict[str, Any]], size: tuple[int, int] = (120, 90)) -> list[Problem]:
     (folder / "a.png").write_bytes(png(size=size))
     full = [{"image": "a.png", "task": "rec", **row} for row in rows]
-    return check_source(write_jsonl(folder / "a.jsonl", full), image_folders=str(folder), form=Form())
+    return check_source(write_jsonl(folder / "a.jsonl", full), image_folders=str(folder), config=ReaderConfig())
 
 
 def row(box: object, **columns: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vlm_grpo.cli.train import load_data, main
 from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.data import DataError, load_dataset
 from vlm_grpo.data.demonstrations import (
-    Answer,
+    ExpertAnswer,
     check_experts,
     demonstrations,
     expert_answers,
@@ -44,7 +44,7 @@ def lines(folder: Path, *rows: Any) -> str:
 )
 def test_answers_of_a_row(value: Any, texts: list[str]):
     row = {"expert": value, "where": "a.jsonl:3"}
-    assert expert_answers(row) == [Answer(text, "a.jsonl:3") for text in texts]
+    assert expert_answers(row) == [ExpertAnswer(text, "a.jsonl:3") for text in texts]
     assert expert_answers({}) == []
 
 
@@ -58,7 +58,7 @@ def test_a_column_of_the_rows_reaches_the_trainer(tmp_path: Path):
     folder = write_images(tmp_path)
     dataset = load_dataset(data(tmp_path, expert=["one", "two"]), image_folders=str(folder))
     assert dataset[1]["expert"] == ["one", "two"] == dataset[1]["record"].extra["expert"]
-    assert expert_answers(dataset[1])[1] == Answer("two", f"{tmp_path}/a.jsonl:2")
+    assert expert_answers(dataset[1])[1] == ExpertAnswer("two", f"{tmp_path}/a.jsonl:2")
 
 
 def test_files_are_matched_by_id(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -224,7 +224,7 @@ def test_demonstrations_are_asked_as_they_stand(row: dict, tmp_path: Path):
     (shown,) = demonstrations([sft], str(folder))
     assert [block.get("text", "an image") for block in shown["prompt"][0]["content"]] == ["an image", "How many?"]
     assert shown["images"][0].source == f"{folder}/1.png"
-    assert expert_answers(shown) == [Answer(SAID, f"{sft}:1")]
+    assert expert_answers(shown) == [ExpertAnswer(SAID, f"{sft}:1")]
     words = ["--data_file_paths", data(tmp_path), "--image_folders", str(folder), "--expert_data_file_paths", sft]
     given = [*QUICK, *words, "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--num_generations", "4"]
     found = [load_demonstrations(*parse([*given, "--algorithm", name])[:2]) for name in ("chord",)]

@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from tests.data.files import turns
-from vlm_grpo.data.converters.swift import to_ours
+from vlm_grpo.data.converters.swift import to_jsonl
 from vlm_grpo.data.errors import Problem
-from vlm_grpo.data.parsing import Form, read_row
+from vlm_grpo.data.parsing import ReaderConfig, parse_row
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import score
 from vlm_grpo.tasks import ideal_completion
 
 
-def read(row: dict[str, Any], **form: Any) -> Record:
-    reading = read_row({"question": "q", **row}, "a.jsonl:1", 0, Form(**form))
-    assert not reading.problems, reading.problems
-    return reading.record
+def read(row: dict[str, Any], **config: Any) -> Record:
+    parsed = parse_row({"question": "q", **row}, "a.jsonl:1", 0, ReaderConfig(**config))
+    assert not parsed.problems, parsed.problems
+    return parsed.record
 
 
-def complaint(row: dict[str, Any], **form: Any) -> Problem:
-    (problem,) = read_row({"question": "q", **row}, "a.jsonl:1", 0, Form(**form)).problems
+def complaint(row: dict[str, Any], **config: Any) -> Problem:
+    (problem,) = parse_row({"question": "q", **row}, "a.jsonl:1", 0, ReaderConfig(**config)).problems
     return problem
 
 
@@ -125,7 +125,7 @@ def test_a_system_column_is_the_system_turn():
 
 def test_a_system_column_survives_a_conversion():
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "3"}], "system": "Be brief."}
-    assert read(to_ours(row, "")).system == "Be brief."
+    assert read(to_jsonl(row, "")).system == "Be brief."
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.files import turns, write_images, write_jsonl
 from vlm_grpo.data import check_source, load_dataset
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.shapes import encode, write_rle
 
 MASK = np.zeros((60, 80), bool)
@@ -73,7 +73,7 @@ def test_bad_targets_are_named(row: dict, field: str, found: str, expected: str,
 
 def test_the_task_of_all_records_counts_too(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"problem": "q", "answer": "a"}])
-    found = check_source(path, form=Form(task="seg"))
+    found = check_source(path, config=ReaderConfig(task="seg"))
     assert [problem.field for problem in found] == ["mask", "answer"]
 
 

@@ -6,20 +6,20 @@ from typing import Any
 import pytest
 
 from tests.data.files import png, turns
-from vlm_grpo.data.gold_answers import without_letters
-from vlm_grpo.data.parsing import Form, read_row
+from vlm_grpo.data.gold_answers import strip_option_letters
+from vlm_grpo.data.parsing import ReaderConfig, parse_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import ImageRef, Record
 
 
-def read(row: dict[str, Any], **form: Any) -> Record:
-    record, problems, *_ = read_row(row, "f:1", 7, Form(**form))
+def read(row: dict[str, Any], **config: Any) -> Record:
+    record, problems, *_ = parse_row(row, "f:1", 7, ReaderConfig(**config))
     assert record is not None, problems
     return record
 
 
-def complaints(row: dict[str, Any], **form: Any) -> list[tuple[str, str, str]]:
-    record, problems, *_ = read_row(row, "f:1", 7, Form(**form))
+def complaints(row: dict[str, Any], **config: Any) -> list[tuple[str, str, str]]:
+    record, problems, *_ = parse_row(row, "f:1", 7, ReaderConfig(**config))
     assert (record is None) == any(not problem.is_warning for problem in problems)
     assert all(problem.where == "f:1" for problem in problems)
     return [(problem.field, problem.found, problem.expected) for problem in problems]
@@ -149,10 +149,10 @@ def test_vqa_row_has_options_and_steps():
     assert read({**row, "choices": None, "options": {"A": "x", "B": 2}}).options == ("x", "2")
 
 
-def test_without_letters_needs_all_letters_in_order():
-    assert without_letters(["(A) x", "(B) y"]) == ("x", "y")
-    assert without_letters(["A. x", "C. y"]) == ("A. x", "C. y")
-    assert without_letters(["A", "B"]) == ("A", "B")
+def test_strip_option_letters_needs_all_letters_in_order():
+    assert strip_option_letters(["(A) x", "(B) y"]) == ("x", "y")
+    assert strip_option_letters(["A. x", "C. y"]) == ("A. x", "C. y")
+    assert strip_option_letters(["A", "B"]) == ("A", "B")
 
 
 def test_chat_messages_with_images_in_their_blocks():
@@ -254,8 +254,8 @@ def test_outside_images_can_be_allowed():
     ],
 )
 def test_videos_are_files_or_lists_of_frames(column: Any, expected: list):
-    for name, form in (("video", Form(folder="/d")), ("clip", Form(folder="/d", video_key="clip"))):
-        record = read_row({**GOOD, name: column}, "f:1", 0, form).record
+    for name, config in (("video", ReaderConfig(folder="/d")), ("clip", ReaderConfig(folder="/d", video_key="clip"))):
+        record = parse_row({**GOOD, name: column}, "f:1", 0, config).record
         found = [v.source if isinstance(v.source, str) else [f.source for f in v.source] for v in record.videos]
         assert found == expected
     if isinstance(column, dict):
@@ -264,8 +264,8 @@ def test_videos_are_files_or_lists_of_frames(column: Any, expected: list):
 
 def test_video_markers_keep_their_place_and_others_come_first():
     row = {"image": "0.png", "videos": ["a.mp4", "b.mp4"], "conversations": turns("<image>see <video> now", "a")}
-    record = read_row(row, "f:1", 0, Form()).record
+    record = parse_row(row, "f:1", 0, ReaderConfig()).record
     (message,) = PROMPTS["counting"].render(record)
     assert [block["type"] for block in message["content"]][:5] == ["video", "image", "text", "video", "text"]
-    text = read_row({"conversations": turns("what is <vid>?", "a")}, "f:1", 0, Form()).record
+    text = parse_row({"conversations": turns("what is <vid>?", "a")}, "f:1", 0, ReaderConfig()).record
     assert all(block["type"] == "text" for block in PROMPTS["counting"].render(text)[0]["content"])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.files import turns, write_jsonl
 from vlm_grpo.data.errors import DataError, Problem
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.readers.text_files import JsonlSource, csv_source, json_source
 
 LINE = json.dumps({"conversations": turns("a", "b")}).encode()
@@ -16,7 +16,7 @@ LINE = json.dumps({"conversations": turns("a", "b")}).encode()
 
 def opened(path: Path, content: bytes) -> JsonlSource:
     path.write_bytes(content)
-    return JsonlSource(path, Form())
+    return JsonlSource(path, ReaderConfig())
 
 
 def wheres(source: JsonlSource) -> list[str]:
@@ -84,9 +84,9 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"a\.jsonl.*no such file"):
-        JsonlSource(tmp_path / "a.jsonl", Form())
+        JsonlSource(tmp_path / "a.jsonl", ReaderConfig())
     with pytest.raises(DataError, match="a folder, not a regular file"):
-        JsonlSource(tmp_path, Form())
+        JsonlSource(tmp_path, ReaderConfig())
 
 
 def test_a_pickled_source_reads_the_same(tmp_path: Path):
@@ -99,10 +99,10 @@ def test_a_pickled_source_reads_the_same(tmp_path: Path):
 def test_json_file_is_an_array_or_lines(tmp_path: Path):
     rows = [{"q": 1, "a": "x"}, {"q": "two", "a": [1]}]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
-    source = json_source(tmp_path / "a.json", Form())
+    source = json_source(tmp_path / "a.json", ReaderConfig())
     assert list(source.rows()) == rows
     assert source.where(1) == f"{tmp_path}/a.json[1]"
-    lines = json_source(write_jsonl(tmp_path / "b.json", rows), Form())
+    lines = json_source(write_jsonl(tmp_path / "b.json", rows), ReaderConfig())
     assert list(lines.rows()) == rows
 
 
@@ -118,19 +118,19 @@ def test_json_file_is_an_array_or_lines(tmp_path: Path):
 def test_a_bad_json_file_is_refused(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        json_source(tmp_path / "a.json", Form())
+        json_source(tmp_path / "a.json", ReaderConfig())
 
 
 def test_json_array_with_an_item_that_is_no_object(tmp_path: Path):
     (tmp_path / "a.json").write_text('[{"a": 1}, 2]')
-    problem = list(json_source(tmp_path / "a.json", Form()).rows())[1]
+    problem = list(json_source(tmp_path / "a.json", ReaderConfig()).rows())[1]
     assert (problem.where, problem.found) == (f"{tmp_path}/a.json[1]", "int")
 
 
 def test_csv_cells_stay_text_but_lists(tmp_path: Path):
     text = 'question,answer,options,image\n"How\nmany?",007,"[""a"", ""b""]",\nNA?,null,[x,a.png\n'
     (tmp_path / "a.csv").write_text(text, encoding="utf-8-sig")
-    source = csv_source(tmp_path / "a.csv", Form())
+    source = csv_source(tmp_path / "a.csv", ReaderConfig())
     assert list(source.rows()) == [
         {"question": "How\nmany?", "answer": "007", "options": ["a", "b"], "image": None},
         {"question": "NA?", "answer": "null", "options": "[x", "image": "a.png"},
@@ -145,12 +145,12 @@ def test_csv_cells_stay_text_but_lists(tmp_path: Path):
 def test_a_bad_csv_file_is_refused(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        csv_source(tmp_path / "a.csv", Form())
+        csv_source(tmp_path / "a.csv", ReaderConfig())
 
 
 def test_a_csv_row_with_too_many_cells_is_named(tmp_path: Path):
     (tmp_path / "a.csv").write_text("q,a\n1,2\n1,2,3\n")
-    problem = csv_source(tmp_path / "a.csv", Form()).raw(1)
+    problem = csv_source(tmp_path / "a.csv", ReaderConfig()).raw(1)
     assert (problem.where, problem.found) == (f"{tmp_path}/a.csv:3", "1 cells more than the header")
 
 
@@ -163,6 +163,6 @@ def test_a_repeated_key_is_refused_with_its_line(inner: bytes, tmp_path: Path):
     assert "comes 2 times" in problem.found
     (tmp_path / "a.json").write_bytes(b"[" + inner + b"]")
     with pytest.raises(DataError, match=r"comes 2 times"):
-        json_source(tmp_path / "a.json", Form())
+        json_source(tmp_path / "a.json", ReaderConfig())
     (tmp_path / "a.csv").write_text('q,a\n1,"' + inner.decode().replace('"', '""') + '"\n')
-    assert "comes 2 times" in csv_source(tmp_path / "a.csv", Form()).raw(0).found
+    assert "comes 2 times" in csv_source(tmp_path / "a.csv", ReaderConfig()).raw(0).found

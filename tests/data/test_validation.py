@@ -46,9 +46,9 @@ def test_problems_come_in_the_order_of_the_lines(tmp_path: Path):
 
 def test_every_file_is_looked_at_once_and_reported_for_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    look = validation.image_fault
+    look = validation.validate_image
     monkeypatch.setattr(
-        "vlm_grpo.data.validation.image_fault", lambda ref, decode: seen.append(ref) or look(ref, decode=decode)
+        "vlm_grpo.data.validation.validate_image", lambda ref, decode: seen.append(ref) or look(ref, decode=decode)
     )
     rows = [GOOD, {**GOOD, "image": "9.png"}] * 300
     found = problems(tmp_path, rows)

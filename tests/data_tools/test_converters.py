@@ -13,33 +13,37 @@ from hypothesis import strategies as st
 
 from tests.data.files import turns, write_images
 from tests.data_tools.files import read_jsonl
-from tests.data_tools.foreign import LONG, OURS, SWIFT, write
+from tests.data_tools.foreign import JSONL_ROWS, LONG, SWIFT, write
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.data.converters import FORMS, convert_files, steps
-from vlm_grpo.data.converters.roundtrip import KEPT, Unfit, convert_row
+from vlm_grpo.data.converters import FORMATS, convert_between, convert_files
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, UnsupportedField, convert_row
 from vlm_grpo.data.errors import DataError
 
 
 @pytest.mark.parametrize("form", ["parquet", "swift", "llava"])
-def test_jsonl_to_another_form_and_back_is_equal(tmp_path: Path, form: str):
+def test_jsonl_to_another_form_and_back_is_equal(tmp_path: Path, file_format: str):
     folder = str(write_images(tmp_path))
-    rows = OURS if form == "parquet" else [*OURS, LONG]
+    rows = JSONL_ROWS if file_format == "parquet" else [*JSONL_ROWS, LONG]
     path, there, back = write(tmp_path / "a.jsonl", rows, "jsonl"), tmp_path / "there", tmp_path / "back.jsonl"
-    assert convert_files([path], there, "jsonl", form, folder) == len(rows)
-    assert convert_files([there], back, form, "jsonl", folder) == len(rows)
+    assert convert_files([path], there, "jsonl", file_format, folder) == len(rows)
+    assert convert_files([there], back, file_format, "jsonl", folder) == len(rows)
     assert read_jsonl(back) == rows
     assert [type(row["conversations"][-1]["value"]) for row in read_jsonl(back)][:3] == [str, int, str]
 
 
 @pytest.mark.parametrize("form", ["swift", "llava"])
-def test_another_form_to_jsonl_and_back_is_equal(tmp_path: Path, form: str):
+def test_another_form_to_jsonl_and_back_is_equal(tmp_path: Path, file_format: str):
     folder = str(write_images(tmp_path))
-    rows = SWIFT if form == "swift" else [{"id": "x", "image": "0.png", "conversations": turns("<image>\nq", "[1, 2]")}]
-    path, there, back = write(tmp_path / "a", rows, form), tmp_path / "there.jsonl", tmp_path / "back"
-    assert convert_files([path], there, form, "jsonl", folder) == len(rows)
+    rows = (
+        SWIFT
+        if file_format == "swift"
+        else [{"id": "x", "image": "0.png", "conversations": turns("<image>\nq", "[1, 2]")}]
+    )
+    path, there, back = write(tmp_path / "a", rows, file_format), tmp_path / "there.jsonl", tmp_path / "back"
+    assert convert_files([path], there, file_format, "jsonl", folder) == len(rows)
     assert check(["--data_file_paths", str(there), "--image_folders", folder]) == 0
-    assert convert_files([there], back, "jsonl", form, folder) == len(rows)
-    assert [row for _, row in FORMS[form].read(back, folder)] == rows
+    assert convert_files([there], back, "jsonl", file_format, folder) == len(rows)
+    assert [row for _, row in FORMATS[file_format].read(back, folder)] == rows
 
 
 def test_grounding_of_swift_becomes_boxes(tmp_path: Path):
@@ -56,7 +60,9 @@ def test_grounding_of_swift_becomes_boxes(tmp_path: Path):
 
 def test_boxes_become_grounding_of_swift(tmp_path: Path):
     folder = write_images(tmp_path)
-    convert_files([write(tmp_path / "a", [OURS[3], LONG], "jsonl")], tmp_path / "b", "jsonl", "swift", str(folder))
+    convert_files(
+        [write(tmp_path / "a", [JSONL_ROWS[3], LONG], "jsonl")], tmp_path / "b", "jsonl", "swift", str(folder)
+    )
     one, several = read_jsonl(tmp_path / "b")
     assert one["messages"][1] == {"role": "assistant", "content": '{"bbox_2d": <bbox>}'}
     assert one["objects"] == {"ref": [], "bbox": [[1, 2, 3.5, 4]], "bbox_type": "real"}
@@ -70,10 +76,10 @@ def test_boxes_become_grounding_of_swift(tmp_path: Path):
 
 def test_an_edited_row_is_not_undone():
     """What is kept for the way back belongs to the row as it was."""
-    swift = FORMS["swift"]
-    there, back = (lambda row: swift.to_ours(row, "")), (lambda row: swift.from_ours(row, ""))
+    swift = FORMATS["swift"]
+    there, back = (lambda row: swift.to_jsonl(row, "")), (lambda row: swift.from_jsonl(row, ""))
     ours = convert_row(SWIFT[2], "swift", there, back, "jsonl")
-    assert ours[KEPT]["set"]["messages"] == SWIFT[2]["messages"]
+    assert ours[ROUNDTRIP]["set"]["messages"] == SWIFT[2]["messages"]
     ours["conversations"][-1]["value"] = {"bbox_2d": [1, 1, 2, 2]}
     edited = convert_row(ours, "jsonl", back, there, "swift")
     assert edited["objects"]["bbox"] == [[1, 1, 2, 2]]
@@ -96,24 +102,26 @@ ROW = st.builds(
     ANSWER,
     st.sampled_from([[], [{"from": "system", "value": "s"}]]),
     st.none() | st.just([]) | st.just("a.png") | st.lists(st.sampled_from(["a.png", "https://x/b.png"]), max_size=2),
-    st.dictionaries(TEXT | st.sampled_from(["answer", "messages", "box_space", "images", KEPT]), VALUE, max_size=3),
+    st.dictionaries(
+        TEXT | st.sampled_from(["answer", "messages", "box_space", "images", ROUNDTRIP]), VALUE, max_size=3
+    ),
 )
 
 
 @pytest.mark.parametrize("form", ["parquet", "swift", "llava"])
 @given(row=ROW)
-def test_any_row_comes_back_equal_or_is_refused(form: str, row: dict[str, Any]):
+def test_any_row_comes_back_equal_or_is_refused(file_format: str, row: dict[str, Any]):
     def there(one: dict[str, Any]) -> dict[str, Any]:
-        return FORMS[form].from_ours(one, "")
+        return FORMATS[file_format].from_jsonl(one, "")
 
     def back(one: dict[str, Any]) -> dict[str, Any]:
-        return FORMS[form].to_ours(one, "")
+        return FORMATS[file_format].to_jsonl(one, "")
 
     try:
-        made = convert_row(row, "jsonl", there, back, form)
-    except Unfit:
+        converted = convert_row(row, "jsonl", there, back, file_format)
+    except UnsupportedField:
         return
-    again = convert_row(json.loads(json.dumps(made)), form, back, there, "jsonl")
+    again = convert_row(json.loads(json.dumps(converted)), file_format, back, there, "jsonl")
     assert json.dumps(again, sort_keys=True) == json.dumps(row, sort_keys=True)
 
 
@@ -133,21 +141,21 @@ GARBAGE = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("form", ["swift", "llava", "jsonl"])
 @given(row=GARBAGE)
-def test_any_other_row_is_refused_or_converted(form: str, row: dict[str, Any]):
+def test_any_other_row_is_refused_or_converted(file_format: str, row: dict[str, Any]):
     """No exception but the one that names the row."""
-    for target in {"swift", "llava", "parquet", "jsonl"} - {form}:
-        with contextlib.suppress(Unfit):
-            steps(row, form, target, "")
+    for target in {"swift", "llava", "parquet", "jsonl"} - {file_format}:
+        with contextlib.suppress(UnsupportedField):
+            convert_between(row, file_format, target, "")
 
 
 @pytest.mark.parametrize(
     ("source", "target", "row", "said"),
     [
         ("jsonl", "parquet", LONG, "one question and its answer"),
-        ("jsonl", "parquet", {**OURS[0], "image": "9.png"}, "9.png"),
-        ("jsonl", "parquet", {**OURS[0], "answer": "x"}, "no column of this name"),
-        ("jsonl", "parquet", {**OURS[0], "image": {"bytes": "x"}}, "a path or URL"),
-        ("jsonl", "swift", {**OURS[3], "box_space": "resized"}, "one of original"),
+        ("jsonl", "parquet", {**JSONL_ROWS[0], "image": "9.png"}, "9.png"),
+        ("jsonl", "parquet", {**JSONL_ROWS[0], "answer": "x"}, "no column of this name"),
+        ("jsonl", "parquet", {**JSONL_ROWS[0], "image": {"bytes": "x"}}, "a path or URL"),
+        ("jsonl", "swift", {**JSONL_ROWS[3], "box_space": "resized"}, "one of original"),
         ("jsonl", "swift", {"question": "q", "answer": "a"}, "a list of turns"),
         ("jsonl", "llava", {"conversations": [{"from": "robot", "value": "q"}]}, "one of human"),
         ("jsonl", "llava", {"conversations": [{"from": "human", "value": 3}]}, "text"),
@@ -182,7 +190,7 @@ def test_any_other_row_is_refused_or_converted(form: str, row: dict[str, Any]):
 )
 def test_what_cannot_be_said_names_the_row(tmp_path: Path, source: str, target: str, row: Any, said: str):
     write_images(tmp_path)
-    good = {"jsonl": OURS[0], "swift": SWIFT[0]}[source]
+    good = {"jsonl": JSONL_ROWS[0], "swift": SWIFT[0]}[source]
     path = write(tmp_path / "a.jsonl", [good, row, "{"], "jsonl")
     folder = str(tmp_path / "images")
     with pytest.raises(DataError) as caught:

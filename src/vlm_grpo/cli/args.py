@@ -158,7 +158,7 @@ def flag_names(argv: list[str]) -> list[str]:
     return [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
 
 
-def wanted_value(argv: list[str], name: str) -> str | None:
+def argv_value(argv: list[str], name: str) -> str | None:
     """Return the last value of a flag, the one that argparse takes; empty when none follows, None without the flag."""
     wanted = None
     for here, following in zip(argv, [*argv[1:], ""], strict=True):

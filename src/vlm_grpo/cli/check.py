@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         earned.update(_task_rewards(record))
 
     try:
-        form = data_form(arguments)
+        config = reader_config(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
-        problems = check_source(source, form=form, note=note, **options)
+        problems = check_source(source, config=config, note=note, **options)
     except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
@@ -119,20 +119,20 @@ def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
 
 
-def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How rows are read, by the names of `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
-def data_form(arguments: argparse.Namespace) -> Any:
+def reader_config(arguments: argparse.Namespace) -> Any:
     """The same as a Form."""
-    from vlm_grpo.data import Form
+    from vlm_grpo.data import ReaderConfig
 
-    options = form_options(arguments)
+    options = reader_options(arguments)
     ignored = options.pop("ignore_columns")
-    return Form(**options, ignored=ignored, markup=_markup(arguments.model_name_or_path))
+    return ReaderConfig(**options, ignored=ignored, markup=_markup(arguments.model_name_or_path))
 
 
 def _markup(model: str | None) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')
 REACH = 5.0  # seconds for a connection
 
 
-def given_flags(training: Any) -> list[str]:
+def judge_flags(training: Any) -> list[str]:
     """The --judge_* flags of this run."""
     return [f"--judge_{name}" for name in FLAGS if getattr(training, f"judge_{name}") is not None]
 
@@ -31,7 +31,7 @@ def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) 
         ImportError: the package openai is missing.
     """
     names = [name for name in specs if takes(name, "judge")]
-    flags = given_flags(training)
+    flags = judge_flags(training)
     if flags and not names:
         known = ", ".join(name for name in REWARDS if takes(name, "judge"))
         raise ValueError(f"{', '.join(flags)} would have no effect: of the rewards only {known} can ask a judge")
@@ -54,7 +54,7 @@ def check_judged_rows(
     Raises:
         ValueError: as said.
     """
-    flags = given_flags(training)
+    flags = judge_flags(training)
     if not flags or is_certain(specs, reward_method):
         return
     if not any(row["record"].method in JUDGED for row in dataset):

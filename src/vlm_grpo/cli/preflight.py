@@ -41,12 +41,12 @@ def flag_conflicts(model: Any, training: Any) -> list[str]:
             f"--{name} does not go with DeepSpeed ZeRO-3: transformers loads quantized weights whole into every "
             "process, and their packed form cannot be sharded; use zero2.json, or no --deepspeed"
         )
-    if name == "load_in_8bit" and fsdp_is_wanted(training):
+    if name == "load_in_8bit" and uses_fsdp(training):
         problems.append("--load_in_8bit does not go with FSDP, which cannot shard 8-bit weights; use --load_in_4bit")
     return problems
 
 
-def machine_lacks(model: Any, training: Any) -> list[str]:
+def missing_requirements(model: Any, training: Any) -> list[str]:
     """One sentence for each thing that the run needs and that is not here."""
     problems = []
     name = quantization_flag(model)
@@ -55,8 +55,8 @@ def machine_lacks(model: Any, training: Any) -> list[str]:
     if name is not None and find_spec("bitsandbytes") is None:
         problems.append(f"--{name} needs bitsandbytes: pip install 'vlm_grpo[quantization]'")
     problems += missing_packages(training)
-    problems += flash_attention_lacks(attention_flag(model, training), training.device.type)
-    if fsdp_is_wanted(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
+    problems += missing_flash_attention(attention_flag(model, training), training.device.type)
+    if uses_fsdp(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
         problems.append(
             "FSDP needs GPUs and a launcher (accelerate launch, torchrun): accelerate would not shard here, but train "
             "as without it; leave it out"
@@ -80,7 +80,7 @@ def missing_packages(training: Any) -> list[str]:
     return problems
 
 
-def flash_attention_lacks(implementation: str | None, device: str) -> list[str]:
+def missing_flash_attention(implementation: str | None, device: str) -> list[str]:
     """Say what a flash attention needs and does not have here; nothing for any other attention implementation."""
     if implementation not in FLASH_PACKAGES:
         return []
@@ -116,6 +116,6 @@ def quantization_flag(model: Any) -> str | None:
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)), None)
 
 
-def fsdp_is_wanted(training: Any) -> bool:
+def uses_fsdp(training: Any) -> bool:
     """Whether --fsdp or accelerate's launcher asks for FSDP."""
     return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

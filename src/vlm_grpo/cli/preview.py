@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
-from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+from vlm_grpo.cli.check import add_data_flags, data_source, pairing, reader_options
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.preview_space import row_placer
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
@@ -93,7 +93,7 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
     """The first rows of a data set, rendered and scored."""
     from vlm_grpo.data import load_dataset
 
-    options = {**form_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
+    options = {**reader_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
     template = None
     if arguments.model_name_or_path is not None:
         kwargs = parse_kwargs(arguments.chat_template_kwargs)
@@ -177,10 +177,10 @@ def _is_low(value: float | str | None) -> bool:
 
 
 def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
-    from vlm_grpo.data.images import name_of, open_image
+    from vlm_grpo.data.images import media_name, open_image
 
     image = open_image(ref)
-    caption = f"{name_of(ref.source)} {image.width}x{image.height}"
+    caption = f"{media_name(ref.source)} {image.width}x{image.height}"
     if not with_thumbnail:
         return Picture(caption, None)
     image.thumbnail((THUMBNAIL, THUMBNAIL))

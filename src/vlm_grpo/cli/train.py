@@ -107,7 +107,7 @@ def run(argv: list[str]) -> int:
         if training.process_index == 0:
             print(parameter_table(trainer.model))
         status = train_and_save(trainer, start)
-    leave_together(status)
+    shutdown_distributed(status)
     return status
 
 
@@ -147,7 +147,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
     return 0
 
 
-def leave_together(status: int = 0) -> None:
+def shutdown_distributed(status: int = 0) -> None:
     """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
     from accelerate import PartialState
 
@@ -251,9 +251,9 @@ def check_machine(model: Any, training: Any) -> None:
     Raises:
         UsageError: quantized weights without a GPU or bitsandbytes, FSDP without GPUs.
     """
-    from vlm_grpo.cli.preflight import machine_lacks
+    from vlm_grpo.cli.preflight import missing_requirements
 
-    if problems := machine_lacks(model, training):
+    if problems := missing_requirements(model, training):
         raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from vlm_grpo.cli.args import (
     ScriptArguments,
+    argv_value,
     flag_names,
     ineffective_flags,
     known_flags,
     unknown_flags,
-    wanted_value,
     without_flag,
 )
 from vlm_grpo.cli.batch_sizes import batch_problems
@@ -96,7 +96,7 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
 
 def _with_known_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """The same with the algorithm's name as the table spells it."""
-    name = wanted_value(argv, "algorithm")
+    name = argv_value(argv, "algorithm")
     if name:
         argv = [*without_flag(argv, "algorithm", at_most=1), f"--algorithm={_algorithms().canonical_name(name)}"]
     if config.get("algorithm"):
@@ -201,15 +201,15 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: li
 
     Where one of them is unknown, or they contradict each other, that is a problem more.
     """
-    algorithm = wanted_value(argv, "algorithm") or config.get("algorithm")
-    trainer = wanted_value(argv, "trainer") or config.get("trainer") or None
+    algorithm = argv_value(argv, "algorithm") or config.get("algorithm")
+    trainer = argv_value(argv, "trainer") or config.get("trainer") or None
     needed = None
     try:
         needed = _algorithms().find_algorithm(str(algorithm)).trainer if algorithm else None
     except (KeyError, ValueError) as error:
         problems.append(str(error.args[0]))
         algorithm = None
-    if trainer is None and wanted_value(argv, "trainer") is not None:
+    if trainer is None and argv_value(argv, "trainer") is not None:
         problems.append(f"--trainer: must be followed by one of {', '.join(TRAINERS)}")
     if trainer is not None and trainer not in TRAINERS:
         problems.append(unknown_name("trainer", str(trainer), TRAINERS))
@@ -224,7 +224,7 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
-    accumulation = str(wanted_value(argv, name) or config.get(name, 1))
+    accumulation = str(argv_value(argv, name) or config.get(name, 1))
     # one that is no whole number above 0 is found with the other wrong values
     is_usable = accumulation.isdecimal() and len(accumulation) < 10
     settings = _algorithms().recipe_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
@@ -244,7 +244,7 @@ def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
 
 def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
     """The mapping in the file that --config names; empty without one, and with one that cannot be read."""
-    path = wanted_value(argv, "config")
+    path = argv_value(argv, "config")
     try:
         return {} if path is None else read_config(path)
     except UsageError as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from trl import TrlParser
 
-from vlm_grpo.cli.args import wanted_value, without_flag
+from vlm_grpo.cli.args import argv_value, without_flag
 
 EXPECTED = {"invalid int value": "must be a whole number", "invalid float value": "must be a number"}
 
@@ -47,7 +47,7 @@ class FlagParser(TrlParser):
                 if error.argument_name is None:  # no flag to leave out
                     return ParsedFlags({}, [*problems, error.message])
                 name = error.argument_name.split("/")[0].removeprefix("--")
-                given = wanted_value(argv, name)
+                given = argv_value(argv, name)
                 problems.append(_problem(name, config.get(name) if given is None else given, error.message))
                 if given is None:
                     self.set_defaults(**{name: None})  # what the config file said

@@ -2,7 +2,7 @@
 
 from vlm_grpo.data.dataset import load_dataset, val_split
 from vlm_grpo.data.errors import DataError, Problem, problem_table
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.validation import check_source
 
-__all__ = ["DataError", "Form", "Problem", "check_source", "load_dataset", "problem_table", "val_split"]
+__all__ = ["DataError", "Problem", "ReaderConfig", "check_source", "load_dataset", "problem_table", "val_split"]

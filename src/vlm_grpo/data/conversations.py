@@ -12,7 +12,7 @@ from vlm_grpo.data.errors import show_value
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-Complaint = tuple[str, str, str]  # field, found, expected
+FieldProblem = tuple[str, str, str]  # field, found, expected
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Conversation:
         return [None] * self.question.count(MARKER) if self.images is None else self.images
 
 
-def read_turns(value: Any, key: str) -> tuple[Conversation, list[Complaint]]:
+def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
     """The conversation in a list of turns, and what is wrong with it.
 
     Roles: system at most once and first, then human and gpt in turn, starting with human.
@@ -43,33 +43,33 @@ def read_turns(value: Any, key: str) -> tuple[Conversation, list[Complaint]]:
     if not isinstance(value, list | tuple) or not value:
         found = f"{type(value).__name__} {show_value(value)}"
         return Conversation(), [(key, found, "a list of turns: human, then gpt")]
-    complaints: list[Complaint] = []
-    turns = [_turn(turn, f"{key}[{number}]", complaints) for number, turn in enumerate(value)]
-    if complaints:
-        return Conversation(), complaints
+    problems: list[FieldProblem] = []
+    turns = [_turn(turn, f"{key}[{number}]", problems) for number, turn in enumerate(value)]
+    if problems:
+        return Conversation(), problems
     roles = [role for role, _ in turns]
     asked = roles[roles[0] == "system" :]
     if not asked or asked != (["user", "assistant"] * len(asked))[: len(asked)]:
         return Conversation(), [(key, f"turns {', '.join(roles)}", "user (human) and assistant (gpt) in turn")]
-    return _conversation(turns, key, complaints), complaints
+    return _conversation(turns, key, problems), problems
 
 
-def _turn(turn: Any, field_name: str, complaints: list[Complaint]) -> tuple[str, Any]:
+def _turn(turn: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, Any]:
     expected = '{"from": "human" or "gpt" or "system", "value": ...}'
     if not isinstance(turn, Mapping):
-        complaints.append((field_name, f"{type(turn).__name__} {show_value(turn)}", expected))
+        problems.append((field_name, f"{type(turn).__name__} {show_value(turn)}", expected))
         return "", None
     speaker = turn.get("from", turn.get("role"))
     role = ROLES.get(speaker) if isinstance(speaker, str) else None
     name = "value" if turn.get("value") is not None else "content"
     if role is None:
-        complaints.append((f"{field_name}.from", show_value(speaker), f"one of {', '.join(ROLES)}"))
+        problems.append((f"{field_name}.from", show_value(speaker), f"one of {', '.join(ROLES)}"))
     elif turn.get(name) is None:
-        complaints.append((f"{field_name}.value", "missing or null", expected))
+        problems.append((f"{field_name}.value", "missing or null", expected))
     return role or "", turn.get(name)
 
 
-def _conversation(turns: list[tuple[str, Any]], key: str, complaints: list[Complaint]) -> Conversation:
+def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldProblem]) -> Conversation:
     conversation = Conversation(images=[])
     last = len(turns) - 1
     for number, (role, content) in enumerate(turns):
@@ -78,19 +78,19 @@ def _conversation(turns: list[tuple[str, Any]], key: str, complaints: list[Compl
             continue
         if role == "assistant" and not isinstance(content, str):
             content = json.dumps(content, ensure_ascii=False)
-        text, images = _flatten(content, f"{key}[{number}].value", complaints)
+        text, images = _flatten(content, f"{key}[{number}].value", problems)
         if role == "user":
             conversation.images += images
         elif any(image is not None for image in images):
-            complaints.append((f"{key}[{number}].value", "an image", f"text only in a turn of the {role}"))
+            problems.append((f"{key}[{number}].value", "an image", f"text only in a turn of the {role}"))
         if role == "system":
             conversation.system = text
         elif number >= last - (turns[-1][0] == "assistant"):
             conversation.question = text
         else:
             conversation.history.append({"role": role, "content": text})
-    if not conversation.question.strip() and not complaints:
-        complaints.append((key, "an empty question", "text in the human turn"))
+    if not conversation.question.strip() and not problems:
+        problems.append((key, "an empty question", "text in the human turn"))
     return conversation
 
 
@@ -104,12 +104,12 @@ def _is_text_block(block: Any) -> bool:
     return isinstance(block, Mapping) and block.get("type") == "text" and isinstance(block.get("text"), str)
 
 
-def _flatten(content: Any, field_name: str, complaints: list[Complaint]) -> tuple[str, list[Any]]:
+def _flatten(content: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[Any]]:
     """Text with a marker at the place of every image, and an entry for each: None, or the image in the block."""
     if isinstance(content, str):
         return content, [None] * content.count(MARKER)
     if not isinstance(content, list | tuple):
-        complaints.append((field_name, f"{type(content).__name__} {show_value(content)}", "text"))
+        problems.append((field_name, f"{type(content).__name__} {show_value(content)}", "text"))
         return "", []
     text, images = "", []
     for number, block in enumerate(content):
@@ -121,5 +121,5 @@ def _flatten(content: Any, field_name: str, complaints: list[Complaint]) -> tupl
             images.append(next((block[name] for name in ("image", "url", "path") if block.get(name)), None))
         else:
             expected = 'blocks {"type": "text", "text": ...} or {"type": "image"}; videos go into a column'
-            complaints.append((f"{field_name}[{number}]", show_value(block), expected))
+            problems.append((f"{field_name}[{number}]", show_value(block), expected))
     return text, images

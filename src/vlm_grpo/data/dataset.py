@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.mixture import file_shares, mixture_numbers
-from vlm_grpo.data.parsing import Form
-from vlm_grpo.data.readers import Source, open_sources, read_source
+from vlm_grpo.data.parsing import ReaderConfig
+from vlm_grpo.data.readers import Source, open_sources, parse_source_row
 from vlm_grpo.data.readers.streaming import Stream, open_stream
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, IterableDataset
 
-    from vlm_grpo.data.readers import Opened
+    from vlm_grpo.data.readers import OpenResult
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ TRAINER = (
 RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools", "chat_template_kwargs"))
 
 
-class RowMaker:
+class RowTransform:
     """The transform of a data set of row numbers: calling it with a batch of numbers gives the rows as columns.
 
     It can be pickled, so that loader processes make rows themselves. `think_tags` says whether prompts of tasks ask
@@ -77,10 +77,10 @@ class RowMaker:
         """
         part = bisect_right(self.ends, number)
         source = self.sources[part]
-        reading = read_source(source, number - (self.ends[part - 1] if part else 0))
-        if reading.record is None:
-            raise DataError(reading.problems)
-        return reading.record
+        parsed = parse_source_row(source, number - (self.ends[part - 1] if part else 0))
+        if parsed.record is None:
+            raise DataError(parsed.problems)
+        return parsed.record
 
     def row(self, record: Record) -> dict[str, Any]:
         """What trainers and rewards get of a record."""
@@ -99,7 +99,7 @@ class RowMaker:
         }
 
 
-def row_dataset(maker: RowMaker, numbers: np.ndarray | None = None) -> Dataset:
+def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Dataset:
     """A data set that holds row numbers only and makes its rows with `maker`; select, shuffle and split as usual.
 
     `numbers`, (rows,) of int64, say which rows in which order; None is every row once.
@@ -131,7 +131,7 @@ def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, D
 
 
 class StreamedRows:
-    """A pass over streams, one after the other: calling it gives the rows, made as `RowMaker` makes them.
+    """A pass over streams, one after the other: calling it gives the rows, made as `RowTransform` makes them.
 
     Raises:
         DataError: when a row is reached that is no record, or with `check` one whose image is missing or damaged.
@@ -146,21 +146,21 @@ class StreamedRows:
         think_tags: bool = True,
     ) -> None:
         self.streams = list(streams)
-        self.make = RowMaker((), prompt, think_tags=think_tags).row
+        self.make = RowTransform((), prompt, think_tags=think_tags).row
         self.check = check
         self.warned: set[str] = set()
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         for stream in self.streams:
-            for reading in stream.readings(check=self.check):
-                if any(not problem.is_warning for problem in reading.problems):
-                    raise DataError(reading.problems)
-                self._warn(reading.problems)
-                yield self.make(reading.record)
+            for parsed in stream.parsed_rows(check=self.check):
+                if any(not problem.is_warning for problem in parsed.problems):
+                    raise DataError(parsed.problems)
+                self._warn(parsed.problems)
+                yield self.make(parsed.record)
 
     def first_problems(self) -> list[Problem]:
         """What is wrong with the first row of each stream: wrong keys or folders show there."""
-        return [p for stream in self.streams for p in next(stream.readings(check=self.check)).problems]
+        return [p for stream in self.streams for p in next(stream.parsed_rows(check=self.check)).problems]
 
     def _warn(self, problems: Sequence[Problem]) -> None:
         """Once for each kind, at the first row that has it."""
@@ -236,16 +236,20 @@ def load_dataset(
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
     keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
-    form = Form(task=task, ignored=tuple(ignore_columns), markup=None if markup is None else tuple(markup), **keys)
+    config = ReaderConfig(
+        task=task, ignored=tuple(ignore_columns), markup=None if markup is None else tuple(markup), **keys
+    )
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     pairs = {"image_folders": image_folders, "reward_method": reward_method}
     if streaming:
-        return _stream(open_sources(source, **pairs, form=form, opener=open_stream), prompt, check, mixture, think_tags)
-    opened = open_sources(source, **pairs, form=form)
-    shares, problems = file_shares(mixture, source, opened)
-    _refuse([*problems, *opened.problems], opened.sources if check else [])
-    numbers = mixture_numbers(list(map(len, opened.sources)), shares, mixture_seed) if shares else None
-    return row_dataset(RowMaker(opened.sources, prompt, think_tags=think_tags), numbers)
+        return _stream(
+            open_sources(source, **pairs, config=config, opener=open_stream), prompt, check, mixture, think_tags
+        )
+    result = open_sources(source, **pairs, config=config)
+    shares, problems = file_shares(mixture, source, result)
+    _refuse([*problems, *result.problems], result.sources if check else [])
+    numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None
+    return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
 
 
 def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
@@ -257,14 +261,14 @@ def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
 
 
 def _stream(
-    opened: Opened, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
+    result: OpenResult, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
 ) -> IterableDataset:
     """The rows of streams, unless something is wrong with a file or its first row."""
-    problems = list(opened.problems)
+    problems = list(result.problems)
     if mixture is not None:
         expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
         problems.append(Problem("--mixture", "shares", str(mixture), expected))
-    rows = StreamedRows(opened.sources, prompt, check=check, think_tags=think_tags)
+    rows = StreamedRows(result.sources, prompt, check=check, think_tags=think_tags)
     problems += rows.first_problems()
     if any(not problem.is_warning for problem in problems):
         raise DataError(problems)

@@ -19,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm_grpo.data.dataset import RowMaker, row_dataset
+from vlm_grpo.data.dataset import RowTransform, row_dataset
 from vlm_grpo.data.errors import DataError, Problem, show_value
-from vlm_grpo.data.parsing import ANSWER_KEYS, QUESTION_KEYS, Form
+from vlm_grpo.data.parsing import ANSWER_KEYS, QUESTION_KEYS, ReaderConfig
 from vlm_grpo.data.readers import split_entries
 from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, content_lines, parse_line
 from vlm_grpo.data.validation import check_rows
@@ -38,14 +38,14 @@ COLUMN, PLACES = "expert", "expert_where"  # the answers of a row, and where eac
 EXPECTED = "text that is not empty, or a list of such texts"
 
 
-class Answer(NamedTuple):
+class ExpertAnswer(NamedTuple):
     """A text and the `file:line` that it comes from."""
 
     text: str
     where: str
 
 
-def expert_answers(row: Mapping[str, Any]) -> list[Answer]:
+def expert_answers(row: Mapping[str, Any]) -> list[ExpertAnswer]:
     """The expert's answers to a row.
 
     Raises:
@@ -56,10 +56,10 @@ def expert_answers(row: Mapping[str, Any]) -> list[Answer]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{type(value).__name__} {show_value(value)}")
     places = row.get(PLACES) or [str(row.get("where") or "")] * len(texts)
-    return [Answer(text, where) for text, where in zip(texts, places, strict=True)]
+    return [ExpertAnswer(text, where) for text, where in zip(texts, places, strict=True)]
 
 
-def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[Answer]]:
+def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnswer]]:
     """The answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
 
     Several lines with one id are several answers.
@@ -67,7 +67,7 @@ def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[Answer]]:
     Raises:
         DataError: a file or a line cannot be read; the message is a table of all problems.
     """
-    found: dict[str, list[Answer]] = {}
+    found: dict[str, list[ExpertAnswer]] = {}
     problems: list[Problem] = []
     for path in split_entries(paths) if isinstance(paths, str) else paths:
         try:
@@ -86,7 +86,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         yield where, parse_line(line, where)
 
 
-def _read_line(row: Any, where: str, found: dict[str, list[Answer]], problems: list[Problem]) -> None:
+def _read_line(row: Any, where: str, found: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
     if isinstance(row, Problem):
         problems.append(row)
         return
@@ -120,7 +120,7 @@ def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str |
     places = _places(dataset)
     _report(places, experts)
     if dataset.format["type"] == "custom":
-        return dataset.with_transform(ExpertColumns(dataset.format["format_kwargs"]["transform"], experts))
+        return dataset.with_transform(ExpertTransform(dataset.format["format_kwargs"]["transform"], experts))
     rows = [with_answers(row, experts) for row in dataset.select_columns(_present(dataset, "id", COLUMN, "where"))]
     kept = dataset.remove_columns(_present(dataset, COLUMN))
     return kept.add_column(COLUMN, [row[COLUMN] for row in rows]).add_column(PLACES, [row[PLACES] for row in rows])
@@ -130,13 +130,13 @@ def _present(dataset: Dataset, *names: str) -> list[str]:
     return [name for name in names if name in dataset.column_names]
 
 
-def _stream(dataset: IterableDataset, experts: dict[str, list[Answer]]) -> IterableDataset:
+def _stream(dataset: IterableDataset, experts: dict[str, list[ExpertAnswer]]) -> IterableDataset:
     from vlm_grpo.data.dataset import iterable_dataset
 
     return iterable_dataset(lambda: (with_answers(row, experts) for row in dataset))
 
 
-def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[ExpertAnswer]]) -> dict[str, Any]:
     """The row with the answers that are known for its id after its own; a wrong one of its own stays as it is."""
     try:
         answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
@@ -145,10 +145,12 @@ def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[Answer]]
     return {**row, COLUMN: [answer.text for answer in answers], PLACES: [answer.where for answer in answers]}
 
 
-class ExpertColumns:
+class ExpertTransform:
     """The transform of a data set whose rows get the answers too; can be pickled for loader processes."""
 
-    def __init__(self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[Answer]]) -> None:
+    def __init__(
+        self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[ExpertAnswer]]
+    ) -> None:
         self.make = make
         self.experts = experts
 
@@ -171,7 +173,7 @@ def _places(dataset: Dataset) -> dict[str, list[str]]:
     return found
 
 
-def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[Answer]]) -> None:
+def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[ExpertAnswer]]) -> None:
     """Say how files and rows fit together.
 
     Raises:
@@ -224,14 +226,16 @@ def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], lis
             continue
         count += bool(answers)
         for answer in answers:
-            problem = _fault(answer, place, encode, limit)
+            problem = _validate_answer(answer, place, encode, limit)
             problems += [problem] if problem else []
     if problems:
         raise DataError(problems)
     return count
 
 
-def _fault(answer: Answer, place: str, encode: Callable[[str], list[int]], limit: int) -> Problem | None:
+def _validate_answer(
+    answer: ExpertAnswer, place: str, encode: Callable[[str], list[int]], limit: int
+) -> Problem | None:
     where = answer.where or place
     try:
         length = len(encode(answer.text))
@@ -270,15 +274,15 @@ def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | I
         have = ", ".join(dict.fromkeys(name for row in first for name in row))
         found = f"{missing[0]!r}; the rows have {have}"
         raise DataError([Problem("--expert_key", "column", found, "a column of the data")])
-    change = partial(_named, names)
+    change = partial(_rename_columns, names)
     if isinstance(dataset, IterableDataset):
         from vlm_grpo.data.dataset import iterable_dataset
 
         return iterable_dataset(lambda: map(change, dataset))
-    return dataset.with_transform(ChangedRows(dataset.format["format_kwargs"]["transform"], change))
+    return dataset.with_transform(MappedTransform(dataset.format["format_kwargs"]["transform"], change))
 
 
-class ChangedRows:
+class MappedTransform:
     """The transform of a data set whose rows are changed one by one; can be pickled for loader processes."""
 
     def __init__(self, make: Callable[[Any], dict[str, list[Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]):
@@ -293,13 +297,19 @@ class ChangedRows:
         return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def _named(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_columns(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
     values = [row.get(name) for name in names]
-    answer = values[0] if len(values) == 1 else None if None in values else joined(*values, task=str(row.get("task")))
+    answer = (
+        values[0]
+        if len(values) == 1
+        else None
+        if None in values
+        else format_demonstration(*values, task=str(row.get("task")))
+    )
     return {**row, COLUMN: answer}
 
 
-def joined(thinking: Any, solution: Any, *, task: str) -> str:
+def format_demonstration(thinking: Any, solution: Any, *, task: str) -> str:
     """Return a thought and an answer as the completion that a task asks for; tags that are there already stay."""
     thought, answer = gold_text(thinking).strip(), gold_text(solution).strip()
     if task == "vqa":
@@ -348,12 +358,12 @@ def demonstrations(paths: Sequence[str], image_folder: str = "", *, markup: Sequ
     Raises:
         DataError: rows or images are wrong; the message is a table of all problems.
     """
-    form = Form(folder=image_folder, answer_key=COLUMN, markup=None if markup is None else tuple(markup))
-    sources = [DemonstrationSource(path, form) for path in paths]
+    config = ReaderConfig(folder=image_folder, answer_key=COLUMN, markup=None if markup is None else tuple(markup))
+    sources = [DemonstrationSource(path, config) for path in paths]
     problems = [problem for source in sources for problem in check_rows(source)]
     if any(not problem.is_warning for problem in problems):
         raise DataError(problems)
-    return row_dataset(RowMaker(sources, PLAIN))
+    return row_dataset(RowTransform(sources, PLAIN))
 
 
 class DemonstrationSource(JsonlSource):
@@ -361,14 +371,14 @@ class DemonstrationSource(JsonlSource):
 
     def raw(self, index: int) -> RawRow:
         """One row, or what is wrong with it."""
-        return _asked(super().raw(index), self.where(index))
+        return _split_answer(super().raw(index), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
         """All rows in order."""
-        return (_asked(row, self.where(index)) for index, row in enumerate(super().rows()))
+        return (_split_answer(row, self.where(index)) for index, row in enumerate(super().rows()))
 
 
-def _asked(row: RawRow, where: str) -> RawRow:
+def _split_answer(row: RawRow, where: str) -> RawRow:
     """The row with the expert's answer taken out of the conversation, or out of its column."""
     if isinstance(row, Problem):
         return row

@@ -42,7 +42,7 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     part, left = path.with_name(path.name + ".part"), attempts
     while True:
-        had = _size(part)
+        size_before = _size(part)
         try:
             _fetch_rest(url, part)
             part.replace(path)
@@ -56,7 +56,7 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, f"{url}: no room in {path.parent}: {error.strerror}") from error
             failure = error
-        is_further = _size(part) > had and not isinstance(failure, SlowError)
+        is_further = _size(part) > size_before and not isinstance(failure, SlowError)
         left = attempts if is_further else left - 1
         if left <= 0:
             raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
@@ -71,7 +71,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     """
     from tqdm import tqdm
 
-    stream = _opened(url, part)
+    stream = _open_request(url, part)
     if stream is None:
         return
     with stream:
@@ -105,22 +105,22 @@ def check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
-def _opened(url: str, part: Path) -> Any | None:
+def _open_request(url: str, part: Path) -> Any | None:
     """The server's answer to a request for what is missing, or for the whole file; None when nothing is missing."""
-    had, tag = _size(part), _tag_file(part)
+    size_before, tag = _size(part), _tag_file(part)
     headers = {"Accept-Encoding": "identity"}
-    if had and tag.exists():
-        headers |= {"Range": f"bytes={had}-", "If-Range": tag.read_text(encoding="utf-8")}
+    if size_before and tag.exists():
+        headers |= {"Range": f"bytes={size_before}-", "If-Range": tag.read_text(encoding="utf-8")}
     try:
         stream = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         error.close()
-        if error.headers.get("Content-Range", "").endswith(f"/{had}"):
+        if error.headers.get("Content-Range", "").endswith(f"/{size_before}"):
             return None
         part.unlink()
-        return _opened(url, part)
+        return _open_request(url, part)
     version = stream.headers.get("ETag") or stream.headers.get("Last-Modified")
     if version and not version.startswith("W/"):
         tag.write_text(version, encoding="utf-8")
@@ -147,34 +147,34 @@ def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) 
         ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.
         OSError: the disk has no room for what is missing.
     """
-    again = f"delete {archive} and fetch it again"
+    advice = f"delete {archive} and fetch it again"
     try:
-        with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir() and only in (None, entry.filename)]
+        with zipfile.ZipFile(archive) as zip_file:
+            entries = [entry for entry in zip_file.infolist() if not entry.is_dir() and only in (None, entry.filename)]
             if not entries:
-                raise ValueError(f"{archive} has no file {only or 'in it'}; {again}")
+                raise ValueError(f"{archive} has no file {only or 'in it'}; {advice}")
             Path(folder).mkdir(parents=True, exist_ok=True)
-            missing = [entry for entry in entries if not _is_there(opened, entry, Path(folder))]
+            missing = [entry for entry in entries if not _is_there(zip_file, entry, Path(folder))]
             check_room(Path(folder), sum(entry.file_size for entry in missing))
             for entry in missing:
-                _unpack_one(opened, entry, Path(folder))
+                _unpack_one(zip_file, entry, Path(folder))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{archive}: {error}; {again}") from error
+        raise ValueError(f"{archive}: {error}; {advice}") from error
     return len(missing)
 
 
-def _is_there(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
+def _is_there(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
     """Return whether a file of an archive is in the folder with its size."""
     target = folder / entry.filename
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{opened.filename}: {entry.filename} leads out of {folder}")
+        raise ValueError(f"{zip_file.filename}: {entry.filename} leads out of {folder}")
     return target.exists() and target.stat().st_size == entry.file_size
 
 
-def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+def _unpack_one(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
     """Write one file of an archive."""
     target = folder / entry.filename
     target.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(entry) as source, whole_file(target, sync=False) as file:
+    with zip_file.open(entry) as source, whole_file(target, sync=False) as file:
         while block := source.read(BLOCK):
             file.write(block)

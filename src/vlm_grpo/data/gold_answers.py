@@ -17,7 +17,7 @@ ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignor
 VERL = "reward_model"  # verl's column: {"style": "rule", "ground_truth": ...}
 
 
-def unwrapped(value: Any) -> Any:
+def unwrap_answer(value: Any) -> Any:
     """Return the answer in what holds it: a chat message of the assistant, verl's reward model; else the value."""
     if not isinstance(value, Mapping):
         return value
@@ -26,14 +26,14 @@ def unwrapped(value: Any) -> Any:
     return value["ground_truth"] if "ground_truth" in value and "style" in value else value
 
 
-def is_same(one: Any, other: Any) -> bool:
+def answers_equal(one: Any, other: Any) -> bool:
     """Return whether two true answers say the same: equal text or JSON, or the same boxes."""
-    texts = [gold(unwrapped(value)) for value in (one, other)]
+    texts = [gold(unwrap_answer(value)) for value in (one, other)]
     boxes = [boxes_in(text) for text in texts]
     return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 
 
-def of_number(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
+def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
     """Return the letter of the option that a whole number counts to from 0, as ScienceQA has it; else the value.
 
     The second is what was expected, where the number is none of an option or may mean two of them. A number that is the
@@ -51,7 +51,7 @@ def of_number(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
     return LETTERS[counted if named is None else named], None
 
 
-def of_shapes(value: Any, *, is_list: bool) -> Any:
+def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
     """Return a true answer of boxes or masks: Python's spelling of a list or object is read as JSON's.
 
     Args:
@@ -71,7 +71,7 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def without_letters(options: list[str]) -> tuple[str, ...]:
+def strip_option_letters(options: list[str]) -> tuple[str, ...]:
     """Options as plain texts, when every one of them carries its own letter (`A. dog`, `(B) cat`)."""
     plain = []
     for letter, option in zip(LETTERS, options, strict=False):

@@ -114,10 +114,12 @@ def open_image(ref: ImageRef) -> Image.Image:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright(ref.source)
-        with Image.open(opened(ref)) as image:
+        with Image.open(media_source(ref)) as image:
             return _upright(image)
     except DECODE_ERRORS as error:
-        raise MediaError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(
+            f"{ref.where or 'image'}: cannot decode {media_name(ref.source)}: {decode_error(error)}"
+        ) from error
 
 
 def image_size(ref: ImageRef) -> tuple[int, int]:
@@ -129,10 +131,12 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright_size(ref.source)
-        with Image.open(opened(ref)) as image:
+        with Image.open(media_source(ref)) as image:
             return _upright_size(image)
     except DECODE_ERRORS as error:
-        raise MediaError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(
+            f"{ref.where or 'image'}: cannot read {media_name(ref.source)}: {decode_error(error)}"
+        ) from error
 
 
 def check_sides(image: Image.Image) -> None:
@@ -168,7 +172,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def opened(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
+def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
     """What PIL can open: a path stays, bytes and the content of a URL become a file in memory.
 
     Raises:
@@ -183,7 +187,7 @@ def opened(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
     return source
 
 
-def name_of(source: Any) -> str:
+def media_name(source: Any) -> str:
     """How an error calls an image."""
     if not isinstance(source, str):
         return "an embedded image"
@@ -192,7 +196,7 @@ def name_of(source: Any) -> str:
     return source if len(source) <= PATH_LONGEST else f"{source[:40]}... ({len(source):,} characters)"
 
 
-def reason(error: BaseException) -> str:
+def decode_error(error: BaseException) -> str:
     """Why an image could not be decoded, in the decoder's words without addresses of objects."""
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -24,7 +24,7 @@ KNOWN = tuple(dict.fromkeys((*PLACEHOLDERS, *TURNS)))  # of any model
 EXPECTED = "plain text: a model reads this as its own markup. Remove it; the chat template is applied in training"
 
 
-def markup_in(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
+def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
     """Yield the markup in each text of a record that a model is shown, quoted with what stands around it.
 
     The user's markers of images and videos are none.

@@ -14,22 +14,22 @@ from vlm_grpo.data.readers import split_entries
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlm_grpo.data.readers import Opened
+    from vlm_grpo.data.readers import OpenResult
 
 FLAG = "--mixture"
 
 
 def file_shares(
-    mixture: str | Sequence[str | float] | None, source: Any, opened: Opened
+    mixture: str | Sequence[str | float] | None, source: Any, result: OpenResult
 ) -> tuple[list[Fraction], list[Problem]]:
     """The share of each file that `source` names, none without a mixture; and what is wrong with them."""
     if mixture is None:
         return [], []
     files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
     shares, problems = read_shares(mixture, files)
-    if problems or len(opened.sources) < files:
+    if problems or len(result.sources) < files:
         return shares, problems
-    return shares, unused_files([part.name for part in opened.sources], list(map(len, opened.sources)), shares)
+    return shares, unused_files([part.name for part in result.sources], list(map(len, result.sources)), shares)
 
 
 def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[Fraction], list[Problem]]:

@@ -17,17 +17,17 @@ from vlm_grpo.data.gold_answers import (
     LETTERS,
     ONE_ANSWER,
     VERL,
+    answers_equal,
     is_finite,
-    is_same,
-    of_number,
-    of_shapes,
-    unwrapped,
-    without_letters,
+    option_letter,
+    parse_shape_answer,
+    strip_option_letters,
+    unwrap_answer,
 )
 from vlm_grpo.data.images import image_ref
-from vlm_grpo.data.markup import EXPECTED, markup_in
+from vlm_grpo.data.markup import EXPECTED, find_markup
 from vlm_grpo.data.paths import in_folder, leaves_folder
-from vlm_grpo.data.target_validation import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, shape_complaints
+from vlm_grpo.data.target_validation import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, validate_shapes
 from vlm_grpo.data.videos import video_items, video_ref
 from vlm_grpo.records import ImageRef, Record, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
@@ -41,7 +41,7 @@ VIDEO_KEYS = ("videos", "video")
 
 
 @dataclass(frozen=True)
-class Form:
+class ReaderConfig:
     """How the rows of one source are to be read; a key that is None means the usual names."""
 
     folder: str = ""
@@ -57,7 +57,7 @@ class Form:
     markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
 
 
-class Reading(NamedTuple):
+class ParsedRow(NamedTuple):
     """What became of a row: a record, unless a problem that is no warning prevented it; its images in either case."""
 
     record: Record | None
@@ -66,31 +66,31 @@ class Reading(NamedTuple):
     videos: tuple[VideoRef, ...] = ()
 
 
-def read_row(row: Mapping[str, Any], where: str, number: int, form: Form) -> Reading:
+def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderConfig) -> ParsedRow:
     """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
-    if form.ignored:
-        row = {name: value for name, value in row.items() if name not in form.ignored}
-    reader = _RowReader(row, where, form)
+    if config.ignored:
+        row = {name: value for name, value in row.items() if name not in config.ignored}
+    reader = _RowParser(row, where, config)
     record = reader.record(number)
     if not any(not problem.is_warning for problem in reader.problems):
-        for found in markup_in(record, form.markup):
+        for found in find_markup(record, config.markup):
             reader.wrong(reader.question_key or "question", found, EXPECTED)
     failed = any(not problem.is_warning for problem in reader.problems)
-    return Reading(None if failed else record, reader.problems, record.images, record.videos)
+    return ParsedRow(None if failed else record, reader.problems, record.images, record.videos)
 
 
-def as_reading(raw: Mapping[str, Any] | Problem, where: str, number: int, form: Form) -> Reading:
+def parse_raw_row(raw: Mapping[str, Any] | Problem, where: str, number: int, config: ReaderConfig) -> ParsedRow:
     """The same for a row that has been fetched already."""
-    return Reading(None, [raw]) if isinstance(raw, Problem) else read_row(raw, where, number, form)
+    return ParsedRow(None, [raw]) if isinstance(raw, Problem) else parse_row(raw, where, number, config)
 
 
-class _RowReader:
+class _RowParser:
     """Reads the fields of one row and collects what is wrong with them."""
 
-    def __init__(self, row: Mapping[str, Any], where: str, form: Form) -> None:
+    def __init__(self, row: Mapping[str, Any], where: str, config: ReaderConfig) -> None:
         self.row = row
         self.where = where
-        self.form = form
+        self.config = config
         self.problems: list[Problem] = []
         self.question_key: str | None = None
         self.is_asked = False  # whether the question can be read
@@ -100,7 +100,7 @@ class _RowReader:
         self.problems.append(Problem(self.where, field, found, expected))
 
     def record(self, number: int) -> Record:
-        key = self.question_key = self.key(self.form.prompt_key, QUESTION_KEYS, "the question")
+        key = self.question_key = self.key(self.config.prompt_key, QUESTION_KEYS, "the question")
         conversation = self.conversation(key)
         self.is_asked = not self.problems
         options = self.options()
@@ -160,7 +160,7 @@ class _RowReader:
             return None
         if field == "answer":
             self.used.add("answer")
-        value, expected = of_number(unwrapped(value), options)
+        value, expected = option_letter(unwrap_answer(value), options)
         if expected is not None:
             self.wrong(field, show_value(value), expected)
         if isinstance(value, str):
@@ -170,13 +170,13 @@ class _RowReader:
         elif not isinstance(value, int | float | list | dict) or not is_finite(value):
             expected = "text, a number (finite), a list or an object"
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
-        task = self.row.get("task") or self.form.task
-        return of_shapes(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
+        task = self.row.get("task") or self.config.task
+        return parse_shape_answer(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
 
     def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
         """Where the true answer stands, and what stands there; a second one that says something else is wrong."""
-        if self.form.answer_key is not None:
-            field = self.key(self.form.answer_key, ANSWER_KEYS, "the answer")
+        if self.config.answer_key is not None:
+            field = self.key(self.config.answer_key, ANSWER_KEYS, "the answer")
             return field, None if field is None else self.row[field]
         if conversation.answer_field is None:
             if not self.is_asked:
@@ -184,7 +184,7 @@ class _RowReader:
             field = self.key(None, (*ANSWER_KEYS, VERL), "the answer, or a gpt turn at the end")
             return field, None if field is None else self.row[field]
         for name in ANSWER_KEYS:
-            if (value := self.row.get(name)) is not None and not is_same(value, conversation.answer):
+            if (value := self.row.get(name)) is not None and not answers_equal(value, conversation.answer):
                 self.wrong(name, f"{show_value(value)}, another answer than the gpt turn's", ONE_ANSWER.format(name))
         return conversation.answer_field, conversation.answer
 
@@ -202,7 +202,7 @@ class _RowReader:
 
     def images(self) -> list[ImageRef | None]:
         """The images of the image column; None for one that cannot be read, so that their number stays right."""
-        names = (self.form.image_key,) if self.form.image_key else IMAGE_KEYS
+        names = (self.config.image_key,) if self.config.image_key else IMAGE_KEYS
         self.used.update(names)
         key = next((name for name in names if self.row.get(name)), None)
         if key is None:
@@ -222,13 +222,13 @@ class _RowReader:
             return None
         if not isinstance(ref.source, str):
             return ref
-        if not self.form.allow_outside and leaves_folder(self.form.folder, ref.source):
-            folder = self.form.folder or "the working directory"
+        if not self.config.allow_outside and leaves_folder(self.config.folder, ref.source):
+            folder = self.config.folder or "the working directory"
             absolute = "without an image folder any absolute path; " if ref.source.startswith("/") else ""
             allowed = f"a path inside {folder} ({absolute}--allow_outside allows others)"
             self.wrong(field, show_value(ref.source), allowed)
             return None
-        return ImageRef(in_folder(self.form.folder, ref.source), self.where, self.form.allow_private_urls)
+        return ImageRef(in_folder(self.config.folder, ref.source), self.where, self.config.allow_private_urls)
 
     def place(
         self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
@@ -272,7 +272,7 @@ class _RowReader:
         if not is_list or len(value) > len(LETTERS):
             self.wrong(key, f"{type(value).__name__} {show_value(value)}", "a list of at most 26 texts")
             return ()
-        return without_letters([str(item) for item in value])
+        return strip_option_letters([str(item) for item in value])
 
     def reference_steps(self) -> tuple[str, ...]:
         value = self.row.get("reference_steps")
@@ -292,10 +292,10 @@ class _RowReader:
         return value
 
     def task(self) -> str:
-        return self.named("task", list(TASKS)) or self.form.task
+        return self.named("task", list(TASKS)) or self.config.task
 
     def method(self) -> str | None:
-        return self.named("accu_reward_method", list(METHODS)) or self.form.method
+        return self.named("accu_reward_method", list(METHODS)) or self.config.method
 
     def named(self, field: str, known: list[str]) -> str | None:
         """The name in a field, which must be a known one if there is any."""
@@ -308,7 +308,7 @@ class _RowReader:
 
     def videos(self, conversation: Conversation, key: str | None) -> tuple[VideoRef, ...]:
         """The videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
-        names = (self.form.video_key,) if self.form.video_key else VIDEO_KEYS
+        names = (self.config.video_key,) if self.config.video_key else VIDEO_KEYS
         self.used.update(names)
         column = next((name for name in names if self.row.get(name)), None)
         found = [] if column is None else [self.video(column, item) for item in video_items(self.row[column])]
@@ -323,8 +323,8 @@ class _RowReader:
         """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
         given = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in given if self.row[name] is None)
-        for complaint in shape_complaints(self.row, answer, task, images) if answer is not None else ():
-            self.wrong(*complaint)
+        for problem in validate_shapes(self.row, answer, task, images) if answer is not None else ():
+            self.wrong(*problem)
 
     def video(self, field: str, value: Any) -> VideoRef | None:
         """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""

@@ -36,7 +36,7 @@ def _continues(entry: str, piece: str) -> bool:
     return scheme.isalpha() and "/" not in host and piece.split("/", 1)[0].isdigit()
 
 
-def one_for_each(entries: list[str], files: int) -> list[str] | None:
+def match_files(entries: list[str], files: int) -> list[str] | None:
     """An entry for every file, where a single one (or none) serves all; None when the numbers do not match."""
     if len(entries) <= 1:
         return (entries or [""]) * files

@@ -6,7 +6,7 @@ import random
 from collections.abc import Hashable, Iterable, Sequence
 
 
-class Groups:
+class RowGroups:
     """Rows that must stay together: those that share a key, also by way of other rows (union-find)."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Groups:
         return row
 
 
-def held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
+def sample_held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
     """Rows of whole groups, in random order as many as fit into `wanted`, the same for the same seed.
 
     Raises:

@@ -129,7 +129,7 @@ def _largest(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def words(text: str) -> int:
+def count_words(text: str) -> int:
     """How many words, between white space, a text has."""
     return len(text.split())
 

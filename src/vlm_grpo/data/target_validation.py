@@ -14,7 +14,7 @@ from vlm_grpo.rewards.truth import gold
 from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
 from vlm_grpo.tasks import TASKS
 
-Complaint = tuple[str, str, str]  # field, found, expected
+FieldProblem = tuple[str, str, str]  # field, found, expected
 BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
 MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
@@ -25,32 +25,32 @@ DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, 
 BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
-def shape_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
     """What is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
     if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
-        yield from box_complaints(row, answer, task, images)
+        yield from validate_box(row, answer, task, images)
     if task in DETECTION_TASKS:
-        yield from detection_complaints(answer)
+        yield from validate_detections(answer)
     if task in MASK_TASKS:
-        yield from mask_complaints(row, answer)
+        yield from validate_mask(row, answer)
 
 
-def box_complaints(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[Complaint]:
+def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
     """What would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
 
     The box is looked at where the task has a reward for boxes.
     """
     space, number = (row.get(name) for name in BOX_COLUMNS)
-    fault = None if space is None else space_fault(space)
+    fault = None if space is None else validate_space(space)
     if fault:
         yield "box_space", show_value(space), fault
     if number is not None and (type(number) is not int or not 0 <= number < images):
         yield "box_image", show_value(number), f"the number of one of the row's {images} images, counted from 0"
     if task in BOX_TASKS:
-        yield from _answer_complaints(answer, None if fault else space)
+        yield from _validate_box_answer(answer, None if fault else space)
 
 
-def space_fault(space: Any) -> str | None:
+def validate_space(space: Any) -> str | None:
     """What was expected instead of a value that names no coordinate space."""
     try:
         extent(str(space), (1, 1), None)
@@ -59,7 +59,7 @@ def space_fault(space: Any) -> str | None:
     return None
 
 
-def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
+def _validate_box_answer(answer: Any, space: str | None) -> Iterator[FieldProblem]:
     box = true_box(answer)
     if box is None:
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", BOX_FORM
@@ -71,14 +71,14 @@ def _answer_complaints(answer: Any, space: str | None) -> Iterator[Complaint]:
             yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"
 
 
-def detection_complaints(answer: Any) -> Iterator[Complaint]:
+def validate_detections(answer: Any) -> Iterator[FieldProblem]:
     """What would make the rewards for lists of boxes apply to no completion."""
     if true_detections(gold(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 
 
-def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
+def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]:
     """What would make the reward for masks raise, or give every answer the same: mask, `terms`, shape of the answer."""
     truth = None
     try:
@@ -98,12 +98,12 @@ def mask_complaints(row: Mapping[str, Any], answer: Any) -> Iterator[Complaint]:
     if fault:
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {fault}"
     elif truth is not None and truth.area:
-        yield from _apart_complaints(row, answer, truth)
+        yield from _validate_overlap(row, answer, truth)
 
 
-def _apart_complaints(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[Complaint]:
+def _validate_overlap(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[FieldProblem]:
     """The right answer would earn nothing: it lies elsewhere, most often because of its space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
-    whole = None if space_fault(space) else extent(str(space), size, None)
+    whole = None if validate_space(space) else extent(str(space), size, None)
     if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:
         yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"

@@ -16,12 +16,21 @@ from PIL import Image
 
 from vlm_grpo.boxes import Box, boxes_in
 from vlm_grpo.data.errors import Problem, show_value
-from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, check_sides, image_size, name_of, open_image, opened, reason
+from vlm_grpo.data.images import (
+    DECODE_ERRORS,
+    URL_STARTS,
+    check_sides,
+    decode_error,
+    image_size,
+    media_name,
+    media_source,
+    open_image,
+)
 from vlm_grpo.data.mixture import file_shares
-from vlm_grpo.data.parsing import Form, Reading, as_reading
+from vlm_grpo.data.parsing import ParsedRow, ReaderConfig, parse_raw_row
 from vlm_grpo.data.readers import Source, open_sources
 from vlm_grpo.data.target_validation import BOX_TASKS, DETECTION_TASKS
-from vlm_grpo.data.videos import video_fault
+from vlm_grpo.data.videos import validate_video
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards.detections import true_detections
 from vlm_grpo.rewards.truth import gold
@@ -34,7 +43,7 @@ TAIL = 64  # bytes at the end of a file in which its end marker must stand
 END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 
 
-def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
+def validate_image(ref: ImageRef, *, decode: bool = False) -> str | None:
     """What is wrong with an image; None when it is whole and `open_image` will take it.
 
     By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
@@ -47,23 +56,23 @@ def image_fault(ref: ImageRef, *, decode: bool = False) -> str | None:
         return None
     try:
         if is_url or not _looks_whole(ref) or decode:
-            return _decode_fault(ref)
+            return _validate_by_decoding(ref)
     except DECODE_ERRORS as error:
-        return reason(error)
+        return decode_error(error)
     return None
 
 
-def _decode_fault(ref: ImageRef) -> str | None:
+def _validate_by_decoding(ref: ImageRef) -> str | None:
     try:
         open_image(ref)
     except ValueError as error:
-        return reason(error.__cause__ or error)
+        return decode_error(error.__cause__ or error)
     return None
 
 
 def _looks_whole(ref: ImageRef) -> bool:
     """Whether header and end fit together; False means that only decoding can tell."""
-    file = opened(ref)
+    file = media_source(ref)
     file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
     with file:
         size = file.seek(0, os.SEEK_END)
@@ -88,15 +97,15 @@ THOUSAND = 1000
 
 
 @dataclass
-class BoxPlaces:
+class BoxPositionCheck:
     """Looks at the boxes of one file. Of all of them together it only warns."""
 
     on_large: int = 0  # boxes on images that are larger than 1000 pixels both ways
     farthest: float = 0.0  # of their coordinates
 
-    def problems(self, reading: Reading) -> Iterator[Problem]:
+    def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
         """Yield what is wrong with the boxes of a row; nothing where its image cannot be read."""
-        record = reading.record
+        record = parsed.record
         if record is None or (record.extra.get("box_space") or "original") != "original":
             return
         boxes = true_boxes(record)
@@ -105,7 +114,7 @@ class BoxPlaces:
         if size is None:
             return
         for box in boxes:
-            if expected := place_fault(box, size):
+            if expected := validate_box_position(box, size):
                 yield Problem(record.where, "answer", show_value(record.answer), expected)
                 return
         if min(size) > THOUSAND:
@@ -130,7 +139,7 @@ def true_boxes(record: Record) -> list[Box]:
     return boxes_in(gold(record.answer)) if record.task in BOX_TASKS else []
 
 
-def place_fault(box: Box, size: tuple[int, int]) -> str | None:
+def validate_box_position(box: Box, size: tuple[int, int]) -> str | None:
     """Return what was expected of a box that cannot be meant in pixels of an image of this size."""
     width, height = size
     image = f"a box in pixels of its image, {width} x {height}"
@@ -160,7 +169,7 @@ def check_source(
     *,
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
-    form: Form | None = None,
+    config: ReaderConfig | None = None,
     decode: bool = False,
     mixture: str | Sequence[str | float] | None = None,
     note: Callable[[Record], None] | None = None,
@@ -170,55 +179,55 @@ def check_source(
     Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
     are read. `note` is told every record that can be read.
     """
-    opened = open_sources(source, image_folders=image_folders, reward_method=reward_method, form=form)
-    _, problems = file_shares(mixture, source, opened)
-    problems += opened.problems
-    return problems + [problem for part in opened.sources for problem in check_rows(part, decode=decode, note=note)]
+    result = open_sources(source, image_folders=image_folders, reward_method=reward_method, config=config)
+    _, problems = file_shares(mixture, source, result)
+    problems += result.problems
+    return problems + [problem for part in result.sources for problem in check_rows(part, decode=decode, note=note)]
 
 
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
     """Every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
-    images, places = _ImageCheck(decode), BoxPlaces()
-    readings = (as_reading(raw, source.where(n), n, source.form) for n, raw in enumerate(source.rows()))
+    images, places = _ImageCheck(decode), BoxPositionCheck()
+    parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        for chunk in _chunks(readings):
+        for chunk in _chunks(parsed_rows):
             images.look(chunk, pool)
-            for reading in chunk:
-                if note is not None and reading.record is not None:
-                    note(reading.record)
-                problems += reading.problems
-                problems += images.problems(reading)
-                problems += places.problems(reading)
-                problems += _video_problems(reading, decode)
+            for parsed in chunk:
+                if note is not None and parsed.record is not None:
+                    note(parsed.record)
+                problems += parsed.problems
+                problems += images.problems(parsed)
+                problems += places.problems(parsed)
+                problems += _video_problems(parsed, decode)
     return problems + places.warnings(source.name)
 
 
-def check_reading(reading: Reading) -> list[Problem]:
+def check_row(parsed: ParsedRow) -> list[Problem]:
     """What is wrong with one row, its images and its videos, without remembering it for another row."""
     images = _ImageCheck(decode=False)
-    images.faults = {hash(ref.key): fault for ref in _files(reading) if (fault := image_fault(ref))}
-    places = BoxPlaces().problems(reading)
-    return [*reading.problems, *images.problems(reading), *places, *_video_problems(reading, decode=False)]
+    images.faults = {hash(ref.key): fault for ref in _files(parsed) if (fault := validate_image(ref))}
+    places = BoxPositionCheck().problems(parsed)
+    return [*parsed.problems, *images.problems(parsed), *places, *_video_problems(parsed, decode=False)]
 
 
-def _video_problems(reading: Reading, decode: bool) -> list[Problem]:
+def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
     """What is wrong with the videos of a row; their frames are looked at as images."""
-    faults = [(ref, video_fault(ref, decode=decode)) for ref in reading.videos]
+    faults = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
     return [
-        Problem(ref.where, "video", f"{name_of(ref.source)}: {fault}", "a video that can be decoded")
+        Problem(ref.where, "video", f"{media_name(ref.source)}: {fault}", "a video that can be decoded")
         for ref, fault in faults
         if fault
     ]
 
 
-def _chunks(readings: Iterator[Reading]) -> Iterator[list[Reading]]:
+def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
     """A few rows at a time."""
-    chunk: list[Reading] = []
+    chunk: list[ParsedRow] = []
     held = 0
-    for reading in readings:
-        chunk.append(reading)
-        held += sum(len(ref.source) for ref in _files(reading) if isinstance(ref.source, bytes))
+    for parsed in parsed_rows:
+        chunk.append(parsed)
+        held += sum(len(ref.source) for ref in _files(parsed) if isinstance(ref.source, bytes))
         if len(chunk) == CHUNK or held >= HELD:
             yield chunk
             chunk, held = [], 0
@@ -234,25 +243,25 @@ class _ImageCheck:
     whole: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
     faults: dict[int, str] = field(default_factory=dict)
 
-    def look(self, readings: list[Reading], pool: ThreadPoolExecutor) -> None:
+    def look(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
         """Find the faults of all images that are new."""
-        new = {hash(ref.key): ref for reading in readings for ref in _files(reading)}
+        new = {hash(ref.key): ref for parsed in parsed_rows for ref in _files(parsed)}
         new = {key: ref for key, ref in new.items() if key not in self.whole and key not in self.faults}
-        found = pool.map(lambda ref: image_fault(ref, decode=self.decode), new.values())
+        found = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())
         for key, fault in zip(new, found, strict=True):
             if fault is None:
                 self.whole.add(key)
             else:
                 self.faults[key] = fault
 
-    def problems(self, reading: Reading) -> Iterator[Problem]:
+    def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
         """A problem for each faulty image of a row."""
-        for ref in _files(reading):
+        for ref in _files(parsed):
             if fault := self.faults.get(hash(ref.key)):
-                yield Problem(ref.where, "image", f"{name_of(ref.source)}: {fault}", "an image that can be decoded")
+                yield Problem(ref.where, "image", f"{media_name(ref.source)}: {fault}", "an image that can be decoded")
 
 
-def _files(reading: Reading) -> list[ImageRef]:
+def _files(parsed: ParsedRow) -> list[ImageRef]:
     """The images and video frames of a row that are not decoded yet."""
-    frames = [frame for video in reading.videos if isinstance(video.source, tuple) for frame in video.source]
-    return [ref for ref in (*reading.images, *frames) if not isinstance(ref.source, Image.Image)]
+    frames = [frame for video in parsed.videos if isinstance(video.source, tuple) for frame in video.source]
+    return [ref for ref in (*parsed.images, *frames) if not isinstance(ref.source, Image.Image)]

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_grpo.data.errors import MediaError
-from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
+from vlm_grpo.data.images import (
+    DECODE_ERRORS,
+    URL_STARTS,
+    decode_error,
+    image_ref,
+    media_name,
+    media_source,
+    open_image,
+)
 from vlm_grpo.records import VideoRef
 from vlm_grpo.regular import check_regular
 from vlm_grpo.web import Limits
@@ -104,13 +112,13 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
     return _decoded(ref, limit, count)
 
 
-def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
+def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
     """What is wrong with a video file, in a few words; without `decode` only whether there is one."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
         try:
             check_regular(ref.source)
         except OSError as error:
-            return reason(error)
+            return decode_error(error)
         if not os.path.getsize(ref.source):
             return "the file is empty"
     if not decode or not isinstance(ref.source, str | bytes):
@@ -118,7 +126,9 @@ def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
     try:
         open_video(ref)
     except ValueError as error:
-        return reason(error.__cause__) if error.__cause__ else str(error).removeprefix(f"{ref.where or 'video'}: ")
+        return (
+            decode_error(error.__cause__) if error.__cause__ else str(error).removeprefix(f"{ref.where or 'video'}: ")
+        )
     return None
 
 
@@ -148,15 +158,15 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     except ImportError as error:
         raise ImportError("reading video files needs PyAV: pip install 'vlm_grpo[video]'") from error
     try:
-        with av.open(opened(ref, VIDEO_LIMITS)) as container:
+        with av.open(media_source(ref, VIDEO_LIMITS)) as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or FPS)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     except (*DECODE_ERRORS, av.error.FFmpegError) as error:
-        source = name_of(ref.source) if isinstance(ref.source, str) else "an embedded video"
-        raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
+        source = media_name(ref.source) if isinstance(ref.source, str) else "an embedded video"
+        raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {decode_error(error)}") from error
     if not frames:
         raise MediaError(f"{ref.where or 'video'}: the video holds no frame")
     kept = count(len(frames), rate, ref.fps or FPS, limit)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_grpo.data.errors import DataError, Problem, show_value
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.readers.hub import SAVED, SAVED_DICT, hub_source
 from vlm_grpo.data.readers.text_files import JsonlSource, csv_source, json_source, unreadable
 from vlm_grpo.regular import check_regular
@@ -68,7 +68,7 @@ def _read(source: str, keys: Keys, known: Mapping[str, str]) -> Iterator[tuple[s
             return ((str(file), _text_file(file, name)) for file, name in zip(files, names, strict=True))
     if path.suffix.lower() in TEXTS:
         return iter([(source, _text_file(path, path.name))])
-    rows = ROWS.get(path.suffix.lower(), hub_source)(source, Form())
+    rows = ROWS.get(path.suffix.lower(), hub_source)(source, ReaderConfig())
     return _rows(rows, keys, known)
 
 

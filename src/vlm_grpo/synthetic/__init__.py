@@ -10,7 +10,7 @@ from pathlib import Path
 from vlm_grpo.synthetic.charts import vqa_example
 from vlm_grpo.synthetic.counting import counting_example
 from vlm_grpo.synthetic.digits import DigitFiles, digit_example, write_digits
-from vlm_grpo.synthetic.example import Example, Maker
+from vlm_grpo.synthetic.example import Example, ExampleFactory
 from vlm_grpo.synthetic.gui import gui_example
 from vlm_grpo.synthetic.math import math_example
 from vlm_grpo.synthetic.ocr import damaged_example
@@ -25,7 +25,7 @@ from vlm_grpo.table import Table
 
 __all__ = ["TOYS", "DigitFiles", "Example", "ToyFiles", "write_digits", "write_toy"]
 
-TOYS: Table[Maker] = Table(
+TOYS: Table[ExampleFactory] = Table(
     "toy data set",
     {
         "default": digit_example,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import INK, write
+from vlm_grpo.synthetic.fonts import INK, draw_text
 from vlm_grpo.synthetic.shape_scenes import COLORS
 
 TOPICS = {
@@ -93,7 +93,7 @@ def _draw_chart(chart: Chart, side: int) -> Image.Image:
     """Bars with their values above and their names below."""
     image = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(image)
-    write(pen, (side / 2, side * 0.09), f"{chart.title} ({chart.unit})", side * 0.075)
+    draw_text(pen, (side / 2, side * 0.09), f"{chart.title} ({chart.unit})", side * 0.075)
     pen.line([(side * 0.08, side * FLOOR), (side * 0.95, side * FLOOR)], fill=INK, width=max(1, side // 160))
     slot = side * 0.87 / len(chart.names)
     for at, (name, value) in enumerate(zip(chart.names, chart.values, strict=True)):
@@ -101,8 +101,8 @@ def _draw_chart(chart: Chart, side: int) -> Image.Image:
         top = side * (FLOOR - (FLOOR - ROOF) * value / max(chart.values))
         color = list(COLORS.values())[at]
         pen.rectangle([middle - slot * 0.32, top, middle + slot * 0.32, side * FLOOR], fill=color)
-        write(pen, (middle, top - side * 0.035), str(value), side * 0.06)
-        write(pen, (middle, side * (FLOOR + 0.06)), name, side * 0.06)
+        draw_text(pen, (middle, top - side * 0.035), str(value), side * 0.06)
+        draw_text(pen, (middle, side * (FLOOR + 0.06)), name, side * 0.06)
     return image
 
 
@@ -118,6 +118,6 @@ def _draw_sign(shop: str, hours: str, color: tuple[int, int, int], side: int) ->
             pen.line([(x, y), (x, y + side / 8)], fill=(188, 178, 165))
     pen.rounded_rectangle([side * 0.06, side * 0.3, side * 0.94, side * 0.68], radius=side * 0.04, fill=color)
     paper = "black" if sum(color) > 380 else "white"
-    write(pen, (side / 2, side * 0.43), shop.upper(), side * 0.13, fill=paper)
-    write(pen, (side / 2, side * 0.58), hours, side * 0.085, fill=paper)
+    draw_text(pen, (side / 2, side * 0.43), shop.upper(), side * 0.13, fill=paper)
+    draw_text(pen, (side / 2, side * 0.58), hours, side * 0.085, fill=paper)
     return image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place
+from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
 MOST = 7  # shapes in one image
 
@@ -31,7 +31,7 @@ def _name(random: Random) -> tuple[str, str]:
 def _scene(random: Random) -> list[Shape]:
     """One to MOST shapes of two or three names, so that there is something to count."""
     names = [_name(random) for _ in range(3)]
-    return place(random, random.choices(names, k=random.randint(1, MOST)))
+    return place_shapes(random, random.choices(names, k=random.randint(1, MOST)))
 
 
 def _plural(name: str) -> str:

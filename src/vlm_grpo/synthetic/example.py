@@ -26,4 +26,4 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-Maker = Callable[[Random, int, int], Example]  # (random, number of the example, side in pixels)
+ExampleFactory = Callable[[Random, int, int], Example]  # (random, number of the example, side in pixels)

@@ -15,14 +15,14 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(max(6, size))
 
 
-def write(
+def draw_text(
     pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, fill: object = INK, anchor: str = "mm"
 ) -> None:
     """Put text at a point; `anchor` as in Pillow, by default its middle."""
     pen.text(at, text, font=font(round(size)), fill=fill, anchor=anchor)
 
 
-def write_times(pen: ImageDraw.ImageDraw, at: tuple[float, float], size: float, fill: object = INK) -> None:
+def draw_times_sign(pen: ImageDraw.ImageDraw, at: tuple[float, float], size: float, fill: object = INK) -> None:
     """A times sign around a point, which the font does not have."""
     (x, y), half = at, size / 2
     for lean in (-half, half):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import INK, font, write, write_times
+from vlm_grpo.synthetic.fonts import INK, draw_text, draw_times_sign, font
 
 DEFECTS = ("no response", "text cut off", "wrong color", "overlapping text", "missing button")
 ACCENT, WRONG = (36, 113, 200), (222, 40, 160)
@@ -88,7 +88,7 @@ def draw_window(window: Window, side: int, defects: list[str] | None = None) -> 
         _draw_dialog(pen, window.dialog, side)
     _draw_sentence(image, window.sentence, side, "text cut off" in defects)
     if "overlapping text" in defects:
-        write(pen, (side * 0.2, side * 0.595), "Settings", side * 0.06, anchor="lm")
+        draw_text(pen, (side * 0.2, side * 0.595), "Settings", side * 0.06, anchor="lm")
     return image
 
 
@@ -98,8 +98,8 @@ def _part(side: int, left: float, top: float, right: float, bottom: float) -> li
 
 def _draw_title(pen: ImageDraw.ImageDraw, title: str, side: int, color: tuple[int, int, int]) -> None:
     pen.rectangle(_part(side, 0.03, 0.03, 0.97, 0.15), fill=color)
-    write(pen, (side * 0.07, side * 0.09), title, side * 0.07, fill="white", anchor="lm")
-    write_times(pen, (side * 0.91, side * 0.09), side * 0.05, fill="white")
+    draw_text(pen, (side * 0.07, side * 0.09), title, side * 0.07, fill="white", anchor="lm")
+    draw_times_sign(pen, (side * 0.91, side * 0.09), side * 0.05, fill="white")
 
 
 def _draw_buttons(pen: ImageDraw.ImageDraw, side: int, missing: str | None) -> None:
@@ -108,13 +108,13 @@ def _draw_buttons(pen: ImageDraw.ImageDraw, side: int, missing: str | None) -> N
             continue
         left = 0.07 + 0.29 * number
         pen.rounded_rectangle(_part(side, left, 0.19, left + 0.26, 0.3), radius=side * 0.02, fill=QUIET, outline=BORDER)
-        write(pen, (side * (left + 0.13), side * 0.245), name, side * 0.06)
+        draw_text(pen, (side * (left + 0.13), side * 0.245), name, side * 0.06)
 
 
 def _draw_field(pen: ImageDraw.ImageDraw, typed: str, side: int) -> None:
     pen.rectangle(_part(side, 0.07, 0.36, 0.93, 0.48), fill="white", outline=BORDER)
     text, color = (typed, INK) if typed else ("Type here", BORDER)
-    write(pen, (side * 0.1, side * 0.42), text, side * 0.06, fill=color, anchor="lm")
+    draw_text(pen, (side * 0.1, side * 0.42), text, side * 0.06, fill=color, anchor="lm")
 
 
 def _draw_tick(pen: ImageDraw.ImageDraw, is_ticked: bool, side: int) -> None:
@@ -122,19 +122,19 @@ def _draw_tick(pen: ImageDraw.ImageDraw, is_ticked: bool, side: int) -> None:
     if is_ticked:
         points = [(0.08, 0.58), (0.095, 0.6), (0.125, 0.555)]
         pen.line([(side * x, side * y) for x, y in points], fill=INK, width=max(2, side // 80))
-    write(pen, (side * 0.16, side * 0.58), "Remember me", side * 0.06, anchor="lm")
+    draw_text(pen, (side * 0.16, side * 0.58), "Remember me", side * 0.06, anchor="lm")
 
 
 def _draw_dialog(pen: ImageDraw.ImageDraw, message: str, side: int) -> None:
     pen.rectangle(_part(side, 0.18, 0.63, 0.82, 0.82), fill="white", outline=INK)
-    write(pen, (side * 0.5, side * 0.685), message, side * 0.06)
+    draw_text(pen, (side * 0.5, side * 0.685), message, side * 0.06)
     pen.rounded_rectangle(_part(side, 0.42, 0.73, 0.58, 0.81), radius=side * 0.02, fill=QUIET, outline=BORDER)
-    write(pen, (side * 0.5, side * 0.77), "OK", side * 0.05)
+    draw_text(pen, (side * 0.5, side * 0.77), "OK", side * 0.05)
 
 
 def _draw_sentence(image: Image.Image, sentence: str, side: int, is_cut: bool) -> None:
     """The status line at the bottom; cut off, it ends in the middle of a letter."""
     length = font(round(side * 0.06)).getlength(sentence)
     strip = Image.new("RGB", (round(length * (0.55 if is_cut else 1)) + 1, round(side * 0.09)), PAPER)
-    write(ImageDraw.Draw(strip), (0, strip.height / 2), sentence, side * 0.06, anchor="lm")
+    draw_text(ImageDraw.Draw(strip), (0, strip.height / 2), sentence, side * 0.06, anchor="lm")
     image.paste(strip, (round(side * 0.07), round(side * 0.86)))

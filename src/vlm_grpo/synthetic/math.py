@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image, ImageDraw
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import INK, write, write_times
+from vlm_grpo.synthetic.fonts import INK, draw_text, draw_times_sign
 
 LINE = 90  # a line is a LINE-th of the side wide
 FILL = (222, 233, 246)
@@ -17,8 +17,8 @@ FILL = (222, 233, 246)
 
 def math_example(random: Random, number: int, side: int) -> Example:
     """An expression, a sum of fractions, a right triangle, an angle, a rectangle or a circle; the answer is LaTeX."""
-    maker = random.choice((_expression, _fractions, _right_triangle, _angle, _rectangle, _circle))
-    question, answer, image = maker(random, side)
+    factory = random.choice((_expression, _fractions, _right_triangle, _angle, _rectangle, _circle))
+    question, answer, image = factory(random, side)
     return Example(f"<image>{question}", answer, (image,))
 
 
@@ -31,9 +31,9 @@ def _expression(random: Random, side: int) -> tuple[str, str, Image.Image]:
     one, two, three = random.randint(2, 40), random.randint(2, 12), random.randint(2, 12)
     sign = random.choice("+-")
     image, pen = _paper(side)
-    write(pen, (side * 0.45, side / 2), f"{one} {sign} {two}", side * 0.13, anchor="rm")
-    write_times(pen, (side * 0.52, side / 2), side * 0.06)
-    write(pen, (side * 0.59, side / 2), f"{three} = ?", side * 0.13, anchor="lm")
+    draw_text(pen, (side * 0.45, side / 2), f"{one} {sign} {two}", side * 0.13, anchor="rm")
+    draw_times_sign(pen, (side * 0.52, side / 2), side * 0.06)
+    draw_text(pen, (side * 0.59, side / 2), f"{three} = ?", side * 0.13, anchor="lm")
     return "What is the value?", str(one + two * three if sign == "+" else one - two * three), image
 
 
@@ -43,11 +43,11 @@ def _fractions(random: Random, side: int) -> tuple[str, str, Image.Image]:
     parts = random.choices(proper, k=2)
     image, pen = _paper(side)
     for part, x in zip(parts, (0.22, 0.56), strict=True):
-        write(pen, (side * x, side * 0.41), str(part.numerator), side * 0.14)
-        write(pen, (side * x, side * 0.59), str(part.denominator), side * 0.14)
+        draw_text(pen, (side * x, side * 0.41), str(part.numerator), side * 0.14)
+        draw_text(pen, (side * x, side * 0.59), str(part.denominator), side * 0.14)
         pen.line([(side * (x - 0.09), side / 2), (side * (x + 0.09), side / 2)], fill=INK, width=max(1, side // LINE))
-    write(pen, (side * 0.39, side / 2), "+", side * 0.14)
-    write(pen, (side * 0.78, side / 2), "= ?", side * 0.14)
+    draw_text(pen, (side * 0.39, side / 2), "+", side * 0.14)
+    draw_text(pen, (side * 0.78, side / 2), "= ?", side * 0.14)
     return "What is the sum?", latex_fraction(sum(parts, Fraction(0))), image
 
 
@@ -75,12 +75,12 @@ def _right_triangle(random: Random, side: int) -> tuple[str, str, Image.Image]:
     pen.polygon([corner, right, top], fill=FILL, outline=INK, width=max(1, side // LINE))
     mark = side * 0.05
     pen.line([(left, low - mark), (left + mark, low - mark), (left + mark, low)], fill=INK, width=max(1, side // LINE))
-    write(pen, (left + across * unit / 2, low + side * 0.06), str(across), side * 0.09)
-    write(pen, (left - side * 0.07, low - up * unit / 2), str(up), side * 0.09)
+    draw_text(pen, (left + across * unit / 2, low + side * 0.06), str(across), side * 0.09)
+    draw_text(pen, (left - side * 0.07, low - up * unit / 2), str(up), side * 0.09)
     length = math.hypot(across, up)
     away = side * 0.07
     middle = (left + across * unit / 2 + away * up / length, low - up * unit / 2 - away * across / length)
-    write(pen, middle, "x", side * 0.09)
+    draw_text(pen, middle, "x", side * 0.09)
     return "The triangle has a right angle. Find x.", latex_root(across**2 + up**2), image
 
 
@@ -103,7 +103,7 @@ def _angle(random: Random, side: int) -> tuple[str, str, Image.Image]:
         (top, -90 + (one - two) / 2, "x"),
     ):
         angle = math.radians(turn)
-        write(pen, (x + inside * math.cos(angle), y - inside * math.sin(angle)), text, side * 0.065)
+        draw_text(pen, (x + inside * math.cos(angle), y - inside * math.sin(angle)), text, side * 0.065)
     return "How many degrees is the angle x?", str(180 - one - two), image
 
 
@@ -114,8 +114,8 @@ def _rectangle(random: Random, side: int) -> tuple[str, str, Image.Image]:
     image, pen = _paper(side)
     box = [side / 2 - half_width, side / 2 - half_height, side / 2 + half_width, side / 2 + half_height]
     pen.rectangle(box, fill=FILL, outline=INK, width=max(1, side // LINE))
-    write(pen, (side / 2, box[3] + side * 0.06), str(wide), side * 0.09)
-    write(pen, (box[0] - side * 0.07, side / 2), str(high), side * 0.09)
+    draw_text(pen, (side / 2, box[3] + side * 0.06), str(wide), side * 0.09)
+    draw_text(pen, (box[0] - side * 0.07, side / 2), str(high), side * 0.09)
     if random.random() < 0.5:
         return "What is the area of the rectangle?", str(wide * high), image
     return "What is the perimeter of the rectangle?", str(2 * (wide + high)), image
@@ -129,7 +129,7 @@ def _circle(random: Random, side: int) -> tuple[str, str, Image.Image]:
     box = [middle - reach, middle - reach, middle + reach, middle + reach]
     pen.ellipse(box, fill=FILL, outline=INK, width=max(1, side // LINE))
     pen.line([(middle, middle), (middle + reach, middle)], fill=INK, width=max(1, side // LINE))
-    write(pen, (middle + reach / 2, middle - side * 0.06), str(radius), side * 0.09)
+    draw_text(pen, (middle + reach / 2, middle - side * 0.06), str(radius), side * 0.09)
     if random.random() < 0.5:
         return r"What is the area of the circle, in terms of \pi?", rf"{radius**2}\pi", image
     return r"What is the circumference of the circle, in terms of \pi?", rf"{2 * radius}\pi", image

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vlm_grpo.envs.damage import DAMAGES
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import write
+from vlm_grpo.synthetic.fonts import draw_text
 
 PAPERS = ("#f4d35e", "#9bc1bc", "#e6ebe0", "#f2a07b")
 INKS = ("#0d3b66", "#7a1f2b", "#1b4332")
@@ -32,7 +32,7 @@ def _sign(random: Random, text: str, side: int) -> Image.Image:
     pen, ink = ImageDraw.Draw(image), random.choice(INKS)
     pen.rectangle((side * 0.06, side * 0.06, side * 0.94, side * 0.94), outline=ink, width=max(2, side // 40))
     pen.rectangle((side * 0.2, side * 0.78, side * 0.8, side * 0.84), fill=ink)
-    write(pen, (side / 2, side * 0.43), text, side * 0.38, fill=ink)
+    draw_text(pen, (side / 2, side * 0.43), text, side * 0.38, fill=ink)
     return image
 
 

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place
+from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
 SPACE = 1000  # positions are in thousandths of each side
 EMPTY = 0.2  # share of images without the kind that is asked for
@@ -17,7 +17,7 @@ def ovd_example(random: Random, number: int, side: int) -> Example:
     kind, *others = random.sample(KINDS, len(KINDS))
     wanted = 0 if random.random() < EMPTY else random.randint(1, 4)
     names = [kind] * wanted + random.choices(others, k=random.randint(1, 3))
-    shapes = place(random, [(name, random.choice(list(COLORS))) for name in names])
+    shapes = place_shapes(random, [(name, random.choice(list(COLORS))) for name in names])
     answer = [detection(shape) for shape in sorted(shapes[:wanted], key=lambda shape: (shape.x, shape.y))] or "None"
     random.shuffle(shapes)
     return Example(f"<image>Find every {kind}.", answer, (draw(shapes, side, random.choice(GROUNDS)),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place
+from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
 # A word that tells two shapes of one name apart, and what is largest for the one that it fits.
 EXTREMES = {
@@ -25,7 +25,7 @@ def rec_example(random: Random, number: int, side: int) -> Example:
     if number % 2:
         shapes, target, text = _twins(random)
     else:
-        shapes = place(random, _names(random, random.randint(3, 6)))
+        shapes = place_shapes(random, _names(random, random.randint(3, 6)))
         target = shapes[0]
         text = f"the {target.name}"
     random.shuffle(shapes)
@@ -47,7 +47,7 @@ def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
     """Shapes of which the first two have one name, the one that is described, and its description."""
     while True:
         names = _names(random, random.randint(2, 4))
-        shapes = place(random, [names[0], *names])
+        shapes = place_shapes(random, [names[0], *names])
         words = [word for word in EXTREMES if _is_clear(word, shapes[0], shapes[1])]
         if words:
             word = random.choice(words)

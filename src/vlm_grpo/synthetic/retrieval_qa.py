@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from vlm_grpo.io import json_line, write_once
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import write
+from vlm_grpo.synthetic.fonts import draw_text
 from vlm_grpo.synthetic.shape_scenes import COLORS
 
 FIRST = ("Silver", "Golden", "Northern", "Swift", "Silent", "Brave", "Crimson", "Winter", "Morning", "Lucky")
@@ -102,5 +102,5 @@ def draw_ship(name: str, color: tuple[int, int, int], funnel: float, side: int) 
         pen.rectangle(at(left, 0.45, left + 0.05, 0.5), fill=(90, 140, 180))
     pen.polygon([tuple(at(*point)) for point in ((0.04, 0.55), (0.97, 0.55), (0.86, 0.8), (0.12, 0.8))], fill=color)
     paper = "black" if sum(color) > 380 else "white"
-    write(pen, (side / 2, side * 0.675), name.upper(), side * 0.075, fill=paper)
+    draw_text(pen, (side / 2, side * 0.675), name.upper(), side * 0.075, fill=paper)
     return image

@@ -40,7 +40,7 @@ class Shape:
 
     def outline(self) -> list[Point]:
         """The corners, in shares of the side; a circle has many."""
-        return [(self.x + self.radius * x, self.y + self.radius * y) for x, y in corners(self.kind)]
+        return [(self.x + self.radius * x, self.y + self.radius * y) for x, y in unit_outline(self.kind)]
 
     def box(self, side: float) -> list[int]:
         """Left, top, right, bottom on an image `side` wide and high, rounded."""
@@ -48,7 +48,7 @@ class Shape:
         return [round(side * value) for value in (min(xs), min(ys), max(xs), max(ys))]
 
 
-def corners(kind: str) -> list[Point]:
+def unit_outline(kind: str) -> list[Point]:
     """The outline of a kind of shape inside -1..1."""
     if kind == "circle":
         return _on_circle(48, [1.0])
@@ -78,7 +78,7 @@ def _on_circle(count: int, radii: list[float]) -> list[Point]:
     ]
 
 
-def place(
+def place_shapes(
     random: Random, names: list[tuple[str, str]], low: float = 0.06, high: float = 0.15, tries: int = 400
 ) -> list[Shape]:
     """A shape for every (kind, color), at random places and with half-widths from `low` to `high`, none touching.

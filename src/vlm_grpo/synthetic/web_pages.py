@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from vlm_grpo.synthetic.example import Example
-from vlm_grpo.synthetic.fonts import write
+from vlm_grpo.synthetic.fonts import draw_text
 
 QUESTION = (
     "<image>Write a web page that looks like this {kind}: one HTML file with its CSS, without scripts and images. "
@@ -69,9 +69,9 @@ def page_example(random: Random, number: int, side: int) -> Example:
     """The picture of a page; the answer is its HTML, which is also the column `html`."""
     kind = KINDS[number % len(KINDS)]
     page = _page(random, side, kind)
-    html = html_of(page)
+    html = page_html(page)
     question = QUESTION.format(kind=kind, side=side)
-    return Example(question, html, (picture_of(page, side),), columns={"html": html})
+    return Example(question, html, (page_image(page, side),), columns={"html": html})
 
 
 def _page(random: Random, side: int, kind: str) -> Page:
@@ -130,7 +130,7 @@ def _form(random: Random, side: int, fill: str, edge: str) -> list[Block]:
     return blocks
 
 
-def html_of(page: Page) -> str:
+def page_html(page: Page) -> str:
     """The page as HTML."""
     lines = [
         "<!DOCTYPE html>",
@@ -159,16 +159,16 @@ def _style(block: Block) -> str:
     return "; ".join(parts)
 
 
-def picture_of(page: Page, side: int) -> Image.Image:
+def page_image(page: Page, side: int) -> Image.Image:
     """The page as a browser shows it, or drawn with Pillow where there is none."""
     from vlm_grpo.envs.rendering import find_chromium, shared_renderer
 
     if find_chromium() is None:
-        return drawn(page, side)
-    return shared_renderer().render(html_of(page), side, side).image()
+        return draw_page(page, side)
+    return shared_renderer().render(page_html(page), side, side).image()
 
 
-def drawn(page: Page, side: int) -> Image.Image:
+def draw_page(page: Page, side: int) -> Image.Image:
     """The page as Pillow draws it, `side` pixels wide and high."""
     image = Image.new("RGB", (side, side), page.color)
     pen = ImageDraw.Draw(image)
@@ -180,5 +180,5 @@ def drawn(page: Page, side: int) -> Image.Image:
         middle = block.top + block.height / 2
         at, anchor = (((block.left + right) / 2, middle), "mm") if block.is_centered else ((block.left, middle), "lm")
         if block.text:
-            write(pen, at, block.text, block.size, fill=block.ink, anchor=anchor)
+            draw_text(pen, at, block.text, block.size, fill=block.ink, anchor=anchor)
     return image

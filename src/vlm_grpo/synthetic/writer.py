@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from vlm_grpo.synthetic.example import Example, Maker
+from vlm_grpo.synthetic.example import Example, ExampleFactory
 from vlm_grpo.tasks import TASKS
 
 HELD_OUT = 5  # one of so many examples
@@ -27,7 +27,9 @@ class ToyFiles(NamedTuple):
     images: Path
 
 
-def write_examples(name: str, maker: Maker, folder: str | Path, *, rows: int, seed: int, side: int) -> ToyFiles:
+def write_examples(
+    name: str, factory: ExampleFactory, folder: str | Path, *, rows: int, seed: int, side: int
+) -> ToyFiles:
     """Make the examples and write them; see `vlm_grpo.synthetic.write_toy`."""
     if rows < 2:
         raise ValueError(f"--rows must be at least 2, one to train on and one held out, got {rows}")
@@ -39,7 +41,7 @@ def write_examples(name: str, maker: Maker, folder: str | Path, *, rows: int, se
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
-            _write(partial, maker, settings)
+            _write(partial, factory, settings)
             partial.chmod(0o755)
             os.replace(partial, target)
         finally:
@@ -65,24 +67,24 @@ def _is_there(target: Path, settings: dict[str, Any]) -> bool:
     raise ValueError(f"--output_dir {target} holds {holds}; choose another folder or remove it")
 
 
-def _write(folder: Path, maker: Maker, settings: dict[str, Any]) -> None:
+def _write(folder: Path, factory: ExampleFactory, settings: dict[str, Any]) -> None:
     (folder / "images").mkdir()
     held_out = max(1, settings["rows"] // HELD_OUT)
     lines = []
     seen: set[str] = set()
     for number in range(settings["rows"]):
-        example = _new(maker, settings, number, seen)
+        example = _new(factory, settings, number, seen)
         lines.append(json.dumps(_row(example, number, folder / "images", settings["data"]), ensure_ascii=False) + "\n")
     (folder / "train.jsonl").write_text("".join(lines[held_out:]), encoding="utf-8")
     (folder / "held_out.jsonl").write_text("".join(lines[:held_out]), encoding="utf-8")
     (folder / "toy.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
-def _new(maker: Maker, settings: dict[str, Any], number: int, seen: set[str]) -> Example:
+def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: set[str]) -> Example:
     """An example that is not in the set yet, so that nothing held out is trained on."""
     for attempt in range(TRIES):
         random = Random(f"{settings['data']} {settings['seed']} {number} {attempt}")
-        example = maker(random, number, settings["side"])
+        example = factory(random, number, settings["side"])
         key = _fingerprint(example)
         if key not in seen:
             seen.add(key)

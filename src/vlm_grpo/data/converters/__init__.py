@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from vlm_grpo.data.converters import llava, parquet, swift
-from vlm_grpo.data.converters.roundtrip import KEPT, Row, Unfit, convert_row
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, Row, UnsupportedField, convert_row
 from vlm_grpo.data.errors import DataError, Problem
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.readers.text_files import JsonlSource, json_source
 from vlm_grpo.io import json_line, whole_file
 from vlm_grpo.table import Table
 
-Rows = Callable[[], Iterator[tuple[str, Row]]]
+RowFactory = Callable[[], Iterator[tuple[str, Row]]]
 
 
 @dataclass(frozen=True)
-class FileForm:
+class FileFormat:
     """One kind of file. `folder` in the functions is the image folder.
 
     Attributes:
@@ -30,40 +30,40 @@ class FileForm:
     """
 
     read: Callable[[Path, str], Iterator[tuple[str, Row | Problem]]]
-    write: Callable[[Path, Rows, str, list[Problem]], int]
-    to_ours: Callable[[Row, str], Row]
-    from_ours: Callable[[Row, str], Row]
+    write: Callable[[Path, RowFactory, str, list[Problem]], int]
+    to_jsonl: Callable[[Row, str], Row]
+    from_jsonl: Callable[[Row, str], Row]
     uses_folder: bool = False
     needs_folder: bool = False
 
 
 def read_jsonl(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
     """The objects in the lines of a file."""
-    source = JsonlSource(path, Form())
+    source = JsonlSource(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
 
 def read_json(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
     """The objects in a json array, or in the lines of a file."""
-    source = json_source(path, Form())
+    source = json_source(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
 
-def write_jsonl(path: Path, rows: Rows, folder: str, problems: list[Problem]) -> int:
+def write_jsonl(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
     """One row a line."""
     return _write(path, rows, problems, start=b"", between=b"", end=b"")
 
 
-def write_json(path: Path, rows: Rows, folder: str, problems: list[Problem]) -> int:
+def write_json(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
     """One array, with a line for each row."""
     return _write(path, rows, problems, start=b"[\n", between=b", ", end=b"]\n")
 
 
-class _Stop(Exception):
+class _Abort(Exception):
     """The file is not wanted any more."""
 
 
-def _write(path: Path, rows: Rows, problems: list[Problem], *, start: bytes, between: bytes, end: bytes) -> int:
+def _write(path: Path, rows: RowFactory, problems: list[Problem], *, start: bytes, between: bytes, end: bytes) -> int:
     count = 0
     try:
         with whole_file(path) as file:
@@ -78,27 +78,27 @@ def _write(path: Path, rows: Rows, problems: list[Problem], *, start: bytes, bet
                 count += 1
             file.write(end)
             if problems:
-                raise _Stop
-    except _Stop:
+                raise _Abort
+    except _Abort:
         return 0
     return count
 
 
-FORMS: Table[FileForm] = Table(
+FORMATS: Table[FileFormat] = Table(
     "file form",
     {
-        "jsonl": FileForm(read_jsonl, write_jsonl, lambda row, folder: row, lambda row, folder: row),
-        "parquet": FileForm(
+        "jsonl": FileFormat(read_jsonl, write_jsonl, lambda row, folder: row, lambda row, folder: row),
+        "parquet": FileFormat(
             parquet.read_parquet,
             parquet.write_parquet,
-            lambda row, folder: parquet.to_ours(row),
-            lambda row, folder: parquet.from_ours(row),
+            lambda row, folder: parquet.to_jsonl(row),
+            lambda row, folder: parquet.from_jsonl(row),
             uses_folder=True,
             needs_folder=True,
         ),
-        "swift": FileForm(read_jsonl, write_jsonl, swift.to_ours, swift.from_ours, uses_folder=True),
-        "llava": FileForm(
-            read_json, write_json, lambda row, folder: llava.to_ours(row), lambda row, folder: llava.from_ours(row)
+        "swift": FileFormat(read_jsonl, write_jsonl, swift.to_jsonl, swift.from_jsonl, uses_folder=True),
+        "llava": FileFormat(
+            read_json, write_json, lambda row, folder: llava.to_jsonl(row), lambda row, folder: llava.from_jsonl(row)
         ),
     },
 )
@@ -115,7 +115,7 @@ def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str
     paths = list(inputs)
     problems: list[Problem] = []
     rows = partial(_converted, paths, source, target, folder, problems)
-    count = FORMS[target].write(output, rows, folder, problems)
+    count = FORMATS[target].write(output, rows, folder, problems)
     if problems:
         raise DataError(list({problem: None for problem in problems}))  # rows may have been read twice
     return count
@@ -126,32 +126,33 @@ def _converted(
 ) -> Iterator[tuple[str, Row]]:
     """The rows that can be converted; what is wrong with the others goes to `problems`."""
     for path in paths:
-        for where, row in FORMS[source].read(path, folder):
+        for where, row in FORMATS[source].read(path, folder):
             if isinstance(row, Problem):
                 problems.append(row)
                 continue
             try:
-                yield where, steps(row, source, target, folder)
-            except Unfit as error:
+                yield where, convert_between(row, source, target, folder)
+            except UnsupportedField as error:
                 problems.append(Problem(where, *error.cells))
 
 
-def steps(row: Row, source: str, target: str, folder: str) -> Row:
-    """A row of one form in another, by way of the conversations form.
+def convert_between(row: Row, source: str, target: str, folder: str) -> Row:
+    """Return a row of one format in another, by way of the conversations form.
 
     Raises:
         Unfit: the other form cannot say what the row says.
     """
 
-    def both_ways(form: str) -> list[Callable[[Row], Row]]:
-        return [lambda one: FORMS[form].to_ours(one, folder), lambda one: FORMS[form].from_ours(one, folder)]
+    def both_ways(name: str) -> list[Callable[[Row], Row]]:
+        file_format = FORMATS[name]
+        return [lambda one: file_format.to_jsonl(one, folder), lambda one: file_format.from_jsonl(one, folder)]
 
     if source != "jsonl":
-        to_ours, from_ours = both_ways(source)
-        row = convert_row(row, source, to_ours, from_ours, "jsonl")
+        to_jsonl, from_jsonl = both_ways(source)
+        row = convert_row(row, source, to_jsonl, from_jsonl, "jsonl")
     if target == "jsonl":
         return row
-    if source != "jsonl":  # what is kept for the way back to the source belongs into a jsonl file only
-        row = {name: value for name, value in row.items() if name != KEPT}
-    to_ours, from_ours = both_ways(target)
-    return convert_row(row, "jsonl", from_ours, to_ours, target)
+    if source != "jsonl":  # metadata for the way back to the source belongs in a jsonl file only
+        row = {name: value for name, value in row.items() if name != ROUNDTRIP}
+    to_jsonl, from_jsonl = both_ways(target)
+    return convert_row(row, "jsonl", from_jsonl, to_jsonl, target)

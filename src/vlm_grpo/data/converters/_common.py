@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_grpo.data.conversations import ROLES
-from vlm_grpo.data.converters.roundtrip import Row, Unfit
+from vlm_grpo.data.converters.roundtrip import Row, UnsupportedField
 
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 IMAGES = ("images", "image")
@@ -21,25 +21,25 @@ def roles_and_texts(row: Row) -> list[tuple[str, str]]:
     """
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise Unfit("conversations", turns, "a list of turns: human, then gpt")
+        raise UnsupportedField("conversations", turns, "a list of turns: human, then gpt")
     return [_turn(turn, f"conversations[{number}]") for number, turn in enumerate(turns)]
 
 
 def _turn(turn: Any, field: str) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
-        raise Unfit(field, turn, '{"from": ..., "value": ...}')
+        raise UnsupportedField(field, turn, '{"from": ..., "value": ...}')
     speaker = turn.get("from", turn.get("role"))
     value = turn.get("value", turn.get("content"))
     if not isinstance(speaker, str) or speaker not in ROLES:
-        raise Unfit(f"{field}.from", speaker, f"one of {', '.join(ROLES)}")
+        raise UnsupportedField(f"{field}.from", speaker, f"one of {', '.join(ROLES)}")
     if isinstance(value, str):
         return ROLES[speaker], value
     if value is None or ROLES[speaker] != "assistant":
-        raise Unfit(f"{field}.value", value, "text")
+        raise UnsupportedField(f"{field}.value", value, "text")
     return "assistant", as_text(value)
 
 
-def conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def build_conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """The turns of (role, text); the last answer as what its JSON says, where it is written as `as_text` writes."""
     turns: list[dict[str, Any]] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
     if pairs and pairs[-1][0] == "assistant":
@@ -69,12 +69,12 @@ def image_list(row: Row) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def one_or_list(images: list[Any]) -> dict[str, Any]:
+def image_column(images: list[Any]) -> dict[str, Any]:
     """The image column for these images: none, a single one, or a list."""
     return {} if not images else {"image": images[0] if len(images) == 1 else images}
 
 
-def others(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
+def other_columns(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
     """The columns that are not `used`, under the same names in the other form.
 
     Raises:
@@ -83,5 +83,5 @@ def others(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
     rest = {name: value for name, value in row.items() if name not in used}
     for name in taken:
         if name in rest:
-            raise Unfit(name, rest[name], "no column of this name, which the other form uses itself")
+            raise UnsupportedField(name, rest[name], "no column of this name, which the other form uses itself")
     return rest

@@ -8,23 +8,23 @@ from __future__ import annotations
 from vlm_grpo.data.converters._common import (
     IMAGES,
     SPEAKERS,
-    conversation,
+    build_conversation,
+    image_column,
     image_list,
-    one_or_list,
-    others,
+    other_columns,
     roles_and_texts,
 )
 from vlm_grpo.data.converters.roundtrip import Row
 
 
-def to_ours(row: Row) -> Row:
+def to_jsonl(row: Row) -> Row:
     """The same row; an answer that is the JSON text of a list or object becomes that."""
-    rest = others(row, ("conversations", *IMAGES), ())
-    return {**rest, **one_or_list(image_list(row)), "conversations": conversation(roles_and_texts(row))}
+    rest = other_columns(row, ("conversations", *IMAGES), ())
+    return {**rest, **image_column(image_list(row)), "conversations": build_conversation(roles_and_texts(row))}
 
 
-def from_ours(row: Row) -> Row:
+def from_jsonl(row: Row) -> Row:
     """The same row with text for every answer."""
-    rest = others(row, ("conversations", *IMAGES), ())
+    rest = other_columns(row, ("conversations", *IMAGES), ())
     turns = [{"from": SPEAKERS[role], "value": text} for role, text in roles_and_texts(row)]
-    return {**rest, **one_or_list(image_list(row)), "conversations": turns}
+    return {**rest, **image_column(image_list(row)), "conversations": turns}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from vlm_grpo.data.converters._common import (
     IMAGES,
     as_text,
-    conversation,
+    build_conversation,
+    image_column,
     image_list,
-    one_or_list,
-    others,
+    other_columns,
     roles_and_texts,
 )
-from vlm_grpo.data.converters.roundtrip import KEPT, Row, Unfit, digest
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, Row, UnsupportedField, json_digest
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.images import URL_STARTS, image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
@@ -31,8 +31,8 @@ from vlm_grpo.io import content_name, whole_file, write_once
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OWN = ("problem", "answer", "images")
-OURS = ("conversations", *IMAGES)
+FORMAT_COLUMNS = ("problem", "answer", "images")
+JSONL_COLUMNS = ("conversations", *IMAGES)
 CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|gif|bmp|tiff)")
 BATCH = 8  # rows read at a time
 GROUP = 256  # rows of one row group at most
@@ -40,31 +40,32 @@ HELD = 16 * 2**20  # bytes of images after which a row group ends early
 METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
 
 
-def to_ours(row: Row) -> Row:
+def to_jsonl(row: Row) -> Row:
     """A row in the conversations form."""
     for name in ("problem", "answer"):
         if not isinstance(row.get(name), str):
-            raise Unfit(name, row.get(name), "text")
+            raise UnsupportedField(name, row.get(name), "text")
     names = [image["name"] for image in row.get("images") or []]
-    turns = conversation([("user", row["problem"]), ("assistant", row["answer"])])
-    return {**others(row, OWN, OURS), **one_or_list(names), "conversations": turns}
+    turns = build_conversation([("user", row["problem"]), ("assistant", row["answer"])])
+    return {**other_columns(row, FORMAT_COLUMNS, JSONL_COLUMNS), **image_column(names), "conversations": turns}
 
 
-def from_ours(row: Row) -> Row:
+def from_jsonl(row: Row) -> Row:
     """A row of a parquet file: one question and its answer, which becomes text."""
     pairs = roles_and_texts(row)
     if [role for role, _ in pairs] != ["user", "assistant"]:
-        raise Unfit(
+        raise UnsupportedField(
             "conversations", ", ".join(role for role, _ in pairs), "one question and its answer (user, assistant)"
         )
     images = [_entry(image) for image in image_list(row)]
-    rest = {name: value for name, value in others(row, OURS, OWN).items() if value is not None}
+    columns = other_columns(row, JSONL_COLUMNS, FORMAT_COLUMNS)
+    rest = {name: value for name, value in columns.items() if value is not None}
     return {"problem": pairs[0][1], "answer": as_text(pairs[1][1]), **({"images": images} if images else {}), **rest}
 
 
 def _entry(image: Any) -> Row:
     if not isinstance(image, str) or not isinstance(image_ref(image).source, str):
-        raise Unfit("image", image, "a path or URL")
+        raise UnsupportedField("image", image, "a path or URL")
     return {"name": image, "path": None if CONTENT_NAME.fullmatch(image) else image}
 
 
@@ -75,10 +76,10 @@ def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]
         DataError: the file is missing or no parquet file.
     """
     number = 0
-    for batch, coded in _batches(path):
+    for batch, json_names in _batches(path):
         for row in batch:
             where = f"{path}[{number}]"
-            yield where, _read_row(row, coded, folder, where)
+            yield where, _read_row(row, json_names, folder, where)
             number += 1
 
 
@@ -89,22 +90,22 @@ def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # which would read the whole file ahead
-            coded = json_columns(file.schema_arrow)
+            json_names = json_columns(file.schema_arrow)
             for batch in file.iter_batches(batch_size=BATCH):
-                yield batch.to_pylist(), coded
+                yield batch.to_pylist(), json_names
     except (OSError, pa.ArrowException) as error:
         raise DataError([Problem(str(path), "file", str(error), "a parquet file that can be read")]) from error
 
 
-def _read_row(row: Row, coded: set[str], folder: str, where: str) -> Row | Problem:
-    made = {name: value for name, value in row.items() if value is not None}
+def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> Row | Problem:
+    converted = {name: value for name, value in row.items() if value is not None}
     try:
-        for name in coded & made.keys():
-            made[name] = json.loads(made[name])
-        images = [_to_file(image, folder) for image in made.pop("images", [])]
-    except Unfit as error:
+        for name in json_names & converted.keys():
+            converted[name] = json.loads(converted[name])
+        images = [_to_file(image, folder) for image in converted.pop("images", [])]
+    except UnsupportedField as error:
         return Problem(where, *error.cells)
-    return {**made, "images": images} if images else made
+    return {**converted, "images": images} if images else converted
 
 
 def _to_file(image: Any, folder: str) -> Row:
@@ -112,7 +113,7 @@ def _to_file(image: Any, folder: str) -> Row:
     if isinstance(image, str):
         image = {"path": image}
     if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
-        raise Unfit("images", image, "{bytes, path}")
+        raise UnsupportedField("images", image, "{bytes, path}")
     content, path = image.get("bytes"), image.get("path")
     if not content:
         return {"name": path, "path": path, "outside": True}
@@ -123,11 +124,13 @@ def _to_file(image: Any, folder: str) -> Row:
     try:
         name = content_name(content)
     except ValueError as error:
-        raise Unfit("images", str(error), "the bytes of an image file") from error
+        raise UnsupportedField("images", str(error), "the bytes of an image file") from error
     try:
         write_once(Path(folder) / name, content)
     except FileExistsError:
-        raise Unfit("images", str(Path(folder) / name), "no file of this name, or this very image in it") from None
+        raise UnsupportedField(
+            "images", str(Path(folder) / name), "no file of this name, or this very image in it"
+        ) from None
     return {"name": name, "path": path}
 
 
@@ -147,11 +150,11 @@ def write_parquet(
     """
     types = _column_types(_with_files(rows(), folder, problems))
     while not problems:
-        unfit: set[str] = set()
-        count = _write(path, rows(), folder, types, problems, unfit)
-        if not unfit:
+        unsupported: set[str] = set()
+        count = _write(path, rows(), folder, types, problems, unsupported)
+        if not unsupported:
             return count
-        types.update(dict.fromkeys(unfit))
+        types.update(dict.fromkeys(unsupported))
     return 0
 
 
@@ -171,8 +174,8 @@ def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | No
 
     types: dict[str, pa.DataType | None] = {}
     for _, row in rows:
-        for name in row.keys() - set(OWN):
-            found = None if name == KEPT else _type_of(row[name])
+        for name in row.keys() - set(FORMAT_COLUMNS):
+            found = None if name == ROUNDTRIP else _type_of(row[name])
             types[name] = _common(types[name], found) if name in types else found
     return {name: None if kind is not None and pa.types.is_null(kind) else kind for name, kind in types.items()}
 
@@ -198,7 +201,7 @@ def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType |
         return None
 
 
-class _Stop(Exception):
+class _Abort(Exception):
     """The file is not wanted any more."""
 
 
@@ -208,9 +211,9 @@ def _write(
     folder: str,
     types: dict[str, pa.DataType | None],
     problems: list[Problem],
-    unfit: set[str],
+    unsupported: set[str],
 ) -> int:
-    """One attempt; columns whose values their type does not hold exactly go to `unfit`, and there is no file then."""
+    """Try once; columns whose type cannot hold their values exactly are added to `unsupported`, and no file is left."""
     import pyarrow.parquet as pq
 
     schema = _schema(types)
@@ -219,13 +222,13 @@ def _write(
         with whole_file(path) as file, pq.ParquetWriter(file, schema) as writer:
             for group in _groups(rows, folder, problems):
                 if not problems:
-                    writer.write_table(_table(group, schema, types, unfit))
+                    writer.write_table(_table(group, schema, types, unsupported))
                 count += len(group)
-                if unfit:
-                    raise _Stop
+                if unsupported:
+                    raise _Abort
             if problems:
-                raise _Stop
-    except _Stop:
+                raise _Abort
+    except _Abort:
         return 0
     return count
 
@@ -235,9 +238,9 @@ def _schema(types: dict[str, pa.DataType | None]) -> pa.Schema:
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     own = [("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))]
-    coded = sorted(name for name, kind in types.items() if kind is None)
+    json_names = sorted(name for name, kind in types.items() if kind is None)
     fields = [*own, *((name, kind or pa.string()) for name, kind in types.items())]
-    return pa.schema(fields, metadata={METADATA: json.dumps({"json": coded})} if coded else None)
+    return pa.schema(fields, metadata={METADATA: json.dumps({"json": json_names})} if json_names else None)
 
 
 def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[list[Row]]:
@@ -269,8 +272,10 @@ def _is_outside(image: Row) -> bool:
     return bool(image.get("outside")) or image["name"].startswith(URL_STARTS)
 
 
-def _table(group: list[Row], schema: pa.Schema, types: dict[str, pa.DataType | None], unfit: set[str]) -> pa.Table:
-    """The rows as a table, in which a column that would not come back as it was is empty and named in `unfit`."""
+def _table(
+    group: list[Row], schema: pa.Schema, types: dict[str, pa.DataType | None], unsupported: set[str]
+) -> pa.Table:
+    """Return the rows as a table; a column that would not round-trip is left empty and added to `unsupported`."""
     import pyarrow as pa
 
     columns = []
@@ -282,7 +287,7 @@ def _table(group: list[Row], schema: pa.Schema, types: dict[str, pa.DataType | N
             column = pa.array(values, field.type)
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
             column = pa.nulls(len(values), field.type)
-        if field.name in types and digest(column.to_pylist()) != digest(values):
-            unfit.add(field.name)
+        if field.name in types and json_digest(column.to_pylist()) != json_digest(values):
+            unsupported.add(field.name)
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)

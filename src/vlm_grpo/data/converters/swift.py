@@ -15,25 +15,25 @@ from typing import Any
 from vlm_grpo.data.converters._common import (
     IMAGES,
     SPEAKERS,
-    conversation,
+    build_conversation,
+    image_column,
     image_list,
-    one_or_list,
-    others,
+    other_columns,
     roles_and_texts,
 )
-from vlm_grpo.data.converters.roundtrip import Row, Unfit
+from vlm_grpo.data.converters.roundtrip import Row, UnsupportedField
 from vlm_grpo.data.images import URL_STARTS
 from vlm_grpo.data.paths import in_folder
 
 SPACES = {"real": "original", "norm1": "unit", "norm1000": "thousand"}
 TYPES = {space: kind for kind, space in SPACES.items()}
 MARK = re.compile(r"<bbox>|<ref-object>")
-OWN = ("messages", "images", "objects")
-OURS = ("conversations", *IMAGES)
+FORMAT_COLUMNS = ("messages", "images", "objects")
+JSONL_COLUMNS = ("conversations", *IMAGES)
 BOXES = ("box_space", "box_image")
 
 
-def to_ours(row: Row, folder: str) -> Row:
+def to_jsonl(row: Row, folder: str) -> Row:
     """A row in the conversations form; boxes are put in place of their marks and become the answer.
 
     Paths of images inside `folder` become relative to it.
@@ -43,47 +43,49 @@ def to_ours(row: Row, folder: str) -> Row:
     images = images if isinstance(images, list) else [images]
     for image in images:
         if not isinstance(image, str):
-            raise Unfit("images", image, "paths or URLs; ms-swift's {bytes, path} belongs into a parquet file")
+            raise UnsupportedField(
+                "images", image, "paths or URLs; ms-swift's {bytes, path} belongs into a parquet file"
+            )
     place: Row = {}
     if row.get("objects") is not None:
         pairs, place = _with_boxes(pairs, row["objects"])
     names = [_inside(folder, image) for image in images]
-    rest = others(row, OWN, OURS)
-    return {**rest, **one_or_list(names), "conversations": conversation(pairs), **place}
+    rest = other_columns(row, FORMAT_COLUMNS, JSONL_COLUMNS)
+    return {**rest, **image_column(names), "conversations": build_conversation(pairs), **place}
 
 
-def from_ours(row: Row, folder: str) -> Row:
+def from_jsonl(row: Row, folder: str) -> Row:
     """A row of ms-swift; boxes of the answer (`bbox_2d`) go to `objects`. With a folder, paths become absolute."""
     pairs = roles_and_texts(row)
     images = image_list(row)
     for image in images:
         if not isinstance(image, str):
-            raise Unfit("image", image, "a path or URL")
-    made: Row = {"messages": [{"role": role, "content": text} for role, text in pairs]}
+            raise UnsupportedField("image", image, "a path or URL")
+    converted: Row = {"messages": [{"role": role, "content": text} for role, text in pairs]}
     if images:
-        made["images"] = [_absolute(folder, image) for image in images]
-    used = OURS
+        converted["images"] = [_absolute(folder, image) for image in images]
+    used = JSONL_COLUMNS
     last = row["conversations"][-1]
     answer = last.get("value", last.get("content"))
     boxes: list[Any] = []
     if pairs[-1][0] == "assistant" and isinstance(answer, dict | list):
-        text = json.dumps(_marked(answer, boxes), ensure_ascii=False)
+        text = json.dumps(_mark_boxes(answer, boxes), ensure_ascii=False)
         if boxes:
-            made["messages"][-1]["content"] = text.replace('"<bbox>"', "<bbox>")
-            made["objects"] = {"ref": [], "bbox": boxes, **_space(row, len(boxes))}
-            used = (*OURS, *BOXES)
-    return {**others(row, used, OWN), **made}
+            converted["messages"][-1]["content"] = text.replace('"<bbox>"', "<bbox>")
+            converted["objects"] = {"ref": [], "bbox": boxes, **_space(row, len(boxes))}
+            used = (*JSONL_COLUMNS, *BOXES)
+    return {**other_columns(row, used, FORMAT_COLUMNS), **converted}
 
 
 def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise Unfit("messages", messages, "a list of messages")
+        raise UnsupportedField("messages", messages, "a list of messages")
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in SPEAKERS:
-            raise Unfit(f"messages[{number}].role", role, f"one of {', '.join(SPEAKERS)}")
+            raise UnsupportedField(f"messages[{number}].role", role, f"one of {', '.join(SPEAKERS)}")
         if not isinstance(message.get("content"), str):
-            raise Unfit(f"messages[{number}].content", message.get("content"), "text")
+            raise UnsupportedField(f"messages[{number}].content", message.get("content"), "text")
         yield role, message["content"]
 
 
@@ -92,36 +94,38 @@ def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[
     boxes, names, place = _objects(objects)
     marks = [mark for _, text in pairs for mark in MARK.findall(text)]
     if (marks.count("<bbox>"), marks.count("<ref-object>")) != (len(boxes), len(names)):
-        raise Unfit("objects", f"{len(boxes)} boxes, {len(names)} names", "as many as <bbox> and <ref-object> marks")
+        raise UnsupportedField(
+            "objects", f"{len(boxes)} boxes, {len(names)} names", "as many as <bbox> and <ref-object> marks"
+        )
     asked = pairs if pairs[-1][0] == "user" else pairs[:-1]
     if any("<bbox>" in text for _, text in asked):
         expected = "boxes in the last answer only; others would not be converted to the space of the model"
-        raise Unfit("messages", "<bbox> in a question", expected)
+        raise UnsupportedField("messages", "<bbox> in a question", expected)
     queues = {"<bbox>": iter(boxes), "<ref-object>": iter(names)}
-    filled = [(role, _filled(text, queues)) for role, text in pairs[:-1]]
+    filled = [(role, _fill_marks(text, queues)) for role, text in pairs[:-1]]
     role, text = pairs[-1]
-    filled.append((role, _answer(text, queues) if "<bbox>" in text else _filled(text, queues)))
+    filled.append((role, _answer(text, queues) if "<bbox>" in text else _fill_marks(text, queues)))
     return filled, place if boxes else {}
 
 
 def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
     """Boxes, names and the columns that say where the boxes are."""
     if not isinstance(objects, dict):
-        raise Unfit("objects", objects, '{"ref": [...], "bbox": [...]}')
+        raise UnsupportedField("objects", objects, '{"ref": [...], "bbox": [...]}')
     kind = objects.get("bbox_type") or "real"
     if not isinstance(kind, str) or kind not in SPACES:
-        raise Unfit("objects.bbox_type", kind, f"one of {', '.join(SPACES)}")
+        raise UnsupportedField("objects.bbox_type", kind, f"one of {', '.join(SPACES)}")
     boxes, names, numbers = (objects.get(name) or [] for name in ("bbox", "ref", "image_id"))
     if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
-        raise Unfit("objects.bbox", boxes, "boxes of four numbers; points have no counterpart")
+        raise UnsupportedField("objects.bbox", boxes, "boxes of four numbers; points have no counterpart")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Unfit("objects.ref", names, "a list of names")
+        raise UnsupportedField("objects.ref", names, "a list of names")
     if not isinstance(numbers, list) or any(number != numbers[0] for number in numbers):
-        raise Unfit("objects.image_id", numbers, "boxes on one image")
+        raise UnsupportedField("objects.image_id", numbers, "boxes on one image")
     return boxes, names, {"box_space": SPACES[kind], **({"box_image": numbers[0]} if numbers else {})}
 
 
-def _filled(text: str, queues: dict[str, Iterator[Any]]) -> str:
+def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
     """The text with names as they are and boxes as JSON."""
 
     def behind(match: re.Match[str]) -> str:
@@ -142,25 +146,25 @@ def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
             else:
                 found.append({"bbox_2d": next(queues[mark]), **({} if name is None else {"label": name})})
         return json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False)
-    filled = _filled(text, queues)
+    filled = _fill_marks(text, queues)
     try:
         return json.dumps(json.loads(filled), ensure_ascii=False)
     except ValueError:
-        raise Unfit("messages", text, "an answer that is only <bbox> marks, or JSON around them") from None
+        raise UnsupportedField("messages", text, "an answer that is only <bbox> marks, or JSON around them") from None
 
 
-def _marked(value: Any, boxes: list[Any]) -> Any:
+def _mark_boxes(value: Any, boxes: list[Any]) -> Any:
     """The answer with a mark in place of every box under `bbox_2d`; the boxes are collected."""
     if isinstance(value, list):
-        return [_marked(item, boxes) for item in value]
+        return [_mark_boxes(item, boxes) for item in value]
     if not isinstance(value, dict):
         return value
-    made = {}
+    converted = {}
     for key, item in value.items():
         is_box = key == "bbox_2d" and _is_box(item)
-        made[key] = "<bbox>" if is_box else _marked(item, boxes)
+        converted[key] = "<bbox>" if is_box else _mark_boxes(item, boxes)
         boxes += [item] if is_box else []
-    return made
+    return converted
 
 
 def _is_box(value: Any) -> bool:
@@ -171,7 +175,7 @@ def _is_box(value: Any) -> bool:
 def _space(row: Row, boxes: int) -> Row:
     space = row.get("box_space") or "original"
     if not isinstance(space, str) or space not in TYPES:
-        raise Unfit("box_space", space, f"one of {', '.join(TYPES)}")
+        raise UnsupportedField("box_space", space, f"one of {', '.join(TYPES)}")
     number = row.get("box_image")
     return {"bbox_type": TYPES[space], **({} if number is None else {"image_id": [number] * boxes})}
 

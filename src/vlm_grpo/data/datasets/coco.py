@@ -74,11 +74,11 @@ def read_instances(path: str | Path) -> Instances:
     content = _load(Path(path))
     found = Instances(str(path))
     for index, entry in enumerate(content["categories"]):
-        _take(found, "categories", index, entry)
+        _add_entry(found, "categories", index, entry)
     for index, entry in enumerate(content["images"]):
-        _take(found, "images", index, entry)
+        _add_entry(found, "images", index, entry)
     for index, entry in enumerate(content["annotations"]):
-        _take(found, "annotations", index, entry)
+        _add_entry(found, "annotations", index, entry)
     return found
 
 
@@ -99,7 +99,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _take(found: Instances, part: str, index: int, entry: Any) -> None:
+def _add_entry(found: Instances, part: str, index: int, entry: Any) -> None:
     """Put an entry where it belongs, or note what is wrong with it."""
     known: dict[int, Any] = {"images": found.images, "annotations": found.objects, "categories": found.categories}[part]
     where = f"{found.name} {part}[{index}]"
@@ -108,25 +108,25 @@ def _take(found: Instances, part: str, index: int, entry: Any) -> None:
         found.problems.append(Problem(where, "id", shown, "an object with a whole number as id"))
         return
     where = f"{where} (id {entry['id']})"
-    complaints = [("id", str(entry["id"]), "each id once")] if entry["id"] in known else []
-    complaints += CHECKS[part](entry, found)
-    found.problems.extend(Problem(where, *complaint) for complaint in complaints)
-    if not complaints:
+    problems = [("id", str(entry["id"]), "each id once")] if entry["id"] in known else []
+    problems += CHECKS[part](entry, found)
+    found.problems.extend(Problem(where, *problem) for problem in problems)
+    if not problems:
         known[entry["id"]] = MAKERS[part](entry, found)
     elif part == "annotations" and all(type(entry.get(name)) is int for name in ("image_id", "category_id")):
         found.unusable.add((entry["image_id"], entry["category_id"]))
 
 
-Complaint = tuple[str, str, str]  # field, found, expected
+FieldProblem = tuple[str, str, str]  # field, found, expected
 
 
-def _category_complaints(entry: Mapping[str, Any], found: Instances) -> Iterator[Complaint]:
+def _validate_category(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         yield "name", show_value(name), "the name of a category"
 
 
-def _image_complaints(entry: Mapping[str, Any], found: Instances) -> Iterator[Complaint]:
+def _validate_image(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         yield "file_name", show_value(name), "the name of an image file"
@@ -135,7 +135,7 @@ def _image_complaints(entry: Mapping[str, Any], found: Instances) -> Iterator[Co
             yield side, show_value(entry.get(side)), "a whole number of pixels"
 
 
-def _object_complaints(entry: Mapping[str, Any], found: Instances) -> Iterator[Complaint]:
+def _validate_object(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
     image = found.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
     if image is None:
         yield "image_id", show_value(entry.get("image_id")), "the id of an image of this file"
@@ -149,7 +149,7 @@ def _object_complaints(entry: Mapping[str, Any], found: Instances) -> Iterator[C
         yield from _outside(box, image)
 
 
-def _outside(box: list[float], image: CocoImage) -> Iterator[Complaint]:
+def _outside(box: list[float], image: CocoImage) -> Iterator[FieldProblem]:
     x, y, width, height = box
     if width <= 0 or height <= 0:
         yield "bbox", show_value(box), "a width and a height above 0"
@@ -165,7 +165,7 @@ def _object(entry: Mapping[str, Any], found: Instances) -> CocoObject:
     return CocoObject(entry["id"], image.id, entry["category_id"], box, bool(entry.get("iscrowd", 0)))
 
 
-CHECKS = {"categories": _category_complaints, "images": _image_complaints, "annotations": _object_complaints}
+CHECKS = {"categories": _validate_category, "images": _validate_image, "annotations": _validate_object}
 MAKERS = {
     "categories": lambda entry, found: entry["name"],
     "images": lambda entry, found: CocoImage(entry["id"], entry["file_name"], entry["width"], entry["height"]),
@@ -239,8 +239,8 @@ def size_problems(rows: Sequence[Row], instances: Instances, folder: str) -> Ite
             yield number, Problem(where, "size", found, expected)
 
 
-BEYOND = 10.0  # pixels by which a polygon may leave its image; what does is cut off
-FORM = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
+OVERHANG = 10.0  # pixels by which a polygon may leave its image; what does is cut off
+SEGMENTATION_FORMATS = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
 Row = dict[str, Any]
 
 
@@ -267,7 +267,7 @@ class ShapeOptions:
     min_fit: float = 0.0
 
 
-class Made(NamedTuple):
+class SegResult(NamedTuple):
     """What became of a segment: a row, or a problem, or neither (`reason` says why it was left out)."""
 
     row: Row | None = None
@@ -275,7 +275,7 @@ class Made(NamedTuple):
     reason: str | None = None
 
 
-def segments(instances: Instances, path: str | Path, most: int) -> Iterator[Segment]:
+def segment_targets(instances: Instances, path: str | Path, most: int) -> Iterator[Segment]:
     """Each object whose category occurs at most `most` times in its image, and never as a crowd, image by image.
 
     The only one is `the dog`; of several each is named by its place from the left. `path` is the file that
@@ -306,23 +306,23 @@ def _question(name: str, number: int, count: int) -> str:
     return f"the {name}" if count == 1 else f"the {name} that is number {number} of {count}, counted from the left"
 
 
-def make_row(segment: Segment, options: ShapeOptions) -> Made:
+def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
     """The row of a segment. Boxes are 0 to 1000 of each side, `fit_iou` is what the answer itself would earn."""
     image, target = segment.image, segment.target
     try:
         mask = segmentation_mask(segment.segmentation, image.height, image.width)
     except ValueError as error:
-        return Made(problem=Problem(segment.where, "segmentation", show_value(segment.segmentation), str(error)))
+        return SegResult(problem=Problem(segment.where, "segmentation", show_value(segment.segmentation), str(error)))
     if mask.sum() < max(1, options.min_area):
-        return Made(reason=f"smaller than {options.min_area} pixels")
+        return SegResult(reason=f"smaller than {options.min_area} pixels")
     shape = encode(mask, options.codec, options.terms, options.starts)
     fit = fit_iou(mask, shape)
     if fit < options.min_fit:
-        return Made(reason=f"a fit below {options.min_fit}")
+        return SegResult(reason=f"a fit below {options.min_fit}")
     turns = [{"from": "human", "value": f"<image>{segment.question}"}, {"from": "gpt", "value": shape}]
     row = {"id": f"image{image.id}_ann{target.id}", "image": image.file_name, "task": "seg", "conversations": turns}
     known = {"category": segment.category, "image_id": image.id, "ann_id": target.id, "terms": options.terms}
-    return Made({**row, **known, "box_space": "thousand", "fit_iou": round(fit, 4), "mask": write_rle(mask)})
+    return SegResult({**row, **known, "box_space": "thousand", "fit_iou": round(fit, 4), "mask": write_rle(mask)})
 
 
 def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
@@ -339,10 +339,10 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
             raise ValueError(f"RLE of {height} x {width} pixels (height, width), as the image has")
         return mask_of([truth.toggles], height, width)
     if not isinstance(value, list) or not value or not all(_is_polygon(one) for one in value):
-        raise ValueError(f"{FORM}, each polygon with at least three points")
+        raise ValueError(f"{SEGMENTATION_FORMATS}, each polygon with at least three points")
     for polygon in value:
         points = np.array(polygon, dtype=float).reshape(-1, 2)
-        if points.min() < -BEYOND or (points.max(axis=0) > [width + BEYOND, height + BEYOND]).any():
+        if points.min() < -OVERHANG or (points.max(axis=0) > [width + OVERHANG, height + OVERHANG]).any():
             raise ValueError(f"points inside the image of {width} x {height} pixels")
     return coco.decode(coco.merge(coco.frPyObjects(value, height, width))).astype(bool)
 

@@ -57,9 +57,9 @@ def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[P
     for index, entry in enumerate(entries):
         number = entry.get("ref_id") if isinstance(entry, Mapping) else None
         where = f"{path} [{index}] (ref_id {show_value(number)})"
-        complaints = list(_complaints(entry, instances, seen))
-        problems += [Problem(where, *complaint) for complaint in complaints]
-        if not complaints:
+        problems = list(_validate_ref(entry, instances, seen))
+        problems += [Problem(where, *problem) for problem in problems]
+        if not problems:
             seen.add(number)
             sentences = tuple(Sentence(said["sent_id"], said["sent"].strip()) for said in entry["sentences"])
             refs.append(Ref(number, entry["ann_id"], entry["split"], sentences))
@@ -90,7 +90,7 @@ def _unpickled(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin-1").load()
 
 
-def _complaints(entry: Any, instances: Instances, seen: set[int]) -> Iterator[tuple[str, str, str]]:
+def _validate_ref(entry: Any, instances: Instances, seen: set[int]) -> Iterator[tuple[str, str, str]]:
     if not isinstance(entry, Mapping):
         yield "ref", f"{type(entry).__name__} {show_value(entry)}", "a dict"
         return
@@ -104,10 +104,10 @@ def _complaints(entry: Any, instances: Instances, seen: set[int]) -> Iterator[tu
         yield "image_id", show_value(entry.get("image_id")), f"{found.image_id}, the image of annotation {object_id}"
     if not isinstance(entry.get("split"), str) or not entry["split"]:
         yield "split", show_value(entry.get("split")), "the name of a split"
-    yield from _sentence_complaints(entry.get("sentences"))
+    yield from _validate_sentences(entry.get("sentences"))
 
 
-def _sentence_complaints(sentences: Any) -> Iterator[tuple[str, str, str]]:
+def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
     if not isinstance(sentences, list | tuple) or not sentences:
         yield "sentences", show_value(sentences), 'a list of {"sent_id": ..., "sent": ...}'
         return

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlm_grpo.data.errors import DataError, Problem, known_name
-from vlm_grpo.data.parsing import Form, Reading, as_reading
-from vlm_grpo.data.paths import one_for_each, split_paths
+from vlm_grpo.data.parsing import ParsedRow, ReaderConfig, parse_raw_row
+from vlm_grpo.data.paths import match_files, split_paths
 from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, csv_source, json_source
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
 LOOKED_AT = 1000  # rows in which a column is looked for
 SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
-READERS: dict[str, Callable[[str, Form], Any]] = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
+READERS: dict[str, Callable[[str, ReaderConfig], Any]] = {
+    ".jsonl": JsonlSource,
+    ".json": json_source,
+    ".csv": csv_source,
+}
 
 
 class Source(Protocol):
     """Rows by number, each an object or the problem that prevents it."""
 
     name: str
-    form: Form
+    config: ReaderConfig
 
     def __len__(self) -> int: ...
     def where(self, index: int) -> str: ...
@@ -39,7 +43,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Opened:
+class OpenResult:
     """The sources that could be opened (for streaming: the streams), and why others could not."""
 
     sources: list[Any] = field(default_factory=list)
@@ -51,9 +55,9 @@ def open_sources(
     *,
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
-    form: Form | None = None,
-    opener: Callable[[Any, Form], Any] | None = None,
-) -> Opened:
+    config: ReaderConfig | None = None,
+    opener: Callable[[Any, ReaderConfig], Any] | None = None,
+) -> OpenResult:
     """Open everything that `source` names; nothing but line offsets is read.
 
     Args:
@@ -67,25 +71,25 @@ def open_sources(
     Raises:
         KeyError: `form.task` is unknown.
     """
-    form = form or Form()
-    _ = TASKS[form.task]
+    config = config or ReaderConfig()
+    _ = TASKS[config.task]
     entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
     given = split_paths(image_folders)
-    folders = one_for_each(rejoined(given) if isinstance(image_folders, str) else given, len(entries))
-    methods = one_for_each(split_paths(reward_method), len(entries))
-    opened = Opened(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
-    if opened.problems:
-        return opened
+    folders = match_files(rejoin_names(given) if isinstance(image_folders, str) else given, len(entries))
+    methods = match_files(split_paths(reward_method), len(entries))
+    result = OpenResult(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
+    if result.problems:
+        return result
     for entry, folder, method in zip(entries, folders, methods, strict=True):
         if str(entry) in ("", "."):
-            opened.problems.append(Problem("data", "files", "an empty name", "a path, or org/name@split"))
+            result.problems.append(Problem("data", "files", "an empty name", "a path, or org/name@split"))
             continue
         try:
-            opened.sources.append((opener or _open)(entry, replace(form, folder=folder, method=method or None)))
+            result.sources.append((opener or _open)(entry, replace(config, folder=folder, method=method or None)))
         except DataError as error:
-            opened.problems += error.problems
-    opened.problems += _missing_columns(opened.sources, form.ignored)
-    return opened
+            result.problems += error.problems
+    result.problems += _missing_columns(result.sources, config.ignored)
+    return result
 
 
 def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
@@ -104,11 +108,11 @@ def split_entries(source: str | Sequence[str]) -> list[Any]:
     """
     if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
         return [source]
-    entries = rejoined(split_paths(source)) if isinstance(source, str) else split_paths(source)
+    entries = rejoin_names(split_paths(source)) if isinstance(source, str) else split_paths(source)
     return [entry.removesuffix("@train") if WHOLE_FILE.search(entry) else entry for entry in entries]
 
 
-def rejoined(entries: list[str]) -> list[str]:
+def rejoin_names(entries: list[str]) -> list[str]:
     """Put names together again that hold a colon themselves: those that exist only together."""
     found: list[str] = []
     while entries:
@@ -138,14 +142,14 @@ def _bad_options(
     return problems
 
 
-def _open(entry: Any, form: Form) -> Source:
+def _open(entry: Any, config: ReaderConfig) -> Source:
     from vlm_grpo.data.readers.hub import HubSource, hub_source
 
     if not isinstance(entry, str | Path):
         check_type(entry, "Dataset")
-        return HubSource("dataset", entry, form)
+        return HubSource("dataset", entry, config)
     reader = READERS.get(Path(entry).suffix.lower())
-    return hub_source(str(entry), form) if reader is None else reader(str(entry), form)
+    return hub_source(str(entry), config) if reader is None else reader(str(entry), config)
 
 
 def check_type(entry: Any, *allowed: str) -> None:
@@ -159,6 +163,6 @@ def check_type(entry: Any, *allowed: str) -> None:
         raise TypeError(f"load_dataset: expected paths, a data set's name or a {' or '.join(allowed)}, got {kind}")
 
 
-def read_source(source: Source, index: int) -> Reading:
+def parse_source_row(source: Source, index: int) -> ParsedRow:
     """The record of one row of a source, or what is wrong with it."""
-    return as_reading(source.raw(index), source.where(index), index, source.form)
+    return parse_raw_row(source.raw(index), source.where(index), index, source.config)

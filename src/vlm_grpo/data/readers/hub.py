@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.errors import DataError, Problem
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.readers.text_files import RawRow, unreadable
 from vlm_grpo.regular import check_regular
 
@@ -26,11 +26,11 @@ class HubSource:
     images are inside lists or messages. A class label becomes its name.
     """
 
-    def __init__(self, name: str, dataset: Dataset, form: Form) -> None:
+    def __init__(self, name: str, dataset: Dataset, config: ReaderConfig) -> None:
         if not len(dataset):
             raise DataError([Problem(name, "dataset", "no rows", "at least one row")])
         self.name = name
-        self.form = form
+        self.config = config
         self.labels = label_names(dataset)
         self.dataset = dataset.with_format("arrow")
 
@@ -77,13 +77,13 @@ def split_name(source: str) -> tuple[str, str | None]:
     return (name, split) if at and name else (source, None)
 
 
-def hub_source(source: str, form: Form) -> HubSource:
+def hub_source(source: str, config: ReaderConfig) -> HubSource:
     """A folder, a parquet or arrow file, or a data set on the hub.
 
     Raises:
         DataError: it does not exist, the split is unknown or was not named, or it cannot be read.
     """
-    return HubSource(source, hub_dataset(source), form)
+    return HubSource(source, hub_dataset(source), config)
 
 
 def hub_dataset(source: str, **options: Any) -> Any:

@@ -13,34 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.data.errors import DataError, Problem
-from vlm_grpo.data.parsing import Form, Reading, as_reading
+from vlm_grpo.data.parsing import ParsedRow, ReaderConfig, parse_raw_row
 from vlm_grpo.data.readers import check_type
 from vlm_grpo.data.readers.hub import arrow_rows, hub_dataset, label_names
 from vlm_grpo.data.readers.text_files import RawRow, content_lines, csv_rows, parse_line
-from vlm_grpo.data.validation import check_reading
+from vlm_grpo.data.validation import check_row
 
 
 @dataclass(frozen=True)
 class Stream:
     """One file or data set: `read()` begins a new pass over its rows, each with where it stands."""
 
-    form: Form
+    config: ReaderConfig
     read: Callable[[], Iterator[tuple[str, RawRow]]]
 
-    def readings(self, *, check: bool) -> Iterator[Reading]:
+    def parsed_rows(self, *, check: bool) -> Iterator[ParsedRow]:
         """What becomes of each row in order; with `check`, its images and videos are looked at too."""
         for number, (where, raw) in enumerate(self.read()):
-            reading = as_reading(raw, where, number, self.form)
-            yield reading._replace(problems=check_reading(reading)) if check else reading
+            parsed = parse_raw_row(raw, where, number, self.config)
+            yield parsed._replace(problems=check_row(parsed)) if check else parsed
 
 
-def open_stream(entry: Any, form: Form) -> Stream:
+def open_stream(entry: Any, config: ReaderConfig) -> Stream:
     """The stream of a jsonl or csv file, or of Hugging Face data. Its first row is read, to see that there is one.
 
     Raises:
         DataError: it does not exist, cannot be read, has no rows, or is an array that only can be read as a whole.
     """
-    stream = Stream(form, _reader(entry))
+    stream = Stream(config, _reader(entry))
     if next(stream.read(), None) is None:
         raise DataError([Problem(str(entry), "dataset", "no rows", "at least one row")])
     return stream

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlm_grpo.data.errors import DataError, Problem
-from vlm_grpo.data.parsing import Form
+from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.regular import check_regular
 
 BOM = b"\xef\xbb\xbf"
@@ -31,10 +31,10 @@ class JsonlSource:
         DataError: the file is missing, cannot be read, or has no rows.
     """
 
-    def __init__(self, path: str | Path, form: Form) -> None:
+    def __init__(self, path: str | Path, config: ReaderConfig) -> None:
         self.path = Path(path)
         self.name = str(path)
-        self.form = form
+        self.config = config
         self.offsets, self.lines = _scan(self.path)
 
     def __len__(self) -> int:
@@ -141,9 +141,9 @@ def parse_line(line: bytes, where: str) -> RawRow:
 class MemorySource:
     """Rows of a small file that had to be read as a whole."""
 
-    def __init__(self, name: str, form: Form, rows: list[RawRow], places: list[str]) -> None:
+    def __init__(self, name: str, config: ReaderConfig, rows: list[RawRow], places: list[str]) -> None:
         self.name = name
-        self.form = form
+        self.config = config
         self._rows = rows
         self._places = places
 
@@ -163,7 +163,7 @@ class MemorySource:
         return iter(self._rows)
 
 
-def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
+def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemorySource:
     """A .json file: an array of objects, or one object a line.
 
     Raises:
@@ -175,7 +175,7 @@ def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
     except OSError as error:
         raise DataError([unreadable(Path(path), error)]) from error
     if not content.lstrip().startswith(b"["):
-        return JsonlSource(path, form)
+        return JsonlSource(path, config)
     try:
         items = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
@@ -195,17 +195,17 @@ def json_source(path: str | Path, form: Form) -> JsonlSource | MemorySource:
         item if isinstance(item, dict) else Problem(f"{path}{place}", "item", type(item).__name__, "a JSON object")
         for place, item in zip(places, items, strict=True)
     ]
-    return MemorySource(str(path), form, rows, places)
+    return MemorySource(str(path), config, rows, places)
 
 
-def csv_source(path: str | Path, form: Form) -> MemorySource:
+def csv_source(path: str | Path, config: ReaderConfig) -> MemorySource:
     """A csv file with a header line. Cells stay text; one that holds a JSON list or object becomes that; empty is null.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has no rows.
     """
     numbers, rows = zip(*csv_rows(Path(path)), strict=True)
-    return MemorySource(str(path), form, list(rows), [f":{number}" for number in numbers])
+    return MemorySource(str(path), config, list(rows), [f":{number}" for number in numbers])
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
