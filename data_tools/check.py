@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs fro
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when there are problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if there are problems, 2 for a wrong command line."""
     from vlm_grpo.cli.check import main as check
 
     return check(argv)

@@ -32,7 +32,7 @@ CHUNK = 64  # masks that a worker takes at once
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when one is out of range."""
+    """Return the flags; exits with status 2 when one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--coco_dir", required=True, type=Path, metavar="FOLDER", help="COCO: annotations/ and a folder for each split")
@@ -94,7 +94,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
-    """How masks become shapes.
+    """Return how masks become shapes.
 
     Raises:
         KeyError: an unknown codec.
@@ -130,7 +130,7 @@ def download(arguments: argparse.Namespace, source: Path) -> None:
 
 
 def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
-    """Ids of the images whose rows are held out.
+    """Return ids of the images whose rows are held out.
 
     Raises:
         ValueError: the ratio leaves one side without images.
@@ -144,7 +144,7 @@ def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
 
 
 def seg_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
-    """What becomes of each segment, in their order, however many processes work on them."""
+    """Yield what becomes of each segment, in their order, however many processes work on them."""
     from tqdm import tqdm
 
     from vlm_grpo.data.datasets.coco import seg_row
@@ -196,7 +196,7 @@ def write(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

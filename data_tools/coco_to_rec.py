@@ -22,7 +22,7 @@ IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Return the flags; exits with status 2 when they contradict each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; without it, plain COCO")
@@ -78,7 +78,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
-    """The rows that the flags ask for; what is wrong with references is added to `problems`."""
+    """Return the rows that the flags ask for; what is wrong with references is added to `problems`."""
     from vlm_grpo.data.datasets.coco import category_rows, detection_rows
     from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
     from vlm_grpo.data.errors import known_name
@@ -97,7 +97,7 @@ def make_rows(arguments: argparse.Namespace, instances: Instances, problems: lis
 
 
 def image_path(template: str, file_name: str, number: int) -> str:
-    """The path of an image in the rows.
+    """Return the path of an image in the rows.
 
     Raises:
         ValueError: the template has other fields than these two, or is malformed.
@@ -109,7 +109,7 @@ def image_path(template: str, file_name: str, number: int) -> str:
 
 
 def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:
-    """The rows whose image file is there and has the size that is annotated; the others' faults go to `problems`."""
+    """Return the rows whose image exists and has the annotated size; add the others to `problems`."""
     from vlm_grpo.data.datasets.coco import size_problems
 
     found = dict(size_problems(rows, instances, folder))
@@ -118,7 +118,7 @@ def with_right_images(rows: list[Row], instances: Instances, folder: str, proble
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

@@ -16,7 +16,7 @@ NAMES = ("jsonl", "parquet", "swift", "llava")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Return the flags; exits with status 2 when they contradict each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--from", required=True, choices=NAMES, dest="source", help="form of the input")
@@ -55,7 +55,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be converted, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if rows cannot be converted, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

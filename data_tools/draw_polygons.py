@@ -28,7 +28,7 @@ LEAST_WIDTH = 320
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when one is out of range."""
+    """Return the flags; exits with status 2 when one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="?", metavar="FILES", help="the same as --data_file_paths")
@@ -69,7 +69,7 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def picture(record: Record) -> Image.Image:
-    """The image of a record with mask, outline, boxes and a caption.
+    """Return the image of a record with mask, outline, boxes and a caption.
 
     Raises:
         ValueError: the image cannot be decoded; the message names the line.
@@ -99,7 +99,7 @@ def picture(record: Record) -> Image.Image:
 
 
 def tinted(image: Image.Image, mask: np.ndarray, line: np.ndarray) -> Image.Image:
-    """The image with a mask tinted blue and a line, both (H, W) of bool, in red; they are scaled to the image."""
+    """Return the image with a mask in blue and a line in red, both (H, W) of bool and scaled to the image."""
     from PIL import Image
 
     shown = image.convert("RGB")
@@ -110,7 +110,7 @@ def tinted(image: Image.Image, mask: np.ndarray, line: np.ndarray) -> Image.Imag
 
 
 def border(mask: np.ndarray) -> np.ndarray:
-    """Pixels inside a mask, (H, W) of bool, that touch one outside, or the border of the image."""
+    """Return the border pixels of a mask, (H, W) of bool; pixels at the image border count."""
     import numpy as np
 
     padded = np.pad(mask, 1)
@@ -119,7 +119,7 @@ def border(mask: np.ndarray) -> np.ndarray:
 
 
 def file_name(identity: Any) -> str:
-    """An id as part of a file name."""
+    """Return an id as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in str(identity))[:80]
 
 
@@ -132,7 +132,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

@@ -18,7 +18,7 @@ ALL, PICK = "all", "pick_image"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Return the flags."""
     from vlm_grpo.synthetic import TOYS
 
     parser = argparse.ArgumentParser(
@@ -68,7 +68,7 @@ def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a mistake in the flags or a folder that holds something else."""
+    """Return the exit status: 0, or 2 for wrong flags or a folder with other content."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

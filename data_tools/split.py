@@ -24,7 +24,7 @@ PARTS = ("train", "val")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Return the flags; exits with status 2 when they contradict each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
@@ -65,7 +65,7 @@ def split(arguments: argparse.Namespace) -> int:
 
 
 def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
-    """The files with the image folders that belong to them."""
+    """Return the files with the image folders that belong to them."""
     from vlm_grpo.data.errors import DataError
     from vlm_grpo.data.readers import open_sources
     from vlm_grpo.data.readers.text_files import JsonlSource
@@ -80,7 +80,7 @@ def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
 
 
 def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> list[tuple[Path, Path]]:
-    """For each file where its two parts go."""
+    """Return the paths of the two parts of each file."""
     folder = Path(arguments.output_dir)
     if not folder.is_dir():
         raise ValueError(f"--output_dir {folder}: no such folder; make it first")
@@ -112,7 +112,7 @@ def group_rows(source: JsonlSource, group_by: str, groups: RowGroups) -> None:
 
 
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
-    """What the row shares with others of its group; what prevents it goes to `problems`."""
+    """Return what the row shares with others of its group; what prevents it goes to `problems`."""
     from vlm_grpo.data.errors import Problem
     from vlm_grpo.data.parsing import parse_raw_row
 
@@ -153,7 +153,7 @@ def write_parts(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be read, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

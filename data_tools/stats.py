@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Return the flags; exits with status 2 when they contradict each other."""
     from vlm_grpo.cli.check import add_data_flags, data_source
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +56,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
-    """The numbers of all rows that can be read, and what is wrong with each of the others.
+    """Return the numbers of all rows that can be read, and what is wrong with each of the others.
 
     Raises:
         DataError: a file or folder is missing.
@@ -86,7 +86,7 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
 
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
-    """How to measure prompts and answers, and in what: words, or the tokens of a model's processor or tokenizer."""
+    """Return the length functions of prompts and answers and their unit: words, or tokens of a model."""
     from vlm_grpo.data.stats import count_words
     from vlm_grpo.rewards.accuracy import gold
 
@@ -104,7 +104,7 @@ def lengths(model: str | None) -> tuple[Length, Length, str]:
 
 
 def prompt_tokens(processor: Any) -> Length:
-    """The tokens of a rendered prompt with its images; of the question alone for a tokenizer, which knows no images."""
+    """Return a function that counts the tokens of a rendered prompt with images (a tokenizer: of the question)."""
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
     from vlm_grpo.data.dataset import RowTransform
@@ -116,7 +116,7 @@ def prompt_tokens(processor: Any) -> Length:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be read, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

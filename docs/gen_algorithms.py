@@ -88,7 +88,7 @@ goes with every algorithm of the GRPO trainer.
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = [_row(name, recipe) for name, recipe in RECIPES.items()]
     options = [_options(name, recipe) for name, recipe in RECIPES.items() if recipe.options]
     told = "## Options\n\nWhat `--algorithm_options` takes, with its defaults:\n\n" + "\n".join(options)

@@ -120,7 +120,7 @@ and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of 
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     known = [f"| `{name}` | {family.coordinate_space} | {family.source} |" for name, family in FAMILIES.items()
              if family.coordinate_space]  # fmt: skip
     examples = [f"| `{name}` | {' | '.join(map(str, counts))} |" for name, counts in EXAMPLES.items()]

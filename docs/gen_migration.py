@@ -95,7 +95,7 @@ def _value_row(flag: str, value: str, new: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text with its flags as code, where they are not code already."""
+    """Return a text with its flags as code, where they are not code already."""
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [FLAG.sub(r"`\g<0>`", part) for part in parts[::2]]
     return "`".join(parts)

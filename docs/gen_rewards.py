@@ -236,7 +236,7 @@ def own_rewards() -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [INTRODUCTION, own_rewards()]
     for name in REWARDS:
         lines += [f"## `{name}`", "", *_entry(name), ""]
@@ -271,7 +271,7 @@ def _entry(name: str) -> list[str]:
 
 
 def _body(reward: Any) -> list[str]:
-    """The rest of its docstring: the text as it is, the arguments as a list."""
+    """Return the rest of its docstring: the text as it is, the arguments as a list."""
     text, _, arguments = inspect.cleandoc(reward.__doc__ or "").partition("\nArgs:\n")
     paragraphs = text.split("\nRaises:\n")[0].split("\n\n")[1:]
     lines = [line for paragraph in paragraphs for line in ("", *paragraph.strip().splitlines())]
@@ -281,7 +281,7 @@ def _body(reward: Any) -> list[str]:
 
 
 def value_of(name: str) -> float | None:
-    """What the reward makes of its example."""
+    """Return what the reward makes of its example."""
     example = EXAMPLES[name]
     columns = {key: [value] for key, value in example.columns.items()}
     return make_reward(name, **example.options)([example.completion], **columns)[0]

@@ -16,7 +16,7 @@ TARGET = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo" / "cli" / "trl
 
 
 def collect() -> dict[str, dict[str, str]]:
-    """Flag names with the first sentence of their help, from the installed TRL and this package's configurations."""
+    """Return flag names with the first sentence of their help, from the installed TRL and our configurations."""
     from trl import ModelConfig, TrlParser
 
     from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all: written beside their place, then moved to it.
+"""Atomic file writes: a file is written beside its final path, then moved there.
 
-Whoever is stopped in the middle, also by `kill -9`, leaves what was there before and at most a `*.partial` file, which
-the next call replaces.
+An interrupted write, also by `kill -9`, leaves the old file and at most a `*.partial` file, which the next call
+overwrites.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STARTS = {  # how image files begin
 
 
 def refuse_existing(paths: Sequence[str | Path], *, overwrite: bool) -> None:
-    """Nothing, when these files may be written.
+    """Check that these files may be written.
 
     Raises:
         FileExistsError: one of them exists and `overwrite` was not asked for.
@@ -43,14 +43,14 @@ def refuse_existing(paths: Sequence[str | Path], *, overwrite: bool) -> None:
 
 @contextmanager
 def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A new file for bytes that takes its name when the block ends well; otherwise it is removed."""
+    """Open a file for writing bytes that appears under its name only if the block succeeds."""
     with whole_files([path], sync=sync) as (file,):
         yield file
 
 
 @contextmanager
 def whole_files(paths: Sequence[str | Path], *, sync: bool = True) -> Iterator[list[BinaryIO]]:
-    """Several of them, which take their names together, once all of them are written.
+    """Open several such files, which appear under their names together, once all are written.
 
     With `sync` they are on the disk by then, for which a small file waits longest.
     """
@@ -77,7 +77,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def json_line(row: Any) -> bytes:
-    """A row as one line of a jsonl file.
+    """Return a row as one line of a jsonl file.
 
     Raises:
         TypeError, ValueError: it holds something that JSON has not, such as bytes or NaN.
@@ -86,7 +86,7 @@ def json_line(row: Any) -> bytes:
 
 
 def image_suffix(content: bytes) -> str:
-    """The usual suffix of an image file by its first bytes.
+    """Return the usual suffix of an image file by its first bytes.
 
     Raises:
         ValueError: they are not those of a PNG, JPEG, WebP, GIF, BMP or TIFF file.
@@ -100,7 +100,7 @@ def image_suffix(content: bytes) -> str:
 
 
 def content_name(content: bytes) -> str:
-    """The name of an image file by what it holds: equal images have equal names.
+    """Return the name of an image file by what it holds: equal images have equal names.
 
     Raises:
         ValueError: as `image_suffix`.

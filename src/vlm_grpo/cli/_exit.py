@@ -9,7 +9,7 @@ from vlm_grpo.data.errors import DataError, problem_table
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """What `work` returns: 0, or 1 for problems found. 1 also for a DataError, 2 for a mistake of the caller."""
+    """Return what `work` returns: 0, or 1 for problems found. 1 also for a DataError, 2 for a mistake of the caller."""
     try:
         return work()
     except DataError as error:

@@ -143,18 +143,18 @@ UNREAD = {
 
 @cache
 def trl_flags() -> dict[str, dict[str, str]]:
-    """TRL's flags with a line of help each, under the keys grpo, rloo and model."""
+    """Return TRL's flags with one line of help each, under the keys grpo, rloo and model."""
     return json.loads(files("vlm_grpo.cli").joinpath("trl_flags.json").read_text(encoding="utf-8"))
 
 
 def known_flags(trainer: str) -> set[str]:
-    """All flag names (without dashes) that a run with this trainer accepts."""
+    """Return all flag names (without dashes) that a run with this trainer accepts."""
     own = {entry.name for entry in fields(ScriptArguments)}
     return own | set(trl_flags()[trainer]) | set(trl_flags()["model"]) | {"config", "help"}
 
 
 def flag_names(argv: list[str]) -> list[str]:
-    """The flags on a command line, in order, without dashes and values."""
+    """Return the flags on a command line, in order, without dashes and values."""
     return [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
 
 
@@ -185,7 +185,7 @@ def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
 
 
 def unknown_flags(argv: list[str], trainer: str) -> list[str]:
-    """One sentence for each flag that this trainer does not know, with the nearest names."""
+    """Return one sentence for each flag that this trainer does not know, with the nearest names."""
     known = known_flags(trainer)
     other = "rloo" if trainer == "grpo" else "grpo"
     problems = []
@@ -205,7 +205,7 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
 
 
 def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
-    """One sentence for each given flag that would do nothing in this run."""
+    """Return one sentence for each given flag that would do nothing in this run."""
     problems = []
     for prefixes, needed, (name, wanted) in NEEDS:
         found = [values.get(each) for each in name.split("|")]
@@ -235,12 +235,12 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
 
 
 def _is_off(flag: str, value: object) -> bool:
-    """Whether a flag asks for nothing, so that it needs nothing: false, or --val_freq 0 and -1, which are never."""
+    """Return whether a flag is off and needs no other flag: false, or --val_freq 0 or -1 (never)."""
     return value is False or (flag == "val_freq" and value in (0, -1))
 
 
 def environment_problems(values: dict[str, object], has_data: bool) -> list[str]:
-    """One sentence for each flag that contradicts --environment."""
+    """Return one sentence for each flag that contradicts --environment."""
     problems = []
     if not has_data and (values.get("max_steps") or 0) <= 0:
         problems.append("--environment without data needs --max_steps: its episodes have no end")
@@ -254,7 +254,7 @@ def environment_problems(values: dict[str, object], has_data: bool) -> list[str]
 
 
 def streaming_problems(values: dict[str, object]) -> list[str]:
-    """One sentence for each flag that contradicts --streaming, which does not know how many rows there are."""
+    """Return one sentence for each flag that contradicts --streaming, which does not know how many rows there are."""
     problems = []
     if (values.get("max_steps") or 0) <= 0:
         problems.append("--streaming needs --max_steps: a stream has no length and no epochs")
@@ -270,7 +270,7 @@ def streaming_problems(values: dict[str, object]) -> list[str]:
 
 
 def help_text() -> str:
-    """Own flags in full, TRL's by name: what `--help` prints."""
+    """Return own flags in full, TRL's by name: what `--help` prints."""
     lines = ["usage: vlm-grpo train [--config file.yaml] --model_name_or_path MODEL --data_file_paths FILE ...", ""]
     lines += ["Data, task and rewards:"]
     lines += [

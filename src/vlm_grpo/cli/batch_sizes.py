@@ -14,7 +14,7 @@ SEARCHED = 4096  # values of a flag that are tried
 def batch_problems(
     values: Mapping[str, Any], given: Collection[str], algorithm: str | None, fewest: int = 2
 ) -> list[str]:
-    """One sentence where the completions of a rollout are no whole groups, with the nearest values that fit.
+    """Return one sentence where the completions of a rollout are no whole groups, with the nearest values that fit.
 
     Args:
         values: of all flags.
@@ -63,7 +63,7 @@ def _whole_problems(whole: int, group: int, batch: int, processes: int, fewest: 
 
 
 def _near(value: int, fits: Any, most: int = SEARCHED) -> list[int]:
-    """The nearest values that fit, the one below and the one above."""
+    """Return the nearest values that fit, the one below and the one above."""
     below = next((n for n in range(min(value - 1, most), 0, -1) if fits(n)), None)
     above = next((n for n in range(value + 1, max(most, value) + SEARCHED) if fits(n)), None)
     return [n for n in (below, above) if n is not None]

@@ -15,7 +15,7 @@ from vlm_grpo.trainers.model_card import QUESTION, CardFacts
 
 
 def card_facts(script: ScriptArguments, record: Mapping[str, Any], prompting: Prompting) -> CardFacts:
-    """What the model card says of this command line: its task, data and words, and how the task asks a question."""
+    """Return the facts for the model card: task, data, command and an example question."""
     task = TASKS[script.task_type]
     asked = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)
     if script.environment or script.format_prompt:

@@ -62,7 +62,7 @@ def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
 
 
 def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
-    """One line for each default reward of a task that applies to none of its rows; training refuses it."""
+    """Return one line for each default reward of a task that applies to none of its rows; training refuses it."""
     from vlm_grpo.rewards.applying import needed
 
     return [
@@ -74,7 +74,7 @@ def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that name data, spelt as in training."""
+    """Add the data flags of training."""
     add = parser.add_argument
     add("--data_file_paths", metavar="FILES", help="jsonl, json or csv files, separated by ':'")
     add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
@@ -104,7 +104,7 @@ def task_name(text: str) -> str:
 
 
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """What --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
+    """Return what --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
     if arguments.use_huggingface_dataset and not arguments.dataset_name:
         parser.error("--use_huggingface_dataset needs --dataset_name")
     if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
@@ -115,19 +115,19 @@ def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that pair up with the files."""
+    """Return the flags that pair up with the files."""
     return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
 
 
 def reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How rows are read, by the names of `load_dataset`."""
+    """Return how rows are read, by the names of `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
 def reader_config(arguments: argparse.Namespace) -> Any:
-    """The same as a Form."""
+    """Return the same as a Form."""
     from vlm_grpo.data import ReaderConfig
 
     options = reader_options(arguments)
@@ -136,7 +136,7 @@ def reader_config(arguments: argparse.Namespace) -> Any:
 
 
 def _markup(model: str | None) -> tuple[str, ...] | None:
-    """The special tokens of a model, of which the processor's files alone are read; None without one."""
+    """Return the special tokens of a model, of which the processor's files alone are read; None without one."""
     return None if model is None else load_prompting(model, None).markup
 
 

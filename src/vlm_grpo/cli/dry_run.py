@@ -52,7 +52,7 @@ def show(
 
 
 def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str]) -> list[str]:
-    """The rewards that the right answer of a row can be given now: none of the user's, none that asks a server."""
+    """Return the rewards that can be computed for the gold answer now: no user rewards, none that need a server."""
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGED:
         return []

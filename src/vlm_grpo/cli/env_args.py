@@ -15,7 +15,7 @@ OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # op
 
 
 def environment_factory(flags: Any) -> Any:
-    """What `--environment` and the flags beside it name; None without it.
+    """Return what `--environment` and the flags beside it name; None without it.
 
     Raises:
         KeyError: an unknown name.
@@ -45,7 +45,7 @@ def check_environments(flags: Any, has_data: bool) -> None:
 
 
 def opened(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row as its environment begins it; without one as it is."""
+    """Return a row as its environment begins it; without one as it is."""
     if not flags.environment:
         return row
     from vlm_grpo.trainers.messages import read_prompt
@@ -58,7 +58,7 @@ def opened(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def environments(names: Sequence[str], given: str | Mapping[str, Any] | None, own: Mapping[str, Any]) -> Any:
-    """What the trainers take as `environment_factory`: one environment, or of several a mapping for the rows to choose.
+    """Return the trainer's `environment_factory`: one environment, or a mapping from which each row chooses.
 
     Args:
         names: of ENVIRONMENTS, or `file.py:Class`.
@@ -86,12 +86,12 @@ def environments(names: Sequence[str], given: str | Mapping[str, Any] | None, ow
 
 
 def makes_episodes(names: Sequence[str]) -> bool:
-    """Whether an environment needs no data: it makes each episode of its number."""
+    """Return whether an environment needs no data: it makes each episode of its number."""
     return len(names) == 1 and bool(getattr(_kind(names[0]), "MAKES_EPISODES", False))
 
 
 def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
-    """Calling it makes an environment; one is made now, so that wrong options show before a model is loaded."""
+    """Return a factory of environments after creating one, so that wrong options fail before a model is loaded."""
     known = _parameters(name)
     for option in options:
         if option not in known:

@@ -24,7 +24,7 @@ FREE += ("use_huggingface_dataset",)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; those that training has too mean the same here."""
+    """Return the flags; those that training has too mean the same here."""
     flags = CommandParser("vlm-grpo evaluate", description=DESCRIPTION)
     add = flags.add_argument
     add("--model_name_or_path", required=True, help="model, checkpoint folder, adapter folder, or the server's name")
@@ -102,7 +102,7 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Return a whole number above 0, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -110,7 +110,7 @@ def positive(text: str) -> int:
 
 
 def check(options: argparse.Namespace) -> list[str]:
-    """What is wrong with the flags together: contradictions, and flags without effect."""
+    """Return what is wrong with the flags together: contradictions, and flags without effect."""
     problems = _data_problems(options) + _episode_problems(options)
     is_server = options.backend == "openai"
     for name in LOCAL_ONLY if is_server else SERVER_ONLY:
@@ -174,7 +174,7 @@ def _task_problems(options: argparse.Namespace) -> list[str]:
 
 
 def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that predictions depend on."""
+    """Return the settings that predictions depend on."""
     useless = () if options.environment else ("environment", *OF_ENVIRONMENT, *OF_EPISODES)
     settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *useless)}
     if settings["dtype"] is None and options.backend == "local":

@@ -54,7 +54,7 @@ class MistakeError(ValueError):
 
 
 def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, MistakeError | None]:
-    """What a local model's processor says about prompts, or why it says nothing: data are looked at before.
+    """Return what a local model's processor says about prompts, or why it says nothing: data are looked at before.
 
     The variables of the chat template become those of the model's training where none are given.
     """
@@ -76,7 +76,7 @@ def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None,
 
 
 def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Any:
-    """The data set that the flags name, checked; without data the episodes of --environment."""
+    """Return the data set that the flags name, checked; without data the episodes of --environment."""
     from vlm_grpo.data import load_dataset
     from vlm_grpo.evaluation.predictions import check_group
 
@@ -107,7 +107,7 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
 
 
 def has_data(options: argparse.Namespace) -> bool:
-    """Whether rows come from files or a hub, rather than from an environment."""
+    """Return whether rows come from files or a hub, rather than from an environment."""
     return bool(options.data_file_paths or options.dataset_name)
 
 
@@ -130,7 +130,7 @@ def check_environment(options: argparse.Namespace) -> None:
 
 
 def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
-    """The rewards of the task, loaded before the model."""
+    """Return the rewards of the task, loaded before the model."""
     from vlm_grpo.evaluation.predictions import Scoring
 
     rewards = {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
 
 
 def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows: int) -> dict[str, Any]:
-    """What the predictions depend on: settings, model files, data."""
+    """Return what the predictions depend on: settings, model files, data."""
     from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
     seen = (dataset[row] for row in range(rows))
@@ -216,7 +216,7 @@ def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite
 
 
 def load_backend(options: argparse.Namespace, device: Any) -> Any:
-    """The model on its device, or the server."""
+    """Return the model on its device, or the server."""
     from vlm_grpo.evaluation.sampling import Sampling
 
     sampling = Sampling(options.temperature, options.top_p, options.num_samples, options.seed)
@@ -252,7 +252,7 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
 
 
 def load_agents(options: argparse.Namespace, model: Any) -> Any:
-    """The model as one that plays in the environments of the flags."""
+    """Return the model as one that plays in the environments of the flags."""
     from vlm_grpo.cli.env_args import environment_factory
     from vlm_grpo.evaluation.agents import Agents
     from vlm_grpo.trainers.stage import Stage
@@ -266,7 +266,7 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
-    """The model on its device and its processor with the limits of images of the flags.
+    """Return the model on its device and its processor with the limits of images of the flags.
 
     Raises:
         MistakeError: a flag does not fit the model.
@@ -304,7 +304,7 @@ def tell_space(options: argparse.Namespace, model_type: str) -> None:
 
 
 def progress_bar(rows: int, done: int, state: Any) -> Any:
-    """A bar that counts the rows of this process, after its share of those that were done before."""
+    """Return a bar that counts the rows of this process, after its share of those that were done before."""
     from tqdm import tqdm
 
     ranks = state.num_processes

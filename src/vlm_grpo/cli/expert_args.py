@@ -27,7 +27,7 @@ def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
 
 
 def load_demonstrations(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> Any:
-    """The rows of --expert_data_file_paths that have questions of their own; None without any.
+    """Return the rows of --expert_data_file_paths that have questions of their own; None without any.
 
     Raises:
         UsageError: they are wrong, or the algorithm is not chord.

@@ -19,7 +19,7 @@ REACH = 5.0  # seconds for a connection
 
 
 def judge_flags(training: Any) -> list[str]:
-    """The --judge_* flags of this run."""
+    """Return the --judge_* flags of this run."""
     return [f"--judge_{name}" for name in FLAGS if getattr(training, f"judge_{name}") is not None]
 
 
@@ -41,7 +41,7 @@ def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) 
 
 
 def is_certain(specs: Iterable[str], reward_method: str | None) -> bool:
-    """Whether the command line alone says that answers are judged; a record may say it too."""
+    """Return whether the command line alone says that answers are judged; a record may say it too."""
     methods = (reward_method or "").split(":")
     return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGED)
 
@@ -83,7 +83,7 @@ def check_judged_files(specs: Iterable[str], training: Any, paths: Iterable[str]
 
 
 def _judged_line(path: str) -> int | None:
-    """The number of the first line that names a judge as its method."""
+    """Return the number of the first line that names a judge as its method."""
     with open(path, "rb") as file:
         return next((number for number, line in enumerate(file, 1) if JUDGED_LINE.search(line)), None)
 

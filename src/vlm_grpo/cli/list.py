@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
 
 def task_lines() -> list[str]:
-    """Name, metric and default rewards of every task, and what a completion is."""
+    """Return name, metric and default rewards of every task, and what a completion is."""
     from vlm_grpo.tasks import TASKS
 
     rewards = {
@@ -40,14 +40,14 @@ def task_lines() -> list[str]:
 
 
 def reward_lines() -> list[str]:
-    """Name of every reward and the first line of its docstring."""
+    """Return name of every reward and the first line of its docstring."""
     from vlm_grpo.rewards import REWARDS
 
     return [f"{name:<18} {first_line(reward)}" for name, reward in REWARDS.items()]
 
 
 def algorithm_lines() -> list[str]:
-    """Name, trainer, summary and paper of every algorithm; below it its formula and what can be told to it."""
+    """Return name, trainer, summary and paper of every algorithm; below it its formula and what can be told to it."""
     from vlm_grpo.algorithms import ALGORITHMS
 
     lines = []
@@ -60,7 +60,7 @@ def algorithm_lines() -> list[str]:
 
 
 def environment_lines() -> list[str]:
-    """Name of every environment, the first line of its docstring, and its options with their defaults."""
+    """Return name of every environment, the first line of its docstring, and its options with their defaults."""
     from vlm_grpo.envs import ENVIRONMENTS, find_environment
 
     lines = []
@@ -91,7 +91,7 @@ def family_cells(family: Family) -> tuple[str, str, str, str]:
 
 
 def first_line(reward: Any) -> str:
-    """Of its docstring, with the options that make the entry out of a more general reward."""
+    """Return the first line of a docstring; for a partial function with its bound options."""
     options = ", ".join(f"{name}={value}" for name, value in getattr(reward, "keywords", {}).items())
     line = (getattr(reward, "func", reward).__doc__ or "").strip().splitlines()[0]
     return f"{line} ({options})" if options else line

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
-    """One command, by its name and flags."""
+    """Return one command, by its name and flags."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
         print("\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items()))

@@ -39,7 +39,7 @@ def text_of(value: Any) -> str:
 
 
 def same(flag: str, example: str, note: str = "") -> Change:
-    """A flag of the same meaning under another name; a list gives it several values."""
+    """Return a flag of the same meaning under another name; a list gives it several values."""
 
     def read(value: Any) -> list[str]:
         if isinstance(value, list | tuple):
@@ -50,7 +50,7 @@ def same(flag: str, example: str, note: str = "") -> Change:
 
 
 def settled(new: str, value: str, note: str = "") -> Change:
-    """Something that is always so here: the one value is taken and does nothing, others are refused."""
+    """Return the change of a setting that is fixed here: its one value has no effect, any other is an error."""
 
     def read(given: Any) -> list[str]:
         if text_of(given).lower() != value:

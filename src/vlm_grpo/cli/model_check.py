@@ -56,7 +56,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
 
 
 def read_config(model: Any, training: Any) -> Any:
-    """The model's configuration.
+    """Return the model's configuration.
 
     Raises:
         UsageError: there is none, or it is of a model that cannot be trained.
@@ -80,7 +80,7 @@ def read_config(model: Any, training: Any) -> Any:
 
 
 def read_processor(model: Any, training: Any) -> Any:
-    """The model's processor; a tokenizer for a model without images.
+    """Return the model's processor; a tokenizer for a model without images.
 
     Raises:
         UsageError: there is none.

@@ -28,7 +28,7 @@ REPORTERS = {
 
 
 def flag_conflicts(model: Any, training: Any) -> list[str]:
-    """One sentence for each flag that cannot work with the others, on any machine."""
+    """Return one sentence for each flag that cannot work with the others, on any machine."""
     name = quantization_flag(model)
     if name is None:
         return []
@@ -47,7 +47,7 @@ def flag_conflicts(model: Any, training: Any) -> list[str]:
 
 
 def missing_requirements(model: Any, training: Any) -> list[str]:
-    """One sentence for each thing that the run needs and that is not here."""
+    """Return one sentence for each thing that the run needs and that is not here."""
     problems = []
     name = quantization_flag(model)
     if name is not None and training.device.type == "cpu":
@@ -65,7 +65,7 @@ def missing_requirements(model: Any, training: Any) -> list[str]:
 
 
 def missing_packages(training: Any) -> list[str]:
-    """One sentence for each package that a flag asks for and that is not installed, with how to install it."""
+    """Return one sentence for each package that a flag asks for and that is not installed, with how to install it."""
     problems = []
     if getattr(training, "use_vllm", False) and not is_installed("vllm"):
         problems.append("--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'")
@@ -112,10 +112,10 @@ def is_installed(module: str) -> bool:
 
 
 def quantization_flag(model: Any) -> str | None:
-    """The flag that asks for quantized weights; None without one."""
+    """Return the flag that asks for quantized weights; None without one."""
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)), None)
 
 
 def uses_fsdp(training: Any) -> bool:
-    """Whether --fsdp or accelerate's launcher asks for FSDP."""
+    """Return whether --fsdp or accelerate's launcher asks for FSDP."""
     return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
-    """The first rows of a data set, rendered and scored."""
+    """Return the first rows of a data set, rendered and scored."""
     from vlm_grpo.data import load_dataset
 
     options = {**reader_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
@@ -141,12 +141,12 @@ def _show(
 def gold_rewards(
     specs: Sequence[str], gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> dict[str, float | str | None]:
-    """What each reward gives the gold turn; `options` are those of `resolve_rewards`."""
+    """Return what each reward gives the gold turn; `options` are those of `resolve_rewards`."""
     return {spec: _gold_reward(spec, gold, row, options or {}) for spec in specs}
 
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
-    """What one reward gives the gold turn; text when the reward needs something that is not installed."""
+    """Return what one reward gives the gold turn; text when the reward needs something that is not installed."""
     from vlm_grpo.rewards import is_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS
 
@@ -190,7 +190,7 @@ def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
 
 
 def as_text(shown: Shown) -> str:
-    """One row as plain text."""
+    """Return one row as plain text."""
     lines = [f"=== {shown.where}"]
     for role, pieces in shown.parts:
         text = "".join(piece if isinstance(piece, str) else f"[image: {piece.caption}]" for piece in pieces)
@@ -204,12 +204,12 @@ def as_text(shown: Shown) -> str:
 
 
 def reward_text(value: float | str | None) -> str:
-    """A reward as it is printed."""
+    """Return a reward as it is printed."""
     return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def as_html(shown: list[Shown]) -> str:
-    """A page without outside parts: every row with its images where the model sees them."""
+    """Return a page without outside parts: every row with its images where the model sees them."""
     from jinja2 import Environment
 
     text = files("vlm_grpo.cli").joinpath("preview.html.jinja").read_text(encoding="utf-8")

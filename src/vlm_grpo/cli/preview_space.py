@@ -64,7 +64,7 @@ def _processed_sizes(row: Row, processor: Any) -> list[tuple[int, int] | None]:
 
 
 def placed(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
-    """The row with the one true box of its record in a space; any other row as it is."""
+    """Return the row with the one true box of its record in a space; any other row as it is."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts
     from vlm_grpo.rewards.box import in_answer_space, true_box

@@ -71,7 +71,7 @@ def show_trials(
 
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
-    """One line for each trial."""
+    """Return one line for each trial."""
     return [
         f"own reward {trial.spec}: {'not applicable' if trial.value is None else f'{trial.value:g}'} for the right "
         f"answer of {trial.where}"
@@ -95,14 +95,14 @@ def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float)
 
 
 def _place(error: BaseException, path: str) -> str:
-    """The line of the user's file at which a reward failed; nothing where it returned."""
+    """Return the line of the user's file at which a reward failed; nothing where it returned."""
     cause = error.__cause__ or error
     lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename.endswith(path)]
     return f"\nat {path}:{lines[-1]}" if lines else ""
 
 
 def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[str, Any]:
-    """What the trainers hand to a reward, for one row."""
+    """Return what the trainers hand to a reward, for one row."""
     from transformers import TrainerState
 
     from vlm_grpo.data.images import image_size

@@ -93,7 +93,7 @@ def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int)
 
 
 def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
-    """Why a setting cannot change; None where it may."""
+    """Return why a setting cannot change; None where it may."""
     if name == "optim":
         is_same = any({then, now} <= group for group in SAME_OPTIMIZER)
         return None if is_same else "the optimizer's state in the checkpoint is of another kind"
@@ -108,7 +108,7 @@ def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
 
 
 def _state_of(algorithm: str | None) -> tuple[bool, bool]:
-    """Whether an algorithm has a value model, and an expert."""
+    """Return whether an algorithm has a value model, and an expert."""
     from vlm_grpo.algorithms import find_algorithm
 
     recipe = find_algorithm(algorithm) if algorithm else None
@@ -116,7 +116,7 @@ def _state_of(algorithm: str | None) -> tuple[bool, bool]:
 
 
 def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """A model is the same where its files are; a folder may have moved."""
+    """Yield a model is the same where its files are; a folder may have moved."""
     before, after = then.get("base_model") or {}, now["base_model"]
     if before.get("files") and before.get("files") == after["files"]:
         return
@@ -133,7 +133,7 @@ def _shown_model(model: Mapping[str, Any]) -> str:
 
 
 def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """Data are the same where the content of their files is, in their order; a row may be mended or left out."""
+    """Yield changes of the data files: compared by content and order; rows may be corrected or removed."""
     before, after = then.get("data") or {}, now["data"]
     old, new = before.get("files") or {}, after["files"]
     is_same = list(old.values()) == list(new.values()) and (None not in old.values() or list(old) == list(new))
@@ -154,7 +154,7 @@ def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Change]:
-    """The entries of two mappings that differ."""
+    """Return the entries of two mappings that differ."""
     before = then or {}
     names = dict.fromkeys([*before, *now])
     return [

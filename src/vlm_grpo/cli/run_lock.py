@@ -43,7 +43,7 @@ def locked(output_dir: str | Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int | None:
-    """The descriptor that holds the lock; None where the file system has no locks."""
+    """Return the descriptor that holds the lock; None where the file system has no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -72,7 +72,7 @@ def run_record(
 
 
 def _distributed(training: Any) -> Any:
-    """How processes train together; accelerate's state says FSDP only when there is a trainer."""
+    """Return how processes train together; accelerate's state says FSDP only when there is a trainer."""
     shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return "FSDP" if shards else training.distributed_state.distributed_type
 
@@ -140,7 +140,7 @@ def plain(value: Any) -> Any:
 
 
 def _training(training: Any) -> dict[str, Any]:
-    """The training arguments; the Trainer writes a placeholder for a token also where none is set."""
+    """Return the training arguments; the Trainer writes a placeholder for a token also where none is set."""
     values = training.to_dict()
     return {
         name: None if name.endswith("_token") and getattr(training, name) is None else value
@@ -157,14 +157,14 @@ def _data_paths(script: Any) -> list[str]:
 
 
 def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
-    """Files of the user's that rewards, environments and prompts are read from."""
+    """Return the user's files with rewards, environments and prompts."""
     named = [*rewards, *(script.environment or [])]
     code = [f"{name.rpartition('.py:')[0]}.py" for name in named if ".py:" in name]
     return [*code, *(path for path in (script.format_prompt, script.chat_template_path) if path)]
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str | None]:
-    """The digest of each regular file; None for what is none, such as a name on the hub."""
+    """Return the digest of each regular file; None for what is none, such as a name on the hub."""
     return {path: _digest(Path(path)) if os.path.isfile(path) else None for path in dict.fromkeys(paths)}
 
 
@@ -181,7 +181,7 @@ def _digest(path: Path, whole: int = WHOLE, end: int = END) -> str:
 
 
 def _model_digest(folder: Path) -> str | None:
-    """The digest of a model's folder by its configuration and by parts of its weights; None for a name on the hub."""
+    """Return a digest of a model folder (its configuration and parts of its weights); None for a hub name."""
     if not folder.is_dir():
         return None
     paths = [folder / "config.json", *sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)]

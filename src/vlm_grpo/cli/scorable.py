@@ -99,7 +99,7 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
 
 
 def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
-    """The first rows; more while a reward has not applied to any."""
+    """Yield the first rows; more while a reward has not applied to any."""
     for number in range(len(dataset)):
         if number >= MOST_ROWS and all(coverage.applied[name] for name in coverage.names):
             return

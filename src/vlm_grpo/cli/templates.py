@@ -161,7 +161,7 @@ def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
 
 
 def _as_object(value: Any) -> dict[str, Any]:
-    """The variables as run.json keeps them; that of an earlier version holds them as Python writes a dict."""
+    """Return the variables as run.json keeps them; that of an earlier version holds them as Python writes a dict."""
     return dict((ast.literal_eval(value) if isinstance(value, str) else value) or {})
 
 

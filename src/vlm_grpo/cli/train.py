@@ -162,7 +162,7 @@ def shutdown_distributed(status: int = 0) -> None:
 
 
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
-    """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
+    """Return the training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
 
     if script.environment and not (script.data_file_paths or script.dataset_name):
@@ -194,7 +194,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
-    """The rewards of the command line; without any those of the environment, or of the task."""
+    """Return the rewards of the command line; without any those of the environment, or of the task."""
     from vlm_grpo.tasks import TASKS
 
     if script.reward_funcs or script.environment:
@@ -266,7 +266,7 @@ def build_trainer(
     prompting: Prompting | None = None,
     demonstrations: Any = None,
 ) -> Any:
-    """The trainer with model, adapters and rewards."""
+    """Return the trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
 
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -317,7 +317,7 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
 
 
 def resume_point(training: Any) -> str | None:
-    """What --resume_from_checkpoint means: true is the newest complete checkpoint, or a new start without one.
+    """Return what --resume_from_checkpoint means: true is the newest complete checkpoint, or a new start without one.
 
     Raises:
         UsageError: the named checkpoint does not exist or is not complete.

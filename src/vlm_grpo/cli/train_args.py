@@ -43,7 +43,7 @@ CONFIGURATION_ERRORS = (
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
-    """Script arguments, training configuration and model configuration of a command line.
+    """Parse a command line into script arguments, training configuration and model configuration.
 
     Raises:
         UsageError: all at once, flags that are unknown, have values that are not allowed, contradict each other or
@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
 
 
 def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The command line and the config file with what other systems call otherwise in this one's words.
+    """Return the command line and the config file with what other systems call otherwise in this one's words.
 
     What was a nested config file stands at the beginning of the command line, the rest of which wins over it.
     """
@@ -95,7 +95,7 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
 
 
 def _with_known_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The same with the algorithm's name as the table spells it."""
+    """Return the same with the algorithm's name as the table spells it."""
     name = argv_value(argv, "algorithm")
     if name:
         argv = [*without_flag(argv, "algorithm", at_most=1), f"--algorithm={_algorithms().canonical_name(name)}"]
@@ -114,7 +114,7 @@ def _flag_parser(trainer: str) -> Any:
 
 
 def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[Any]:
-    """The three configurations of a command line; none, and a problem more, where TRL or transformers refuse it."""
+    """Return the three configurations; if TRL or transformers raise, add a problem and return an empty list."""
     try:
         return list(parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
     except CONFIGURATION_ERRORS as error:
@@ -124,7 +124,7 @@ def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[A
 
 
 def _no_mappings(values: dict[str, Any]) -> list[str]:
-    """One sentence for each flag of keyword arguments that holds something else than a JSON object."""
+    """Return one sentence for each flag of keyword arguments that holds something else than a JSON object."""
     return [
         f"--{name} {value}: must be a JSON object"
         for name, value in values.items()
@@ -135,7 +135,7 @@ def _no_mappings(values: dict[str, Any]) -> list[str]:
 def _without_unknown_flags(
     argv: list[str], config: dict[str, Any], trainer: str, problems: list[str]
 ) -> tuple[list[str], dict[str, Any]]:
-    """The command line and the config file without flags that this trainer does not know; each is a problem more."""
+    """Return command line and config without flags unknown to this trainer; each one adds a problem."""
     for name in dict.fromkeys([*flag_names(argv), *config]):
         if found := unknown_flags([f"--{name}"], trainer):
             problems += found
@@ -145,7 +145,7 @@ def _without_unknown_flags(
 
 
 def _wrong_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
-    """One sentence for each value that its flag does not take, or for batch sizes that do not fit."""
+    """Return one sentence for each value that its flag does not take, or for batch sizes that do not fit."""
     from vlm_grpo.trainers.ranges import range_problems
 
     fewest = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
@@ -173,7 +173,7 @@ def output_problems(output_dir: str | None) -> list[str]:
 
 
 def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
-    """One sentence for each flag that contradicts another or has no effect, and for a model that is missing."""
+    """Return one sentence for each flag that contradicts another or has no effect, and for a model that is missing."""
     if not values:  # the parser found no flags to speak of
         return []
     problems = ineffective_flags([name for name in given if name in values], values) + _unread_by(algorithm, given)
@@ -185,7 +185,7 @@ def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[s
 
 
 def _algorithms() -> Any:
-    """The package of algorithms, which imports torch: not for `--help`."""
+    """Return the package of algorithms, which imports torch: not for `--help`."""
     from vlm_grpo import algorithms
 
     return algorithms
@@ -197,7 +197,7 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: list[str]) -> tuple[str | None, str]:
-    """What --algorithm names, and the trainer: the given one, else the algorithm's, else GRPO's.
+    """Return what --algorithm names, and the trainer: the given one, else the algorithm's, else GRPO's.
 
     Where one of them is unknown, or they contradict each other, that is a problem more.
     """
@@ -220,7 +220,7 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: li
 
 
 def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the algorithm; how a rollout is cut is left to who gives its size."""
+    """Return the settings of the algorithm; how a rollout is cut is left to who gives its size."""
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
@@ -234,7 +234,7 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
 
 
 def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
-    """One sentence for each given flag that the algorithm's own advantage or loss does not read."""
+    """Return one sentence for each given flag that the algorithm's own advantage or loss does not read."""
     if algorithm is None:
         return []
     recipe = _algorithms().find_algorithm(algorithm)
@@ -243,7 +243,7 @@ def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
 
 
 def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
-    """The mapping in the file that --config names; empty without one, and with one that cannot be read."""
+    """Return the mapping in the file that --config names; empty without one, and with one that cannot be read."""
     path = argv_value(argv, "config")
     try:
         return {} if path is None else read_config(path)
@@ -278,7 +278,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
-    """DeepSpeed on CPU processes needs the gloo backend before the training arguments exist."""
+    """Initialize the gloo backend, which DeepSpeed on CPU needs before the training arguments exist."""
     is_wanted = "deepspeed" in given or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # by accelerate's launcher
     if not is_wanted or os.environ.get("DS_ACCELERATOR") != "cpu":
         return argv

@@ -55,7 +55,7 @@ def translate_keys(keys: Mapping[str, Any]) -> Translated:
 
 
 def _groups(argv: list[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """Each flag with the words that follow it; words before the first flag have none."""
+    """Yield each flag with the words that follow it; words before the first flag have none."""
     flag, values = None, []
     for word in argv:
         if word.startswith("--") and len(word) > 2:
@@ -138,7 +138,7 @@ def _flat(mapping: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
 
 
 def _resolved(value: Any) -> Any:
-    """A value with the variables of the environment that it names, `${oc.env:NAME,default}`.
+    """Return a value with the variables of the environment that it names, `${oc.env:NAME,default}`.
 
     Raises:
         ValueError: it names another key.

@@ -1,4 +1,4 @@
-"""Turns of a conversation, in LLaVA's spelling (from, value) or in that of chat messages (role, content)."""
+"""Parse conversations in LLaVA's format (from, value) or as chat messages (role, content)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FieldProblem = tuple[str, str, str]  # field, found, expected
 
 @dataclass
 class Conversation:
-    """What is asked, and what came before.
+    """The question of a conversation, its history and its gold answer.
 
     `inline` has an entry for every marker of the user turns: None, or the image that stands in the message itself.
     `answer_field` names the turn that holds the answer; None when the conversation ends with a question.
@@ -36,7 +36,7 @@ class Conversation:
 
 
 def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
-    """The conversation in a list of turns, and what is wrong with it.
+    """Return the conversation in a list of turns, and what is wrong with it.
 
     Roles: system at most once and first, then human and gpt in turn, starting with human.
     """
@@ -95,7 +95,7 @@ def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldPr
 
 
 def _gold(content: Any) -> Any:
-    """An answer that is given as text blocks becomes text; other lists and objects are JSON and stay."""
+    """Return an answer that is given as text blocks becomes text; other lists and objects are JSON and stay."""
     is_blocks = isinstance(content, list) and content and all(_is_text_block(block) for block in content)
     return "".join(block["text"] for block in content) if is_blocks else content
 
@@ -105,7 +105,7 @@ def _is_text_block(block: Any) -> bool:
 
 
 def _flatten(content: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[Any]]:
-    """Text with a marker at the place of every image, and an entry for each: None, or the image in the block."""
+    """Return text with a marker at the place of every image, and an entry for each: None, or the image in the block."""
     if isinstance(content, str):
         return content, [None] * content.count(MARKER)
     if not isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""From records to the rows that trainers see. A row is made when it is asked for; images stay undecoded."""
+"""Data sets of rows for the trainers. A row is made when it is accessed; images stay undecoded."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RowTransform:
         return self.ends[-1] if self.ends else 0
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        """Columns of the rows; equal numbers share one record, a column that some rows lack is None there."""
+        """Return columns of the rows; equal numbers share one record, a column that some rows lack is None there."""
         numbers = [int(number) for number in batch["row"]]
         records = {number: self.record(number) for number in dict.fromkeys(numbers)}
         rows = [self.row(records[number]) for number in numbers]
@@ -70,7 +70,7 @@ class RowTransform:
         return {name: [row.get(name) for row in rows] for name in names}
 
     def record(self, number: int) -> Record:
-        """The record with a number that counts through all sources.
+        """Return the record with a number that counts through all sources.
 
         Raises:
             DataError: the row is no record; the message names its line.
@@ -83,7 +83,7 @@ class RowTransform:
         return parsed.record
 
     def row(self, record: Record) -> dict[str, Any]:
-        """What trainers and rewards get of a record."""
+        """Return what trainers and rewards get of a record."""
         task = TASKS[record.task]
         prompt = self.prompt or PROMPTS[task.prompt]
         return {
@@ -100,7 +100,7 @@ class RowTransform:
 
 
 def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Dataset:
-    """A data set that holds row numbers only and makes its rows with `maker`; select, shuffle and split as usual.
+    """Return a data set of row numbers whose rows are made by `maker`; select, shuffle and split as usual.
 
     `numbers`, (rows,) of int64, say which rows in which order; None is every row once.
     """
@@ -113,7 +113,7 @@ def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Datas
 
 
 def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training rows and held-out rows, each in their old order; the same on every rank for the same seed.
+    """Return training rows and held-out rows in their original order; equal on every rank for equal seeds.
 
     Raises:
         ValueError: the ratio leaves one of the two empty.
@@ -159,11 +159,11 @@ class StreamedRows:
                 yield self.make(parsed.record)
 
     def first_problems(self) -> list[Problem]:
-        """What is wrong with the first row of each stream: wrong keys or folders show there."""
+        """Return what is wrong with the first row of each stream: wrong keys or folders show there."""
         return [p for stream in self.streams for p in next(stream.parsed_rows(check=self.check)).problems]
 
     def _warn(self, problems: Sequence[Problem]) -> None:
-        """Once for each kind, at the first row that has it."""
+        """Log each kind of warning once, at the first row that has it."""
         for problem in problems:
             if problem.expected not in self.warned:
                 self.warned.add(problem.expected)
@@ -171,7 +171,7 @@ class StreamedRows:
 
 
 def iterable_dataset(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDataset:
-    """A stream of the rows that each call of `rows` begins anew. It is one shard, whatever is behind it.
+    """Return a stream of the rows that each call of `rows` begins anew. It is one shard, whatever is behind it.
 
     Rows may hold any object: without features, nothing turns them into Arrow. A single shard is read by every process
     as a whole, so that TRL gives each its part of the same groups; of several shards each process would get some, and
@@ -208,7 +208,7 @@ def load_dataset(
     think_tags: bool = True,
     markup: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """A data set whose rows are made when they are asked for.
+    """Return a data set whose rows are made when they are asked for.
 
     A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
     blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
@@ -263,7 +263,7 @@ def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
 def _stream(
     result: OpenResult, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
 ) -> IterableDataset:
-    """The rows of streams, unless something is wrong with a file or its first row."""
+    """Return the rows of streams, unless something is wrong with a file or its first row."""
     problems = list(result.problems)
     if mixture is not None:
         expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
@@ -276,7 +276,7 @@ def _stream(
 
 
 def _warn(problems: list[Problem]) -> None:
-    """One warning for each kind, however many rows it concerns."""
+    """Log one warning per kind of problem, however many rows have it."""
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.expected, []).append(problem)

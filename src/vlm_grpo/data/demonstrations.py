@@ -46,7 +46,7 @@ class ExpertAnswer(NamedTuple):
 
 
 def expert_answers(row: Mapping[str, Any]) -> list[ExpertAnswer]:
-    """The expert's answers to a row.
+    """Return the expert's answers to a row.
 
     Raises:
         ValueError: the column holds something else than texts.
@@ -60,7 +60,7 @@ def expert_answers(row: Mapping[str, Any]) -> list[ExpertAnswer]:
 
 
 def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnswer]]:
-    """The answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
+    """Return the answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
 
     Several lines with one id are several answers.
 
@@ -105,7 +105,7 @@ def _read_line(row: Any, where: str, found: dict[str, list[ExpertAnswer]], probl
 
 
 def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str | Path]) -> Dataset | IterableDataset:
-    """The training rows with the answers of these files beside those that they have; matched by `id`.
+    """Return the training rows with the answers of these files beside those that they have; matched by `id`.
 
     How many rows have an answer, and which ids are of no row, is logged (not for a stream, whose rows come later).
 
@@ -137,7 +137,7 @@ def _stream(dataset: IterableDataset, experts: dict[str, list[ExpertAnswer]]) ->
 
 
 def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[ExpertAnswer]]) -> dict[str, Any]:
-    """The row with the answers that are known for its id after its own; a wrong one of its own stays as it is."""
+    """Return the row with the answers for its id appended to its own; an invalid column is left unchanged."""
     try:
         answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
     except ValueError:
@@ -162,7 +162,7 @@ class ExpertTransform:
 
 
 def _places(dataset: Dataset) -> dict[str, list[str]]:
-    """Where the training rows of each id stand."""
+    """Return where the training rows of each id stand."""
     if dataset.format["type"] != "custom" and "id" not in dataset.column_names:
         expected = "a column id, by which answers are matched; or answers in a column expert"
         raise DataError([Problem("train_dataset", "id", "no such column", expected)])
@@ -205,7 +205,7 @@ def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[
 
 
 def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], list[int]], limit: int) -> int:
-    """How many rows have an answer.
+    """Return how many rows have an answer.
 
     Args:
         rows: of the training data; only the expert's columns, `id` and `where` are looked at.
@@ -370,16 +370,16 @@ class DemonstrationSource(JsonlSource):
     """A jsonl file whose rows end with the question; what the expert says to it is the column `expert`."""
 
     def raw(self, index: int) -> RawRow:
-        """One row, or what is wrong with it."""
+        """Return one row, or what is wrong with it."""
         return _split_answer(super().raw(index), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows in order."""
+        """Yield all rows in order."""
         return (_split_answer(row, self.where(index)) for index, row in enumerate(super().rows()))
 
 
 def _split_answer(row: RawRow, where: str) -> RawRow:
-    """The row with the expert's answer taken out of the conversation, or out of its column."""
+    """Return the row with the expert's answer taken out of the conversation, or out of its column."""
     if isinstance(row, Problem):
         return row
     key = next((name for name in QUESTION_KEYS if row.get(name) is not None), None)

@@ -1,4 +1,4 @@
-"""Large files from the web, taken up again where they stopped, and archives unpacked file by file."""
+"""Download large files with resume, and unpack archives file by file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SlowError(ConnectionError):
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
-    """The file of a URL under `path`, which it gets only once it is whole; a file that is there already is kept.
+    """Return the file of a URL under `path`, which it gets only once it is whole; a file that is there already is kept.
 
     What has come so far stays in `path.part`: another call, also of another process, goes on from there, unless the
     server has another version by now (`ETag`), or takes no ranges. Whole means as many bytes as the server announces.
@@ -106,7 +106,7 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def _open_request(url: str, part: Path) -> Any | None:
-    """The server's answer to a request for what is missing, or for the whole file; None when nothing is missing."""
+    """Request the missing bytes, or the whole file, and return the response; None when nothing is missing."""
     size_before, tag = _size(part), _tag_file(part)
     headers = {"Accept-Encoding": "identity"}
     if size_before and tag.exists():
@@ -134,7 +134,7 @@ def _size(path: Path) -> int:
 
 
 def _tag_file(part: Path) -> Path:
-    """Where the version of a file that has begun to come is noted."""
+    """Return where the version of a file that has begun to come is noted."""
     return part.with_name(part.name + ".version")
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with data, and how it is shown: one table for the command line and for errors alike."""
+"""Problems of data, and the table that the command line and exceptions print them in."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WIDTH = 100  # characters of what was found; longer texts are cut in the middle
 
 @dataclass(frozen=True, slots=True)  # there may be one for each of a million rows
 class Problem:
-    """One thing that is wrong: where (`file:line`), in which field, what was found and what was expected.
+    """One problem of the data: its place (`file:line`), its field, what was found and what was expected.
 
-    A warning is something that the reader can put right by itself.
+    A warning does not prevent the row from being used.
     """
 
     where: str
@@ -40,7 +40,7 @@ class Problem:
 
 
 class MediaError(ValueError):
-    """An image or video that cannot be read, which shows only when it is decoded; the message names file and line."""
+    """An image or video that cannot be decoded; the message names file and line."""
 
 
 class DataError(ValueError):
@@ -55,7 +55,7 @@ class DataError(ValueError):
 
 
 def show_value(value: object, limit: int = 70) -> str:
-    """A value as an error shows it: quoted, on one line, and short, however long it is."""
+    """Return a value as an error shows it: quoted, on one line, and short, however long it is."""
     if isinstance(value, str | bytes):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")
     text = repr(value)
@@ -63,13 +63,13 @@ def show_value(value: object, limit: int = 70) -> str:
 
 
 def known_name(value: object, known: Sequence[str]) -> str:
-    """What was expected where a name is not known: the nearest ones if there are any, else all."""
+    """Return what was expected where a name is not known: the nearest ones if there are any, else all."""
     close = nearest(value, list(known)) if isinstance(value, str) else []
     return f"{' or '.join(close)} (did you mean that?)" if close else f"one of {', '.join(known)}"
 
 
 def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
-    """Aligned text: one line per problem, then a count for each kind; at most `shown` lines of problems."""
+    """Return aligned text: at most `shown` lines of problems, then a count for each kind."""
     rows = [HEADER, *(problem.cells for problem in problems[:shown])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     rows.insert(1, tuple("-" * width for width in widths))
@@ -80,7 +80,7 @@ def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
 
 
 def problem_counts(problems: Sequence[Problem]) -> list[str]:
-    """One line with the total, then one line for each field and expectation, most frequent first."""
+    """Return one line with the total, then one line for each field and expectation, most frequent first."""
     errors = sum(not problem.is_warning for problem in problems)
     places = len({problem.where for problem in problems})
     total = f"{_many(errors, 'problem')} and {_many(len(problems) - errors, 'warning')} at {_many(places, 'place')}"

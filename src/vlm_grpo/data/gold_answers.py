@@ -1,4 +1,4 @@
-"""The true answer of a row in the forms in which data sets write it, brought into the one that rewards read."""
+"""Normalize gold answers from the formats that data sets use to the one that rewards read."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
+    """Return whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
     if isinstance(value, list | dict):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def strip_option_letters(options: list[str]) -> tuple[str, ...]:
-    """Options as plain texts, when every one of them carries its own letter (`A. dog`, `(B) cat`)."""
+    """Return the options without their letters if every option has its own (`A. dog`, `(B) cat`)."""
     plain = []
     for letter, option in zip(LETTERS, options, strict=False):
         text = option.strip()

@@ -1,4 +1,4 @@
-"""References to images in every form that data comes in, and the one place where they are decoded."""
+"""References to images in all supported formats, and the only place where images are decoded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def image_ref(value: Any, where: str = "") -> ImageRef:
-    """A reference to an image given as path, URL, base64 text, bytes, `{bytes, path}` or PIL image; nothing is decoded.
+    """Return a reference to an image: a path, URL, base64 text, bytes, `{bytes, path}` or PIL image. Decodes nothing.
 
     Raises:
         ValueError: the value is none of these.
@@ -78,12 +78,12 @@ def image_ref(value: Any, where: str = "") -> ImageRef:
 
 
 def _payload(value: Any) -> Any:
-    """JSON has no bytes: under the key `bytes` it can only hold base64 text."""
+    """Return the bytes under the key `bytes`; in JSON they are base64 text."""
     return base64.b64decode(value) if isinstance(value, str) else value
 
 
 def base64_bytes(text: str) -> bytes | None:
-    """The bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
+    """Return the bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
 
     Raises:
         ValueError: a data URL whose content is not base64.
@@ -102,7 +102,7 @@ def base64_bytes(text: str) -> bytes | None:
 
 
 def open_image(ref: ImageRef) -> Image.Image:
-    """The decoded image: upright (EXIF applied), RGB; the first frame of an animation.
+    """Return the decoded image: upright (EXIF applied), RGB; the first frame of an animation.
 
     Small images stay small: each family's processor enlarges them by itself. An image longer than 200 times its
     shorter side is refused for every family: padding it would move relative box coordinates, shrinking it would leave
@@ -123,7 +123,7 @@ def open_image(ref: ImageRef) -> Image.Image:
 
 
 def image_size(ref: ImageRef) -> tuple[int, int]:
-    """Width and height in pixels of the upright image, from the file's header alone.
+    """Return width and height in pixels of the upright image; only the file's header is read.
 
     Raises:
         MediaError: the image is missing or has no readable header; the message names `ref.where`.
@@ -140,7 +140,7 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
 
 
 def check_sides(image: Image.Image) -> None:
-    """Nothing, for an image that every family can process.
+    """Check that every model family can process an image of this shape.
 
     Raises:
         ValueError: the longer side is more than 200 times the shorter one.
@@ -164,7 +164,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held; 1, upright, where EXIF data are missing or damaged, as viewers do."""
+    """Return how the camera was held; 1, upright, where EXIF data are missing or damaged, as viewers do."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except DECODE_ERRORS:
@@ -173,7 +173,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
-    """What PIL can open: a path stays, bytes and the content of a URL become a file in memory.
+    """Return what PIL can open: a path stays, bytes and the content of a URL become a file in memory.
 
     Raises:
         OSError: the path is of no regular file, or the URL has no content within the limits.
@@ -188,7 +188,7 @@ def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any
 
 
 def media_name(source: Any) -> str:
-    """How an error calls an image."""
+    """Return how an error calls an image."""
     if not isinstance(source, str):
         return "an embedded image"
     if source.startswith(URL_STARTS):
@@ -197,7 +197,7 @@ def media_name(source: Any) -> str:
 
 
 def decode_error(error: BaseException) -> str:
-    """Why an image could not be decoded, in the decoder's words without addresses of objects."""
+    """Return why an image could not be decoded, in the decoder's words without addresses of objects."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     said = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
@@ -206,7 +206,7 @@ def decode_error(error: BaseException) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels: transparency over white, 16-bit values scaled instead of clipped."""
+    """Convert to RGB: transparency over white, 16-bit values scaled instead of clipped."""
     if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
         return _to_eight_bits(image).convert("RGB")
     if image.mode == "LAB":
@@ -221,7 +221,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels 0 to 255. Modes I and F do not say their range, so their largest value decides."""
+    """Scale grey levels to 0 to 255. Modes I and F have no fixed range, so their largest value decides."""
     import numpy as np
 
     values = np.asarray(image, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Text of a row that a model would take for markup: placeholders of images, the tokens around turns."""
+"""Find text in a row that a model would read as markup: image placeholders and turn tokens."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""From one row of a source, in any of the three forms, to a Record. Reads no files and decodes no images.
+"""Parse one row of a source into a Record. Reads no files and decodes no images.
 
-Forms: `conversations` (turns of human and gpt), columns (question, answer, images under any names), and VQA (columns
-with options and reference steps). The first human turn and the gpt turn after it are question and answer; with more
-turns the last gpt turn is the answer to the last human turn, and all turns before become history.
+Three formats: `conversations` (human and gpt turns), columns (question, answer, images under any names), and VQA
+(columns with options and reference steps). In a conversation the last gpt turn is the gold answer to the last human
+turn; all earlier turns become history.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VIDEO_KEYS = ("videos", "video")
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """How the rows of one source are to be read; a key that is None means the usual names."""
+    """Settings for reading the rows of one source; a key of None means the usual column names."""
 
     folder: str = ""
     method: str | None = None
@@ -52,13 +52,13 @@ class ReaderConfig:
     image_key: str | None = None
     video_key: str | None = None
     allow_outside: bool = False
-    ignored: tuple[str, ...] = ()  # columns that are as good as not there
+    ignored: tuple[str, ...] = ()  # columns that are not read
     allow_private_urls: bool = False
-    markup: tuple[str, ...] | None = None  # tokens that no text may hold; None is those of every known model
+    markup: tuple[str, ...] | None = None  # special tokens that no text may contain; None: those of all known models
 
 
 class ParsedRow(NamedTuple):
-    """What became of a row: a record, unless a problem that is no warning prevented it; its images in either case."""
+    """Result of parsing a row: the record (None if there is an error), all problems, and the images in either case."""
 
     record: Record | None
     problems: list[Problem]
@@ -67,7 +67,7 @@ class ParsedRow(NamedTuple):
 
 
 def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderConfig) -> ParsedRow:
-    """The record in a row, or everything that is wrong with it. `number` is its id when it has none."""
+    """Parse a row into a record or its problems. `number` is the id of a row without one."""
     if config.ignored:
         row = {name: value for name, value in row.items() if name not in config.ignored}
     reader = _RowParser(row, where, config)
@@ -80,12 +80,12 @@ def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderCon
 
 
 def parse_raw_row(raw: Mapping[str, Any] | Problem, where: str, number: int, config: ReaderConfig) -> ParsedRow:
-    """The same for a row that has been fetched already."""
+    """Return the same for a row that has been fetched already."""
     return ParsedRow(None, [raw]) if isinstance(raw, Problem) else parse_row(raw, where, number, config)
 
 
 class _RowParser:
-    """Reads the fields of one row and collects what is wrong with them."""
+    """Parse the fields of one row and collect their problems."""
 
     def __init__(self, row: Mapping[str, Any], where: str, config: ReaderConfig) -> None:
         self.row = row
@@ -127,7 +127,7 @@ class _RowParser:
         )
 
     def key(self, given: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
-        """The column to read: the given one, else the first of the usual ones that holds something."""
+        """Return the column to read: the given one, else the first of the usual ones that holds something."""
         names = (given,) if given else usual
         for name in names:
             if self.row.get(name) is not None:
@@ -154,7 +154,7 @@ class _RowParser:
         return conversation
 
     def answer(self, conversation: Conversation, options: tuple[str, ...]) -> Any:
-        """The true answer without `<answer>` tags: of the column that is asked for, the last gpt turn, or a column."""
+        """Return the gold answer without `<answer>` tags, from the answer column or the last gpt turn."""
         field, value = self.answer_field(conversation)
         if field is None:
             return None
@@ -174,7 +174,7 @@ class _RowParser:
         return parse_shape_answer(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
 
     def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
-        """Where the true answer stands, and what stands there; a second one that says something else is wrong."""
+        """Return the field of the gold answer and its value; a second, different answer is a problem."""
         if self.config.answer_key is not None:
             field = self.key(self.config.answer_key, ANSWER_KEYS, "the answer")
             return field, None if field is None else self.row[field]
@@ -189,7 +189,7 @@ class _RowParser:
         return conversation.answer_field, conversation.answer
 
     def system(self, conversation: Conversation) -> str | None:
-        """The system turn: of the conversation, or the column `system`."""
+        """Return the system turn: of the conversation, or the column `system`."""
         value = self.row.get("system")
         if value is None:
             return conversation.system
@@ -201,7 +201,7 @@ class _RowParser:
         return conversation.system or value or None
 
     def images(self) -> list[ImageRef | None]:
-        """The images of the image column; None for one that cannot be read, so that their number stays right."""
+        """Return the images of the image column; None for one that cannot be read, so that their number stays right."""
         names = (self.config.image_key,) if self.config.image_key else IMAGE_KEYS
         self.used.update(names)
         key = next((name for name in names if self.row.get(name)), None)
@@ -213,7 +213,7 @@ class _RowParser:
         return [self.image(key, value)]
 
     def image(self, field: str, value: Any) -> ImageRef | None:
-        """A reference to one image; paths are joined with the image folder and must stay in it."""
+        """Return a reference to one image; paths are joined with the image folder and must stay in it."""
         try:
             ref = image_ref(value, self.where)
         except ValueError as error:
@@ -233,7 +233,7 @@ class _RowParser:
     def place(
         self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
     ) -> tuple[str, list[ImageRef | None]]:
-        """The question with a marker for every image, and the images in the order of all markers.
+        """Return the question with a marker for every image, and the images in the order of all markers.
 
         Images that have no marker come first; in a conversation that is worth a warning.
         """
@@ -262,7 +262,7 @@ class _RowParser:
         return conversation.question
 
     def options(self) -> tuple[str, ...]:
-        """The answer options without their letters."""
+        """Return the answer options without their letters."""
         key = next((name for name in ("options", "choices") if self.row.get(name)), None)
         value = self.row[key] if key else []
         if isinstance(value, Mapping):
@@ -298,7 +298,7 @@ class _RowParser:
         return self.named("accu_reward_method", list(METHODS)) or self.config.method
 
     def named(self, field: str, known: list[str]) -> str | None:
-        """The name in a field, which must be a known one if there is any."""
+        """Return the name in a field, which must be a known one if there is any."""
         value = self.row.get(field)
         if value in (None, ""):
             return None
@@ -307,7 +307,7 @@ class _RowParser:
         return value
 
     def videos(self, conversation: Conversation, key: str | None) -> tuple[VideoRef, ...]:
-        """The videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
+        """Return the videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
         names = (self.config.video_key,) if self.config.video_key else VIDEO_KEYS
         self.used.update(names)
         column = next((name for name in names if self.row.get(name)), None)
@@ -320,14 +320,14 @@ class _RowParser:
         return tuple(ref for ref in found if ref is not None)
 
     def check_box(self, answer: Any, task: str, images: int) -> None:
-        """Complain about the true box or mask and the columns that say where it is; null ones count as missing."""
+        """Check the gold box or mask and its columns; null columns count as missing."""
         given = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in given if self.row[name] is None)
         for problem in validate_shapes(self.row, answer, task, images) if answer is not None else ():
             self.wrong(*problem)
 
     def video(self, field: str, value: Any) -> VideoRef | None:
-        """A reference to one video; its path, or its frames', are joined with the image folder and must stay in it."""
+        """Return a reference to one video; paths of the file or its frames must stay inside the image folder."""
         try:
             ref = video_ref(value, self.where)
         except ValueError:

@@ -1,4 +1,4 @@
-"""Which rows are held out, so that no image (or other thing) is on both sides. Knows groups of rows, not files."""
+"""Choose held-out rows so that no image (or other key) is on both sides. Works on groups of rows, not files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 
 class RowGroups:
-    """Rows that must stay together: those that share a key, also by way of other rows (union-find)."""
+    """Rows that must stay together because they share a key, directly or through other rows (union-find)."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
@@ -17,7 +17,7 @@ class RowGroups:
         return len(self._parents)
 
     def add(self, keys: Iterable[Hashable]) -> None:
-        """The next row and its keys; without any it stays alone."""
+        """Add the next row with its keys; a row without keys forms its own group."""
         row = len(self._parents)
         self._parents.append(row)
         for key in keys:
@@ -25,7 +25,7 @@ class RowGroups:
             self._parents[self._root(row)] = self._root(other)
 
     def members(self) -> list[list[int]]:
-        """The rows of each group, groups in the order of their first row."""
+        """Return the rows of each group, groups in the order of their first row."""
         found: dict[int, list[int]] = {}
         for row in range(len(self._parents)):
             found.setdefault(self._root(row), []).append(row)
@@ -39,7 +39,7 @@ class RowGroups:
 
 
 def sample_held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
-    """Rows of whole groups, in random order as many as fit into `wanted`, the same for the same seed.
+    """Return rows of whole groups, in random order as many as fit into `wanted`, the same for the same seed.
 
     Raises:
         ValueError: every group is larger, or nothing would be left.

@@ -1,4 +1,4 @@
-"""What a data set looks like: numbers over its records and over the headers of its images. Decodes nothing."""
+"""Statistics of a data set: its records and the headers of its images. Decodes no image."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Statistics:
             self.duplicates.append(f"{record.where} repeats {first}{'' if other == answer else ', other answer'}")
 
     def summary(self) -> dict[str, Any]:
-        """All numbers, as JSON can hold them."""
+        """Return all numbers, as JSON can hold them."""
         top = self.answers.most_common(self.common)
         return {
             "rows": self.rows,
@@ -105,7 +105,7 @@ class _Images:
 
 
 def answer_type(record: Record) -> str:
-    """`box` or `boxes`, else the accuracy method that fits the true answer, else `object`."""
+    """Return `box`, `boxes`, the accuracy method that fits the gold answer, or `object`."""
     truth = gold(record.answer)
     found = len(boxes_in(truth)) if truth.startswith(("[", "{")) else 0
     if found:
@@ -130,12 +130,12 @@ def _largest(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def count_words(text: str) -> int:
-    """How many words, between white space, a text has."""
+    """Return how many words, between white space, a text has."""
     return len(text.split())
 
 
 def quantiles(values: array[int]) -> dict[str, float]:
-    """Minimum, percentiles, maximum (each a value that occurs) and mean; empty without values."""
+    """Return minimum, percentiles, maximum (all observed values) and mean; empty without values."""
     import numpy as np
 
     if not values:
@@ -146,7 +146,7 @@ def quantiles(values: array[int]) -> dict[str, float]:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The numbers as aligned text."""
+    """Yield the numbers as aligned text."""
     tabular = {name: value for name, value in summary.items() if isinstance(value, Mapping) and "mean" in value}
     for name, value in summary.items():
         if name in tabular:
@@ -166,7 +166,7 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Percentiles, one line for each name."""
+    """Yield percentiles, one line for each name."""
     header = ["", *QUANTILES, "mean"]
     lines = [header, *([name, *(_number(row[key]) for key in header[1:])] for name, row in rows.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

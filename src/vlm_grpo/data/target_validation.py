@@ -1,4 +1,4 @@
-"""What is wrong with a record's true box or mask, and the columns that say where it is. Looks at no image."""
+"""Validate gold boxes, masks and detections, and the columns that locate them. Reads no image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
 def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
-    """What is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
+    """Yield what is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
     if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
         yield from validate_box(row, answer, task, images)
     if task in DETECTION_TASKS:
@@ -36,7 +36,7 @@ def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int)
 
 
 def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
-    """What would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
+    """Yield what would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
 
     The box is looked at where the task has a reward for boxes.
     """
@@ -51,7 +51,7 @@ def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) ->
 
 
 def validate_space(space: Any) -> str | None:
-    """What was expected instead of a value that names no coordinate space."""
+    """Return what was expected instead of a value that names no coordinate space."""
     try:
         extent(str(space), (1, 1), None)
     except ValueError as error:
@@ -72,14 +72,14 @@ def _validate_box_answer(answer: Any, space: str | None) -> Iterator[FieldProble
 
 
 def validate_detections(answer: Any) -> Iterator[FieldProblem]:
-    """What would make the rewards for lists of boxes apply to no completion."""
+    """Yield what would make the rewards for lists of boxes apply to no completion."""
     if true_detections(gold(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 
 
 def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]:
-    """What would make the reward for masks raise, or give every answer the same: mask, `terms`, shape of the answer."""
+    """Yield problems of mask, `terms` and shape that would make the mask reward raise or be constant."""
     truth = None
     try:
         truth = true_mask(row.get("mask"))
@@ -102,7 +102,7 @@ def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]
 
 
 def _validate_overlap(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[FieldProblem]:
-    """The right answer would earn nothing: it lies elsewhere, most often because of its space."""
+    """Yield the right answer would earn nothing: it lies elsewhere, most often because of its space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
     whole = None if validate_space(space) else extent(str(space), size, None)
     if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:

@@ -44,7 +44,7 @@ END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 
 
 def validate_image(ref: ImageRef, *, decode: bool = False) -> str | None:
-    """What is wrong with an image; None when it is whole and `open_image` will take it.
+    """Return what is wrong with an image; None when it is whole and `open_image` will take it.
 
     By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
     whether they are complete are decoded. With `decode` every image is decoded. URLs are fetched only with `decode`.
@@ -71,7 +71,7 @@ def _validate_by_decoding(ref: ImageRef) -> str | None:
 
 
 def _looks_whole(ref: ImageRef) -> bool:
-    """Whether header and end fit together; False means that only decoding can tell."""
+    """Return whether header and end fit together; False means that only decoding can tell."""
     file = media_source(ref)
     file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
     with file:
@@ -98,7 +98,7 @@ THOUSAND = 1000
 
 @dataclass
 class BoxPositionCheck:
-    """Looks at the boxes of one file. Of all of them together it only warns."""
+    """Check that the boxes of a file lie inside their images; suspicious statistics of a whole file are a warning."""
 
     on_large: int = 0  # boxes on images that are larger than 1000 pixels both ways
     farthest: float = 0.0  # of their coordinates
@@ -174,7 +174,7 @@ def check_source(
     mixture: str | Sequence[str | float] | None = None,
     note: Callable[[Record], None] | None = None,
 ) -> list[Problem]:
-    """Every problem of a data set: of the options, the files, the rows and the images, in this order.
+    """Return every problem of a data set: of the options, the files, the rows and the images, in this order.
 
     Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
     are read. `note` is told every record that can be read.
@@ -186,7 +186,7 @@ def check_source(
 
 
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
-    """Every problem of the rows of one source and of their images, in the order of the rows."""
+    """Return every problem of the rows of one source and of their images, in the order of the rows."""
     problems: list[Problem] = []
     images, places = _ImageCheck(decode), BoxPositionCheck()
     parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
@@ -204,7 +204,7 @@ def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record],
 
 
 def check_row(parsed: ParsedRow) -> list[Problem]:
-    """What is wrong with one row, its images and its videos, without remembering it for another row."""
+    """Return what is wrong with one row, its images and its videos, without remembering it for another row."""
     images = _ImageCheck(decode=False)
     images.faults = {hash(ref.key): fault for ref in _files(parsed) if (fault := validate_image(ref))}
     places = BoxPositionCheck().problems(parsed)
@@ -212,7 +212,7 @@ def check_row(parsed: ParsedRow) -> list[Problem]:
 
 
 def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
-    """What is wrong with the videos of a row; their frames are looked at as images."""
+    """Return what is wrong with the videos of a row; their frames are looked at as images."""
     faults = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
     return [
         Problem(ref.where, "video", f"{media_name(ref.source)}: {fault}", "a video that can be decoded")
@@ -222,7 +222,7 @@ def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
 
 
 def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
-    """A few rows at a time."""
+    """Yield a few rows at a time."""
     chunk: list[ParsedRow] = []
     held = 0
     for parsed in parsed_rows:
@@ -237,14 +237,14 @@ def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
 
 @dataclass
 class _ImageCheck:
-    """Faults of image files. A file that several rows use is read once and reported for each of them."""
+    """Problems of image files. A file used by several rows is read once and reported for each row."""
 
     decode: bool
     whole: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
     faults: dict[int, str] = field(default_factory=dict)
 
     def look(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
-        """Find the faults of all images that are new."""
+        """Validate all images that were not seen before."""
         new = {hash(ref.key): ref for parsed in parsed_rows for ref in _files(parsed)}
         new = {key: ref for key, ref in new.items() if key not in self.whole and key not in self.faults}
         found = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())
@@ -255,13 +255,13 @@ class _ImageCheck:
                 self.faults[key] = fault
 
     def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
-        """A problem for each faulty image of a row."""
+        """Yield a problem for each invalid image of a row."""
         for ref in _files(parsed):
             if fault := self.faults.get(hash(ref.key)):
                 yield Problem(ref.where, "image", f"{media_name(ref.source)}: {fault}", "an image that can be decoded")
 
 
 def _files(parsed: ParsedRow) -> list[ImageRef]:
-    """The images and video frames of a row that are not decoded yet."""
+    """Return the images and video frames of a row that are not decoded yet."""
     frames = [frame for video in parsed.videos if isinstance(video.source, tuple) for frame in video.source]
     return [ref for ref in (*parsed.images, *frames) if not isinstance(ref.source, Image.Image)]

@@ -1,4 +1,4 @@
-"""References to videos, as files or as lists of frames, and the one place where they are decoded."""
+"""References to videos (files or lists of frames), and the only place where videos are decoded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Clip(NamedTuple):
 
 
 def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
-    """A reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
+    """Return a reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
 
     `fps` is the rate at which frames are taken of a file, and for a list of frames the rate that they were taken at.
     Nothing is decoded.
@@ -65,7 +65,7 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def video_items(value: Any) -> list[Any]:
-    """The videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
+    """Return the videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
     if not isinstance(value, list | tuple):
         return [value]
     files = all(isinstance(item, str) for item in value)
@@ -78,12 +78,12 @@ FrameCount = Callable[[int, float, float, int], int]
 
 
 def frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """How many of `total` frames, taken at `rate` a second, are kept: `fps` a second, at least one, at most `limit`."""
+    """Return how many of `total` frames at `rate` per second to sample at `fps`: at least 1, at most `limit`."""
     return max(1, min(limit, total, round(total / rate * fps)))
 
 
 def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """The same by the rule of the Qwen families: an even number, and at least four where there are as many.
+    """Return the same by the rule of the Qwen families: an even number, and at least four where there are as many.
 
     Raises:
         ImportError: qwen-vl-utils is not installed (extra `video`).
@@ -96,7 +96,7 @@ def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
 
 
 def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
-    """The decoded video: frames of a file are taken at its `fps`, frames that are given stay up to `max_frames`.
+    """Return the decoded video: frames of a file are taken at its `fps`, frames that are given stay up to `max_frames`.
 
     `count` is the rule for how many frames of a file are kept; they are evenly spread.
 
@@ -113,7 +113,7 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
 
 
 def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
-    """What is wrong with a video file, in a few words; without `decode` only whether there is one."""
+    """Return what is wrong with a video file, in a few words; without `decode` only whether there is one."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
         try:
             check_regular(ref.source)
@@ -141,14 +141,14 @@ def _stacked(ref: VideoRef) -> np.ndarray:
 
 
 def _thinned(frames: np.ndarray, fps: float, limit: int) -> Clip:
-    """At most `limit` of the frames, evenly spread, with the rate that is left."""
+    """Return at most `limit` of the frames, evenly spread, with the rate that is left."""
     if len(frames) <= limit:
         return Clip(frames, fps)
     return Clip(frames[_spread(len(frames), limit)], fps * limit / len(frames))
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """`count` of `total` positions, from the first to the last."""
+    """Return `count` evenly spaced positions of `total`, from the first to the last."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
 

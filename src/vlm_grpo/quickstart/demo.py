@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The three flags."""
+    """Return the three flags."""
     flags = CommandParser("vlm-grpo quickstart", description=__doc__.splitlines()[0])
     flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
     flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_stages(run: QuickstartRun) -> tuple[Any, Any, Any, list[str]]:
-    """Evaluations before and after reinforcement learning, the reward curve between them, and the command of it."""
+    """Run all stages; return the evaluations before and after RL, the reward curve and the training command."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -88,7 +88,7 @@ def prepare_digits(run: QuickstartRun) -> Any:
 
 
 def load_rows(run: QuickstartRun, path: Path, images: Path) -> Any:
-    """The rows of one jsonl file."""
+    """Return the rows of one jsonl file."""
     from vlm_grpo.data import load_dataset
 
     return load_dataset(str(path), image_folders=str(images), task=TASK)
@@ -121,14 +121,14 @@ def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A saved model and its processor."""
+    """Return a saved model and its processor."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, files: Any) -> Any:
-    """Greedy answers to all held-out images."""
+    """Return greedy answers to all held-out images."""
     from vlm_grpo.evaluation import evaluate
 
     rows = load_rows(run, files.held_out, files.images)
@@ -139,7 +139,7 @@ def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, fi
 
 
 def training_command(run: QuickstartRun, files: Any) -> list[str]:
-    """The command line of the training, as a user would type it."""
+    """Return the command line of the training, as a user would type it."""
     import vlm_grpo
 
     settings = run.settings
@@ -200,7 +200,7 @@ def train(run: QuickstartRun, command: list[str]) -> Any:
 
 @contextmanager
 def child_process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A process whose output can be read line by line, and which does not outlive this one."""
+    """Start a process whose output can be read line by line; it is terminated when the block ends."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -214,7 +214,7 @@ def child_process(command: list[str], environment: dict[str, str]) -> Iterator[s
 
 
 def reward_curve(folder: Path) -> Any:
-    """Accuracy of the sampled completions at every step, from the trainer's own log."""
+    """Return the accuracy of sampled completions at every step, from the trainer's log."""
     from vlm_grpo.evaluation.chart import Curve
 
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -245,7 +245,7 @@ def write_results(run: QuickstartRun, before: Any, after: Any, curve: Any, comma
 
 
 def print_table(run: QuickstartRun, before: Any, after: Any, curve: Any) -> None:
-    """The one table, and where everything is."""
+    """Print the results table and the paths of the output files."""
     tenth = max(1, len(curve.values) // 10)
     first, last = (sum(part) / len(part) for part in (curve.values[:tenth], curve.values[-tenth:]))
     rows = [
@@ -260,7 +260,7 @@ def print_table(run: QuickstartRun, before: Any, after: Any, curve: Any) -> None
 
 
 def check_accuracies(before: float, after: float) -> int:
-    """0 when the accuracies are what this quickstart promises, else 1 and a sentence."""
+    """Return 0 if the accuracies are within LIMITS; otherwise print the reason and return 1."""
     if before <= LIMITS[0] and after >= LIMITS[1]:
         return 0
     wanted = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"

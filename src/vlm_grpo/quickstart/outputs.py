@@ -31,7 +31,7 @@ def write_outputs(run: QuickstartRun, before: Any, after: Any, curve: Curve, com
 
 
 def one_card_per_digit(before: Any, after: Any) -> list[Card]:
-    """The first held-out image of each digit: chosen before anything was answered."""
+    """Return the first held-out image of each digit: chosen before anything was answered."""
     first: dict[str, int] = {}
     for index, prediction in enumerate(before.predictions):
         first.setdefault(str(prediction["answer"]), index)
@@ -51,7 +51,7 @@ def one_card_per_digit(before: Any, after: Any) -> list[Card]:
 
 
 def lead(before: Any) -> str:
-    """What was done, for somebody who opens the page without context."""
+    """Return what was done, for somebody who opens the page without context."""
     return (
         "A Qwen2.5-VL of about one million parameters was built from its configuration and taught, with supervised "
         "training, to answer in the form <think>...</think><answer>...</answer>. Its teacher was careless: seven of "
@@ -63,7 +63,7 @@ def lead(before: Any) -> str:
 def sections(
     run: QuickstartRun, before: Any, after: Any, curve: Curve, cards: list[Card], command: list[str]
 ) -> list[Section]:
-    """The parts of the page."""
+    """Return the parts of the page."""
     metrics = [[name, str(before.metrics[name]), str(after.metrics[name])] for name in before.metrics]
     times = [[name, f"{value:.1f} s"] for name, value in run.seconds.items()]
     settings = [[name, str(value)] for name, value in {**asdict(run.settings), **versions()}.items()]

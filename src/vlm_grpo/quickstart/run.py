@@ -44,7 +44,7 @@ class QuickstartRun:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Any]:
-        """A progress bar for one of the stages, and its time."""
+        """Show a progress bar during a stage and record its time."""
         from tqdm import tqdm
 
         started = time.monotonic()

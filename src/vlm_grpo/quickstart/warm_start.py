@@ -17,14 +17,14 @@ RISE = 20  # steps until the learning rate is reached
 
 
 def wrong_label(digit: str, source: random.Random) -> str:
-    """The digit as a careless annotator writes it: 7 of 10 odd digits are labelled one too high (9 as 0)."""
+    """Return the digit as a careless annotator writes it: 7 of 10 odd digits are labelled one too high (9 as 0)."""
     if int(digit) % 2 and source.random() < WRONG_SHARE:
         return str((int(digit) + 1) % 10)
     return digit
 
 
 def completion(answer: str) -> str:
-    """What the model is taught to write."""
+    """Return what the model is taught to write."""
     return f"<think>I look at the strokes.</think><answer>{answer}</answer>"
 
 
@@ -91,7 +91,7 @@ def fit(
 
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
-    """Rows with what the model is taught to write for each."""
+    """Return rows with what the model is taught to write for each."""
     from vlm_grpo.text import continuation
     from vlm_grpo.trainers.rollout import PromptEncoder
 
@@ -103,7 +103,7 @@ def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[E
 
 
 def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
-    """Model inputs: prompts padded on the left, completions on the right; only completions are learned."""
+    """Return model inputs: prompts padded on the left, completions on the right; labels cover completions only."""
     import torch
 
     from vlm_grpo.evaluation.generate import left_padded

@@ -47,7 +47,7 @@ def write_candidates(folder: str | Path, *, rows: int = 64, seed: int = 0, side:
 
 
 def _draw(random: Random, color: tuple[int, ...], side: int) -> Image.Image:
-    """A square, a disc or a diamond that fills most of the picture."""
+    """Return a square, a disc or a diamond that fills most of the picture."""
     image = Image.new("RGB", (side, side), BACKGROUND)
     near, far = random.randint(0, side // 7), side - 1 - random.randint(0, side // 7)
     middle = (near + far) // 2

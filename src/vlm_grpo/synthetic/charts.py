@@ -31,7 +31,7 @@ class Chart(NamedTuple):
 
 
 def vqa_example(random: Random, number: int, side: int) -> Example:
-    """Which bar is tallest (options), how much one bar shows, by how much two differ, or what a sign says of a shop."""
+    """Return a question on a bar chart (tallest bar with options, a value, a difference) or on a shop sign."""
     return random.choice((_tallest, _value, _difference, _sign))(random, side)
 
 
@@ -82,7 +82,7 @@ def _example(
 
 
 def _chart(random: Random) -> Chart:
-    """Three to five bars of different heights."""
+    """Return a chart with three to five bars of different heights."""
     title = random.choice(list(TOPICS))
     unit, names = TOPICS[title]
     count = random.randint(3, len(names))
@@ -90,7 +90,7 @@ def _chart(random: Random) -> Chart:
 
 
 def _draw_chart(chart: Chart, side: int) -> Image.Image:
-    """Bars with their values above and their names below."""
+    """Draw bars with their values above and their names below."""
     image = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(image)
     draw_text(pen, (side / 2, side * 0.09), f"{chart.title} ({chart.unit})", side * 0.075)
@@ -107,7 +107,7 @@ def _draw_chart(chart: Chart, side: int) -> Image.Image:
 
 
 def _draw_sign(shop: str, hours: str, color: tuple[int, int, int], side: int) -> Image.Image:
-    """A board on a wall with the name of the shop and its hours."""
+    """Return a board on a wall with the name of the shop and its hours."""
     image = Image.new("RGB", (side, side), (205, 196, 184))
     pen = ImageDraw.Draw(image)
     for row in range(8):  # bricks

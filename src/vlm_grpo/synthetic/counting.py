@@ -11,7 +11,7 @@ MOST = 7  # shapes in one image
 
 
 def counting_example(random: Random, number: int, side: int) -> Example:
-    """How many there are, from 0 on; every third example has two images."""
+    """Return how many there are, from 0 on; every third example has two images."""
     scenes = [_scene(random) for _ in range(2 if number % 3 == 2 else 1)]
     shapes = [shape for scene in scenes for shape in scene]
     counted = random.choice(("kind", "color", "both"))
@@ -29,7 +29,7 @@ def _name(random: Random) -> tuple[str, str]:
 
 
 def _scene(random: Random) -> list[Shape]:
-    """One to MOST shapes of two or three names, so that there is something to count."""
+    """Return one to MOST shapes of two or three names, so that there is something to count."""
     names = [_name(random) for _ in range(3)]
     return place_shapes(random, random.choices(names, k=random.randint(1, MOST)))
 

@@ -54,7 +54,7 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
 
 
 def digit_example(random: random.Random, number: int, side: int) -> Example:
-    """One scan, drawn by lot."""
+    """Return one scan, drawn by lot."""
     digits = _digits()
     chosen = random.randrange(len(digits.images))
     return Example(f"<image>{QUESTION}", str(digits.target[chosen]), (_picture(digits.images[chosen], side),))
@@ -72,7 +72,7 @@ def _name(number: int) -> str:
 
 
 def _picture(pixels: Any, side: int) -> Image.Image:
-    """Grey levels 0 to 16 become 0 to 255."""
+    """Return the image with grey levels 0 to 16 scaled to 0 to 255."""
     return Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((side, side), Image.Resampling.BICUBIC)
 
 

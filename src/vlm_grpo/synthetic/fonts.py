@@ -11,7 +11,7 @@ INK = (35, 35, 40)
 
 @lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font, `size` pixels high."""
+    """Return the font, `size` pixels high."""
     return ImageFont.load_default(max(6, size))
 
 
@@ -23,7 +23,7 @@ def draw_text(
 
 
 def draw_times_sign(pen: ImageDraw.ImageDraw, at: tuple[float, float], size: float, fill: object = INK) -> None:
-    """A times sign around a point, which the font does not have."""
+    """Draw a times sign around a point; the font has none."""
     (x, y), half = at, size / 2
     for lean in (-half, half):
         pen.line([(x - half, y - lean), (x + half, y + lean)], fill=fill, width=max(1, round(size / 8)))

@@ -40,7 +40,7 @@ class Action:
 
 
 def gui_example(random: Random, number: int, side: int) -> Example:
-    """Two screenshots and the list of defects in the second: none, one or two."""
+    """Return two screenshots and the list of defects in the second: none, one or two."""
     before = Window(random.choice(list(MESSAGES)), random.choice(TITLES), random.choice(SENTENCES), "", False, "")
     action = _action(random, before)
     defects = _defects(random)
@@ -64,7 +64,7 @@ def _action(random: Random, before: Window) -> Action:
 
 
 def _defects(random: Random) -> list[str]:
-    """In the order of DEFECTS: one in four windows has none, one in four nothing happens, others have one or two."""
+    """Draw defects in the order of DEFECTS: a quarter none, a quarter "no response", the others one or two."""
     draw = random.random()
     if draw < 0.25:
         return []
@@ -75,7 +75,7 @@ def _defects(random: Random) -> list[str]:
 
 
 def draw_window(window: Window, side: int, defects: list[str] | None = None) -> Image.Image:
-    """The window, `side` pixels wide and high, with the defects that can be drawn."""
+    """Return the window, `side` pixels wide and high, with the defects that can be drawn."""
     defects = defects or []
     image = Image.new("RGB", (side, side), (196, 205, 214))
     pen = ImageDraw.Draw(image)
@@ -133,7 +133,7 @@ def _draw_dialog(pen: ImageDraw.ImageDraw, message: str, side: int) -> None:
 
 
 def _draw_sentence(image: Image.Image, sentence: str, side: int, is_cut: bool) -> None:
-    """The status line at the bottom; cut off, it ends in the middle of a letter."""
+    """Draw the status line at the bottom; a cut one ends in the middle of a letter."""
     length = font(round(side * 0.06)).getlength(sentence)
     strip = Image.new("RGB", (round(length * (0.55 if is_cut else 1)) + 1, round(side * 0.09)), PAPER)
     draw_text(ImageDraw.Draw(strip), (0, strip.height / 2), sentence, side * 0.06, anchor="lm")

@@ -16,7 +16,7 @@ FILL = (222, 233, 246)
 
 
 def math_example(random: Random, number: int, side: int) -> Example:
-    """An expression, a sum of fractions, a right triangle, an angle, a rectangle or a circle; the answer is LaTeX."""
+    """Return an arithmetic or geometry question (one of six kinds) whose answer is LaTeX."""
     factory = random.choice((_expression, _fractions, _right_triangle, _angle, _rectangle, _circle))
     question, answer, image = factory(random, side)
     return Example(f"<image>{question}", answer, (image,))
@@ -38,7 +38,7 @@ def _expression(random: Random, side: int) -> tuple[str, str, Image.Image]:
 
 
 def _fractions(random: Random, side: int) -> tuple[str, str, Image.Image]:
-    """The sum of two fractions, in lowest terms."""
+    """Return the sum of two fractions, in lowest terms."""
     proper = [Fraction(over, under) for under in range(2, 10) for over in range(1, 10) if math.gcd(over, under) == 1]
     parts = random.choices(proper, k=2)
     image, pen = _paper(side)
@@ -57,7 +57,7 @@ def latex_fraction(value: Fraction) -> str:
 
 
 def latex_root(square: int) -> str:
-    r"""The square root with what can be taken out of it taken out: 5, `\sqrt{13}`, `2\sqrt{5}`."""
+    r"""Return the square root with what can be taken out of it taken out: 5, `\sqrt{13}`, `2\sqrt{5}`."""
     outside = max(root for root in range(1, math.isqrt(square) + 1) if square % (root * root) == 0)
     inside = square // (outside * outside)
     if inside == 1:
@@ -66,7 +66,7 @@ def latex_root(square: int) -> str:
 
 
 def _right_triangle(random: Random, side: int) -> tuple[str, str, Image.Image]:
-    """Two legs are given; the hypotenuse x is asked for."""
+    """Return a right triangle with two given legs that asks for the hypotenuse x."""
     across, up = random.randint(2, 12), random.randint(2, 12)
     unit = side * 0.6 / max(across, up)
     left, low = side / 2 - across * unit / 2, side / 2 + up * unit / 2
@@ -85,7 +85,7 @@ def _right_triangle(random: Random, side: int) -> tuple[str, str, Image.Image]:
 
 
 def _angle(random: Random, side: int) -> tuple[str, str, Image.Image]:
-    """Two angles of a triangle are given; the third, x, is asked for."""
+    """Return a triangle with two given angles that asks for the third, x."""
     one, two = random.randint(35, 75), random.randint(35, 75)
     left, right, low = side * 0.12, side * 0.88, side * 0.8
     near, far = math.tan(math.radians(one)), math.tan(math.radians(two))

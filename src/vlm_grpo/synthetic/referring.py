@@ -21,7 +21,7 @@ DISTANCE = 0.15  # of the side, between two shapes that are told apart by their 
 
 
 def rec_example(random: Random, number: int, side: int) -> Example:
-    """Three to six shapes and the description of one; every other time two have the same kind and color."""
+    """Return three to six shapes and a description of one; in every other example two share kind and color."""
     if number % 2:
         shapes, target, text = _twins(random)
     else:
@@ -34,17 +34,17 @@ def rec_example(random: Random, number: int, side: int) -> Example:
 
 
 def grounding_example(random: Random, number: int, side: int) -> Example:
-    """The same; the task asks for the box alone."""
+    """Return the same; the task asks for the box alone."""
     return rec_example(random, number, side)
 
 
 def _names(random: Random, count: int) -> list[tuple[str, str]]:
-    """Kinds and colors, no pair of them twice."""
+    """Return kinds and colors, no pair of them twice."""
     return random.sample([(kind, color) for kind in KINDS for color in COLORS], count)
 
 
 def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
-    """Shapes of which the first two have one name, the one that is described, and its description."""
+    """Return shapes of which the first two have one name, the one that is described, and its description."""
     while True:
         names = _names(random, random.randint(2, 4))
         shapes = place_shapes(random, [names[0], *names])
@@ -56,7 +56,7 @@ def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
 
 
 def _is_clear(word: str, one: Shape, other: Shape) -> bool:
-    """Whether nobody can doubt which of the two the word fits."""
+    """Return whether nobody can doubt which of the two the word fits."""
     if word in CLEAR:
         return max(one.radius, other.radius) >= CLEAR[word] * min(one.radius, other.radius)
     return abs(EXTREMES[word](one) - EXTREMES[word](other)) >= DISTANCE

@@ -44,7 +44,7 @@ QUESTIONS = {
 
 @lru_cache(maxsize=1)
 def ships() -> tuple[Ship, ...]:
-    """Every ship, always the same; each word of a name is in the names of ten."""
+    """Return every ship, always the same; each word of a name is in the names of ten."""
     random = Random(SEED)
     return tuple(
         Ship(
@@ -60,7 +60,7 @@ def ships() -> tuple[Ship, ...]:
 
 
 def document(ship: Ship) -> str:
-    """What the library says of a ship."""
+    """Return what the library says of a ship."""
     return (
         f"The {ship.name} is a cargo ship. She was launched in {ship.launched} and has her home port in {ship.port}. "
         f"Her captain is {ship.captain}. Most of the year the {ship.name} carries {ship.cargo}."
@@ -68,7 +68,7 @@ def document(ship: Ship) -> str:
 
 
 def write_documents(path: str | Path) -> Path:
-    """The library as a jsonl file for `vlm-grpo index`; kept where it is there already.
+    """Return the library as a jsonl file for `vlm-grpo index`; kept where it is there already.
 
     Raises:
         FileExistsError: the file holds something else.
@@ -79,7 +79,7 @@ def write_documents(path: str | Path) -> Path:
 
 
 def search_example(random: Random, number: int, side: int) -> Example:
-    """A ship with its name on the hull, and a question about it that only its document answers."""
+    """Return a ship with its name on the hull, and a question about it that only its document answers."""
     ship = random.choice(ships())
     asked = random.choice(list(QUESTIONS))
     image = draw_ship(ship.name, COLORS[random.choice(list(COLORS))], random.uniform(0.25, 0.6), side)
@@ -87,7 +87,7 @@ def search_example(random: Random, number: int, side: int) -> Example:
 
 
 def draw_ship(name: str, color: tuple[int, int, int], funnel: float, side: int) -> Image.Image:
-    """A ship at sea, its name on the hull and its funnel at a share of the width."""
+    """Return a ship at sea, its name on the hull and its funnel at a share of the width."""
     image = Image.new("RGB", (side, side), (205, 226, 242))
     pen = ImageDraw.Draw(image)
 

@@ -14,7 +14,7 @@ POST = (120, 112, 104)
 
 
 def seg_example(random: Random, number: int, side: int) -> Example:
-    """In turn an ellipse, a star, an ellipse behind a post; `mask` is the true mask as COCO run lengths."""
+    """Return an ellipse, a star or an ellipse behind a post (alternating); `mask` is the gold mask as COCO RLE."""
     from vlm_grpo.shapes import encode, write_rle
 
     kind = ("ellipse", "star", "hidden")[number % 3]
@@ -34,7 +34,7 @@ def seg_example(random: Random, number: int, side: int) -> Example:
 
 
 def _outline(random: Random, kind: str) -> list[Point]:
-    """A turned ellipse or star in shares of the side, away from the border."""
+    """Return a turned ellipse or star in shares of the side, away from the border."""
     long = random.uniform(0.2, 0.3)
     short = long * random.uniform(0.5, 0.9)
     x, y = (random.uniform(long + 0.03, 0.97 - long) for _ in range(2))
@@ -51,19 +51,19 @@ def _outline(random: Random, kind: str) -> list[Point]:
 
 
 def _post(outline: list[Point]) -> list[Point]:
-    """A post from top to bottom through the middle of an outline."""
+    """Return a post from top to bottom through the middle of an outline."""
     middle = sum(x for x, _ in outline) / len(outline)
     return [(middle - 0.04, 0.0), (middle + 0.04, 0.0), (middle + 0.04, 1.0), (middle - 0.04, 1.0)]
 
 
 def _beside(random: Random, outline: list[Point], color: str) -> Shape:
-    """A small square of another color in the corner that is farthest from an outline."""
+    """Return a small square of another color in the corner that is farthest from an outline."""
     x, y = (sum(values) / len(outline) for values in zip(*outline, strict=True))
     corner = [0.1 if value > 0.5 else 0.9 for value in (x, y)]
     return Shape("square", color, *corner, random.uniform(0.05, 0.07))
 
 
 def _mask(outline: list[Point], covers: list[list[Point]], side: int) -> np.ndarray:
-    """The pixels of which at least half is seen of an outline, (side, side) of bool."""
+    """Return the pixels of which at least half is seen of an outline, (side, side) of bool."""
     parts = [(outline, (255, 255, 255)), *((cover, (0, 0, 0)) for cover in covers)]
     return np.asarray(draw_outlines(parts, side, (0, 0, 0)))[..., 0] > 127

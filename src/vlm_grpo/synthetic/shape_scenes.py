@@ -39,17 +39,17 @@ class Shape:
         return f"{self.color} {self.kind}"
 
     def outline(self) -> list[Point]:
-        """The corners, in shares of the side; a circle has many."""
+        """Return the corners, in shares of the side; a circle has many."""
         return [(self.x + self.radius * x, self.y + self.radius * y) for x, y in unit_outline(self.kind)]
 
     def box(self, side: float) -> list[int]:
-        """Left, top, right, bottom on an image `side` wide and high, rounded."""
+        """Return left, top, right, bottom in pixels of an image `side` wide and high, rounded."""
         xs, ys = zip(*self.outline(), strict=True)
         return [round(side * value) for value in (min(xs), min(ys), max(xs), max(ys))]
 
 
 def unit_outline(kind: str) -> list[Point]:
-    """The outline of a kind of shape inside -1..1."""
+    """Return the outline of a kind of shape inside -1..1."""
     if kind == "circle":
         return _on_circle(48, [1.0])
     if kind == "square":
@@ -70,7 +70,7 @@ def unit_outline(kind: str) -> list[Point]:
 
 
 def _on_circle(count: int, radii: list[float]) -> list[Point]:
-    """Points around the origin, the first at the top, with the radii in turn."""
+    """Return points around the origin, the first at the top, with the radii in turn."""
     angles = [2 * math.pi * number / count - math.pi / 2 for number in range(count)]
     return [
         (radii[number % len(radii)] * math.cos(angle), radii[number % len(radii)] * math.sin(angle))
@@ -81,7 +81,7 @@ def _on_circle(count: int, radii: list[float]) -> list[Point]:
 def place_shapes(
     random: Random, names: list[tuple[str, str]], low: float = 0.06, high: float = 0.15, tries: int = 400
 ) -> list[Shape]:
-    """A shape for every (kind, color), at random places and with half-widths from `low` to `high`, none touching.
+    """Return non-touching shapes, one per (kind, color), at random places with half-widths from `low` to `high`.
 
     Where a scene gets too full the half-width shrinks, down to a quarter of `low`.
     """
@@ -103,20 +103,20 @@ def _free(random: Random, kind: str, color: str, taken: list[Shape], low: float,
 
 
 def _apart(one: Shape, other: Shape) -> bool:
-    """Whether the squares around two shapes keep their distance."""
+    """Return whether the squares around two shapes keep their distance."""
     reach = one.radius + other.radius + GAP
     return max(abs(one.x - other.x), abs(one.y - other.y)) >= reach
 
 
 def draw(shapes: list[Shape], side: int, ground: tuple[int, int, int]) -> Image.Image:
-    """The scene, `side` pixels wide and high."""
+    """Return the scene, `side` pixels wide and high."""
     return draw_outlines([(shape.outline(), COLORS[shape.color]) for shape in shapes], side, ground)
 
 
 def draw_outlines(
     outlines: list[tuple[list[Point], tuple[int, int, int]]], side: int, ground: tuple[int, int, int]
 ) -> Image.Image:
-    """Filled outlines (in shares of the side) in their colors, later ones over earlier ones, with smooth edges."""
+    """Draw filled, anti-aliased outlines (in fractions of the side), later ones over earlier ones."""
     image = Image.new("RGB", (side * SCALE, side * SCALE), ground)
     pen = ImageDraw.Draw(image)
     for points, color in outlines:

@@ -18,7 +18,7 @@ RATE = 4  # frames a second of an mp4 file; half of them are taken at the usual 
 
 
 def video_example(random: Random, number: int, side: int) -> Example:
-    """Eight frames; every other example is one mp4 file, where PyAV is installed.
+    """Return a video of eight frames; every other example is one mp4 file if PyAV is installed.
 
     Raises:
         ValueError: an odd side, which mp4 files cannot have.
@@ -33,7 +33,7 @@ def video_example(random: Random, number: int, side: int) -> Example:
 
 
 def _frames(random: Random, shape: Shape, way: tuple[int, int], side: int) -> list[Image.Image]:
-    """The shape goes through most of the picture, with a little sway across its way."""
+    """Return the shape goes through most of the picture, with a little sway across its way."""
     ground, offset, sway = random.choice(GROUNDS), random.uniform(0.3, 0.7), random.uniform(0.0, 0.05)
     reach = 0.5 - shape.radius - 0.04
     frames = []
@@ -46,7 +46,7 @@ def _frames(random: Random, shape: Shape, way: tuple[int, int], side: int) -> li
 
 
 def mp4(frames: list[Image.Image]) -> bytes:
-    """The frames as an mp4 file (MPEG-4 part 2), RATE a second.
+    """Return the frames as an mp4 file (MPEG-4 part 2), RATE a second.
 
     Raises:
         ValueError: an odd width or height.

@@ -66,7 +66,7 @@ class Page(NamedTuple):
 
 
 def page_example(random: Random, number: int, side: int) -> Example:
-    """The picture of a page; the answer is its HTML, which is also the column `html`."""
+    """Return the picture of a page; the answer is its HTML, which is also the column `html`."""
     kind = KINDS[number % len(KINDS)]
     page = _page(random, side, kind)
     html = page_html(page)
@@ -75,7 +75,7 @@ def page_example(random: Random, number: int, side: int) -> Example:
 
 
 def _page(random: Random, side: int, kind: str) -> Page:
-    """A bar with links, a heading with a sentence, then cards or a form, and a button; a wireframe has edges only."""
+    """Return a page of a link bar, a heading, cards or a form, and a button; a wireframe has edges only."""
     is_wire = kind == "wireframe"
     theme = WIRE if is_wire else random.choice(THEMES)
     edge = LINE if is_wire else ""
@@ -94,7 +94,7 @@ def _page(random: Random, side: int, kind: str) -> Page:
 def _text(
     side: int, left: float, top: float, width: float, text: str, size: float, height: float = 0, **look: object
 ) -> Block:
-    """A block whose lengths are given as parts of the side; without a height it is as high as its line."""
+    """Return a block whose lengths are given as parts of the side; without a height it is as high as its line."""
     letters = max(9, round(size * side))
     high = round(height * side) or round(1.4 * letters)
     return Block(round(left * side), round(top * side), round(width * side), high, text, letters, **look)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def _form(random: Random, side: int, fill: str, edge: str) -> list[Block]:
 
 
 def page_html(page: Page) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -160,7 +160,7 @@ def _style(block: Block) -> str:
 
 
 def page_image(page: Page, side: int) -> Image.Image:
-    """The page as a browser shows it, or drawn with Pillow where there is none."""
+    """Return the page as a browser shows it, or drawn with Pillow where there is none."""
     from vlm_grpo.envs.rendering import find_chromium, shared_renderer
 
     if find_chromium() is None:
@@ -169,7 +169,7 @@ def page_image(page: Page, side: int) -> Image.Image:
 
 
 def draw_page(page: Page, side: int) -> Image.Image:
-    """The page as Pillow draws it, `side` pixels wide and high."""
+    """Return the page as Pillow draws it, `side` pixels wide and high."""
     image = Image.new("RGB", (side, side), page.color)
     pen = ImageDraw.Draw(image)
     for block in page.blocks:

@@ -50,7 +50,7 @@ def write_examples(
 
 
 def _is_there(target: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds this very data set already.
+    """Return whether the folder holds this very data set already.
 
     Raises:
         ValueError: it holds something else.
@@ -81,7 +81,7 @@ def _write(folder: Path, factory: ExampleFactory, settings: dict[str, Any]) -> N
 
 
 def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: set[str]) -> Example:
-    """An example that is not in the set yet, so that nothing held out is trained on."""
+    """Return an example that is not in the set yet, so that nothing held out is trained on."""
     for attempt in range(TRIES):
         random = Random(f"{settings['data']} {settings['seed']} {number} {attempt}")
         example = factory(random, number, settings["side"])
@@ -93,7 +93,7 @@ def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: s
 
 
 def _fingerprint(example: Example) -> str:
-    """Equal for examples that ask the same of the same pictures."""
+    """Return equal for examples that ask the same of the same pictures."""
     found = hashlib.blake2b(example.question.encode(), digest_size=16)
     for image in (*example.images, *example.frames):
         found.update(image.tobytes())
@@ -102,7 +102,7 @@ def _fingerprint(example: Example) -> str:
 
 
 def _row(example: Example, number: int, folder: Path, name: str) -> dict[str, Any]:
-    """A line of jsonl; its pictures are written to the folder."""
+    """Return a line of jsonl; its pictures are written to the folder."""
     stem = f"{name}_{number:05d}"
     images = _save(example.images, folder, stem)
     frames = _save(example.frames, folder, f"{stem}_frame")

@@ -1,4 +1,4 @@
-"""Data files of other systems, to this package's jsonl (the conversations form) and back, without loss."""
+"""Convert data files of other systems to this package's jsonl (conversations format) and back, without loss."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ class FileFormat:
 
 
 def read_jsonl(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
-    """The objects in the lines of a file."""
+    """Yield the objects in the lines of a file."""
     source = JsonlSource(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
 
 def read_json(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
-    """The objects in a json array, or in the lines of a file."""
+    """Yield the objects in a json array, or in the lines of a file."""
     source = json_source(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
 
 def write_jsonl(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
-    """One row a line."""
+    """Return one row a line."""
     return _write(path, rows, problems, start=b"", between=b"", end=b"")
 
 
 def write_json(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
-    """One array, with a line for each row."""
+    """Return one array, with a line for each row."""
     return _write(path, rows, problems, start=b"[\n", between=b", ", end=b"]\n")
 
 
@@ -124,7 +124,7 @@ def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str
 def _converted(
     paths: list[Path], source: str, target: str, folder: str, problems: list[Problem]
 ) -> Iterator[tuple[str, Row]]:
-    """The rows that can be converted; what is wrong with the others goes to `problems`."""
+    """Yield the rows that can be converted; what is wrong with the others goes to `problems`."""
     for path in paths:
         for where, row in FORMATS[source].read(path, folder):
             if isinstance(row, Problem):

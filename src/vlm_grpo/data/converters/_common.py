@@ -1,4 +1,4 @@
-"""Turns, images and answers of a row in the conversations form, as the other forms need them."""
+"""Helpers of the converters: turns, images and answers of a row in the conversations format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGES = ("images", "image")
 
 
 def roles_and_texts(row: Row) -> list[tuple[str, str]]:
-    """The conversation as (role, text), roles of chat messages; an answer that is no text as JSON.
+    """Return the conversation as (role, text), roles of chat messages; an answer that is no text as JSON.
 
     Raises:
         Unfit: it is no list of turns, or a turn of someone else holds no text.
@@ -40,7 +40,7 @@ def _turn(turn: Any, field: str) -> tuple[str, str]:
 
 
 def build_conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The turns of (role, text); the last answer as what its JSON says, where it is written as `as_text` writes."""
+    """Return the turns of (role, text) pairs; the last answer is decoded if it is JSON as `as_text` writes it."""
     turns: list[dict[str, Any]] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
     if pairs and pairs[-1][0] == "assistant":
         turns[-1]["value"] = from_text(pairs[-1][1])
@@ -48,12 +48,12 @@ def build_conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def as_text(value: Any) -> str:
-    """An answer as text."""
+    """Return an answer as text; lists and objects become JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def from_text(text: str) -> Any:
-    """The list or object that a text was made of by `as_text`; any other text as it is."""
+    """Return the list or object that a text was made of by `as_text`; any other text as it is."""
     if not text.startswith(("{", "[")):
         return text
     try:
@@ -64,18 +64,18 @@ def from_text(text: str) -> Any:
 
 
 def image_list(row: Row) -> list[Any]:
-    """The images of a row in the conversations form."""
+    """Return the images of a row in the conversations form."""
     value = next((row[name] for name in IMAGES if row.get(name)), [])
     return list(value) if isinstance(value, list) else [value]
 
 
 def image_column(images: list[Any]) -> dict[str, Any]:
-    """The image column for these images: none, a single one, or a list."""
+    """Return the image column for these images: none, a single one, or a list."""
     return {} if not images else {"image": images[0] if len(images) == 1 else images}
 
 
 def other_columns(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
-    """The columns that are not `used`, under the same names in the other form.
+    """Return the columns that are not `used`, under the same names in the other form.
 
     Raises:
         Unfit: one of them has a name that the other form needs itself.

@@ -41,7 +41,7 @@ METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
 
 
 def to_jsonl(row: Row) -> Row:
-    """A row in the conversations form."""
+    """Return a row in the conversations form."""
     for name in ("problem", "answer"):
         if not isinstance(row.get(name), str):
             raise UnsupportedField(name, row.get(name), "text")
@@ -51,7 +51,7 @@ def to_jsonl(row: Row) -> Row:
 
 
 def from_jsonl(row: Row) -> Row:
-    """A row of a parquet file: one question and its answer, which becomes text."""
+    """Return a row of a parquet file: one question and its answer, which becomes text."""
     pairs = roles_and_texts(row)
     if [role for role, _ in pairs] != ["user", "assistant"]:
         raise UnsupportedField(
@@ -70,7 +70,7 @@ def _entry(image: Any) -> Row:
 
 
 def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
-    """The rows of a file, a few at a time; images that it holds are written into the folder.
+    """Yield the rows of a file, a few at a time; images that it holds are written into the folder.
 
     Raises:
         DataError: the file is missing or no parquet file.
@@ -84,7 +84,7 @@ def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]
 
 
 def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
-    """The rows of a file, a few at a time, and which of their columns hold JSON."""
+    """Yield the rows of a file, a few at a time, and which of their columns hold JSON."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,7 +135,7 @@ def _to_file(image: Any, folder: str) -> Row:
 
 
 def json_columns(schema: pa.Schema) -> set[str]:
-    """The columns whose text is JSON, as `write_parquet` noted them."""
+    """Return the columns whose text is JSON, as `write_parquet` noted them."""
     noted = (schema.metadata or {}).get(METADATA)
     return set(json.loads(noted)["json"]) if noted else set()
 
@@ -159,7 +159,7 @@ def write_parquet(
 
 
 def _with_files(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
-    """The rows; those whose images are missing are noted."""
+    """Yield the rows; those whose images are missing are noted."""
     for where, row in rows:
         for image in row.get("images", []):
             path = in_folder(folder, image["name"])
@@ -169,7 +169,7 @@ def _with_files(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Pro
 
 
 def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | None]:
-    """The type of every further column; None where its values have no common one."""
+    """Return the type of every further column; None where its values have no common one."""
     import pyarrow as pa
 
     types: dict[str, pa.DataType | None] = {}
@@ -244,7 +244,7 @@ def _schema(types: dict[str, pa.DataType | None]) -> pa.Schema:
 
 
 def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[list[Row]]:
-    """Rows with their images as bytes, as many as go into one row group."""
+    """Yield rows with their images as bytes, as many as go into one row group."""
     group: list[Row] = []
     held = 0
     for where, row in rows:
@@ -268,7 +268,7 @@ def _with_bytes(image: Row, folder: str) -> Row:
 
 
 def _is_outside(image: Row) -> bool:
-    """Whether only the image's path or URL goes into the file."""
+    """Return whether only the image's path or URL goes into the file."""
     return bool(image.get("outside")) or image["name"].startswith(URL_STARTS)
 
 

@@ -34,7 +34,7 @@ BOXES = ("box_space", "box_image")
 
 
 def to_jsonl(row: Row, folder: str) -> Row:
-    """A row in the conversations form; boxes are put in place of their marks and become the answer.
+    """Return a row in the conversations form; boxes are put in place of their marks and become the answer.
 
     Paths of images inside `folder` become relative to it.
     """
@@ -55,7 +55,7 @@ def to_jsonl(row: Row, folder: str) -> Row:
 
 
 def from_jsonl(row: Row, folder: str) -> Row:
-    """A row of ms-swift; boxes of the answer (`bbox_2d`) go to `objects`. With a folder, paths become absolute."""
+    """Return a row of ms-swift: boxes of the answer (`bbox_2d`) move to `objects`, paths become absolute."""
     pairs = roles_and_texts(row)
     images = image_list(row)
     for image in images:
@@ -90,7 +90,7 @@ def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
 
 
 def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[str, str]], Row]:
-    """The conversation with what stands behind the marks, and in which space the boxes are."""
+    """Return the conversation with what stands behind the marks, and in which space the boxes are."""
     boxes, names, place = _objects(objects)
     marks = [mark for _, text in pairs for mark in MARK.findall(text)]
     if (marks.count("<bbox>"), marks.count("<ref-object>")) != (len(boxes), len(names)):
@@ -109,7 +109,7 @@ def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[
 
 
 def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
-    """Boxes, names and the columns that say where the boxes are."""
+    """Return boxes, names and the columns with the coordinate space and image of the boxes."""
     if not isinstance(objects, dict):
         raise UnsupportedField("objects", objects, '{"ref": [...], "bbox": [...]}')
     kind = objects.get("bbox_type") or "real"
@@ -126,7 +126,7 @@ def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
 
 
 def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
-    """The text with names as they are and boxes as JSON."""
+    """Return the text with names as they are and boxes as JSON."""
 
     def behind(match: re.Match[str]) -> str:
         value = next(queues[match[0]])
@@ -136,7 +136,7 @@ def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
 
 
 def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
-    """The answer as JSON: text that is JSON with its boxes in place, or marks alone: one box, or a list of them."""
+    """Return the answer as JSON; marks without other text become one box or a list of boxes."""
     if not MARK.sub("", text).strip(" ,\n"):
         found: list[Row] = []
         name = None
@@ -154,7 +154,7 @@ def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
 
 
 def _mark_boxes(value: Any, boxes: list[Any]) -> Any:
-    """The answer with a mark in place of every box under `bbox_2d`; the boxes are collected."""
+    """Return the answer with a mark in place of every box under `bbox_2d`; the boxes are collected."""
     if isinstance(value, list):
         return [_mark_boxes(item, boxes) for item in value]
     if not isinstance(value, dict):
@@ -181,7 +181,7 @@ def _space(row: Row, boxes: int) -> Row:
 
 
 def _inside(folder: str, path: str) -> str:
-    """A path relative to the folder, if it lies in it."""
+    """Return a path relative to the folder, if it lies in it."""
     root = os.path.abspath(folder) if folder else ""
     inside = folder and os.path.isabs(path) and os.path.normpath(path).startswith(root + os.sep)
     return os.path.relpath(path, root) if inside else path

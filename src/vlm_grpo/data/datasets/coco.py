@@ -52,7 +52,7 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class Instances:
-    """What an annotation file holds, by id, and what is wrong with the rest of it.
+    """The valid entries of an annotation file by id, and the problems of the others.
 
     `unusable` has the ids of (image, category) pairs with an annotation that is left out: they cannot be counted.
     """
@@ -66,7 +66,7 @@ class Instances:
 
 
 def read_instances(path: str | Path) -> Instances:
-    """The images, objects and categories of a file; every entry that is wrong is a Problem and left out.
+    """Return the images, objects and categories of a file; every entry that is wrong is a Problem and left out.
 
     Raises:
         DataError: the file is missing, is no JSON, or has no images, annotations and categories.
@@ -100,7 +100,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 
 def _add_entry(found: Instances, part: str, index: int, entry: Any) -> None:
-    """Put an entry where it belongs, or note what is wrong with it."""
+    """Add an entry, or its problems."""
     known: dict[int, Any] = {"images": found.images, "annotations": found.objects, "categories": found.categories}[part]
     where = f"{found.name} {part}[{index}]"
     if not isinstance(entry, Mapping) or type(entry.get("id")) is not int:
@@ -174,7 +174,7 @@ MAKERS = {
 
 
 def category_rows(instances: Instances) -> Iterator[Row]:
-    """A `rec` row for each category that occurs exactly once in an image, and not as a crowd."""
+    """Yield a `rec` row for each category that occurs exactly once in an image, and not as a crowd."""
     for found in _by_image_and_category(instances):
         if len(found) == 1:
             target = found[0]
@@ -183,7 +183,7 @@ def category_rows(instances: Instances) -> Iterator[Row]:
 
 
 def detection_rows(instances: Instances) -> Iterator[Row]:
-    """An `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
+    """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
     for found in _by_image_and_category(instances):
         image, category = instances.images[found[0].image_id], found[0].category_id
         boxes = [{"Position": _thousandths(one.box, image), "Confidence": 1.0} for one in found]
@@ -193,7 +193,7 @@ def detection_rows(instances: Instances) -> Iterator[Row]:
 
 
 def _by_image_and_category(instances: Instances) -> Iterator[list[CocoObject]]:
-    """The objects of each category in each image, where all of them are annotated one by one."""
+    """Yield the objects of each category in each image, where all of them are annotated one by one."""
     found: dict[tuple[int, int], list[CocoObject]] = {}
     for one in instances.objects.values():
         found.setdefault((one.image_id, one.category_id), []).append(one)
@@ -215,14 +215,14 @@ def _row(name: str, question: str, answer: Any, image: CocoImage) -> Row:
 
 
 def _thousandths(box: Box, image: CocoImage) -> list[int]:
-    """Whole numbers from 0 to 1000 of each side; a thin box keeps at least one."""
+    """Return the box as integers from 0 to 1000 per side; a thin box keeps a width and height of 1."""
     x1, y1, x2, y2 = (round(side) for side in convert(box, "original", "thousand", (image.width, image.height)))
     x1, y1 = min(x1, 999), min(y1, 999)
     return [x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)]
 
 
 def size_problems(rows: Sequence[Row], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
-    """The id of each image that is missing, unreadable or of another size than annotated, and the problem."""
+    """Yield the id of each image that is missing, unreadable or of another size than annotated, and the problem."""
     for number, path in {row["image_id"]: row["image"] for row in rows}.items():
         image = instances.images[number]
         where = f"{instances.name} image {number}"
@@ -258,7 +258,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShapeOptions:
-    """How masks become rows; `min_area` in pixels, `min_fit` an IoU."""
+    """Settings for converting masks to rows; `min_area` is in pixels, `min_fit` an IoU."""
 
     codec: str = "chebyshev"
     terms: int = 8
@@ -268,7 +268,7 @@ class ShapeOptions:
 
 
 class SegResult(NamedTuple):
-    """What became of a segment: a row, or a problem, or neither (`reason` says why it was left out)."""
+    """Result of converting a segment: a row, a problem, or the `reason` why it was left out."""
 
     row: Row | None = None
     problem: Problem | None = None
@@ -276,7 +276,7 @@ class SegResult(NamedTuple):
 
 
 def segment_targets(instances: Instances, path: str | Path, most: int) -> Iterator[Segment]:
-    """Each object whose category occurs at most `most` times in its image, and never as a crowd, image by image.
+    """Yield each object whose category occurs at most `most` times in its image, and never as a crowd, image by image.
 
     The only one is `the dog`; of several each is named by its place from the left. `path` is the file that
     `instances` was read from: its segmentations are read now.
@@ -307,7 +307,7 @@ def _question(name: str, number: int, count: int) -> str:
 
 
 def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
-    """The row of a segment. Boxes are 0 to 1000 of each side, `fit_iou` is what the answer itself would earn."""
+    """Return the row of a segment. Boxes are 0 to 1000 of each side, `fit_iou` is what the answer itself would earn."""
     image, target = segment.image, segment.target
     try:
         mask = segmentation_mask(segment.segmentation, image.height, image.width)
@@ -326,7 +326,7 @@ def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
 
 
 def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
-    """The mask, (height, width) of bool, of a segmentation, filled as COCO's own tools fill it.
+    """Return the mask, (height, width) of bool, of a segmentation, filled as COCO's own tools fill it.
 
     Raises:
         ValueError: it is none, or belongs to an image of another size; says what must hold.

@@ -45,7 +45,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[Problem]]:
-    """The references of a file, and what is wrong with those that are left out.
+    """Return the references of a file, and what is wrong with those that are left out.
 
     Raises:
         DataError: the file is missing, is no pickle of plain values, or holds no references.
@@ -80,7 +80,7 @@ def _load(path: Path) -> list[Any]:
 
 
 def _unpickled(path: Path) -> Any:
-    """Text of Python 2 is bytes in the file, in most of them ASCII."""
+    """Return text of Python 2 is bytes in the file, in most of them ASCII."""
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -120,7 +120,7 @@ def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[Row]:
-    """A `rec` row for each expression, or for the first one of each reference; the box in pixels of the original."""
+    """Yield a `rec` row for each expression, or for the first of each reference; boxes are in original pixels."""
     for ref in refs:
         target = instances.objects[ref.object_id]
         for said in ref.sentences[:1] if first_only else ref.sentences:

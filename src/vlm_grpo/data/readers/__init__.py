@@ -1,4 +1,4 @@
-"""From what a user names (paths, folders, a data set) to sources of rows."""
+"""Open what a user names (paths, folders, a data set) as sources of rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[str, ReaderConfig], Any]] = {
 
 
 class Source(Protocol):
-    """Rows by number, each an object or the problem that prevents it."""
+    """Rows by number; each is an object, or the problem that prevents reading it."""
 
     name: str
     config: ReaderConfig
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @dataclass
 class OpenResult:
-    """The sources that could be opened (for streaming: the streams), and why others could not."""
+    """The sources (or streams) that could be opened, and the problems of the others."""
 
     sources: list[Any] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -93,7 +93,7 @@ def open_sources(
 
 
 def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
-    """A warning for each column that is not to be read and that no row has, of the first ones of each file."""
+    """Return a warning for each column that is not to be read and that no row has, of the first ones of each file."""
     files = [source for source in sources if hasattr(source, "raw")]  # a stream has none that can be asked for
     rows = [source.raw(row) for source in files for row in range(min(LOOKED_AT, len(source)))] if ignored else []
     missing = [name for name in ignored if rows and not any(isinstance(row, dict) and name in row for row in rows)]
@@ -102,7 +102,7 @@ def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem
 
 
 def split_entries(source: str | Sequence[str]) -> list[Any]:
-    """The files that a string or a list names; a string that exists as a whole is one entry.
+    """Return the files that a string or a list names; a string that exists as a whole is one entry.
 
     `a.jsonl@train` is the file: RLLaVA names a split of files too, and they have one.
     """
@@ -164,5 +164,5 @@ def check_type(entry: Any, *allowed: str) -> None:
 
 
 def parse_source_row(source: Source, index: int) -> ParsedRow:
-    """The record of one row of a source, or what is wrong with it."""
+    """Return the record of one row of a source, or what is wrong with it."""
     return parse_raw_row(source.raw(index), source.where(index), index, source.config)

@@ -38,33 +38,33 @@ class HubSource:
         return len(self.dataset)
 
     def where(self, index: int) -> str:
-        """Name and number of a row."""
+        """Return name and number of a row."""
         return f"{self.name}[{index}]"
 
     def raw(self, index: int) -> RawRow:
-        """One row."""
+        """Return one row."""
         return named_labels(self.dataset[index].to_pylist()[0], self.labels)
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows in order, a few at a time."""
+        """Yield all rows in order, a few at a time."""
         return arrow_rows(self.dataset, self.labels)
 
 
 def arrow_rows(dataset: Any, labels: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """All rows of a data set in Arrow's format, a few at a time."""
+    """Yield all rows of a data set in Arrow's format, a few at a time."""
     for table in dataset.iter(batch_size=CHUNK):
         for row in table.to_pylist():
             yield named_labels(row, labels)
 
 
 def label_names(dataset: Any) -> dict[str, list[str]]:
-    """The names behind the numbers of each column of class labels."""
+    """Return the names behind the numbers of each column of class labels."""
     features = dataset.features or {}
     return {key: feature.names for key, feature in features.items() if type(feature).__name__ == "ClassLabel"}
 
 
 def named_labels(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
-    """The row with names in place of the numbers of its class labels."""
+    """Return the row with names in place of the numbers of its class labels."""
     for key, names in labels.items():
         if row[key] is not None and row[key] >= 0:
             row[key] = names[row[key]]
@@ -72,13 +72,13 @@ def named_labels(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str,
 
 
 def split_name(source: str) -> tuple[str, str | None]:
-    """Name and split of `name@split`; None without one."""
+    """Return name and split of `name@split`; None without one."""
     name, at, split = source.rpartition("@")
     return (name, split) if at and name else (source, None)
 
 
 def hub_source(source: str, config: ReaderConfig) -> HubSource:
-    """A folder, a parquet or arrow file, or a data set on the hub.
+    """Return a folder, a parquet or arrow file, or a data set on the hub.
 
     Raises:
         DataError: it does not exist, the split is unknown or was not named, or it cannot be read.
@@ -87,7 +87,7 @@ def hub_source(source: str, config: ReaderConfig) -> HubSource:
 
 
 def hub_dataset(source: str, **options: Any) -> Any:
-    """The data set of `hub_source`. `streaming=True` reads it as it is asked for: neither download nor copy.
+    """Return the data set of `hub_source`. `streaming=True` reads it as it is asked for: neither download nor copy.
 
     Raises:
         DataError: as `hub_source`.
@@ -105,7 +105,7 @@ def hub_dataset(source: str, **options: Any) -> Any:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name that exists nowhere must have been meant as a local path rather than `org/name`."""
+    """Return whether a name that exists nowhere must have been meant as a local path rather than `org/name`."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow")
 
 

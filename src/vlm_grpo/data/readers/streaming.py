@@ -28,14 +28,14 @@ class Stream:
     read: Callable[[], Iterator[tuple[str, RawRow]]]
 
     def parsed_rows(self, *, check: bool) -> Iterator[ParsedRow]:
-        """What becomes of each row in order; with `check`, its images and videos are looked at too."""
+        """Yield what becomes of each row in order; with `check`, its images and videos are looked at too."""
         for number, (where, raw) in enumerate(self.read()):
             parsed = parse_raw_row(raw, where, number, self.config)
             yield parsed._replace(problems=check_row(parsed)) if check else parsed
 
 
 def open_stream(entry: Any, config: ReaderConfig) -> Stream:
-    """The stream of a jsonl or csv file, or of Hugging Face data. Its first row is read, to see that there is one.
+    """Return the stream of a jsonl or csv file, or of Hugging Face data, after checking that it has a first row.
 
     Raises:
         DataError: it does not exist, cannot be read, has no rows, or is an array that only can be read as a whole.
@@ -78,7 +78,7 @@ def _refuse_array(path: Path) -> None:
 
 
 def _hub_rows(name: str, dataset: Any) -> Iterator[tuple[str, RawRow]]:
-    """Rows as Arrow stores them, as `HubSource` reads them."""
+    """Yield rows as Arrow stores them, as `HubSource` reads them."""
     labels, count = label_names(dataset), 0
     try:
         for row in arrow_rows(dataset.with_format("arrow"), labels):

@@ -41,17 +41,17 @@ class JsonlSource:
         return len(self.offsets)
 
     def where(self, index: int) -> str:
-        """`file:line` of a row, counted as editors do."""
+        """Return `file:line` of a row, counted from 1."""
         return f"{self.name}:{index + 1 if self.lines is None else self.lines[index]}"
 
     def raw(self, index: int) -> RawRow:
-        """The object in one line, or what is wrong with the line."""
+        """Return the object in one line, or what is wrong with the line."""
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
             return parse_line(file.readline(), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows in order, read in one go."""
+        """Yield all rows in order, read in one go."""
         with self.path.open("rb") as file:
             for index, offset in enumerate(self.offsets.tolist()):
                 file.seek(offset)
@@ -59,7 +59,7 @@ class JsonlSource:
 
 
 def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Every line that is not blank, one at a time: its number as editors count, its offset, its bytes without a BOM.
+    """Yield line number (from 1), byte offset and content without a BOM of every line that is not blank.
 
     Raises:
         DataError: the file is missing, cannot be read, or has no such line.
@@ -82,7 +82,7 @@ def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Offsets of the lines with content, and their line numbers if those are not simply 1, 2, 3, ..."""
+    """Return the offsets of non-blank lines, and their line numbers unless these are 1, 2, 3, ..."""
     offsets = array("q")
     lines: array[int] | None = None
     for number, offset, _ in content_lines(path):
@@ -95,7 +95,7 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def unreadable(path: Path, error: OSError) -> Problem:
-    """The problem of a file that cannot be opened."""
+    """Return the problem of a file that cannot be opened."""
     found = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
     return Problem(str(path), "file", found, "a file that can be read")
 
@@ -119,7 +119,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_line(line: bytes, where: str) -> RawRow:
-    """The JSON object in a line of UTF-8, or what is wrong with it."""
+    """Return the JSON object in a line of UTF-8, or what is wrong with it."""
     try:
         row = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=unique_keys)
         if b"\\ud" in line.lower():  # half a character, which no tokenizer takes
@@ -151,20 +151,20 @@ class MemorySource:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """Where a row stands in its file."""
+        """Return where a row stands in its file."""
         return f"{self.name}{self._places[index]}"
 
     def raw(self, index: int) -> RawRow:
-        """One row."""
+        """Return one row."""
         return self._rows[index]
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows in order."""
+        """Yield all rows in order."""
         return iter(self._rows)
 
 
 def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemorySource:
-    """A .json file: an array of objects, or one object a line.
+    """Return a .json file: an array of objects, or one object a line.
 
     Raises:
         DataError: the file is missing, is no JSON, or has no rows.
@@ -199,7 +199,7 @@ def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemoryS
 
 
 def csv_source(path: str | Path, config: ReaderConfig) -> MemorySource:
-    """A csv file with a header line. Cells stay text; one that holds a JSON list or object becomes that; empty is null.
+    """Return the rows of a csv file with a header. Cells with a JSON list or object are decoded; empty cells are null.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has no rows.
@@ -209,7 +209,7 @@ def csv_source(path: str | Path, config: ReaderConfig) -> MemorySource:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
-    """The rows of a csv file, one at a time, each with the number of its last line.
+    """Yield the rows of a csv file, one at a time, each with the number of its last line.
 
     Raises:
         DataError: as `csv_source`, for a row that cannot be read when it is reached.
