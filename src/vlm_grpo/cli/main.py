@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
-    """Return one command, by its name and flags."""
+    """Run the command that the first word names; return its exit status."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
         print("\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items()))

@@ -36,9 +36,9 @@ class Conversation:
 
 
 def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
-    """Return the conversation in a list of turns, and what is wrong with it.
+    """Parse a list of turns into a conversation and its problems.
 
-    Roles: system at most once and first, then human and gpt in turn, starting with human.
+    Roles: system at most once and first, then human and gpt alternating, starting with human.
     """
     if not isinstance(value, list | tuple) or not value:
         found = f"{type(value).__name__} {show_value(value)}"
@@ -95,7 +95,7 @@ def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldPr
 
 
 def _gold(content: Any) -> Any:
-    """Return an answer that is given as text blocks becomes text; other lists and objects are JSON and stay."""
+    """Return the gold answer of a turn: text blocks are joined, other lists and objects are JSON and stay."""
     is_blocks = isinstance(content, list) and content and all(_is_text_block(block) for block in content)
     return "".join(block["text"] for block in content) if is_blocks else content
 
@@ -105,7 +105,7 @@ def _is_text_block(block: Any) -> bool:
 
 
 def _flatten(content: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[Any]]:
-    """Return text with a marker at the place of every image, and an entry for each: None, or the image in the block."""
+    """Return text with a marker for every image, and an entry for each: None, or the image of the block."""
     if isinstance(content, str):
         return content, [None] * content.count(MARKER)
     if not isinstance(content, list | tuple):

@@ -44,10 +44,9 @@ RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools",
 
 
 class RowTransform:
-    """The transform of a data set of row numbers: calling it with a batch of numbers gives the rows as columns.
+    """Transform of a data set of row numbers: maps a batch of numbers to the columns of these rows.
 
-    It can be pickled, so that loader processes make rows themselves. `think_tags` says whether prompts of tasks ask
-    for <think> tags.
+    It can be pickled for loader processes. `think_tags` says whether task prompts ask for <think> tags.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class RowTransform:
         return self.ends[-1] if self.ends else 0
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        """Return columns of the rows; equal numbers share one record, a column that some rows lack is None there."""
+        """Return the columns of the rows; equal numbers share a record, missing columns are None."""
         numbers = [int(number) for number in batch["row"]]
         records = {number: self.record(number) for number in dict.fromkeys(numbers)}
         rows = [self.row(records[number]) for number in numbers]
@@ -70,10 +69,10 @@ class RowTransform:
         return {name: [row.get(name) for row in rows] for name in names}
 
     def record(self, number: int) -> Record:
-        """Return the record with a number that counts through all sources.
+        """Return the record with this number, counted through all sources.
 
         Raises:
-            DataError: the row is no record; the message names its line.
+            DataError: the row cannot be parsed; the message names its line.
         """
         part = bisect_right(self.ends, number)
         source = self.sources[part]
@@ -83,7 +82,7 @@ class RowTransform:
         return parsed.record
 
     def row(self, record: Record) -> dict[str, Any]:
-        """Return what trainers and rewards get of a record."""
+        """Return the row of a record for trainers and rewards."""
         task = TASKS[record.task]
         prompt = self.prompt or PROMPTS[task.prompt]
         return {
@@ -102,7 +101,7 @@ class RowTransform:
 def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Dataset:
     """Return a data set of row numbers whose rows are made by `maker`; select, shuffle and split as usual.
 
-    `numbers`, (rows,) of int64, say which rows in which order; None is every row once.
+    `numbers`, (rows,) of int64, select and order the rows; None is every row once.
     """
     import numpy as np
     import pyarrow as pa
@@ -131,10 +130,10 @@ def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, D
 
 
 class StreamedRows:
-    """A pass over streams, one after the other: calling it gives the rows, made as `RowTransform` makes them.
+    """The rows of several streams, one stream after the other; each call starts a new pass.
 
     Raises:
-        DataError: when a row is reached that is no record, or with `check` one whose image is missing or damaged.
+        DataError: when a row cannot be parsed or, with `check`, its image is missing or damaged.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class StreamedRows:
                 yield self.make(parsed.record)
 
     def first_problems(self) -> list[Problem]:
-        """Return what is wrong with the first row of each stream: wrong keys or folders show there."""
+        """Return the problems of the first row of each stream, where wrong keys or folders show."""
         return [p for stream in self.streams for p in next(stream.parsed_rows(check=self.check)).problems]
 
     def _warn(self, problems: Sequence[Problem]) -> None:
@@ -171,11 +170,11 @@ class StreamedRows:
 
 
 def iterable_dataset(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDataset:
-    """Return a stream of the rows that each call of `rows` begins anew. It is one shard, whatever is behind it.
+    """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
-    Rows may hold any object: without features, nothing turns them into Arrow. A single shard is read by every process
-    as a whole, so that TRL gives each its part of the same groups; of several shards each process would get some, and
-    repeat the same prompts once for each process while it never reaches the others.
+    Rows may hold any object: without features, nothing converts them to Arrow. Every process reads the single shard as
+    a whole, so that TRL gives each its part of the same groups. With several shards each process would get only some of
+    them and repeat their prompts.
     """
     from datasets import IterableDataset
     from datasets.iterable_dataset import ExamplesIterable  # `from_generator` would pickle `rows` to name a cache
@@ -208,7 +207,7 @@ def load_dataset(
     think_tags: bool = True,
     markup: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Return a data set whose rows are made when they are asked for.
+    """Load data as a data set whose rows are made when they are accessed.
 
     A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
     blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
@@ -216,22 +215,22 @@ def load_dataset(
     Args:
         source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data (`open_sources`).
         image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
-        reward_method: an accuracy method for each file, or one for all; a record's own `accu_reward_method` wins.
-        task, format_prompt: the task of records that name none, and a jinja file that replaces its prompt.
+        reward_method: an accuracy method for each file, or one for all; overridden by a record's `accu_reward_method`.
+        task, format_prompt: the task of records without one, and a jinja file that replaces its prompt.
         prompt_key, answer_key: columns of question and answer; default: QUESTION_KEYS and ANSWER_KEYS of parsing.py.
         image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
         allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
         ignore_columns: columns that are not read.
-        check: read all rows and look at every image file first.
-        mixture: a share for each file, `0.7:0.3` or a list; no row comes twice, and the file that would run out first
-            sets the length. `mixture_seed` chooses rows of the others.
-        streaming: an `IterableDataset` that keeps nothing: one file after the other is read as rows are asked for. The
-            first row of each is looked at before, a later one (with `check` its images too) when it is reached.
+        check: validate all rows and image files first.
+        mixture: a share for each file, `0.7:0.3` or a list; no row is repeated, and the file that would run out first
+            sets the length. `mixture_seed` selects rows of the others.
+        streaming: return an `IterableDataset` that reads one file after the other and keeps nothing. The first row of
+            each file is checked now, later ones (with `check` also their images) when they are reached.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
-        markup: special tokens of the model, which no text may hold; None is those that are known of any model.
+        markup: special tokens of the model, which no text may contain; None: those of all known models.
 
     Raises:
-        DataError: something is wrong with the data; the message is a table of all problems.
+        DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
@@ -253,7 +252,7 @@ def load_dataset(
 
 
 def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
-    """Raise a DataError if anything is wrong, also with a row of these sources; warnings are logged."""
+    """Raise a DataError for errors in `problems` or in the rows of `sources`; log warnings."""
     problems += [problem for part in sources for problem in check_rows(part)]
     if any(not problem.is_warning for problem in problems):
         raise DataError(problems)
@@ -263,7 +262,7 @@ def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
 def _stream(
     result: OpenResult, prompt: PromptTemplate | None, check: bool, mixture: object, think_tags: bool
 ) -> IterableDataset:
-    """Return the rows of streams, unless something is wrong with a file or its first row."""
+    """Return the data set of streams; raise a DataError for problems of a file or its first row."""
     problems = list(result.problems)
     if mixture is not None:
         expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"

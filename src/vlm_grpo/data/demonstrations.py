@@ -105,12 +105,12 @@ def _read_line(row: Any, where: str, found: dict[str, list[ExpertAnswer]], probl
 
 
 def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str | Path]) -> Dataset | IterableDataset:
-    """Return the training rows with the answers of these files beside those that they have; matched by `id`.
+    """Return the training rows with the answers of these files added, matched by `id`.
 
-    How many rows have an answer, and which ids are of no row, is logged (not for a stream, whose rows come later).
+    The number of rows with an answer and the unmatched ids are logged (not for a stream).
 
     Raises:
-        DataError: as `read_experts`; none of the ids is one of a training row, or one of them is that of several.
+        DataError: as `read_experts`; no id matches a training row, or one id matches several.
     """
     from datasets import IterableDataset
 
@@ -146,7 +146,7 @@ def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[ExpertAn
 
 
 class ExpertTransform:
-    """The transform of a data set whose rows get the answers too; can be pickled for loader processes."""
+    """Transform that adds expert answers to rows; can be pickled for loader processes."""
 
     def __init__(
         self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[ExpertAnswer]]
@@ -162,7 +162,7 @@ class ExpertTransform:
 
 
 def _places(dataset: Dataset) -> dict[str, list[str]]:
-    """Return where the training rows of each id stand."""
+    """Return the places of the training rows of each id."""
     if dataset.format["type"] != "custom" and "id" not in dataset.column_names:
         expected = "a column id, by which answers are matched; or answers in a column expert"
         raise DataError([Problem("train_dataset", "id", "no such column", expected)])
@@ -174,10 +174,10 @@ def _places(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[ExpertAnswer]]) -> None:
-    """Say how files and rows fit together.
+    """Log how many rows and ids match.
 
     Raises:
-        DataError: they do not.
+        DataError: no id matches, or one matches several rows.
     """
     problems = [
         Problem(
@@ -205,15 +205,15 @@ def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[
 
 
 def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], list[int]], limit: int) -> int:
-    """Return how many rows have an answer.
+    """Validate all expert answers; return how many rows have one.
 
     Args:
-        rows: of the training data; only the expert's columns, `id` and `where` are looked at.
-        encode: an answer's tokens with the one that ends it; a ValueError says what is wrong with it.
-        limit: most tokens of an answer, `--max_completion_length`.
+        rows: training rows; only the expert columns, `id` and `where` are read.
+        encode: returns the tokens of an answer with its end token; raises ValueError for an invalid answer.
+        limit: maximal number of tokens of an answer, `--max_completion_length`.
 
     Raises:
-        DataError: wrong or too long answers, all of them in one table.
+        DataError: invalid or too long answers, all of them in one table.
     """
     problems: list[Problem] = []
     count = 0
@@ -248,7 +248,7 @@ def _validate_answer(
     return None
 
 
-LOOKED_AT = 1000  # rows in which the columns are looked for
+ROWS_SEARCHED = 1000  # for the columns
 
 
 def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | IterableDataset:
@@ -256,8 +256,8 @@ def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | I
 
     Args:
         dataset: of `load_dataset`.
-        key: the column with whole answers, or `thinking+solution`: the column with the reasoning and that with the
-            answer, which are put into the form of the row's task. Rows where one is missing have no answer.
+        key: the column with complete answers, or `thinking+solution`: the columns with reasoning and answer, which are
+            combined in the format of the row's task. Rows without one of them have no answer.
 
     Raises:
         DataError: the first rows have no such columns.
@@ -268,7 +268,7 @@ def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | I
     names = tuple(key.split("+"))
     if len(names) > 2 or not all(names):
         raise ValueError(f"--expert_key {key}: must be a column, or two, thinking+solution")
-    first = list(islice(iter(dataset), LOOKED_AT))
+    first = list(islice(iter(dataset), ROWS_SEARCHED))
     missing = [name for name in names if not any(row.get(name) for row in first)]
     if missing:
         have = ", ".join(dict.fromkeys(name for row in first for name in row))
@@ -283,7 +283,7 @@ def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | I
 
 
 class MappedTransform:
-    """The transform of a data set whose rows are changed one by one; can be pickled for loader processes."""
+    """Transform that changes rows one by one; can be pickled for loader processes."""
 
     def __init__(self, make: Callable[[Any], dict[str, list[Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]):
         self.make = make
@@ -310,7 +310,7 @@ def _rename_columns(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str,
 
 
 def format_demonstration(thinking: Any, solution: Any, *, task: str) -> str:
-    """Return a thought and an answer as the completion that a task asks for; tags that are there already stay."""
+    """Combine reasoning and answer into the completion format of a task; existing tags are kept."""
     thought, answer = gold_text(thinking).strip(), gold_text(solution).strip()
     if task == "vqa":
         return json.dumps({"reasoning_steps": thought.splitlines(), "answer": answer}, ensure_ascii=False)
@@ -333,7 +333,7 @@ class ExpertFiles(NamedTuple):
 
 
 def sort_expert_files(paths: str | Sequence[str]) -> ExpertFiles:
-    """Tell the files apart by their first row: one of demonstrations has a question and no column `expert`.
+    """Classify files by their first row: demonstrations have a question and no column `expert`.
 
     Raises:
         DataError: a file is missing or has no rows.
@@ -367,10 +367,10 @@ def demonstrations(paths: Sequence[str], image_folder: str = "", *, markup: Sequ
 
 
 class DemonstrationSource(JsonlSource):
-    """A jsonl file whose rows end with the question; what the expert says to it is the column `expert`."""
+    """A jsonl file of demonstrations; the expert's answer of each row is in the column `expert`."""
 
     def raw(self, index: int) -> RawRow:
-        """Return one row, or what is wrong with it."""
+        """Return one row, or its problem."""
         return _split_answer(super().raw(index), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
@@ -379,7 +379,7 @@ class DemonstrationSource(JsonlSource):
 
 
 def _split_answer(row: RawRow, where: str) -> RawRow:
-    """Return the row with the expert's answer taken out of the conversation, or out of its column."""
+    """Return the row with the expert's answer moved from the conversation or its column to `expert`."""
     if isinstance(row, Problem):
         return row
     key = next((name for name in QUESTION_KEYS if row.get(name) is not None), None)

@@ -23,18 +23,18 @@ NETWORK_ERRORS = (OSError, HTTPException)
 
 
 class SlowError(ConnectionError):
-    """A server sends too little to ever come to an end."""
+    """The server sends less than SLOWEST bytes per second."""
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
-    """Return the file of a URL under `path`, which it gets only once it is whole; a file that is there already is kept.
+    """Download a URL to `path`, which appears only when complete; an existing file is kept.
 
-    What has come so far stays in `path.part`: another call, also of another process, goes on from there, unless the
-    server has another version by now (`ETag`), or takes no ranges. Whole means as many bytes as the server announces.
+    Partial content stays in `path.part`. Another call, also of another process, resumes from there unless the server
+    has a different version (`ETag`) or does not support ranges. Complete means as many bytes as the server announces.
 
     Raises:
-        OSError: the server cannot be reached, has no such file, or broke off `attempts` times without a byte between;
-            the disk has no room for the file. A server that sends less than SLOWEST bytes a second has broken off.
+        OSError: the server cannot be reached, has no such file, or failed `attempts` times in a row without a byte in
+            between; the disk is full. Less than SLOWEST bytes per second counts as a failure.
     """
     path = Path(path)
     if path.exists():
@@ -64,7 +64,7 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """Add what is missing to a file.
+    """Append the missing bytes to a partial file.
 
     Raises:
         OSError, HTTPException: the connection failed, or ended too early.
@@ -95,10 +95,10 @@ def _fetch_rest(url: str, part: Path) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse to write more bytes than a disk has.
+    """Check that the disk has enough free space.
 
     Raises:
-        OSError: ENOSPC, with how many bytes are needed and how many are free.
+        OSError: ENOSPC, with the number of bytes needed and free.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -125,7 +125,7 @@ def _open_request(url: str, part: Path) -> Any | None:
     if version and not version.startswith("W/"):
         tag.write_text(version, encoding="utf-8")
     else:
-        tag.unlink(missing_ok=True)  # without a version nobody can say whether the rest would fit
+        tag.unlink(missing_ok=True)  # without a version the download cannot be resumed
     return stream
 
 
@@ -134,14 +134,14 @@ def _size(path: Path) -> int:
 
 
 def _tag_file(part: Path) -> Path:
-    """Return where the version of a file that has begun to come is noted."""
+    """Return the file that stores the version of a partial download."""
     return part.with_name(part.name + ".version")
 
 
 def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) -> int:
-    """Unpack a zip file, or its one file `only`; files that are there with the right size are kept.
+    """Unpack a zip file, or only the file `only`; existing files of the right size are kept.
 
-    Returns how many files were written. Each is checked against the archive's checksum before it takes its name.
+    Return the number of files written. Each is verified against the archive's checksum before it gets its name.
 
     Raises:
         ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.

@@ -55,7 +55,7 @@ class DataError(ValueError):
 
 
 def show_value(value: object, limit: int = 70) -> str:
-    """Return a value as an error shows it: quoted, on one line, and short, however long it is."""
+    """Return a value for an error message: quoted, on one line, shortened."""
     if isinstance(value, str | bytes):
         return repr(value[:limit]) + ("..." if len(value) > limit else "")
     text = repr(value)
@@ -63,7 +63,7 @@ def show_value(value: object, limit: int = 70) -> str:
 
 
 def known_name(value: object, known: Sequence[str]) -> str:
-    """Return what was expected where a name is not known: the nearest ones if there are any, else all."""
+    """Return the expected names for an unknown one: the nearest if there are any, else all."""
     close = nearest(value, list(known)) if isinstance(value, str) else []
     return f"{' or '.join(close)} (did you mean that?)" if close else f"one of {', '.join(known)}"
 

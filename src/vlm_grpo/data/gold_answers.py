@@ -18,7 +18,7 @@ VERL = "reward_model"  # verl's column: {"style": "rule", "ground_truth": ...}
 
 
 def unwrap_answer(value: Any) -> Any:
-    """Return the answer in what holds it: a chat message of the assistant, verl's reward model; else the value."""
+    """Return the answer inside an assistant chat message or verl's reward model; any other value unchanged."""
     if not isinstance(value, Mapping):
         return value
     if set(value) == {"role", "content"} and value["role"] == "assistant":
@@ -27,17 +27,17 @@ def unwrap_answer(value: Any) -> Any:
 
 
 def answers_equal(one: Any, other: Any) -> bool:
-    """Return whether two true answers say the same: equal text or JSON, or the same boxes."""
+    """Return whether two gold answers are equal as text, as JSON, or as boxes."""
     texts = [gold(unwrap_answer(value)) for value in (one, other)]
     boxes = [boxes_in(text) for text in texts]
     return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 
 
 def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
-    """Return the letter of the option that a whole number counts to from 0, as ScienceQA has it; else the value.
+    """Convert an option index from 0, as in ScienceQA, to the option's letter; return other values unchanged.
 
-    The second is what was expected, where the number is none of an option or may mean two of them. A number that is the
-    text of an option, and counts to no other one, is that text.
+    The second result is what was expected if the number is no index or is ambiguous. A number that is the text of an
+    option, and not the index of another one, stands for that text.
     """
     if type(value) is not int or not options:
         return value, None
@@ -52,10 +52,10 @@ def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
 
 
 def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
-    """Return a true answer of boxes or masks: Python's spelling of a list or object is read as JSON's.
+    """Parse a gold answer of boxes or masks; Python literals are read like JSON.
 
     Args:
-        is_list: of detections, where some text says that nothing is there.
+        is_list: a list of detections, for which some texts mean "nothing".
     """
     if not isinstance(value, str):
         return value
@@ -65,7 +65,7 @@ def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether every number in a value is one: NaN and infinity (JSON has them as 1e999) are no answers."""
+    """Return whether all numbers in a value are finite; JSON can hold infinity as 1e999."""
     if isinstance(value, list | dict):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)

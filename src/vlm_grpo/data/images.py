@@ -104,9 +104,9 @@ def base64_bytes(text: str) -> bytes | None:
 def open_image(ref: ImageRef) -> Image.Image:
     """Return the decoded image: upright (EXIF applied), RGB; the first frame of an animation.
 
-    Small images stay small: each family's processor enlarges them by itself. An image longer than 200 times its
-    shorter side is refused for every family: padding it would move relative box coordinates, shrinking it would leave
-    nothing to see, and nearly always it is a crop that went wrong.
+    Small images stay small: each family's processor enlarges them. An image with an aspect ratio over 200 is an error
+    for every family: padding would shift relative box coordinates, shrinking would leave nothing to see, and nearly
+    always it is a wrong crop.
 
     Raises:
         MediaError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
@@ -164,7 +164,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return how the camera was held; 1, upright, where EXIF data are missing or damaged, as viewers do."""
+    """Return the EXIF orientation; 1 (upright) if EXIF data are missing or damaged, as in image viewers."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except DECODE_ERRORS:
@@ -173,7 +173,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
-    """Return what PIL can open: a path stays, bytes and the content of a URL become a file in memory.
+    """Return an input for PIL or PyAV: a path, or a file in memory for bytes and URLs.
 
     Raises:
         OSError: the path is of no regular file, or the URL has no content within the limits.
@@ -188,7 +188,7 @@ def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any
 
 
 def media_name(source: Any) -> str:
-    """Return how an error calls an image."""
+    """Return the name of an image or video for error messages."""
     if not isinstance(source, str):
         return "an embedded image"
     if source.startswith(URL_STARTS):
@@ -197,7 +197,7 @@ def media_name(source: Any) -> str:
 
 
 def decode_error(error: BaseException) -> str:
-    """Return why an image could not be decoded, in the decoder's words without addresses of objects."""
+    """Return the decoder's error message without object addresses."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     said = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises

@@ -25,12 +25,12 @@ EXPECTED = "plain text: a model reads this as its own markup. Remove it; the cha
 
 
 def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
-    """Yield the markup in each text of a record that a model is shown, quoted with what stands around it.
+    """Yield the markup found in each text of a record, quoted with its surroundings.
 
-    The user's markers of images and videos are none.
+    `<image>` and `<video>` markers of the user are allowed.
 
     Args:
-        marks: special tokens of the model; None is those that are known of any.
+        marks: special tokens of the model; None: those of all known models.
     """
     pattern = _pattern(KNOWN if marks is None else tuple(marks))
     asked = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]

@@ -22,7 +22,7 @@ FLAG = "--mixture"
 def file_shares(
     mixture: str | Sequence[str | float] | None, source: Any, result: OpenResult
 ) -> tuple[list[Fraction], list[Problem]]:
-    """Return the share of each file that `source` names, none without a mixture; and what is wrong with them."""
+    """Return the share of each file (none without a mixture) and the problems of the shares."""
     if mixture is None:
         return [], []
     files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
@@ -33,9 +33,9 @@ def file_shares(
 
 
 def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[Fraction], list[Problem]]:
-    """Return the share of each file, `0.7:0.3` or a list, as exact numbers; and what is wrong with them.
+    """Parse the share of each file, `0.7:0.3` or a list, as exact numbers; return the shares and their problems.
 
-    They may have any sum: `70:30` and `7:3` say the same.
+    They may have any sum: `70:30` and `7:3` are equal.
     """
     entries = split_paths(mixture)
     if len(entries) != files:
@@ -48,7 +48,7 @@ def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[
 
 
 def _share(entry: str) -> Fraction | None:
-    """Return the number as it is written, 0.7 being 7/10; None for what is no positive number."""
+    """Parse a decimal exactly, 0.7 as 7/10; return None for anything but a positive number."""
     try:
         value = float(entry)
     except ValueError:
@@ -57,7 +57,7 @@ def _share(entry: str) -> Fraction | None:
 
 
 def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int]:
-    """Return how many rows of each file make the longest mixture in which no row comes twice.
+    """Return the number of rows of each file in the longest mixture that repeats no row.
 
     The file that would run out first sets the length: with 10 and 100 rows at 0.7:0.3 it is floor(10 / 0.7) = 14 rows.
     Of those, 9.8 and 4.2 are due; the largest remainders are rounded up: 10 and 4.
@@ -73,7 +73,7 @@ def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int
 
 
 def unused_files(names: Sequence[str], sizes: Sequence[int], shares: Sequence[Fraction]) -> list[Problem]:
-    """Return a problem for each file of which the mixture would not take a single row."""
+    """Return a problem for each file of which the mixture would use no row."""
     counts = mixture_counts(sizes, shares)
     ends = min(range(len(sizes)), key=lambda number: sizes[number] / shares[number])
     why = f"{names[ends]} has {sizes[ends]} and would run out"
@@ -87,9 +87,8 @@ def unused_files(names: Sequence[str], sizes: Sequence[int], shares: Sequence[Fr
 def mixture_numbers(sizes: Sequence[int], shares: Sequence[Fraction], seed: int = 0) -> np.ndarray:
     """Return the row numbers of a mixture, counted through all files: (length,) of int64.
 
-    Of each file the seed chooses which rows are used; they keep their order. The files alternate evenly, so that every
-    stretch of the mixture has nearly the shares of the whole, even where nothing is shuffled. Equal arguments give
-    equal numbers.
+    The seed selects the rows of each file; they keep their order. The files are interleaved evenly, so that every part
+    of the mixture has nearly the overall shares even without shuffling. The result is deterministic.
     """
     import numpy as np
 

@@ -80,7 +80,7 @@ def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderCon
 
 
 def parse_raw_row(raw: Mapping[str, Any] | Problem, where: str, number: int, config: ReaderConfig) -> ParsedRow:
-    """Return the same for a row that has been fetched already."""
+    """Parse a raw row, which may already be a problem."""
     return ParsedRow(None, [raw]) if isinstance(raw, Problem) else parse_row(raw, where, number, config)
 
 
@@ -127,7 +127,7 @@ class _RowParser:
         )
 
     def key(self, given: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
-        """Return the column to read: the given one, else the first of the usual ones that holds something."""
+        """Return the column to read: the configured one, else the first of the usual ones that is not null."""
         names = (given,) if given else usual
         for name in names:
             if self.row.get(name) is not None:
@@ -180,7 +180,7 @@ class _RowParser:
             return field, None if field is None else self.row[field]
         if conversation.answer_field is None:
             if not self.is_asked:
-                return None, None  # without a question, a missing answer would only repeat the complaint
+                return None, None  # without a question, a missing answer is a consequence and not reported again
             field = self.key(None, (*ANSWER_KEYS, VERL), "the answer, or a gpt turn at the end")
             return field, None if field is None else self.row[field]
         for name in ANSWER_KEYS:
@@ -189,7 +189,7 @@ class _RowParser:
         return conversation.answer_field, conversation.answer
 
     def system(self, conversation: Conversation) -> str | None:
-        """Return the system turn: of the conversation, or the column `system`."""
+        """Return the system message of the conversation or of the column `system`."""
         value = self.row.get("system")
         if value is None:
             return conversation.system
@@ -201,7 +201,7 @@ class _RowParser:
         return conversation.system or value or None
 
     def images(self) -> list[ImageRef | None]:
-        """Return the images of the image column; None for one that cannot be read, so that their number stays right."""
+        """Return the images of the image column, with None for one that cannot be read."""
         names = (self.config.image_key,) if self.config.image_key else IMAGE_KEYS
         self.used.update(names)
         key = next((name for name in names if self.row.get(name)), None)
@@ -233,9 +233,9 @@ class _RowParser:
     def place(
         self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
     ) -> tuple[str, list[ImageRef | None]]:
-        """Return the question with a marker for every image, and the images in the order of all markers.
+        """Return the question with a marker for every image, and the images in marker order.
 
-        Images that have no marker come first; in a conversation that is worth a warning.
+        Images without a marker come first; in a conversation this is a warning.
         """
         slots = conversation.inline + [None] * sum(option.count(MARKER) for option in options)
         wanted = slots.count(None)
@@ -253,7 +253,7 @@ class _RowParser:
         return self.mark_first(conversation, rest), [*images[:rest], *placed]
 
     def mark_first(self, conversation: Conversation, rest: int) -> str:
-        """Put markers for `rest` images before the first user turn; returns the question."""
+        """Insert markers for `rest` images before the first user turn; return the question."""
         if not rest or not conversation.history:
             return MARKER * rest + conversation.question
         first = next(n for n, turn in enumerate(conversation.history) if turn["role"] == "user")
@@ -298,7 +298,7 @@ class _RowParser:
         return self.named("accu_reward_method", list(METHODS)) or self.config.method
 
     def named(self, field: str, known: list[str]) -> str | None:
-        """Return the name in a field, which must be a known one if there is any."""
+        """Return the name in a field; an unknown name is a problem."""
         value = self.row.get(field)
         if value in (None, ""):
             return None

@@ -37,14 +37,14 @@ def _continues(entry: str, piece: str) -> bool:
 
 
 def match_files(entries: list[str], files: int) -> list[str] | None:
-    """Return an entry for every file, where a single one (or none) serves all; None when the numbers do not match."""
+    """Return one entry per file; a single one (or none) is repeated; None if the numbers do not match."""
     if len(entries) <= 1:
         return (entries or [""]) * files
     return entries if len(entries) == files else None
 
 
 def in_folder(folder: str, path: str) -> str:
-    """Return where an image is: its path below the folder; URLs, and paths without a folder, as they are."""
+    """Join an image path with its folder; URLs stay unchanged."""
     if path.startswith(URL_STARTS):
         return path
     if folder.startswith(URL_STARTS):

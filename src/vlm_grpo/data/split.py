@@ -39,7 +39,7 @@ class RowGroups:
 
 
 def sample_held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
-    """Return rows of whole groups, in random order as many as fit into `wanted`, the same for the same seed.
+    """Return the rows of randomly chosen whole groups, at most `wanted` rows; equal for equal seeds.
 
     Raises:
         ValueError: every group is larger, or nothing would be left.

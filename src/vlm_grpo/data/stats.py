@@ -20,12 +20,12 @@ Length = Callable[[Record], int]
 
 
 class Statistics:
-    """Collects records one by one; `summary` has the numbers.
+    """Statistics collected record by record; see `summary`.
 
     Args:
-        prompt_length, answer_length: how long a record's prompt and its true answer are.
-        unit: in which they are counted, "words" or "tokens".
-        common: how many of the most common answers are named.
+        prompt_length, answer_length: return the length of a record's prompt and gold answer.
+        unit: of these lengths, "words" or "tokens".
+        common: number of most common answers to list.
     """
 
     def __init__(self, prompt_length: Length, answer_length: Length, unit: str, common: int = 10) -> None:
@@ -40,7 +40,7 @@ class Statistics:
         self.images = _Images()
 
     def add(self, record: Record) -> None:
-        """Count one record; where its length cannot be measured (ValueError), it is not counted at all."""
+        """Add one record; if its length cannot be measured (ValueError), it is not counted."""
         measured = {name: measure(record) for name, measure in self.measures.items()}
         self.rows += 1
         for name, value in COUNTED.items():
@@ -64,7 +64,7 @@ class Statistics:
             self.duplicates.append(f"{record.where} repeats {first}{'' if other == answer else ', other answer'}")
 
     def summary(self) -> dict[str, Any]:
-        """Return all numbers, as JSON can hold them."""
+        """Return all statistics as JSON values."""
         top = self.answers.most_common(self.common)
         return {
             "rows": self.rows,
@@ -130,7 +130,7 @@ def _largest(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def count_words(text: str) -> int:
-    """Return how many words, between white space, a text has."""
+    """Return the number of whitespace-separated words."""
     return len(text.split())
 
 

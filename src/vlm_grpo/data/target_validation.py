@@ -26,7 +26,7 @@ BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
 def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
-    """Yield what is wrong with the true boxes or mask that a task asks for, and with columns about boxes in any row."""
+    """Yield problems of the gold boxes or mask that a task needs, and of box columns in any row."""
     if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
         yield from validate_box(row, answer, task, images)
     if task in DETECTION_TASKS:
@@ -36,9 +36,9 @@ def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int)
 
 
 def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
-    """Yield what would make a reward for boxes raise, or give every answer the same: columns, then the box itself.
+    """Yield problems that would make a box reward raise or be constant: of the columns, then of the box.
 
-    The box is looked at where the task has a reward for boxes.
+    The box is validated if the task has a box reward.
     """
     space, number = (row.get(name) for name in BOX_COLUMNS)
     fault = None if space is None else validate_space(space)
@@ -51,7 +51,7 @@ def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) ->
 
 
 def validate_space(space: Any) -> str | None:
-    """Return what was expected instead of a value that names no coordinate space."""
+    """Return what was expected if a value is not a coordinate space; None if it is."""
     try:
         extent(str(space), (1, 1), None)
     except ValueError as error:
@@ -72,7 +72,7 @@ def _validate_box_answer(answer: Any, space: str | None) -> Iterator[FieldProble
 
 
 def validate_detections(answer: Any) -> Iterator[FieldProblem]:
-    """Yield what would make the rewards for lists of boxes apply to no completion."""
+    """Yield a problem if the gold answer is not a list of detections."""
     if true_detections(gold(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
@@ -102,7 +102,7 @@ def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]
 
 
 def _validate_overlap(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[FieldProblem]:
-    """Yield the right answer would earn nothing: it lies elsewhere, most often because of its space."""
+    """Yield a problem if the gold shape does not overlap the mask, most often because of its coordinate space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
     whole = None if validate_space(space) else extent(str(space), size, None)
     if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:

@@ -44,10 +44,10 @@ END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 
 
 def validate_image(ref: ImageRef, *, decode: bool = False) -> str | None:
-    """Return what is wrong with an image; None when it is whole and `open_image` will take it.
+    """Return why `open_image` would fail for an image; None if it is valid.
 
-    By default the header and the end of the file are read, and PNG's checksums; formats whose end does not show
-    whether they are complete are decoded. With `decode` every image is decoded. URLs are fetched only with `decode`.
+    By default header, end of file and PNG checksums are read; formats whose end does not show completeness are decoded.
+    With `decode` every image is decoded, and only then URLs are fetched.
     """
     if isinstance(ref.source, Image.Image):
         return None
@@ -71,7 +71,7 @@ def _validate_by_decoding(ref: ImageRef) -> str | None:
 
 
 def _looks_whole(ref: ImageRef) -> bool:
-    """Return whether header and end fit together; False means that only decoding can tell."""
+    """Return whether header and end of file match; False means that the image must be decoded to know."""
     file = media_source(ref)
     file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
     with file:
@@ -104,7 +104,7 @@ class BoxPositionCheck:
     farthest: float = 0.0  # of their coordinates
 
     def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
-        """Yield what is wrong with the boxes of a row; nothing where its image cannot be read."""
+        """Yield problems of the boxes of a row; none if its image cannot be read."""
         record = parsed.record
         if record is None or (record.extra.get("box_space") or "original") != "original":
             return
@@ -122,7 +122,7 @@ class BoxPositionCheck:
             self.farthest = max(self.farthest, *(max(box) for box in boxes))
 
     def warnings(self, name: str) -> list[Problem]:
-        """Return what all boxes together look like."""
+        """Return warnings about all boxes of the file together."""
         if self.on_large < ENOUGH or self.farthest > THOUSAND:
             return []
         found = f"none of {self.on_large:,} boxes on images of over 1000 pixels goes beyond {self.farthest:g}"
@@ -140,7 +140,7 @@ def true_boxes(record: Record) -> list[Box]:
 
 
 def validate_box_position(box: Box, size: tuple[int, int]) -> str | None:
-    """Return what was expected of a box that cannot be meant in pixels of an image of this size."""
+    """Return what was expected if a box cannot be in pixels of an image of this size; else None."""
     width, height = size
     image = f"a box in pixels of its image, {width} x {height}"
     if max(box) <= 1 and box.area:
@@ -174,10 +174,10 @@ def check_source(
     mixture: str | Sequence[str | float] | None = None,
     note: Callable[[Record], None] | None = None,
 ) -> list[Problem]:
-    """Return every problem of a data set: of the options, the files, the rows and the images, in this order.
+    """Return every problem of a data set: of options, files, rows and images, in this order.
 
-    Arguments as in `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and end
-    are read. `note` is told every record that can be read.
+    Arguments are those of `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and
+    end are read. `note` is called with every valid record.
     """
     result = open_sources(source, image_folders=image_folders, reward_method=reward_method, config=config)
     _, problems = file_shares(mixture, source, result)
@@ -186,7 +186,7 @@ def check_source(
 
 
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
-    """Return every problem of the rows of one source and of their images, in the order of the rows."""
+    """Return every problem of the rows of one source and of their images, in row order."""
     problems: list[Problem] = []
     images, places = _ImageCheck(decode), BoxPositionCheck()
     parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
@@ -204,7 +204,7 @@ def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record],
 
 
 def check_row(parsed: ParsedRow) -> list[Problem]:
-    """Return what is wrong with one row, its images and its videos, without remembering it for another row."""
+    """Return the problems of one row, its images and its videos."""
     images = _ImageCheck(decode=False)
     images.faults = {hash(ref.key): fault for ref in _files(parsed) if (fault := validate_image(ref))}
     places = BoxPositionCheck().problems(parsed)
@@ -212,7 +212,7 @@ def check_row(parsed: ParsedRow) -> list[Problem]:
 
 
 def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
-    """Return what is wrong with the videos of a row; their frames are looked at as images."""
+    """Return the problems of the videos of a row; frames are validated as images."""
     faults = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
     return [
         Problem(ref.where, "video", f"{media_name(ref.source)}: {fault}", "a video that can be decoded")

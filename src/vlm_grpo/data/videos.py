@@ -65,7 +65,7 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def video_items(value: Any) -> list[Any]:
-    """Return the videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
+    """Return the videos in a column: one or a list. A list of image files is the frames of one video."""
     if not isinstance(value, list | tuple):
         return [value]
     files = all(isinstance(item, str) for item in value)
@@ -83,7 +83,7 @@ def frame_count(total: int, rate: float, fps: float, limit: int) -> int:
 
 
 def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """Return the same by the rule of the Qwen families: an even number, and at least four where there are as many.
+    """Return the frame count by the rule of the Qwen families: even, and at least 4 if there are as many.
 
     Raises:
         ImportError: qwen-vl-utils is not installed (extra `video`).
@@ -96,9 +96,9 @@ def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
 
 
 def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
-    """Return the decoded video: frames of a file are taken at its `fps`, frames that are given stay up to `max_frames`.
+    """Decode a video: files are sampled at `fps`, given frames are kept up to `max_frames`.
 
-    `count` is the rule for how many frames of a file are kept; they are evenly spread.
+    `count` is the rule for the number of sampled frames, which are evenly spaced.
 
     Raises:
         ValueError: it is missing, holds no frame or cannot be decoded; the message names `ref.where`.
@@ -113,7 +113,7 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
 
 
 def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
-    """Return what is wrong with a video file, in a few words; without `decode` only whether there is one."""
+    """Return why a video is invalid, else None; without `decode` only check that the file exists and is not empty."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
         try:
             check_regular(ref.source)
@@ -141,7 +141,7 @@ def _stacked(ref: VideoRef) -> np.ndarray:
 
 
 def _thinned(frames: np.ndarray, fps: float, limit: int) -> Clip:
-    """Return at most `limit` of the frames, evenly spread, with the rate that is left."""
+    """Return at most `limit` evenly spaced frames and their frame rate."""
     if len(frames) <= limit:
         return Clip(frames, fps)
     return Clip(frames[_spread(len(frames), limit)], fps * limit / len(frames))

@@ -20,13 +20,13 @@ RowFactory = Callable[[], Iterator[tuple[str, Row]]]
 
 @dataclass(frozen=True)
 class FileFormat:
-    """One kind of file. `folder` in the functions is the image folder.
+    """Readers, writers and converters of one file format. `folder` is the image folder.
 
     Attributes:
-        read: (path, folder) to where each row stands and the row, or what is wrong with it.
-        write: (path, rows, folder, problems) to the number of rows; with problems there is no file.
-        to_ours, from_ours: (row, folder) to a row in the conversations form, and the way back.
-        uses_folder: whether the image folder makes a difference; `needs_folder`: whether it cannot do without.
+        read: (path, folder) to pairs of place and row, or the problem of the row.
+        write: (path, rows, folder, problems) to the number of rows; with problems no file is written.
+        to_jsonl, from_jsonl: (row, folder) to a row in the conversations format, and back.
+        uses_folder, needs_folder: whether the image folder has an effect; whether it is required.
     """
 
     read: Callable[[Path, str], Iterator[tuple[str, Row | Problem]]]
@@ -50,17 +50,17 @@ def read_json(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
 
 
 def write_jsonl(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
-    """Return one row a line."""
+    """Write one row per line; return the number of rows."""
     return _write(path, rows, problems, start=b"", between=b"", end=b"")
 
 
 def write_json(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
-    """Return one array, with a line for each row."""
+    """Write one array with a line for each row; return the number of rows."""
     return _write(path, rows, problems, start=b"[\n", between=b", ", end=b"]\n")
 
 
 class _Abort(Exception):
-    """The file is not wanted any more."""
+    """Writing stops and the file is discarded."""
 
 
 def _write(path: Path, rows: RowFactory, problems: list[Problem], *, start: bytes, between: bytes, end: bytes) -> int:
@@ -105,12 +105,12 @@ FORMATS: Table[FileFormat] = Table(
 
 
 def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str, folder: str) -> int:
-    """Convert files of one form into one file of another; returns the number of rows.
+    """Convert files of one format into one file of another; return the number of rows.
 
     Raises:
-        DataError: a file cannot be read, or rows cannot be said in the other form: all of them, and nothing is written
-            but images, each under the name of its content.
-        KeyError: an unknown form.
+        DataError: a file cannot be read, or rows cannot be represented in the other format. All problems are listed;
+            nothing is written except images, each named by its content.
+        KeyError: an unknown format.
     """
     paths = list(inputs)
     problems: list[Problem] = []
@@ -124,7 +124,7 @@ def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str
 def _converted(
     paths: list[Path], source: str, target: str, folder: str, problems: list[Problem]
 ) -> Iterator[tuple[str, Row]]:
-    """Yield the rows that can be converted; what is wrong with the others goes to `problems`."""
+    """Yield the rows that can be converted; the others add to `problems`."""
     for path in paths:
         for where, row in FORMATS[source].read(path, folder):
             if isinstance(row, Problem):
@@ -140,7 +140,7 @@ def convert_between(row: Row, source: str, target: str, folder: str) -> Row:
     """Return a row of one format in another, by way of the conversations form.
 
     Raises:
-        Unfit: the other form cannot say what the row says.
+        UnsupportedField: the other format cannot represent the row.
     """
 
     def both_ways(name: str) -> list[Callable[[Row], Row]]:

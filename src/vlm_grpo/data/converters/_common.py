@@ -14,10 +14,10 @@ IMAGES = ("images", "image")
 
 
 def roles_and_texts(row: Row) -> list[tuple[str, str]]:
-    """Return the conversation as (role, text), roles of chat messages; an answer that is no text as JSON.
+    """Return the conversation as (role, text) pairs; an answer that is not text becomes JSON.
 
     Raises:
-        Unfit: it is no list of turns, or a turn of someone else holds no text.
+        UnsupportedField: it is not a list of turns, or a user or system turn is not text.
     """
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
@@ -53,7 +53,7 @@ def as_text(value: Any) -> str:
 
 
 def from_text(text: str) -> Any:
-    """Return the list or object that a text was made of by `as_text`; any other text as it is."""
+    """Invert `as_text`: decode JSON that it wrote; return any other text unchanged."""
     if not text.startswith(("{", "[")):
         return text
     try:
@@ -75,10 +75,10 @@ def image_column(images: list[Any]) -> dict[str, Any]:
 
 
 def other_columns(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
-    """Return the columns that are not `used`, under the same names in the other form.
+    """Return the columns that are not `used`; they keep their names in the other format.
 
     Raises:
-        Unfit: one of them has a name that the other form needs itself.
+        UnsupportedField: a column has a name in `taken`, which the other format uses itself.
     """
     rest = {name: value for name, value in row.items() if name not in used}
     for name in taken:

@@ -18,13 +18,13 @@ from vlm_grpo.data.converters.roundtrip import Row
 
 
 def to_jsonl(row: Row) -> Row:
-    """Return the same row; an answer that is the JSON text of a list or object becomes that."""
+    """Return the row with its JSON answer decoded to a list or object."""
     rest = other_columns(row, ("conversations", *IMAGES), ())
     return {**rest, **image_column(image_list(row)), "conversations": build_conversation(roles_and_texts(row))}
 
 
 def from_jsonl(row: Row) -> Row:
-    """Return the same row with text for every answer."""
+    """Return the row with every answer as text."""
     rest = other_columns(row, ("conversations", *IMAGES), ())
     turns = [{"from": SPEAKERS[role], "value": text} for role, text in roles_and_texts(row)]
     return {**rest, **image_column(image_list(row)), "conversations": turns}

@@ -70,7 +70,7 @@ def _entry(image: Any) -> Row:
 
 
 def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
-    """Yield the rows of a file, a few at a time; images that it holds are written into the folder.
+    """Yield the rows of a file, a few at a time; embedded images are written to the folder.
 
     Raises:
         DataError: the file is missing or no parquet file.
@@ -109,7 +109,7 @@ def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> Row | 
 
 
 def _to_file(image: Any, folder: str) -> Row:
-    """Write an image into the folder: under its own path where this very image lies there already, else by content."""
+    """Write an image to the folder: under its path if that file already holds it, else named by its content."""
     if isinstance(image, str):
         image = {"path": image}
     if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
@@ -143,10 +143,10 @@ def json_columns(schema: pa.Schema) -> set[str]:
 def write_parquet(
     path: Path, rows: Callable[[], Iterable[tuple[str, Row]]], folder: str, problems: list[Problem]
 ) -> int:
-    """Write rows with the bytes of their images; returns how many. What is wrong goes to `problems`: then no file.
+    """Write rows with the bytes of their images; return their number. With `problems` no file is written.
 
-    `rows` is read several times: columns of a parquet file have one type, which the first pass finds. A column that has
-    none becomes the JSON text of its values.
+    `rows` is read several times: a parquet column has one type, which the first pass finds. A column without a common
+    type is stored as the JSON text of its values.
     """
     types = _column_types(_with_files(rows(), folder, problems))
     while not problems:
@@ -159,7 +159,7 @@ def write_parquet(
 
 
 def _with_files(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
-    """Yield the rows; those whose images are missing are noted."""
+    """Yield the rows; add a problem for each missing image."""
     for where, row in rows:
         for image in row.get("images", []):
             path = in_folder(folder, image["name"])
@@ -202,7 +202,7 @@ def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType |
 
 
 class _Abort(Exception):
-    """The file is not wanted any more."""
+    """Writing stops and the file is discarded."""
 
 
 def _write(

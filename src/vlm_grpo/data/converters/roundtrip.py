@@ -30,7 +30,7 @@ def convert_row(row: Row, source: str, forward: Callable[[Row], Row], back: Call
     """Return a row of format `source` as a row of `target`; the same call the other way restores an equal row.
 
     Raises:
-        Unfit: the target cannot say what the row says.
+        UnsupportedField: the target cannot represent the row.
     """
     plain, metadata = _split_roundtrip(row, target)
     result = forward(plain)

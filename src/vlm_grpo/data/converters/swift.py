@@ -90,7 +90,7 @@ def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
 
 
 def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[str, str]], Row]:
-    """Return the conversation with what stands behind the marks, and in which space the boxes are."""
+    """Return the conversation with boxes and names in place of their marks, and the columns of the box space."""
     boxes, names, place = _objects(objects)
     marks = [mark for _, text in pairs for mark in MARK.findall(text)]
     if (marks.count("<bbox>"), marks.count("<ref-object>")) != (len(boxes), len(names)):
@@ -126,7 +126,7 @@ def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
 
 
 def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
-    """Return the text with names as they are and boxes as JSON."""
+    """Return the text with its marks replaced by names, or by boxes as JSON."""
 
     def behind(match: re.Match[str]) -> str:
         value = next(queues[match[0]])
@@ -154,7 +154,7 @@ def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
 
 
 def _mark_boxes(value: Any, boxes: list[Any]) -> Any:
-    """Return the answer with a mark in place of every box under `bbox_2d`; the boxes are collected."""
+    """Return the answer with a mark in place of every `bbox_2d`; append the boxes to `boxes`."""
     if isinstance(value, list):
         return [_mark_boxes(item, boxes) for item in value]
     if not isinstance(value, dict):
@@ -181,7 +181,7 @@ def _space(row: Row, boxes: int) -> Row:
 
 
 def _inside(folder: str, path: str) -> str:
-    """Return a path relative to the folder, if it lies in it."""
+    """Return a path inside the folder relative to it; any other path unchanged."""
     root = os.path.abspath(folder) if folder else ""
     inside = folder and os.path.isabs(path) and os.path.normpath(path).startswith(root + os.sep)
     return os.path.relpath(path, root) if inside else path

@@ -54,7 +54,7 @@ class CocoObject:
 class Instances:
     """The valid entries of an annotation file by id, and the problems of the others.
 
-    `unusable` has the ids of (image, category) pairs with an annotation that is left out: they cannot be counted.
+    `unusable` has the (image, category) pairs with a skipped annotation: their objects cannot be counted.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Instances:
 
 
 def read_instances(path: str | Path) -> Instances:
-    """Return the images, objects and categories of a file; every entry that is wrong is a Problem and left out.
+    """Read images, objects and categories of a file; an invalid entry becomes a Problem and is skipped.
 
     Raises:
-        DataError: the file is missing, is no JSON, or has no images, annotations and categories.
+        DataError: the file is missing, is not JSON, or lacks images, annotations or categories.
     """
     content = _load(Path(path))
     found = Instances(str(path))
@@ -246,7 +246,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """One object to ask for, by a question that fits no other object of its image."""
+    """One object and a question that describes no other object of its image."""
 
     target: CocoObject
     image: CocoImage
@@ -276,10 +276,10 @@ class SegResult(NamedTuple):
 
 
 def segment_targets(instances: Instances, path: str | Path, most: int) -> Iterator[Segment]:
-    """Yield each object whose category occurs at most `most` times in its image, and never as a crowd, image by image.
+    """Yield each object whose category occurs at most `most` times in its image, and never as a crowd.
 
-    The only one is `the dog`; of several each is named by its place from the left. `path` is the file that
-    `instances` was read from: its segmentations are read now.
+    A single object is `the dog`; several are numbered from the left. `path` is the file of `instances`, from which the
+    segmentations are read now.
     """
     entries = json.loads(Path(path).read_bytes())["annotations"]
     places = {entry["id"]: index for index, entry in enumerate(entries) if _is_known(entry, instances)}
@@ -307,7 +307,7 @@ def _question(name: str, number: int, count: int) -> str:
 
 
 def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
-    """Return the row of a segment. Boxes are 0 to 1000 of each side, `fit_iou` is what the answer itself would earn."""
+    """Convert a segment to a row. Boxes are 0 to 1000 per side; `fit_iou` is the mask IoU of the gold answer."""
     image, target = segment.image, segment.target
     try:
         mask = segmentation_mask(segment.segmentation, image.height, image.width)
@@ -329,7 +329,7 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
     """Return the mask, (height, width) of bool, of a segmentation, filled as COCO's own tools fill it.
 
     Raises:
-        ValueError: it is none, or belongs to an image of another size; says what must hold.
+        ValueError: it is invalid or of another image size; the message says what was expected.
     """
     from pycocotools import mask as coco
 

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: the pickled lists of references, read without running what a pickle may ask for.
+"""RefCOCO, RefCOCO+ and RefCOCOg: pickled lists of references, read without executing code in the pickle.
 
 Files as published with https://github.com/lichengunc/refer: `refs(unc).p`, `refs(umd).p`, `refs(google).p`.
 """
@@ -29,7 +29,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """One object and what people called it."""
+    """One object and its referring expressions."""
 
     id: int
     object_id: int
@@ -38,14 +38,14 @@ class Ref:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, tuples, numbers and text; whatever else a pickle names is refused before it is looked up."""
+    """Unpickle lists, dicts, tuples, numbers and text; any other name raises before it is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[Problem]]:
-    """Return the references of a file, and what is wrong with those that are left out.
+    """Read the references of a file and the problems of those that are skipped.
 
     Raises:
         DataError: the file is missing, is no pickle of plain values, or holds no references.
@@ -80,7 +80,7 @@ def _load(path: Path) -> list[Any]:
 
 
 def _unpickled(path: Path) -> Any:
-    """Return text of Python 2 is bytes in the file, in most of them ASCII."""
+    """Return the content of a pickle; text written by Python 2 is bytes there, in most files ASCII."""
     check_regular(path)
     try:
         with path.open("rb") as file:

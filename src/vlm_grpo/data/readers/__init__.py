@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
-LOOKED_AT = 1000  # rows in which a column is looked for
+ROWS_SEARCHED = 1000  # per file, for a column
 SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
 READERS: dict[str, Callable[[str, ReaderConfig], Any]] = {
     ".jsonl": JsonlSource,
@@ -58,18 +58,18 @@ def open_sources(
     config: ReaderConfig | None = None,
     opener: Callable[[Any, ReaderConfig], Any] | None = None,
 ) -> OpenResult:
-    """Open everything that `source` names; nothing but line offsets is read.
+    """Open everything that `source` names; only line offsets are read.
 
     Args:
         source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set: `org/name@split`,
             a save_to_disk folder, a parquet file, a `datasets.Dataset`.
         image_folders: a folder for each file, or one for all; an empty one means absolute paths.
         reward_method: an accuracy method for each file, or one for all; an empty one means the default.
-        form: keys, task and path rules of all files.
-        opener: makes something else of a file than a Source, such as a stream.
+        config: keys, task and path rules of all files.
+        opener: opens a file as something other than a Source, such as a stream.
 
     Raises:
-        KeyError: `form.task` is unknown.
+        KeyError: `config.task` is unknown.
     """
     config = config or ReaderConfig()
     _ = TASKS[config.task]
@@ -93,18 +93,18 @@ def open_sources(
 
 
 def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
-    """Return a warning for each column that is not to be read and that no row has, of the first ones of each file."""
+    """Return a warning for each ignored column that none of the first rows of a file has."""
     files = [source for source in sources if hasattr(source, "raw")]  # a stream has none that can be asked for
-    rows = [source.raw(row) for source in files for row in range(min(LOOKED_AT, len(source)))] if ignored else []
+    rows = [source.raw(row) for source in files for row in range(min(ROWS_SEARCHED, len(source)))] if ignored else []
     missing = [name for name in ignored if rows and not any(isinstance(row, dict) and name in row for row in rows)]
-    expected = f"a column of the data, in one of the first {LOOKED_AT} rows of a file"
+    expected = f"a column of the data, in one of the first {ROWS_SEARCHED} rows of a file"
     return [Problem("--ignore_columns", "column", repr(name), expected, True) for name in missing]
 
 
 def split_entries(source: str | Sequence[str]) -> list[Any]:
-    """Return the files that a string or a list names; a string that exists as a whole is one entry.
+    """Split a string or list into its files; a string that exists as a path is one entry.
 
-    `a.jsonl@train` is the file: RLLaVA names a split of files too, and they have one.
+    `a.jsonl@train` is `a.jsonl`: RLLaVA also names a split for files, which have only one.
     """
     if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
         return [source]
@@ -113,7 +113,7 @@ def split_entries(source: str | Sequence[str]) -> list[Any]:
 
 
 def rejoin_names(entries: list[str]) -> list[str]:
-    """Put names together again that hold a colon themselves: those that exist only together."""
+    """Rejoin names that contain a colon: those that exist only when joined."""
     found: list[str] = []
     while entries:
         whole = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
@@ -153,10 +153,10 @@ def _open(entry: Any, config: ReaderConfig) -> Source:
 
 
 def check_type(entry: Any, *allowed: str) -> None:
-    """Refuse what is neither a path nor one of these classes of `datasets`.
+    """Check that an entry is one of these classes of `datasets`.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is of another class.
     """
     kind = type(entry).__name__
     if kind not in allowed:
@@ -164,5 +164,5 @@ def check_type(entry: Any, *allowed: str) -> None:
 
 
 def parse_source_row(source: Source, index: int) -> ParsedRow:
-    """Return the record of one row of a source, or what is wrong with it."""
+    """Parse one row of a source."""
     return parse_raw_row(source.raw(index), source.where(index), index, source.config)

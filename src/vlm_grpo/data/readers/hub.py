@@ -38,7 +38,7 @@ class HubSource:
         return len(self.dataset)
 
     def where(self, index: int) -> str:
-        """Return name and number of a row."""
+        """Return `name[number]` of a row."""
         return f"{self.name}[{index}]"
 
     def raw(self, index: int) -> RawRow:
@@ -58,13 +58,13 @@ def arrow_rows(dataset: Any, labels: dict[str, list[str]]) -> Iterator[dict[str,
 
 
 def label_names(dataset: Any) -> dict[str, list[str]]:
-    """Return the names behind the numbers of each column of class labels."""
+    """Return the label names of each ClassLabel column."""
     features = dataset.features or {}
     return {key: feature.names for key, feature in features.items() if type(feature).__name__ == "ClassLabel"}
 
 
 def named_labels(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the row with names in place of the numbers of its class labels."""
+    """Replace class label numbers by their names, in place, and return the row."""
     for key, names in labels.items():
         if row[key] is not None and row[key] >= 0:
             row[key] = names[row[key]]
@@ -78,7 +78,7 @@ def split_name(source: str) -> tuple[str, str | None]:
 
 
 def hub_source(source: str, config: ReaderConfig) -> HubSource:
-    """Return a folder, a parquet or arrow file, or a data set on the hub.
+    """Open a folder, a parquet or arrow file, or a data set on the hub.
 
     Raises:
         DataError: it does not exist, the split is unknown or was not named, or it cannot be read.
@@ -87,7 +87,7 @@ def hub_source(source: str, config: ReaderConfig) -> HubSource:
 
 
 def hub_dataset(source: str, **options: Any) -> Any:
-    """Return the data set of `hub_source`. `streaming=True` reads it as it is asked for: neither download nor copy.
+    """Load the data set of `hub_source`; `streaming=True` reads it lazily, without download or copy.
 
     Raises:
         DataError: as `hub_source`.
@@ -105,7 +105,7 @@ def hub_dataset(source: str, **options: Any) -> Any:
 
 
 def is_path(name: str) -> bool:
-    """Return whether a name that exists nowhere must have been meant as a local path rather than `org/name`."""
+    """Return whether a name that does not exist looks like a local path rather than `org/name`."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow")
 
 

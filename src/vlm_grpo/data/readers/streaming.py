@@ -22,13 +22,13 @@ from vlm_grpo.data.validation import check_row
 
 @dataclass(frozen=True)
 class Stream:
-    """One file or data set: `read()` begins a new pass over its rows, each with where it stands."""
+    """One file or data set; `read()` starts a new pass over (place, row) pairs."""
 
     config: ReaderConfig
     read: Callable[[], Iterator[tuple[str, RawRow]]]
 
     def parsed_rows(self, *, check: bool) -> Iterator[ParsedRow]:
-        """Yield what becomes of each row in order; with `check`, its images and videos are looked at too."""
+        """Parse each row in order; with `check`, validate its images and videos too."""
         for number, (where, raw) in enumerate(self.read()):
             parsed = parse_raw_row(raw, where, number, self.config)
             yield parsed._replace(problems=check_row(parsed)) if check else parsed

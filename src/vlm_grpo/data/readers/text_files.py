@@ -45,7 +45,7 @@ class JsonlSource:
         return f"{self.name}:{index + 1 if self.lines is None else self.lines[index]}"
 
     def raw(self, index: int) -> RawRow:
-        """Return the object in one line, or what is wrong with the line."""
+        """Return the object in one line, or its problem."""
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
             return parse_line(file.readline(), self.where(index))
@@ -101,14 +101,14 @@ def unreadable(path: Path, error: OSError) -> Problem:
 
 
 class RepeatedKeyError(ValueError):
-    """An object that holds a key twice: of the two values, one would be lost without a word."""
+    """A JSON object repeats a key, so that one value would be lost silently."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these keys and values.
+    """Build a dict from key-value pairs.
 
     Raises:
-        RepeatedKeyError: a key comes twice.
+        RepeatedKeyError: a key is repeated.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -119,7 +119,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_line(line: bytes, where: str) -> RawRow:
-    """Return the JSON object in a line of UTF-8, or what is wrong with it."""
+    """Parse the JSON object in a line of UTF-8; return it or its problem."""
     try:
         row = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=unique_keys)
         if b"\\ud" in line.lower():  # half a character, which no tokenizer takes
@@ -139,7 +139,7 @@ def parse_line(line: bytes, where: str) -> RawRow:
 
 
 class MemorySource:
-    """Rows of a small file that had to be read as a whole."""
+    """Rows of a small file that was read as a whole."""
 
     def __init__(self, name: str, config: ReaderConfig, rows: list[RawRow], places: list[str]) -> None:
         self.name = name
@@ -151,7 +151,7 @@ class MemorySource:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """Return where a row stands in its file."""
+        """Return the place of a row in its file."""
         return f"{self.name}{self._places[index]}"
 
     def raw(self, index: int) -> RawRow:
@@ -164,7 +164,7 @@ class MemorySource:
 
 
 def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemorySource:
-    """Return a .json file: an array of objects, or one object a line.
+    """Open a .json file: an array of objects, or one object per line.
 
     Raises:
         DataError: the file is missing, is no JSON, or has no rows.
