@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     from vlm_grpo.data.datasets.coco import Segment, SegResult, ShapeOptions
@@ -32,7 +32,7 @@ CHUNK = 64  # masks that a worker takes at once
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when one is out of range."""
+    """Parse the flags; exit with status 2 if one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--coco_dir", required=True, type=Path, metavar="FOLDER", help="COCO: annotations/ and a folder for each split")
@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
+    """Write the rows. The status is 1 if there were problems; without --skip_bad nothing is written then."""
     from vlm_grpo.data.datasets.coco import read_instances, segment_targets
     from vlm_grpo.data.errors import problem_table
     from vlm_grpo.io import refuse_existing
@@ -94,7 +94,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
-    """Return how masks become shapes.
+    """Return the settings for converting masks to shapes.
 
     Raises:
         KeyError: an unknown codec.
@@ -110,7 +110,7 @@ def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
 
 
 def download(arguments: argparse.Namespace, source: Path) -> None:
-    """Fetch and unpack annotations and images into --coco_dir; what is there already is kept.
+    """Download and unpack annotations and images to --coco_dir; existing files are kept.
 
     Raises:
         ValueError: COCO has no such split, or an archive is broken.
@@ -144,7 +144,7 @@ def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
 
 
 def seg_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
-    """Yield what becomes of each segment, in their order, however many processes work on them."""
+    """Yield the result for each segment in order, for any number of workers."""
     from tqdm import tqdm
 
     from vlm_grpo.data.datasets.coco import seg_row
@@ -165,7 +165,7 @@ def write(
     problems: list[Problem],
     arguments: argparse.Namespace,
 ) -> list[int]:
-    """Write the rows of all or none of the files and return how many each has; problems are added to `problems`.
+    """Write all files or none and return the number of rows of each; add problems to `problems`.
 
     Raises:
         DataError: there is a problem and --skip_bad was not given, or a file would be empty.

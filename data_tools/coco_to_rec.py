@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     from vlm_grpo.data.datasets.coco import Instances
@@ -22,7 +22,7 @@ IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; without it, plain COCO")
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
+    """Write the rows. The status is 1 if there were problems; without --skip_bad nothing is written then."""
     from vlm_grpo.data.datasets.coco import read_instances
     from vlm_grpo.data.errors import DataError, Problem, problem_table
     from vlm_grpo.io import json_line, refuse_existing, whole_file
@@ -78,7 +78,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
-    """Return the rows that the flags ask for; what is wrong with references is added to `problems`."""
+    """Return the rows selected by the flags; add problems of references to `problems`."""
     from vlm_grpo.data.datasets.coco import category_rows, detection_rows
     from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
     from vlm_grpo.data.errors import known_name

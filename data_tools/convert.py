@@ -1,4 +1,4 @@
-"""Data files of EasyR1 and RLLaVA (parquet), ms-swift (swift) and LLaVA (llava) to this package's jsonl, and back.
+"""Convert data files of EasyR1 and RLLaVA (parquet), ms-swift and LLaVA to this package's jsonl, and back.
 
 python data_tools/convert.py --from parquet --to jsonl --input train.parquet --output train.jsonl --image_folder images
 python data_tools/convert.py --from jsonl --to swift --input train.jsonl --output swift.jsonl --image_folder images
@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 NAMES = ("jsonl", "parquet", "swift", "llava")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--from", required=True, choices=NAMES, dest="source", help="form of the input")

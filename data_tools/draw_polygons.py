@@ -1,4 +1,4 @@
-"""Outlines of a jsonl file drawn over their images, to see whether answers and masks are where they should be.
+"""Draw the outlines of a jsonl file over their images, to check answers and masks visually.
 
 python data_tools/draw_polygons.py --data_file_paths seg/val.jsonl --image_folders coco --output_dir drawn --limit 20
 python data_tools/draw_polygons.py seg/val.jsonl --image-root coco --output drawn    # the same, as in VLM-R1
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ LEAST_WIDTH = 320
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when one is out of range."""
+    """Parse the flags; exit with status 2 if one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="?", metavar="FILES", help="the same as --data_file_paths")
@@ -124,7 +124,7 @@ def file_name(identity: Any) -> str:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     from vlm_grpo.io import whole_file
 
     with whole_file(path, sync=False) as file:

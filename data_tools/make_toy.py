@@ -1,4 +1,4 @@
-"""A small data set for a task, drawn here and now: train.jsonl, held_out.jsonl and images/. Needs no download.
+"""Generate a small data set for a task: train.jsonl, held_out.jsonl and images/. Needs no download.
 
 python data_tools/make_toy.py --task rec --rows 200 --output_dir toy/rec
 python data_tools/make_toy.py --task all --rows 50 --output_dir toy
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 PLAYED_IN = {"damaged": "agent_code", "search": "agent_search", "visual_code": "visual_code"}
 ALL, PICK = "all", "pick_image"
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make(arguments: argparse.Namespace) -> int:
-    """Write the data sets and say where they are and how they are trained on."""
+    """Write the data sets; print their paths and the training flags."""
     from vlm_grpo.synthetic import TOYS, write_toy
     from vlm_grpo.tasks import TASKS
 
@@ -58,7 +58,7 @@ def make(arguments: argparse.Namespace) -> int:
 
 
 def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
-    """Write images to choose from, and say how they are trained on."""
+    """Write candidate images; print their folder and the training flags."""
     from vlm_grpo.synthetic.candidates import write_candidates
 
     paths = write_candidates(folder, rows=arguments.rows, seed=arguments.seed, side=arguments.side or 56)

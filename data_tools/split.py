@@ -1,4 +1,4 @@
-"""Rows of jsonl files into a part for training and one that is held out, with no image in both.
+"""Split the rows of jsonl files into training and held-out rows, with no image in both.
 
 python data_tools/split.py --data_file_paths a.jsonl:b.jsonl --val_split_ratio 0.1 --output_dir split
 """
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     from vlm_grpo.data.errors import Problem
@@ -24,7 +24,7 @@ PARTS = ("train", "val")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
@@ -112,7 +112,7 @@ def group_rows(source: JsonlSource, group_by: str, groups: RowGroups) -> None:
 
 
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
-    """Return what the row shares with others of its group; what prevents it goes to `problems`."""
+    """Return the keys that a row shares with its group; add problems to `problems`."""
     from vlm_grpo.data.errors import Problem
     from vlm_grpo.data.parsing import parse_raw_row
 
@@ -133,7 +133,7 @@ def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, proble
 def write_parts(
     sources: list[JsonlSource], outputs: list[tuple[Path, Path]], chosen: set[int]
 ) -> list[tuple[int, int]]:
-    """Copy each line into its part; returns the number of rows in train and val of each file."""
+    """Copy each line to its part; return the numbers of rows in train and val of each file."""
     from vlm_grpo.data.readers.text_files import content_lines
     from vlm_grpo.io import whole_files
 

@@ -1,4 +1,4 @@
-"""What a data set looks like: lengths, image sizes, tasks, types of answers, duplicates, most common answers.
+"""Print statistics of a data set: lengths, image sizes, tasks, answer types, duplicates, most common answers.
 
 python data_tools/stats.py --data_file_paths train.jsonl --image_folders images --json stats.json
 """
@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     from vlm_grpo.data.stats import Length, Statistics
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     from vlm_grpo.cli.check import add_data_flags, data_source
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print the numbers. The status is 1 when rows could not be read; they are left out of the numbers."""
+    """Print the statistics. The status is 1 if rows could not be read; they are not counted."""
     import json
 
     from vlm_grpo.data.stats import summary_lines

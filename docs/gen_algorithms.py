@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.recipes import RECIPES  # not those that somebody registered

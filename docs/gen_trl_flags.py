@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 TARGET = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo" / "cli" / "trl_flags.json"
 

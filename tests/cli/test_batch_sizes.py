@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli.batch_sizes import batch_problems
+from vlm_grpo.cli.batch_sizes import validate_batch_sizes
 from vlm_grpo.cli.train_args import UsageError, parse
 
 QUICK = ["--use_cpu", "--report_to", "none", "--model_name_or_path", "m", "--data_file_paths", "a.jsonl"]
@@ -64,9 +64,9 @@ def test_every_value_that_is_named_fits():
             for group in range(2, 9):
                 values = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
                 values["num_generations"] = group
-                (problem,) = batch_problems(values, list(values), None) or [""]
+                (problem,) = validate_batch_sizes(values, list(values), None) or [""]
                 assert bool(problem) == (batch * steps % group > 0)
                 for part in problem.partition("nearest that fit: ")[2].split(", or ") if problem else ():
                     name, *numbers = part.replace("--", "").replace(" or ", " ").split()
                     for number in numbers:
-                        assert batch_problems({**values, name: int(number)}, list(values), None) == []
+                        assert validate_batch_sizes({**values, name: int(number)}, list(values), None) == []

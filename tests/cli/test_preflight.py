@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlm_grpo.cli import preflight
-from vlm_grpo.cli.preflight import flag_conflicts, missing_requirements
+from vlm_grpo.cli.preflight import missing_requirements, validate_flags
 from vlm_grpo.cli.train import main
 from vlm_grpo.cli.train_args import UsageError, parse
 
@@ -62,10 +62,10 @@ def test_four_and_eight_bit_exclude_each_other(tmp_path: Path):
 
 
 def test_quantized_weights_are_not_sharded_by_zero3():
-    assert "ZeRO-3" in flag_conflicts(model(load_in_4bit=True), training(stage=3))[0]
-    assert flag_conflicts(model(load_in_4bit=True), training(stage=2)) == []
-    assert "FSDP" in flag_conflicts(model(load_in_8bit=True), training(fsdp=True))[0]
-    assert flag_conflicts(model(load_in_4bit=True), training(fsdp=True)) == []
+    assert "ZeRO-3" in validate_flags(model(load_in_4bit=True), training(stage=3))[0]
+    assert validate_flags(model(load_in_4bit=True), training(stage=2)) == []
+    assert "FSDP" in validate_flags(model(load_in_8bit=True), training(fsdp=True))[0]
+    assert validate_flags(model(load_in_4bit=True), training(fsdp=True)) == []
 
 
 def test_quantized_weights_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import flags
-from vlm_grpo.cli.run_changes import changes
+from vlm_grpo.cli.run_changes import compare_records
 from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_record
 from vlm_grpo.cli.train import main
 from vlm_grpo.cli.train_args import parse
@@ -95,7 +95,7 @@ def test_data_are_compared_by_content(trained: Path, run: Path):
 
     def found(**data: object) -> list[tuple]:
         now = {**then, "data": {**then["data"], **data}}
-        return [(change.name, bool(change.reason)) for change in changes(then, now, 2)]
+        return [(change.name, bool(change.reason)) for change in compare_records(then, now, 2)]
 
     digest = then["data"]["files"][path]
     assert then["data"]["rows"] == 4 and len(digest) == 32

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.evaluation.server_stub import serving
-from vlm_grpo.cli.evaluate import MistakeError, load_model, load_rows, main, parser
+from vlm_grpo.cli.evaluate import UsageError, load_model, load_rows, main, parser
 from vlm_grpo.synthetic import DigitFiles
 
 
@@ -175,7 +175,7 @@ def test_image_tokens_of_a_local_model_are_limited(tiny_model: Path, folder_of: 
     given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path"]
     _, processor = load_model(parser().parse_args([*given, str(tiny_model), "--max_image_tokens", "9"]), "cpu")
     assert processor.image_processor.size["longest_edge"] == 9 * 28 * 28
-    with pytest.raises(MistakeError, match="--max_image_tokens 3 is too few for Gemma3"):
+    with pytest.raises(UsageError, match="--max_image_tokens 3 is too few for Gemma3"):
         load_model(parser().parse_args([*given, str(folder_of("gemma3")), "--max_image_tokens", "3"]), "cpu")
 
 
@@ -207,7 +207,7 @@ def test_data_flags_reach_the_rows(tmp_path: Path):
     keys = ["--prompt_key", "ask", "--answer_key", "say", "--image_key", "see", "--reward_method", "exact"]
     data = ["--data_file_paths", str(tmp_path / "x.jsonl"), "--image_folders", str(tmp_path / "in")]
     flags = ["--model_name_or_path", "m", "--output_dir", "o", "--task_type", "counting", *keys, *data]
-    with pytest.raises(MistakeError, match=r"\.\."):
+    with pytest.raises(UsageError, match=r"\.\."):
         load_rows(parser().parse_args(flags))
     (found,) = load_rows(parser().parse_args([*flags, "--allow_outside"]))
     record = found["record"]

@@ -1,4 +1,4 @@
-"""What every data tool does around its own work: errors become a message and an exit status."""
+"""Map the errors of a command or data tool to a message and an exit status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_grpo.data.errors import DataError, problem_table
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """Return what `work` returns: 0, or 1 for problems found. 1 also for a DataError, 2 for a mistake of the caller."""
+    """Run `work` and return its status (0, or 1 if it found problems); 1 for a DataError, 2 for a usage error."""
     try:
         return work()
     except DataError as error:

@@ -21,7 +21,7 @@ def _flag(help_text: str, default: object = None) -> object:
 
 @dataclass
 class ScriptArguments:
-    """What to train on and what to reward; how to train is in TRL's configuration."""
+    """Data, task and rewards of a run; TRL's configuration holds the training settings."""
 
     trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
@@ -29,8 +29,8 @@ class ScriptArguments:
     reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
     expert_data_file_paths: str | None = _flag("jsonl files with an expert's answers (id, expert), separated by ':'.")
     expert_key: str | None = _flag("Column with an expert's answers, or thinking+solution (default: expert).")
-    mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row comes twice.")
-    streaming: bool = _flag("Read the data as they are trained on, never as a whole; needs --max_steps.", False)
+    mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row is repeated.")
+    streaming: bool = _flag("Stream the data instead of reading them first; needs --max_steps.", False)
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
     use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
     task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
@@ -45,11 +45,13 @@ class ScriptArguments:
             "rows' column 'environment' chooses."
         },
     )
-    environment_options: str | None = _flag("What the environment can be told, as JSON; of several, by their names.")
+    environment_options: str | None = _flag(
+        "Environment options as a JSON object; with several environments, keyed by name."
+    )
     data_root: str | None = _flag("--environment pick_image: folder with the candidate images.")
-    candidates_per_episode: int | None = _flag("--environment pick_image: images that are shown (default: 4).")
+    candidates_per_episode: int | None = _flag("--environment pick_image: number of candidate images (default: 4).")
     fixed_correct_index: int | None = _flag(
-        "--environment pick_image: place of the right one (default: 0); -1 draws it."
+        "--environment pick_image: index of the correct image (default: 0); -1 is random."
     )
     format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
     chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
@@ -62,15 +64,15 @@ class ScriptArguments:
     )
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
     allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
-    val_split_ratio: float = _flag("Share of the data that is held out for evaluation.", 0.0)
+    val_split_ratio: float = _flag("Fraction of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
-    val_freq: float = _flag("Evaluate greedily every so many epochs; 0 or -1 is never.", 0.0)
+    val_freq: float = _flag("Evaluate greedily every N epochs; 0 or -1 is never.", 0.0)
     live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
     dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
 
 
-# A flag that only acts together with another: (flags or their common beginning, what they need, who satisfies it:
-# one of the flags between bars that is set, or that has one of the values between bars).
+# Flags that require another: (flags or prefixes, the requirement as text, what satisfies it: any of the flags between
+# bars, which must be set or have one of the values between bars).
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
@@ -159,7 +161,7 @@ def flag_names(argv: list[str]) -> list[str]:
 
 
 def argv_value(argv: list[str], name: str) -> str | None:
-    """Return the last value of a flag, the one that argparse takes; empty when none follows, None without the flag."""
+    """Return the last value of a flag, as argparse does; empty if none follows, None without the flag."""
     wanted = None
     for here, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = here.partition("=")
@@ -228,10 +230,10 @@ def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     if not has_data and not values.get("environment"):
         problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
     if values.get("environment"):
-        problems += environment_problems(values, has_data)
+        problems += validate_environment_flags(values, has_data)
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
         problems.append("--use_huggingface_dataset needs --dataset_name")
-    return problems + (streaming_problems(values) if values.get("streaming") else [])
+    return problems + (validate_streaming_flags(values) if values.get("streaming") else [])
 
 
 def _is_off(flag: str, value: object) -> bool:
@@ -239,8 +241,8 @@ def _is_off(flag: str, value: object) -> bool:
     return value is False or (flag == "val_freq" and value in (0, -1))
 
 
-def environment_problems(values: dict[str, object], has_data: bool) -> list[str]:
-    """Return one sentence for each flag that contradicts --environment."""
+def validate_environment_flags(values: dict[str, object], has_data: bool) -> list[str]:
+    """Return one sentence for each flag that is incompatible with --environment."""
     problems = []
     if not has_data and (values.get("max_steps") or 0) <= 0:
         problems.append("--environment without data needs --max_steps: its episodes have no end")
@@ -253,8 +255,8 @@ def environment_problems(values: dict[str, object], has_data: bool) -> list[str]
     return problems
 
 
-def streaming_problems(values: dict[str, object]) -> list[str]:
-    """Return one sentence for each flag that contradicts --streaming, which does not know how many rows there are."""
+def validate_streaming_flags(values: dict[str, object]) -> list[str]:
+    """Return one sentence for each flag that is incompatible with --streaming."""
     problems = []
     if (values.get("max_steps") or 0) <= 0:
         problems.append("--streaming needs --max_steps: a stream has no length and no epochs")
@@ -270,7 +272,7 @@ def streaming_problems(values: dict[str, object]) -> list[str]:
 
 
 def help_text() -> str:
-    """Return own flags in full, TRL's by name: what `--help` prints."""
+    """Return the text of `--help`: own flags with help, TRL's flags with one line each."""
     lines = ["usage: vlm-grpo train [--config file.yaml] --model_name_or_path MODEL --data_file_paths FILE ...", ""]
     lines += ["Data, task and rewards:"]
     lines += [

@@ -1,4 +1,4 @@
-"""`vlm-grpo index`: documents become one file that the environment agent_search searches in."""
+"""`vlm-grpo index`: build the search index of the environment agent_search from documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def index(arguments: argparse.Namespace) -> int:
-    """Index the documents and say what the file holds."""
+    """Index the documents and print a summary."""
     from vlm_grpo.envs.documents import Keys
     from vlm_grpo.envs.search import write_index
 

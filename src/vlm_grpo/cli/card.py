@@ -1,4 +1,4 @@
-"""What a command line knows of a run that the card of its model says."""
+"""Facts of a command line for the model card."""
 
 from __future__ import annotations
 

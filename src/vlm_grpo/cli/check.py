@@ -62,7 +62,7 @@ def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
 
 
 def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
-    """Return one line for each default reward of a task that applies to none of its rows; training refuses it."""
+    """Return one line for each default reward of a task that applies to none of its rows; training would fail."""
     from vlm_grpo.rewards.applying import needed
 
     return [
@@ -99,12 +99,12 @@ def add_hub_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def task_name(text: str) -> str:
-    """Return the task that a name means, which may be another system's."""
+    """Return the task of a name, which may be that of another system."""
     return VALUES.get(("task_type", text), ("", None))[1] or text
 
 
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """Return what --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
+    """Return the value of --data_file_paths or --dataset_name; a parser error unless exactly one is given."""
     if arguments.use_huggingface_dataset and not arguments.dataset_name:
         parser.error("--use_huggingface_dataset needs --dataset_name")
     if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
@@ -115,19 +115,19 @@ def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags that pair up with the files."""
+    """Return the options with one entry per file."""
     return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
 
 
 def reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how rows are read, by the names of `load_dataset`."""
+    """Return the options for reading rows, named as in `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
 def reader_config(arguments: argparse.Namespace) -> Any:
-    """Return the same as a Form."""
+    """Return the options for reading rows as a ReaderConfig."""
     from vlm_grpo.data import ReaderConfig
 
     options = reader_options(arguments)
@@ -136,7 +136,7 @@ def reader_config(arguments: argparse.Namespace) -> Any:
 
 
 def _markup(model: str | None) -> tuple[str, ...] | None:
-    """Return the special tokens of a model, of which the processor's files alone are read; None without one."""
+    """Return the special tokens of a model, read from its processor; None without a model."""
     return None if model is None else load_prompting(model, None).markup
 
 

@@ -1,4 +1,4 @@
-"""The parser of the commands beside `vlm-grpo train`: a flag that it does not know is named with what is meant."""
+"""Parser of all commands except `vlm-grpo train`; suggests names for unknown flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Parse the command line; end with status 2 and one sentence for each word that belongs to no flag."""
+        """Parse the command line; exit with status 2 and one sentence for each unknown word."""
         options, rest = self.parse_known_args(args, namespace)
         flags = [word for word in rest if word.startswith("--")]
         problems = [self._unknown(flag[2:].partition("=")[0].replace("-", "_")) for flag in flags]

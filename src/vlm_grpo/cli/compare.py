@@ -66,7 +66,7 @@ def lines(first: Run, second: Run, rows: list[int], differences: list[Difference
 
 
 def changed_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the settings in which the runs differ, a line each."""
+    """Return one line for each setting in which the runs differ."""
     before, after = first.get("settings", {}), second.get("settings", {})
     names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
     changed = [f"--{name}: A {before.get(name)}, B {after.get(name)}" for name in names if name not in IGNORED]

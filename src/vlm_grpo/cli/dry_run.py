@@ -1,4 +1,4 @@
-"""What `--dry_run` shows: two prompts as the model would read them, and the resolved configuration."""
+"""Output of `--dry_run`: two rendered prompts and the resolved configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from vlm_grpo.cli.args import ScriptArguments
-from vlm_grpo.cli.env_args import opened
+from vlm_grpo.cli.env_args import opening_row
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
 from vlm_grpo.cli.train_args import UsageError
@@ -18,7 +18,7 @@ from vlm_grpo.rewards.accuracy import JUDGED, meaning
 from vlm_grpo.rewards.adapter import split_spec
 
 
-def show(
+def print_dry_run(
     script: ScriptArguments,
     training: Any,
     model: Any,
@@ -26,14 +26,14 @@ def show(
     specs: Sequence[str],
     prompting: Prompting | UsageError,
 ) -> None:
-    """Print two prompts, how they end for the model, what a right answer earns, and what the run would use.
+    """Print two prompts with their endings, the rewards of the gold answer, and the resolved configuration.
 
-    `specs` are the rewards; in place of what is known of prompts there may be the reason why nothing is.
+    `specs` are the rewards. `prompting` is an error if the processor could not be loaded.
     """
     if isinstance(prompting, UsageError):
         print(f"the prompts in the model's chat template are not shown: {prompting}")
     for number, row in enumerate(islice(dataset, 2), 1):
-        row = opened(script, row)
+        row = opening_row(script, row)
         print(f"--- prompt {number} ({row['where']})")
         for message in row["prompt"]:
             print(f"[{message['role']}] {_plain(message['content'])}")
@@ -60,7 +60,7 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
 
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:
-    """Print where the prompt stops, and the right answer that goes on there with the rewards that it earns."""
+    """Print the end of the prompt, the gold completion and its rewards."""
     print(f"the prompt ends for the model with:\n{prompt_end(prompting.template.render(row['prompt']))}")
     if not specs:
         return

@@ -1,4 +1,4 @@
-"""The environments of a command line: `--environment`, its options, and the flags of single ones. No torch."""
+"""Environments of a command line: `--environment`, its options and flags. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.table import unknown_name
 
-OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with a flag of their own
+OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with their own flag
 
 
 def environment_factory(flags: Any) -> Any:
-    """Return what `--environment` and the flags beside it name; None without it.
+    """Return the environment factory of `--environment` and its options; None without the flag.
 
     Raises:
         KeyError: an unknown name.
-        ValueError: options that it does not have or refuses.
+        ValueError: unknown or invalid options.
     """
-    own = {name: getattr(flags, name) for name in OWN_FLAGS}
-    return environments(flags.environment, flags.environment_options, own) if flags.environment else None
+    flag_values = {name: getattr(flags, name) for name in OWN_FLAGS}
+    return build_environments(flags.environment, flags.environment_options, flag_values) if flags.environment else None
 
 
 def check_environments(flags: Any, has_data: bool) -> None:
-    """Make every environment once, before data and model are read.
+    """Create every environment once, before data and model are loaded.
 
     Raises:
-        UsageError: an unknown one, wrong options, or one that needs data.
+        UsageError: an unknown environment, invalid options, or missing or superfluous data.
     """
     if not flags.environment:
         return
@@ -44,8 +44,8 @@ def check_environments(flags: Any, has_data: bool) -> None:
         raise UsageError(f"--environment {names} makes its episodes itself: leave the data out")
 
 
-def opened(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row as its environment begins it; without one as it is."""
+def opening_row(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with the first observation of its environment; unchanged without one."""
     if not flags.environment:
         return row
     from vlm_grpo.trainers.messages import read_prompt
@@ -57,20 +57,22 @@ def opened(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "images": read_prompt(row).images}
 
 
-def environments(names: Sequence[str], given: str | Mapping[str, Any] | None, own: Mapping[str, Any]) -> Any:
+def build_environments(
+    names: Sequence[str], options_text: str | Mapping[str, Any] | None, flag_values: Mapping[str, Any]
+) -> Any:
     """Return the trainer's `environment_factory`: one environment, or a mapping from which each row chooses.
 
     Args:
         names: of ENVIRONMENTS, or `file.py:Class`.
-        given: `--environment_options`, JSON; of several environments an object for each name.
-        own: what the flags of OWN_FLAGS say; None is not given.
+        options_text: `--environment_options`, JSON; with several environments an object for each name.
+        flag_values: values of the flags OWN_FLAGS; None if not set.
 
     Raises:
         KeyError: an unknown name.
-        ValueError: options that are no JSON object, or that an environment does not have or refuses.
+        ValueError: options that are not a JSON object, or unknown or invalid for an environment.
     """
-    options = _object(given)
-    set_by_flags = {name: value for name, value in own.items() if value is not None}
+    options = _json_object(options_text)
+    set_by_flags = {name: value for name, value in flag_values.items() if value is not None}
     if len(names) == 1:
         return _factory(names[0], {**options, **set_by_flags})
     for name in options:
@@ -80,14 +82,14 @@ def environments(names: Sequence[str], given: str | Mapping[str, Any] | None, ow
     if set_by_flags and not takers:
         raise ValueError(f"--{next(iter(set_by_flags))} has no effect: no --environment here has such an option")
     return {
-        name: _factory(name, {**_object(options.get(name)), **(set_by_flags if name in takers else {})})
+        name: _factory(name, {**_json_object(options.get(name)), **(set_by_flags if name in takers else {})})
         for name in names
     }
 
 
 def makes_episodes(names: Sequence[str]) -> bool:
-    """Return whether an environment needs no data: it makes each episode of its number."""
-    return len(names) == 1 and bool(getattr(_kind(names[0]), "MAKES_EPISODES", False))
+    """Return whether an environment needs no data because it generates its episodes."""
+    return len(names) == 1 and bool(getattr(_environment_class(names[0]), "MAKES_EPISODES", False))
 
 
 def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
@@ -99,26 +101,26 @@ def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
                 f"--environment {name} has no option {option!r}; it has {', '.join(known) or 'none'} "
                 "(--environment_options '{...}')"
             )
-    make = partial(_kind(name), **options)
+    make = partial(_environment_class(name), **options)
     make()
     return make
 
 
 def _parameters(name: str) -> list[str]:
-    return list(inspect.signature(_kind(name)).parameters)
+    return list(inspect.signature(_environment_class(name)).parameters)
 
 
-def _kind(name: str) -> Callable[..., Any]:
+def _environment_class(name: str) -> Callable[..., Any]:
     from vlm_grpo.envs import find_environment
 
     return find_environment(name)
 
 
-def _object(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _json_object(options_text: str | Mapping[str, Any] | None) -> dict[str, Any]:
     try:
-        value = json.loads(given) if isinstance(given, str) else given or {}
+        value = json.loads(options_text) if isinstance(options_text, str) else options_text or {}
     except ValueError:
         value = None
     if not isinstance(value, Mapping):
-        raise ValueError(f"--environment_options must be a JSON object, got {given!r}")
+        raise ValueError(f"--environment_options must be a JSON object, got {options_text!r}")
     return dict(value)

@@ -1,4 +1,4 @@
-"""The flags of `vlm-grpo evaluate`, and which of them contradict each other. Imports nothing heavy."""
+"""Flags of `vlm-grpo evaluate` and their validation. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
-OF_ENVIRONMENT = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
-OF_EPISODES = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto", "reward_time_limit": 600.0}  # defaults
+ENVIRONMENT_FLAGS = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
+EPISODE_DEFAULTS = {"max_turns": 8, "tool_time_limit": 60.0, "tool_protocol": "auto", "reward_time_limit": 600.0}
 DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 DATA_FLAGS += ("ignore_columns",)
-# What predictions do not depend on: these may differ when a stopped evaluation goes on.
+# Settings without effect on predictions: they may differ when an evaluation is resumed.
 FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
 FREE += ("use_huggingface_dataset",)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the flags; those that training has too mean the same here."""
+    """Return the parser; flags shared with training have the same meaning."""
     flags = CommandParser("vlm-grpo evaluate", description=DESCRIPTION)
     add = flags.add_argument
     add("--model_name_or_path", required=True, help="model, checkpoint folder, adapter folder, or the server's name")
@@ -55,13 +55,13 @@ def parser() -> argparse.ArgumentParser:
     add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
     add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
     add("--seed", type=int, default=0, help="of drawn completions and bootstrap intervals (default: 0)")
-    _add_drawing(flags)
+    _add_sampling(flags)
     _add_episodes(flags)
     _add_backends(flags)
     return flags
 
 
-def _add_drawing(flags: argparse.ArgumentParser) -> None:
+def _add_sampling(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument_group("several drawn completions instead of a greedy one").add_argument
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     add("--top_p", type=float, default=1.0, help="draw from the tokens that make up this share (default: 1)")
@@ -72,13 +72,17 @@ def _add_drawing(flags: argparse.ArgumentParser) -> None:
 def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument_group("episodes with tools").add_argument
     add("--environment", nargs="+", help="by name (`vlm-grpo environments`) or file.py:Class; of several, rows choose")
-    add("--environment_options", metavar="JSON", help="what the environment can be told; of several, by their names")
+    add(
+        "--environment_options",
+        metavar="JSON",
+        help="environment options as a JSON object; with several, keyed by name",
+    )
     add("--data_root", help="--environment pick_image: folder with the candidate images")
-    add("--candidates_per_episode", type=int, help="--environment pick_image: images that are shown (default: 4)")
+    add("--candidates_per_episode", type=int, help="--environment pick_image: number of candidate images (default: 4)")
     add(
         "--fixed_correct_index",
         type=int,
-        help="--environment pick_image: place of the right one (default: 0); -1 draws it",
+        help="--environment pick_image: index of the correct image (default: 0); -1 is random",
     )
     add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
     add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
@@ -109,9 +113,9 @@ def positive(text: str) -> int:
     return value
 
 
-def check(options: argparse.Namespace) -> list[str]:
-    """Return what is wrong with the flags together: contradictions, and flags without effect."""
-    problems = _data_problems(options) + _episode_problems(options)
+def validate(options: argparse.Namespace) -> list[str]:
+    """Return one sentence for each conflict of flags and each flag without effect."""
+    problems = _validate_data(options) + _validate_episodes(options)
     is_server = options.backend == "openai"
     for name in LOCAL_ONLY if is_server else SERVER_ONLY:
         if getattr(options, name) is not None:
@@ -122,10 +126,10 @@ def check(options: argparse.Namespace) -> list[str]:
         problems.append("--backend openai needs --base_url, such as http://localhost:8000/v1")
     if (options.timeout is not None and options.timeout <= 0) or (options.retries is not None and options.retries < 0):
         problems.append("--timeout must be above 0 and --retries at least 0")
-    return problems or _task_problems(options)
+    return problems or _validate_task(options)
 
 
-def _data_problems(options: argparse.Namespace) -> list[str]:
+def _validate_data(options: argparse.Namespace) -> list[str]:
     if options.use_huggingface_dataset and not options.dataset_name:
         return ["--use_huggingface_dataset needs --dataset_name"]
     given = [name for name in ("data_file_paths", "dataset_name") if getattr(options, name)]
@@ -133,18 +137,18 @@ def _data_problems(options: argparse.Namespace) -> list[str]:
         return []
     if given or not options.environment:
         return ["give the data with one of --data_file_paths and --dataset_name"]
-    useless = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
-    useless += [name for name in ("allow_outside", "allow_private_urls") if getattr(options, name)]
-    useless += ["task_type"] if options.task_type != "default" else []
-    return [f"--{name} has no effect without data" for name in useless]
+    unused = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
+    unused += [name for name in ("allow_outside", "allow_private_urls") if getattr(options, name)]
+    unused += ["task_type"] if options.task_type != "default" else []
+    return [f"--{name} has no effect without data" for name in unused]
 
 
-def _episode_problems(options: argparse.Namespace) -> list[str]:
+def _validate_episodes(options: argparse.Namespace) -> list[str]:
     if options.environment and options.backend != "local":
         return [f"--environment plays with a model in this process: leave --backend {options.backend} out"]
-    useless = [name for name in (*OF_ENVIRONMENT, *OF_EPISODES) if getattr(options, name) is not None]
-    if useless and not options.environment:
-        return [f"--{name} has no effect without --environment" for name in useless]
+    unused = [name for name in (*ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS) if getattr(options, name) is not None]
+    if unused and not options.environment:
+        return [f"--{name} has no effect without --environment" for name in unused]
     if options.reward_time_limit is not None and not 0 <= options.reward_time_limit < math.inf:
         return [f"--reward_time_limit must be at least 0, got {options.reward_time_limit:g}"]
     if options.tool_time_limit is not None and options.tool_time_limit <= 0:
@@ -152,7 +156,7 @@ def _episode_problems(options: argparse.Namespace) -> list[str]:
     return []
 
 
-def _task_problems(options: argparse.Namespace) -> list[str]:
+def _validate_task(options: argparse.Namespace) -> list[str]:
     from vlm_grpo.evaluation.sampling import Sampling, check_pass_k
     from vlm_grpo.tasks import TASKS
 
@@ -175,10 +179,10 @@ def _task_problems(options: argparse.Namespace) -> list[str]:
 
 def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that predictions depend on."""
-    useless = () if options.environment else ("environment", *OF_ENVIRONMENT, *OF_EPISODES)
-    settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *useless)}
+    unused = () if options.environment else ("environment", *ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS)
+    settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *unused)}
     if settings["dtype"] is None and options.backend == "local":
         settings["dtype"] = "auto"
     if options.environment:
-        settings |= {name: settings[name] or default for name, default in OF_EPISODES.items()}
+        settings |= {name: settings[name] or default for name, default in EPISODE_DEFAULTS.items()}
     return settings

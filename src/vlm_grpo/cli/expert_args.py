@@ -1,4 +1,4 @@
-"""The expert's answers of a command line: beside the training rows, and demonstrations with questions of their own."""
+"""Expert data of a command line: answers to training rows, and demonstrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
     """Return the training rows with the answers of --expert_key and --expert_data_file_paths.
 
     Raises:
-        ValueError: no such column, or a file is wrong or fits no row.
+        ValueError: no such column, or a file is invalid or matches no row.
     """
     from vlm_grpo.data.demonstrations import sort_expert_files, with_expert_key, with_experts
 
@@ -27,10 +27,10 @@ def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
 
 
 def load_demonstrations(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> Any:
-    """Return the rows of --expert_data_file_paths that have questions of their own; None without any.
+    """Return the demonstrations of --expert_data_file_paths; None without any.
 
     Raises:
-        UsageError: they are wrong, or the algorithm is not chord.
+        UsageError: they are invalid, or the algorithm is not chord.
     """
     from vlm_grpo.data.demonstrations import demonstrations, sort_expert_files
 

@@ -1,4 +1,4 @@
-"""Checks of the --judge_* flags: that something is judged, that a model is named, that its server can be reached."""
+"""Checks of the --judge_* flags: a reward uses the judge, its model is set, its server is reachable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm_grpo.rewards.asking import MODEL, judge_of
 
 FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
 JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')
-REACH = 5.0  # seconds for a connection
+CONNECT_TIMEOUT = 5.0  # seconds for a connection
 
 
 def judge_flags(training: Any) -> list[str]:
@@ -24,10 +24,10 @@ def judge_flags(training: Any) -> list[str]:
 
 
 def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) -> None:
-    """Refuse flags that no reward reads, a judge without a model, and one that cannot be reached.
+    """Check that a reward reads the judge flags, and that the judge has a model and a reachable server.
 
     Raises:
-        ValueError: as said.
+        ValueError: a check fails.
         ImportError: the package openai is missing.
     """
     names = [name for name in specs if takes(name, "judge")]
@@ -35,13 +35,13 @@ def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) 
     if flags and not names:
         known = ", ".join(name for name in REWARDS if takes(name, "judge"))
         raise ValueError(f"{', '.join(flags)} would have no effect: of the rewards only {known} can ask a judge")
-    if names and is_certain(specs, reward_method):
+    if names and is_judged(specs, reward_method):
         settings = training.judge_settings()
-        reach(judge_of(settings).settings)
+        check_reachable(judge_of(settings).settings)
 
 
-def is_certain(specs: Iterable[str], reward_method: str | None) -> bool:
-    """Return whether the command line alone says that answers are judged; a record may say it too."""
+def is_judged(specs: Iterable[str], reward_method: str | None) -> bool:
+    """Return whether the command line alone makes a reward use the judge; records may do so too."""
     methods = (reward_method or "").split(":")
     return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGED)
 
@@ -49,13 +49,13 @@ def is_certain(specs: Iterable[str], reward_method: str | None) -> bool:
 def check_judged_rows(
     specs: Iterable[str], reward_method: str | None, training: Any, dataset: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Refuse --judge_* flags where neither the command line nor any record asks for a judge; reads the records.
+    """Check that the command line or a record uses the judge if --judge_* flags are set; reads the records.
 
     Raises:
-        ValueError: as said.
+        ValueError: nothing uses the judge.
     """
     flags = judge_flags(training)
-    if not flags or is_certain(specs, reward_method):
+    if not flags or is_judged(specs, reward_method):
         return
     if not any(row["record"].method in JUDGED for row in dataset):
         needed = 'the reward \'judge\', --reward_method judge, or records with "accu_reward_method": "judge"'
@@ -63,7 +63,7 @@ def check_judged_rows(
 
 
 def check_judged_files(specs: Iterable[str], training: Any, paths: Iterable[str]) -> None:
-    """Refuse jsonl files whose records ask for a judge that has no model; a quick search, before they are read.
+    """Check that the judge has a model if records of jsonl files use it; a quick search before they are parsed.
 
     Raises:
         ValueError: names the file and the line.
@@ -88,18 +88,18 @@ def _judged_line(path: str) -> int | None:
         return next((number for number, line in enumerate(file, 1) if JUDGED_LINE.search(line)), None)
 
 
-def reach(settings: JudgeSettings) -> None:
-    """Open and close a connection to the server.
+def check_reachable(settings: JudgeSettings) -> None:
+    """Check that the server accepts connections.
 
     Raises:
-        ValueError: nobody listens there.
+        ValueError: the server is not reachable.
     """
     if settings.base_url is None:
         return
     parts = urlsplit(settings.base_url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=REACH).close()
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ValueError(
             f"the judge's server {redact_text(settings.base_url)} cannot be reached: {error}; start it, or mend "

@@ -1,4 +1,4 @@
-"""`vlm-grpo tasks`, `rewards`, `algorithms`, `environments` and `families`: one line for each entry of a table."""
+"""`vlm-grpo tasks`, `rewards`, `algorithms`, `environments` and `families`: list the entries of a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reward_lines() -> list[str]:
 
 
 def algorithm_lines() -> list[str]:
-    """Return name, trainer, summary and paper of every algorithm; below it its formula and what can be told to it."""
+    """Return name, trainer, summary and paper of every algorithm, its formula and its options."""
     from vlm_grpo.algorithms import ALGORITHMS
 
     lines = []
@@ -73,7 +73,7 @@ def environment_lines() -> list[str]:
 
 
 def family_lines() -> list[str]:
-    """Return what each model family supports, and below it examples of its checkpoints."""
+    """Return the features of each model family and examples of its checkpoints."""
     from vlm_grpo.families import FAMILIES
 
     lines = []

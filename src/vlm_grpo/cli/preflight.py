@@ -1,6 +1,6 @@
-"""What a run asks of its flags together and of this machine: answered in a line, before data and model are read.
+"""Checks of flag combinations and of this machine, before data and model are loaded.
 
-Only what would otherwise fail late, or do something else without a word.
+Only conditions that would otherwise fail late or silently change the run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ REPORTERS = {
 }
 
 
-def flag_conflicts(model: Any, training: Any) -> list[str]:
-    """Return one sentence for each flag that cannot work with the others, on any machine."""
+def validate_flags(model: Any, training: Any) -> list[str]:
+    """Return one sentence for each conflict between flags, on any machine."""
     name = quantization_flag(model)
     if name is None:
         return []
@@ -47,7 +47,7 @@ def flag_conflicts(model: Any, training: Any) -> list[str]:
 
 
 def missing_requirements(model: Any, training: Any) -> list[str]:
-    """Return one sentence for each thing that the run needs and that is not here."""
+    """Return one sentence for each missing requirement of the run on this machine."""
     problems = []
     name = quantization_flag(model)
     if name is not None and training.device.type == "cpu":
@@ -65,7 +65,7 @@ def missing_requirements(model: Any, training: Any) -> list[str]:
 
 
 def missing_packages(training: Any) -> list[str]:
-    """Return one sentence for each package that a flag asks for and that is not installed, with how to install it."""
+    """Return one sentence for each missing package of a flag, with the command to install it."""
     problems = []
     if getattr(training, "use_vllm", False) and not is_installed("vllm"):
         problems.append("--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'")
@@ -81,7 +81,7 @@ def missing_packages(training: Any) -> list[str]:
 
 
 def missing_flash_attention(implementation: str | None, device: str) -> list[str]:
-    """Say what a flash attention needs and does not have here; nothing for any other attention implementation."""
+    """Return one sentence if the requested flash attention is not available; nothing for other implementations."""
     if implementation not in FLASH_PACKAGES:
         return []
     module, command = FLASH_PACKAGES[implementation]
@@ -104,7 +104,7 @@ def attention_flag(model: Any, training: Any) -> str | None:
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a module can be found, also one inside a package that is not there."""
+    """Return whether a module can be found; its parent package may be missing."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
@@ -112,10 +112,10 @@ def is_installed(module: str) -> bool:
 
 
 def quantization_flag(model: Any) -> str | None:
-    """Return the flag that asks for quantized weights; None without one."""
+    """Return the flag that requests quantized weights; None without one."""
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)), None)
 
 
 def uses_fsdp(training: Any) -> bool:
-    """Return whether --fsdp or accelerate's launcher asks for FSDP."""
+    """Return whether --fsdp or accelerate's launcher enables FSDP."""
     return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -30,10 +30,10 @@ RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One row as it is shown. `parts` are (role, pieces); a piece is text, or an image with its caption.
+class SampleView:
+    """One row of the preview. `parts` are (role, pieces); a piece is text, or an image with its caption.
 
-    `accuracy` says what that reward is, where it is one of the rewards.
+    `accuracy` describes the accuracy reward if it is used.
     """
 
     where: str
@@ -45,7 +45,7 @@ class Shown:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with the gold answer, if it does not get what a right answer must get."""
+        """A warning if the gold answer does not get the full reward."""
         right = [name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")]
         low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in right and _is_low(value)]
         return f"{self.where}: the gold answer gets {', '.join(low)} instead of 1" if low else None
@@ -78,18 +78,18 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(arguments, name) is not None and arguments.model_name_or_path is None:
             parser.error(f"--{name} has no effect without --model_name_or_path")
     try:
-        shown = preview(source, arguments)
+        views = preview(source, arguments)
     except (ValueError, KeyError, UsageError) as error:
         print(f"vlm-grpo preview: {redact_text(str(error.args[0]))}", file=sys.stderr)
         return 1
-    print("\n\n".join(map(as_text, shown)))
+    print("\n\n".join(map(as_text, views)))
     if arguments.output:
-        Path(arguments.output).write_text(as_html(shown), encoding="utf-8")
+        Path(arguments.output).write_text(views_html(views), encoding="utf-8")
         print(f"\nwritten: {arguments.output}")
     return 0
 
 
-def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
+def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
     """Return the first rows of a data set, rendered and scored."""
     from vlm_grpo.data import load_dataset
 
@@ -103,14 +103,14 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
     dataset = load_dataset(source, check=False, **options)
     count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
     return [
-        _show(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
+        _view_row(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
         for number in range(count)
     ]
 
 
-def _show(
+def _view_row(
     row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
-) -> Shown:
+) -> SampleView:
     from vlm_grpo.rewards.accuracy import meaning
     from vlm_grpo.tasks import TASKS
 
@@ -135,7 +135,7 @@ def _show(
     rewards = gold_rewards(specs, gold, row)
     templated = None if template is None else template.render(row["prompt"])
     accuracy = meaning(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
-    return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
+    return SampleView(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
 
 
 def gold_rewards(
@@ -189,18 +189,18 @@ def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
     return Picture(caption, "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
 
 
-def as_text(shown: Shown) -> str:
+def as_text(view: SampleView) -> str:
     """Return one row as plain text."""
-    lines = [f"=== {shown.where}"]
-    for role, pieces in shown.parts:
+    lines = [f"=== {view.where}"]
+    for role, pieces in view.parts:
         text = "".join(piece if isinstance(piece, str) else f"[image: {piece.caption}]" for piece in pieces)
         lines.append(f"[{role}] {text}")
-    if shown.templated is not None:
-        lines += ["--- in the chat template", shown.templated]
-    lines += ["--- gold completion", shown.completion, "--- its rewards"]
-    lines += [f"{name}: {reward_text(value)}" for name, value in shown.rewards.items()]
-    lines += [f"accuracy is {shown.accuracy}"] if shown.accuracy else []
-    return "\n".join([*lines, *([f"WARNING: {shown.warning}"] if shown.warning else [])])
+    if view.templated is not None:
+        lines += ["--- in the chat template", view.templated]
+    lines += ["--- gold completion", view.completion, "--- its rewards"]
+    lines += [f"{name}: {reward_text(value)}" for name, value in view.rewards.items()]
+    lines += [f"accuracy is {view.accuracy}"] if view.accuracy else []
+    return "\n".join([*lines, *([f"WARNING: {view.warning}"] if view.warning else [])])
 
 
 def reward_text(value: float | str | None) -> str:
@@ -208,12 +208,12 @@ def reward_text(value: float | str | None) -> str:
     return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def as_html(shown: list[Shown]) -> str:
+def views_html(views: list[SampleView]) -> str:
     """Return a page without outside parts: every row with its images where the model sees them."""
     from jinja2 import Environment
 
     text = files("vlm_grpo.cli").joinpath("preview.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True).from_string(text).render(shown=shown, reward_text=reward_text)
+    return Environment(autoescape=True).from_string(text).render(views=views, reward_text=reward_text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The true boxes of `vlm-grpo preview`, as the model writes them: in its own coordinate space."""
+"""Gold boxes of `vlm-grpo preview` in the coordinate space of the model."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def row_placer(model: str | None, chosen: str | None) -> Callable[[Row], Row]:
-    """Return what puts a row's true box into the space of --answer_space, or else of the model's family.
+def row_placer(model: str | None, flag: str | None) -> Callable[[Row], Row]:
+    """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
 
-    Without either, rows stay as they are.
+    Without both, rows stay unchanged.
 
     Raises:
         ValueError: `resized`, and there is no model, or it does not tell the size that it resizes to.
     """
     if model is None:
-        if chosen == "resized":
+        if flag == "resized":
             raise ValueError("--answer_space resized needs --model_name_or_path: each model resizes in its own way")
-        return (lambda row: row) if chosen is None else (lambda row: placed(row, chosen, [None] * len(row["images"])))
+        return (lambda row: row) if flag is None else (lambda row: place_box(row, flag, [None] * len(row["images"])))
     from transformers import AutoConfig, AutoProcessor
 
     from vlm_grpo.answer_space import answer_space, check_answer_space
 
     processor, model_type = AutoProcessor.from_pretrained(model), AutoConfig.from_pretrained(model).model_type
-    check_answer_space(chosen, processor)
-    space = answer_space(model_type, chosen)
-    tell = _Notice(model_type, chosen)
+    check_answer_space(flag, processor)
+    space = answer_space(model_type, flag)
+    tell = _Notice(model_type, flag)
 
     def place(row: Row) -> Row:
         tell(row["task"])
-        return placed(
+        return place_box(
             row, space, _processed_sizes(row, processor) if space == "resized" else [None] * len(row["images"])
         )
 
@@ -41,12 +41,12 @@ def row_placer(model: str | None, chosen: str | None) -> Callable[[Row], Row]:
 
 
 class _Notice:
-    """Prints once in which space boxes are read, where it is a guess and a task has boxes."""
+    """Print the assumed coordinate space once, if it is not known for the model and a task has boxes."""
 
-    def __init__(self, model_type: str, chosen: str | None) -> None:
+    def __init__(self, model_type: str, flag: str | None) -> None:
         from vlm_grpo.answer_space import space_notice
 
-        self.line = space_notice(model_type, chosen)
+        self.line = space_notice(model_type, flag)
 
     def __call__(self, task: str) -> None:
         from vlm_grpo.evaluation.server import needs_space
@@ -63,8 +63,8 @@ def _processed_sizes(row: Row, processor: Any) -> list[tuple[int, int] | None]:
     return encoder.processed_sizes(encoder.encode([row])[0])
 
 
-def placed(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
-    """Return the row with the one true box of its record in a space; any other row as it is."""
+def place_box(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
+    """Return the row with the single gold box of its record in a space; other rows unchanged."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts
     from vlm_grpo.rewards.box import in_answer_space, true_box

@@ -1,4 +1,4 @@
-"""A user's own rewards tried on the first row, before the model is loaded: what fails there would fail in training."""
+"""Call user rewards on the first row before the model is loaded, so that errors show early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_grpo.userfile import is_file_name
 
 
 class Trial(NamedTuple):
-    """What an own reward gave the right answer of a row."""
+    """The value of a user reward for the gold answer of a row."""
 
     spec: str
     value: float | None
@@ -32,7 +32,7 @@ def try_rewards(
     space: str | None = None,
     time_limit: float = DEFAULT_LIMIT,
 ) -> list[Trial]:
-    """Call each reward of a file once, with the right answer of the first row as the completion.
+    """Call each user reward once, with the gold answer of the first row as the completion.
 
     Args:
         specs: of the rewards; those of the table are left out.
@@ -59,7 +59,7 @@ def try_rewards(
 def show_trials(
     specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], prompting: Prompting | None, training: Any
 ) -> None:
-    """Try the own rewards of a run, and print on the first process what each gave.
+    """Try the user rewards of a run and print their values on the first process.
 
     Raises:
         UsageError, TimeLimitError: as `try_rewards`.
@@ -95,14 +95,14 @@ def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float)
 
 
 def _place(error: BaseException, path: str) -> str:
-    """Return the line of the user's file at which a reward failed; nothing where it returned."""
+    """Return the line of the user's file where a reward raised; empty if it did not."""
     cause = error.__cause__ or error
     lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename.endswith(path)]
     return f"\nat {path}:{lines[-1]}" if lines else ""
 
 
 def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[str, Any]:
-    """Return what the trainers hand to a reward, for one row."""
+    """Return the arguments that trainers pass to a reward, for one row."""
     from transformers import TrainerState
 
     from vlm_grpo.data.images import image_size

@@ -1,7 +1,7 @@
-"""`run.json`: what a run was made of, as JSON: command, resolved settings, files, versions; secrets are left out.
+"""`run.json`: command, resolved settings, file digests and versions of a run, without secrets.
 
-It lies in output_dir and in every checkpoint. `run.json` is that of the newest run; those of earlier runs in the same
-folder stay beside it as `run_1.json` (the first), `run_2.json` and so on. `run_changes` compares two of them.
+It is written to output_dir and every checkpoint. `run.json` is that of the newest run; records of earlier runs in the
+same folder are renamed to `run_1.json` (the first), `run_2.json` and so on. run_changes.py compares two of them.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ def run_record(
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    return redact(plain(record))
+    return redact(to_json_types(record))
 
 
 def _distributed(training: Any) -> Any:
-    """Return how processes train together; accelerate's state says FSDP only when there is a trainer."""
+    """Return the kind of distributed training; accelerate's state reports FSDP only once a trainer exists."""
     shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return "FSDP" if shards else training.distributed_state.distributed_type
 
 
 def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
-    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
+    """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
         write_record(record, trainer.args.output_dir)
@@ -86,7 +86,7 @@ def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `run.json` into a folder; one that is there already becomes the next `run_1.json`, `run_2.json`, ..."""
+    """Write `run.json` to a folder; an existing one is renamed to the next `run_1.json`, `run_2.json`, ..."""
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
@@ -97,12 +97,12 @@ def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
 
 
 def copy_record(record: Mapping[str, Any], folder: str | Path) -> None:
-    """Write `run.json` into a checkpoint, in place of one that is there."""
+    """Write `run.json` to a checkpoint, replacing an existing one."""
     write_whole(Path(folder) / NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 class RecordInCheckpoints(TrainerCallback):
-    """Leaves the record of the run in each of its checkpoints, with which a resumed run is compared."""
+    """Write the record of the run to each of its checkpoints; a resumed run is compared with it."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
@@ -124,18 +124,18 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """Return a value made of JSON's types alone."""
+def to_json_types(value: Any) -> Any:
+    """Convert a value to JSON types."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Enum):
-        return plain(value.value)
+        return to_json_types(value.value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     return str(value)
 
 
@@ -164,7 +164,7 @@ def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str | None]:
-    """Return the digest of each regular file; None for what is none, such as a name on the hub."""
+    """Return the digest of each regular file; None for others, such as hub names."""
     return {path: _digest(Path(path)) if os.path.isfile(path) else None for path in dict.fromkeys(paths)}
 
 

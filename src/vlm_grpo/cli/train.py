@@ -1,6 +1,6 @@
-"""Train from the command line: check everything cheap first, then load, train and save.
+"""Train from the command line: check flags, then data, then load the model, train and save.
 
-Order: flags, data, then the model; an error in an earlier one costs nothing of a later one.
+Cheap checks come first, so that an error costs as little time as possible.
 """
 
 from __future__ import annotations
@@ -69,34 +69,34 @@ def run(argv: list[str]) -> int:
         check_machine(model, training)
     check_rewards(script, training)
     check_environments(script, bool(script.data_file_paths or script.dataset_name))
-    prompting, fault = find_prompting(script, training, model)
+    prompting, prompting_error = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
-    shown = load_demonstrations(script, training, prompting)
+    demonstrations = load_demonstrations(script, training, prompting)
     check_rows(script, training, dataset)
     check_rows_enough(training, dataset)
     check_scorable([] if script.environment else reward_specs(script), dataset)
     show_trials(reward_specs(script), dataset, prompting, training)
     if script.dry_run:
-        from vlm_grpo.cli.dry_run import show
+        from vlm_grpo.cli.dry_run import print_dry_run
 
-        show(script, training, model, dataset, reward_specs(script), prompting or fault)
+        print_dry_run(script, training, model, dataset, reward_specs(script), prompting or prompting_error)
         return 0
     from vlm_grpo.cli.card import card_facts
     from vlm_grpo.cli.run_changes import check_changes
-    from vlm_grpo.cli.run_lock import locked
+    from vlm_grpo.cli.run_lock import lock_output_dir
     from vlm_grpo.cli.run_record import keep_record, run_record
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
-    if fault is not None:
-        raise fault
-    with locked(training.output_dir) if training.process_index == 0 else nullcontext():
+    if prompting_error is not None:
+        raise prompting_error
+    with lock_output_dir(training.output_dir) if training.process_index == 0 else nullcontext():
         start = resume_point(training)
         record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
         if start is not None:
             check_changes(start, record, is_main=training.process_index == 0)
         try:
-            trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
+            trainer = build_trainer(script, training, model, dataset, held_out, prompting, demonstrations)
         except UsageError:
             raise
         except (ValueError, ImportError, OSError) as error:  # what a library finds wrong only now
@@ -112,13 +112,13 @@ def run(argv: list[str]) -> int:
 
 
 def train_and_save(trainer: Any, start: str | None) -> int:
-    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line.
+    """Train, optionally from a checkpoint, and save the model to output_dir; a full disk ends with one line.
 
     Returns:
-        The exit status: 143 after SIGTERM, where checkpoints are written; the model is not, it is not finished.
+        The exit status: 143 after SIGTERM, when a checkpoint but no final model is saved.
 
     Raises:
-        UsageError: what the checkpoint holds does not fit this run.
+        UsageError: the checkpoint is incompatible with this run.
     """
     from vlm_grpo.cli.run_changes import FirstStep
     from vlm_grpo.data.errors import MediaError
@@ -148,14 +148,14 @@ def train_and_save(trainer: Any, start: str | None) -> int:
 
 
 def shutdown_distributed(status: int = 0) -> None:
-    """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
+    """Wait for the other processes, then close the group: an early exit would abort a process that is saving."""
     from accelerate import PartialState
 
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.num_processes > 1 and state.backend == "gloo":
-        # Now and then a thread of gloo aborts a process that is on its way out; the launcher would call the run failed.
+        # A thread of gloo sometimes aborts an exiting process; the launcher would report a failed run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -194,7 +194,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
-    """Return the rewards of the command line; without any those of the environment, or of the task."""
+    """Return the rewards of the command line; default: those of the environment or the task."""
     from vlm_grpo.tasks import TASKS
 
     if script.reward_funcs or script.environment:
@@ -203,11 +203,11 @@ def reward_specs(script: ScriptArguments) -> list[str]:
 
 
 def check_rewards(script: ScriptArguments, training: Any) -> None:
-    """Load every reward once, so that what is misspelt or not installed shows before data and model are read.
+    """Load every reward once, so that errors show before data and model are loaded.
 
     Raises:
-        UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
-            a debug log that cannot be written.
+        UsageError: an unknown reward or task, an invalid weight, a missing package, an option of no reward, or a debug
+            log that cannot be written.
     """
     from vlm_grpo.cli.judge_args import check_judge, check_judged_files
     from vlm_grpo.data.readers import split_entries
@@ -230,10 +230,10 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
 
 
 def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
-    """Refuse flags that no row makes use of.
+    """Check that the rows make use of the flags.
 
     Raises:
-        UsageError: flags of a judge, and nothing is judged.
+        UsageError: judge flags are set and nothing uses the judge.
     """
     from vlm_grpo.cli.judge_args import check_judged_rows
 
@@ -246,7 +246,7 @@ def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
 
 
 def check_machine(model: Any, training: Any) -> None:
-    """Refuse what this machine or its packages cannot do.
+    """Check the requirements of the run on this machine.
 
     Raises:
         UsageError: quantized weights without a GPU or bitsandbytes, FSDP without GPUs.
@@ -266,7 +266,7 @@ def build_trainer(
     prompting: Prompting | None = None,
     demonstrations: Any = None,
 ) -> Any:
-    """Return the trainer with model, adapters and rewards."""
+    """Build the trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
 
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -300,7 +300,7 @@ def build_trainer(
 
 
 def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
-    """Evaluate greedily on the held-out rows, as often as --val_before_train, --val_freq and --eval_strategy say."""
+    """Add greedy evaluation on the held-out rows, as set by --val_before_train, --val_freq and --eval_strategy."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
     from vlm_grpo.trainers.sharded import model_for_generation
 
@@ -317,10 +317,10 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
 
 
 def resume_point(training: Any) -> str | None:
-    """Return what --resume_from_checkpoint means: true is the newest complete checkpoint, or a new start without one.
+    """Return the checkpoint of --resume_from_checkpoint; `true` is the newest complete one, or None without any.
 
     Raises:
-        UsageError: the named checkpoint does not exist or is not complete.
+        UsageError: the named checkpoint does not exist or is incomplete.
     """
     from vlm_grpo.trainers.checkpoints import fault, resumable
 

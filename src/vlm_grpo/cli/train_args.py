@@ -1,4 +1,4 @@
-"""From a command line to configurations: what is unknown, contradictory or without effect is refused here.
+"""Parse a training command line to configurations; unknown, conflicting and ineffective flags are errors.
 
 Precedence: defaults < `--algorithm` < `--config file.yaml` < the command line.
 """
@@ -20,9 +20,9 @@ from vlm_grpo.cli.args import (
     unknown_flags,
     without_flag,
 )
-from vlm_grpo.cli.batch_sizes import batch_problems
+from vlm_grpo.cli.batch_sizes import validate_batch_sizes
 from vlm_grpo.cli.migration import SECTIONS, change_of_flag
-from vlm_grpo.cli.preflight import flag_conflicts
+from vlm_grpo.cli.preflight import validate_flags
 from vlm_grpo.cli.translation import nested, translate, translate_keys
 from vlm_grpo.redact import redact_text
 from vlm_grpo.table import unknown_name
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
-    """A mistake that the user can mend; printed without a traceback."""
+    """An error in flags or data that the user can fix; printed without a traceback."""
 
 
-# What the libraries under a configuration raise for values that they do not take.
+# Exceptions that libraries raise for invalid configuration values.
 CONFIGURATION_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(ImportError, OSError, RuntimeError, NotImplementedError),
@@ -46,11 +46,10 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     """Parse a command line into script arguments, training configuration and model configuration.
 
     Raises:
-        UsageError: all at once, flags that are unknown, have values that are not allowed, contradict each other or
-            would do nothing.
+        UsageError: lists all flags that are unknown, invalid, conflicting or without effect.
     """
     problems: list[str] = []
-    argv, config = _in_own_words(argv, problems)
+    argv, config = _translate_flags(argv, problems)
     algorithm, trainer = _algorithm_and_trainer(argv, config, problems)
     recipe = _recipe(algorithm, argv, config)
     argv, config = _without_unknown_flags(argv, config, trainer, problems)
@@ -60,22 +59,22 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     argv = without_flag(argv, "trainer")  # judged already
     parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
     values, wrong = parser.read(argv, {**config, "trainer": trainer})
-    wrong += _wrong_values(values, algorithm, given)
+    wrong += _validate_values(values, algorithm, given)
     parts = [] if wrong else _configurations(parser, argv, problems)
     if parts:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
-        problems += flag_conflicts(parts[2], parts[1]) + _no_mappings(values)
-    problems += wrong + _contradictions(values, algorithm, given)
-    _refuse(problems)
+        problems += validate_flags(parts[2], parts[1]) + _validate_mappings(values)
+    problems += wrong + _validate_combinations(values, algorithm, given)
+    _raise_problems(problems)
     script, training, model = parts
     script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
     return script, training, model
 
 
-def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the command line and the config file with what other systems call otherwise in this one's words.
+def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Translate flags and keys of other systems in the command line and the config file.
 
-    What was a nested config file stands at the beginning of the command line, the rest of which wins over it.
+    A nested config file becomes words at the beginning of the command line, so that later flags override it.
     """
     known = known_flags("grpo") | known_flags("rloo")
     line = translate(argv, known)
@@ -91,11 +90,11 @@ def _in_own_words(argv: list[str], problems: list[str]) -> tuple[list[str], dict
         logger.warning("read as in other systems: %s", redact_text("; ".join(notes)))
     words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
     config = {name: value for name, value in config.items() if name not in theirs and name not in old}
-    return _with_known_algorithm(words, config)
+    return _canonical_algorithm(words, config)
 
 
-def _with_known_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Return the same with the algorithm's name as the table spells it."""
+def _canonical_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return both with the canonical name of the algorithm."""
     name = argv_value(argv, "algorithm")
     if name:
         argv = [*without_flag(argv, "algorithm", at_most=1), f"--algorithm={_algorithms().canonical_name(name)}"]
@@ -123,8 +122,8 @@ def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[A
         return []
 
 
-def _no_mappings(values: dict[str, Any]) -> list[str]:
-    """Return one sentence for each flag of keyword arguments that holds something else than a JSON object."""
+def _validate_mappings(values: dict[str, Any]) -> list[str]:
+    """Return one sentence for each `*_kwargs` flag that is not a JSON object."""
     return [
         f"--{name} {value}: must be a JSON object"
         for name, value in values.items()
@@ -144,18 +143,18 @@ def _without_unknown_flags(
     return argv, config
 
 
-def _wrong_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
-    """Return one sentence for each value that its flag does not take, or for batch sizes that do not fit."""
+def _validate_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+    """Return one sentence for each invalid value, and for batch sizes that do not fit."""
     from vlm_grpo.trainers.ranges import range_problems
 
-    fewest = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
-    problems = range_problems(values, fewest)
-    sizes = [] if problems or not values else batch_problems(values, given, algorithm, fewest)
-    return problems + sizes + output_problems(values.get("output_dir"))
+    min_generations = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
+    problems = range_problems(values, min_generations)
+    sizes = [] if problems or not values else validate_batch_sizes(values, given, algorithm, min_generations)
+    return problems + sizes + validate_output_dir(values.get("output_dir"))
 
 
-def output_problems(output_dir: str | None) -> list[str]:
-    """Say why nothing can be written to a folder, which need not exist yet; nothing where it can."""
+def validate_output_dir(output_dir: str | None) -> list[str]:
+    """Return one sentence if a folder, which need not exist yet, cannot be written to."""
     if output_dir is None:
         return []
     if not output_dir.strip():
@@ -172,11 +171,11 @@ def output_problems(output_dir: str | None) -> list[str]:
     return []
 
 
-def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
-    """Return one sentence for each flag that contradicts another or has no effect, and for a model that is missing."""
+def _validate_combinations(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+    """Return one sentence for each conflicting or ineffective flag, and for a missing model."""
     if not values:  # the parser found no flags to speak of
         return []
-    problems = ineffective_flags([name for name in given if name in values], values) + _unread_by(algorithm, given)
+    problems = ineffective_flags([name for name in given if name in values], values) + _unused_flags(algorithm, given)
     if algorithm is None or _algorithms().find_algorithm(algorithm).expert is None:
         with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
         unread = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
@@ -185,21 +184,21 @@ def _contradictions(values: dict[str, Any], algorithm: str | None, given: list[s
 
 
 def _algorithms() -> Any:
-    """Return the package of algorithms, which imports torch: not for `--help`."""
+    """Import the algorithms lazily: they import torch, which `--help` must not."""
     from vlm_grpo import algorithms
 
     return algorithms
 
 
-def _refuse(problems: list[str]) -> None:
+def _raise_problems(problems: list[str]) -> None:
     if problems:
         raise UsageError("\n  ".join(["wrong flags:", *dict.fromkeys(problems)]))
 
 
 def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: list[str]) -> tuple[str | None, str]:
-    """Return what --algorithm names, and the trainer: the given one, else the algorithm's, else GRPO's.
+    """Return the algorithm, and the trainer: the given one, else the algorithm's, else GRPO.
 
-    Where one of them is unknown, or they contradict each other, that is a problem more.
+    Unknown or conflicting names are added to `problems`.
     """
     algorithm = argv_value(argv, "algorithm") or config.get("algorithm")
     trainer = argv_value(argv, "trainer") or config.get("trainer") or None
@@ -220,7 +219,7 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: li
 
 
 def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the algorithm; how a rollout is cut is left to who gives its size."""
+    """Return the settings of the algorithm, without `steps_per_generation` if the rollout size is given."""
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
@@ -233,8 +232,8 @@ def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> d
     return settings
 
 
-def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
-    """Return one sentence for each given flag that the algorithm's own advantage or loss does not read."""
+def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
+    """Return one sentence for each given flag that the algorithm does not use."""
     if algorithm is None:
         return []
     recipe = _algorithms().find_algorithm(algorithm)
@@ -243,7 +242,7 @@ def _unread_by(algorithm: str | None, given: list[str]) -> list[str]:
 
 
 def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
-    """Return the mapping in the file that --config names; empty without one, and with one that cannot be read."""
+    """Return the mapping of the file of --config; empty without one, or if it cannot be read (a problem)."""
     path = argv_value(argv, "config")
     try:
         return {} if path is None else read_config(path)
@@ -271,8 +270,8 @@ def read_config(path: str) -> dict[str, Any]:
     variables = values.pop("env", None) or {}
     if not isinstance(variables, dict):
         raise UsageError(f"--config {path}: 'env' must be a mapping from variable to value, got {variables!r:.80}")
-    if odd := [name for name in values if not isinstance(name, str)]:
-        raise UsageError(f"--config {path}: {odd[0]!r} is no flag")
+    if non_text_keys := [name for name in values if not isinstance(name, str)]:
+        raise UsageError(f"--config {path}: {non_text_keys[0]!r} is no flag")
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return values
 

@@ -1,4 +1,4 @@
-"""The parser of `vlm-grpo train`: TRL's, but it goes on after a wrong value and finds all that is wrong at once."""
+"""Parser of `vlm-grpo train`: TRL's, but it continues after an invalid value and reports all at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPECTED = {"invalid int value": "must be a whole number", "invalid float value"
 
 
 class ParsedFlags(NamedTuple):
-    """The value of every flag (its default where the given one is wrong), and a sentence for each wrong one."""
+    """The value of every flag (the default if the given one is invalid), and a sentence for each problem."""
 
     values: dict[str, Any]
     problems: list[str]
@@ -38,8 +38,8 @@ class FlagParser(TrlParser):
         raise argparse.ArgumentError(None, message)
 
     def read(self, argv: list[str], config: dict[str, Any]) -> ParsedFlags:
-        """Parse a command line of known flags, whose defaults a config file has set already."""
-        problems = self._config_problems(config)
+        """Parse a command line of known flags, after a config file has set their defaults."""
+        problems = self._validate_config(config)
         while True:
             try:
                 namespace, rest = self.parse_known_args(argv)
@@ -56,8 +56,8 @@ class FlagParser(TrlParser):
             stray = [f"{word!r} belongs to no flag" for word in rest]
             return ParsedFlags(vars(namespace), [*problems, *stray])
 
-    def _config_problems(self, config: dict[str, Any]) -> list[str]:
-        """Return one sentence for each value of a config file that is no choice of its flag: argparse looks at none."""
+    def _validate_config(self, config: dict[str, Any]) -> list[str]:
+        """Return one sentence for each config value that is not a choice of its flag; argparse does not check them."""
         return [
             f"--{action.dest} {config[action.dest]}: must be one of {', '.join(map(str, action.choices))}"
             for action in self._actions

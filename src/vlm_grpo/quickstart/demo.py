@@ -1,4 +1,4 @@
-"""The quickstart: handwritten digits, a tiny Qwen2.5-VL, supervised warm start, reinforcement learning, one report.
+"""The quickstart: handwritten digits, a tiny Qwen2.5-VL, supervised warm start, reinforcement learning, a report.
 
 vlm-grpo quickstart [--trainer grpo|rloo] [--seed N] [--output_dir DIR]
 The training is the real command (`grpo_jsonl.py`) in a process of its own; this file only prepares, shows and compares.
@@ -25,8 +25,8 @@ from vlm_grpo.quickstart.run import QuickstartRun
 TASK = "default"
 LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
 GENERATION = {"batch_size": 99, "max_completion_length": 24}
-# One thread: results are the same whatever the number of cores, and so small a model gains little from more. Threads of
-# whoever asks for more sleep while they wait for each other: beside other work, busy waiting takes five times as long.
+# One thread: results do not depend on the number of cores, and such a small model gains little from more. If a user
+# sets more, waiting threads sleep: on a busy machine, spinning takes five times as long.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -37,7 +37,7 @@ ENVIRONMENT = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run everything and return the exit status: 0 when the accuracy rose as it should."""
+    """Run all stages and return the exit status: 0 if the accuracy improved as expected."""
     options = parser().parse_args(argv)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the three flags."""
+    """Return the parser."""
     flags = CommandParser("vlm-grpo quickstart", description=__doc__.splitlines()[0])
     flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
     flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
@@ -95,7 +95,7 @@ def load_rows(run: QuickstartRun, path: Path, images: Path) -> Any:
 
 
 def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
-    """Build the model, teach it the form of an answer and mostly right labels, and save it."""
+    """Build the model, train it on the answer format and partly wrong labels, and save it."""
     import torch
 
     from vlm_grpo.quickstart.warm_start import completion, warm_up
@@ -174,7 +174,7 @@ def training_command(run: QuickstartRun, files: Any) -> list[str]:
 
 
 def train(run: QuickstartRun, command: list[str]) -> Any:
-    """Run the training command with its steps on a progress bar and its output in a log file; gives the reward curve.
+    """Run the training command with a progress bar and a log file; return the reward curve.
 
     Raises:
         subprocess.CalledProcessError: it failed; `output` holds the end of its log.

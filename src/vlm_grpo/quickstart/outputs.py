@@ -1,4 +1,4 @@
-"""What the quickstart leaves behind for eyes: report.html, picture.png, and both sets of predictions."""
+"""Output files of the quickstart: report.html, picture.png, and both sets of predictions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_outputs(run: QuickstartRun, before: Any, after: Any, curve: Curve, com
 
 
 def one_card_per_digit(before: Any, after: Any) -> list[Card]:
-    """Return the first held-out image of each digit: chosen before anything was answered."""
+    """Return a card for the first held-out image of each digit, independent of the answers."""
     first: dict[str, int] = {}
     for index, prediction in enumerate(before.predictions):
         first.setdefault(str(prediction["answer"]), index)
@@ -51,7 +51,7 @@ def one_card_per_digit(before: Any, after: Any) -> list[Card]:
 
 
 def lead(before: Any) -> str:
-    """Return what was done, for somebody who opens the page without context."""
+    """Return an introduction for readers of the page without context."""
     return (
         "A Qwen2.5-VL of about one million parameters was built from its configuration and taught, with supervised "
         "training, to answer in the form <think>...</think><answer>...</answer>. Its teacher was careless: seven of "

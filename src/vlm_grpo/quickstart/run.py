@@ -26,7 +26,7 @@ class QuickstartSettings:
 
 @dataclass
 class QuickstartRun:
-    """One quickstart: its choices, its folders, and what it has measured so far."""
+    """One quickstart: its settings, its folders, and the time of each stage."""
 
     trainer: str
     seed: int

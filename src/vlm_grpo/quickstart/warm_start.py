@@ -1,7 +1,7 @@
 """Supervised warm start of the quickstart's model on partly wrong labels: it learns the form and a systematic mistake.
 
-Not a trainer for users: a plain loop over data that fits in memory, so that reinforcement learning has something to
-start from and something to mend.
+Not a trainer for users: a plain loop over data that fits in memory, which gives reinforcement learning a model with a
+mistake to correct.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def wrong_label(digit: str, source: random.Random) -> str:
 
 
 def completion(answer: str) -> str:
-    """Return what the model is taught to write."""
+    """Return the completion that the model is trained on."""
     return f"<think>I look at the strokes.</think><answer>{answer}</answer>"
 
 
@@ -47,7 +47,7 @@ def warm_up(
     learning_rate: float = LEARNING_RATE,
     on_step: Callable[[float], None] | None = None,
 ) -> list[float]:
-    """Train the model in place and return the loss of every step; `on_step` is told each.
+    """Train the model in place and return the loss of every step; `on_step` is called with each.
 
     Every row keeps one label, right or wrong, for the whole training.
     """
@@ -91,7 +91,7 @@ def fit(
 
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
-    """Return rows with what the model is taught to write for each."""
+    """Encode rows with their target completions."""
     from vlm_grpo.text import continuation
     from vlm_grpo.trainers.rollout import PromptEncoder
 

@@ -52,7 +52,7 @@ def write_toy(name: str, folder: str | Path, *, rows: int = 100, seed: int = 0, 
         name: one of TOYS; "default" is handwritten digits, "video" moving shapes.
         folder: must not exist yet, be empty, or hold what a call with the same arguments wrote.
         rows: how many examples in all, at least 2.
-        seed: of everything that is drawn.
+        seed: random seed.
         side: width and height of the images in pixels, at least 112.
 
     Raises:

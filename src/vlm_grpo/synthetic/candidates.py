@@ -25,9 +25,9 @@ def write_candidates(folder: str | Path, *, rows: int = 64, seed: int = 0, side:
     """Write red_1.png, green_1.png, ... and return their paths; equal arguments give equal files.
 
     Args:
-        folder: is made if it is not there.
+        folder: is created if needed.
         rows: how many images, at least one of each color.
-        seed: of everything that is drawn.
+        seed: random seed.
         side: width and height in pixels.
 
     Raises:

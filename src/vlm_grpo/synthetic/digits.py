@@ -19,7 +19,7 @@ QUESTION = "Which digit is this?"
 
 
 class DigitFiles(NamedTuple):
-    """Where the data went. Paths inside the jsonl files are relative to `images`."""
+    """Paths of the written data. Paths inside the jsonl files are relative to `images`."""
 
     train: Path
     held_out: Path
@@ -27,10 +27,10 @@ class DigitFiles(NamedTuple):
 
 
 def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed: int = 0) -> DigitFiles:
-    """Write every digit as PNG, and train.jsonl and held_out.jsonl in the `conversations` form; returns their places.
+    """Write every digit as PNG, and train.jsonl and held_out.jsonl in the conversations format; return their paths.
 
     Args:
-        folder: is made if need be; files of an earlier call are overwritten.
+        folder: is created if needed; files of an earlier call are overwritten.
         train: how many digits are for training; all others are held out.
         side: width and height of the images in pixels.
         seed: of the split.
@@ -54,7 +54,7 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
 
 
 def digit_example(random: random.Random, number: int, side: int) -> Example:
-    """Return one scan, drawn by lot."""
+    """Return a random scan."""
     digits = _digits()
     chosen = random.randrange(len(digits.images))
     return Example(f"<image>{QUESTION}", str(digits.target[chosen]), (_picture(digits.images[chosen], side),))

@@ -1,4 +1,4 @@
-"""One example of a toy data set before it is written: what a line of jsonl says, and the pictures that it names."""
+"""One example of a synthetic data set before it is written: the content of its jsonl line and its images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Example:
-    """What is asked, what is right, and what there is to see.
+    """Question, answer and media of an example.
 
     `question` has an <image> marker for each of `images`, or a <video> marker. A video is `frames`, or the bytes of an
     mp4 file in `clip`. `columns` are further columns of the line.

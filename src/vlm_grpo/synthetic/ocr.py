@@ -17,7 +17,7 @@ INKS = ("#0d3b66", "#7a1f2b", "#1b4332")
 
 
 def damaged_example(random: Random, number: int, side: int) -> Example:
-    """Return the number on a sign; the kinds of damage take turns, and the column `original` is the sign without."""
+    """Return the number on a corrupted sign; corruptions alternate, the column `original` is the clean sign."""
     text = str(random.randint(100, 999))
     sign = _sign(random, text, side)
     kind = list(DAMAGES)[number % len(DAMAGES)]
@@ -27,7 +27,7 @@ def damaged_example(random: Random, number: int, side: int) -> Example:
 
 
 def _sign(random: Random, text: str, side: int) -> Image.Image:
-    """Return a board with a number, and a bar below by which one sees where it is upright."""
+    """Draw a board with a number, and a bar below it that shows which way is up."""
     image = Image.new("RGB", (side, side), random.choice(PAPERS))
     pen, ink = ImageDraw.Draw(image), random.choice(INKS)
     pen.rectangle((side * 0.06, side * 0.06, side * 0.94, side * 0.94), outline=ink, width=max(2, side // 40))

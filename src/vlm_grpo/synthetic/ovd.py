@@ -13,7 +13,7 @@ EMPTY = 0.2  # share of images without the kind that is asked for
 
 
 def ovd_example(random: Random, number: int, side: int) -> Example:
-    """Return one to four shapes of the kind that is asked for, or none, among one to three of other kinds."""
+    """Return one to four shapes of the requested kind, or none, among one to three of other kinds."""
     kind, *others = random.sample(KINDS, len(KINDS))
     wanted = 0 if random.random() < EMPTY else random.randint(1, 4)
     names = [kind] * wanted + random.choices(others, k=random.randint(1, 3))
@@ -24,5 +24,5 @@ def ovd_example(random: Random, number: int, side: int) -> Example:
 
 
 def detection(shape: Shape) -> dict[str, Any]:
-    """Return a true object: its box in thousandths, with full confidence."""
+    """Return the gold detection of a shape: its box in thousandths, with full confidence."""
     return {"Position": shape.box(SPACE), "Confidence": 1.0}

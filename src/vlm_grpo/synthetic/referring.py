@@ -34,17 +34,17 @@ def rec_example(random: Random, number: int, side: int) -> Example:
 
 
 def grounding_example(random: Random, number: int, side: int) -> Example:
-    """Return the same; the task asks for the box alone."""
+    """Return a `rec` example; the task `grounding` asks for the box alone."""
     return rec_example(random, number, side)
 
 
 def _names(random: Random, count: int) -> list[tuple[str, str]]:
-    """Return kinds and colors, no pair of them twice."""
+    """Return distinct pairs of kind and color."""
     return random.sample([(kind, color) for kind in KINDS for color in COLORS], count)
 
 
 def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
-    """Return shapes of which the first two have one name, the one that is described, and its description."""
+    """Return shapes of which the first two share a name, the described one, and its description."""
     while True:
         names = _names(random, random.randint(2, 4))
         shapes = place_shapes(random, [names[0], *names])
@@ -56,7 +56,7 @@ def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
 
 
 def _is_clear(word: str, one: Shape, other: Shape) -> bool:
-    """Return whether nobody can doubt which of the two the word fits."""
+    """Return whether the word clearly fits only one of the two shapes."""
     if word in CLEAR:
         return max(one.radius, other.radius) >= CLEAR[word] * min(one.radius, other.radius)
     return abs(EXTREMES[word](one) - EXTREMES[word](other)) >= DISTANCE

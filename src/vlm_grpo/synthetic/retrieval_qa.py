@@ -1,5 +1,4 @@
-"""A library of ships, and questions that need both a picture and a document: the picture shows which ship is meant,
-only the document says what is asked (`search`)."""
+"""Questions on ships (`search`): the image shows which ship is meant, only its document has the answer."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ SEED = 11  # of the facts: every data set asks about the same library
 
 
 class Ship(NamedTuple):
-    """What the library knows of a ship."""
+    """The facts about a ship in its document."""
 
     name: str
     launched: int
@@ -44,7 +43,7 @@ QUESTIONS = {
 
 @lru_cache(maxsize=1)
 def ships() -> tuple[Ship, ...]:
-    """Return every ship, always the same; each word of a name is in the names of ten."""
+    """Return all ships (deterministic); each word of a name occurs in ten names."""
     random = Random(SEED)
     return tuple(
         Ship(
@@ -60,7 +59,7 @@ def ships() -> tuple[Ship, ...]:
 
 
 def document(ship: Ship) -> str:
-    """Return what the library says of a ship."""
+    """Return the document about a ship."""
     return (
         f"The {ship.name} is a cargo ship. She was launched in {ship.launched} and has her home port in {ship.port}. "
         f"Her captain is {ship.captain}. Most of the year the {ship.name} carries {ship.cargo}."
@@ -68,10 +67,10 @@ def document(ship: Ship) -> str:
 
 
 def write_documents(path: str | Path) -> Path:
-    """Return the library as a jsonl file for `vlm-grpo index`; kept where it is there already.
+    """Write the library as a jsonl file for `vlm-grpo index`; an identical file is kept.
 
     Raises:
-        FileExistsError: the file holds something else.
+        FileExistsError: the file has other content.
     """
     rows = ({"id": ship.name.lower().replace(" ", "-"), "title": ship.name, "text": document(ship)} for ship in ships())
     write_once(Path(path), b"".join(map(json_line, rows)))

@@ -34,7 +34,7 @@ def seg_example(random: Random, number: int, side: int) -> Example:
 
 
 def _outline(random: Random, kind: str) -> list[Point]:
-    """Return a turned ellipse or star in shares of the side, away from the border."""
+    """Return a rotated ellipse or star in fractions of the side, away from the border."""
     long = random.uniform(0.2, 0.3)
     short = long * random.uniform(0.5, 0.9)
     x, y = (random.uniform(long + 0.03, 0.97 - long) for _ in range(2))
@@ -64,6 +64,6 @@ def _beside(random: Random, outline: list[Point], color: str) -> Shape:
 
 
 def _mask(outline: list[Point], covers: list[list[Point]], side: int) -> np.ndarray:
-    """Return the pixels of which at least half is seen of an outline, (side, side) of bool."""
+    """Return the mask of an outline, (side, side) of bool: pixels of which at least half is visible."""
     parts = [(outline, (255, 255, 255)), *((cover, (0, 0, 0)) for cover in covers)]
     return np.asarray(draw_outlines(parts, side, (0, 0, 0)))[..., 0] > 127

@@ -33,7 +33,7 @@ def video_example(random: Random, number: int, side: int) -> Example:
 
 
 def _frames(random: Random, shape: Shape, way: tuple[int, int], side: int) -> list[Image.Image]:
-    """Return the shape goes through most of the picture, with a little sway across its way."""
+    """Draw the shape moving across most of the image, swaying a little."""
     ground, offset, sway = random.choice(GROUNDS), random.uniform(0.3, 0.7), random.uniform(0.0, 0.05)
     reach = 0.5 - shape.radius - 0.04
     frames = []

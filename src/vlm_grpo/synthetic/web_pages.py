@@ -94,7 +94,7 @@ def _page(random: Random, side: int, kind: str) -> Page:
 def _text(
     side: int, left: float, top: float, width: float, text: str, size: float, height: float = 0, **look: object
 ) -> Block:
-    """Return a block whose lengths are given as parts of the side; without a height it is as high as its line."""
+    """Return a block with lengths in fractions of the side; the default height is one line."""
     letters = max(9, round(size * side))
     high = round(height * side) or round(1.4 * letters)
     return Block(round(left * side), round(top * side), round(width * side), high, text, letters, **look)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Examples to train.jsonl, held_out.jsonl, images/ and toy.json, in a folder that is there whole or not at all."""
+"""Write examples to train.jsonl, held_out.jsonl, images/ and toy.json; the folder appears only when complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRIES = 100  # draws of an example that is in the set already
 
 
 class ToyFiles(NamedTuple):
-    """Where the data went. Paths inside the jsonl files are relative to `images`."""
+    """Paths of the written data. Paths inside the jsonl files are relative to `images`."""
 
     train: Path
     held_out: Path
@@ -50,10 +50,10 @@ def write_examples(
 
 
 def _is_there(target: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the folder holds this very data set already.
+    """Return whether the folder already holds this data set.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it has other content.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
@@ -81,7 +81,7 @@ def _write(folder: Path, factory: ExampleFactory, settings: dict[str, Any]) -> N
 
 
 def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: set[str]) -> Example:
-    """Return an example that is not in the set yet, so that nothing held out is trained on."""
+    """Return an example that is not in the set yet, so that held-out examples are not trained on."""
     for attempt in range(TRIES):
         random = Random(f"{settings['data']} {settings['seed']} {number} {attempt}")
         example = factory(random, number, settings["side"])
@@ -93,7 +93,7 @@ def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: s
 
 
 def _fingerprint(example: Example) -> str:
-    """Return equal for examples that ask the same of the same pictures."""
+    """Return a digest that is equal for examples with the same question and media."""
     found = hashlib.blake2b(example.question.encode(), digest_size=16)
     for image in (*example.images, *example.frames):
         found.update(image.tobytes())
@@ -119,7 +119,7 @@ def _row(example: Example, number: int, folder: Path, name: str) -> dict[str, An
 
 
 def _save(images: tuple[Any, ...], folder: Path, stem: str) -> list[str]:
-    """Write images as PNG; returns their names."""
+    """Write images as PNG; return their names."""
     names = [f"{stem}.png"] if len(images) == 1 else [f"{stem}_{number}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):
         image.save(folder / name)
