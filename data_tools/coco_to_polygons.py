@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min_area", type=int, default=100, metavar="PIXELS", help="leave out smaller masks (default: 100)")
     add("--min_fit", type=float, default=0.0, metavar="IOU", help="leave out masks that their shape fits worse")
     add("--max_same", type=int, default=3, metavar="N", help="leave out categories with more objects in an image (3)")
-    add("--limit", type=int, metavar="N", help="stop after so many objects")
+    add("--limit", type=int, metavar="N", help="stop after N objects")
     add("--val_split_ratio", type=float, default=0.0, metavar="SHARE", help="share of the images for val.jsonl")
     add("--seed", type=int, default=0, help="chooses those images (default: 0)")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
@@ -82,10 +82,10 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.download:
         download(arguments, source)
     instances = read_instances(source)
-    chosen = list(segment_targets(instances, source, arguments.max_same))[: arguments.limit]
-    held_out = val_images(chosen, arguments.val_split_ratio, arguments.seed)
+    segments = list(segment_targets(instances, source, arguments.max_same))[: arguments.limit]
+    held_out = val_images(segments, arguments.val_split_ratio, arguments.seed)
     problems = list(instances.problems)
-    counts = write(seg_rows(chosen, options, arguments.workers), paths, held_out, problems, arguments)
+    counts = write(seg_rows(segments, options, arguments.workers), paths, held_out, problems, arguments)
     if problems:
         print(f"left out\n{problem_table(problems)}", file=sys.stderr)
     for path, count in zip(paths, counts, strict=True):
@@ -129,13 +129,13 @@ def download(arguments: argparse.Namespace, source: Path) -> None:
     print(f"{folder / split}: {unpack(archive, folder):,} new images; {archive} is needed no more")
 
 
-def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
+def val_images(segments: list[Segment], ratio: float, seed: int) -> set[int]:
     """Return ids of the images whose rows are held out.
 
     Raises:
         ValueError: the ratio leaves one side without images.
     """
-    images = sorted({segment.image.id for segment in chosen})
+    images = sorted({segment.image.id for segment in segments})
     count = round(len(images) * ratio)
     if ratio and not 0 < count < len(images):
         raise ValueError(f"--val_split_ratio {ratio} of {len(images)} images leaves one part empty")
@@ -143,23 +143,23 @@ def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
     return set(images[:count])
 
 
-def seg_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
+def seg_rows(segments: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
     """Yield the result for each segment in order, for any number of workers."""
     from tqdm import tqdm
 
     from vlm_grpo.data.datasets.coco import seg_row
 
     work = partial(seg_row, options=options)
-    shown = {"total": len(chosen), "disable": None, "unit": "mask"}  # no bar in a log file
+    bar_options = {"total": len(segments), "disable": None, "unit": "mask"}  # no bar in a log file
     if workers == 1:
-        yield from tqdm(map(work, chosen), **shown)
+        yield from tqdm(map(work, segments), **bar_options)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from tqdm(pool.map(work, chosen, chunksize=CHUNK), **shown)
+        yield from tqdm(pool.map(work, segments, chunksize=CHUNK), **bar_options)
 
 
 def write(
-    made: Iterable[SegResult],
+    results: Iterable[SegResult],
     paths: list[Path],
     held_out: set[int],
     problems: list[Problem],
@@ -175,16 +175,16 @@ def write(
 
     counts, reasons = [0] * len(paths), Counter[str]()
     with whole_files(paths) as files:
-        for one in made:
-            if one.row is not None:
-                part = int(one.row["image_id"] in held_out)
-                image = f"{arguments.split}/{one.row['image']}"
-                files[part].write(json_line({**one.row, "image": image}))
+        for result in results:
+            if result.row is not None:
+                part = int(result.row["image_id"] in held_out)
+                image = f"{arguments.split}/{result.row['image']}"
+                files[part].write(json_line({**result.row, "image": image}))
                 counts[part] += 1
-            elif one.problem is not None:
-                problems.append(one.problem)
+            elif result.problem is not None:
+                problems.append(result.problem)
             else:
-                reasons[one.reason] += 1
+                reasons[result.reason] += 1
         for reason, count in sorted(reasons.items()):
             print(f"{count:,} objects left out: {reason}")
         for path, count in zip(paths, counts, strict=True):

@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image_folders", "--image-root", metavar="FOLDERS", help=folders)
     pictures = "gets a PNG for each row: NUMBER_ID.png"
     add("--output_dir", "--output", required=True, type=Path, metavar="FOLDER", help=pictures)
-    add("--limit", type=int, default=50, metavar="N", help="stop after so many rows (default: 50)")
+    add("--limit", type=int, default=50, metavar="N", help="stop after N rows (default: 50)")
     arguments = parser.parse_args(argv)
     if bool(arguments.files) == bool(arguments.data_file_paths):
         parser.error("give the jsonl files once: --data_file_paths FILES, or FILES alone")

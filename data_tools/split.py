@@ -53,14 +53,14 @@ def split(arguments: argparse.Namespace) -> int:
     ratio = arguments.val_split_ratio
     if ratio is not None and not 0 < ratio < 1:
         raise ValueError(f"--val_split_ratio must be between 0 and 1, got {ratio}")
-    wanted = round(len(groups) * ratio) if arguments.val_rows is None else arguments.val_rows
+    target = round(len(groups) * ratio) if arguments.val_rows is None else arguments.val_rows
     members = groups.members()
-    chosen = sample_held_out(members, wanted, arguments.seed)
-    counts = write_parts(sources, outputs, chosen)
+    held_out = sample_held_out(members, target, arguments.seed)
+    counts = write_parts(sources, outputs, held_out)
     for pair, numbers in zip(outputs, counts, strict=True):
         for path, count in zip(pair, numbers, strict=True):
             print(f"{path}: {count:,} rows")
-    print(f"{len(groups):,} rows in {len(members):,} groups: {len(chosen):,} held out, {wanted:,} asked for")
+    print(f"{len(groups):,} rows in {len(members):,} groups: {len(held_out):,} held out, {target:,} asked for")
     return 0
 
 
@@ -89,9 +89,9 @@ def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> l
         if names.count(name) > 1:
             raise ValueError(f"--data_file_paths: two files are called {name}, so that their parts would be one file")
     pairs = [tuple(folder / f"{name}_{part}.jsonl" for part in PARTS) for name in names]
-    read = {source.path.resolve() for source in sources}
+    inputs = {source.path.resolve() for source in sources}
     for path in (path for pair in pairs for path in pair):
-        if path.resolve() in read:
+        if path.resolve() in inputs:
             raise ValueError(f"{path} is read as well; choose another --output_dir")
     return pairs
 
@@ -121,7 +121,7 @@ def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, proble
         problems.append(raw)
     elif group_by == "image":
         parsed = parse_raw_row(raw, where, index, source.config)
-        problems += (fault for fault in parsed.problems if "image" in fault.field and not fault.is_warning)
+        problems += (problem for problem in parsed.problems if "image" in problem.field and not problem.is_warning)
         return [hash(ref.key) for ref in (*parsed.images, *parsed.videos)]  # keys would take much more memory
     elif group_by != "none" and raw.get(group_by) is None:
         problems.append(Problem(where, group_by, "missing or null", "a value to group by"))
@@ -131,7 +131,7 @@ def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, proble
 
 
 def write_parts(
-    sources: list[JsonlSource], outputs: list[tuple[Path, Path]], chosen: set[int]
+    sources: list[JsonlSource], outputs: list[tuple[Path, Path]], held_out: set[int]
 ) -> list[tuple[int, int]]:
     """Copy each line to its part; return the numbers of rows in train and val of each file."""
     from vlm_grpo.data.readers.text_files import content_lines
@@ -142,12 +142,12 @@ def write_parts(
     with whole_files([path for pair in outputs for path in pair]) as files:
         for number, source in enumerate(sources):
             lines = (line for _, _, line in content_lines(source.path))
-            held = 0
+            val_count = 0
             for row, line in enumerate(islice(lines, len(source)), start):
-                is_held = row in chosen
-                held += is_held
-                files[2 * number + is_held].write(line if line.endswith(b"\n") else line + b"\n")
-            counts.append((len(source) - held, held))
+                is_held_out = row in held_out
+                val_count += is_held_out
+                files[2 * number + is_held_out].write(line if line.endswith(b"\n") else line + b"\n")
+            counts.append((len(source) - val_count, val_count))
             start += len(source)
     return counts
 

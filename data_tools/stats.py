@@ -45,14 +45,14 @@ def show(arguments: argparse.Namespace) -> int:
 
     if arguments.json:
         refuse_existing([arguments.json], overwrite=arguments.overwrite)
-    statistics, unread = collect(arguments)
-    summary = {**statistics.summary(), "rows that cannot be read": len(unread)}
+    statistics, unreadable = collect(arguments)
+    summary = {**statistics.summary(), "rows that cannot be read": len(unreadable)}
     print("\n".join(summary_lines(summary)))
-    if unread:
-        print(f"the first: {unread[0]}\ndata_tools/check.py lists them all", file=sys.stderr)
+    if unreadable:
+        print(f"the first: {unreadable[0]}\ndata_tools/check.py lists them all", file=sys.stderr)
     if arguments.json:
         write_whole(arguments.json, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return int(bool(unread))
+    return int(bool(unreadable))
 
 
 def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
@@ -71,18 +71,20 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
     if result.problems:
         raise DataError(result.problems)
     statistics = Statistics(*lengths(arguments.model_name_or_path), common=arguments.top)
-    unread: list[str] = []
+    unreadable: list[str] = []
     for source in result.sources:
         for number, raw in enumerate(source.rows()):
             parsed = parse_raw_row(raw, source.where(number), number, source.config)
             if parsed.record is None:
-                unread.append(": ".join(next(fault for fault in parsed.problems if not fault.is_warning).cells[:3]))
+                unreadable.append(
+                    ": ".join(next(problem for problem in parsed.problems if not problem.is_warning).cells[:3])
+                )
                 continue
             try:
                 statistics.add(parsed.record)
             except ValueError as error:  # the tokens of a missing image cannot be counted
-                unread.append(str(error))
-    return statistics, unread
+                unreadable.append(str(error))
+    return statistics, unreadable
 
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:

@@ -137,10 +137,10 @@ def test_no_defect_is_an_empty_list(truth: object, said: str):
         ("5", 0.0, 0.0),
     ],
 )
-def test_vqa_reads_a_bare_number_but_no_object_with_text_around_it(said: str, accuracy: float, config: float):
+def test_vqa_reads_a_bare_number_but_no_object_with_text_around_it(said: str, accuracy: float, form: float):
     record = Record(1, "q", "5", task="vqa")
     assert score("accuracy", said, record=record) == accuracy
-    assert score("format", said, record=record) == config
+    assert score("format", said, record=record) == form
 
 
 def test_ideal_vqa_has_the_reference_steps():

@@ -70,7 +70,7 @@ def test_what_cannot_change_is_an_error(
     assert main(resumed(tiny_model, trained, run, **options)) == 2
     error = capsys.readouterr().err
     assert re.search(said, error), error
-    assert f"--resume_from_checkpoint {run}/checkpoint-2: what is marked with ! cannot change within a run" in error
+    assert f"--resume_from_checkpoint {run}/checkpoint-2: settings marked with ! must not change within a run" in error
     assert f"--model_name_or_path {run}/checkpoint-2 and another --output_dir" in error
     assert (run / NAME).read_bytes() == before and not (run / "run_1.json").exists()
 
@@ -117,7 +117,7 @@ def test_other_settings_are_shown_once_and_each_record_is_kept(
     rewards = ["--reward_funcs", "format:2", f"{tmp_path}/mine.py:half"]
     assert main([*words, *rewards]) == 0
     error = capsys.readouterr().err
-    assert f"vlm-grpo train: the run goes on from {run}/checkpoint-2 with other settings" in error
+    assert f"vlm-grpo train: resuming from {run}/checkpoint-2 with other settings" in error
     lines = [line.split() for line in error.splitlines()]
     for row in (
         ["--seed", "42", "1"],

@@ -60,7 +60,7 @@ def test_rewards_that_apply_to_some_rows_are_said_once(tmp_path: Path, caplog: p
     assert [text.split(":")[0] for text in said] == [
         "reward 'iou' applies to 2 of 4 rows",
         "reward 'count' applies to 1 of 4 rows",
-        "1 rows are scored for their form alone",
+        "1 rows are scored by format rewards only",
     ]
     assert "a.jsonl:1)" in said[0] and said[2].endswith("a.jsonl:3")
 

@@ -47,7 +47,7 @@ def test_the_end_of_the_prompt_is_shown(
     shown = capsys.readouterr().out
     asked = "[user] <image>Which?\nWrite only the final answer inside <answer> </answer>.\n"
     assert asked in shown and f"<|im_start|>assistant\n{opening}\n" in shown
-    assert f"a right answer goes on with:\n{answer}\nit earns accuracy:1: 1\nit earns format:1: 1\n" in shown
+    assert f"the gold completion:\n{answer}\nits reward accuracy:1: 1\nits reward format:1: 1\n" in shown
     assert preview.main([*data(tmp_path), *more, "--model_name_or_path", str(thinker), "--count", "1"]) == 0
     shown = capsys.readouterr().out
     assert f"<|im_start|>assistant\n{opening}\n--- gold completion\n{answer}\n--- its rewards\naccuracy: 1\n" in shown
@@ -58,7 +58,7 @@ def test_tags_are_asked_for_where_the_template_does_not_write_them(tiny_model: P
     assert train.main([*flags(tiny_model, tmp_path), "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert "Write your reasoning inside <think> </think>" in shown
-    assert "a right answer goes on with:\n<think>The answer can be seen.</think>\n<answer>0</answer>" in shown
+    assert "the gold completion:\n<think>The answer can be seen.</think>\n<answer>0</answer>" in shown
 
 
 def test_ones_own_prompt_may_know_it(thinker: Path, tmp_path: Path, capsys):

@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
 
 
 def test_embedded_images_are_not_held_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vlm_grpo.data.validation.HELD", 200_000)
+    monkeypatch.setattr("vlm_grpo.data.validation.CHUNK_BYTES", 200_000)
     image = base64.b64encode(saved(noise().resize((200, 200)), "BMP")).decode()  # 120 kB, of which two make a chunk
     path = write_jsonl(tmp_path / "a.jsonl", [{"image": image, "conversations": turns("<image>q", "a")}] * 100)
     assert len(load_dataset(path)) == 100

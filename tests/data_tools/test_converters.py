@@ -20,7 +20,7 @@ from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, UnsupportedField, conv
 from vlm_grpo.data.errors import DataError
 
 
-@pytest.mark.parametrize("form", ["parquet", "swift", "llava"])
+@pytest.mark.parametrize("file_format", ["parquet", "swift", "llava"])
 def test_jsonl_to_another_form_and_back_is_equal(tmp_path: Path, file_format: str):
     folder = str(write_images(tmp_path))
     rows = JSONL_ROWS if file_format == "parquet" else [*JSONL_ROWS, LONG]
@@ -31,7 +31,7 @@ def test_jsonl_to_another_form_and_back_is_equal(tmp_path: Path, file_format: st
     assert [type(row["conversations"][-1]["value"]) for row in read_jsonl(back)][:3] == [str, int, str]
 
 
-@pytest.mark.parametrize("form", ["swift", "llava"])
+@pytest.mark.parametrize("file_format", ["swift", "llava"])
 def test_another_form_to_jsonl_and_back_is_equal(tmp_path: Path, file_format: str):
     folder = str(write_images(tmp_path))
     rows = (
@@ -108,7 +108,7 @@ ROW = st.builds(
 )
 
 
-@pytest.mark.parametrize("form", ["parquet", "swift", "llava"])
+@pytest.mark.parametrize("file_format", ["parquet", "swift", "llava"])
 @given(row=ROW)
 def test_any_row_comes_back_equal_or_is_refused(file_format: str, row: dict[str, Any]):
     def there(one: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ GARBAGE = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("form", ["swift", "llava", "jsonl"])
+@pytest.mark.parametrize("file_format", ["swift", "llava", "jsonl"])
 @given(row=GARBAGE)
 def test_any_other_row_is_refused_or_converted(file_format: str, row: dict[str, Any]):
     """No exception but the one that names the row."""

@@ -151,8 +151,8 @@ def trl_flags() -> dict[str, dict[str, str]]:
 
 def known_flags(trainer: str) -> set[str]:
     """Return all flag names (without dashes) that a run with this trainer accepts."""
-    own = {entry.name for entry in fields(ScriptArguments)}
-    return own | set(trl_flags()[trainer]) | set(trl_flags()["model"]) | {"config", "help"}
+    script_flags = {entry.name for entry in fields(ScriptArguments)}
+    return script_flags | set(trl_flags()[trainer]) | set(trl_flags()["model"]) | {"config", "help"}
 
 
 def flag_names(argv: list[str]) -> list[str]:
@@ -162,25 +162,25 @@ def flag_names(argv: list[str]) -> list[str]:
 
 def argv_value(argv: list[str], name: str) -> str | None:
     """Return the last value of a flag, as argparse does; empty if none follows, None without the flag."""
-    wanted = None
-    for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        flag, equals, value = here.partition("=")
+    result = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == name:
-            wanted = value if equals else following
-    return wanted
+            result = value if equals else following
+    return result
 
 
 def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
     """Return the command line without a flag, however often it is given, and without `at_most` values of each."""
-    words, left = [], 0
+    words, values_left = [], 0
     for word in argv:
         if word.startswith("--"):
             is_flag = flag_names([word]) == [name]
-            left = at_most - ("=" in word) if is_flag else 0
+            values_left = at_most - ("=" in word) if is_flag else 0
             if is_flag:
                 continue
-        if left > 0:
-            left -= 1
+        if values_left > 0:
+            values_left -= 1
         else:
             words.append(word)
     return words
@@ -197,11 +197,13 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
         if name in known_flags(other):
             problems.append(f"--{name} belongs to --trainer {other}, this run uses --trainer {trainer}")
             continue
-        if told := hint_of(name):
-            problems.append(f"unknown flag --{name}; {told}")
+        if advice := hint_of(name):
+            problems.append(f"unknown flag --{name}; {advice}")
             continue
-        close = nearest(name, sorted(known))
-        hint = f"; did you mean {' or '.join('--' + option for option in close)}?" if close else "; see --help"
+        suggestions = nearest(name, sorted(known))
+        hint = (
+            f"; did you mean {' or '.join('--' + option for option in suggestions)}?" if suggestions else "; see --help"
+        )
         problems.append(f"unknown flag --{name}{hint}")
     return problems
 
@@ -209,15 +211,15 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
 def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
     """Return one sentence for each given flag that would do nothing in this run."""
     problems = []
-    for prefixes, needed, (name, wanted) in NEEDS:
-        found = [values.get(each) for each in name.split("|")]
-        satisfied = any(value in wanted.split("|") if wanted else bool(value) for value in found)
+    for prefixes, needed, (name, required) in NEEDS:
+        current = [values.get(each) for each in name.split("|")]
+        satisfied = any(value in required.split("|") if required else bool(value) for value in current)
         if satisfied:
             continue
-        hit = [
+        affected = [
             flag for flag in given if flag.startswith(prefixes) and flag in values and not _is_off(flag, values[flag])
         ]
-        problems += [f"--{flag} has no effect without {needed}" for flag in hit]
+        problems += [f"--{flag} has no effect without {needed}" for flag in affected]
     problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
     has_own = values.get("environment") or ".py:" in " ".join(map(str, values.get("reward_funcs") or []))
     if "reward_time_limit" in given and not has_own:

@@ -22,45 +22,52 @@ def validate_batch_sizes(
         algorithm: which may set `steps_per_generation`.
         min_generations: smallest allowed number of completions per prompt.
     """
-    group, batch, whole = values.get(GROUP), values.get(BATCH), values.get(WHOLE)
+    group, batch, generation_batch = values.get(GROUP), values.get(BATCH), values.get(WHOLE)
     if group is None or batch is None:
         return [f"--{name} none: must be a whole number" for name in (GROUP, BATCH) if values.get(name) is None]
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     steps = STEPS if values.get(STEPS) is not None else ACCUMULATION
-    if whole is not None:
+    if generation_batch is not None:
         if values.get(STEPS) is not None:
             return []
-        return _validate_generation_batch(whole, group, batch, processes)
+        return _validate_generation_batch(generation_batch, group, batch, processes)
     size = batch * values[steps] * processes
     if size % group == 0:
         return []
     factors = " x ".join(
         [_flag_text(BATCH, values, given, None), _flag_text(steps, values, given, algorithm), _process_count(processes)]
     )
-    fits = [f"--{BATCH} {_join_or(_nearest(batch, lambda n: n * values[steps] * processes % group == 0))}"]
+    suggestions = [f"--{BATCH} {_join_or(_nearest(batch, lambda n: n * values[steps] * processes % group == 0))}"]
     if steps in given or steps == ACCUMULATION:
-        fits.append(f"--{steps} {_join_or(_nearest(values[steps], lambda n: batch * n * processes % group == 0))}")
-    return [_problem(f"{factors} = {size}", size, values, given, fits, min_generations)]
+        fitting = _nearest(values[steps], lambda n: batch * n * processes % group == 0)
+        suggestions.append(f"--{steps} {_join_or(fitting)}")
+    return [_problem(f"{factors} = {size}", size, values, given, suggestions, min_generations)]
 
 
 def _problem(
-    product: str, size: int, values: Mapping[str, Any], given: Collection[str], fits: list[str], min_generations: int
+    product: str,
+    size: int,
+    values: Mapping[str, Any],
+    given: Collection[str],
+    suggestions: list[str],
+    min_generations: int,
 ) -> str:
     divisors = _nearest(values[GROUP], lambda n: n >= min_generations and size % n == 0, most=size)
-    fits += [f"--{GROUP} {_join_or(divisors)}"] if divisors else []
+    suggestions += [f"--{GROUP} {_join_or(divisors)}"] if divisors else []
     group = _flag_text(GROUP, values, given, None)
-    near = ", or ".join(fits)
+    near = ", or ".join(suggestions)
     return f"the completions of a rollout must be whole groups of {group}, got {product}; nearest that fit: {near}"
 
 
-def _validate_generation_batch(whole: int, group: int, batch: int, processes: int) -> list[str]:
+def _validate_generation_batch(generation_batch: int, group: int, batch: int, processes: int) -> list[str]:
     each = batch * processes
-    if whole % each == 0 and whole % group == 0:
+    if generation_batch % each == 0 and generation_batch % group == 0:
         return []
-    near = _nearest(whole, lambda n: n % each == 0 and n % group == 0)
+    near = _nearest(generation_batch, lambda n: n % each == 0 and n % group == 0)
+    factors = f"--{BATCH} {batch} x {_process_count(processes)} = {each}"
     return [
-        f"--{WHOLE} {whole}: must be a multiple of --{BATCH} {batch} x {_process_count(processes)} = {each} and of "
-        f"--{GROUP} {group}; nearest that fit: {_join_or(near)}"
+        f"--{WHOLE} {generation_batch}: must be a multiple of {factors} and of --{GROUP} {group}; nearest that fit: "
+        f"{_join_or(near)}"
     ]
 
 

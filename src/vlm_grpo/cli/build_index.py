@@ -37,9 +37,9 @@ def index(arguments: argparse.Namespace) -> int:
     from vlm_grpo.envs.search import write_index
 
     keys = Keys(arguments.id_key, arguments.title_key, arguments.text_key)
-    made = write_index(arguments.documents, arguments.output, keys=keys, overwrite=arguments.overwrite)
+    summary = write_index(arguments.documents, arguments.output, keys=keys, overwrite=arguments.overwrite)
     size = Path(arguments.output).stat().st_size / 2**20
-    print(f"{made.documents:,} documents in {made.passages:,} passages, {made.words:,} words")
+    print(f"{summary.documents:,} documents in {summary.passages:,} passages, {summary.words:,} words")
     print(f"written: {arguments.output} ({size:.1f} MiB)")
     return 0
 

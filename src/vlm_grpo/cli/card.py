@@ -17,8 +17,8 @@ from vlm_grpo.trainers.model_card import QUESTION, CardFacts
 def card_facts(script: ScriptArguments, record: Mapping[str, Any], prompting: Prompting) -> CardFacts:
     """Return the facts for the model card: task, data, command and an example question."""
     task = TASKS[script.task_type]
-    asked = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)
+    facts = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)
     if script.environment or script.format_prompt:
-        return asked
+        return facts
     messages = PROMPTS[task.prompt].render(Record(0, QUESTION, None), think_tags=prompting.think_tags)
-    return dataclasses.replace(asked, question=messages[-1]["content"][-1]["text"])
+    return dataclasses.replace(facts, question=messages[-1]["content"][-1]["text"])

@@ -61,13 +61,13 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:
     """Print the end of the prompt, the gold completion and its rewards."""
-    print(f"the prompt ends for the model with:\n{prompt_end(prompting.template.render(row['prompt']))}")
+    print(f"the prompt ends with:\n{prompt_end(prompting.template.render(row['prompt']))}")
     if not specs:
         return
     gold = gold_turn(row, prompting.template)
-    print(f"a right answer goes on with:\n{gold.completion}")
+    print(f"the gold completion:\n{gold.completion}")
     for name, value in gold_rewards(specs, gold, row, options).items():
-        print(f"it earns {name}: {reward_text(value)}")
+        print(f"its reward {name}: {reward_text(value)}")
 
 
 def _plain(content: Any) -> str:

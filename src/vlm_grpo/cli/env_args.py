@@ -94,11 +94,11 @@ def makes_episodes(names: Sequence[str]) -> bool:
 
 def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
     """Return a factory of environments after creating one, so that wrong options fail before a model is loaded."""
-    known = _parameters(name)
+    parameters = _parameters(name)
     for option in options:
-        if option not in known:
+        if option not in parameters:
             raise ValueError(
-                f"--environment {name} has no option {option!r}; it has {', '.join(known) or 'none'} "
+                f"--environment {name} has no option {option!r}; it has {', '.join(parameters) or 'none'} "
                 "(--environment_options '{...}')"
             )
     make = partial(_environment_class(name), **options)

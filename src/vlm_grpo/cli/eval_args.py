@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
     add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
     add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
-    add("--seed", type=int, default=0, help="of drawn completions and bootstrap intervals (default: 0)")
+    add("--seed", type=int, default=0, help="of sampling and bootstrap intervals (default: 0)")
     _add_sampling(flags)
     _add_episodes(flags)
     _add_backends(flags)
@@ -62,11 +62,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_sampling(flags: argparse.ArgumentParser) -> None:
-    add = flags.add_argument_group("several drawn completions instead of a greedy one").add_argument
+    add = flags.add_argument_group("sampling instead of greedy decoding").add_argument
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top_p", type=float, default=1.0, help="draw from the tokens that make up this share (default: 1)")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling: probability mass to sample from (default: 1)")
     add("--num_samples", type=int, default=1, help="completions per row; metrics are the mean over them (default: 1)")
-    add("--pass_k", type=int, nargs="+", default=[], metavar="K", help="chance that one of K completions is right")
+    add(
+        "--pass_k",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="K",
+        help="pass@K: probability that one of K completions is correct",
+    )
 
 
 def _add_episodes(flags: argparse.ArgumentParser) -> None:
@@ -88,7 +95,7 @@ def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
     add("--reward_time_limit", type=float, help="seconds for each of the environment's own methods (default: 600)")
     protocols = ("auto", "native", "hermes", "tags")
-    add("--tool_protocol", choices=protocols, help="how the model is told of its tools (default: auto)")
+    add("--tool_protocol", choices=protocols, help="format of tool descriptions and calls (default: auto)")
 
 
 def _add_backends(flags: argparse.ArgumentParser) -> None:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         run(options, dataset, scoring)
     except ServerError as error:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
-        print("what was answered is kept; the same command goes on from there", file=sys.stderr)
+        print("finished rows are kept; run the same command to resume", file=sys.stderr)
         return 1
     except (UsageError, EpisodeError, ImportError, TimeLimitError) as error:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
@@ -77,13 +77,13 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
     from vlm_grpo.evaluation.predictions import check_group
 
     if options.environment:
-        check_environment(options)
+        check_environment_flags(options)
     if not has_data(options):
         from vlm_grpo.evaluation.agents import made_episodes
 
         return made_episodes(options.seed, options.limit)
 
-    given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
+    options_given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
     try:
         dataset = load_dataset(
             options.data_file_paths or options.dataset_name,
@@ -91,7 +91,7 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
             allow_outside=options.allow_outside,
             allow_private_urls=options.allow_private_urls,
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
-            **given,
+            **options_given,
         )
         if options.group_by:
             check_group(dataset, options.group_by)
@@ -107,7 +107,7 @@ def has_data(options: argparse.Namespace) -> bool:
     return bool(options.data_file_paths or options.dataset_name)
 
 
-def check_environment(options: argparse.Namespace) -> None:
+def check_environment_flags(options: argparse.Namespace) -> None:
     """Create the environments once, before data and model are loaded.
 
     Raises:
@@ -150,11 +150,11 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     rows = min(options.limit or len(dataset), len(dataset))
     facts = settings_and_data(options, dataset, rows)
     folder = Path(options.output_dir)
-    begin_together(state, folder, facts, overwrite=options.overwrite)
+    prepare_output_dir(state, folder, facts, overwrite=options.overwrite)
     done = {entry["row"]: entry for entry in partial.read(folder)}
     state.wait_for_everyone()  # all have read before the first one appends
-    left = [row for row in range(rows) if row not in done]
-    numbers = [left[place] for place in shard(len(left), state.process_index, state.num_processes)]
+    remaining = [row for row in range(rows) if row not in done]
+    numbers = [remaining[place] for place in shard(len(remaining), state.process_index, state.num_processes)]
     if done and state.is_main_process:
         print(f"going on: {len(done)} of {rows} rows were done before")
     if numbers:
@@ -166,9 +166,9 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     if state.is_main_process:
         predictions = unique_rows(partial.read(folder))
         evaluation = summary(options.task_type, predictions, options.seed, options.pass_k)
-        write_all(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
+        write_outputs(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
         partial.finish(folder)
-        show(evaluation, options.output_dir)
+        print_metrics(evaluation, options.output_dir)
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
@@ -178,17 +178,19 @@ def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows:
     """Return what the predictions depend on: settings, model files, data."""
     from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
-    seen = (dataset[row] for row in range(rows))
-    made = {"data": digest(json.dumps(row, sort_keys=True) for row in seen)} if not has_data(options) else {}
+    evaluated = (dataset[row] for row in range(rows))
+    episode_facts = (
+        {"data": digest(json.dumps(row, sort_keys=True) for row in evaluated)} if not has_data(options) else {}
+    )
     return {
         "settings": prediction_settings(options),
         "model_files": model_digest(options.model_name_or_path),
         "rows": rows,
-        **(made or data_digest(seen)),
+        **(episode_facts or data_digest(evaluated)),
     }
 
 
-def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
+def prepare_output_dir(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
     """Prepare the output folder on the first process; an error there is raised on all.
 
     Raises:
@@ -253,10 +255,10 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     from vlm_grpo.trainers.stage import Stage
 
     given = {name: getattr(options, name) for name in EPISODE_DEFAULTS}
-    own = {name: EPISODE_DEFAULTS[name] if value is None else value for name, value in given.items()}
-    stage = Stage([], environment_factory(options), own["reward_time_limit"])
+    limits = {name: EPISODE_DEFAULTS[name] if value is None else value for name, value in given.items()}
+    stage = Stage([], environment_factory(options), limits["reward_time_limit"])
     return Agents(
-        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_protocol"]
+        model, stage, Path(options.output_dir), limits["max_turns"], limits["tool_time_limit"], limits["tool_protocol"]
     )
 
 
@@ -283,12 +285,12 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
         check_answer_space(options.answer_space, processor)
     except ValueError as error:
         raise UsageError(error) from error
-    tell_space(options, model.config.model_type)
+    print_space_notice(options, model.config.model_type)
     tell_videos_from_images(model)
     return model.to(device), processor
 
 
-def tell_space(options: argparse.Namespace, model_type: str) -> None:
+def print_space_notice(options: argparse.Namespace, model_type: str) -> None:
     """Print the assumed coordinate space of boxes if it is not known for the model."""
     from vlm_grpo.answer_space import space_notice
     from vlm_grpo.evaluation.server import needs_space
@@ -307,7 +309,7 @@ def progress_bar(rows: int, done: int, state: Any) -> Any:
     return tqdm(total=total, initial=initial, desc="evaluating", unit="row", disable=not state.is_main_process)
 
 
-def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
+def write_outputs(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
     """Write the result files to the output folder."""
     from vlm_grpo.evaluation.results import write_results
 
@@ -315,7 +317,7 @@ def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts:
     write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 
-def show(evaluation: Any, folder: str) -> None:
+def print_metrics(evaluation: Any, folder: str) -> None:
     """Print one line per metric and the paths of the files."""
     print(f"{'metric':<24} value [95 % interval]      examples")
     for name, metric in evaluation.metrics.items():

@@ -102,6 +102,6 @@ def check_reachable(settings: JudgeSettings) -> None:
         socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ValueError(
-            f"the judge's server {redact_text(settings.base_url)} cannot be reached: {error}; start it, or mend "
+            f"the judge's server {redact_text(settings.base_url)} cannot be reached: {error}; start it, or fix "
             "--judge_base_url"
         ) from error

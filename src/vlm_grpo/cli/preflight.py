@@ -38,11 +38,13 @@ def validate_flags(model: Any, training: Any) -> list[str]:
     plugin = getattr(training, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         problems.append(
-            f"--{name} does not go with DeepSpeed ZeRO-3: transformers loads quantized weights whole into every "
+            f"--{name} is incompatible with DeepSpeed ZeRO-3: transformers loads quantized weights whole into every "
             "process, and their packed form cannot be sharded; use zero2.json, or no --deepspeed"
         )
     if name == "load_in_8bit" and uses_fsdp(training):
-        problems.append("--load_in_8bit does not go with FSDP, which cannot shard 8-bit weights; use --load_in_4bit")
+        problems.append(
+            "--load_in_8bit is incompatible with FSDP, which cannot shard 8-bit weights; use --load_in_4bit"
+        )
     return problems
 
 
@@ -69,8 +71,8 @@ def missing_packages(training: Any) -> list[str]:
     problems = []
     if getattr(training, "use_vllm", False) and not is_installed("vllm"):
         problems.append("--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'")
-    named = getattr(training, "report_to", None) or []
-    for name in [named] if isinstance(named, str) else named:
+    reporters = getattr(training, "report_to", None) or []
+    for name in [reporters] if isinstance(reporters, str) else reporters:
         module, package = REPORTERS.get(name, ("os", ""))
         if not is_installed(module):
             problems.append(
@@ -99,8 +101,8 @@ def missing_flash_attention(implementation: str | None, device: str) -> list[str
 def attention_flag(model: Any, training: Any) -> str | None:
     """Return the attention implementation that the flags ask for."""
     options = getattr(training, "model_init_kwargs", None)
-    asked = options.get("attn_implementation") if isinstance(options, dict) else None
-    return asked or getattr(model, "attn_implementation", None)
+    requested = options.get("attn_implementation") if isinstance(options, dict) else None
+    return requested or getattr(model, "attn_implementation", None)
 
 
 def is_installed(module: str) -> bool:

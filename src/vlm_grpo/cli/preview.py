@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, pairing, reader_options
 from vlm_grpo.cli.command_parser import CommandParser
-from vlm_grpo.cli.preview_space import row_placer
+from vlm_grpo.cli.preview_space import box_converter
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
 from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact_text
@@ -46,8 +46,10 @@ class SampleView:
     @property
     def warning(self) -> str | None:
         """A warning if the gold answer does not get the full reward."""
-        right = [name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")]
-        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in right and _is_low(value)]
+        full_rewards = [
+            name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")
+        ]
+        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in full_rewards and _is_low(value)]
         return f"{self.where}: the gold answer gets {', '.join(low)} instead of 1" if low else None
 
 
@@ -101,9 +103,10 @@ def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
         options |= {"think_tags": prompting.think_tags, "markup": prompting.markup}
         template = prompting.template
     dataset = load_dataset(source, check=False, **options)
-    count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
+    convert_box = box_converter(arguments.model_name_or_path, arguments.answer_space)
+    count = min(arguments.count, len(dataset))
     return [
-        _view_row(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
+        _view_row(convert_box(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
         for number in range(count)
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def row_placer(model: str | None, flag: str | None) -> Callable[[Row], Row]:
+def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
     """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
 
     Without both, rows stay unchanged.
@@ -29,15 +29,15 @@ def row_placer(model: str | None, flag: str | None) -> Callable[[Row], Row]:
     processor, model_type = AutoProcessor.from_pretrained(model), AutoConfig.from_pretrained(model).model_type
     check_answer_space(flag, processor)
     space = answer_space(model_type, flag)
-    tell = _Notice(model_type, flag)
+    notice = _Notice(model_type, flag)
 
-    def place(row: Row) -> Row:
-        tell(row["task"])
+    def convert(row: Row) -> Row:
+        notice(row["task"])
         return place_box(
             row, space, _processed_sizes(row, processor) if space == "resized" else [None] * len(row["images"])
         )
 
-    return place
+    return convert
 
 
 class _Notice:
@@ -75,6 +75,6 @@ def place_box(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Ro
         return row
     sizes = [image_size(ref) for ref in row["images"]]
     facts = {"answer_space": space, "image_sizes": sizes, "processed_sizes": resized}
-    there = [round(number, 6) for number in in_answer_space(box, with_facts(record, facts))]
-    answer = [int(number) if number == int(number) else number for number in there]
+    coordinates = [round(number, 6) for number in in_answer_space(box, with_facts(record, facts))]
+    answer = [int(number) if number == int(number) else number for number in coordinates]
     return {**row, "record": replace(with_facts(record, {"box_space": space}), answer=answer)}

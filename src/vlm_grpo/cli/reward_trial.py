@@ -45,15 +45,15 @@ def try_rewards(
         UsageError: a reward raises, or returns something else than numbers.
         TimeLimitError: a reward does not return in time.
     """
-    own = [spec for spec in specs if is_file_name(spec)]
-    row = next(iter(dataset), None) if own else None
+    user_specs = [spec for spec in specs if is_file_name(spec)]
+    row = next(iter(dataset), None) if user_specs else None
     if row is None or row.get("record") is None:
         return []
     try:
         columns = _columns(row, template, space)
     except ValueError as error:  # an image without a header
         raise UsageError(str(error)) from error
-    return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in own]
+    return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in user_specs]
 
 
 def show_trials(
@@ -90,7 +90,7 @@ def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float)
         place = _place(error, spec.split(".py:")[0] + ".py")
         raise UsageError(
             f"--reward_funcs {spec}: {error}{place}\n"
-            f"It was tried before the model is loaded, on the right answer of the first row, {where}."
+            f"It was called before the model is loaded, with the gold answer of the first row, {where}."
         ) from error
 
 
@@ -110,9 +110,9 @@ def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[s
     gold = gold_turn(row, template)
     sizes = [image_size(ref) for ref in row.get("images") or ()]
     facts = {"image_sizes": sizes, "processed_sizes": sizes, "answer_space": space or "original"}
-    one = {**row, **facts, "turn_opening": gold.opening, WHOLE_TURNS: _assistant(gold.opening + gold.completion)}
+    values = {**row, **facts, "turn_opening": gold.opening, WHOLE_TURNS: _assistant(gold.opening + gold.completion)}
     return {
-        **{name: [value] for name, value in one.items() if name != "prompt"},
+        **{name: [value] for name, value in values.items() if name != "prompt"},
         "prompts": [row["prompt"]],
         "completions": [_assistant(gold.completion)],
         "completion_ids": [list(range(max(1, len(gold.completion.split()))))],

@@ -85,10 +85,10 @@ def compare_records(then: Mapping[str, Any], now: Mapping[str, Any], step: int) 
 
 def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Iterator[SettingChange]:
     for part in ("script", "training", "model"):
-        known, values = then.get(part) or {}, now[part]
+        old_values, values = then.get(part) or {}, now[part]
         for name in [name for name in values if name not in READ_APART and not WITHOUT_EFFECT.fullmatch(name)]:
-            before = known.get(name)
-            if name in known and before != values[name]:
+            before = old_values.get(name)
+            if name in old_values and before != values[name]:
                 yield SettingChange(f"--{name}", before, values[name], _reason(name, before, values[name], step))
 
 
@@ -120,11 +120,11 @@ def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     before, after = then.get("base_model") or {}, now["base_model"]
     if before.get("files") and before.get("files") == after["files"]:
         return
-    shown = [_shown_model(each) for each in (before, after)]
-    if shown[0] == shown[1] and before.get("files") != after["files"]:
-        shown = [f"{shown[0]} (files {before.get('files')})", f"{shown[1]} (files {after['files']})"]
-    if shown[0] != shown[1]:
-        yield SettingChange("--model_name_or_path", *shown, "the checkpoint is of another model")
+    names = [_shown_model(each) for each in (before, after)]
+    if names[0] == names[1] and before.get("files") != after["files"]:
+        names = [f"{names[0]} (files {before.get('files')})", f"{names[1]} (files {after['files']})"]
+    if names[0] != names[1]:
+        yield SettingChange("--model_name_or_path", *names, "the checkpoint is of another model")
 
 
 def _shown_model(model: Mapping[str, Any]) -> str:
@@ -172,18 +172,18 @@ def check_changes(checkpoint: str | Path, record: Mapping[str, Any], *, is_main:
     """
     then = read_record(checkpoint)
     if then is None or then.get("format") != FORMAT:
-        logger.warning("%s: no run.json of this version tells how it was trained, so nothing is compared", checkpoint)
+        logger.warning("%s: it has no run.json of this version, so its settings are not compared", checkpoint)
         return
     differences = compare_records(then, record, step_of(checkpoint))
     if any(change.reason for change in differences):
         raise UsageError(
-            f"--resume_from_checkpoint {checkpoint}: what is marked with ! cannot change within a run\n"
+            f"--resume_from_checkpoint {checkpoint}: settings marked with ! must not change within a run\n"
             f"{table(differences)}\n"
-            "Resume with the values of then, or begin a new run from its weights: --model_name_or_path "
+            "Resume with the old values, or start a new run from its weights: --model_name_or_path "
             f"{checkpoint} and another --output_dir"
         )
     if differences and is_main:
-        message = f"vlm-grpo train: the run goes on from {checkpoint} with other settings"
+        message = f"vlm-grpo train: resuming from {checkpoint} with other settings"
         print(f"{message}\n{table(differences)}", file=sys.stderr)
 
 

@@ -75,8 +75,8 @@ def _is_same(descriptor: int, path: Path) -> bool:
 
 def _locked_message(folder: Path, owner: bytes) -> str:
     try:
-        other = json.loads(owner)
-        who = f"process {other['pid']} on {other['host']}, since {other['since']}"
+        holder = json.loads(owner)
+        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (ValueError, LookupError, TypeError):
         who = "a process that has just begun"
     return (

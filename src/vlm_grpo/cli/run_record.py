@@ -77,7 +77,7 @@ def _distributed(training: Any) -> Any:
     return "FSDP" if shards else training.distributed_state.distributed_type
 
 
-def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
+def save_record(trainer: Any, record: Mapping[str, Any]) -> None:
     """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
@@ -158,8 +158,8 @@ def _data_paths(script: Any) -> list[str]:
 
 def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
     """Return the user's files with rewards, environments and prompts."""
-    named = [*rewards, *(script.environment or [])]
-    code = [f"{name.rpartition('.py:')[0]}.py" for name in named if ".py:" in name]
+    specs = [*rewards, *(script.environment or [])]
+    code = [f"{name.rpartition('.py:')[0]}.py" for name in specs if ".py:" in name]
     return [*code, *(path for path in (script.format_prompt, script.chat_template_path) if path)]
 
 
@@ -170,14 +170,14 @@ def _digests(paths: Iterable[str]) -> dict[str, str | None]:
 
 def _digest(path: Path, whole: int = WHOLE, end: int = END) -> str:
     size = path.stat().st_size
-    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:
         if size > whole:
-            found.update(file.read(end))
+            digest.update(file.read(end))
             file.seek(-end, os.SEEK_END)
         while chunk := file.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _model_digest(folder: Path) -> str | None:
@@ -197,9 +197,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -31,11 +31,11 @@ def check_rows_enough(training: Any, dataset: Any) -> None:
     prompts = batch // generations
     if len(dataset) < prompts:
         size = f"--per_device_train_batch_size {training.per_device_train_batch_size}"
-        many = f" on {training.world_size} processes" if training.world_size > 1 else ""
+        processes = f" on {training.world_size} processes" if training.world_size > 1 else ""
         steps = f"--steps_per_generation {training.steps_per_generation}"
         raise UsageError(
             f"{len(dataset)} rows are fewer than the {prompts} prompts of one rollout: nothing would be trained. "
-            f"A rollout has {batch} completions ({size}{many}, {steps}), {generations} of each prompt "
+            f"A rollout has {batch} completions ({size}{processes}, {steps}), {generations} of each prompt "
             f"(--num_generations). Give at least {prompts} rows, or make one of the first two flags smaller"
         )
 
@@ -76,8 +76,8 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
     Raises:
         UsageError: a reward applies to no row; the message says what it needs.
     """
-    known = [split_spec(spec)[0] for spec in specs]
-    names = [name for name in dict.fromkeys(known) if name in REWARDS and name not in OF_FORM]
+    reward_names = [split_spec(spec)[0] for spec in specs]
+    names = [name for name in dict.fromkeys(reward_names) if name in REWARDS and name not in OF_FORM]
     if not names or not isinstance(dataset, Sized):
         return
     coverage = Coverage(names)
@@ -93,9 +93,9 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
             "reward %r applies to %s of %s rows: it needs %s (the first without: %s)",
             *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", needed(name), where),
         )
-    if coverage.unscored and all(name in REWARDS for name in known):
+    if coverage.unscored and all(name in REWARDS for name in reward_names):
         places = ", ".join(coverage.unscored[:MOST_PLACES]) + (", ..." if len(coverage.unscored) > MOST_PLACES else "")
-        logger.warning("%s rows are scored for their form alone: %s", f"{len(coverage.unscored):,}", places)
+        logger.warning("%s rows are scored by format rewards only: %s", f"{len(coverage.unscored):,}", places)
 
 
 def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
@@ -108,6 +108,6 @@ def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
 
 def _unearned_message(unearned: Sequence[str], specs: Sequence[str], rows: int) -> str:
     lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {needed(name)}" for name in unearned]
-    rest = [spec for spec in specs if split_spec(spec)[0] not in unearned]
-    hint = f"leave it out (--reward_funcs {' '.join(rest)}), or" if rest else "choose other rewards, or"
-    return "\n  ".join(["rewards that nothing can earn:", *lines, f"{hint} give the rows what they need"])
+    usable = [spec for spec in specs if split_spec(spec)[0] not in unearned]
+    hint = f"leave it out (--reward_funcs {' '.join(usable)}), or" if usable else "choose other rewards, or"
+    return "\n  ".join(["rewards that apply to no row:", *lines, f"{hint} give the rows what they need"])

@@ -183,7 +183,7 @@ def find_prompting(
         return None, error
 
 
-def own_processor(script: ScriptArguments, training: Any, model: Any, prompting: Prompting | None) -> Any:
+def custom_processor(script: ScriptArguments, training: Any, model: Any, prompting: Prompting | None) -> Any:
     """Return the processor with --chat_template_path, loaded as TRL does; None if TRL shall load it."""
     if script.chat_template_path is None or prompting is None:
         return None

@@ -19,16 +19,16 @@ from vlm_grpo.cli.expert_args import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
 from vlm_grpo.cli.reward_trial import show_trials
 from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
-from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
+from vlm_grpo.cli.templates import Prompting, custom_processor, find_prompting
 from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.redact import redact_text
 
 logger = logging.getLogger(__name__)
 
-GO_ON = "the same command with --resume_from_checkpoint true goes on from there"
+GO_ON = "resume with the same command and --resume_from_checkpoint true"
 BROKEN_MEDIA = (
-    "; the run ends here, and its checkpoints are whole: mend the file or leave its row out, then go on with "
-    "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before a training"
+    "; the run ends here and its checkpoints are valid: fix the file or remove its row, then resume with "
+    "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before training"
 )
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 DATA_OPTIONS += ("ignore_columns",)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vlm-grpo train: interrupted; what came after the last checkpoint is lost", file=sys.stderr)
+        print("vlm-grpo train: interrupted; progress since the last checkpoint is lost", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
     from vlm_grpo.cli.card import card_facts
     from vlm_grpo.cli.run_changes import check_changes
     from vlm_grpo.cli.run_lock import lock_output_dir
-    from vlm_grpo.cli.run_record import keep_record, run_record
+    from vlm_grpo.cli.run_record import run_record, save_record
     from vlm_grpo.loading import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
         except (ValueError, ImportError, OSError) as error:  # what a library finds wrong only now
             logger.debug("the trainer cannot be built", exc_info=True)
             raise UsageError(f"the model or the trainer cannot be built: {error}") from error
-        keep_record(trainer, {**record, "resumed_from": start})
+        save_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0:
             print(parameter_table(trainer.model))
@@ -223,9 +223,11 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
-    given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
-    if given and not any(takes(spec, "encoder") for spec in specs):
-        flags = ", ".join(f"--reasoning_{name}" for name in given)
+    reasoning_flags = [
+        name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None
+    ]
+    if reasoning_flags and not any(takes(spec, "encoder") for spec in specs):
+        flags = ", ".join(f"--reasoning_{name}" for name in reasoning_flags)
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
 
@@ -254,7 +256,7 @@ def check_machine(model: Any, training: Any) -> None:
     from vlm_grpo.cli.preflight import missing_requirements
 
     if problems := missing_requirements(model, training):
-        raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
+        raise UsageError("\n  ".join(["this machine does not meet the requirements:", *problems]))
 
 
 def build_trainer(
@@ -272,9 +274,13 @@ def build_trainer(
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
     from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
-    given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    load_options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
     training.model_init_kwargs = {
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in load_options.items() if value is not None},
         **(training.model_init_kwargs or {}),
     }
     kind = VLMGRPOTrainer if script.trainer == "grpo" else VLMRLOOTrainer
@@ -284,7 +290,7 @@ def build_trainer(
         training,
         train_dataset=dataset,
         eval_dataset=held_out,
-        processing_class=own_processor(script, training, model, prompting),
+        processing_class=custom_processor(script, training, model, prompting),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         environment_factory=environment_factory(script),
@@ -333,7 +339,9 @@ def resume_point(training: Any) -> str | None:
         except ValueError as error:
             raise UsageError(f"--resume_from_checkpoint: {error}") from error
         if newest is None:
-            logger.warning("--resume_from_checkpoint: no complete checkpoint in %s, starting anew", training.output_dir)
+            logger.warning(
+                "--resume_from_checkpoint: no complete checkpoint in %s, starting from scratch", training.output_dir
+            )
         return None if newest is None else str(newest)
     problem = fault(value)
     if problem is not None:

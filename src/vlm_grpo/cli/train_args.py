@@ -58,13 +58,13 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     parser = _flag_parser(trainer)
     argv = without_flag(argv, "trainer")  # judged already
     parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
-    values, wrong = parser.read(argv, {**config, "trainer": trainer})
-    wrong += _validate_values(values, algorithm, given)
-    parts = [] if wrong else _configurations(parser, argv, problems)
+    values, value_problems = parser.read(argv, {**config, "trainer": trainer})
+    value_problems += _validate_values(values, algorithm, given)
+    parts = [] if value_problems else _configurations(parser, argv, problems)
     if parts:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
         problems += validate_flags(parts[2], parts[1]) + _validate_mappings(values)
-    problems += wrong + _validate_combinations(values, algorithm, given)
+    problems += value_problems + _validate_combinations(values, algorithm, given)
     _raise_problems(problems)
     script, training, model = parts
     script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
@@ -136,8 +136,8 @@ def _without_unknown_flags(
 ) -> tuple[list[str], dict[str, Any]]:
     """Return command line and config without flags unknown to this trainer; each one adds a problem."""
     for name in dict.fromkeys([*flag_names(argv), *config]):
-        if found := unknown_flags([f"--{name}"], trainer):
-            problems += found
+        if unknown := unknown_flags([f"--{name}"], trainer):
+            problems += unknown
             argv = without_flag(argv, name)
             config = {key: value for key, value in config.items() if key != name}
     return argv, config
@@ -161,13 +161,13 @@ def validate_output_dir(output_dir: str | None) -> list[str]:
         return ["--output_dir '': must name a folder"]
     folder = Path(output_dir).absolute()
     try:
-        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        if not there.is_dir():
-            return [f"--output_dir {output_dir}: must be a folder, and {there} is a file"]
+        existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            return [f"--output_dir {output_dir}: must be a folder, and {existing} is a file"]
     except OSError as error:
         return [f"--output_dir {output_dir}: {error.strerror}"]
-    if not os.access(there, os.W_OK | os.X_OK):
-        return [f"--output_dir {output_dir}: cannot be written, {there} is read-only for this user"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"--output_dir {output_dir}: cannot be written, {existing} is read-only for this user"]
     return []
 
 
@@ -178,8 +178,8 @@ def _validate_combinations(values: dict[str, Any], algorithm: str | None, given:
     problems = ineffective_flags([name for name in given if name in values], values) + _unused_flags(algorithm, given)
     if algorithm is None or _algorithms().find_algorithm(algorithm).expert is None:
         with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
-        unread = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
-        problems += [f"--{name} has no effect without --algorithm {', '.join(with_plan)}" for name in unread]
+        unused = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
+        problems += [f"--{name} has no effect without --algorithm {', '.join(with_plan)}" for name in unused]
     return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 
@@ -237,8 +237,8 @@ def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
     if algorithm is None:
         return []
     recipe = _algorithms().find_algorithm(algorithm)
-    unread = {*recipe.unread, *(() if recipe.is_advantage_trls else ("scale_rewards", "multi_objective_aggregation"))}
-    return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unread & set(given))]
+    unused = {*recipe.unread, *(() if recipe.is_advantage_trls else ("scale_rewards", "multi_objective_aggregation"))}
+    return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unused & set(given))]
 
 
 def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:

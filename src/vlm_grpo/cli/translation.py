@@ -31,20 +31,20 @@ def translate(argv: list[str], known: Collection[str]) -> Translation:
     translation = Translation()
     for flag, values in _groups(argv):
         keys = [word for word in values if _is_key(word)]
-        rest = [word for word in values if not _is_key(word)]
+        plain_values = [word for word in values if not _is_key(word)]
         if flag is None:
-            translation.words += rest
+            translation.words += plain_values
         else:
-            _flag(flag, rest, known, translation)
+            _flag(flag, plain_values, known, translation)
         _keys(dict(word.split("=", 1) for word in keys), translation)
     return translation
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a nested YAML file with dots between their parts, without this package's own."""
-    found = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
-    found |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
-    return dict(_flat(found, ""))
+    sections = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
+    sections |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
+    return dict(_flat(sections, ""))
 
 
 def translate_keys(keys: Mapping[str, Any]) -> Translation:
@@ -74,23 +74,25 @@ def _is_key(word: str) -> bool:
 def _flag(word: str, values: list[str], known: Collection[str], translation: Translation) -> None:
     name, equals, value = word[2:].partition("=")
     name = name.replace("-", "_")
-    given = [value, *values] if equals else values
+    all_values = [value, *values] if equals else values
     if name in known or name.removeprefix("no_") in known:
-        system, new = VALUES.get((name, given[0] if given else ""), (None, None))
+        system, new = VALUES.get((name, all_values[0] if all_values else ""), (None, None))
         if system is None:
             translation.words += [word, *values]
         else:
             translation.words += [f"--{name}={new}"] if new else []
-            translation.notes.append(f"--{name} {given[0]} as {f'--{name} {new}' if new else 'nothing'} ({system})")
+            translation.notes.append(
+                f"--{name} {all_values[0]} as {f'--{name} {new}' if new else 'nothing'} ({system})"
+            )
         return
-    found = change_of_flag(name)
-    if found is None:
+    counterpart = change_of_flag(name)
+    if counterpart is None:
         translation.words += [word, *values]
         return
-    system, change = found
-    if name == "logging_dir" and given:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = given[0]
-    _apply(f"--{name}", change, given[0] if len(given) == 1 else given or ["true"], system, translation)
+    system, change = counterpart
+    if name == "logging_dir" and all_values:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = all_values[0]
+    _apply(f"--{name}", change, all_values[0] if len(all_values) == 1 else all_values or ["true"], system, translation)
 
 
 def _keys(keys: Mapping[str, Any], translation: Translation) -> None:
@@ -115,15 +117,15 @@ def _keys(keys: Mapping[str, Any], translation: Translation) -> None:
 
 
 def _apply(name: str, change: Change, value: Any, system: str, translation: Translation) -> None:
-    shown = f"{name}{' ' if name.startswith('--') else '='}{' '.join(value) if isinstance(value, list) else value}"
+    original = f"{name}{' ' if name.startswith('--') else '='}{' '.join(value) if isinstance(value, list) else value}"
     try:
         words = None if change.read is None else change.read(value)
     except ValueError as error:
-        translation.problems.append(f"{shown}: {system}'s; here {error}")
+        translation.problems.append(f"{original}: {system}'s; here {error}")
         return
     if words is None:
         note = f"; {change.note}" if change.note else ""
-        translation.problems.append(f"{shown}: {system}'s; here {change.new}{note}")
+        translation.problems.append(f"{original}: {system}'s; here {change.new}{note}")
         return
     translation.words += words
     translation.notes.append(f"{name} as {' '.join(words) or change.new} ({system})")

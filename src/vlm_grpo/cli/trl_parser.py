@@ -42,18 +42,18 @@ class FlagParser(TrlParser):
         problems = self._validate_config(config)
         while True:
             try:
-                namespace, rest = self.parse_known_args(argv)
+                namespace, unknown_words = self.parse_known_args(argv)
             except argparse.ArgumentError as error:
                 if error.argument_name is None:  # no flag to leave out
                     return ParsedFlags({}, [*problems, error.message])
                 name = error.argument_name.split("/")[0].removeprefix("--")
-                given = argv_value(argv, name)
-                problems.append(_problem(name, config.get(name) if given is None else given, error.message))
-                if given is None:
+                value = argv_value(argv, name)
+                problems.append(_problem(name, config.get(name) if value is None else value, error.message))
+                if value is None:
                     self.set_defaults(**{name: None})  # what the config file said
                 argv = without_flag(argv, name)
                 continue
-            stray = [f"{word!r} belongs to no flag" for word in rest]
+            stray = [f"{word!r} belongs to no flag" for word in unknown_words]
             return ParsedFlags(vars(namespace), [*problems, *stray])
 
     def _validate_config(self, config: dict[str, Any]) -> list[str]:

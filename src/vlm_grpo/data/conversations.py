@@ -48,8 +48,8 @@ def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
     if problems:
         return Conversation(), problems
     roles = [role for role, _ in turns]
-    asked = roles[roles[0] == "system" :]
-    if not asked or asked != (["user", "assistant"] * len(asked))[: len(asked)]:
+    dialogue = roles[roles[0] == "system" :]
+    if not dialogue or dialogue != (["user", "assistant"] * len(dialogue))[: len(dialogue)]:
         return Conversation(), [(key, f"turns {', '.join(roles)}", "user (human) and assistant (gpt) in turn")]
     return _conversation(turns, key, problems), problems
 

@@ -246,12 +246,12 @@ def load_dataset(
         )
     result = open_sources(source, **pairs, config=config)
     shares, problems = file_shares(mixture, source, result)
-    _refuse([*problems, *result.problems], result.sources if check else [])
+    _raise_or_warn([*problems, *result.problems], result.sources if check else [])
     numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None
     return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
 
 
-def _refuse(problems: list[Problem], sources: Sequence[Source]) -> None:
+def _raise_or_warn(problems: list[Problem], sources: Sequence[Source]) -> None:
     """Raise a DataError for errors in `problems` or in the rows of `sources`; log warnings."""
     problems += [problem for part in sources for problem in check_rows(part)]
     if any(not problem.is_warning for problem in problems):
@@ -279,6 +279,6 @@ def _warn(problems: list[Problem]) -> None:
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.expected, []).append(problem)
-    for expected, found in kinds.items():
-        first = found[0]
-        logger.warning("%d rows, first %s: %s: expected %s", len(found), first.where, first.found, expected)
+    for expected, same_kind in kinds.items():
+        first = same_kind[0]
+        logger.warning("%d rows, first %s: %s: expected %s", len(same_kind), first.where, first.found, expected)

@@ -67,17 +67,17 @@ def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnsw
     Raises:
         DataError: a file or a line cannot be read; the message is a table of all problems.
     """
-    found: dict[str, list[ExpertAnswer]] = {}
+    answers: dict[str, list[ExpertAnswer]] = {}
     problems: list[Problem] = []
     for path in split_entries(paths) if isinstance(paths, str) else paths:
         try:
             for where, row in _lines(Path(path)):
-                _read_line(row, where, found, problems)
+                _read_line(row, where, answers, problems)
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
-    return found
+    return answers
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -86,7 +86,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         yield where, parse_line(line, where)
 
 
-def _read_line(row: Any, where: str, found: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
+def _read_line(row: Any, where: str, experts: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
     if isinstance(row, Problem):
         problems.append(row)
         return
@@ -101,7 +101,7 @@ def _read_line(row: Any, where: str, found: dict[str, list[ExpertAnswer]], probl
         return
     if not answers:
         problems.append(Problem(where, COLUMN, "missing, null or an empty list", EXPECTED))
-    found.setdefault(str(name), []).extend(answers)
+    experts.setdefault(str(name), []).extend(answers)
 
 
 def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str | Path]) -> Dataset | IterableDataset:
@@ -122,8 +122,8 @@ def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str |
     if dataset.format["type"] == "custom":
         return dataset.with_transform(ExpertTransform(dataset.format["format_kwargs"]["transform"], experts))
     rows = [with_answers(row, experts) for row in dataset.select_columns(_present(dataset, "id", COLUMN, "where"))]
-    kept = dataset.remove_columns(_present(dataset, COLUMN))
-    return kept.add_column(COLUMN, [row[COLUMN] for row in rows]).add_column(PLACES, [row[PLACES] for row in rows])
+    columns = dataset.remove_columns(_present(dataset, COLUMN))
+    return columns.add_column(COLUMN, [row[COLUMN] for row in rows]).add_column(PLACES, [row[PLACES] for row in rows])
 
 
 def _present(dataset: Dataset, *names: str) -> list[str]:
@@ -167,10 +167,10 @@ def _places(dataset: Dataset) -> dict[str, list[str]]:
         expected = "a column id, by which answers are matched; or answers in a column expert"
         raise DataError([Problem("train_dataset", "id", "no such column", expected)])
     rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(_present(dataset, "id", "where"))
-    found: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        found.setdefault(str(row["id"]), []).append(str(row.get("where") or f"row {number}"))
-    return found
+        places.setdefault(str(row["id"]), []).append(str(row.get("where") or f"row {number}"))
+    return places
 
 
 def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[ExpertAnswer]]) -> None:
@@ -386,8 +386,8 @@ def _split_answer(row: RawRow, where: str) -> RawRow:
     turns = row.get(key) if key else None
     last = turns[-1] if isinstance(turns, list) and turns else None
     if isinstance(last, Mapping) and last.get("from", last.get("role")) in ASSISTANT:
-        said = last.get("value", last.get("content"))
-        return {**_without_answers(row), key: turns[:-1], COLUMN: _text(said)}
+        content = last.get("value", last.get("content"))
+        return {**_without_answers(row), key: turns[:-1], COLUMN: _text(content)}
     answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
     if answer is None:
         return Problem(
@@ -400,6 +400,6 @@ def _without_answers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ANSWER_KEYS and name != "task"}
 
 
-def _text(said: Any) -> str:
-    blocks = isinstance(said, list) and all(isinstance(block, Mapping) and "text" in block for block in said)
-    return "".join(str(block["text"]) for block in said) if blocks else gold_text(said)
+def _text(content: Any) -> str:
+    blocks = isinstance(content, list) and all(isinstance(block, Mapping) and "text" in block for block in content)
+    return "".join(str(block["text"]) for block in content) if blocks else gold_text(content)

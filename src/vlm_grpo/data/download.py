@@ -16,14 +16,14 @@ from typing import Any
 from vlm_grpo.io import whole_file
 
 TIMEOUT = 60  # seconds without a byte
-WINDOW = 60  # seconds in which SLOWEST bytes a second must come
-SLOWEST = 1000
+SPEED_WINDOW = 60  # seconds in which MIN_SPEED bytes a second must come
+MIN_SPEED = 1000
 BLOCK = 2**20
 NETWORK_ERRORS = (OSError, HTTPException)
 
 
 class SlowError(ConnectionError):
-    """The server sends less than SLOWEST bytes per second."""
+    """The server sends less than MIN_SPEED bytes per second."""
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
@@ -34,13 +34,13 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
 
     Raises:
         OSError: the server cannot be reached, has no such file, or failed `attempts` times in a row without a byte in
-            between; the disk is full. Less than SLOWEST bytes per second counts as a failure.
+            between; the disk is full. Less than MIN_SPEED bytes per second counts as a failure.
     """
     path = Path(path)
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, left = path.with_name(path.name + ".part"), attempts
+    part, attempts_left = path.with_name(path.name + ".part"), attempts
     while True:
         size_before = _size(part)
         try:
@@ -57,8 +57,8 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
                 raise OSError(errno.ENOSPC, f"{url}: no room in {path.parent}: {error.strerror}") from error
             failure = error
         is_further = _size(part) > size_before and not isinstance(failure, SlowError)
-        left = attempts if is_further else left - 1
-        if left <= 0:
+        attempts_left = attempts if is_further else attempts_left - 1
+        if attempts_left <= 0:
             raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
         time.sleep(pause)
 
@@ -75,23 +75,23 @@ def _fetch_rest(url: str, part: Path) -> None:
     if stream is None:
         return
     with stream:
-        done = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
+        position = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
         length = stream.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
-        check_room(part.parent, 0 if total is None else total - done)
-        shown = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
-        with part.open("r+b" if done else "wb") as file, tqdm(total=total, initial=done, **shown) as bar:
-            file.seek(done)
-            mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
+        total = None if length is None else position + int(length)
+        check_room(part.parent, 0 if total is None else total - position)
+        bar_options = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
+        with part.open("r+b" if position else "wb") as file, tqdm(total=total, initial=position, **bar_options) as bar:
+            file.seek(position)
+            mark, least = time.monotonic() + SPEED_WINDOW, position + SPEED_WINDOW * MIN_SPEED
             while block := stream.read1(BLOCK):
-                done += file.write(block)
+                position += file.write(block)
                 bar.update(len(block))
                 if time.monotonic() >= mark:
-                    if done < least:
-                        raise SlowError(f"less than {SLOWEST:,} bytes a second came")
-                    mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
-    if total is not None and done != total:
-        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+                    if position < least:
+                        raise SlowError(f"less than {MIN_SPEED:,} bytes a second came")
+                    mark, least = time.monotonic() + SPEED_WINDOW, position + SPEED_WINDOW * MIN_SPEED
+    if total is not None and position != total:
+        raise ConnectionError(f"the connection ended after {position:,} of {total:,} bytes")
 
 
 def check_room(folder: Path, needed: int) -> None:

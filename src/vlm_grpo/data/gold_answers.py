@@ -26,9 +26,9 @@ def unwrap_answer(value: Any) -> Any:
     return value["ground_truth"] if "ground_truth" in value and "style" in value else value
 
 
-def answers_equal(one: Any, other: Any) -> bool:
+def answers_equal(first: Any, second: Any) -> bool:
     """Return whether two gold answers are equal as text, as JSON, or as boxes."""
-    texts = [gold(unwrap_answer(value)) for value in (one, other)]
+    texts = [gold(unwrap_answer(value)) for value in (first, second)]
     boxes = [boxes_in(text) for text in texts]
     return normalise(texts[0]) == normalise(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 
@@ -42,13 +42,14 @@ def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
     if type(value) is not int or not options:
         return value, None
     texts = [option.strip() for option in options]
-    named = texts.index(str(value)) if str(value) in texts else None
-    counted = value if 0 <= value < len(options) else None
-    if named is None and counted is None:
+    text_index = texts.index(str(value)) if str(value) in texts else None
+    number_index = value if 0 <= value < len(options) else None
+    if text_index is None and number_index is None:
         return value, f"the number of one of the {len(options)} options, counted from 0, or its letter or text"
-    if named is not None and counted not in (None, named):
-        return value, f"a letter: it is the text of option {LETTERS[named]} and the number of {LETTERS[counted]}"
-    return LETTERS[counted if named is None else named], None
+    if text_index is not None and number_index not in (None, text_index):
+        letters = LETTERS[text_index], LETTERS[number_index]
+        return value, "a letter: it is the text of option {} and the number of {}".format(*letters)
+    return LETTERS[number_index if text_index is None else text_index], None
 
 
 def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
@@ -73,12 +74,12 @@ def is_finite(value: Any) -> bool:
 
 def strip_option_letters(options: list[str]) -> tuple[str, ...]:
     """Return the options without their letters if every option has its own (`A. dog`, `(B) cat`)."""
-    plain = []
+    texts = []
     for letter, option in zip(LETTERS, options, strict=False):
         text = option.strip()
         start = next((s for s in (f"({letter})", f"{letter}.", f"{letter})", f"{letter}:") if text.startswith(s)), None)
-        rest = text[len(start) :].strip() if start else ""
-        if not rest:
+        stripped = text[len(start) :].strip() if start else ""
+        if not stripped:
             return tuple(options)
-        plain.append(rest)
-    return tuple(plain)
+        texts.append(stripped)
+    return tuple(texts)

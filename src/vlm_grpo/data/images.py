@@ -43,7 +43,7 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-UPRIGHT = {  # what undoes each of its values
+UPRIGHT_TRANSPOSES = {  # what undoes each of its values
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,8 +52,8 @@ UPRIGHT = {  # what undoes each of its values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
-LONGEST = 200  # times the shorter side; Qwen's image processors refuse more
+SWAPPED_SIDES = (5, 6, 7, 8)  # its values that swap width and height
+MAX_ASPECT_RATIO = 200  # times the shorter side; Qwen's image processors refuse more
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -146,20 +146,20 @@ def check_sides(image: Image.Image) -> None:
         ValueError: the longer side is more than 200 times the shorter one.
     """
     width, height = image.size
-    if max(width, height) > LONGEST * min(width, height):
-        raise ValueError(f"{width:,} x {height:,} pixels, over {LONGEST}:1 (crop it, or pad it)")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels, over {MAX_ASPECT_RATIO}:1 (crop it, or pad it)")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     check_sides(image)
     image.load()  # before its orientation is read: TIFF files turn themselves here, and then have none
-    turn = UPRIGHT.get(_orientation(image))
+    turn = UPRIGHT_TRANSPOSES.get(_orientation(image))
     return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    is_upright = image.format == "TIFF" or _orientation(image) not in SIDEWAYS  # opening a TIFF swaps them already
+    is_upright = image.format == "TIFF" or _orientation(image) not in SWAPPED_SIDES  # opening a TIFF swaps them already
     return (width, height) if is_upright else (height, width)
 
 
@@ -200,8 +200,8 @@ def decode_error(error: BaseException) -> str:
     """Return the decoder's error message without object addresses."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    said = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
-    text = str(said).split("<_io.", 1)[0].strip()
+    message = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
+    text = str(message).split("<_io.", 1)[0].strip()
     return text or type(error).__name__
 
 

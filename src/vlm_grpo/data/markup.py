@@ -33,11 +33,11 @@ def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[
         marks: special tokens of the model; None: those of all known models.
     """
     pattern = _pattern(KNOWN if marks is None else tuple(marks))
-    asked = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]
+    user_texts = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]
     others = [record.system or "", *(t["content"] for t in record.history if t["role"] != "user")]
-    for text in (*(text.replace(MARKER, "").replace(VIDEO_MARKER, "") for text in asked), *others):
-        if found := pattern.search(text):
-            yield repr(text[max(0, found.start() - 20) : found.end() + 20])
+    for text in (*(text.replace(MARKER, "").replace(VIDEO_MARKER, "") for text in user_texts), *others):
+        if match := pattern.search(text):
+            yield repr(text[max(0, match.start() - 20) : match.end() + 20])
 
 
 @lru_cache(maxsize=8)

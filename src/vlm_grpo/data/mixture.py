@@ -41,9 +41,9 @@ def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[
     if len(entries) != files:
         return [], [Problem(FLAG, "number", f"{len(entries)} for {files} data files", f"{files}, one for each file")]
     shares = [_share(entry) for entry in entries]
-    bad = [entry for entry, share in zip(entries, shares, strict=True) if share is None]
+    invalid = [entry for entry, share in zip(entries, shares, strict=True) if share is None]
     expected = "a number above 0; leave out a file that is not used"
-    problems = [Problem(FLAG, "share", repr(entry), expected) for entry in bad]
+    problems = [Problem(FLAG, "share", repr(entry), expected) for entry in invalid]
     return [share for share in shares if share is not None], problems
 
 
@@ -62,11 +62,11 @@ def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int
     The file that would run out first sets the length: with 10 and 100 rows at 0.7:0.3 it is floor(10 / 0.7) = 14 rows.
     Of those, 9.8 and 4.2 are due; the largest remainders are rounded up: 10 and 4.
     """
-    whole = sum(shares)
-    length = min(math.floor(size * whole / share) for size, share in zip(sizes, shares, strict=True))
-    due = [length * share / whole for share in shares]
-    counts = [math.floor(part) for part in due]
-    by_remainder = sorted(range(len(due)), key=lambda number: counts[number] - due[number])
+    total = sum(shares)
+    length = min(math.floor(size * total / share) for size, share in zip(sizes, shares, strict=True))
+    quotas = [length * share / total for share in shares]
+    counts = [math.floor(part) for part in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda number: counts[number] - quotas[number])
     for number in by_remainder[: length - sum(counts)]:
         counts[number] += 1
     return counts
@@ -94,9 +94,9 @@ def mixture_numbers(sizes: Sequence[int], shares: Sequence[Fraction], seed: int 
 
     counts = mixture_counts(sizes, shares)
     starts = np.cumsum([0, *sizes[:-1]])
-    chosen = [
+    row_numbers = [
         start + np.sort(np.random.default_rng([seed, number]).permutation(size)[:count])
         for number, (start, size, count) in enumerate(zip(starts, sizes, counts, strict=True))
     ]
     places = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]  # evenly over the length of the mixture
-    return np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")]
+    return np.concatenate(row_numbers)[np.argsort(np.concatenate(places), kind="stable")]

@@ -73,8 +73,8 @@ def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderCon
     reader = _RowParser(row, where, config)
     record = reader.record(number)
     if not any(not problem.is_warning for problem in reader.problems):
-        for found in find_markup(record, config.markup):
-            reader.wrong(reader.question_key or "question", found, EXPECTED)
+        for markup in find_markup(record, config.markup):
+            reader.wrong(reader.question_key or "question", markup, EXPECTED)
     failed = any(not problem.is_warning for problem in reader.problems)
     return ParsedRow(None if failed else record, reader.problems, record.images, record.videos)
 
@@ -126,9 +126,9 @@ class _RowParser:
             extra={name: value for name, value in self.row.items() if name not in self.used},
         )
 
-    def key(self, given: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
+    def key(self, configured: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
         """Return the column to read: the configured one, else the first of the usual ones that is not null."""
-        names = (given,) if given else usual
+        names = (configured,) if configured else usual
         for name in names:
             if self.row.get(name) is not None:
                 return name
@@ -238,27 +238,27 @@ class _RowParser:
         Images without a marker come first; in a conversation this is a warning.
         """
         slots = conversation.inline + [None] * sum(option.count(MARKER) for option in options)
-        wanted = slots.count(None)
-        if wanted > len(images):
-            self.wrong(key or "question", f"{wanted} {MARKER} markers", f"as many images, the row has {len(images)}")
+        markers = slots.count(None)
+        if markers > len(images):
+            self.wrong(key or "question", f"{markers} {MARKER} markers", f"as many images, the row has {len(images)}")
             return conversation.question, images
-        rest = len(images) - wanted
-        if rest and (wanted or conversation.answer_field is not None):
-            found = f"{wanted} {MARKER} markers for {len(images)} images"
+        unmarked = len(images) - markers
+        if unmarked and (markers or conversation.answer_field is not None):
+            found = f"{markers} {MARKER} markers for {len(images)} images"
             self.problems.append(
                 Problem(self.where, key or "", found, "a marker for every image; those without come first", True)
             )
-        remaining = iter(images[rest:])
-        placed = [next(remaining) if slot is None else self.image(f"{key} image", slot) for slot in slots]
-        return self.mark_first(conversation, rest), [*images[:rest], *placed]
+        remaining = iter(images[unmarked:])
+        inline_images = [next(remaining) if slot is None else self.image(f"{key} image", slot) for slot in slots]
+        return self.mark_first(conversation, unmarked), [*images[:unmarked], *inline_images]
 
-    def mark_first(self, conversation: Conversation, rest: int) -> str:
+    def mark_first(self, conversation: Conversation, count: int) -> str:
         """Insert markers for `rest` images before the first user turn; return the question."""
-        if not rest or not conversation.history:
-            return MARKER * rest + conversation.question
+        if not count or not conversation.history:
+            return MARKER * count + conversation.question
         first = next(n for n, turn in enumerate(conversation.history) if turn["role"] == "user")
         turn = conversation.history[first]
-        conversation.history[first] = {**turn, "content": MARKER * rest + turn["content"]}
+        conversation.history[first] = {**turn, "content": MARKER * count + turn["content"]}
         return conversation.question
 
     def options(self) -> tuple[str, ...]:
@@ -266,8 +266,8 @@ class _RowParser:
         key = next((name for name in ("options", "choices") if self.row.get(name)), None)
         value = self.row[key] if key else []
         if isinstance(value, Mapping):
-            named = list(map(str, value)) == list(LETTERS[: len(value)])
-            value = list(value.values()) if named else value
+            has_letters = list(map(str, value)) == list(LETTERS[: len(value)])
+            value = list(value.values()) if has_letters else value
         is_list = isinstance(value, list | tuple) and all(type(item) in (str, int, float) for item in value)
         if not is_list or len(value) > len(LETTERS):
             self.wrong(key, f"{type(value).__name__} {show_value(value)}", "a list of at most 26 texts")
@@ -311,18 +311,18 @@ class _RowParser:
         names = (self.config.video_key,) if self.config.video_key else VIDEO_KEYS
         self.used.update(names)
         column = next((name for name in names if self.row.get(name)), None)
-        found = [] if column is None else [self.video(column, item) for item in video_items(self.row[column])]
-        asked = [turn["content"] for turn in conversation.history if turn["role"] == "user"]
-        wanted = sum(text.count(VIDEO_MARKER) for text in (*asked, conversation.question))
-        if wanted > len(found):
-            have = f"as many videos, the row has {len(found)}"
-            self.wrong(key or "question", f"{wanted} {VIDEO_MARKER} markers", have)
-        return tuple(ref for ref in found if ref is not None)
+        refs = [] if column is None else [self.video(column, item) for item in video_items(self.row[column])]
+        questions = [turn["content"] for turn in conversation.history if turn["role"] == "user"]
+        markers = sum(text.count(VIDEO_MARKER) for text in (*questions, conversation.question))
+        if markers > len(refs):
+            have = f"as many videos, the row has {len(refs)}"
+            self.wrong(key or "question", f"{markers} {VIDEO_MARKER} markers", have)
+        return tuple(ref for ref in refs if ref is not None)
 
     def check_box(self, answer: Any, task: str, images: int) -> None:
         """Check the gold box or mask and its columns; null columns count as missing."""
-        given = [name for name in BOX_COLUMNS if name in self.row]
-        self.used.update(name for name in given if self.row[name] is None)
+        columns = [name for name in BOX_COLUMNS if name in self.row]
+        self.used.update(name for name in columns if self.row[name] is None)
         for problem in validate_shapes(self.row, answer, task, images) if answer is not None else ():
             self.wrong(*problem)
 

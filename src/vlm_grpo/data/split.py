@@ -26,10 +26,10 @@ class RowGroups:
 
     def members(self) -> list[list[int]]:
         """Return the rows of each group, groups in the order of their first row."""
-        found: dict[int, list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for row in range(len(self._parents)):
-            found.setdefault(self._root(row), []).append(row)
-        return list(found.values())
+            groups.setdefault(self._root(row), []).append(row)
+        return list(groups.values())
 
     def _root(self, row: int) -> int:
         while self._parents[row] != row:
@@ -38,22 +38,22 @@ class RowGroups:
         return row
 
 
-def sample_held_out(groups: Sequence[Sequence[int]], wanted: int, seed: int) -> set[int]:
+def sample_held_out(groups: Sequence[Sequence[int]], count: int, seed: int) -> set[int]:
     """Return the rows of randomly chosen whole groups, at most `wanted` rows; equal for equal seeds.
 
     Raises:
         ValueError: every group is larger, or nothing would be left.
     """
     total = sum(map(len, groups))
-    if not 0 < wanted < total:
-        raise ValueError(f"{wanted} of {total} rows cannot be held out: rows are needed on both sides")
+    if not 0 < count < total:
+        raise ValueError(f"{count} of {total} rows cannot be held out: rows are needed on both sides")
     order = list(range(len(groups)))
     random.Random(seed).shuffle(order)
-    chosen: set[int] = set()
+    rows: set[int] = set()
     for number in order:
-        if len(chosen) + len(groups[number]) <= wanted:
-            chosen.update(groups[number])
-    if not chosen:
+        if len(rows) + len(groups[number]) <= count:
+            rows.update(groups[number])
+    if not rows:
         smallest = min(map(len, groups))
-        raise ValueError(f"no group fits into {wanted} held-out rows: the smallest has {smallest} rows")
-    return chosen
+        raise ValueError(f"no group fits into {count} held-out rows: the smallest has {smallest} rows")
+    return rows

@@ -55,13 +55,15 @@ class Statistics:
 
     def _compare(self, record: Record, answer: int) -> None:
         key = hash((tuple(ref.key for ref in record.images), " ".join(record.question.split())))
-        first, other = self.seen.setdefault(key, (record.where, answer))
+        first, first_answer = self.seen.setdefault(key, (record.where, answer))
         if first == record.where:
             return
         self.duplicate_rows += 1
-        self.contradicting += other != answer
+        self.contradicting += first_answer != answer
         if len(self.duplicates) < DUPLICATES_SHOWN:
-            self.duplicates.append(f"{record.where} repeats {first}{'' if other == answer else ', other answer'}")
+            self.duplicates.append(
+                f"{record.where} repeats {first}{'' if first_answer == answer else ', other answer'}"
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return all statistics as JSON values."""
@@ -107,9 +109,9 @@ class _Images:
 def answer_type(record: Record) -> str:
     """Return `box`, `boxes`, the accuracy method that fits the gold answer, or `object`."""
     truth = gold(record.answer)
-    found = len(boxes_in(truth)) if truth.startswith(("[", "{")) else 0
-    if found:
-        return "box" if found == 1 else "boxes"
+    box_count = len(boxes_in(truth)) if truth.startswith(("[", "{")) else 0
+    if box_count:
+        return "box" if box_count == 1 else "boxes"
     return "object" if isinstance(extract_json(truth), dict) else kind(truth, record.options)
 
 
@@ -140,9 +142,9 @@ def quantiles(values: array[int]) -> dict[str, float]:
 
     if not values:
         return {}
-    found = np.quantile(np.frombuffer(values, dtype=np.int64), list(QUANTILES.values()), method="inverted_cdf")
-    shown = dict(zip(QUANTILES, map(int, found), strict=True))
-    return {**shown, "mean": round(sum(values) / len(values), 1)}
+    values_at = np.quantile(np.frombuffer(values, dtype=np.int64), list(QUANTILES.values()), method="inverted_cdf")
+    named = dict(zip(QUANTILES, map(int, values_at), strict=True))
+    return {**named, "mean": round(sum(values) / len(values), 1)}
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -160,7 +162,7 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, list):
             yield from (f"  {item}" for item in value)
         elif isinstance(value, Mapping) and value:
-            yield f"{name}: " + ", ".join(f"{key} {_number(one)}" for key, one in value.items())
+            yield f"{name}: " + ", ".join(f"{key} {_number(number)}" for key, number in value.items())
         elif value not in ({}, None):
             yield f"{name}: {_number(value)}"
 

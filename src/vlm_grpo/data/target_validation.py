@@ -41,13 +41,13 @@ def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) ->
     The box is validated if the task has a box reward.
     """
     space, number = (row.get(name) for name in BOX_COLUMNS)
-    fault = None if space is None else validate_space(space)
-    if fault:
-        yield "box_space", show_value(space), fault
+    expected = None if space is None else validate_space(space)
+    if expected:
+        yield "box_space", show_value(space), expected
     if number is not None and (type(number) is not int or not 0 <= number < images):
         yield "box_image", show_value(number), f"the number of one of the row's {images} images, counted from 0"
     if task in BOX_TASKS:
-        yield from _validate_box_answer(answer, None if fault else space)
+        yield from _validate_box_answer(answer, None if expected else space)
 
 
 def validate_space(space: Any) -> str | None:
@@ -94,9 +94,9 @@ def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]
     if terms is not None and (type(terms) is not int or not FEWEST_TERMS <= terms <= MOST_TERMS):
         yield "terms", show_value(terms), f"a whole number from {FEWEST_TERMS} to {MOST_TERMS}"
         return
-    fault = shape_fault(answer, terms or TERMS)
-    if fault:
-        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {fault}"
+    expected = shape_fault(answer, terms or TERMS)
+    if expected:
+        yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a shape: {expected}"
     elif truth is not None and truth.area:
         yield from _validate_overlap(row, answer, truth)
 
@@ -104,6 +104,6 @@ def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]
 def _validate_overlap(row: Mapping[str, Any], answer: Any, truth: Truth) -> Iterator[FieldProblem]:
     """Yield a problem if the gold shape does not overlap the mask, most often because of its coordinate space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
-    whole = None if validate_space(space) else extent(str(space), size, None)
-    if whole and region_iou(regions(answer, truth.height, truth.width, whole) or [], truth.toggles) == 0:
+    image_extent = None if validate_space(space) else extent(str(space), size, None)
+    if image_extent and region_iou(regions(answer, truth.height, truth.width, image_extent) or [], truth.toggles) == 0:
         yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"

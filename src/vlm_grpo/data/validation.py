@@ -92,7 +92,7 @@ def _looks_whole(ref: ImageRef) -> bool:
 
 
 SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
-ENOUGH = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
+MIN_BOXES = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
 THOUSAND = 1000
 
 
@@ -100,8 +100,8 @@ THOUSAND = 1000
 class BoxPositionCheck:
     """Check that the boxes of a file lie inside their images; suspicious statistics of a whole file are a warning."""
 
-    on_large: int = 0  # boxes on images that are larger than 1000 pixels both ways
-    farthest: float = 0.0  # of their coordinates
+    large_image_boxes: int = 0  # boxes on images that are larger than 1000 pixels both ways
+    largest_coordinate: float = 0.0  # of their coordinates
 
     def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
         """Yield problems of the boxes of a row; none if its image cannot be read."""
@@ -118,14 +118,15 @@ class BoxPositionCheck:
                 yield Problem(record.where, "answer", show_value(record.answer), expected)
                 return
         if min(size) > THOUSAND:
-            self.on_large += len(boxes)
-            self.farthest = max(self.farthest, *(max(box) for box in boxes))
+            self.large_image_boxes += len(boxes)
+            self.largest_coordinate = max(self.largest_coordinate, *(max(box) for box in boxes))
 
     def warnings(self, name: str) -> list[Problem]:
         """Return warnings about all boxes of the file together."""
-        if self.on_large < ENOUGH or self.farthest > THOUSAND:
+        if self.large_image_boxes < MIN_BOXES or self.largest_coordinate > THOUSAND:
             return []
-        found = f"none of {self.on_large:,} boxes on images of over 1000 pixels goes beyond {self.farthest:g}"
+        boxes = f"{self.large_image_boxes:,} boxes on images of over 1000 pixels"
+        found = f"none of {boxes} goes beyond {self.largest_coordinate:g}"
         expected = 'pixels of the original image; for coordinates from 0 to 1000 add "box_space": "thousand"'
         return [Problem(name, "answer", found, expected, is_warning=True)]
 
@@ -160,8 +161,8 @@ def _size(ref: ImageRef) -> tuple[int, int] | None:
         return None  # a problem of the image, which is named elsewhere
 
 
-CHUNK = 256  # rows whose images are looked at together
-HELD = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
+CHUNK_ROWS = 256  # rows whose images are looked at together
+CHUNK_BYTES = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
 
 
 def check_source(
@@ -188,49 +189,49 @@ def check_source(
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
     """Return every problem of the rows of one source and of their images, in row order."""
     problems: list[Problem] = []
-    images, places = _ImageCheck(decode), BoxPositionCheck()
+    images, positions = _ImageCheck(decode), BoxPositionCheck()
     parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         for chunk in _chunks(parsed_rows):
-            images.look(chunk, pool)
+            images.validate_new(chunk, pool)
             for parsed in chunk:
                 if note is not None and parsed.record is not None:
                     note(parsed.record)
                 problems += parsed.problems
                 problems += images.problems(parsed)
-                problems += places.problems(parsed)
+                problems += positions.problems(parsed)
                 problems += _video_problems(parsed, decode)
-    return problems + places.warnings(source.name)
+    return problems + positions.warnings(source.name)
 
 
 def check_row(parsed: ParsedRow) -> list[Problem]:
     """Return the problems of one row, its images and its videos."""
     images = _ImageCheck(decode=False)
-    images.faults = {hash(ref.key): fault for ref in _files(parsed) if (fault := validate_image(ref))}
-    places = BoxPositionCheck().problems(parsed)
-    return [*parsed.problems, *images.problems(parsed), *places, *_video_problems(parsed, decode=False)]
+    images.errors = {hash(ref.key): error for ref in _files(parsed) if (error := validate_image(ref))}
+    positions = BoxPositionCheck().problems(parsed)
+    return [*parsed.problems, *images.problems(parsed), *positions, *_video_problems(parsed, decode=False)]
 
 
 def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
     """Return the problems of the videos of a row; frames are validated as images."""
-    faults = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
+    errors = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
     return [
-        Problem(ref.where, "video", f"{media_name(ref.source)}: {fault}", "a video that can be decoded")
-        for ref, fault in faults
-        if fault
+        Problem(ref.where, "video", f"{media_name(ref.source)}: {error}", "a video that can be decoded")
+        for ref, error in errors
+        if error
     ]
 
 
 def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
     """Yield a few rows at a time."""
     chunk: list[ParsedRow] = []
-    held = 0
+    size = 0
     for parsed in parsed_rows:
         chunk.append(parsed)
-        held += sum(len(ref.source) for ref in _files(parsed) if isinstance(ref.source, bytes))
-        if len(chunk) == CHUNK or held >= HELD:
+        size += sum(len(ref.source) for ref in _files(parsed) if isinstance(ref.source, bytes))
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk
-            chunk, held = [], 0
+            chunk, size = [], 0
     if chunk:
         yield chunk
 
@@ -240,25 +241,25 @@ class _ImageCheck:
     """Problems of image files. A file used by several rows is read once and reported for each row."""
 
     decode: bool
-    whole: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
-    faults: dict[int, str] = field(default_factory=dict)
+    valid: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
+    errors: dict[int, str] = field(default_factory=dict)
 
-    def look(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
+    def validate_new(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
         """Validate all images that were not seen before."""
         new = {hash(ref.key): ref for parsed in parsed_rows for ref in _files(parsed)}
-        new = {key: ref for key, ref in new.items() if key not in self.whole and key not in self.faults}
-        found = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())
-        for key, fault in zip(new, found, strict=True):
-            if fault is None:
-                self.whole.add(key)
+        new = {key: ref for key, ref in new.items() if key not in self.valid and key not in self.errors}
+        errors = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())
+        for key, error in zip(new, errors, strict=True):
+            if error is None:
+                self.valid.add(key)
             else:
-                self.faults[key] = fault
+                self.errors[key] = error
 
     def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
         """Yield a problem for each invalid image of a row."""
         for ref in _files(parsed):
-            if fault := self.faults.get(hash(ref.key)):
-                yield Problem(ref.where, "image", f"{media_name(ref.source)}: {fault}", "an image that can be decoded")
+            if error := self.errors.get(hash(ref.key)):
+                yield Problem(ref.where, "image", f"{media_name(ref.source)}: {error}", "an image that can be decoded")
 
 
 def _files(parsed: ParsedRow) -> list[ImageRef]:

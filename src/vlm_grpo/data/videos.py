@@ -169,5 +169,7 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
         raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {decode_error(error)}") from error
     if not frames:
         raise MediaError(f"{ref.where or 'video'}: the video holds no frame")
-    kept = count(len(frames), rate, ref.fps or FPS, limit)
-    return Clip(np.stack([frames[number] for number in _spread(len(frames), kept)]), kept * rate / len(frames))
+    sampled_count = count(len(frames), rate, ref.fps or FPS, limit)
+    return Clip(
+        np.stack([frames[number] for number in _spread(len(frames), sampled_count)]), sampled_count * rate / len(frames)
+    )

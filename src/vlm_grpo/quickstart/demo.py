@@ -103,8 +103,8 @@ def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
 
     torch.manual_seed(run.seed)
     rows = load_rows(run, files.train, files.images)
-    asked = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
-    corpus = [*asked, completion(" ".join("0123456789")), "user assistant system"]
+    prompt_texts = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
+    corpus = [*prompt_texts, completion(" ".join("0123456789")), "user assistant system"]
     model, processor = build_tiny_qwen(QUICKSTART, corpus=corpus, seed=run.seed)
     settings = run.settings
     with run.stage("warm start", settings.warm_steps, "step") as bar:
@@ -263,8 +263,8 @@ def check_accuracies(before: float, after: float) -> int:
     """Return 0 if the accuracies are within LIMITS; otherwise print the reason and return 1."""
     if before <= LIMITS[0] and after >= LIMITS[1]:
         return 0
-    wanted = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"
-    print(f"Unexpected: accuracy {before:.1%} before and {after:.1%} after; it should be {wanted}")
+    expected = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"
+    print(f"Unexpected: accuracy {before:.1%} before and {after:.1%} after; it should be {expected}")
     return 1
 
 

@@ -14,13 +14,13 @@ def counting_example(random: Random, number: int, side: int) -> Example:
     """Return how many there are, from 0 on; every third example has two images."""
     scenes = [_scene(random) for _ in range(2 if number % 3 == 2 else 1)]
     shapes = [shape for scene in scenes for shape in scene]
-    counted = random.choice(("kind", "color", "both"))
+    criterion = random.choice(("kind", "color", "both"))
     model = random.choice(shapes) if random.random() < 0.85 else Shape(*_name(random), 0.5, 0.5, 0.1)
     names = {"kind": f"{model.kind}", "color": f"{model.color} shape", "both": model.name}
     keys = {"kind": lambda s: s.kind, "color": lambda s: s.color, "both": lambda s: s.name}
-    count = sum(keys[counted](shape) == keys[counted](model) for shape in shapes)
+    count = sum(keys[criterion](shape) == keys[criterion](model) for shape in shapes)
     where = "in the two images together" if len(scenes) == 2 else "in the image"
-    question = "<image>" * len(scenes) + f"How many {_plural(names[counted])} are there {where}?"
+    question = "<image>" * len(scenes) + f"How many {_plural(names[criterion])} are there {where}?"
     return Example(question, count, tuple(draw(scene, side, random.choice(GROUNDS)) for scene in scenes))
 
 

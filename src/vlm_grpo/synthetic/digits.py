@@ -56,8 +56,8 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
 def digit_example(random: random.Random, number: int, side: int) -> Example:
     """Return a random scan."""
     digits = _digits()
-    chosen = random.randrange(len(digits.images))
-    return Example(f"<image>{QUESTION}", str(digits.target[chosen]), (_picture(digits.images[chosen], side),))
+    index = random.randrange(len(digits.images))
+    return Example(f"<image>{QUESTION}", str(digits.target[index]), (_picture(digits.images[index], side),))
 
 
 @lru_cache(maxsize=1)

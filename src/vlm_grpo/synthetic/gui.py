@@ -70,8 +70,8 @@ def _defects(random: Random) -> list[str]:
         return []
     if draw < 0.5:
         return ["no response"]
-    chosen = random.sample(DEFECTS[1:], random.choice((1, 1, 2)))
-    return [defect for defect in DEFECTS if defect in chosen]
+    defects = random.sample(DEFECTS[1:], random.choice((1, 1, 2)))
+    return [defect for defect in DEFECTS if defect in defects]
 
 
 def draw_window(window: Window, side: int, defects: list[str] | None = None) -> Image.Image:

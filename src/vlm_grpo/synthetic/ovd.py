@@ -15,10 +15,10 @@ EMPTY = 0.2  # share of images without the kind that is asked for
 def ovd_example(random: Random, number: int, side: int) -> Example:
     """Return one to four shapes of the requested kind, or none, among one to three of other kinds."""
     kind, *others = random.sample(KINDS, len(KINDS))
-    wanted = 0 if random.random() < EMPTY else random.randint(1, 4)
-    names = [kind] * wanted + random.choices(others, k=random.randint(1, 3))
+    count = 0 if random.random() < EMPTY else random.randint(1, 4)
+    names = [kind] * count + random.choices(others, k=random.randint(1, 3))
     shapes = place_shapes(random, [(name, random.choice(list(COLORS))) for name in names])
-    answer = [detection(shape) for shape in sorted(shapes[:wanted], key=lambda shape: (shape.x, shape.y))] or "None"
+    answer = [detection(shape) for shape in sorted(shapes[:count], key=lambda shape: (shape.x, shape.y))] or "None"
     random.shuffle(shapes)
     return Example(f"<image>Find every {kind}.", answer, (draw(shapes, side, random.choice(GROUNDS)),))
 

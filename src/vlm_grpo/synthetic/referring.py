@@ -55,8 +55,8 @@ def _twins(random: Random) -> tuple[list[Shape], Shape, str]:
             return shapes, target, f"the {word} {target.name}"
 
 
-def _is_clear(word: str, one: Shape, other: Shape) -> bool:
+def _is_clear(word: str, first: Shape, second: Shape) -> bool:
     """Return whether the word clearly fits only one of the two shapes."""
     if word in CLEAR:
-        return max(one.radius, other.radius) >= CLEAR[word] * min(one.radius, other.radius)
-    return abs(EXTREMES[word](one) - EXTREMES[word](other)) >= DISTANCE
+        return max(first.radius, second.radius) >= CLEAR[word] * min(first.radius, second.radius)
+    return abs(EXTREMES[word](first) - EXTREMES[word](second)) >= DISTANCE

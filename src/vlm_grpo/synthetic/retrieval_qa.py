@@ -80,9 +80,9 @@ def write_documents(path: str | Path) -> Path:
 def search_example(random: Random, number: int, side: int) -> Example:
     """Return a ship with its name on the hull, and a question about it that only its document answers."""
     ship = random.choice(ships())
-    asked = random.choice(list(QUESTIONS))
+    field = random.choice(list(QUESTIONS))
     image = draw_ship(ship.name, COLORS[random.choice(list(COLORS))], random.uniform(0.25, 0.6), side)
-    return Example(f"<image>{QUESTIONS[asked]}", str(getattr(ship, asked)), (image,))
+    return Example(f"<image>{QUESTIONS[field]}", str(getattr(ship, field)), (image,))
 
 
 def draw_ship(name: str, color: tuple[int, int, int], funnel: float, side: int) -> Image.Image:

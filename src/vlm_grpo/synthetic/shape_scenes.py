@@ -91,21 +91,21 @@ def place_shapes(
     return shapes
 
 
-def _free(random: Random, kind: str, color: str, taken: list[Shape], low: float, high: float, tries: int) -> Shape:
+def _free(random: Random, kind: str, color: str, shapes: list[Shape], low: float, high: float, tries: int) -> Shape:
     for number in range(tries):
         shrink = 1 - 0.75 * number / tries
         radius = random.uniform(low, high) * shrink
         margin = radius + GAP
         shape = Shape(kind, color, random.uniform(margin, 1 - margin), random.uniform(margin, 1 - margin), radius)
-        if all(_apart(shape, other) for other in taken):
+        if all(_apart(shape, other) for other in shapes):
             return shape
-    raise ValueError(f"no room for a {color} {kind} beside {len(taken)} shapes")
+    raise ValueError(f"no room for a {color} {kind} beside {len(shapes)} shapes")
 
 
-def _apart(one: Shape, other: Shape) -> bool:
+def _apart(first: Shape, second: Shape) -> bool:
     """Return whether the squares around two shapes keep their distance."""
-    reach = one.radius + other.radius + GAP
-    return max(abs(one.x - other.x), abs(one.y - other.y)) >= reach
+    reach = first.radius + second.radius + GAP
+    return max(abs(first.x - second.x), abs(first.y - second.y)) >= reach
 
 
 def draw(shapes: list[Shape], side: int, ground: tuple[int, int, int]) -> Image.Image:

@@ -58,12 +58,12 @@ def _is_there(target: Path, settings: dict[str, Any]) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        found = json.loads((target / "toy.json").read_text(encoding="utf-8"))
+        existing = json.loads((target / "toy.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found == settings:
+        existing = None
+    if existing == settings:
         return True
-    holds = "something else" if found is None else f"toy data made with {found}"
+    holds = "something else" if existing is None else f"toy data made with {existing}"
     raise ValueError(f"--output_dir {target} holds {holds}; choose another folder or remove it")
 
 
@@ -94,11 +94,11 @@ def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: s
 
 def _fingerprint(example: Example) -> str:
     """Return a digest that is equal for examples with the same question and media."""
-    found = hashlib.blake2b(example.question.encode(), digest_size=16)
+    digest = hashlib.blake2b(example.question.encode(), digest_size=16)
     for image in (*example.images, *example.frames):
-        found.update(image.tobytes())
-    found.update(example.clip)
-    return found.hexdigest()
+        digest.update(image.tobytes())
+    digest.update(example.clip)
+    return digest.hexdigest()
 
 
 def _row(example: Example, number: int, folder: Path, name: str) -> dict[str, Any]:

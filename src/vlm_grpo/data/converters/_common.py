@@ -74,14 +74,14 @@ def image_column(images: list[Any]) -> dict[str, Any]:
     return {} if not images else {"image": images[0] if len(images) == 1 else images}
 
 
-def other_columns(row: Row, used: tuple[str, ...], taken: tuple[str, ...]) -> Row:
+def other_columns(row: Row, used: tuple[str, ...], reserved: tuple[str, ...]) -> Row:
     """Return the columns that are not `used`; they keep their names in the other format.
 
     Raises:
         UnsupportedField: a column has a name in `taken`, which the other format uses itself.
     """
-    rest = {name: value for name, value in row.items() if name not in used}
-    for name in taken:
-        if name in rest:
-            raise UnsupportedField(name, rest[name], "no column of this name, which the other form uses itself")
-    return rest
+    columns = {name: value for name, value in row.items() if name not in used}
+    for name in reserved:
+        if name in columns:
+            raise UnsupportedField(name, columns[name], "no column of this name, which the other form uses itself")
+    return columns

@@ -19,12 +19,12 @@ from vlm_grpo.data.converters.roundtrip import Row
 
 def to_jsonl(row: Row) -> Row:
     """Return the row with its JSON answer decoded to a list or object."""
-    rest = other_columns(row, ("conversations", *IMAGES), ())
-    return {**rest, **image_column(image_list(row)), "conversations": build_conversation(roles_and_texts(row))}
+    columns = other_columns(row, ("conversations", *IMAGES), ())
+    return {**columns, **image_column(image_list(row)), "conversations": build_conversation(roles_and_texts(row))}
 
 
 def from_jsonl(row: Row) -> Row:
     """Return the row with every answer as text."""
-    rest = other_columns(row, ("conversations", *IMAGES), ())
+    columns = other_columns(row, ("conversations", *IMAGES), ())
     turns = [{"from": SPEAKERS[role], "value": text} for role, text in roles_and_texts(row)]
-    return {**rest, **image_column(image_list(row)), "conversations": turns}
+    return {**columns, **image_column(image_list(row)), "conversations": turns}

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 FORMAT_COLUMNS = ("problem", "answer", "images")
 JSONL_COLUMNS = ("conversations", *IMAGES)
 CONTENT_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|gif|bmp|tiff)")
-BATCH = 8  # rows read at a time
-GROUP = 256  # rows of one row group at most
-HELD = 16 * 2**20  # bytes of images after which a row group ends early
+BATCH_ROWS = 8  # rows read at a time
+GROUP_ROWS = 256  # rows of one row group at most
+GROUP_BYTES = 16 * 2**20  # bytes of images after which a row group ends early
 METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
 
 
@@ -91,7 +91,7 @@ def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # which would read the whole file ahead
             json_names = json_columns(file.schema_arrow)
-            for batch in file.iter_batches(batch_size=BATCH):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield batch.to_pylist(), json_names
     except (OSError, pa.ArrowException) as error:
         raise DataError([Problem(str(path), "file", str(error), "a parquet file that can be read")]) from error
@@ -118,8 +118,8 @@ def _to_file(image: Any, folder: str) -> Row:
     if not content:
         return {"name": path, "path": path, "outside": True}
     if path and not os.path.isabs(path) and not leaves_folder(folder, path):
-        there = Path(in_folder(folder, path))
-        if there.is_file() and there.read_bytes() == content:
+        target = Path(in_folder(folder, path))
+        if target.is_file() and target.read_bytes() == content:
             return {"name": path, "path": path}
     try:
         name = content_name(content)
@@ -175,8 +175,8 @@ def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | No
     types: dict[str, pa.DataType | None] = {}
     for _, row in rows:
         for name in row.keys() - set(FORMAT_COLUMNS):
-            found = None if name == ROUNDTRIP else _type_of(row[name])
-            types[name] = _common(types[name], found) if name in types else found
+            column_type = None if name == ROUNDTRIP else _type_of(row[name])
+            types[name] = _common(types[name], column_type) if name in types else column_type
     return {name: None if kind is not None and pa.types.is_null(kind) else kind for name, kind in types.items()}
 
 
@@ -189,13 +189,13 @@ def _type_of(value: Any) -> pa.DataType | None:
         return None
 
 
-def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+def _common(first: pa.DataType | None, second: pa.DataType | None) -> pa.DataType | None:
     import pyarrow as pa
 
-    if one is None or other is None or one == other:
-        return one if one == other else None
+    if first is None or second is None or first == second:
+        return first if first == second else None
     try:
-        schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+        schemas = [pa.schema([("x", kind)]) for kind in (first, second)]
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except pa.ArrowException:
         return None
@@ -237,16 +237,16 @@ def _schema(types: dict[str, pa.DataType | None]) -> pa.Schema:
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    own = [("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))]
+    fixed_fields = [("problem", pa.string()), ("answer", pa.string()), ("images", pa.list_(image))]
     json_names = sorted(name for name, kind in types.items() if kind is None)
-    fields = [*own, *((name, kind or pa.string()) for name, kind in types.items())]
+    fields = [*fixed_fields, *((name, kind or pa.string()) for name, kind in types.items())]
     return pa.schema(fields, metadata={METADATA: json.dumps({"json": json_names})} if json_names else None)
 
 
 def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[list[Row]]:
     """Yield rows with their images as bytes, as many as go into one row group."""
     group: list[Row] = []
-    held = 0
+    size = 0
     for where, row in rows:
         try:
             images = [_with_bytes(image, folder) for image in row.get("images", [])]
@@ -254,10 +254,10 @@ def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem
             problems.append(Problem(where, "image", str(error), "an image that can be read"))
             continue
         group.append({**row, "images": images})
-        held += sum(len(image["bytes"] or b"") for image in images)
-        if len(group) == GROUP or held >= HELD:
+        size += sum(len(image["bytes"] or b"") for image in images)
+        if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
             yield group
-            group, held = [], 0
+            group, size = [], 0
     if group:
         yield group
 

@@ -21,8 +21,8 @@ class UnsupportedField(ValueError):
     """A row has a field that the target format cannot represent: the field, what was found, what was expected."""
 
     def __init__(self, field: str, found: Any, expected: str) -> None:
-        shown = found if isinstance(found, str) and "\n" not in found and len(found) < 70 else show_value(found)
-        self.cells = field, shown, expected
+        found_text = found if isinstance(found, str) and "\n" not in found and len(found) < 70 else show_value(found)
+        self.cells = field, found_text, expected
         super().__init__(": ".join(self.cells))
 
 

@@ -50,8 +50,8 @@ def to_jsonl(row: Row, folder: str) -> Row:
     if row.get("objects") is not None:
         pairs, place = _with_boxes(pairs, row["objects"])
     names = [_inside(folder, image) for image in images]
-    rest = other_columns(row, FORMAT_COLUMNS, JSONL_COLUMNS)
-    return {**rest, **image_column(names), "conversations": build_conversation(pairs), **place}
+    columns = other_columns(row, FORMAT_COLUMNS, JSONL_COLUMNS)
+    return {**columns, **image_column(names), "conversations": build_conversation(pairs), **place}
 
 
 def from_jsonl(row: Row, folder: str) -> Row:
@@ -64,7 +64,7 @@ def from_jsonl(row: Row, folder: str) -> Row:
     converted: Row = {"messages": [{"role": role, "content": text} for role, text in pairs]}
     if images:
         converted["images"] = [_absolute(folder, image) for image in images]
-    used = JSONL_COLUMNS
+    used_columns = JSONL_COLUMNS
     last = row["conversations"][-1]
     answer = last.get("value", last.get("content"))
     boxes: list[Any] = []
@@ -73,8 +73,8 @@ def from_jsonl(row: Row, folder: str) -> Row:
         if boxes:
             converted["messages"][-1]["content"] = text.replace('"<bbox>"', "<bbox>")
             converted["objects"] = {"ref": [], "bbox": boxes, **_space(row, len(boxes))}
-            used = (*JSONL_COLUMNS, *BOXES)
-    return {**other_columns(row, used, FORMAT_COLUMNS), **converted}
+            used_columns = (*JSONL_COLUMNS, *BOXES)
+    return {**other_columns(row, used_columns, FORMAT_COLUMNS), **converted}
 
 
 def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
@@ -97,8 +97,8 @@ def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[
         raise UnsupportedField(
             "objects", f"{len(boxes)} boxes, {len(names)} names", "as many as <bbox> and <ref-object> marks"
         )
-    asked = pairs if pairs[-1][0] == "user" else pairs[:-1]
-    if any("<bbox>" in text for _, text in asked):
+    questions = pairs if pairs[-1][0] == "user" else pairs[:-1]
+    if any("<bbox>" in text for _, text in questions):
         expected = "boxes in the last answer only; others would not be converted to the space of the model"
         raise UnsupportedField("messages", "<bbox> in a question", expected)
     queues = {"<bbox>": iter(boxes), "<ref-object>": iter(names)}
@@ -138,14 +138,14 @@ def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
 def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
     """Return the answer as JSON; marks without other text become one box or a list of boxes."""
     if not MARK.sub("", text).strip(" ,\n"):
-        found: list[Row] = []
+        boxes: list[Row] = []
         name = None
         for mark in MARK.findall(text):
             if mark == "<ref-object>":
                 name = next(queues[mark])
             else:
-                found.append({"bbox_2d": next(queues[mark]), **({} if name is None else {"label": name})})
-        return json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False)
+                boxes.append({"bbox_2d": next(queues[mark]), **({} if name is None else {"label": name})})
+        return json.dumps(boxes[0] if len(boxes) == 1 else boxes, ensure_ascii=False)
     filled = _fill_marks(text, queues)
     try:
         return json.dumps(json.loads(filled), ensure_ascii=False)

@@ -72,14 +72,14 @@ def read_instances(path: str | Path) -> Instances:
         DataError: the file is missing, is not JSON, or lacks images, annotations or categories.
     """
     content = _load(Path(path))
-    found = Instances(str(path))
+    instances = Instances(str(path))
     for index, entry in enumerate(content["categories"]):
-        _add_entry(found, "categories", index, entry)
+        _add_entry(instances, "categories", index, entry)
     for index, entry in enumerate(content["images"]):
-        _add_entry(found, "images", index, entry)
+        _add_entry(instances, "images", index, entry)
     for index, entry in enumerate(content["annotations"]):
-        _add_entry(found, "annotations", index, entry)
-    return found
+        _add_entry(instances, "annotations", index, entry)
+    return instances
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -92,41 +92,45 @@ def _load(path: Path) -> dict[str, list[Any]]:
         raise DataError([Problem(str(path), "file", str(error), "COCO annotations as JSON")]) from error
     if not isinstance(content, dict):
         raise DataError([Problem(str(path), "file", type(content).__name__, f"an object with {', '.join(PARTS)}")])
-    wrong = [name for name in PARTS if not isinstance(content.get(name), list)]
-    if wrong:
+    missing_parts = [name for name in PARTS if not isinstance(content.get(name), list)]
+    if missing_parts:
         found = f"keys {', '.join(map(str, content)) or 'none'}"
-        raise DataError([Problem(str(path), name, found, "a list under this key") for name in wrong])
+        raise DataError([Problem(str(path), name, found, "a list under this key") for name in missing_parts])
     return content
 
 
-def _add_entry(found: Instances, part: str, index: int, entry: Any) -> None:
+def _add_entry(instances: Instances, part: str, index: int, entry: Any) -> None:
     """Add an entry, or its problems."""
-    known: dict[int, Any] = {"images": found.images, "annotations": found.objects, "categories": found.categories}[part]
-    where = f"{found.name} {part}[{index}]"
+    entries: dict[int, Any] = {
+        "images": instances.images,
+        "annotations": instances.objects,
+        "categories": instances.categories,
+    }[part]
+    where = f"{instances.name} {part}[{index}]"
     if not isinstance(entry, Mapping) or type(entry.get("id")) is not int:
-        shown = show_value(entry.get("id") if isinstance(entry, Mapping) else entry)
-        found.problems.append(Problem(where, "id", shown, "an object with a whole number as id"))
+        value = show_value(entry.get("id") if isinstance(entry, Mapping) else entry)
+        instances.problems.append(Problem(where, "id", value, "an object with a whole number as id"))
         return
     where = f"{where} (id {entry['id']})"
-    problems = [("id", str(entry["id"]), "each id once")] if entry["id"] in known else []
-    problems += CHECKS[part](entry, found)
-    found.problems.extend(Problem(where, *problem) for problem in problems)
+    problems = [("id", str(entry["id"]), "each id once")] if entry["id"] in entries else []
+    problems += CHECKS[part](entry, instances)
+    instances.problems.extend(Problem(where, *problem) for problem in problems)
     if not problems:
-        known[entry["id"]] = MAKERS[part](entry, found)
+        entries[entry["id"]] = MAKERS[part](entry, instances)
     elif part == "annotations" and all(type(entry.get(name)) is int for name in ("image_id", "category_id")):
-        found.unusable.add((entry["image_id"], entry["category_id"]))
+        instances.unusable.add((entry["image_id"], entry["category_id"]))
 
 
 FieldProblem = tuple[str, str, str]  # field, found, expected
 
 
-def _validate_category(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
+def _validate_category(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         yield "name", show_value(name), "the name of a category"
 
 
-def _validate_image(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
+def _validate_image(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         yield "file_name", show_value(name), "the name of an image file"
@@ -135,11 +139,11 @@ def _validate_image(entry: Mapping[str, Any], found: Instances) -> Iterator[Fiel
             yield side, show_value(entry.get(side)), "a whole number of pixels"
 
 
-def _validate_object(entry: Mapping[str, Any], found: Instances) -> Iterator[FieldProblem]:
-    image = found.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
+def _validate_object(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
+    image = instances.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
     if image is None:
         yield "image_id", show_value(entry.get("image_id")), "the id of an image of this file"
-    if type(entry.get("category_id")) is not int or entry["category_id"] not in found.categories:
+    if type(entry.get("category_id")) is not int or entry["category_id"] not in instances.categories:
         yield "category_id", show_value(entry.get("category_id")), "the id of a category of this file"
     box = entry.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
@@ -157,8 +161,8 @@ def _outside(box: list[float], image: CocoImage) -> Iterator[FieldProblem]:
         yield "bbox", show_value(box), f"a box inside its image of {image.width} x {image.height} pixels"
 
 
-def _object(entry: Mapping[str, Any], found: Instances) -> CocoObject:
-    image = found.images[entry["image_id"]]
+def _object(entry: Mapping[str, Any], instances: Instances) -> CocoObject:
+    image = instances.images[entry["image_id"]]
     x, y, width, height = entry["bbox"]
     right, bottom = min(x + width, image.width), min(y + height, image.height)
     box = Box(*(round(side, 2) for side in (max(x, 0), max(y, 0), right, bottom)))  # COCO gives two decimals
@@ -175,18 +179,18 @@ MAKERS = {
 
 def category_rows(instances: Instances) -> Iterator[Row]:
     """Yield a `rec` row for each category that occurs exactly once in an image, and not as a crowd."""
-    for found in _by_image_and_category(instances):
-        if len(found) == 1:
-            target = found[0]
+    for objects in _by_image_and_category(instances):
+        if len(objects) == 1:
+            target = objects[0]
             name = instances.categories[target.category_id]
             yield box_row(f"image{target.image_id}_ann{target.id}", f"the {name}", target, instances)
 
 
 def detection_rows(instances: Instances) -> Iterator[Row]:
     """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
-    for found in _by_image_and_category(instances):
-        image, category = instances.images[found[0].image_id], found[0].category_id
-        boxes = [{"Position": _thousandths(one.box, image), "Confidence": 1.0} for one in found]
+    for objects in _by_image_and_category(instances):
+        image, category = instances.images[objects[0].image_id], objects[0].category_id
+        boxes = [{"Position": _thousandths(target.box, image), "Confidence": 1.0} for target in objects]
         question = f"Find every {instances.categories[category]} in the image."
         row = _row(f"image{image.id}_category{category}", question, boxes, image)
         yield {**row, "task": "ovd", "box_space": "thousand", "category": instances.categories[category]}
@@ -194,12 +198,12 @@ def detection_rows(instances: Instances) -> Iterator[Row]:
 
 def _by_image_and_category(instances: Instances) -> Iterator[list[CocoObject]]:
     """Yield the objects of each category in each image, where all of them are annotated one by one."""
-    found: dict[tuple[int, int], list[CocoObject]] = {}
-    for one in instances.objects.values():
-        found.setdefault((one.image_id, one.category_id), []).append(one)
-    for key in sorted(found):
-        if key not in instances.unusable and not any(one.is_crowd for one in found[key]):
-            yield found[key]
+    groups: dict[tuple[int, int], list[CocoObject]] = {}
+    for item in instances.objects.values():
+        groups.setdefault((item.image_id, item.category_id), []).append(item)
+    for key in sorted(groups):
+        if key not in instances.unusable and not any(item.is_crowd for item in groups[key]):
+            yield groups[key]
 
 
 def box_row(name: str, question: str, target: CocoObject, instances: Instances) -> Row:
@@ -275,7 +279,7 @@ class SegResult(NamedTuple):
     reason: str | None = None
 
 
-def segment_targets(instances: Instances, path: str | Path, most: int) -> Iterator[Segment]:
+def segment_targets(instances: Instances, path: str | Path, max_same: int) -> Iterator[Segment]:
     """Yield each object whose category occurs at most `most` times in its image, and never as a crowd.
 
     A single object is `the dog`; several are numbered from the left. `path` is the file of `instances`, from which the
@@ -283,13 +287,13 @@ def segment_targets(instances: Instances, path: str | Path, most: int) -> Iterat
     """
     entries = json.loads(Path(path).read_bytes())["annotations"]
     places = {entry["id"]: index for index, entry in enumerate(entries) if _is_known(entry, instances)}
-    found: dict[tuple[int, int], list[CocoObject]] = {}
-    for one in instances.objects.values():
-        found.setdefault((one.image_id, one.category_id), []).append(one)
-    for key in sorted(found):
-        if key in instances.unusable or any(one.is_crowd for one in found[key]) or len(found[key]) > most:
+    groups: dict[tuple[int, int], list[CocoObject]] = {}
+    for item in instances.objects.values():
+        groups.setdefault((item.image_id, item.category_id), []).append(item)
+    for key in sorted(groups):
+        if key in instances.unusable or any(item.is_crowd for item in groups[key]) or len(groups[key]) > max_same:
             continue
-        ordered = sorted(found[key], key=lambda one: (one.box.x1 + one.box.x2, one.id))
+        ordered = sorted(groups[key], key=lambda item: (item.box.x1 + item.box.x2, item.id))
         for number, target in enumerate(ordered, 1):
             name, index = instances.categories[target.category_id], places[target.id]
             where = f"{instances.name} annotations[{index}] (id {target.id})"
@@ -321,8 +325,8 @@ def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
         return SegResult(reason=f"a fit below {options.min_fit}")
     turns = [{"from": "human", "value": f"<image>{segment.question}"}, {"from": "gpt", "value": shape}]
     row = {"id": f"image{image.id}_ann{target.id}", "image": image.file_name, "task": "seg", "conversations": turns}
-    known = {"category": segment.category, "image_id": image.id, "ann_id": target.id, "terms": options.terms}
-    return SegResult({**row, **known, "box_space": "thousand", "fit_iou": round(fit, 4), "mask": write_rle(mask)})
+    metadata = {"category": segment.category, "image_id": image.id, "ann_id": target.id, "terms": options.terms}
+    return SegResult({**row, **metadata, "box_space": "thousand", "fit_iou": round(fit, 4), "mask": write_rle(mask)})
 
 
 def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
@@ -338,7 +342,7 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
         if (truth.height, truth.width) != (height, width):
             raise ValueError(f"RLE of {height} x {width} pixels (height, width), as the image has")
         return mask_of([truth.toggles], height, width)
-    if not isinstance(value, list) or not value or not all(_is_polygon(one) for one in value):
+    if not isinstance(value, list) or not value or not all(_is_polygon(part) for part in value):
         raise ValueError(f"{SEGMENTATION_FORMATS}, each polygon with at least three points")
     for polygon in value:
         points = np.array(polygon, dtype=float).reshape(-1, 2)
@@ -348,5 +352,7 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
 
 
 def _is_polygon(value: Any) -> bool:
-    numbers = isinstance(value, list) and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+    numbers = isinstance(value, list) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in value
+    )
     return numbers and len(value) >= 6 and len(value) % 2 == 0

@@ -53,15 +53,17 @@ def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[P
     entries = _load(Path(path))
     refs: list[Ref] = []
     problems: list[Problem] = []
-    seen: set[int] = set()
+    ref_ids: set[int] = set()
     for index, entry in enumerate(entries):
         number = entry.get("ref_id") if isinstance(entry, Mapping) else None
         where = f"{path} [{index}] (ref_id {show_value(number)})"
-        problems = list(_validate_ref(entry, instances, seen))
+        problems = list(_validate_ref(entry, instances, ref_ids))
         problems += [Problem(where, *problem) for problem in problems]
         if not problems:
-            seen.add(number)
-            sentences = tuple(Sentence(said["sent_id"], said["sent"].strip()) for said in entry["sentences"])
+            ref_ids.add(number)
+            sentences = tuple(
+                Sentence(sentence["sent_id"], sentence["sent"].strip()) for sentence in entry["sentences"]
+            )
             refs.append(Ref(number, entry["ann_id"], entry["split"], sentences))
     return refs, problems
 
@@ -90,18 +92,18 @@ def _unpickled(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin-1").load()
 
 
-def _validate_ref(entry: Any, instances: Instances, seen: set[int]) -> Iterator[tuple[str, str, str]]:
+def _validate_ref(entry: Any, instances: Instances, ref_ids: set[int]) -> Iterator[tuple[str, str, str]]:
     if not isinstance(entry, Mapping):
         yield "ref", f"{type(entry).__name__} {show_value(entry)}", "a dict"
         return
     number, object_id = entry.get("ref_id"), entry.get("ann_id")
-    if type(number) is not int or number in seen:
+    if type(number) is not int or number in ref_ids:
         yield "ref_id", show_value(number), "a whole number, each once"
-    found = instances.objects.get(object_id) if type(object_id) is int else None
-    if found is None:
+    target = instances.objects.get(object_id) if type(object_id) is int else None
+    if target is None:
         yield "ann_id", show_value(object_id), f"the id of a usable annotation of {instances.name}"
-    elif entry.get("image_id") != found.image_id:
-        yield "image_id", show_value(entry.get("image_id")), f"{found.image_id}, the image of annotation {object_id}"
+    elif entry.get("image_id") != target.image_id:
+        yield "image_id", show_value(entry.get("image_id")), f"{target.image_id}, the image of annotation {object_id}"
     if not isinstance(entry.get("split"), str) or not entry["split"]:
         yield "split", show_value(entry.get("split")), "the name of a split"
     yield from _validate_sentences(entry.get("sentences"))
@@ -111,18 +113,18 @@ def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
     if not isinstance(sentences, list | tuple) or not sentences:
         yield "sentences", show_value(sentences), 'a list of {"sent_id": ..., "sent": ...}'
         return
-    for number, said in enumerate(sentences):
-        text = said.get("sent") if isinstance(said, Mapping) else None
+    for number, sentence in enumerate(sentences):
+        text = sentence.get("sent") if isinstance(sentence, Mapping) else None
         if not isinstance(text, str) or not text.strip():
             yield f"sentences[{number}].sent", show_value(text), "the text of the expression"
-        elif type(said.get("sent_id")) is not int:
-            yield f"sentences[{number}].sent_id", show_value(said.get("sent_id")), "a whole number"
+        elif type(sentence.get("sent_id")) is not int:
+            yield f"sentences[{number}].sent_id", show_value(sentence.get("sent_id")), "a whole number"
 
 
 def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[Row]:
     """Yield a `rec` row for each expression, or for the first of each reference; boxes are in original pixels."""
     for ref in refs:
         target = instances.objects[ref.object_id]
-        for said in ref.sentences[:1] if first_only else ref.sentences:
-            row = box_row(f"ref{ref.id}_sent{said.id}", said.text, target, instances)
+        for sentence in ref.sentences[:1] if first_only else ref.sentences:
+            row = box_row(f"ref{ref.id}_sent{sentence.id}", sentence.text, target, instances)
             yield {**row, "ref_id": ref.id}

@@ -74,8 +74,10 @@ def open_sources(
     config = config or ReaderConfig()
     _ = TASKS[config.task]
     entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
-    given = split_paths(image_folders)
-    folders = match_files(rejoin_names(given) if isinstance(image_folders, str) else given, len(entries))
+    folder_entries = split_paths(image_folders)
+    folders = match_files(
+        rejoin_names(folder_entries) if isinstance(image_folders, str) else folder_entries, len(entries)
+    )
     methods = match_files(split_paths(reward_method), len(entries))
     result = OpenResult(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
     if result.problems:
@@ -114,13 +116,13 @@ def split_entries(source: str | Sequence[str]) -> list[Any]:
 
 def rejoin_names(entries: list[str]) -> list[str]:
     """Rejoin names that contain a colon: those that exist only when joined."""
-    found: list[str] = []
+    names: list[str] = []
     while entries:
-        whole = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
-        count = 1 if Path(entries[0]).exists() or not entries[0] else next(whole, 1)
-        found.append(":".join(entries[:count]))
+        joined_counts = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
+        count = 1 if Path(entries[0]).exists() or not entries[0] else next(joined_counts, 1)
+        names.append(":".join(entries[:count]))
         entries = entries[count:]
-    return found
+    return names
 
 
 def _bad_options(
@@ -129,9 +131,9 @@ def _bad_options(
     problems = []
     if not files:
         problems.append(Problem("data", "files", "none", "at least one file or data set"))
-    for flag, given, paired in (("image_folders", image_folders, folders), ("reward_method", reward_method, methods)):
+    for flag, value, paired in (("image_folders", image_folders, folders), ("reward_method", reward_method, methods)):
         if paired is None:
-            found = f"{len(split_paths(given))} for {files} data files"
+            found = f"{len(split_paths(value))} for {files} data files"
             problems.append(Problem(f"--{flag}", "number", found, f"1, or {files}, one for each file"))
     for folder in dict.fromkeys(folders or []):
         if folder and "://" not in folder and not Path(folder).is_dir():

@@ -111,7 +111,7 @@ def is_path(name: str) -> bool:
 
 def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) -> Any:
     if not path.is_dir():
-        _refuse_special(path)
+        _check_regular(path)
     if path.suffix in (".parquet", ".arrow"):
         return _load(source, path.suffix[1:], data_files=str(path), split="train", **options)
     if (path / SAVED_DICT).is_file() or all((path / name).is_file() for name in SAVED):
@@ -119,7 +119,7 @@ def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) 
     return _load(source, str(path), split=split or "train", **options)
 
 
-def _refuse_special(path: Path) -> None:
+def _check_regular(path: Path) -> None:
     try:
         check_regular(path)
     except OSError as error:
@@ -138,11 +138,11 @@ def _from_disk(path: Path, split: str | None, source: str) -> Dataset:
             raise DataError([Problem(source, "split", repr(split), "no split: this folder holds a single one")])
         return loaded
     splits = list(loaded)
-    wanted = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
-    if wanted not in loaded:
+    name = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
+    if name not in loaded:
         found = "none given" if split is None else repr(split)
         raise DataError([Problem(source, "split", found, f"{path}@ and one of {', '.join(splits)}")])
-    return loaded[wanted]
+    return loaded[name]
 
 
 def _load(source: str, name: str, **options: Any) -> Any:

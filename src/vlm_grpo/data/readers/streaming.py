@@ -54,7 +54,7 @@ def _reader(entry: Any) -> Callable[[], Iterator[tuple[str, RawRow]]]:
     if suffix == ".csv":
         return partial(_csv_rows, Path(entry))
     if suffix == ".json":
-        _refuse_array(Path(entry))
+        _check_not_array(Path(entry))
     if suffix in (".json", ".jsonl"):
         return partial(_jsonl_rows, Path(entry))
     return partial(_hub_rows, str(entry), hub_dataset(str(entry), streaming=True))
@@ -70,7 +70,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, RawRow]]:
     return ((f"{path}:{number}", row) for number, row in csv_rows(path))
 
 
-def _refuse_array(path: Path) -> None:
+def _check_not_array(path: Path) -> None:
     _, _, line = next(content_lines(path))
     if line.lstrip().startswith(b"["):
         expected = "one JSON object on each line: an array can only be read as a whole, so leave --streaming out"

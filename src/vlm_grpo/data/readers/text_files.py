@@ -64,7 +64,7 @@ def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     Raises:
         DataError: the file is missing, cannot be read, or has no such line.
     """
-    position, found = 0, False
+    position, has_rows = 0, False
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -72,12 +72,12 @@ def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
                 content = line[start:] if start else line
                 if content.strip():
-                    found = True
+                    has_rows = True
                     yield number, position + start, content
                 position += len(line)
     except OSError as error:
         raise DataError([unreadable(path, error)]) from error
-    if not found:
+    if not has_rows:
         raise DataError([Problem(str(path), "file", f"{position} bytes without a row", "one JSON object on each line")])
 
 
@@ -110,12 +110,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         RepeatedKeyError: a key is repeated.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise RepeatedKeyError(f"the key {twice!r:.60} comes {names.count(twice)} times")
-    return found
+    return result
 
 
 def parse_line(line: bytes, where: str) -> RawRow:
