@@ -84,7 +84,7 @@ def warm_model(folder: Path, images: Path) -> Path:
     """A model that sees, calls, and picks at chance; made once."""
     import torch
 
-    from vlm_grpo.quickstart.warm_start import encode, fit
+    from vlm_grpo.quickstart.warm_start import encode_rows, fit
     from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
     if (folder / "config.json").is_file():
@@ -97,7 +97,7 @@ def warm_model(folder: Path, images: Path) -> Path:
     source = random.Random(0)
     plain = [{**row, "prompt": row["prompt"][1:]} for row in rows]  # without the system turn that tells of tools
     seen = [places(row, environment.correct, source) for row, environment in zip(rows, environments, strict=True)]
-    seeing = encode(processor, plain, [" ".join(each) for each in seen])
+    seeing = encode_rows(processor, plain, [" ".join(each) for each in seen])
 
     def tell(name: str) -> Any:
         losses: list[float] = []
@@ -111,7 +111,7 @@ def warm_model(folder: Path, images: Path) -> Path:
 
     fit(model, processor, seeing, source, steps=SEEING_STEPS, on_step=tell("seeing"))
     for name, steps, chance in (("calling", CALLING_STEPS, 1.0), ("habit", HABIT_STEPS, 1 / 4)):
-        calls = encode(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
+        calls = encode_rows(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
         fit(model, processor, calls, source, steps=steps, batch_size=16, on_step=tell(name))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

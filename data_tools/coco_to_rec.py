@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlm_grpo.data.datasets.coco import Instances
     from vlm_grpo.data.errors import Problem
 
-Row = dict[str, Any]
+CocoRow = dict[str, Any]
 IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2014_{id:012d}.jpg"
 
 
@@ -77,7 +77,7 @@ def convert(arguments: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
-def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
+def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[CocoRow]:
     """Return the rows selected by the flags; add problems of references to `problems`."""
     from vlm_grpo.data.datasets.coco import category_rows, detection_rows
     from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
@@ -108,7 +108,7 @@ def image_path(template: str, file_name: str, number: int) -> str:
         raise ValueError(f"--image_path {template}: expected {{file_name}} and {{id}} only, got {error}") from error
 
 
-def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:
+def with_right_images(rows: list[CocoRow], instances: Instances, folder: str, problems: list[Problem]) -> list[CocoRow]:
     """Return the rows whose image exists and has the annotated size; add the others to `problems`."""
     from vlm_grpo.data.datasets.coco import size_problems
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.test_train import flags
 from vlm_grpo.cli.run_changes import compare_records
-from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_record
+from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_run_record
 from vlm_grpo.cli.train import main
 from vlm_grpo.cli.train_args import parse
 
@@ -174,6 +174,6 @@ def test_secrets_are_left_out(tiny_model: Path, tmp_path: Path):
 
 def test_records_are_numbered_from_the_first(tmp_path: Path):
     for number in range(3):
-        write_record({"number": number}, tmp_path)
+        write_run_record({"number": number}, tmp_path)
     names = {"run_1.json": 0, "run_2.json": 1, NAME: 2}
     assert {path.name: json.loads(path.read_text())["number"] for path in tmp_path.iterdir()} == names

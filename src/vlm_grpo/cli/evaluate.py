@@ -166,7 +166,7 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     if state.is_main_process:
         predictions = unique_rows(partial.read(folder))
         evaluation = summary(options.task_type, predictions, options.seed, options.pass_k)
-        write_outputs(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
+        save_evaluation(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
         partial.finish(folder)
         print_metrics(evaluation, options.output_dir)
     if state.num_processes > 1:
@@ -309,7 +309,7 @@ def progress_bar(rows: int, done: int, state: Any) -> Any:
     return tqdm(total=total, initial=initial, desc="evaluating", unit="row", disable=not state.is_main_process)
 
 
-def write_outputs(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
+def save_evaluation(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
     """Write the result files to the output folder."""
     from vlm_grpo.evaluation.results import write_results
 

@@ -33,7 +33,7 @@ class Change:
     note: str = ""
 
 
-def text_of(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """Return a value of a YAML file as it is written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -43,8 +43,8 @@ def renamed_flag(flag: str, example: str, note: str = "") -> Change:
 
     def read(value: Any) -> list[str]:
         if isinstance(value, list | tuple):
-            return [f"--{flag}", *map(text_of, value)]
-        return [f"--{flag}={text_of(value)}"]
+            return [f"--{flag}", *map(yaml_text, value)]
+        return [f"--{flag}={yaml_text(value)}"]
 
     return Change(f"--{flag}", read, example, note)
 
@@ -53,7 +53,7 @@ def fixed_setting(new: str, value: str, note: str = "") -> Change:
     """Return the change of a setting that is fixed here: its one value has no effect, any other is an error."""
 
     def read(given: Any) -> list[str]:
-        if text_of(given).lower() != value:
+        if yaml_text(given).lower() != value:
             raise ValueError(note or new)
         return []
 
@@ -61,7 +61,7 @@ def fixed_setting(new: str, value: str, note: str = "") -> Change:
 
 
 def _data(value: Any) -> list[str]:
-    names = [text_of(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
+    names = [yaml_text(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
     if all(Path(name.rpartition("@")[0] or name).suffix in FILES for name in names):
         return [f"--data_file_paths={':'.join(names)}"]
     if len(names) > 1:
@@ -70,23 +70,23 @@ def _data(value: Any) -> list[str]:
 
 
 def _policy_loss(value: Any) -> list[str]:
-    return [] if text_of(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
+    return [] if yaml_text(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
 
 
 def _reward_type(value: Any) -> list[str]:
-    if text_of(value) not in ("sequential", "batch", "function"):
+    if yaml_text(value) not in ("sequential", "batch", "function"):
         raise ValueError("the rewards of an environment are used where --environment is given")
     return []
 
 
 def _loggers(value: Any) -> list[str]:
     names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
-    known = [name for name in (text_of(name).strip() for name in names) if name not in ("console", "file", "")]
+    known = [name for name in (yaml_text(name).strip() for name in names) if name not in ("console", "file", "")]
     return ["--report_to", *known] if known else []
 
 
 def _adamw(value: Any) -> list[str]:
-    if text_of(value) != "adamw":
+    if yaml_text(value) != "adamw":
         raise ValueError("--optim NAME, a name of transformers")
     return []
 

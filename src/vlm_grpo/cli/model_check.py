@@ -37,8 +37,8 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     from vlm_grpo.answer_space import check_answer_space, space_notice
     from vlm_grpo.evaluation.server import needs_space
 
-    config = read_config(model, training)
-    processor = read_processor(model, training)
+    config = load_model_config(model, training)
+    processor = load_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
         check_text_alone(model.model_name_or_path, config.model_type, dataset)
         return
@@ -55,7 +55,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
         logger.warning(costs)
 
 
-def read_config(model: Any, training: Any) -> Any:
+def load_model_config(model: Any, training: Any) -> Any:
     """Return the model's configuration.
 
     Raises:
@@ -79,7 +79,7 @@ def read_config(model: Any, training: Any) -> Any:
     return config
 
 
-def read_processor(model: Any, training: Any) -> Any:
+def load_processor(model: Any, training: Any) -> Any:
     """Return the model's processor; a tokenizer for a model without images.
 
     Raises:

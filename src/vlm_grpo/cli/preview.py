@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, KeyError, UsageError) as error:
         print(f"vlm-grpo preview: {redact_text(str(error.args[0]))}", file=sys.stderr)
         return 1
-    print("\n\n".join(map(as_text, views)))
+    print("\n\n".join(map(view_text, views)))
     if arguments.output:
         Path(arguments.output).write_text(views_html(views), encoding="utf-8")
         print(f"\nwritten: {arguments.output}")
@@ -192,7 +192,7 @@ def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
     return Picture(caption, "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
 
 
-def as_text(view: SampleView) -> str:
+def view_text(view: SampleView) -> str:
     """Return one row as plain text."""
     lines = [f"=== {view.where}"]
     for role, pieces in view.parts:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-Row = Mapping[str, Any]
+DatasetRow = Mapping[str, Any]
 
 
-def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
+def box_converter(model: str | None, flag: str | None) -> Callable[[DatasetRow], DatasetRow]:
     """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
 
     Without both, rows stay unchanged.
@@ -31,7 +31,7 @@ def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
     space = answer_space(model_type, flag)
     notice = _Notice(model_type, flag)
 
-    def convert(row: Row) -> Row:
+    def convert(row: DatasetRow) -> DatasetRow:
         notice(row["task"])
         return place_box(
             row, space, _processed_sizes(row, processor) if space == "resized" else [None] * len(row["images"])
@@ -56,14 +56,14 @@ class _Notice:
             self.line = None
 
 
-def _processed_sizes(row: Row, processor: Any) -> list[tuple[int, int] | None]:
+def _processed_sizes(row: DatasetRow, processor: Any) -> list[tuple[int, int] | None]:
     from vlm_grpo.trainers.rollout import PromptEncoder
 
     encoder = PromptEncoder(processor, {})
     return encoder.processed_sizes(encoder.encode([row])[0])
 
 
-def place_box(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
+def place_box(row: DatasetRow, space: str, resized: list[tuple[int, int] | None]) -> DatasetRow:
     """Return the row with the single gold box of its record in a space; other rows unchanged."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts

@@ -81,22 +81,22 @@ def save_record(trainer: Any, record: Mapping[str, Any]) -> None:
     """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
-        write_record(record, trainer.args.output_dir)
+        write_run_record(record, trainer.args.output_dir)
     trainer.add_callback(RecordInCheckpoints(record))
 
 
-def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
+def write_run_record(record: Mapping[str, Any], folder: str | Path) -> Path:
     """Write `run.json` to a folder; an existing one is renamed to the next `run_1.json`, `run_2.json`, ..."""
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         numbers = [int(match[1]) for other in path.parent.iterdir() if (match := EARLIER.fullmatch(other.name))]
         path.rename(path.with_name(f"run_{max(numbers, default=0) + 1}.json"))
-    copy_record(record, folder)
+    copy_run_record(record, folder)
     return path
 
 
-def copy_record(record: Mapping[str, Any], folder: str | Path) -> None:
+def copy_run_record(record: Mapping[str, Any], folder: str | Path) -> None:
     """Write `run.json` to a checkpoint, replacing an existing one."""
     write_whole(Path(folder) / NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -109,7 +109,7 @@ class RecordInCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if args.should_save:
-            copy_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            copy_run_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any] | None:

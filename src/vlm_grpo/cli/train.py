@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     prompting, prompting_error = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
     demonstrations = load_demonstrations(script, training, prompting)
-    check_rows(script, training, dataset)
+    check_row_flags(script, training, dataset)
     check_rows_enough(training, dataset)
     check_scorable([] if script.environment else reward_specs(script), dataset)
     show_trials(reward_specs(script), dataset, prompting, training)
@@ -231,7 +231,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
 
-def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
+def check_row_flags(script: ScriptArguments, training: Any, dataset: Any) -> None:
     """Check that the rows make use of the flags.
 
     Raises:

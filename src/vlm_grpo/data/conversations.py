@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.data.errors import show_value
+from vlm_grpo.data.errors import FieldProblem, show_value
+from vlm_grpo.prompts import MARKER
 
-MARKER = "<image>"
-VIDEO_MARKER = "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-FieldProblem = tuple[str, str, str]  # field, found, expected
 
 
 @dataclass

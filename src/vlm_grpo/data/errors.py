@@ -13,6 +13,7 @@ from vlm_grpo.table import nearest
 
 HEADER = ("line", "field", "found", "expected")
 SHOWN = 50
+FieldProblem = tuple[str, str, str]  # field, found, expected
 INDEX = re.compile(r"\[\d+\]")  # problems of conversations[1] and conversations[3] are of one kind
 WIDTH = 100  # characters of what was found; longer texts are cut in the middle
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from vlm_grpo.data.conversations import MARKER, VIDEO_MARKER, Conversation, read_turns
+from vlm_grpo.data.conversations import Conversation, read_turns
 from vlm_grpo.data.errors import Problem, known_name, show_value
 from vlm_grpo.data.gold_answers import (
     LETTERS,
@@ -29,6 +29,7 @@ from vlm_grpo.data.markup import EXPECTED, find_markup
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.target_validation import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, validate_shapes
 from vlm_grpo.data.videos import video_items, video_ref
+from vlm_grpo.prompts import MARKER, VIDEO_MARKER
 from vlm_grpo.records import ImageRef, Record, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlm_grpo.boxes import extent
-from vlm_grpo.data.errors import show_value
+from vlm_grpo.data.errors import FieldProblem, show_value
 from vlm_grpo.rewards.box import true_box
 from vlm_grpo.rewards.detections import true_detections
 from vlm_grpo.rewards.mask import true_mask
@@ -14,7 +14,6 @@ from vlm_grpo.rewards.truth import gold
 from vlm_grpo.shapes import FEWEST_TERMS, MOST_TERMS, TERMS, Truth, region_iou, regions, shape_fault
 from vlm_grpo.tasks import TASKS
 
-FieldProblem = tuple[str, str, str]  # field, found, expected
 BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
 MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print(f"The training stopped with status {error.returncode}. The end of its log:\n{error.output}")
         return 1
-    write_results(run, before, after, curve, command)
+    save_results(run, before, after, curve, command)
     return check_accuracies(before.main.value, after.main.value)
 
 
@@ -87,7 +87,7 @@ def prepare_digits(run: QuickstartRun) -> Any:
     return files
 
 
-def load_rows(run: QuickstartRun, path: Path, images: Path) -> Any:
+def load_digits(run: QuickstartRun, path: Path, images: Path) -> Any:
     """Return the rows of one jsonl file."""
     from vlm_grpo.data import load_dataset
 
@@ -102,7 +102,7 @@ def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
     from vlm_grpo.tiny import QUICKSTART, build_tiny_qwen
 
     torch.manual_seed(run.seed)
-    rows = load_rows(run, files.train, files.images)
+    rows = load_digits(run, files.train, files.images)
     prompt_texts = [block["text"] for turn in rows[0]["prompt"] for block in turn["content"] if block["type"] == "text"]
     corpus = [*prompt_texts, completion(" ".join("0123456789")), "user assistant system"]
     model, processor = build_tiny_qwen(QUICKSTART, corpus=corpus, seed=run.seed)
@@ -131,7 +131,7 @@ def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, fi
     """Return greedy answers to all held-out images."""
     from vlm_grpo.evaluation import evaluate
 
-    rows = load_rows(run, files.held_out, files.images)
+    rows = load_digits(run, files.held_out, files.images)
     with run.stage(name, len(rows), "image") as bar:
         evaluation = evaluate(model, processor, rows, task=TASK, seed=run.seed, on_batch=bar.update, **GENERATION)
         bar.set_postfix(accuracy=str(evaluation.main))
@@ -222,7 +222,7 @@ def reward_curve(folder: Path) -> Any:
     return Curve([step for step, _ in points], [value for _, value in points], "accuracy reward of sampled answers")
 
 
-def write_results(run: QuickstartRun, before: Any, after: Any, curve: Any, command: list[str]) -> None:
+def save_results(run: QuickstartRun, before: Any, after: Any, curve: Any, command: list[str]) -> None:
     """Write report, picture and results, and print the table."""
     from vlm_grpo.evaluation.results import versions
     from vlm_grpo.io import write_whole

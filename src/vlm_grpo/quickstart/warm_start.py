@@ -53,7 +53,7 @@ def warm_up(
     """
     source = random.Random(seed)
     taught = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
-    encoded = encode(processor, [rows[index] for index in range(len(rows))], taught)
+    encoded = encode_rows(processor, [rows[index] for index in range(len(rows))], taught)
     options = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "on_step": on_step}
     return fit(model, processor, encoded, source, **options)
 
@@ -90,12 +90,12 @@ def fit(
     return losses
 
 
-def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
+def encode_rows(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Encode rows with their target completions."""
     from vlm_grpo.text import continuation
     from vlm_grpo.trainers.rollout import PromptEncoder
 
-    samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
+    samples, end = PromptEncoder(processor, {}).encode_rows(rows), processor.tokenizer.eos_token
     return [
         Encoded(sample, processor.tokenizer(continuation(text, sample.opening) + end)["input_ids"])
         for sample, text in zip(samples, taught, strict=True)

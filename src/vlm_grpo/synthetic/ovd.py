@@ -18,11 +18,11 @@ def ovd_example(random: Random, number: int, side: int) -> Example:
     count = 0 if random.random() < EMPTY else random.randint(1, 4)
     names = [kind] * count + random.choices(others, k=random.randint(1, 3))
     shapes = place_shapes(random, [(name, random.choice(list(COLORS))) for name in names])
-    answer = [detection(shape) for shape in sorted(shapes[:count], key=lambda shape: (shape.x, shape.y))] or "None"
+    answer = [gold_detection(shape) for shape in sorted(shapes[:count], key=lambda shape: (shape.x, shape.y))] or "None"
     random.shuffle(shapes)
     return Example(f"<image>Find every {kind}.", answer, (draw(shapes, side, random.choice(GROUNDS)),))
 
 
-def detection(shape: Shape) -> dict[str, Any]:
+def gold_detection(shape: Shape) -> dict[str, Any]:
     """Return the gold detection of a shape: its box in thousandths, with full confidence."""
     return {"Position": shape.box(SPACE), "Confidence": 1.0}

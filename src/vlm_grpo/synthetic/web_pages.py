@@ -58,7 +58,7 @@ class Block(NamedTuple):
     is_centered: bool = False
 
 
-class Page(NamedTuple):
+class WebPage(NamedTuple):
     """The color behind everything, and what is in front of it, in order."""
 
     color: str
@@ -74,7 +74,7 @@ def page_example(random: Random, number: int, side: int) -> Example:
     return Example(question, html, (page_image(page, side),), columns={"html": html})
 
 
-def _page(random: Random, side: int, kind: str) -> Page:
+def _page(random: Random, side: int, kind: str) -> WebPage:
     """Return a page of a link bar, a heading, cards or a form, and a button; a wireframe has edges only."""
     is_wire = kind == "wireframe"
     theme = WIRE if is_wire else random.choice(THEMES)
@@ -88,7 +88,7 @@ def _page(random: Random, side: int, kind: str) -> Page:
     look = {"ink": INK if is_wire else LIGHT, "fill": theme[3], "edge": edge, "is_centered": True}
     button = _text(side, left, 0.8, 0.34, random.choice(BUTTONS), 0.05, height=0.11, **look)
     blocks = [*_bar(random, side, theme[1], edge), *heading, *body(random, side, theme[2], edge), button]
-    return Page(theme[0], blocks)
+    return WebPage(theme[0], blocks)
 
 
 def _text(
@@ -130,7 +130,7 @@ def _form(random: Random, side: int, fill: str, edge: str) -> list[Block]:
     return blocks
 
 
-def page_html(page: Page) -> str:
+def page_html(page: WebPage) -> str:
     """Return the page as HTML."""
     lines = [
         "<!DOCTYPE html>",
@@ -159,7 +159,7 @@ def _style(block: Block) -> str:
     return "; ".join(parts)
 
 
-def page_image(page: Page, side: int) -> Image.Image:
+def page_image(page: WebPage, side: int) -> Image.Image:
     """Return the page as a browser shows it, or drawn with Pillow where there is none."""
     from vlm_grpo.envs.rendering import find_chromium, shared_renderer
 
@@ -168,7 +168,7 @@ def page_image(page: Page, side: int) -> Image.Image:
     return shared_renderer().render(page_html(page), side, side).image()
 
 
-def draw_page(page: Page, side: int) -> Image.Image:
+def draw_page(page: WebPage, side: int) -> Image.Image:
     """Return the page as Pillow draws it, `side` pixels wide and high."""
     image = Image.new("RGB", (side, side), page.color)
     pen = ImageDraw.Draw(image)

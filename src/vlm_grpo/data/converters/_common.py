@@ -36,23 +36,23 @@ def _turn(turn: Any, field: str) -> tuple[str, str]:
         return ROLES[speaker], value
     if value is None or ROLES[speaker] != "assistant":
         raise UnsupportedField(f"{field}.value", value, "text")
-    return "assistant", as_text(value)
+    return "assistant", answer_text(value)
 
 
 def build_conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return the turns of (role, text) pairs; the last answer is decoded if it is JSON as `as_text` writes it."""
     turns: list[dict[str, Any]] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
     if pairs and pairs[-1][0] == "assistant":
-        turns[-1]["value"] = from_text(pairs[-1][1])
+        turns[-1]["value"] = parse_answer_text(pairs[-1][1])
     return turns
 
 
-def as_text(value: Any) -> str:
+def answer_text(value: Any) -> str:
     """Return an answer as text; lists and objects become JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def from_text(text: str) -> Any:
+def parse_answer_text(text: str) -> Any:
     """Invert `as_text`: decode JSON that it wrote; return any other text unchanged."""
     if not text.startswith(("{", "[")):
         return text
@@ -60,7 +60,7 @@ def from_text(text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return value if as_text(value) == text else text
+    return value if answer_text(value) == text else text
 
 
 def image_list(row: Row) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.converters._common import (
     IMAGES,
-    as_text,
+    answer_text,
     build_conversation,
     image_column,
     image_list,
@@ -60,7 +60,12 @@ def from_jsonl(row: Row) -> Row:
     images = [_entry(image) for image in image_list(row)]
     columns = other_columns(row, JSONL_COLUMNS, FORMAT_COLUMNS)
     rest = {name: value for name, value in columns.items() if value is not None}
-    return {"problem": pairs[0][1], "answer": as_text(pairs[1][1]), **({"images": images} if images else {}), **rest}
+    return {
+        "problem": pairs[0][1],
+        "answer": answer_text(pairs[1][1]),
+        **({"images": images} if images else {}),
+        **rest,
+    }
 
 
 def _entry(image: Any) -> Row:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlm_grpo.boxes import Box, convert
-from vlm_grpo.data.errors import DataError, Problem, show_value
+from vlm_grpo.data.errors import DataError, FieldProblem, Problem, show_value
 from vlm_grpo.data.images import image_size
 from vlm_grpo.data.paths import in_folder
 from vlm_grpo.data.readers.text_files import unreadable
@@ -121,9 +121,6 @@ def _add_entry(instances: Instances, part: str, index: int, entry: Any) -> None:
         instances.unusable.add((entry["image_id"], entry["category_id"]))
 
 
-FieldProblem = tuple[str, str, str]  # field, found, expected
-
-
 def _validate_category(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
@@ -177,7 +174,7 @@ MAKERS = {
 }
 
 
-def category_rows(instances: Instances) -> Iterator[Row]:
+def category_rows(instances: Instances) -> Iterator[CocoRow]:
     """Yield a `rec` row for each category that occurs exactly once in an image, and not as a crowd."""
     for objects in _by_image_and_category(instances):
         if len(objects) == 1:
@@ -186,7 +183,7 @@ def category_rows(instances: Instances) -> Iterator[Row]:
             yield box_row(f"image{target.image_id}_ann{target.id}", f"the {name}", target, instances)
 
 
-def detection_rows(instances: Instances) -> Iterator[Row]:
+def detection_rows(instances: Instances) -> Iterator[CocoRow]:
     """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
     for objects in _by_image_and_category(instances):
         image, category = instances.images[objects[0].image_id], objects[0].category_id
@@ -206,13 +203,13 @@ def _by_image_and_category(instances: Instances) -> Iterator[list[CocoObject]]:
             yield groups[key]
 
 
-def box_row(name: str, question: str, target: CocoObject, instances: Instances) -> Row:
+def box_row(name: str, question: str, target: CocoObject, instances: Instances) -> CocoRow:
     row = _row(name, question, {"bbox_2d": list(target.box)}, instances.images[target.image_id])
     category = instances.categories[target.category_id]
     return {**row, "task": "rec", "box_space": "original", "ann_id": target.id, "category": category}
 
 
-def _row(name: str, question: str, answer: Any, image: CocoImage) -> Row:
+def _row(name: str, question: str, answer: Any, image: CocoImage) -> CocoRow:
     turns = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]
     size = {"width": image.width, "height": image.height}
     return {"id": name, "image": image.file_name, "conversations": turns, "image_id": image.id, **size}
@@ -225,7 +222,7 @@ def _thousandths(box: Box, image: CocoImage) -> list[int]:
     return [x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)]
 
 
-def size_problems(rows: Sequence[Row], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
+def size_problems(rows: Sequence[CocoRow], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
     """Yield the id of each image that is missing, unreadable or of another size than annotated, and the problem."""
     for number, path in {row["image_id"]: row["image"] for row in rows}.items():
         image = instances.images[number]
@@ -245,7 +242,7 @@ def size_problems(rows: Sequence[Row], instances: Instances, folder: str) -> Ite
 
 OVERHANG = 10.0  # pixels by which a polygon may leave its image; what does is cut off
 SEGMENTATION_FORMATS = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
-Row = dict[str, Any]
+CocoRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -274,7 +271,7 @@ class ShapeOptions:
 class SegResult(NamedTuple):
     """Result of converting a segment: a row, a problem, or the `reason` why it was left out."""
 
-    row: Row | None = None
+    row: CocoRow | None = None
     problem: Problem | None = None
     reason: str | None = None
 

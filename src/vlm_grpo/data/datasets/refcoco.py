@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.data.datasets.coco import Instances, Row, box_row
+from vlm_grpo.data.datasets.coco import CocoRow, Instances, box_row
 from vlm_grpo.data.errors import DataError, Problem, show_value
 from vlm_grpo.data.readers.text_files import unreadable
 from vlm_grpo.regular import check_regular
@@ -121,7 +121,7 @@ def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
             yield f"sentences[{number}].sent_id", show_value(sentence.get("sent_id")), "a whole number"
 
 
-def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[Row]:
+def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[CocoRow]:
     """Yield a `rec` row for each expression, or for the first of each reference; boxes are in original pixels."""
     for ref in refs:
         target = instances.objects[ref.object_id]
