@@ -1,4 +1,4 @@
-"""Writes docs/algorithms.md from the table of algorithms: `python docs/gen_algorithms.py`."""
+"""Write docs/algorithms.md from the table of algorithms: `python docs/gen_algorithms.py`."""
 
 from __future__ import annotations
 

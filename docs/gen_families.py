@@ -13,8 +13,8 @@ from vlm_grpo.families import FAMILIES, Family
 from vlm_grpo.refusals import REFUSALS
 
 PAGE = Path(__file__).with_name("families.md")
-# Tokens of a picture of 1600 x 1200 pixels: by default, with --max_image_tokens 1024, and with 256. Text is the least
-# that the limit can be. tests/test_image_tokens.py counts them again with the settings of the hub.
+# Tokens of an image of 1600 x 1200 pixels: by default, with --max_image_tokens 1024, and with 256; a text is the
+# smallest possible limit. tests/test_image_tokens.py verifies them with the settings of the hub.
 EXAMPLES: Mapping[str, tuple[int, int | str, int | str]] = {
     "qwen2_vl": (2451, 972, 234),
     "qwen2_5_vl": (2451, 972, 234),
@@ -48,74 +48,72 @@ HEAD = """# Model families
 
 <!-- Written by `python docs/gen_families.py`; a test fails when it is out of date. -->
 
-A family is named by `model_type` in a checkpoint's config.json. What is not listed here is tried in a generic way, with
-a warning where facts would have decided. `vlm-grpo families` prints the first table.
+A family is identified by `model_type` in a checkpoint's config.json. Other model types use generic defaults, with a
+warning where family-specific facts are missing. `vlm-grpo families` prints the first table.
 
 ## The table
 
-- **shared prefix**: whether a prompt goes through the model once for all of its completions in training, or why not.
-  Where it does not, completions are scored one by one: slower, and the same result.
-- **videos**: whether the processor reads them. A checkpoint whose chat template has no place for a video refuses them.
-- **tools**: the form in which the chat template writes calls of tools. Without one, the instruction and the calls are
-  put into plain text.
-- **boxes**: the coordinate space that the family was trained on: `thousand` is 0 to 1000 and `unit` 0 to 1 of each
-  side, `resized` are pixels of the image as the processor resized it. Where nothing is published, boxes are read as
-  pixels of the original image, and a run with boxes says so.
-  `--answer_space thousand|resized|original|unit` chooses another in `train`, `evaluate` and `preview`.
+- **shared prefix**: whether training runs a prompt through the model once for all of its completions, or why not.
+  Without it, completions are scored one by one: slower, with the same result.
+- **videos**: whether the processor supports videos. The checkpoint's chat template must support them too.
+- **tools**: the format of tool calls in the chat template. Without one, tools and calls are described in plain text.
+- **boxes**: the coordinate space that the family was trained on: `thousand` is 0 to 1000 and `unit` is 0 to 1 per side,
+  `resized` is pixels of the image after the processor resized it. If none is published, boxes are read as pixels of the
+  original image, and runs with boxes print a warning. `--answer_space thousand|resized|original|unit` overrides it in
+  `train`, `evaluate` and `preview`.
 
 | model type | examples | shared prefix | videos | tools | boxes |
 |---|---|---|---|---|---|
 """
-SOURCES = """## Where the spaces of boxes are published
+SOURCES = """## Sources of the coordinate spaces
 
 | model type | space | source |
 |---|---|---|
 """
 TOKENS = """## Image tokens
 
-`--max_image_tokens N`: no image becomes more tokens than N, in any family. It sets what the image processor has: the
-range of pixels, the number of tiles or slices, the longest edge, the list of resolutions or a budget of tokens. The
-setting is tried on blank images of many shapes before the model is loaded, and it is saved with the processor, so that
-a checkpoint is evaluated with the images that it was trained on. A family whose images always have the same number of
-tokens refuses a smaller N. `--max_pixels` does the same where the processor knows a range of pixels. A run whose first
-rows have an image of more than 4,096 tokens says so.
+`--max_image_tokens N` limits every image to N tokens in any family. It sets the option that the image processor has:
+pixel range, number of tiles or slices, longest edge, list of resolutions or token budget. The setting is verified on
+blank images of many shapes before the model is loaded, and saved with the processor, so that a checkpoint is evaluated
+with the same image sizes as in training. Families with a fixed number of tokens per image raise an error for a smaller
+N. `--max_pixels` is an alternative for processors with a pixel range. A warning is printed if the first rows have an
+image of more than 4,096 tokens.
 
-A picture of 1600 x 1200 pixels, with the settings that checkpoints come with:
+Tokens of an image of 1600 x 1200 pixels with the default settings of the checkpoints:
 
 | model type | default | `--max_image_tokens 1024` | `--max_image_tokens 256` |
 |---|---|---|---|
 """
 LENGTHS = """## Prompt lengths
 
-`--max_prompt_length` counts a prompt as the processor makes it. Most processors have a rule for the tokens of an image
-of some size; on the first rows it is compared with what the processor does, for each number of images in a row. Where
-they differ (LLaVA-OneVision with two images, Gemma 3 and 4), or there is no rule (SmolVLM, LFM2-VL, MiniCPM-V, Ovis2,
-DeepSeek-VL), every row is measured: the processor makes the prompt with blank images of the same sizes.
+`--max_prompt_length` counts the tokens of the processed prompt. Most processors have a formula for the tokens of an
+image; it is compared with the actual processor output on the first rows, for each number of images per row. If they
+differ (LLaVA-OneVision with two images, Gemma 3 and 4), or there is no formula (SmolVLM, LFM2-VL, MiniCPM-V, Ovis2,
+DeepSeek-VL), every row is measured by processing its prompt with blank images of the same sizes.
 """
-REFUSED = """## What is refused
+REFUSED = """## Unsupported models
 
-Before the model is loaded, in a line that says what to use:
+These raise an error before the model is loaded:
 
-| model type | why, and what to use instead |
+| model type | reason, and what to use instead |
 |---|---|
 """
-RUN = """## What was run
+RUN = """## Tests of each family
 
-For every family of the table a random model with two layers, the family's own processor classes and,
-where TRL carries it, the maker's chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3
-and 4, SmolVLM, Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain one of our own with the maker's placeholders):
+Every family of the table is tested with a random model of two layers, the family's processor classes and, where TRL
+ships it, the original chat template (Qwen2.5-VL, also for Qwen2-VL, Qwen3-VL, Qwen3.5 and 3.6, Gemma 3 and 4, SmolVLM,
+Idefics3, LLaVA-NeXT, LFM2.5-VL; the others have a plain template with the family's placeholders):
 
-- two steps of GRPO on rows with one, two and no images in one batch (PaliGemma: one and two, its processor needs one);
-  saved, loaded again (bit for bit), evaluated
-  greedily, and resumed from the first step's checkpoint with the same weights at the end (bit for bit);
-- three steps of RLOO with a LoRA adapter and a KL term, stopped in the middle of a rollout and resumed, bit for bit;
-- a step with a frozen vision tower: it stays, the rest moves;
-- a mixed batch against each row alone through the plain processor and model: logits within 1e-5, equal greedy answers;
-- prompt lengths against the processor, for no, one and two images of several sizes;
-- limits of image tokens, on images of other shapes than those that the setting is tried on;
-- a right box in the family's space on an image of 1600 x 1200 pixels: IoU 1.
+- two steps of GRPO on rows with zero, one and two images in one batch (PaliGemma: one and two, its processor requires
+  one); saving, loading and resuming from the first step are bit-exact, and greedy evaluation runs;
+- three steps of RLOO with a LoRA adapter and a KL term, interrupted within a rollout and resumed bit-exactly;
+- a step with a frozen vision encoder: its weights stay, the others change;
+- a mixed batch against each row alone in the plain processor and model: logits within 1e-5, equal greedy answers;
+- prompt lengths against the processor, for zero, one and two images of several sizes;
+- limits of image tokens, on image shapes other than those used for verification;
+- a correct box in the family's space on an image of 1600 x 1200 pixels: IoU 1.
 
-`tests/trainers/test_families.py` and `tests/test_image_tokens.py`. No checkpoint of the hub was trained.
+See `tests/trainers/test_families.py` and `tests/test_image_tokens.py`. No checkpoint of the hub was trained.
 """
 
 

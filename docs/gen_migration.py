@@ -1,4 +1,4 @@
-"""docs/migration.md from the tables of migration.py: `python docs/gen_migration.py` writes it."""
+"""Write docs/migration.md from the tables of migration.py: `python docs/gen_migration.py`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ HEAD = """# Coming from another system
 
 <!-- Written by `python docs/gen_migration.py`; a test fails when it is out of date. Tests run every line. -->
 
-What files, flags and settings of [RLLaVA](#rllava), [VLM-R1](#vlm-r1), [the VQA guide](#the-vqa-guide) and
-[Fleet](#fleet) are here. "read" is taken as it is, and the run says how; the others are refused with what stands in the
-second column, all of a command line at once and before anything is loaded. Flags with the same name are not listed.
+Counterparts of the files, flags and settings of [RLLaVA](#rllava), [VLM-R1](#vlm-r1),
+[the VQA guide](#the-vqa-guide) and [Fleet](#fleet). "read" is accepted and translated with a log message; the others
+raise an error that names the second column, all of a command line at once and before anything is loaded. Flags with the
+same name are not listed.
 """
 # What is no flag: (there, here), by system. tests/cli/test_migration.py runs each line.
 THINGS: Mapping[str, tuple[tuple[str, str], ...]] = {

@@ -1,4 +1,4 @@
-"""Writes docs/rewards.md: every reward with its options and an example that its own function scores.
+"""Write docs/rewards.md: every reward with its options and an example that its own function scores.
 
 python docs/gen_rewards.py [FILE]
 """

@@ -1,4 +1,4 @@
-"""Write trl_flags.json: the names of TRL's flags and a line of help each. Run after changing the TRL version.
+"""Write trl_flags.json: the names of TRL's flags and a line of help each. Run it after changing the TRL version.
 
 python docs/gen_trl_flags.py
 """
