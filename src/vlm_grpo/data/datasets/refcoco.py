@@ -57,9 +57,9 @@ def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[P
     for index, entry in enumerate(entries):
         number = entry.get("ref_id") if isinstance(entry, Mapping) else None
         where = f"{path} [{index}] (ref_id {show_value(number)})"
-        problems = list(_validate_ref(entry, instances, ref_ids))
-        problems += [Problem(where, *problem) for problem in problems]
-        if not problems:
+        entry_problems = list(_validate_ref(entry, instances, ref_ids))
+        problems += [Problem(where, *problem) for problem in entry_problems]
+        if not entry_problems:
             ref_ids.add(number)
             sentences = tuple(
                 Sentence(sentence["sent_id"], sentence["sent"].strip()) for sentence in entry["sentences"]
