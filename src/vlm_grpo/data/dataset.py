@@ -234,17 +234,13 @@ def load_dataset(
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
     keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
-    config = ReaderConfig(
-        task=task, ignored=tuple(ignore_columns), markup=None if markup is None else tuple(markup), **keys
-    )
+    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls, "ignored": tuple(ignore_columns)}
+    config = ReaderConfig(task=task, markup=None if markup is None else tuple(markup), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
-    pairs = {"image_folders": image_folders, "reward_method": reward_method}
+    options = {"image_folders": image_folders, "reward_method": reward_method, "config": config}
     if streaming:
-        return _stream(
-            open_sources(source, **pairs, config=config, opener=open_stream), prompt, check, mixture, think_tags
-        )
-    result = open_sources(source, **pairs, config=config)
+        return _stream(open_sources(source, **options, opener=open_stream), prompt, check, mixture, think_tags)
+    result = open_sources(source, **options)
     shares, problems = file_shares(mixture, source, result)
     _raise_or_warn([*problems, *result.problems], result.sources if check else [])
     numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None
