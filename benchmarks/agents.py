@@ -47,10 +47,10 @@ def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[li
 
 def corpus(images: Path) -> list[str]:
     """What the tokenizer knows as whole words: the questions, the tools and their calls."""
-    from vlm_grpo.data.toy.candidates import COLORS
     from vlm_grpo.envs.environment import tool_schema
     from vlm_grpo.envs.pick_image import PickImage
     from vlm_grpo.envs.tool_parser import HermesToolParser, make_tool_call_str
+    from vlm_grpo.synthetic.candidates import COLORS
 
     tool = PickImage(data_root=str(images)).pick_image
     told = HermesToolParser().prompt([], [tool_schema("pick_image", tool)])[0]["content"]
@@ -84,7 +84,8 @@ def warm_model(folder: Path, images: Path) -> Path:
     """A model that sees, calls, and picks at chance; made once."""
     import torch
 
-    from vlm_grpo.cli.warm_start import encode, fit
+    from vlm_grpo.masks import encode_mask
+    from vlm_grpo.quickstart.warm_start import fit
     from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
     if (folder / "config.json").is_file():
@@ -97,7 +98,7 @@ def warm_model(folder: Path, images: Path) -> Path:
     source = random.Random(0)
     plain = [{**row, "prompt": row["prompt"][1:]} for row in rows]  # without the system turn that tells of tools
     seen = [places(row, environment.correct, source) for row, environment in zip(rows, environments, strict=True)]
-    seeing = encode(processor, plain, [" ".join(each) for each in seen])
+    seeing = encode_mask(processor, plain, [" ".join(each) for each in seen])
 
     def tell(name: str) -> Any:
         losses: list[float] = []
@@ -111,7 +112,7 @@ def warm_model(folder: Path, images: Path) -> Path:
 
     fit(model, processor, seeing, source, steps=SEEING_STEPS, on_step=tell("seeing"))
     for name, steps, chance in (("calling", CALLING_STEPS, 1.0), ("habit", HABIT_STEPS, 1 / 4)):
-        calls = encode(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
+        calls = encode_mask(processor, rows[:4000], [act(each, chance, source) for each in seen[:4000]])
         fit(model, processor, calls, source, steps=steps, batch_size=16, on_step=tell(name))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -150,7 +151,7 @@ def run(words: Sequence[str]) -> None:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every run that the flags ask for: success before and after on held-out episodes, and at every step."""
-    from vlm_grpo.data.toy.candidates import write_candidates
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     folder = Path(options.folder)
     images = folder / "toy_images"

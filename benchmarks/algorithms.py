@@ -22,8 +22,9 @@ from statistics import mean
 from typing import Any
 
 from vlm_grpo.algorithms import ALGORITHMS
-from vlm_grpo.cli.quickstart import Run, Settings, prepare_digits, warm_start
-from vlm_grpo.cli.warm_start import completion
+from vlm_grpo.quickstart.demo import prepare_digits, warm_start
+from vlm_grpo.quickstart.run import QuickstartRun, QuickstartSettings
+from vlm_grpo.quickstart.warm_start import completion
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, GROUP, TENTH = 64, 8, 10
@@ -35,7 +36,7 @@ OWN = {
 }
 
 
-def expert_file(run: Run, files: Any) -> Path:
+def expert_file(run: QuickstartRun, files: Any) -> Path:
     """An expert's answer to every training image: the right digit."""
     path = run.folder / "expert.jsonl"
     rows = [json.loads(line) for line in files.train.read_text(encoding="utf-8").splitlines()]
@@ -44,7 +45,7 @@ def expert_file(run: Run, files: Any) -> Path:
     return path
 
 
-def command(name: str, run: Run, files: Any, folder: Path, rollouts: int) -> list[str]:
+def command(name: str, run: QuickstartRun, files: Any, folder: Path, rollouts: int) -> list[str]:
     """The training command of an algorithm."""
     recipe = ALGORITHMS[name]
     updates = math.gcd(recipe.mini_batches, BATCH // GROUP)
@@ -80,7 +81,7 @@ def command(name: str, run: Run, files: Any, folder: Path, rollouts: int) -> lis
     return words
 
 
-def curve(name: str, run: Run, files: Any, rollouts: int) -> list[float]:
+def curve(name: str, run: QuickstartRun, files: Any, rollouts: int) -> list[float]:
     """Train, and give the share of right answers in every rollout."""
     folder = run.folder / name
     log = run.folder / f"{name}.log"
@@ -98,7 +99,7 @@ def measure(options: argparse.Namespace) -> None:
     """Add each run that the output file does not have yet."""
     results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     for seed in options.seeds:
-        run = Run("grpo", seed, options.folder / f"seed{seed}", Settings())
+        run = QuickstartRun("grpo", seed, options.folder / f"seed{seed}", QuickstartSettings())
         files = prepare_digits(run)
         if not run.warm.exists():
             warm_start(run, files)

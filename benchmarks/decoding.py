@@ -27,7 +27,7 @@ from PIL import Image
 from step import SCALES, Scale
 from tables import BATCHES, FEW, WAYS, decoding_table
 
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.tiny import build_tiny_qwen
 from vlm_grpo.trainers.hotpath.sampling import Decoding, PromptOnce, prompt_batch
 from vlm_grpo.trainers.rollout import PromptEncoder

@@ -23,11 +23,11 @@ import torch
 from computer import describe
 from tables import learning_line
 
-from vlm_grpo.cli.warm_start import completion, warm_up
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import write_digits
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation import evaluate
+from vlm_grpo.io import write_whole
+from vlm_grpo.quickstart.warm_start import completion, warm_up
+from vlm_grpo.synthetic import write_digits
 from vlm_grpo.tiny import QUICKSTART, TinySize, build_tiny_qwen
 
 LARGE = TinySize(

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def run(seed: int, threads: int) -> dict[str, float]:
     """One quickstart: its exit status, held-out accuracies and seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "vlm_grpo.cli.quickstart", "--seed", str(seed), "--output_dir", folder]
+        words = [sys.executable, "-m", "vlm_grpo.quickstart", "--seed", str(seed), "--output_dir", folder]
         status = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False).returncode
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
     accuracies = {name: round(results[name]["accuracy"]["value"], 3) for name in ("before", "after")}

@@ -17,9 +17,9 @@ from statistics import median
 
 import psutil
 
-from vlm_grpo.data.toy.pages import page_example
 from vlm_grpo.envs.browser.renderer import Render, Renderer
 from vlm_grpo.envs.similarity import Similarity, page_similarity
+from vlm_grpo.synthetic.web_pages import page_example
 
 SIZES = ((336, 336), (1280, 800))
 THREADS = 8  # that ask for pages at the same time

@@ -37,7 +37,7 @@ from PIL import ImageFile
 from tables import PHASES, step_table, step_title
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.tiny import TinySize, build_tiny_qwen
 
 SMALL = TinySize(

@@ -1,4 +1,4 @@
-"""Every problem of a data set in one table, with counts and line numbers: the same as `vlm-grpo check`.
+"""Print every problem of a data set with counts and line numbers, like `vlm-grpo check`.
 
 python data_tools/check.py --data_file_paths train.jsonl --image_folders images
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when there are problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if there are problems, 2 for a wrong command line."""
     from vlm_grpo.cli.check import main as check
 
     return check(argv)

@@ -5,7 +5,7 @@ python data_tools/coco_to_polygons.py --coco_dir coco --split train2017 --val_sp
 
 Reads COCO_DIR/annotations/instances_SPLIT.json and writes OUTPUT_DIR/val.jsonl for a split that begins with val, else
 train.jsonl, so that two runs fill one folder; --val_split_ratio makes both of one split. Train with
-`--task_type seg --image_folders COCO_DIR`. docs/masks.md explains the numbers.
+`--task_type seg --image_folders COCO_DIR`. docs/shapes.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.segments import Made, Segment, ShapeOptions
+    from vlm_grpo.data.datasets.coco import Segment, SegResult, ShapeOptions
+    from vlm_grpo.data.errors import Problem
 
 SERVER = "http://images.cocodataset.org"
 ANNOTATIONS = "annotations_trainval{year}.zip"
@@ -32,7 +32,7 @@ CHUNK = 64  # masks that a worker takes at once
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when one is out of range."""
+    """Parse the flags; exit with status 2 if one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--coco_dir", required=True, type=Path, metavar="FOLDER", help="COCO: annotations/ and a folder for each split")
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min_area", type=int, default=100, metavar="PIXELS", help="leave out smaller masks (default: 100)")
     add("--min_fit", type=float, default=0.0, metavar="IOU", help="leave out masks that their shape fits worse")
     add("--max_same", type=int, default=3, metavar="N", help="leave out categories with more objects in an image (3)")
-    add("--limit", type=int, metavar="N", help="stop after so many objects")
+    add("--limit", type=int, metavar="N", help="stop after N objects")
     add("--val_split_ratio", type=float, default=0.0, metavar="SHARE", help="share of the images for val.jsonl")
     add("--seed", type=int, default=0, help="chooses those images (default: 0)")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
@@ -67,11 +67,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
-    from vlm_grpo.data.coco import read_instances
-    from vlm_grpo.data.problems import problem_table
-    from vlm_grpo.data.segments import segments
-    from vlm_grpo.data.writing import refuse_existing
+    """Write the rows. The status is 1 if there were problems; without --skip_bad nothing is written then."""
+    from vlm_grpo.data.datasets.coco import read_instances, segment_targets
+    from vlm_grpo.data.errors import problem_table
+    from vlm_grpo.io import refuse_existing
 
     options = shape_options(arguments)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
@@ -83,10 +82,10 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.download:
         download(arguments, source)
     instances = read_instances(source)
-    chosen = list(segments(instances, source, arguments.max_same))[: arguments.limit]
-    held_out = val_images(chosen, arguments.val_split_ratio, arguments.seed)
+    segments = list(segment_targets(instances, source, arguments.max_same))[: arguments.limit]
+    held_out = val_images(segments, arguments.val_split_ratio, arguments.seed)
     problems = list(instances.problems)
-    counts = write(make_rows(chosen, options, arguments.workers), paths, held_out, problems, arguments)
+    counts = write(seg_rows(segments, options, arguments.workers), paths, held_out, problems, arguments)
     if problems:
         print(f"left out\n{problem_table(problems)}", file=sys.stderr)
     for path, count in zip(paths, counts, strict=True):
@@ -95,13 +94,13 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
-    """How masks become shapes.
+    """Return the settings for converting masks to shapes.
 
     Raises:
         KeyError: an unknown codec.
         ValueError: a number of terms that no codec has.
     """
-    from vlm_grpo.data.segments import ShapeOptions
+    from vlm_grpo.data.datasets.coco import ShapeOptions
     from vlm_grpo.masks import CODECS, MAX_TERMS, MIN_TERMS
 
     CODECS[arguments.codec]
@@ -111,7 +110,7 @@ def shape_options(arguments: argparse.Namespace) -> ShapeOptions:
 
 
 def download(arguments: argparse.Namespace, source: Path) -> None:
-    """Fetch and unpack annotations and images into --coco_dir; what is there already is kept.
+    """Download and unpack annotations and images to --coco_dir; existing files are kept.
 
     Raises:
         ValueError: COCO has no such split, or an archive is broken.
@@ -130,13 +129,13 @@ def download(arguments: argparse.Namespace, source: Path) -> None:
     print(f"{folder / split}: {unpack(archive, folder):,} new images; {archive} is needed no more")
 
 
-def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
-    """Ids of the images whose rows are held out.
+def val_images(segments: list[Segment], ratio: float, seed: int) -> set[int]:
+    """Return ids of the images whose rows are held out.
 
     Raises:
         ValueError: the ratio leaves one side without images.
     """
-    images = sorted({segment.image.id for segment in chosen})
+    images = sorted({segment.image.id for segment in segments})
     count = round(len(images) * ratio)
     if ratio and not 0 < count < len(images):
         raise ValueError(f"--val_split_ratio {ratio} of {len(images)} images leaves one part empty")
@@ -144,48 +143,48 @@ def val_images(chosen: list[Segment], ratio: float, seed: int) -> set[int]:
     return set(images[:count])
 
 
-def make_rows(chosen: list[Segment], options: ShapeOptions, workers: int) -> Iterator[Made]:
-    """What becomes of each segment, in their order, however many processes work on them."""
+def seg_rows(segments: list[Segment], options: ShapeOptions, workers: int) -> Iterator[SegResult]:
+    """Yield the result for each segment in order, for any number of workers."""
     from tqdm import tqdm
 
-    from vlm_grpo.data.segments import make_row
+    from vlm_grpo.data.datasets.coco import seg_row
 
-    work = partial(make_row, options=options)
-    shown = {"total": len(chosen), "disable": None, "unit": "mask"}  # no bar in a log file
+    work = partial(seg_row, options=options)
+    bar_options = {"total": len(segments), "disable": None, "unit": "mask"}  # no bar in a log file
     if workers == 1:
-        yield from tqdm(map(work, chosen), **shown)
+        yield from tqdm(map(work, segments), **bar_options)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from tqdm(pool.map(work, chosen, chunksize=CHUNK), **shown)
+        yield from tqdm(pool.map(work, segments, chunksize=CHUNK), **bar_options)
 
 
 def write(
-    made: Iterable[Made],
+    results: Iterable[SegResult],
     paths: list[Path],
     held_out: set[int],
     problems: list[Problem],
     arguments: argparse.Namespace,
 ) -> list[int]:
-    """Write the rows of all or none of the files and return how many each has; problems are added to `problems`.
+    """Write all files or none and return the number of rows of each; add problems to `problems`.
 
     Raises:
         DataError: there is a problem and --skip_bad was not given, or a file would be empty.
     """
-    from vlm_grpo.data.problems import DataError, Problem
-    from vlm_grpo.data.writing import json_line, whole_files
+    from vlm_grpo.data.errors import DataError, Problem
+    from vlm_grpo.io import json_line, whole_files
 
     counts, reasons = [0] * len(paths), Counter[str]()
     with whole_files(paths) as files:
-        for one in made:
-            if one.row is not None:
-                part = int(one.row["image_id"] in held_out)
-                image = f"{arguments.split}/{one.row['image']}"
-                files[part].write(json_line({**one.row, "image": image}))
+        for result in results:
+            if result.row is not None:
+                part = int(result.row["image_id"] in held_out)
+                image = f"{arguments.split}/{result.row['image']}"
+                files[part].write(json_line({**result.row, "image": image}))
                 counts[part] += 1
-            elif one.problem is not None:
-                problems.append(one.problem)
+            elif result.problem is not None:
+                problems.append(result.problem)
             else:
-                reasons[one.reason] += 1
+                reasons[result.reason] += 1
         for reason, count in sorted(reasons.items()):
             print(f"{count:,} objects left out: {reason}")
         for path, count in zip(paths, counts, strict=True):
@@ -197,8 +196,8 @@ def write(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: convert(arguments))

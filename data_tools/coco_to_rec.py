@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.coco import Instances
-    from vlm_grpo.data.problems import Problem
+    from vlm_grpo.data.datasets.coco import Instances
+    from vlm_grpo.data.errors import Problem
 
-Row = dict[str, Any]
+CocoRow = dict[str, Any]
 IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2014_{id:012d}.jpg"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; without it, plain COCO")
@@ -49,10 +49,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the rows. The status is 1 when something was wrong; without --skip_bad nothing is written then."""
-    from vlm_grpo.data.coco import read_instances
-    from vlm_grpo.data.problems import DataError, Problem, problem_table
-    from vlm_grpo.data.writing import json_line, refuse_existing, whole_file
+    """Write the rows. The status is 1 if there were problems; without --skip_bad nothing is written then."""
+    from vlm_grpo.data.datasets.coco import read_instances
+    from vlm_grpo.data.errors import DataError, Problem, problem_table
+    from vlm_grpo.io import json_line, refuse_existing, whole_file
 
     refuse_existing([arguments.output], overwrite=arguments.overwrite)
     image_path(arguments.image_path, "x.jpg", 1)
@@ -77,11 +77,11 @@ def convert(arguments: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
-def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[Row]:
-    """The rows that the flags ask for; what is wrong with references is added to `problems`."""
-    from vlm_grpo.data.grounding import category_rows, detection_rows, referring_rows
-    from vlm_grpo.data.problems import known_name
-    from vlm_grpo.data.refs import read_refs
+def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[CocoRow]:
+    """Return the rows selected by the flags; add problems of references to `problems`."""
+    from vlm_grpo.data.datasets.coco import category_rows, detection_rows
+    from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
+    from vlm_grpo.data.errors import known_name
 
     if not arguments.refs:
         return list((category_rows if arguments.task == "rec" else detection_rows)(instances))
@@ -96,21 +96,21 @@ def make_rows(arguments: argparse.Namespace, instances: Instances, problems: lis
     return list(referring_rows(chosen, instances, first_only=arguments.sentences == "first"))
 
 
-def image_path(form: str, file_name: str, number: int) -> str:
-    """The path of an image in the rows.
+def image_path(template: str, file_name: str, number: int) -> str:
+    """Return the path of an image in the rows.
 
     Raises:
-        ValueError: the form has other fields than these two, or is broken.
+        ValueError: the template has other fields than these two, or is malformed.
     """
     try:
-        return form.format(file_name=file_name, id=number)
+        return template.format(file_name=file_name, id=number)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"--image_path {form}: expected {{file_name}} and {{id}} only, got {error}") from error
+        raise ValueError(f"--image_path {template}: expected {{file_name}} and {{id}} only, got {error}") from error
 
 
-def with_right_images(rows: list[Row], instances: Instances, folder: str, problems: list[Problem]) -> list[Row]:
-    """The rows whose image file is there and has the size that is annotated; the others' faults go to `problems`."""
-    from vlm_grpo.data.grounding import size_problems
+def with_right_images(rows: list[CocoRow], instances: Instances, folder: str, problems: list[Problem]) -> list[CocoRow]:
+    """Return the rows whose image exists and has the annotated size; add the others to `problems`."""
+    from vlm_grpo.data.datasets.coco import size_problems
 
     found = dict(size_problems(rows, instances, folder))
     problems += found.values()
@@ -118,8 +118,8 @@ def with_right_images(rows: list[Row], instances: Instances, folder: str, proble
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: convert(arguments))

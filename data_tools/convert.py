@@ -1,4 +1,4 @@
-"""Data files of EasyR1 and RLLaVA (parquet), ms-swift (swift) and LLaVA (llava) to this package's jsonl, and back.
+"""Convert data files of EasyR1 and RLLaVA (parquet), ms-swift and LLaVA to this package's jsonl, and back.
 
 python data_tools/convert.py --from parquet --to jsonl --input train.parquet --output train.jsonl --image_folder images
 python data_tools/convert.py --from jsonl --to swift --input train.jsonl --output swift.jsonl --image_folder images
@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 NAMES = ("jsonl", "parquet", "swift", "llava")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--from", required=True, choices=NAMES, dest="source", help="form of the input")
@@ -33,16 +33,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the output, unless a row cannot be converted."""
-    from vlm_grpo.data.exchange import FORMS, convert_files
+    from vlm_grpo.data.converters import FORMATS, convert_files
     from vlm_grpo.data.paths import split_paths
-    from vlm_grpo.data.writing import refuse_existing
+    from vlm_grpo.io import refuse_existing
 
     inputs = [Path(path) for path in split_paths(arguments.input)]
     folder = arguments.image_folder
-    forms = [FORMS[arguments.source], FORMS[arguments.target]]
-    if folder is None and any(form.needs_folder for form in forms):
+    formats = [FORMATS[arguments.source], FORMATS[arguments.target]]
+    if folder is None and any(file_format.needs_folder for file_format in formats):
         raise ValueError("a parquet file holds the images themselves: --image_folder says where their files are or go")
-    if folder is not None and not any(form.uses_folder for form in forms):
+    if folder is not None and not any(file_format.uses_folder for file_format in formats):
         raise ValueError("--image_folder does nothing here: both forms have paths relative to a folder of your choice")
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"--image_folder {folder}: no such folder; make it first")
@@ -55,8 +55,8 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be converted, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if rows cannot be converted, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: convert(arguments))

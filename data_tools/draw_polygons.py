@@ -1,4 +1,4 @@
-"""Outlines of a jsonl file drawn over their images, to see whether answers and masks are where they should be.
+"""Draw the outlines of a jsonl file over their images, to check answers and masks visually.
 
 python data_tools/draw_polygons.py --data_file_paths seg/val.jsonl --image_folders coco --output_dir drawn --limit 20
 python data_tools/draw_polygons.py seg/val.jsonl --image-root coco --output drawn    # the same, as in VLM-R1
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ LEAST_WIDTH = 320
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when one is out of range."""
+    """Parse the flags; exit with status 2 if one is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="?", metavar="FILES", help="the same as --data_file_paths")
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image_folders", "--image-root", metavar="FOLDERS", help=folders)
     pictures = "gets a PNG for each row: NUMBER_ID.png"
     add("--output_dir", "--output", required=True, type=Path, metavar="FOLDER", help=pictures)
-    add("--limit", type=int, default=50, metavar="N", help="stop after so many rows (default: 50)")
+    add("--limit", type=int, default=50, metavar="N", help="stop after N rows (default: 50)")
     arguments = parser.parse_args(argv)
     if bool(arguments.files) == bool(arguments.data_file_paths):
         parser.error("give the jsonl files once: --data_file_paths FILES, or FILES alone")
@@ -69,7 +69,7 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def picture(record: Record) -> Image.Image:
-    """The image of a record with mask, outline, boxes and a caption.
+    """Return the image of a record with mask, outline, boxes and a caption.
 
     Raises:
         ValueError: the image cannot be decoded; the message names the line.
@@ -101,7 +101,7 @@ def picture(record: Record) -> Image.Image:
 
 
 def tinted(image: Image.Image, mask: np.ndarray, line: np.ndarray) -> Image.Image:
-    """The image with a mask tinted blue and a line, both (H, W) of bool, in red; they are scaled to the image."""
+    """Return the image with a mask in blue and a line in red, both (H, W) of bool and scaled to the image."""
     from PIL import Image
 
     shown = image.convert("RGB")
@@ -112,7 +112,7 @@ def tinted(image: Image.Image, mask: np.ndarray, line: np.ndarray) -> Image.Imag
 
 
 def border(mask: np.ndarray) -> np.ndarray:
-    """Pixels inside a mask, (H, W) of bool, that touch one outside, or the border of the image."""
+    """Return the border pixels of a mask, (H, W) of bool; pixels at the image border count."""
     import numpy as np
 
     padded = np.pad(mask, 1)
@@ -121,21 +121,21 @@ def border(mask: np.ndarray) -> np.ndarray:
 
 
 def file_name(identity: Any) -> str:
-    """An id as part of a file name."""
+    """Return an id as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in str(identity))[:80]
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    from vlm_grpo.data.writing import whole_file
+    """Write a PNG atomically."""
+    from vlm_grpo.io import whole_file
 
     with whole_file(path, sync=False) as file:
         image.save(file, "PNG")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the data have problems, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: draw(arguments))

@@ -1,4 +1,4 @@
-"""A small data set for a task, drawn here and now: train.jsonl, held_out.jsonl and images/. Needs no download.
+"""Generate a small data set for a task: train.jsonl, held_out.jsonl and images/. Needs no download.
 
 python data_tools/make_toy.py --task rec --rows 200 --output_dir toy/rec
 python data_tools/make_toy.py --task all --rows 50 --output_dir toy
@@ -11,15 +11,15 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 PLAYED_IN = {"damaged": "agent_code", "search": "agent_search", "visual_code": "visual_code"}
 ALL, PICK = "all", "pick_image"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
-    from vlm_grpo.data.toy import TOYS
+    """Return the flags."""
+    from vlm_grpo.synthetic import TOYS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -35,8 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make(arguments: argparse.Namespace) -> int:
-    """Write the data sets and say where they are and how they are trained on."""
-    from vlm_grpo.data.toy import TOYS, write_toy
+    """Write the data sets; print their paths and the training flags."""
+    from vlm_grpo.synthetic import TOYS, write_toy
     from vlm_grpo.tasks import TASKS
 
     folder = Path(arguments.output_dir)
@@ -48,7 +48,7 @@ def make(arguments: argparse.Namespace) -> int:
         counts = [sum(1 for _ in path.open("rb")) for path in (files.train, files.held_out)]
         task = name if name in TASKS else "default"
         if name == "search":
-            from vlm_grpo.data.toy.library import write_documents
+            from vlm_grpo.synthetic.retrieval_qa import write_documents
 
             print(f"documents for `vlm-grpo index`: {write_documents(place / 'documents.jsonl')}")
         print(f"{name}: {counts[0]} rows to train on and {counts[1]} held out in {place}")
@@ -58,8 +58,8 @@ def make(arguments: argparse.Namespace) -> int:
 
 
 def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
-    """Write images to choose from, and say how they are trained on."""
-    from vlm_grpo.data.toy.candidates import write_candidates
+    """Write candidate images; print their folder and the training flags."""
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     paths = write_candidates(folder, rows=arguments.rows, seed=arguments.seed, side=arguments.side or 56)
     print(f"{PICK}: {len(paths)} images in {folder}")
@@ -68,8 +68,8 @@ def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a mistake in the flags or a folder that holds something else."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, or 2 for wrong flags or a folder with other content."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: make(arguments))

@@ -1,4 +1,4 @@
-"""Rows of jsonl files into a part for training and one that is held out, with no image in both.
+"""Split the rows of jsonl files into training and held-out rows, with no image in both.
 
 python data_tools/split.py --data_file_paths a.jsonl:b.jsonl --val_split_ratio 0.1 --output_dir split
 """
@@ -13,18 +13,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.jsonl import JsonlSource, RawRow
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.splitting import Groups
+    from vlm_grpo.data.errors import Problem
+    from vlm_grpo.data.readers.text_files import JsonlSource, RawRow
+    from vlm_grpo.data.split import RowGroups
 
 PARTS = ("train", "val")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
@@ -41,46 +41,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def split(arguments: argparse.Namespace) -> int:
     """Write both parts of every file: its lines as they are, in their order."""
-    from vlm_grpo.data.splitting import Groups, held_out
-    from vlm_grpo.data.writing import refuse_existing
+    from vlm_grpo.data.split import RowGroups, sample_held_out
+    from vlm_grpo.io import refuse_existing
 
     sources = open_files(arguments)
     outputs = output_paths(arguments, sources)
     refuse_existing([path for pair in outputs for path in pair], overwrite=arguments.overwrite)
-    groups = Groups()
+    groups = RowGroups()
     for source in sources:
         group_rows(source, arguments.group_by, groups)
     ratio = arguments.val_split_ratio
     if ratio is not None and not 0 < ratio < 1:
         raise ValueError(f"--val_split_ratio must be between 0 and 1, got {ratio}")
-    wanted = round(len(groups) * ratio) if arguments.val_rows is None else arguments.val_rows
+    target = round(len(groups) * ratio) if arguments.val_rows is None else arguments.val_rows
     members = groups.members()
-    chosen = held_out(members, wanted, arguments.seed)
-    counts = write_parts(sources, outputs, chosen)
+    held_out = sample_held_out(members, target, arguments.seed)
+    counts = write_parts(sources, outputs, held_out)
     for pair, numbers in zip(outputs, counts, strict=True):
         for path, count in zip(pair, numbers, strict=True):
             print(f"{path}: {count:,} rows")
-    print(f"{len(groups):,} rows in {len(members):,} groups: {len(chosen):,} held out, {wanted:,} asked for")
+    print(f"{len(groups):,} rows in {len(members):,} groups: {len(held_out):,} held out, {target:,} asked for")
     return 0
 
 
 def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
-    """The files with the image folders that belong to them."""
-    from vlm_grpo.data.jsonl import JsonlSource
-    from vlm_grpo.data.problems import DataError
-    from vlm_grpo.data.sources import open_sources
+    """Return the files with the image folders that belong to them."""
+    from vlm_grpo.data.errors import DataError
+    from vlm_grpo.data.readers import open_sources
+    from vlm_grpo.data.readers.text_files import JsonlSource
 
-    opened = open_sources(arguments.data_file_paths, image_folders=arguments.image_folders)
-    if opened.problems:
-        raise DataError(opened.problems)
-    for source in opened.sources:
+    result = open_sources(arguments.data_file_paths, image_folders=arguments.image_folders)
+    if result.problems:
+        raise DataError(result.problems)
+    for source in result.sources:
         if not isinstance(source, JsonlSource):
             raise ValueError(f"{source.name}: expected a jsonl file; data_tools/convert.py makes one")
-    return opened.sources
+    return result.sources
 
 
 def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> list[tuple[Path, Path]]:
-    """For each file where its two parts go."""
+    """Return the paths of the two parts of each file."""
     folder = Path(arguments.output_dir)
     if not folder.is_dir():
         raise ValueError(f"--output_dir {folder}: no such folder; make it first")
@@ -89,20 +89,20 @@ def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> l
         if names.count(name) > 1:
             raise ValueError(f"--data_file_paths: two files are called {name}, so that their parts would be one file")
     pairs = [tuple(folder / f"{name}_{part}.jsonl" for part in PARTS) for name in names]
-    read = {source.path.resolve() for source in sources}
+    inputs = {source.path.resolve() for source in sources}
     for path in (path for pair in pairs for path in pair):
-        if path.resolve() in read:
+        if path.resolve() in inputs:
             raise ValueError(f"{path} is read as well; choose another --output_dir")
     return pairs
 
 
-def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
+def group_rows(source: JsonlSource, group_by: str, groups: RowGroups) -> None:
     """Add the rows of a file to the groups.
 
     Raises:
         DataError: rows that are no JSON object, lack the column to group by, or whose images cannot be told.
     """
-    from vlm_grpo.data.problems import DataError
+    from vlm_grpo.data.errors import DataError
 
     problems: list[Problem] = []
     for index, raw in enumerate(source.rows()):
@@ -112,17 +112,17 @@ def group_rows(source: JsonlSource, group_by: str, groups: Groups) -> None:
 
 
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
-    """What the row shares with others of its group; what prevents it goes to `problems`."""
-    from vlm_grpo.data.problems import Problem
-    from vlm_grpo.data.rows import as_reading
+    """Return the keys that a row shares with its group; add problems to `problems`."""
+    from vlm_grpo.data.errors import Problem
+    from vlm_grpo.data.parsing import parse_raw_row
 
     where = source.where(index)
     if isinstance(raw, Problem):
         problems.append(raw)
     elif group_by == "image":
-        reading = as_reading(raw, where, index, source.form)
-        problems += (fault for fault in reading.problems if "image" in fault.field and not fault.is_warning)
-        return [hash(ref.key) for ref in (*reading.images, *reading.videos)]  # keys would take much more memory
+        parsed = parse_raw_row(raw, where, index, source.config)
+        problems += (problem for problem in parsed.problems if "image" in problem.field and not problem.is_warning)
+        return [hash(ref.key) for ref in (*parsed.images, *parsed.videos)]  # keys would take much more memory
     elif group_by != "none" and raw.get(group_by) is None:
         problems.append(Problem(where, group_by, "missing or null", "a value to group by"))
     elif group_by != "none":
@@ -131,30 +131,30 @@ def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, proble
 
 
 def write_parts(
-    sources: list[JsonlSource], outputs: list[tuple[Path, Path]], chosen: set[int]
+    sources: list[JsonlSource], outputs: list[tuple[Path, Path]], held_out: set[int]
 ) -> list[tuple[int, int]]:
-    """Copy each line into its part; returns the number of rows in train and val of each file."""
-    from vlm_grpo.data.jsonl import content_lines
-    from vlm_grpo.data.writing import whole_files
+    """Copy each line to its part; return the numbers of rows in train and val of each file."""
+    from vlm_grpo.data.readers.text_files import content_lines
+    from vlm_grpo.io import whole_files
 
     counts = []
     start = 0
     with whole_files([path for pair in outputs for path in pair]) as files:
         for number, source in enumerate(sources):
             lines = (line for _, _, line in content_lines(source.path))
-            held = 0
+            val_count = 0
             for row, line in enumerate(islice(lines, len(source)), start):
-                is_held = row in chosen
-                held += is_held
-                files[2 * number + is_held].write(line if line.endswith(b"\n") else line + b"\n")
-            counts.append((len(source) - held, held))
+                is_held_out = row in held_out
+                val_count += is_held_out
+                files[2 * number + is_held_out].write(line if line.endswith(b"\n") else line + b"\n")
+            counts.append((len(source) - val_count, val_count))
             start += len(source)
     return counts
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be read, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: split(arguments))

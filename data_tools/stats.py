@@ -1,4 +1,4 @@
-"""What a data set looks like: lengths, image sizes, tasks, types of answers, duplicates, most common answers.
+"""Print statistics of a data set: lengths, image sizes, tasks, answer types, duplicates, most common answers.
 
 python data_tools/stats.py --data_file_paths train.jsonl --image_folders images --json stats.json
 """
@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # runs from a checkout as well
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also runs from a checkout
 
 if TYPE_CHECKING:
-    from vlm_grpo.data.statistics import Length, Statistics
+    from vlm_grpo.data.stats import Length, Statistics
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; exits with status 2 when they contradict each other."""
+    """Parse the flags; exit with status 2 if they conflict."""
     from vlm_grpo.cli.check import add_data_flags, data_source
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,63 +37,65 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print the numbers. The status is 1 when rows could not be read; they are left out of the numbers."""
+    """Print the statistics. The status is 1 if rows could not be read; they are not counted."""
     import json
 
-    from vlm_grpo.data.statistics import summary_lines
-    from vlm_grpo.data.writing import refuse_existing, write_whole
+    from vlm_grpo.data.stats import summary_lines
+    from vlm_grpo.io import refuse_existing, write_whole
 
     if arguments.json:
         refuse_existing([arguments.json], overwrite=arguments.overwrite)
-    statistics, unread = collect(arguments)
-    summary = {**statistics.summary(), "rows that cannot be read": len(unread)}
+    statistics, unreadable = collect(arguments)
+    summary = {**statistics.summary(), "rows that cannot be read": len(unreadable)}
     print("\n".join(summary_lines(summary)))
-    if unread:
-        print(f"the first: {unread[0]}\ndata_tools/check.py lists them all", file=sys.stderr)
+    if unreadable:
+        print(f"the first: {unreadable[0]}\ndata_tools/check.py lists them all", file=sys.stderr)
     if arguments.json:
         write_whole(arguments.json, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return int(bool(unread))
+    return int(bool(unreadable))
 
 
 def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
-    """The numbers of all rows that can be read, and what is wrong with each of the others.
+    """Return the numbers of all rows that can be read, and what is wrong with each of the others.
 
     Raises:
         DataError: a file or folder is missing.
     """
-    from vlm_grpo.cli.check import data_form, pairing
-    from vlm_grpo.data.problems import DataError
-    from vlm_grpo.data.rows import as_reading
-    from vlm_grpo.data.sources import open_sources
-    from vlm_grpo.data.statistics import Statistics
+    from vlm_grpo.cli.check import pairing, reader_config
+    from vlm_grpo.data.errors import DataError
+    from vlm_grpo.data.parsing import parse_raw_row
+    from vlm_grpo.data.readers import open_sources
+    from vlm_grpo.data.stats import Statistics
 
-    opened = open_sources(arguments.source, **pairing(arguments), form=data_form(arguments))
-    if opened.problems:
-        raise DataError(opened.problems)
+    result = open_sources(arguments.source, **pairing(arguments), config=reader_config(arguments))
+    if result.problems:
+        raise DataError(result.problems)
     statistics = Statistics(*lengths(arguments.model_name_or_path), common=arguments.top)
-    unread: list[str] = []
-    for source in opened.sources:
+    unreadable: list[str] = []
+    for source in result.sources:
         for number, raw in enumerate(source.rows()):
-            reading = as_reading(raw, source.where(number), number, source.form)
-            if reading.record is None:
-                unread.append(": ".join(next(fault for fault in reading.problems if not fault.is_warning).cells[:3]))
+            parsed = parse_raw_row(raw, source.where(number), number, source.config)
+            if parsed.record is None:
+                unreadable.append(
+                    ": ".join(next(problem for problem in parsed.problems if not problem.is_warning).cells[:3])
+                )
                 continue
             try:
-                statistics.add(reading.record)
+                statistics.add(parsed.record)
             except ValueError as error:  # the tokens of a missing image cannot be counted
-                unread.append(str(error))
-    return statistics, unread
+                unreadable.append(str(error))
+    return statistics, unreadable
 
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
-    """How to measure prompts and answers, and in what: words, or the tokens of a model's processor or tokenizer."""
-    from vlm_grpo.answer_parser import ground_truth_text
-    from vlm_grpo.data.statistics import words
+    """Return the length functions of prompts and answers and their unit: words, or tokens of a model."""
+    from vlm_grpo.data.stats import count_words
+    from vlm_grpo.rewards.accuracy import ground_truth_text
 
     if model is None:
         return (
-            (lambda record: words(record.question)),
-            (lambda record: words(ground_truth_text(record.answer))),
+            (lambda record: count_words(record.question)),
+            (lambda record: count_words(ground_truth_text(record.answer))),
             "words",
         )
     from transformers import AutoProcessor
@@ -108,20 +110,20 @@ def lengths(model: str | None) -> tuple[Length, Length, str]:
 
 
 def prompt_tokens(processor: Any) -> Length:
-    """The tokens of a rendered prompt with its images; of the question alone for a tokenizer, which knows no images."""
+    """Return a function that counts the tokens of a rendered prompt with images (a tokenizer: of the question)."""
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
-    from vlm_grpo.data.rows import RowMaker
+    from vlm_grpo.data.dataset import RowTransform
     from vlm_grpo.trainers.lengths import prompt_length
     from vlm_grpo.trainers.rollout import PromptEncoder
 
-    encoder, make = PromptEncoder(processor, {}), RowMaker(()).row
+    encoder, make = PromptEncoder(processor, {}), RowTransform(()).row
     return lambda record: prompt_length(make(record), encoder)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when rows cannot be read, 2 for a wrong command line."""
-    from vlm_grpo.cli.tool import exit_status
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
+    from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)
     return exit_status(lambda: show(arguments))

@@ -27,4 +27,4 @@ if [ ! -f "$STAMP" ]; then
 fi
 VENV="$(cd "$VENV" && pwd)"
 cd "$here"
-exec "$VENV/bin/python" -m vlm_grpo.cli.quickstart "$@"
+exec "$VENV/bin/python" -m vlm_grpo.quickstart "$@"

@@ -12,7 +12,7 @@ import pytest
 from tests.data.files import turns, write_jsonl
 from vlm_grpo.cli.templates import read_template
 from vlm_grpo.data import DataError, check_source, load_dataset
-from vlm_grpo.data.coco import read_instances
+from vlm_grpo.data.datasets.coco import read_instances
 from vlm_grpo.data.images import open_image
 from vlm_grpo.envs.retrieval.corpus import read_documents
 from vlm_grpo.prompts import load_prompt

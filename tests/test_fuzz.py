@@ -21,10 +21,11 @@ from vlm_grpo.answer_parser import (
     parse_steps,
 )
 from vlm_grpo.boxes import Box, boxes_in, convert, giou, iou, only_box
-from vlm_grpo.data.forms import Form
-from vlm_grpo.data.jsonl import JsonlSource
-from vlm_grpo.data.problems import DataError
-from vlm_grpo.data.rows import RowMaker, read_source
+from vlm_grpo.data.dataset import RowTransform
+from vlm_grpo.data.errors import DataError
+from vlm_grpo.data.parsing import ReaderConfig
+from vlm_grpo.data.readers import parse_source_row
+from vlm_grpo.data.readers.text_files import JsonlSource
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.tasks import TASKS
@@ -73,18 +74,18 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_line_is_a_row_or_a_problem_with_its_place(lines: list[bytes], task: str, file: Path):
     file.write_bytes(b"\n".join(lines))
     try:
-        source = JsonlSource(file, Form(task=task))
+        source = JsonlSource(file, ReaderConfig(task=task))
     except DataError as error:
         assert all(problem.where.startswith(str(file)) for problem in error.problems)
         return
-    maker = RowMaker([source])
+    maker = RowTransform([source])
     for index in range(len(source)):
-        reading = read_source(source, index)
-        assert reading.record is not None or reading.problems
-        for problem in reading.problems:
+        parsed = parse_source_row(source, index)
+        assert parsed.record is not None or parsed.problems
+        for problem in parsed.problems:
             path, _, line = problem.where.rpartition(":")
             assert path == str(file) and 1 <= int(line) <= file.read_bytes().count(b"\n") + 1
-        if reading.record is not None:
+        if parsed.record is not None:
             maker({"row": [index]})
 
 

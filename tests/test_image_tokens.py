@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoProcessor
 
+from docs.gen_families import EXAMPLES
 from tests.support.families import FAMILIES_TINY, MODEL_TYPES
 from tests.support.hub_sizes import SETTINGS, hub_sized
 from tests.support.training import picture, user
 from vlm_grpo.answer_space import answer_space
-from vlm_grpo.cli.families_page import EXAMPLES
 from vlm_grpo.cli.model_check import cost_notice
 from vlm_grpo.image_tokens import count_image_tokens, limit_image_tokens
 from vlm_grpo.model_utils import set_pixel_limits

@@ -31,8 +31,8 @@ def training_flags(script: Path) -> list[str]:
 
 @pytest.mark.parametrize("script", LAUNCHERS, ids=lambda path: path.name)
 def test_launch_script_parses(script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from vlm_grpo.cli.parsing import parse
     from vlm_grpo.cli.train import reward_specs
+    from vlm_grpo.cli.train_args import parse
 
     monkeypatch.chdir(ROOT)
     words = training_flags(script)
@@ -59,8 +59,8 @@ def words_of_pick(folder: Path, *words: str) -> list[str]:
 
 
 def test_the_picking_agent_takes_its_arguments(tmp_path: Path):
-    from vlm_grpo.cli.parsing import parse
-    from vlm_grpo.data.toy.candidates import write_candidates
+    from vlm_grpo.cli.train_args import parse
+    from vlm_grpo.synthetic.candidates import write_candidates
 
     write_candidates(tmp_path / "toy")
     words = words_of_pick(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.data.forms import Form, read_row
+from vlm_grpo.data.parsing import ReaderConfig, parse_row
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
@@ -166,9 +166,9 @@ def sections() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", [*TASKS, "Videos"])
 def test_the_documentation_says_what_is_asked_and_what_is_paid(name: str):
     line, prompt, completion = sections()[name]
-    reading = read_row(json.loads(line), "docs", 0, Form())
-    assert reading.problems == []
-    record = reading.record
+    parsed = parse_row(json.loads(line), "docs", 0, ReaderConfig())
+    assert parsed.problems == []
+    record = parsed.record
     task = TASKS[record.task]
     assert task.name == (name if name in TASKS else "default")
     (message,) = PROMPTS[task.prompt].render(record, system=task.system)

@@ -10,7 +10,7 @@ import pytest
 from tests.campaigns.outcome import outcome, training
 from tests.trainers.test_kill import write_data
 from vlm_grpo.cli import train
-from vlm_grpo.cli.arguments import known_flags
+from vlm_grpo.cli.args import known_flags
 
 # A file of settings, launchers, and what would leave the machine.
 REACHING_OUT = {"config", "help", "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.train_args import UsageError, parse
 
 QUICK = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--num_generations", "4"]
 QUICK += ["--per_device_train_batch_size", "4", "--model_name_or_path", "m"]

@@ -99,7 +99,7 @@ def test_shares_are_checked_as_in_training(tmp_path: Path, capsys: pytest.Captur
 
 def test_decode_finds_what_headers_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr("vlm_grpo.data.check.image_fault", lambda ref, decode: asked.append(decode))
+    monkeypatch.setattr("vlm_grpo.data.validation.validate_image", lambda ref, decode: asked.append(decode))
     main(flags(tmp_path, [GOOD]))
     main([*flags(tmp_path, [GOOD]), "--decode"])
     assert asked == [False, True]

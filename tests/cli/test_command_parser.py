@@ -6,6 +6,8 @@ import importlib
 
 import pytest
 
+from vlm_grpo.cli.main import MODULES
+
 NEEDED = {
     "evaluate": ["--model_name_or_path=m", "--output_dir=o", "--data_file_paths=a.jsonl"],
     "preview": ["--data_file_paths=a.jsonl"],
@@ -35,7 +37,7 @@ NEEDED = {
 def test_an_unknown_flag_is_named_with_what_is_meant(
     command: str, given: str, said: str, capsys: pytest.CaptureFixture[str]
 ):
-    main = importlib.import_module(f"vlm_grpo.cli.{command}").main
+    main = importlib.import_module(MODULES.get(command, f"vlm_grpo.cli.{command}")).main
     with pytest.raises(SystemExit) as ended:
         main([*NEEDED[command], *given.split()])
     assert ended.value.code == 2

@@ -12,10 +12,10 @@ import pytest
 from tests.data.files import png, turns, write_jsonl
 from tests.support.environments import call
 from vlm_grpo.cli import train
-from vlm_grpo.cli.acting import environment_factory
-from vlm_grpo.cli.parsing import UsageError, parse
-from vlm_grpo.data.toy.candidates import write_candidates
+from vlm_grpo.cli.env_args import environment_factory
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.envs.tool_parser import HermesToolParser, TagToolParser
+from vlm_grpo.synthetic.candidates import write_candidates
 
 QUICK = (
     *("--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "1"),
@@ -101,7 +101,7 @@ def test_rows_choose_among_several(data: list[str], tiny_model: Path, tmp_path: 
 
 
 def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Path):
-    words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_format", "tags")
+    words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_protocol", "tags")
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data, *words)
     assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (3, 1.5)  # what they do: test_playing.py
     assert isinstance(trainer._stage._protocols[None], TagToolParser)
@@ -158,7 +158,7 @@ def test_pick_image_takes_no_data(candidates: str, data: list[str], tmp_path: Pa
     [
         (["--max_turns", "3"], "--max_turns has no effect without --environment"),
         (["--tool_time_limit", "3"], "--tool_time_limit has no effect without --environment"),
-        (["--tool_format", "tags"], "--tool_format has no effect without --environment"),
+        (["--tool_protocol", "tags"], "--tool_protocol has no effect without --environment"),
         (["--data_root", "."], "--data_root has no effect without --environment"),
         (["--environment_options", "{}"], "--environment_options has no effect without --environment"),
         (["--environment", OWN, "--val_split_ratio", "0.1"], "use `vlm-grpo evaluate --environment`"),

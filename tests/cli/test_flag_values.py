@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_grpo.cli.arguments import known_flags
-from vlm_grpo.cli.parsing import UsageError, output_problems, parse
+from vlm_grpo.cli.args import known_flags
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import UsageError, parse, validate_output_dir
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 
 QUICK = {"use_cpu": "true", "bf16": "false", "report_to": "none", "num_generations": "4"}
@@ -126,12 +126,12 @@ def test_a_configuration_refuses_the_same(kind: type, tmp_path: Path):
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    assert "must name a folder" in output_problems(" ")[0]
-    assert f"{tmp_path}/file is a file" in output_problems(str(tmp_path / "file"))[0]
-    assert f"{tmp_path}/file is a file" in output_problems(str(tmp_path / "file" / "out"))[0]
-    assert output_problems(str(tmp_path / "new" / "out")) == [] == output_problems(None)
+    assert "must name a folder" in validate_output_dir(" ")[0]
+    assert f"{tmp_path}/file is a file" in validate_output_dir(str(tmp_path / "file"))[0]
+    assert f"{tmp_path}/file is a file" in validate_output_dir(str(tmp_path / "file" / "out"))[0]
+    assert validate_output_dir(str(tmp_path / "new" / "out")) == [] == validate_output_dir(None)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    assert f"{tmp_path} is read-only" in output_problems(str(tmp_path / "new"))[0]
+    assert f"{tmp_path} is read-only" in validate_output_dir(str(tmp_path / "new"))[0]
 
 
 # Flags that change the process itself (a launcher's file, a backend, the precision of all matrices) are not drawn.

@@ -13,9 +13,9 @@ from peft import LoraConfig
 
 from tests.data.files import png, turns, write_images, write_jsonl
 from tests.rewards.server import JudgeServer, Reply
-from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.parsing import UsageError, parse
-from vlm_grpo.cli.train import build_trainer, check_rewards, check_rows, load_data, run
+from vlm_grpo.cli.args import ScriptArguments
+from vlm_grpo.cli.train import build_trainer, check_rewards, check_row_flags, load_data, run
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.data import DataError
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.model_utils import freeze_parts, parameter_table, part_of
@@ -48,7 +48,7 @@ TESTED = {
         "use_huggingface_dataset",
     ),
     "streaming",
-    *("expert_data_file_paths", "expert_key"),  # tests/data/test_experts.py
+    *("expert_data_file_paths", "expert_key"),  # tests/data/test_demonstrations.py
     *("mixture", "task_type", "reward_funcs", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key"),
     "allow_outside",
     "ignore_columns",
@@ -361,7 +361,7 @@ def test_judge_flags_without_effect_are_refused(jsonl: list[str], tmp_path: Path
     def check(*words: str) -> None:
         script, training, _ = parse([*words, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)])
         check_rewards(script, training)
-        check_rows(script, training, load_data(script, training)[0])
+        check_row_flags(script, training, load_data(script, training)[0])
 
     flags = ["--judge_model", "m", "--judge_base_url", "http://127.0.0.1:9/v1"]
     with pytest.raises(UsageError, match=r"--judge_model, --judge_base_url would have no effect: .* accuracy, .*judge"):

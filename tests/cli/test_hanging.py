@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import LAUNCH, flags
-from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import UsageError, parse
 
 SLOW = "import time\ndef slow(completions, **columns):\n    time.sleep(600)\n"
 

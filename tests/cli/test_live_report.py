@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.test_train import flags
 from tests.trainers.test_distributed import train, write_data
-from vlm_grpo.cli.parsing import parse
 from vlm_grpo.cli.train import build_trainer, load_data, train_and_save
+from vlm_grpo.cli.train_args import parse
 from vlm_grpo.evaluation.report.dashboard import LiveReport
 
 

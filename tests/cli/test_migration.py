@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli.arguments import known_flags
+from docs.gen_migration import page
+from vlm_grpo.cli.args import known_flags
 from vlm_grpo.cli.migration import FLAGS, RLLAVA, VALUES
-from vlm_grpo.cli.migration_page import page
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.cli.translation import translate
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"

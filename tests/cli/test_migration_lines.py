@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
+from docs.gen_migration import THINGS
 from tests.data.files import png, turns, write_images, write_jsonl
 from tests.data_tools.coco_files import tool
 from vlm_grpo.algorithms import canonical_name, find_algorithm
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.cli.migration_page import THINGS
-from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.templates import load_prompting
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.data import DataError, load_dataset
-from vlm_grpo.data.demonstrations import sort_expert_files
-from vlm_grpo.data.expert_columns import with_expert_key
+from vlm_grpo.data.demonstrations import sort_expert_files, with_expert_key
 from vlm_grpo.envs.pick_image import PickImage
 from vlm_grpo.prompts import load_prompt
 from vlm_grpo.records import ImageRef, Record

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.training import picture
 from vlm_grpo.cli.model_check import LANGUAGE_ONLY, check_model
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.unsupported_models import UNSUPPORTED_MODELS
 
 ROWS = [{"images": [picture(0)]}]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.cli import evaluate_flags
-from vlm_grpo.cli.parsing import parse
+from vlm_grpo.cli import eval_args
+from vlm_grpo.cli.train_args import parse
 
 TRAIN = (
     "--use_cpu",
@@ -36,9 +36,9 @@ def test_a_config_file_with_a_former_name(tmp_path: Path):
 def test_an_evaluation_flag_under_its_former_name(caplog: pytest.LogCaptureFixture):
     flags = ["--model_name_or_path", "m", "--output_dir", "out", "--environment", "visual_crop"]
     with caplog.at_level(logging.WARNING):
-        options = evaluate_flags.parser().parse_args([*flags, "--tool_protocol", "native"])
+        options = eval_args.parser().parse_args([*flags, "--tool_protocol", "native"])
     assert options.tool_format == "native"
     assert [record.message for record in caplog.records] == [
         "--tool_protocol is now called --tool_format; the old name still works"
     ]
-    assert evaluate_flags.parser().parse_args(flags).tool_format is None
+    assert eval_args.parser().parse_args(flags).tool_format is None

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.cli.arguments import wanted_value, without_flag
-from vlm_grpo.cli.parsing import parse
+from vlm_grpo.cli.args import argv_value, without_flag
+from vlm_grpo.cli.train_args import parse
 
 QUICK = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--num_generations", "4"]
 QUICK += ["--per_device_train_batch_size", "4", "--model_name_or_path", "m", "--data_file_paths", "a.jsonl"]
@@ -49,9 +49,9 @@ def test_the_last_value_of_a_flag_counts(given: str, last: str, tmp_path: Path):
 
 
 def test_wanted_value_reads_each_spelling():
-    assert wanted_value(["--a_b", "1", "--a-b=2"], "a_b") == "2"
-    assert wanted_value(["--a_b=2", "--a-b"], "a_b") == ""
-    assert wanted_value(["--a_bc", "1"], "a_b") is None
+    assert argv_value(["--a_b", "1", "--a-b=2"], "a_b") == "2"
+    assert argv_value(["--a_b=2", "--a-b"], "a_b") == ""
+    assert argv_value(["--a_bc", "1"], "a_b") is None
 
 
 def test_without_flag_leaves_the_words_of_others():

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_train import flags
-from vlm_grpo.cli.parsing import parse
-from vlm_grpo.cli.run_changes import changes
-from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_record
+from vlm_grpo.cli.run_changes import compare_records
+from vlm_grpo.cli.run_record import NAME, read_record, run_record, write_run_record
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import parse
 
 OPTIONS = {
     "max_steps": 2,
@@ -70,7 +70,7 @@ def test_what_cannot_change_is_an_error(
     assert main(resumed(tiny_model, trained, run, **options)) == 2
     error = capsys.readouterr().err
     assert re.search(said, error), error
-    assert f"--resume_from_checkpoint {run}/checkpoint-2: what is marked with ! cannot change within a run" in error
+    assert f"--resume_from_checkpoint {run}/checkpoint-2: settings marked with ! must not change within a run" in error
     assert f"--model_name_or_path {run}/checkpoint-2 and another --output_dir" in error
     assert (run / NAME).read_bytes() == before and not (run / "run_1.json").exists()
 
@@ -95,7 +95,7 @@ def test_data_are_compared_by_content(trained: Path, run: Path):
 
     def found(**data: object) -> list[tuple]:
         now = {**then, "data": {**then["data"], **data}}
-        return [(change.name, bool(change.reason)) for change in changes(then, now, 2)]
+        return [(change.name, bool(change.reason)) for change in compare_records(then, now, 2)]
 
     digest = then["data"]["files"][path]
     assert then["data"]["rows"] == 4 and len(digest) == 32
@@ -117,7 +117,7 @@ def test_other_settings_are_shown_once_and_each_record_is_kept(
     rewards = ["--reward_funcs", "format:2", f"{tmp_path}/mine.py:half"]
     assert main([*words, *rewards]) == 0
     error = capsys.readouterr().err
-    assert f"vlm-grpo train: the run goes on from {run}/checkpoint-2 with other settings" in error
+    assert f"vlm-grpo train: resuming from {run}/checkpoint-2 with other settings" in error
     lines = [line.split() for line in error.splitlines()]
     for row in (
         ["--seed", "42", "1"],
@@ -174,6 +174,6 @@ def test_secrets_are_left_out(tiny_model: Path, tmp_path: Path):
 
 def test_records_are_numbered_from_the_first(tmp_path: Path):
     for number in range(3):
-        write_record({"number": number}, tmp_path)
+        write_run_record({"number": number}, tmp_path)
     names = {"run_1.json": 0, "run_2.json": 1, NAME: 2}
     assert {path.name: json.loads(path.read_text())["number"] for path in tmp_path.iterdir()} == names

@@ -15,14 +15,14 @@ import pytest
 
 from tests.cli.test_train import flags
 from vlm_grpo.cli import run_lock
-from vlm_grpo.cli.run_lock import NAME, locked
+from vlm_grpo.cli.run_lock import NAME, lock_output_dir
 from vlm_grpo.cli.train import main
 
 # Also forks, as data loaders do: what is forked does not keep the lock.
 HOLDER = """
 import os, sys, time
-from vlm_grpo.cli.run_lock import locked
-with locked(sys.argv[1]):
+from vlm_grpo.cli.run_lock import lock_output_dir
+with lock_output_dir(sys.argv[1]):
     child = os.fork()
     if child:
         print(child, flush=True)
@@ -56,7 +56,7 @@ def test_a_killed_run_is_no_obstacle(holder: subprocess.Popen, tiny_model: Path,
     holder.kill()
     holder.wait()
     assert (tmp_path / "out" / NAME).is_file()
-    with locked(tmp_path / "out"):
+    with lock_output_dir(tmp_path / "out"):
         assert f'"pid": {os.getpid()}' in (tmp_path / "out" / NAME).read_text()
     assert not (tmp_path / "out" / NAME).exists()
 
@@ -68,5 +68,5 @@ def test_a_file_system_without_locks_is_warned_of(
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", no_locks)
-    with locked(tmp_path):
+    with lock_output_dir(tmp_path):
         assert "this file system has no locks" in caplog.text

@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from tests.data.files import turns, write_images, write_jsonl
 from tests.support.training import length_reward, settings, user
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.scorable import check_scorable
 from vlm_grpo.cli.train import run
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.data import load_dataset
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import REWARDS, score
@@ -60,7 +60,7 @@ def test_rewards_that_apply_to_some_rows_are_said_once(tmp_path: Path, caplog: p
     assert [text.split(":")[0] for text in said] == [
         "reward 'iou' applies to 2 of 4 rows",
         "reward 'count' applies to 1 of 4 rows",
-        "1 rows are scored for their form alone",
+        "1 rows are scored by format rewards only",
     ]
     assert "a.jsonl:1)" in said[0] and said[2].endswith("a.jsonl:3")
 

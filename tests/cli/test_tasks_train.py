@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from vlm_grpo.cli.evaluate import main as evaluate
-from vlm_grpo.cli.tables import task_lines
+from vlm_grpo.cli.list import task_lines
 from vlm_grpo.cli.train import main as train
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import TOYS, ToyFiles, write_toy
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
 from vlm_grpo.rewards import score
+from vlm_grpo.synthetic import TOYS, ToyFiles, write_toy
 from vlm_grpo.tasks import TASKS, ideal_completion
 
 ROWS, SIDE = 10, 112

@@ -12,8 +12,8 @@ from tests.evaluation.server_stub import serving
 from tests.support.templates import published, with_template
 from vlm_grpo.cli import evaluate, preview, train
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
+from vlm_grpo.cli.train_args import UsageError
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 OFF = '{"enable_thinking": false}'
@@ -47,7 +47,7 @@ def test_the_end_of_the_prompt_is_shown(
     shown = capsys.readouterr().out
     asked = "[user] <image>Which?\nWrite only the final answer inside <answer> </answer>.\n"
     assert asked in shown and f"<|im_start|>assistant\n{opening}\n" in shown
-    assert f"a right answer goes on with:\n{answer}\nit earns accuracy:1: 1\nit earns format:1: 1\n" in shown
+    assert f"the gold completion:\n{answer}\nits reward accuracy:1: 1\nits reward format:1: 1\n" in shown
     assert preview.main([*data(tmp_path), *more, "--model_name_or_path", str(thinker), "--count", "1"]) == 0
     shown = capsys.readouterr().out
     assert f"<|im_start|>assistant\n{opening}\n--- gold completion\n{answer}\n--- its rewards\naccuracy: 1\n" in shown
@@ -58,7 +58,7 @@ def test_tags_are_asked_for_where_the_template_does_not_write_them(tiny_model: P
     assert train.main([*flags(tiny_model, tmp_path), "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert "Write your reasoning inside <think> </think>" in shown
-    assert "a right answer goes on with:\n<think>The answer can be seen.</think>\n<answer>0</answer>" in shown
+    assert "the gold completion:\n<think>The answer can be seen.</think>\n<answer>0</answer>" in shown
 
 
 def test_ones_own_prompt_may_know_it(thinker: Path, tmp_path: Path, capsys):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlm_grpo.cli.arguments import NEEDS, UNREAD, help_text, ineffective_flags, known_flags, trl_flags, unknown_flags
-from vlm_grpo.cli.parsing import UsageError, parse
+from vlm_grpo.cli.args import NEEDS, UNREAD, help_text, ineffective_flags, known_flags, trl_flags, unknown_flags
 from vlm_grpo.cli.train import main
+from vlm_grpo.cli.train_args import UsageError, parse
 
 LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
 
@@ -158,7 +158,7 @@ def test_help_lists_every_flag_without_torch():
 
 
 def test_stored_flags_are_those_of_the_installed_trl():
-    from vlm_grpo.cli.flags import collect
+    from docs.gen_trl_flags import collect
 
     assert collect() == trl_flags()
 

@@ -151,7 +151,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(shop: Shop, tmp_
 def test_a_server_that_sends_next_to_nothing_has_broken_off(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(download, "WINDOW", 0.3)
+    monkeypatch.setattr(download, "SPEED_WINDOW", 0.3)
     shop.pause = 0.02  # 50 bytes a second, never a second without one
     with pytest.raises(OSError, match=r"less than 1,000 bytes a second came; .* bytes are in .*a\.zip\.part"):
         fetch(f"{shop.url}/a.zip", tmp_path / "a.zip", attempts=2, pause=0)

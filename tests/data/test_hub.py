@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.files import png, write_images
 from vlm_grpo.data import DataError, check_source, load_dataset
-from vlm_grpo.data.hub import split_name
+from vlm_grpo.data.readers.hub import split_name
 
 
 @pytest.fixture

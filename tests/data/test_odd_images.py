@@ -16,7 +16,7 @@ from tests.data.files import png, turns, write_jsonl
 from tests.data.test_images import noise, pixel, saved
 from vlm_grpo.data import DataError, check_source, load_dataset
 from vlm_grpo.data.images import image_size, open_image
-from vlm_grpo.data.verify import image_fault
+from vlm_grpo.data.validation import validate_image
 from vlm_grpo.records import ImageRef
 
 ROTATED = Image.Exif()
@@ -67,7 +67,7 @@ def test_every_orientation_stands_upright(turn: int, kind: str):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_data_leave_the_image_as_it_is(exif: bytes, kind: str):
     ref = ImageRef(saved(Image.new("RGB", (8, 4), "red"), kind, exif=exif))
-    assert image_fault(ref) is None
+    assert validate_image(ref) is None
     assert open_image(ref).size == image_size(ref) == (8, 4)
 
 
@@ -142,7 +142,7 @@ def test_a_bomb_is_refused_before_it_takes_memory():
     import tracemalloc
 
     tracemalloc.start()
-    assert "exceeds limit" in image_fault(ImageRef(bomb()), decode=True)
+    assert "exceeds limit" in validate_image(ImageRef(bomb()), decode=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6
@@ -151,7 +151,7 @@ def test_a_bomb_is_refused_before_it_takes_memory():
 @pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 200), (4000, 20)])
 def test_tiny_and_long_images_up_to_200_to_1_are_whole(size: tuple[int, int]):
     ref = ImageRef(png(size=size))
-    assert image_fault(ref) is None
+    assert validate_image(ref) is None
     assert open_image(ref).size == size
 
 

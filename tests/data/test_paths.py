@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_grpo.data.paths import in_folder, leaves_folder, one_for_each, split_paths
+from vlm_grpo.data.paths import in_folder, leaves_folder, match_files, split_paths
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_split_paths_splits_at_lists_only(value: str | list[str] | None, parts: 
     ],
 )
 def test_one_for_each_pairs_or_refuses(entries: list[str], files: int, expected: list[str] | None):
-    assert one_for_each(entries, files) == expected
+    assert match_files(entries, files) == expected
 
 
 @pytest.mark.parametrize(

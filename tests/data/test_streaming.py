@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler, repeat_iterable_dataset
 
 from tests.data.files import png, turns, write_images, write_jsonl
 from vlm_grpo.data import DataError, load_dataset
-from vlm_grpo.data.stream import iterable_dataset
+from vlm_grpo.data.dataset import iterable_dataset
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.trainers import order
 from vlm_grpo.trainers.order import endless
@@ -88,7 +88,7 @@ def test_hub_data_come_undecoded(kind: str, tmp_path: Path):
 
 
 def test_opening_reads_one_row_of_each_file_and_reading_no_more_than_asked(tmp_path: Path, monkeypatch: Any):
-    from vlm_grpo.data import stream as module
+    from vlm_grpo.data.readers import streaming as module
 
     parsed, parse = [], module.parse_line
     monkeypatch.setattr(module, "parse_line", lambda line, where: parsed.append(where) or parse(line, where))

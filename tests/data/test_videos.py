@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.files import png
-from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count, video_fault, video_ref
+from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count, validate_video, video_ref
 
 
 def write_video(path: Path, count: int = 8, fps: int = 4) -> str:
@@ -88,8 +88,10 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 8000
         container.mux([*stream.encode(frame), *stream.encode()])
-    faults = [video_fault(video_ref(str(tmp_path / f"{name}.mp4"), "x:1"), decode=True) for name in ("broken", "sound")]
-    assert faults == ["Invalid data found when processing input", "it holds no video stream"]
+    errors = [
+        validate_video(video_ref(str(tmp_path / f"{name}.mp4"), "x:1"), decode=True) for name in ("broken", "sound")
+    ]
+    assert errors == ["Invalid data found when processing input", "it holds no video stream"]
     frames = video_ref([png("red"), png("red", (4, 4))], "x:1")
     with pytest.raises(ValueError, match="x:1: the frames of a video must have one size"):
         open_video(frames)

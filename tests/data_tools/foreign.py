@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tests.data.files import COLORS, png, turns, write_jsonl
 from tests.data_tools.files import run_tool
 
-OURS: list[dict[str, Any]] = [
+JSONL_ROWS: list[dict[str, Any]] = [
     {"id": 1, "image": "0.png", "conversations": turns("<image>How many?", "3"), "accu_reward_method": "numeric"},
     {"id": "b", "image": ["1.png"], "conversations": turns("<image>How many?", 3), "seen": None},
     {"image": ["0.png", "2.png"], "conversations": turns("<image><image>Same?", "no"), "score": 1, "tags": ["a", "b"]},
@@ -67,8 +67,8 @@ SWIFT: list[dict[str, Any]] = [
 ]
 
 
-def write(path: Path, rows: list[Any], form: str) -> Path:
-    if form == "llava":
+def write(path: Path, rows: list[Any], config: str) -> Path:
+    if config == "llava":
         path.write_text(json.dumps(rows))
     else:
         write_jsonl(path, rows)

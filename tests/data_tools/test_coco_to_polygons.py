@@ -16,7 +16,7 @@ import pytest
 from tests.data_tools.coco_files import HEIGHT, WIDTH, call, content, disc, list_rle, text_rle, tool, write_coco
 from tests.data_tools.files import read_jsonl, run_tool
 from vlm_grpo.data import check_source
-from vlm_grpo.data.segments import segmentation_mask
+from vlm_grpo.data.datasets.coco import segmentation_mask
 from vlm_grpo.masks import CODECS, decode_mask, read_rle
 from vlm_grpo.masks.raster import regions_to_mask
 from vlm_grpo.rewards import score
@@ -41,7 +41,7 @@ def rows_of(folder: Path, output: Path, *words: object) -> list[dict]:
 
 def mask_of_row(row: dict) -> np.ndarray:
     truth = read_rle(row["mask"])
-    return regions_to_mask([truth.toggles], truth.height, truth.width)
+    return regions_to_mask([truth.boundaries], truth.height, truth.width)
 
 
 def test_rows_are_what_training_reads(coco: Path, tmp_path: Path):

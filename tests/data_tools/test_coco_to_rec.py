@@ -18,9 +18,9 @@ from tests.data_tools.files import (
     write_refcoco,
 )
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.data.coco import read_instances
-from vlm_grpo.data.problems import DataError
-from vlm_grpo.data.refs import read_refs
+from vlm_grpo.data.datasets.coco import read_instances
+from vlm_grpo.data.datasets.refcoco import read_refs
+from vlm_grpo.data.errors import DataError
 
 
 def instances_file(folder: Path, content: Any = INSTANCES) -> Path:
@@ -70,8 +70,8 @@ def test_flags_change_the_rows(tmp_path: Path):
     elsewhere.mkdir()
     moved = refs.with_name("instances.json").rename(elsewhere / "moved.json")
     words = ["--refs", refs, "--instances", moved, "--split", "val", "--sentences", "first", "--output", output]
-    form = "train2014/COCO_train2014_{id:012d}.jpg"
-    assert run_tool("coco_to_rec", *words, "--image_path", form).returncode == 0
+    config = "train2014/COCO_train2014_{id:012d}.jpg"
+    assert run_tool("coco_to_rec", *words, "--image_path", config).returncode == 0
     rows = read_jsonl(output)
     assert [row["id"] for row in rows] == ["ref2_sent20"]
     assert rows[0]["image"] == "train2014/COCO_train2014_000000000025.jpg"

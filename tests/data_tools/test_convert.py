@@ -17,10 +17,10 @@ import pytest
 
 from tests.data.files import png, turns, write_images
 from tests.data_tools.files import ROOT, read_jsonl, run_tool
-from tests.data_tools.foreign import OURS, convert, image, without_null, write, write_parquet
+from tests.data_tools.foreign import JSONL_ROWS, convert, image, without_null, write, write_parquet
 from vlm_grpo.cli.check import main as check
-from vlm_grpo.data.exchange import FORMS, convert_files
-from vlm_grpo.data.exchange.kept import KEPT
+from vlm_grpo.data.converters import FORMATS, convert_files
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP
 
 
 def test_parquet_to_jsonl_and_back_is_equal(tmp_path: Path):
@@ -30,14 +30,14 @@ def test_parquet_to_jsonl_and_back_is_equal(tmp_path: Path):
     done = convert("parquet", "jsonl", tmp_path / "a.parquet", tmp_path / "a.jsonl", "--image_folder", images)
     assert (done.returncode, done.stderr) == (0, "")
     assert check(["--data_file_paths", str(tmp_path / "a.jsonl"), "--image_folders", str(images)]) == 0
-    made = read_jsonl(tmp_path / "a.jsonl")
-    assert made[1] == {
+    converted = read_jsonl(tmp_path / "a.jsonl")
+    assert converted[1] == {
         "image": hashlib.sha256(png("lime")).hexdigest()[:32] + ".png",
         "conversations": turns("<image>What is 1?", "1"),
         "ability": "math",
         "extra_info": {"index": 1, "split": None},
     }
-    assert made[2]["conversations"][1]["value"] == {"bbox_2d": [2, 2, 3, 4]}
+    assert converted[2]["conversations"][1]["value"] == {"bbox_2d": [2, 2, 3, 4]}
     assert len(list(images.iterdir())) == 3  # one file for each different image
     back = convert("jsonl", "parquet", tmp_path / "a.jsonl", tmp_path / "b.parquet", "--image_folder", images)
     assert back.returncode == 0
@@ -49,7 +49,7 @@ def test_parquet_to_jsonl_and_back_is_equal(tmp_path: Path):
 def test_parquet_columns_are_those_that_others_read(tmp_path: Path):
     rows = [
         {"image": "0.png", "conversations": turns("<image>q", {"a": 1}), "n": 1, "meta": {"k": 1}},
-        {**OURS[0], "meta": 3},
+        {**JSONL_ROWS[0], "meta": 3},
     ]
     folder = str(write_images(tmp_path))
     convert_files([write(tmp_path / "a.jsonl", rows, "jsonl")], tmp_path / "b", "jsonl", "parquet", folder)
@@ -138,7 +138,7 @@ def test_several_files_become_one(tmp_path: Path):
     words = ["--image_folder", tmp_path / "images"]
     assert convert("parquet", "llava", Path(both), tmp_path / "o.json", *words).returncode == 0
     rows = json.loads((tmp_path / "o.json").read_text())
-    assert len(rows) == 10 and KEPT not in rows[0]
+    assert len(rows) == 10 and ROUNDTRIP not in rows[0]
     assert convert("parquet", "llava", Path(both), tmp_path / "o.json", *words).returncode == 2
     assert convert("parquet", "llava", Path(both), tmp_path / "o.json", *words, "--overwrite").returncode == 0
 
@@ -166,7 +166,7 @@ def test_several_files_become_one(tmp_path: Path):
 )
 def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said: str):
     write_images(tmp_path)
-    write(tmp_path / "a.jsonl", [OURS[0]], "jsonl")
+    write(tmp_path / "a.jsonl", [JSONL_ROWS[0]], "jsonl")
     write_parquet(tmp_path / "a.parquet")
     done = run_tool("convert", "--output", "out", *words, cwd=tmp_path)
     assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr
@@ -175,7 +175,7 @@ def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said:
 
 STOPPED = """
 import os, signal, sys
-from vlm_grpo.data.exchange import convert_files, parquet
+from vlm_grpo.data.converters import convert_files, parquet
 from pathlib import Path
 
 def stopping(entry, folder, read=parquet._to_file, calls=[]):
@@ -214,7 +214,7 @@ def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path: Path):
     before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     try:
-        count = sum(1 for _ in FORMS["parquet"].read(tmp_path / "a", str(tmp_path)))
+        count = sum(1 for _ in FORMATS["parquet"].read(tmp_path / "a", str(tmp_path)))
     finally:
         pa.set_memory_pool(before)
     assert count == 40

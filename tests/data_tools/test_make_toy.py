@@ -16,9 +16,9 @@ from PIL import Image
 from vlm_grpo.cli.check import main as check
 from vlm_grpo.cli.preview import main as preview
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import TOYS, write_toy
-from vlm_grpo.data.toy.scenes import COLORS
 from vlm_grpo.data.videos import open_video
+from vlm_grpo.synthetic import TOYS, write_toy
+from vlm_grpo.synthetic.shape_scenes import COLORS
 from vlm_grpo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,7 +243,7 @@ def test_answers_of_figures_are_right():
     """Worked out by hand from what the figures say."""
     from fractions import Fraction
 
-    from vlm_grpo.data.toy.figures import latex_fraction, latex_root
+    from vlm_grpo.synthetic.math import latex_fraction, latex_root
 
     assert [latex_root(square) for square in (25, 13, 80, 8)] == ["5", r"\sqrt{13}", r"4\sqrt{5}", r"2\sqrt{2}"]
     assert latex_fraction(Fraction(1, 2) + Fraction(1, 5)) == r"\frac{7}{10}"
@@ -314,7 +314,7 @@ def test_other_peoples_folders_stay_as_they_are(tmp_path: Path):
 
 def test_a_set_that_fails_half_way_leaves_nothing(tmp_path: Path):
     """There are 1,797 digits, so more rows cannot all be different."""
-    from vlm_grpo.data.toy.writing import write_examples
+    from vlm_grpo.synthetic.writer import write_examples
 
     def fails(random: Any, number: int, side: int) -> Any:
         return TOYS["rec"](random, 0, side) if number < 2 else 1 / 0
@@ -328,7 +328,7 @@ def test_a_set_that_fails_half_way_leaves_nothing(tmp_path: Path):
 
 def test_drawing_needs_no_torch():
     code = (
-        "import sys, vlm_grpo.data.toy as t; assert not {'torch', 'transformers', 'av', 'sklearn'} & set(sys.modules)"
+        "import sys, vlm_grpo.synthetic as t; assert not {'torch', 'transformers', 'av', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     done = tool("--help")

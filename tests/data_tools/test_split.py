@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.files import turns, write_jsonl
 from tests.data_tools.files import ROOT, run_tool
-from vlm_grpo.data.splitting import Groups, held_out
+from vlm_grpo.data.split import RowGroups, sample_held_out
 
 
 def rows(count: int, images: int) -> list[dict]:
@@ -28,7 +28,7 @@ def images_of(path: Path) -> set[str]:
 
 
 def test_rows_that_share_an_image_by_way_of_others_are_one_group():
-    groups = Groups()
+    groups = RowGroups()
     for keys in (["a"], ["b"], [], ["c"], ["b", "a"], []):
         groups.add(keys)
     assert groups.members() == [[0, 1, 4], [2], [3], [5]]
@@ -36,13 +36,13 @@ def test_rows_that_share_an_image_by_way_of_others_are_one_group():
 
 def test_held_out_takes_whole_groups_that_fit():
     groups = [[0, 1, 2, 3], [4], [5], [6]]
-    assert held_out(groups, 3, seed=0) == {4, 5, 6}
-    assert held_out(groups, 1, seed=0) in ({4}, {5}, {6})
-    assert len({frozenset(held_out(groups, 1, seed=seed)) for seed in range(20)}) == 3
+    assert sample_held_out(groups, 3, seed=0) == {4, 5, 6}
+    assert sample_held_out(groups, 1, seed=0) in ({4}, {5}, {6})
+    assert len({frozenset(sample_held_out(groups, 1, seed=seed)) for seed in range(20)}) == 3
     with pytest.raises(ValueError, match="the smallest has 2 rows"):
-        held_out([[0, 1], [2, 3]], 1, seed=0)
+        sample_held_out([[0, 1], [2, 3]], 1, seed=0)
     with pytest.raises(ValueError, match="rows are needed on both sides"):
-        held_out(groups, 7, seed=0)
+        sample_held_out(groups, 7, seed=0)
 
 
 def test_no_image_is_in_both_parts_and_no_line_is_lost(tmp_path: Path):
@@ -145,20 +145,21 @@ def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said:
 
 STOPPED = """
 import os, signal, sys
-from vlm_grpo.data import jsonl, writing
+from vlm_grpo import io
+from vlm_grpo.data.readers import text_files
 
 def stop(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def some_lines(path, read=jsonl.content_lines):
+def some_lines(path, read=text_files.content_lines):
     for line in read(path):
         yield line if line[0] < 3 else stop()
 
-source = jsonl.JsonlSource("{data}", None)
+source = text_files.JsonlSource("{data}", None)
 if "{moment}" == "replace":
-    writing.os.replace = stop
+    io.os.replace = stop
 else:
-    jsonl.content_lines = some_lines
+    text_files.content_lines = some_lines
 sys.path.insert(0, "data_tools")
 import split
 split.write_parts([source], [("{out}/a_train.jsonl", "{out}/a_val.jsonl")], {{1}})

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.files import png, turns, write_jsonl
 from tests.data_tools.files import run_tool
-from vlm_grpo.data.statistics import quantiles
+from vlm_grpo.data.stats import quantiles
 from vlm_grpo.records import ImageRef
 
 SIZES = {"a.png": (4, 6), "b.png": (10, 20), "c.png": (100, 30)}

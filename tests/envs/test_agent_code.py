@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from vlm_grpo.data.toy.damaged import damaged_example
 from vlm_grpo.envs import find_environment
 from vlm_grpo.envs.agent_code import AgentCode, pixel_similarity
 from vlm_grpo.envs.corruptions import CORRUPTIONS, RANDOM, corrupt
 from vlm_grpo.envs.environment import ToolError, tool_schema, tools_of
 from vlm_grpo.envs.sandbox import Sandbox, SandboxError
 from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.synthetic.ocr import damaged_example
 
 RIGHT, WRONG = "<think>I see.</think><answer>482</answer>", "<answer>284</answer>"
 

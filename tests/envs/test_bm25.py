@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.files import write_jsonl
-from vlm_grpo.data.problems import DataError
+from vlm_grpo.data.errors import DataError
 from vlm_grpo.envs.retrieval.bm25 import SearchIndex, snippet, tokenize, write_index
 from vlm_grpo.envs.retrieval.corpus import MAX_PASSAGE_LENGTH, ColumnNames, split_passages
 

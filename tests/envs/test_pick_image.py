@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.data.toy.candidates import COLORS, write_candidates
 from vlm_grpo.envs import find_environment, make_tool_call_str, parse_tool_call_str
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.pick_image import OUTCOMES, PickImage, repeatable_episodes, subject_of
 from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
 from vlm_grpo.rewards.tool_call import ToolCall
+from vlm_grpo.synthetic.candidates import COLORS, write_candidates
 from vlm_grpo.tool_call_formats import parse_tool_calls
 
 

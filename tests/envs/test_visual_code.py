@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm_grpo.data.toy.pages import drawn, html_of, page_example, picture_of
 from vlm_grpo.envs import find_environment, visual_code
 from vlm_grpo.envs.browser.chromium import BINARY
 from vlm_grpo.envs.browser.renderer import BrowserError, find_chromium, shared_renderer
 from vlm_grpo.envs.environment import ToolError, tool_schema, tools_of
 from vlm_grpo.envs.visual_code import VisualCode, extract_html
 from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.synthetic.web_pages import draw_page, page_example, page_html, page_image
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium")
 DESIGN = """<!DOCTYPE html><html><head><style>
@@ -290,13 +290,13 @@ def test_toy_pages_are_pictures_of_their_html():
 
 @needs_chromium
 def test_toy_pages_look_alike_drawn_and_rendered():
-    from vlm_grpo.data.toy.pages import _page
+    from vlm_grpo.synthetic.web_pages import _page
 
     for number in range(4):
         page = _page(Random(number), 336, "wireframe" if number == 1 else "screenshot")
         environment = VisualCode()
-        environment.reset(images=[drawn(page, 336)])
-        environment.finish(fenced(html_of(page)))
+        environment.reset(images=[draw_page(page, 336)])
+        environment.finish(fenced(page_html(page)))
         assert environment.get_reward() > 0.6
         assert environment.metrics()["color"] > 0.8
 
@@ -309,4 +309,4 @@ def test_toy_pages_need_no_browser(monkeypatch: pytest.MonkeyPatch, tmp_path):
     assert example.images[0].size == (200, 200) and len(example.images[0].getcolors(10_000)) > 5
     assert "<!DOCTYPE html>" in example.answer
     assert visual_code.TAG.search(example.answer)
-    assert callable(picture_of)
+    assert callable(page_image)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import DigitFiles, write_digits
+from vlm_grpo.synthetic import DigitFiles, write_digits
 from vlm_grpo.tiny import build_tiny_qwen
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.evaluation.server_stub import serving
-from vlm_grpo.cli.evaluate import MistakeError, load_model, load_rows, main, parser
-from vlm_grpo.data.toy import DigitFiles
+from vlm_grpo.cli.evaluate import UsageError, load_model, load_rows, main, parser
+from vlm_grpo.synthetic import DigitFiles
 
 
 def words(model: Path, digits: DigitFiles, output: Path, *more: str) -> list[str]:
@@ -67,10 +67,10 @@ def test_evaluate_refuses_wrong_flags(more: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["evaluate", "compare", "quickstart"])
+@pytest.mark.parametrize("module", ["cli.evaluate", "cli.compare", "quickstart.demo"])
 def test_help_needs_no_torch(module: str):
     code = (
-        f"import sys; from vlm_grpo.cli.{module} import main\n"
+        f"import sys; from vlm_grpo.{module} import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
@@ -175,7 +175,7 @@ def test_image_tokens_of_a_local_model_are_limited(tiny_model: Path, folder_of: 
     given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path"]
     _, processor = load_model(parser().parse_args([*given, str(tiny_model), "--max_image_tokens", "9"]), "cpu")
     assert processor.image_processor.size["longest_edge"] == 9 * 28 * 28
-    with pytest.raises(MistakeError, match="--max_image_tokens 3 is too few for Gemma3"):
+    with pytest.raises(UsageError, match="--max_image_tokens 3 is too few for Gemma3"):
         load_model(parser().parse_args([*given, str(folder_of("gemma3")), "--max_image_tokens", "3"]), "cpu")
 
 
@@ -207,7 +207,7 @@ def test_data_flags_reach_the_rows(tmp_path: Path):
     keys = ["--prompt_key", "ask", "--answer_key", "say", "--image_key", "see", "--reward_method", "exact"]
     data = ["--data_file_paths", str(tmp_path / "x.jsonl"), "--image_folders", str(tmp_path / "in")]
     flags = ["--model_name_or_path", "m", "--output_dir", "o", "--task_type", "counting", *keys, *data]
-    with pytest.raises(MistakeError, match=r"\.\."):
+    with pytest.raises(UsageError, match=r"\.\."):
         load_rows(parser().parse_args(flags))
     (found,) = load_rows(parser().parse_args([*flags, "--allow_outside"]))
     record = found["record"]

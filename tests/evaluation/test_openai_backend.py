@@ -16,7 +16,6 @@ from PIL import Image
 from tests.evaluation.server_stub import Reply, serving
 from vlm_grpo.cli.evaluate import main
 from vlm_grpo.data import load_dataset
-from vlm_grpo.data.toy import DigitFiles
 from vlm_grpo.evaluation import SamplingParams
 from vlm_grpo.evaluation.backends.openai import (
     OpenAIBackend,
@@ -26,6 +25,7 @@ from vlm_grpo.evaluation.backends.openai import (
     needs_space,
     space_of_name,
 )
+from vlm_grpo.synthetic import DigitFiles
 
 
 @pytest.fixture

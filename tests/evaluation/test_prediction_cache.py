@@ -12,9 +12,9 @@ import pytest
 
 from tests.evaluation.test_cli import words
 from vlm_grpo.cli.evaluate import main
-from vlm_grpo.data.toy import DigitFiles
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation import prediction_cache
+from vlm_grpo.io import write_whole
+from vlm_grpo.synthetic import DigitFiles
 
 
 def test_a_line_cut_short_is_dropped_and_written_again(tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vlm_grpo.cli.own_rewards import OWN_REWARDS
+from docs.gen_rewards import OWN_REWARDS
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.user_rewards import SIGNATURES, find_signature, to_batch_reward

@@ -86,4 +86,4 @@ def compare(model: Path, folder: Path, rank: int = 0, count: int = STOPS, **chan
 if __name__ == "__main__":
     steps = compare(Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"]))
     print("stopped after", steps, flush=True)
-    os._exit(0)  # see `leave_together`
+    os._exit(0)  # see `shutdown_distributed`

@@ -16,7 +16,7 @@ from tests.support.scripted import scripted
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.expert import segments
 from vlm_grpo.data.demonstrations import demonstrations
-from vlm_grpo.data.problems import DataError
+from vlm_grpo.data.errors import DataError
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.expert import ExpertAnswers, replace_completions
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer

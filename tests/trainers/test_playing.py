@@ -14,8 +14,8 @@ from PIL import Image
 from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, picture, settings, user
-from vlm_grpo.data.toy.candidates import write_candidates
 from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
+from vlm_grpo.synthetic.candidates import write_candidates
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.later import whole_row

@@ -173,7 +173,7 @@ def test_an_interrupt_is_a_line(tiny_model: Path, tmp_path: Path, monkeypatch: p
     write_data(tmp_path)
     monkeypatch.setattr(VLMGRPOTrainer, "training_step", interrupt)
     assert main(command("one", tiny_model, tmp_path, tmp_path / "out", max_steps=1)[3:]) == 130
-    assert "vlm-grpo train: interrupted; what came after the last checkpoint is lost\n" in capsys.readouterr().err
+    assert "vlm-grpo train: interrupted; progress since the last checkpoint is lost\n" in capsys.readouterr().err
 
 
 def stop(process: subprocess.Popen, log: Path, output: Path, step: int) -> int:

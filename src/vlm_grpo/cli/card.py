@@ -1,4 +1,4 @@
-"""What a command line knows of a run that the card of its model says."""
+"""Facts of a command line for the model card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_grpo.cli.arguments import ScriptArguments
+from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.templates import Prompting
 from vlm_grpo.prompts import PROMPTS
 from vlm_grpo.records import Record
@@ -15,10 +15,10 @@ from vlm_grpo.trainers.model_card import QUESTION, CardFacts
 
 
 def card_facts(script: ScriptArguments, record: Mapping[str, Any], prompting: Prompting) -> CardFacts:
-    """What the model card says of this command line: its task, data and words, and how the task asks a question."""
+    """Return the facts for the model card: task, data, command and an example question."""
     task = TASKS[script.task_type]
-    asked = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)
+    facts = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)
     if script.environment or script.format_prompt:
-        return asked
+        return facts
     messages = PROMPTS[task.prompt].render(Record(0, QUESTION, None), think_tags=prompting.think_tags)
-    return dataclasses.replace(asked, question=messages[-1]["content"][-1]["text"])
+    return dataclasses.replace(facts, question=messages[-1]["content"][-1]["text"])

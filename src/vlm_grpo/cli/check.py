@@ -9,8 +9,8 @@ from typing import Any
 
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.migration import VALUES
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import load_prompting
+from vlm_grpo.cli.train_args import UsageError
 
 PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         earned.update(_task_rewards(record))
 
     try:
-        form = data_form(arguments)
+        config = reader_config(arguments)
         options = {"decode": arguments.decode, "mixture": arguments.mixture, **pairing(arguments)}
-        problems = check_source(source, form=form, note=note, **options)
+        problems = check_source(source, config=config, note=note, **options)
     except (DataError, KeyError, UsageError) as error:
         print(error.args[0], file=sys.stderr)
         return 1
@@ -62,19 +62,19 @@ def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
 
 
 def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
-    """One line for each default reward of a task that applies to none of its rows; training refuses it."""
+    """Return one line for each default reward of a task that applies to none of its rows; training would fail."""
     from vlm_grpo.rewards.applicability import requirement
 
     return [
-        f"the reward {name} of the task {task} applies to none of its rows: it needs {requirement(name)}; leave it out "
-        "of --reward_funcs"
+        f"the reward {name} of the task {task} applies to none of its rows: it needs {requirement(name)}; "
+        "leave it out of --reward_funcs"
         for (task, name), count in earned.items()
         if not count
     ]
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that name data, spelt as in training."""
+    """Add the data flags of training."""
     add = parser.add_argument
     add("--data_file_paths", metavar="FILES", help="jsonl, json or csv files, separated by ':'")
     add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
@@ -99,12 +99,12 @@ def add_hub_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def task_name(text: str) -> str:
-    """Return the task that a name means, which may be another system's."""
+    """Return the task of a name, which may be that of another system."""
     return VALUES.get(("task_type", text), ("", None))[1] or text
 
 
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """What --data_file_paths or --dataset_name names; the parser's error when none or both are given."""
+    """Return the value of --data_file_paths or --dataset_name; a parser error unless exactly one is given."""
     if arguments.use_huggingface_dataset and not arguments.dataset_name:
         parser.error("--use_huggingface_dataset needs --dataset_name")
     if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
@@ -115,28 +115,28 @@ def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that pair up with the files."""
+    """Return the options with one entry per file."""
     return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
 
 
-def form_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How rows are read, by the names of `load_dataset`."""
+def reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options for reading rows, named as in `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
-def data_form(arguments: argparse.Namespace) -> Any:
-    """The same as a Form."""
-    from vlm_grpo.data import Form
+def reader_config(arguments: argparse.Namespace) -> Any:
+    """Return the options for reading rows as a ReaderConfig."""
+    from vlm_grpo.data import ReaderConfig
 
-    options = form_options(arguments)
+    options = reader_options(arguments)
     ignored = options.pop("ignore_columns")
-    return Form(**options, ignored=ignored, markup=_markup(arguments.model_name_or_path))
+    return ReaderConfig(**options, ignored=ignored, markup=_markup(arguments.model_name_or_path))
 
 
 def _markup(model: str | None) -> tuple[str, ...] | None:
-    """The special tokens of a model, of which the processor's files alone are read; None without one."""
+    """Return the special tokens of a model, read from its processor; None without a model."""
     return None if model is None else load_prompting(model, None).markup
 
 

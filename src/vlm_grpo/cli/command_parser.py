@@ -1,4 +1,4 @@
-"""The parser of the commands beside `vlm-grpo train`: a flag that it does not know is named with what is meant."""
+"""Parser of all commands except `vlm-grpo train`; suggests names for unknown flags."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Parse the command line; end with status 2 and one sentence for each word that belongs to no flag."""
-        options, rest = self.parse_known_args(args, namespace)
-        flags = [word for word in rest if word.startswith("--")]
+        """Parse the command line; exit with status 2 and one sentence for each unknown word."""
+        options, unknown_words = self.parse_known_args(args, namespace)
+        flags = [word for word in unknown_words if word.startswith("--")]
         problems = [self._unknown(flag[2:].partition("=")[0].replace("-", "_")) for flag in flags]
-        if rest:  # words behind an unknown flag are its values
-            self.error("; ".join(problems or [f"{word!r} belongs to no flag" for word in rest]))
+        if unknown_words:  # words behind an unknown flag are its values
+            self.error("; ".join(problems or [f"{word!r} belongs to no flag" for word in unknown_words]))
         return options
 
     def _unknown(self, name: str) -> str:
         known = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
-        told = hint(name)
-        if told and set(re.findall(r"--(\w+)", told)) & set(known):
-            return f"unknown flag --{name}; {told}"
-        close = " or ".join(f"--{option}" for option in nearest(name, known))
-        return f"unknown flag --{name}; did you mean {close}?" if close else f"unknown flag --{name}; see --help"
+        advice = hint(name)
+        if advice and set(re.findall(r"--(\w+)", advice)) & set(known):
+            return f"unknown flag --{name}; {advice}"
+        suggestions = " or ".join(f"--{option}" for option in nearest(name, known))
+        return (
+            f"unknown flag --{name}; did you mean {suggestions}?"
+            if suggestions
+            else f"unknown flag --{name}; see --help"
+        )

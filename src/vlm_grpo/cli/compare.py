@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the flags."""
     flags = CommandParser("vlm-grpo compare", description=__doc__.split("\n\n")[1])
     add = flags.add_argument
     add("run_a", help="output folder of `vlm-grpo evaluate`")
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def lines(first: EvaluationRun, second: EvaluationRun, rows: list[int], differences: list[Difference]) -> list[str]:
-    """The table as text."""
+    """Return the table as text."""
     left = f"{len(rows)} examples in both; A {first.folder}: {len(first.predictions)}, "
     head = f"{left}B {second.folder}: {len(second.predictions)}"
     table = [f"{'metric':<16} {'A':>7} {'B':>7} {'B - A [95 % interval]':<26} {'p':>7}  test"]
@@ -66,7 +66,7 @@ def lines(first: EvaluationRun, second: EvaluationRun, rows: list[int], differen
 
 
 def changed_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """The settings in which the runs differ, a line each."""
+    """Return one line for each setting in which the runs differ."""
     before, after = first.get("settings", {}), second.get("settings", {})
     names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
     changed = [f"--{name}: A {before.get(name)}, B {after.get(name)}" for name in names if name not in IGNORED]

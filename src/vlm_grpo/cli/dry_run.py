@@ -1,4 +1,4 @@
-"""What `--dry_run` shows: two prompts as the model would read them, and the resolved configuration."""
+"""Output of `--dry_run`: two rendered prompts and the resolved configuration."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from vlm_grpo.cli.acting import opened
-from vlm_grpo.cli.arguments import ScriptArguments
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.args import ScriptArguments
+from vlm_grpo.cli.env_args import opening_row
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import is_reward_model
 from vlm_grpo.rewards.accuracy import JUDGE_METHODS, describe_method
 from vlm_grpo.rewards.adapter import split_spec
 
 
-def show(
+def print_dry_run(
     script: ScriptArguments,
     training: Any,
     model: Any,
@@ -26,14 +26,14 @@ def show(
     specs: Sequence[str],
     prompting: Prompting | UsageError,
 ) -> None:
-    """Print two prompts, how they end for the model, what a right answer earns, and what the run would use.
+    """Print two prompts with their endings, the rewards of the gold answer, and the resolved configuration.
 
-    `specs` are the rewards; in place of what is known of prompts there may be the reason why nothing is.
+    `specs` are the rewards. `prompting` is an error if the processor could not be loaded.
     """
     if isinstance(prompting, UsageError):
         print(f"the prompts in the model's chat template are not shown: {prompting}")
     for number, row in enumerate(islice(dataset, 2), 1):
-        row = opened(script, row)
+        row = opening_row(script, row)
         print(f"--- prompt {number} ({row['where']})")
         for message in row["prompt"]:
             print(f"[{message['role']}] {_plain(message['content'])}")
@@ -52,7 +52,7 @@ def show(
 
 
 def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str]) -> list[str]:
-    """The rewards that the right answer of a row can be given now: none of the user's, none that asks a server."""
+    """Return the rewards that can be computed for the gold answer now: no user rewards, none that need a server."""
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGE_METHODS:
         return []
@@ -64,14 +64,14 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
 
 
 def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:
-    """Print where the prompt stops, and the right answer that goes on there with the rewards that it earns."""
-    print(f"the prompt ends for the model with:\n{prompt_end(prompting.template.render(row['prompt']))}")
+    """Print the end of the prompt, the gold completion and its rewards."""
+    print(f"the prompt ends with:\n{prompt_end(prompting.template.render(row['prompt']))}")
     if not specs:
         return
     gold = gold_turn(row, prompting.template)
-    print(f"a right answer goes on with:\n{gold.completion}")
+    print(f"the gold completion:\n{gold.completion}")
     for name, value in gold_rewards(specs, gold, row, options).items():
-        print(f"it earns {name}: {reward_text(value)}")
+        print(f"its reward {name}: {reward_text(value)}")
 
 
 def _plain(content: Any) -> str:

@@ -3,8 +3,8 @@
 With --environment the model plays an episode for each row instead, or for each of --limit numbers.
 
 Writes predictions.jsonl (a line per example), results.json (metrics with intervals, versions, settings) and
-report.html to --output_dir. One that was stopped goes on where it was. `accelerate launch -m vlm_grpo.cli.evaluate ...`
-shards the rows over processes.
+report.html to --output_dir. An interrupted evaluation is resumed. With several processes the rows are sharded:
+`accelerate launch -m vlm_grpo.cli.evaluate ...`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.evaluate_flags import DATA_FLAGS, OF_EPISODES, check, parser, prediction_settings
+from vlm_grpo.cli.eval_args import DATA_FLAGS, EPISODE_DEFAULTS, parser, prediction_settings, validate
 from vlm_grpo.cli.templates import Prompting
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact, redact_text
 
 
@@ -26,39 +27,34 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate and return the exit status: 0 done, 1 a server that failed, 2 a mistake in flags or data."""
     flags = parser()
     options = flags.parse_args(argv)
-    for problem in check(options):
+    for problem in validate(options):
         flags.error(problem)
     from vlm_grpo.evaluation.backends.openai import ServerError
     from vlm_grpo.evaluation.predictions import EpisodeError
     from vlm_grpo.time_limits import TimeLimitError
 
     try:
-        prompting, fault = find_local_prompting(options)
+        prompting, prompting_error = find_local_prompting(options)
         dataset = load_rows(options, prompting)
-        if fault is not None:
-            raise fault
+        if prompting_error is not None:
+            raise prompting_error
         scoring = load_scoring(options, dataset)
         run(options, dataset, scoring)
     except ServerError as error:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
-        print("what was answered is kept; the same command goes on from there", file=sys.stderr)
+        print("finished rows are kept; run the same command to resume", file=sys.stderr)
         return 1
-    except (MistakeError, EpisodeError, ImportError, TimeLimitError) as error:
+    except (UsageError, EpisodeError, ImportError, TimeLimitError) as error:
         print(f"vlm-grpo evaluate: {redact_text(str(error))}", file=sys.stderr)
         return 2
     return 0
 
 
-class MistakeError(ValueError):
-    """A mistake of the user; printed without a traceback."""
+def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, UsageError | None]:
+    """Load the prompt settings of a local model, or return the error, which is raised after the data are checked.
 
-
-def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, MistakeError | None]:
-    """What a local model's processor says about prompts, or why it says nothing: data are looked at before.
-
-    The variables of the chat template become those of the model's training where none are given.
+    Chat template variables default to those of the model's training.
     """
-    from vlm_grpo.cli.parsing import UsageError
     from vlm_grpo.cli.templates import load_prompting, parse_kwargs, trained_kwargs
 
     try:
@@ -72,22 +68,22 @@ def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None,
         kwargs, path = options.chat_template_kwargs, options.chat_template_path
         return load_prompting(options.model_name_or_path, kwargs, path), None
     except UsageError as error:
-        return None, MistakeError(error)
+        return None, UsageError(error)
 
 
 def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Any:
-    """The data set that the flags name, checked; without data the episodes of --environment."""
+    """Load and check the data set of the flags; without data the episodes of --environment."""
     from vlm_grpo.data import load_dataset
     from vlm_grpo.evaluation.predictions import check_group
 
     if options.environment:
-        check_environment(options)
+        check_environment_flags(options)
     if not has_data(options):
         from vlm_grpo.evaluation.backends.agent import environment_episodes
 
         return environment_episodes(options.seed, options.limit)
 
-    given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
+    options_given = {name: getattr(options, name) for name in DATA_FLAGS if getattr(options, name) is not None}
     try:
         dataset = load_dataset(
             options.data_file_paths or options.dataset_name,
@@ -95,42 +91,41 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
             allow_outside=options.allow_outside,
             allow_private_urls=options.allow_private_urls,
             **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
-            **given,
+            **options_given,
         )
         if options.group_by:
             check_group(dataset, options.group_by)
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise MistakeError(error.args[0] if isinstance(error, KeyError) else error) from error
+        raise UsageError(error.args[0] if isinstance(error, KeyError) else error) from error
     if not len(dataset):
-        raise MistakeError("there is no row to evaluate")
+        raise UsageError("there is no row to evaluate")
     return dataset
 
 
 def has_data(options: argparse.Namespace) -> bool:
-    """Whether rows come from files or a hub, rather than from an environment."""
+    """Return whether rows come from files or a hub, rather than from an environment."""
     return bool(options.data_file_paths or options.dataset_name)
 
 
-def check_environment(options: argparse.Namespace) -> None:
-    """Make the environments once, before data and model are read.
+def check_environment_flags(options: argparse.Namespace) -> None:
+    """Create the environments once, before data and model are loaded.
 
     Raises:
-        MistakeError: an unknown one, wrong options, data too much or missing.
+        UsageError: an unknown environment, invalid options, or missing or superfluous data.
     """
-    from vlm_grpo.cli.acting import check_environments
-    from vlm_grpo.cli.parsing import UsageError
+    from vlm_grpo.cli.env_args import check_environments
 
     try:
         check_environments(options, has_data(options))
     except UsageError as error:
-        raise MistakeError(error) from error
+        raise UsageError(error) from error
     if not has_data(options) and options.limit is None:
         names = " ".join(options.environment)
-        raise MistakeError(f"--environment {names} has episodes without end: give --limit, how many to play")
+        raise UsageError(f"--environment {names} has episodes without end: give --limit, how many to play")
 
 
 def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
-    """The rewards of the task, loaded before the model."""
+    """Return the rewards of the task, loaded before the model."""
     from vlm_grpo.evaluation.predictions import Scoring
 
     rewards = {name: getattr(options, f"reasoning_{name}") for name in ("encoder", "device", "threshold")}
@@ -145,7 +140,7 @@ def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
 
 
 def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
-    """Complete the rows of this process that are not done yet, and write what all processes found."""
+    """Evaluate the remaining rows of this process and write the results of all processes."""
     from accelerate import PartialState
 
     from vlm_grpo.evaluation import predict_with, prediction_cache, shard, summary, unique_rows
@@ -155,11 +150,11 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     rows = min(options.limit or len(dataset), len(dataset))
     facts = settings_and_data(options, dataset, rows)
     folder = Path(options.output_dir)
-    begin_together(state, folder, facts, overwrite=options.overwrite)
+    prepare_output_dir(state, folder, facts, overwrite=options.overwrite)
     done = {entry["row"]: entry for entry in prediction_cache.read_predictions(folder)}
     state.wait_for_everyone()  # all have read before the first one appends
-    left = [row for row in range(rows) if row not in done]
-    numbers = [left[place] for place in shard(len(left), state.process_index, state.num_processes)]
+    remaining = [row for row in range(rows) if row not in done]
+    numbers = [remaining[place] for place in shard(len(remaining), state.process_index, state.num_processes)]
     if done and state.is_main_process:
         print(f"going on: {len(done)} of {rows} rows were done before")
     if numbers:
@@ -171,33 +166,35 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
     if state.is_main_process:
         predictions = unique_rows(prediction_cache.read_predictions(folder))
         evaluation = summary(options.task_type, predictions, options.seed, options.pass_k)
-        write_all(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
+        save_evaluation(options, evaluation, dataset, {**facts, "seconds": round(time.monotonic() - started, 1)})
         prediction_cache.remove_cache(folder)
-        show(evaluation, options.output_dir)
+        print_metrics(evaluation, options.output_dir)
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
 
 
 def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows: int) -> dict[str, Any]:
-    """What the predictions depend on: settings, model files, data."""
+    """Return what the predictions depend on: settings, model files, data."""
     from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
-    seen = (dataset[row] for row in range(rows))
-    made = {"data": digest(json.dumps(row, sort_keys=True) for row in seen)} if not has_data(options) else {}
+    evaluated = (dataset[row] for row in range(rows))
+    episode_facts = (
+        {"data": digest(json.dumps(row, sort_keys=True) for row in evaluated)} if not has_data(options) else {}
+    )
     return {
         "settings": prediction_settings(options),
         "model_files": model_digest(options.model_name_or_path),
         "rows": rows,
-        **(made or data_digest(seen)),
+        **(episode_facts or data_digest(evaluated)),
     }
 
 
-def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
-    """Let the first process get the folder ready; if it refuses, all stop with its words.
+def prepare_output_dir(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
+    """Prepare the output folder on the first process; an error there is raised on all.
 
     Raises:
-        MistakeError: the folder holds something else.
+        UsageError: the folder has other content.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -212,11 +209,11 @@ def begin_together(state: Any, folder: Path, facts: dict[str, Any], *, overwrite
     if state.num_processes > 1:
         broadcast_object_list(problem)
     if problem[0] is not None:
-        raise MistakeError(problem[0])
+        raise UsageError(problem[0])
 
 
 def load_backend(options: argparse.Namespace, device: Any) -> Any:
-    """The model on its device, or the server."""
+    """Return the backend: a local model on its device, or a server."""
     from vlm_grpo.evaluation.sampling_params import SamplingParams
 
     sampling = SamplingParams(options.temperature, options.top_p, options.num_samples, options.seed)
@@ -252,24 +249,24 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
 
 
 def load_agents(options: argparse.Namespace, model: Any) -> Any:
-    """The model as one that plays in the environments of the flags."""
-    from vlm_grpo.cli.acting import environment_factory
+    """Return the backend that runs the model in the environments of the flags."""
+    from vlm_grpo.cli.env_args import environment_factory
     from vlm_grpo.evaluation.backends.agent import AgentBackend
     from vlm_grpo.trainers.stage import Stage
 
-    given = {name: getattr(options, name) for name in OF_EPISODES}
-    own = {name: OF_EPISODES[name] if value is None else value for name, value in given.items()}
-    stage = Stage([], environment_factory(options), own["reward_time_limit"])
+    given = {name: getattr(options, name) for name in EPISODE_DEFAULTS}
+    limits = {name: EPISODE_DEFAULTS[name] if value is None else value for name, value in given.items()}
+    stage = Stage([], environment_factory(options), limits["reward_time_limit"])
     return AgentBackend(
-        model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_format"]
+        model, stage, Path(options.output_dir), limits["max_turns"], limits["tool_time_limit"], limits["tool_format"]
     )
 
 
 def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
-    """The model on its device and its processor with the limits of images of the flags.
+    """Load the model on its device and the processor with the image limits of the flags.
 
     Raises:
-        MistakeError: a flag does not fit the model.
+        UsageError: a flag is incompatible with the model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -287,14 +284,14 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
         limit_images(processor, model.config, options)
         check_answer_space(options.answer_space, processor)
     except ValueError as error:
-        raise MistakeError(error) from error
-    tell_space(options, model.config.model_type)
+        raise UsageError(error) from error
+    print_space_notice(options, model.config.model_type)
     tell_videos_from_images(model)
     return model.to(device), processor
 
 
-def tell_space(options: argparse.Namespace, model_type: str) -> None:
-    """Print in which space boxes are read, where it is a guess."""
+def print_space_notice(options: argparse.Namespace, model_type: str) -> None:
+    """Print the assumed coordinate space of boxes if it is not known for the model."""
     from vlm_grpo.answer_space import space_notice
     from vlm_grpo.evaluation.backends.openai import needs_space
 
@@ -304,7 +301,7 @@ def tell_space(options: argparse.Namespace, model_type: str) -> None:
 
 
 def progress_bar(rows: int, done: int, state: Any) -> Any:
-    """A bar that counts the rows of this process, after its share of those that were done before."""
+    """Return a progress bar over all rows, starting after those that were done before."""
     from tqdm import tqdm
 
     ranks = state.num_processes
@@ -312,16 +309,16 @@ def progress_bar(rows: int, done: int, state: Any) -> Any:
     return tqdm(total=total, initial=initial, desc="evaluating", unit="row", disable=not state.is_main_process)
 
 
-def write_all(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
-    """Leave the files in the output folder."""
+def save_evaluation(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
+    """Write the result files to the output folder."""
     from vlm_grpo.evaluation.results import write_results
 
     facts = {**facts, "settings": redact(vars(options)), "seed": options.seed}
     write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 
-def show(evaluation: Any, folder: str) -> None:
-    """Print one line per metric and where the files are."""
+def print_metrics(evaluation: Any, folder: str) -> None:
+    """Print one line per metric and the paths of the files."""
     print(f"{'metric':<24} value [95 % interval]      examples")
     for name, metric in evaluation.metrics.items():
         print(f"{name:<24} {metric!s:<26} {metric.count}")

@@ -20,7 +20,11 @@ COMMANDS = {
     "environments": "list the environments",
     "families": "list the model families, with what each of them can",
     "index": "index documents for the environment agent_search",
+    "quickstart": "train a tiny model on handwritten digits, on a CPU and without a download",
 }
+LISTS = ("tasks", "rewards", "algorithms", "environments", "families")
+# Commands whose module is not vlm_grpo.cli.COMMAND.
+MODULES = {"index": "vlm_grpo.cli.build_index", "quickstart": "vlm_grpo.quickstart.demo"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
-    """One command, by its name and flags."""
+    """Run the command that the first word names; return its exit status."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
         print("\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items()))
@@ -43,9 +47,9 @@ def run(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         print(f"vlm-grpo: {unknown_name('command', words[0], list(COMMANDS))}", file=sys.stderr)
         return 2
-    if words[0] in ("tasks", "rewards", "algorithms", "environments", "families"):
-        return importlib.import_module("vlm_grpo.cli.tables").main(words)
-    return importlib.import_module(f"vlm_grpo.cli.{words[0]}").main(words[1:])
+    if words[0] in LISTS:
+        return importlib.import_module("vlm_grpo.cli.list").main(words)
+    return importlib.import_module(MODULES.get(words[0], f"vlm_grpo.cli.{words[0]}")).main(words[1:])
 
 
 if __name__ == "__main__":

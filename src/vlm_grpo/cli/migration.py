@@ -1,8 +1,8 @@
-"""What the flags, keys and values of other systems are here: one table for each system, for the parser and the page.
+"""Flags, keys and values of other systems and their counterparts here, one table per system.
 
-A change that is read means the same here and is taken as it is; the others are refused with what to write instead.
-docs/migration.md is written from the tables (migration_page.py), tests run each line. How a command line or a YAML file
-is translated with them is in translation.py.
+A change with `read` is accepted and translated; the others raise an error that names the counterpart. docs/migration.md
+is generated from the tables (docs/gen_migration.py), and tests run each line. translation.py applies them to command
+lines and YAML files.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Reader = Callable[[Any], list[str]]  # a value to words of the command line; a ValueError refuses it
+Reader = Callable[[Any], list[str]]  # value to words of the command line; raises ValueError if not accepted
 FILES = (".jsonl", ".json", ".csv")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one flag or key.
+    """The counterpart of one flag or key.
 
     Attributes:
         new: what to write here.
-        read: makes that of a value; None refuses every value.
-        example: a value, which the test of the line uses.
-        note: what else to know, in a clause.
+        read: translates a value; None if no value is accepted.
+        example: a value for the test of this line.
+        note: further information, as a clause.
     """
 
     new: str
@@ -33,27 +33,27 @@ class Change:
     note: str = ""
 
 
-def text_of(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """Return a value of a YAML file as it is written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def same(flag: str, example: str, note: str = "") -> Change:
-    """A flag of the same meaning under another name; a list gives it several values."""
+def renamed_flag(flag: str, example: str, note: str = "") -> Change:
+    """Return the change of a flag that has another name here; a list becomes several values."""
 
     def read(value: Any) -> list[str]:
         if isinstance(value, list | tuple):
-            return [f"--{flag}", *map(text_of, value)]
-        return [f"--{flag}={text_of(value)}"]
+            return [f"--{flag}", *map(yaml_text, value)]
+        return [f"--{flag}={yaml_text(value)}"]
 
     return Change(f"--{flag}", read, example, note)
 
 
-def settled(new: str, value: str, note: str = "") -> Change:
-    """Something that is always so here: the one value is taken and does nothing, others are refused."""
+def fixed_setting(new: str, value: str, note: str = "") -> Change:
+    """Return the change of a setting that is fixed here: its one value has no effect, any other is an error."""
 
     def read(given: Any) -> list[str]:
-        if text_of(given).lower() != value:
+        if yaml_text(given).lower() != value:
             raise ValueError(note or new)
         return []
 
@@ -61,7 +61,7 @@ def settled(new: str, value: str, note: str = "") -> Change:
 
 
 def _data(value: Any) -> list[str]:
-    names = [text_of(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
+    names = [yaml_text(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
     if all(Path(name.rpartition("@")[0] or name).suffix in FILES for name in names):
         return [f"--data_file_paths={':'.join(names)}"]
     if len(names) > 1:
@@ -70,23 +70,23 @@ def _data(value: Any) -> list[str]:
 
 
 def _policy_loss(value: Any) -> list[str]:
-    return [] if text_of(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
+    return [] if yaml_text(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
 
 
 def _reward_type(value: Any) -> list[str]:
-    if text_of(value) not in ("sequential", "batch", "function"):
+    if yaml_text(value) not in ("sequential", "batch", "function"):
         raise ValueError("the rewards of an environment are used where --environment is given")
     return []
 
 
 def _loggers(value: Any) -> list[str]:
     names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
-    known = [name for name in (text_of(name).strip() for name in names) if name not in ("console", "file", "")]
+    known = [name for name in (yaml_text(name).strip() for name in names) if name not in ("console", "file", "")]
     return ["--report_to", *known] if known else []
 
 
 def _adamw(value: Any) -> list[str]:
-    if text_of(value) != "adamw":
+    if yaml_text(value) != "adamw":
         raise ValueError("--optim NAME, a name of transformers")
     return []
 
@@ -99,44 +99,44 @@ VLLM = "--use_vllm true --vllm_mode colocate"
 CHORD = """--algorithm chord --algorithm_options '{"mu_peak": 0.5, "mu_warmup": 200}'"""
 
 RLLAVA: Mapping[str, Change] = {
-    "config": same("config", "config.yaml", "nested YAML is read by this table"),
+    "config": renamed_flag("config", "config.yaml", "nested YAML is read by this table"),
     "data.train_files": Change(
         "--data_file_paths for jsonl, json and csv files, else --dataset_name", _data, "org/data@train"
     ),
     "data.val_files": Change("--val_split_ratio, or `vlm-grpo evaluate` on another file"),
-    "data.prompt_key": same("prompt_key", "problem"),
-    "data.answer_key": same("answer_key", "answer"),
-    "data.image_key": same("image_key", "images"),
-    "data.video_key": same("video_key", "videos"),
-    "data.image_dir": same("image_folders", "."),
+    "data.prompt_key": renamed_flag("prompt_key", "problem"),
+    "data.answer_key": renamed_flag("answer_key", "answer"),
+    "data.image_key": renamed_flag("image_key", "images"),
+    "data.video_key": renamed_flag("video_key", "videos"),
+    "data.image_dir": renamed_flag("image_folders", "."),
     "data.video_fps": Change('"video": {"video": path, "fps": 2} in the data'),
-    "data.format_prompt": same("format_prompt", "task.jinja", "`content` is the question, as there"),
+    "data.format_prompt": renamed_flag("format_prompt", "task.jinja", "`content` is the question, as there"),
     "data.override_chat_template": Change("--chat_template_path FILE.jinja"),
-    "data.max_prompt_length": same("max_prompt_length", "2048", "longer rows are dropped"),
-    "data.filter_overlong_prompts": settled(
+    "data.max_prompt_length": renamed_flag("max_prompt_length", "2048", "longer rows are dropped"),
+    "data.filter_overlong_prompts": fixed_setting(
         "--max_prompt_length", "true", "--max_prompt_length always drops longer rows; leave it out to keep them"
     ),
-    "data.max_response_length": same("max_completion_length", "512"),
-    "data.min_pixels": same("min_pixels", "262144"),
-    "data.max_pixels": same("max_pixels", "4194304"),
-    "data.shuffle": same("shuffle_dataset", "true"),
-    "data.seed": same("data_seed", "1"),
+    "data.max_response_length": renamed_flag("max_completion_length", "512"),
+    "data.min_pixels": renamed_flag("min_pixels", "262144"),
+    "data.max_pixels": renamed_flag("max_pixels", "4194304"),
+    "data.shuffle": renamed_flag("shuffle_dataset", "true"),
+    "data.seed": renamed_flag("data_seed", "1"),
     "data.train_batch_size": Change(BATCH, note=f"prompts there; here {PROMPTS}"),
     "data.rollout_batch_size": Change(BATCH, note=f"prompts there; here {PROMPTS}"),
     "data.val_batch_size": Change("--per_device_eval_batch_size"),
-    "actor.model.model_path": same("model_name_or_path", "m"),
-    "actor.model.enable_gradient_checkpointing": same("gradient_checkpointing", "false"),
-    "actor.model.trust_remote_code": same("trust_remote_code", "false"),
-    "actor.model.freeze_vision_tower": same("freeze_vision_modules", "false"),
-    "actor.optim.lr": same("learning_rate", "1e-06"),
-    "actor.optim.weight_decay": same("weight_decay", "0.01"),
-    "actor.optim.lr_warmup_ratio": same("warmup_steps", "0.1", "a share of all steps where it is below 1"),
+    "actor.model.model_path": renamed_flag("model_name_or_path", "m"),
+    "actor.model.enable_gradient_checkpointing": renamed_flag("gradient_checkpointing", "false"),
+    "actor.model.trust_remote_code": renamed_flag("trust_remote_code", "false"),
+    "actor.model.freeze_vision_tower": renamed_flag("freeze_vision_modules", "false"),
+    "actor.optim.lr": renamed_flag("learning_rate", "1e-06"),
+    "actor.optim.weight_decay": renamed_flag("weight_decay", "0.01"),
+    "actor.optim.lr_warmup_ratio": renamed_flag("warmup_steps", "0.1", "a share of all steps where it is below 1"),
     "actor.optim.strategy": Change("--optim", _adamw, "adamw"),
-    "actor.max_grad_norm": same("max_grad_norm", "1.0"),
-    "actor.clip_ratio": same("epsilon", "0.2"),
-    "actor.clip_ratio_low": same("epsilon", "0.2"),
-    "actor.clip_ratio_high": same("epsilon_high", "0.28"),
-    "actor.ppo_epochs": same("num_iterations", "1"),
+    "actor.max_grad_norm": renamed_flag("max_grad_norm", "1.0"),
+    "actor.clip_ratio": renamed_flag("epsilon", "0.2"),
+    "actor.clip_ratio_low": renamed_flag("epsilon", "0.2"),
+    "actor.clip_ratio_high": renamed_flag("epsilon_high", "0.28"),
+    "actor.ppo_epochs": renamed_flag("num_iterations", "1"),
     "actor.policy_loss_fn": Change("--algorithm", _policy_loss, "gspo"),
     "actor.global_batch_size": Change(BATCH, note=PROMPTS),
     "actor.ppo_mini_batch_size": Change(BATCH, note=PROMPTS),
@@ -147,22 +147,22 @@ RLLAVA: Mapping[str, Change] = {
     "actor.offload": Change("configs/deepspeed/zero3_offload.json with --deepspeed"),
     "ref": Change("the reference model goes with --beta and is sharded as the policy"),
     "critic": Change("--algorithm ppo, with --value_learning_rate", note="`critic: null` is skipped"),
-    "rollout.n": same("num_generations", "8"),
-    "rollout.temperature": same("temperature", "1.0"),
-    "rollout.top_p": same("top_p", "1.0"),
+    "rollout.n": renamed_flag("num_generations", "8"),
+    "rollout.temperature": renamed_flag("temperature", "1.0"),
+    "rollout.top_p": renamed_flag("top_p", "1.0"),
     "rollout.top_k": Change("--top_k", note="0 is all tokens here, -1 there"),
     "rollout.name": Change(VLLM),
     "rollout.limit_images": Change("no counterpart: every image of a row is used"),
-    "rollout.disable_tqdm": same("disable_tqdm", "false"),
+    "rollout.disable_tqdm": renamed_flag("disable_tqdm", "false"),
     "rollout.tensor_parallel_size": Change(f"{VLLM} --vllm_tensor_parallel_size"),
     "rollout.vllm.gpu_memory_utilization": Change(f"{VLLM} --vllm_gpu_memory_utilization"),
     "rollout.vllm": Change(VLLM, note="other settings of vLLM are those of a server, --vllm_mode server"),
     "rollout.val_override_config": Change(
         "no counterpart: evaluation in training is greedy; `vlm-grpo evaluate` draws"
     ),
-    "algorithm.adv_estimator": same("algorithm", "grpo", "`gae` is `ppo`"),
+    "algorithm.adv_estimator": renamed_flag("algorithm", "grpo", "`gae` is `ppo`"),
     "algorithm.policy_loss_fn": Change("--algorithm", _policy_loss, "dapo", "wins over adv_estimator"),
-    "algorithm.clip_range": same("epsilon", "0.2"),
+    "algorithm.clip_range": renamed_flag("epsilon", "0.2"),
     "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_in_reward"),
     "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_in_reward"),
     "algorithm.disable_kl": Change("--beta 0"),
@@ -174,39 +174,39 @@ RLLAVA: Mapping[str, Change] = {
     "algorithm.mu_valley": Change("""--algorithm_options '{"mu_valley": 0.02}'"""),
     "algorithm.enable_phi_function": Change("""--algorithm_options '{"phi": true}'"""),
     "mix_sampler": Change("--algorithm chord --expert_data_file_paths FILE.jsonl"),
-    "reward.reward_function": same("reward_funcs", "mine.py:compute_score"),
+    "reward.reward_function": renamed_flag("reward_funcs", "mine.py:compute_score"),
     "reward.reward_type": Change("nothing: a reward's form is told by its parameters", _reward_type, "batch"),
     "reward.reward_function_kwargs": Change("defaults of the function's parameters"),
-    "trainer.outputs_dir": same("output_dir", "out"),
-    "trainer.save_checkpoint_path": same("output_dir", "out"),
-    "trainer.val_freq": same("val_freq", "-1"),
-    "trainer.val_before_train": same("val_before_train", "false"),
-    "trainer.total_epochs": same("num_train_epochs", "3"),
-    "trainer.max_steps": same("max_steps", "10"),
+    "trainer.outputs_dir": renamed_flag("output_dir", "out"),
+    "trainer.save_checkpoint_path": renamed_flag("output_dir", "out"),
+    "trainer.val_freq": renamed_flag("val_freq", "-1"),
+    "trainer.val_before_train": renamed_flag("val_before_train", "false"),
+    "trainer.total_epochs": renamed_flag("num_train_epochs", "3"),
+    "trainer.max_steps": renamed_flag("max_steps", "10"),
     "trainer.save_freq": Change("--save_steps N, in optimizer steps, or --save_strategy epoch"),
-    "trainer.save_limit": same("save_total_limit", "3"),
-    "trainer.save_model_only": same("save_only_model", "false"),
-    "trainer.load_checkpoint_path": same("resume_from_checkpoint", "out/checkpoint-10"),
-    "trainer.find_last_checkpoint": same("resume_from_checkpoint", "true"),
+    "trainer.save_limit": renamed_flag("save_total_limit", "3"),
+    "trainer.save_model_only": renamed_flag("save_only_model", "false"),
+    "trainer.load_checkpoint_path": renamed_flag("resume_from_checkpoint", "out/checkpoint-10"),
+    "trainer.find_last_checkpoint": renamed_flag("resume_from_checkpoint", "true"),
     "trainer.logger": Change("--report_to", _loggers, "tensorboard", "the console is always written to"),
-    "trainer.experiment_name": same("run_name", "mine"),
+    "trainer.experiment_name": renamed_flag("run_name", "mine"),
     "trainer.project_name": Change("the variable WANDB_PROJECT, with --report_to wandb"),
     "trainer.nnodes": Change(LAUNCHED),
     "trainer.n_gpus_per_node": Change(LAUNCHED),
     "trainer.max_try_make_batch": Change("--dynamic_sampling ROUNDS"),
 }
 VLM_R1: Mapping[str, Change] = {
-    "is_reward_customized_from_vlm_module": settled(
+    "is_reward_customized_from_vlm_module": fixed_setting(
         "nothing: the task decides what `accuracy` is", "true", "`--reward_method auto` goes by the type of the answer"
     ),
-    "image_root": same("image_folders", "."),
-    "warmup_ratio": same("warmup_steps", "0.03", "a share of all steps where it is below 1"),
+    "image_root": renamed_flag("image_folders", "."),
+    "warmup_ratio": renamed_flag("warmup_steps", "0.03", "a share of all steps where it is below 1"),
     "arrow_cache_dir": Change("the variable HF_DATASETS_CACHE"),
     "max_anyres_num": Change("--max_image_tokens N"),
     "val_iter": Change("--val_freq EPOCHS, or --eval_strategy steps --eval_steps N"),
 }
 VQA: Mapping[str, Change] = {
-    "target_modules": same("lora_target_modules", "q_proj"),
+    "target_modules": renamed_flag("lora_target_modules", "q_proj"),
     "logging_dir": Change(
         "the variable TENSORBOARD_LOGGING_DIR",
         lambda value: [],
@@ -217,12 +217,14 @@ VQA: Mapping[str, Change] = {
     "max_new_tokens": Change("--max_completion_length"),
 }
 FLEET: Mapping[str, Change] = {
-    "model_id": same("model_name_or_path", "m"),
-    "train_steps": same("max_steps", "200"),
-    "num_rollouts": same("num_generations", "4"),
-    "per_device_batch_size": same("per_device_train_batch_size", "4"),
-    "use_lora": same("use_peft", "false"),
+    "model_id": renamed_flag("model_name_or_path", "m"),
+    "train_steps": renamed_flag("max_steps", "200"),
+    "num_rollouts": renamed_flag("num_generations", "4"),
+    "per_device_batch_size": renamed_flag("per_device_train_batch_size", "4"),
+    "use_lora": renamed_flag("use_peft", "false"),
 }
+# Flags of this package that had another name before.
+RENAMED: Mapping[str, Change] = {"tool_protocol": renamed_flag("tool_format", "native")}
 # Flags of this package with a value of another system: (flag, value) to what it is here; nothing drops the flag.
 VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("dataset_name", "this_is_not_used"): ("VLM-R1", None),
@@ -230,13 +232,11 @@ VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("task_type", "gui_defect"): ("VLM-R1", "gui"),
 }
 FLAGS: Mapping[str, Mapping[str, Change]] = {"VLM-R1": VLM_R1, "the VQA guide": VQA, "Fleet": FLEET}
-# Flags of this package that had another name before.
-RENAMED: Mapping[str, Change] = {"tool_protocol": same("tool_format", "native")}
 SECTIONS = ("data", "actor", "rollout", "critic", "ref", "reward", "algorithm", "trainer", "worker", "mix_sampler")
 
 
 def change_of_key(key: str) -> Change | None:
-    """Return what becomes of a dotted key: its own change, or that of the section that it is in."""
+    """Return the change of a dotted key: its own, or that of its section."""
     key = key.removeprefix("worker.")
     while key and key not in RLLAVA:
         key = key.rpartition(".")[0]
@@ -244,12 +244,12 @@ def change_of_key(key: str) -> Change | None:
 
 
 def change_of_flag(name: str) -> tuple[str, Change] | None:
-    """Return the system that knows a flag and what it becomes here; None if none does."""
+    """Return the system that has a flag, and its change; None if there is none."""
     tables = {**FLAGS, "renamed in this package": RENAMED}
     return next(((system, table[name]) for system, table in tables.items() if name in table), None)
 
 
 def hint(name: str) -> str | None:
-    """Return what a flag is here that no table of flags has, where it is the end of one of RLLaVA's keys."""
+    """Return the counterpart of an unknown flag that is the last part of one of RLLaVA's keys."""
     keys = [key for key in RLLAVA if key.rpartition(".")[2] == name]
     return f"RLLaVA's {keys[0]}, here {RLLAVA[keys[0]].new}" if keys else None

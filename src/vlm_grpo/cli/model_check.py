@@ -1,4 +1,4 @@
-"""What a model's configuration and processor say about a run, before the model is loaded."""
+"""Check a run against the model's configuration and processor, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 
 logger = logging.getLogger(__name__)
 
-MANY_TOKENS = 4096  # of one image, above which a run says so
+MANY_TOKENS = 4096  # of one image, above which a warning is logged
 FIRST_ROWS = 4
 MANY_ROWS = 1000
-# Flags of TRL that do not go with models that see images.
+# Flags of TRL that are incompatible with models that read images.
 LANGUAGE_ONLY = {
     "cast_lm_head_to_fp32": "TRL does this for language models alone; leave it out, or train in float32",
     "use_transformers_continuous_batching": "not for models that read images; leave it out, or take --use_vllm",
@@ -25,20 +25,20 @@ MOST_PLACES = 5
 
 
 def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse what cannot be trained, and say what will cost much or has to be guessed.
+    """Check that a model can be trained; warn about large images and unknown coordinate spaces.
 
     Args:
-        task: names the metrics; some of them compare places in an image.
-        dataset: its first rows show how large images are.
+        task: decides whether the metrics compare positions in an image.
+        dataset: its first rows are checked for large images.
 
     Raises:
-        UsageError: there is no such model, it cannot be read or trained, or a flag does not fit it.
+        UsageError: the model does not exist, cannot be read or trained, or is incompatible with a flag.
     """
     from vlm_grpo.answer_space import check_answer_space, space_notice
     from vlm_grpo.evaluation.backends.openai import needs_space
 
-    config = read_config(model, training)
-    processor = read_processor(model, training)
+    config = load_model_config(model, training)
+    processor = load_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
         check_text_alone(model.model_name_or_path, config.model_type, dataset)
         return
@@ -55,8 +55,8 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
         logger.warning(costs)
 
 
-def read_config(model: Any, training: Any) -> Any:
-    """The model's configuration.
+def load_model_config(model: Any, training: Any) -> Any:
+    """Return the model's configuration.
 
     Raises:
         UsageError: there is none, or it is of a model that cannot be trained.
@@ -66,7 +66,7 @@ def read_config(model: Any, training: Any) -> Any:
     from vlm_grpo.unsupported_models import unsupported_reason
 
     name, options = model.model_name_or_path, {"revision": model.model_revision}
-    refuse_adapter(name)
+    check_not_adapter(name)
     trust = bool(training.trust_remote_code)
     try:
         content, _ = PreTrainedConfig.get_config_dict(name, **options)
@@ -79,8 +79,8 @@ def read_config(model: Any, training: Any) -> Any:
     return config
 
 
-def read_processor(model: Any, training: Any) -> Any:
-    """The model's processor; a tokenizer for a model without images.
+def load_processor(model: Any, training: Any) -> Any:
+    """Return the model's processor; a tokenizer for a model without images.
 
     Raises:
         UsageError: there is none.
@@ -96,11 +96,11 @@ def read_processor(model: Any, training: Any) -> Any:
         raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
 
 
-def refuse_adapter(name: str) -> None:
-    """Refuse a folder that holds an adapter and no model.
+def check_not_adapter(name: str) -> None:
+    """Check that a folder does not hold an adapter without a model.
 
     Raises:
-        UsageError: says whose adapter it is, and what to do with it.
+        UsageError: it does; the message names the base model and what to do.
     """
     file = Path(name) / "adapter_config.json"
     if not file.is_file() or (Path(name) / "config.json").exists():
@@ -120,7 +120,7 @@ def refuse_adapter(name: str) -> None:
 
 
 def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse rows with images or videos for a model that reads text alone.
+    """Check that no row has images or videos if the model reads text only.
 
     Raises:
         UsageError: names the first such row.
@@ -134,7 +134,7 @@ def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, 
 
 
 def check_language_only(training: Any) -> None:
-    """Refuse what TRL does for language models alone.
+    """Check that no flag is set that TRL supports for language models only.
 
     Raises:
         UsageError: such a flag is set.
@@ -145,10 +145,10 @@ def check_language_only(training: Any) -> None:
 
 
 def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse rows without an image where the processor needs one.
+    """Check that every row has an image if the processor needs one.
 
     Raises:
-        UsageError: there are such rows; the first ones are named. Of a stream only the first rows are read.
+        UsageError: some rows have none; the first ones are named. Of a stream only the first rows are read.
     """
     from vlm_grpo.trainers.media import PALIGEMMA
 
@@ -165,14 +165,14 @@ def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
 
 
 def limit(processor: Any, config: Any, limits: Any) -> None:
-    """Limit images as the flags say, so that a limit which cannot be kept shows before the model is loaded."""
+    """Apply the image limits of the flags, so that an impossible limit fails before the model is loaded."""
     from vlm_grpo.model_utils import limit_images
 
     limit_images(processor, config, limits)
 
 
 def cost_notice(processor: Any, model_type: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the line about images of very many tokens in some rows; None where there is none."""
+    """Return a warning about images with very many tokens in the given rows; None if there are none."""
     from vlm_grpo.data.images import image_ref, image_size
     from vlm_grpo.image_tokens import count_image_tokens, is_ranged
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.answer_space import ANSWER_SPACES
-from vlm_grpo.cli.check import add_data_flags, data_source, form_options, pairing
+from vlm_grpo.cli.check import add_data_flags, data_source, pairing, reader_options
 from vlm_grpo.cli.command_parser import CommandParser
-from vlm_grpo.cli.parsing import UsageError
-from vlm_grpo.cli.preview_space import row_placer
+from vlm_grpo.cli.preview_space import box_converter
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One row as it is shown. `parts` are (role, pieces); a piece is text, or an image with its caption.
+class SampleView:
+    """One row of the preview. `parts` are (role, pieces); a piece is text, or an image with its caption.
 
-    `accuracy` says what that reward is, where it is one of the rewards.
+    `accuracy` describes the accuracy reward if it is used.
     """
 
     where: str
@@ -45,9 +45,11 @@ class Shown:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with the gold answer, if it does not get what a right answer must get."""
-        right = [name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")]
-        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in right and _is_low(value)]
+        """A warning if the gold answer does not get the full reward."""
+        full_rewards = [
+            name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")
+        ]
+        low = [f"{name} {value:g}" for name, value in self.rewards.items() if name in full_rewards and _is_low(value)]
         return f"{self.where}: the gold answer gets {', '.join(low)} instead of 1" if low else None
 
 
@@ -78,22 +80,22 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(arguments, name) is not None and arguments.model_name_or_path is None:
             parser.error(f"--{name} has no effect without --model_name_or_path")
     try:
-        shown = preview(source, arguments)
+        views = preview(source, arguments)
     except (ValueError, KeyError, UsageError) as error:
         print(f"vlm-grpo preview: {redact_text(str(error.args[0]))}", file=sys.stderr)
         return 1
-    print("\n\n".join(map(as_text, shown)))
+    print("\n\n".join(map(view_text, views)))
     if arguments.output:
-        Path(arguments.output).write_text(as_html(shown), encoding="utf-8")
+        Path(arguments.output).write_text(views_html(views), encoding="utf-8")
         print(f"\nwritten: {arguments.output}")
     return 0
 
 
-def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
-    """The first rows of a data set, rendered and scored."""
+def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
+    """Return the first rows of a data set, rendered and scored."""
     from vlm_grpo.data import load_dataset
 
-    options = {**form_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
+    options = {**reader_options(arguments), **pairing(arguments), "format_prompt": arguments.format_prompt}
     template = None
     if arguments.model_name_or_path is not None:
         kwargs = parse_kwargs(arguments.chat_template_kwargs)
@@ -101,16 +103,17 @@ def preview(source: str, arguments: argparse.Namespace) -> list[Shown]:
         options |= {"think_tags": prompting.think_tags, "markup": prompting.markup}
         template = prompting.template
     dataset = load_dataset(source, check=False, **options)
-    count, place = min(arguments.count, len(dataset)), row_placer(arguments.model_name_or_path, arguments.answer_space)
+    convert_box = box_converter(arguments.model_name_or_path, arguments.answer_space)
+    count = min(arguments.count, len(dataset))
     return [
-        _show(place(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
+        _view_row(convert_box(dataset[number]), arguments.reward_funcs, template, with_images=bool(arguments.output))
         for number in range(count)
     ]
 
 
-def _show(
+def _view_row(
     row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
-) -> Shown:
+) -> SampleView:
     from vlm_grpo.rewards.accuracy import describe_method
     from vlm_grpo.tasks import TASKS
 
@@ -135,18 +138,18 @@ def _show(
     rewards = gold_rewards(specs, gold, row)
     templated = None if template is None else template.render(row["prompt"])
     accuracy = describe_method(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
-    return Shown(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
+    return SampleView(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
 
 
 def gold_rewards(
     specs: Sequence[str], gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> dict[str, float | str | None]:
-    """What each reward gives the gold turn; `options` are those of `resolve_rewards`."""
+    """Return what each reward gives the gold turn; `options` are those of `resolve_rewards`."""
     return {spec: _gold_reward(spec, gold, row, options or {}) for spec in specs}
 
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
-    """What one reward gives the gold turn; text when the reward needs something that is not installed."""
+    """Return what one reward gives the gold turn; text when the reward needs something that is not installed."""
     from vlm_grpo.rewards import is_reward_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS
 
@@ -177,10 +180,10 @@ def _is_low(value: float | str | None) -> bool:
 
 
 def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
-    from vlm_grpo.data.images import name_of, open_image
+    from vlm_grpo.data.images import media_name, open_image
 
     image = open_image(ref)
-    caption = f"{name_of(ref.source)} {image.width}x{image.height}"
+    caption = f"{media_name(ref.source)} {image.width}x{image.height}"
     if not with_thumbnail:
         return Picture(caption, None)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -189,31 +192,31 @@ def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
     return Picture(caption, "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
 
 
-def as_text(shown: Shown) -> str:
-    """One row as plain text."""
-    lines = [f"=== {shown.where}"]
-    for role, pieces in shown.parts:
+def view_text(view: SampleView) -> str:
+    """Return one row as plain text."""
+    lines = [f"=== {view.where}"]
+    for role, pieces in view.parts:
         text = "".join(piece if isinstance(piece, str) else f"[image: {piece.caption}]" for piece in pieces)
         lines.append(f"[{role}] {text}")
-    if shown.templated is not None:
-        lines += ["--- in the chat template", shown.templated]
-    lines += ["--- gold completion", shown.completion, "--- its rewards"]
-    lines += [f"{name}: {reward_text(value)}" for name, value in shown.rewards.items()]
-    lines += [f"accuracy is {shown.accuracy}"] if shown.accuracy else []
-    return "\n".join([*lines, *([f"WARNING: {shown.warning}"] if shown.warning else [])])
+    if view.templated is not None:
+        lines += ["--- in the chat template", view.templated]
+    lines += ["--- gold completion", view.completion, "--- its rewards"]
+    lines += [f"{name}: {reward_text(value)}" for name, value in view.rewards.items()]
+    lines += [f"accuracy is {view.accuracy}"] if view.accuracy else []
+    return "\n".join([*lines, *([f"WARNING: {view.warning}"] if view.warning else [])])
 
 
 def reward_text(value: float | str | None) -> str:
-    """A reward as it is printed."""
+    """Return a reward as it is printed."""
     return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def as_html(shown: list[Shown]) -> str:
-    """A page without outside parts: every row with its images where the model sees them."""
+def views_html(views: list[SampleView]) -> str:
+    """Return a page without outside parts: every row with its images where the model sees them."""
     from jinja2 import Environment
 
     text = files("vlm_grpo.cli").joinpath("preview.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True).from_string(text).render(shown=shown, reward_text=reward_text)
+    return Environment(autoescape=True).from_string(text).render(views=views, reward_text=reward_text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The true boxes of `vlm-grpo preview`, as the model writes them: in its own coordinate space."""
+"""Gold boxes of `vlm-grpo preview` in the coordinate space of the model."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-Row = Mapping[str, Any]
+DatasetRow = Mapping[str, Any]
 
 
-def row_placer(model: str | None, chosen: str | None) -> Callable[[Row], Row]:
-    """Return what puts a row's true box into the space of --answer_space, or else of the model's family.
+def box_converter(model: str | None, flag: str | None) -> Callable[[DatasetRow], DatasetRow]:
+    """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
 
-    Without either, rows stay as they are.
+    Without both, rows stay unchanged.
 
     Raises:
         ValueError: `resized`, and there is no model, or it does not tell the size that it resizes to.
     """
     if model is None:
-        if chosen == "resized":
+        if flag == "resized":
             raise ValueError("--answer_space resized needs --model_name_or_path: each model resizes in its own way")
-        return (lambda row: row) if chosen is None else (lambda row: placed(row, chosen, [None] * len(row["images"])))
+        return (lambda row: row) if flag is None else (lambda row: place_box(row, flag, [None] * len(row["images"])))
     from transformers import AutoConfig, AutoProcessor
 
     from vlm_grpo.answer_space import answer_space, check_answer_space
 
     processor, model_type = AutoProcessor.from_pretrained(model), AutoConfig.from_pretrained(model).model_type
-    check_answer_space(chosen, processor)
-    space = answer_space(model_type, chosen)
-    tell = _Notice(model_type, chosen)
+    check_answer_space(flag, processor)
+    space = answer_space(model_type, flag)
+    notice = _Notice(model_type, flag)
 
-    def place(row: Row) -> Row:
-        tell(row["task"])
-        return placed(
+    def convert(row: DatasetRow) -> DatasetRow:
+        notice(row["task"])
+        return place_box(
             row, space, _processed_sizes(row, processor) if space == "resized" else [None] * len(row["images"])
         )
 
-    return place
+    return convert
 
 
 class _Notice:
-    """Prints once in which space boxes are read, where it is a guess and a task has boxes."""
+    """Print the assumed coordinate space once, if it is not known for the model and a task has boxes."""
 
-    def __init__(self, model_type: str, chosen: str | None) -> None:
+    def __init__(self, model_type: str, flag: str | None) -> None:
         from vlm_grpo.answer_space import space_notice
 
-        self.line = space_notice(model_type, chosen)
+        self.line = space_notice(model_type, flag)
 
     def __call__(self, task: str) -> None:
         from vlm_grpo.evaluation.backends.openai import needs_space
@@ -56,15 +56,15 @@ class _Notice:
             self.line = None
 
 
-def _processed_sizes(row: Row, processor: Any) -> list[tuple[int, int] | None]:
+def _processed_sizes(row: DatasetRow, processor: Any) -> list[tuple[int, int] | None]:
     from vlm_grpo.trainers.rollout import PromptEncoder
 
     encoder = PromptEncoder(processor, {})
     return encoder.processed_sizes(encoder.encode([row])[0])
 
 
-def placed(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
-    """The row with the one true box of its record in a space; any other row as it is."""
+def place_box(row: DatasetRow, space: str, resized: list[tuple[int, int] | None]) -> DatasetRow:
+    """Return the row with the single gold box of its record in a space; other rows unchanged."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts
     from vlm_grpo.rewards.iou import in_answer_space, target_box
@@ -75,6 +75,6 @@ def placed(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
         return row
     sizes = [image_size(ref) for ref in row["images"]]
     facts = {"answer_space": space, "image_sizes": sizes, "processed_sizes": resized}
-    there = [round(number, 6) for number in in_answer_space(box, with_facts(record, facts))]
-    answer = [int(number) if number == int(number) else number for number in there]
+    coordinates = [round(number, 6) for number in in_answer_space(box, with_facts(record, facts))]
+    answer = [int(number) if number == int(number) else number for number in coordinates]
     return {**row, "record": replace(with_facts(record, {"box_space": space}), answer=answer)}

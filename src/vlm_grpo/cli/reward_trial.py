@@ -1,4 +1,4 @@
-"""A user's own rewards tried on the first row, before the model is loaded: what fails there would fail in training."""
+"""Call user rewards on the first row before the model is loaded, so that errors show early."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.templates import Prompting, gold_turn
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.import_utils import is_file_spec
 from vlm_grpo.rewards import resolve_rewards
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
@@ -17,7 +17,7 @@ from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, TimeLimitError
 
 
 class Trial(NamedTuple):
-    """What an own reward gave the right answer of a row."""
+    """The value of a user reward for the gold answer of a row."""
 
     spec: str
     value: float | None
@@ -32,7 +32,7 @@ def try_rewards(
     space: str | None = None,
     time_limit: float = DEFAULT_TIME_LIMIT,
 ) -> list[Trial]:
-    """Call each reward of a file once, with the right answer of the first row as the completion.
+    """Call each user reward once, with the gold answer of the first row as the completion.
 
     Args:
         specs: of the rewards; those of the table are left out.
@@ -45,21 +45,21 @@ def try_rewards(
         UsageError: a reward raises, or returns something else than numbers.
         TimeLimitError: a reward does not return in time.
     """
-    own = [spec for spec in specs if is_file_spec(spec)]
-    row = next(iter(dataset), None) if own else None
+    user_specs = [spec for spec in specs if is_file_spec(spec)]
+    row = next(iter(dataset), None) if user_specs else None
     if row is None or row.get("record") is None:
         return []
     try:
         columns = _columns(row, template, space)
     except ValueError as error:  # an image without a header
         raise UsageError(str(error)) from error
-    return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in own]
+    return [Trial(spec, _value(spec, columns, str(row["where"]), time_limit), str(row["where"])) for spec in user_specs]
 
 
 def show_trials(
     specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], prompting: Prompting | None, training: Any
 ) -> None:
-    """Try the own rewards of a run, and print on the first process what each gave.
+    """Try the user rewards of a run and print their values on the first process.
 
     Raises:
         UsageError, TimeLimitError: as `try_rewards`.
@@ -71,7 +71,7 @@ def show_trials(
 
 
 def trial_lines(trials: Iterable[Trial]) -> list[str]:
-    """One line for each trial."""
+    """Return one line for each trial."""
     return [
         f"own reward {trial.spec}: {'not applicable' if trial.value is None else f'{trial.value:g}'} for the right "
         f"answer of {trial.where}"
@@ -90,19 +90,19 @@ def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float)
         place = _place(error, spec.split(".py:")[0] + ".py")
         raise UsageError(
             f"--reward_funcs {spec}: {error}{place}\n"
-            f"It was tried before the model is loaded, on the right answer of the first row, {where}."
+            f"It was called before the model is loaded, with the gold answer of the first row, {where}."
         ) from error
 
 
 def _place(error: BaseException, path: str) -> str:
-    """The line of the user's file at which a reward failed; nothing where it returned."""
+    """Return the line of the user's file where a reward raised; empty if it did not."""
     cause = error.__cause__ or error
     lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename.endswith(path)]
     return f"\nat {path}:{lines[-1]}" if lines else ""
 
 
 def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[str, Any]:
-    """What the trainers hand to a reward, for one row."""
+    """Return the arguments that trainers pass to a reward, for one row."""
     from transformers import TrainerState
 
     from vlm_grpo.data.images import image_size
@@ -110,9 +110,9 @@ def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[s
     gold = gold_turn(row, template)
     sizes = [image_size(ref) for ref in row.get("images") or ()]
     facts = {"image_sizes": sizes, "processed_sizes": sizes, "answer_space": space or "original"}
-    one = {**row, **facts, "turn_opening": gold.opening, WHOLE_TURNS: _assistant(gold.opening + gold.completion)}
+    values = {**row, **facts, "turn_opening": gold.opening, WHOLE_TURNS: _assistant(gold.opening + gold.completion)}
     return {
-        **{name: [value] for name, value in one.items() if name != "prompt"},
+        **{name: [value] for name, value in values.items() if name != "prompt"},
         "prompts": [row["prompt"]],
         "completions": [_assistant(gold.completion)],
         "completion_ids": [list(range(max(1, len(gold.completion.split()))))],

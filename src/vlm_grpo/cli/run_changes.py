@@ -17,14 +17,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_grpo.cli.parsing import UsageError
 from vlm_grpo.cli.run_record import FORMAT, read_record
+from vlm_grpo.cli.train_args import UsageError
 
 logger = logging.getLogger(__name__)
 
 NO_PLACE = "the place in the data means nothing in others"
 WIDTH = 40  # of a value in the table
-# What makes the parameters, their optimizer and the order of the rows what they are.
+# Settings that define the parameters, their optimizer and the order of the rows.
 FIXED = {
     **dict.fromkeys(
         ("freeze_vision_modules", "freeze_projector", "freeze_language_model"), "other parameters are trained"
@@ -42,7 +42,7 @@ FIXED = {
     "streaming": "the place in the data is counted in another way",
 }
 SAME_OPTIMIZER = ({"adamw_torch", "adamw_torch_fused"},)
-# What changes no step: where and how often something is written, shown or evaluated, and how data are loaded.
+# Settings without effect on a step: output, logging, evaluation and data loading.
 WITHOUT_EFFECT = re.compile(
     r"output_dir|resume_from_checkpoint|dry_run|live_report|disable_tqdm|report_to|run_name|project|debug|local_rank"
     r"|(logging|log|save|eval|val|hub|push_to|trackio|dataloader|load_best|include|batch_eval|skip_memory)_.*"
@@ -54,7 +54,7 @@ READ_APART |= {"model_name_or_path", "model_revision"}
 
 
 class FirstStep(TrainerCallback):
-    """Knows whether a training has begun; before, a ValueError says that a checkpoint does not fit the run."""
+    """Record whether the first step has begun; a ValueError before it means an incompatible checkpoint."""
 
     has_begun = False
 
@@ -63,8 +63,8 @@ class FirstStep(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class Change:
-    """One setting that differs; `reason` says why it cannot, and is None where it may."""
+class SettingChange:
+    """One changed setting; `reason` says why it must not change, None if it may."""
 
     name: str
     then: Any
@@ -72,28 +72,28 @@ class Change:
     reason: str | None = None
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[Change]:
-    """Return what differs between two records, what cannot change first; `step` is that of the checkpoint."""
-    found = [*_model_changes(then, now), *_data_changes(then, now), *_setting_changes(then, now, step)]
-    found += _changed("reward", _rewards(then), _rewards(now))
-    found += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now.get(key))]
+def compare_records(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[SettingChange]:
+    """Return the differences of two records, forbidden ones first; `step` is that of the checkpoint."""
+    differences = [*_model_changes(then, now), *_data_changes(then, now), *_setting_changes(then, now, step)]
+    differences += _changed("reward", _rewards(then), _rewards(now))
+    differences += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now.get(key))]
     for key in ("processes", "distributed", "commit"):
         if then.get(key) != now.get(key):
-            found.append(Change(key, then.get(key), now.get(key)))
-    return sorted(found, key=lambda change: change.reason is None)
+            differences.append(SettingChange(key, then.get(key), now.get(key)))
+    return sorted(differences, key=lambda change: change.reason is None)
 
 
-def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Iterator[Change]:
+def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Iterator[SettingChange]:
     for part in ("script", "training", "model"):
-        known, values = then.get(part) or {}, now[part]
+        old_values, values = then.get(part) or {}, now[part]
         for name in [name for name in values if name not in READ_APART and not WITHOUT_EFFECT.fullmatch(name)]:
-            before = known.get(name)
-            if name in known and before != values[name]:
-                yield Change(f"--{name}", before, values[name], _reason(name, before, values[name], step))
+            before = old_values.get(name)
+            if name in old_values and before != values[name]:
+                yield SettingChange(f"--{name}", before, values[name], _reason(name, before, values[name], step))
 
 
 def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
-    """Why a setting cannot change; None where it may."""
+    """Return why a setting must not change; None if it may."""
     if name == "optim":
         is_same = any({then, now} <= group for group in SAME_OPTIMIZER)
         return None if is_same else "the optimizer's state in the checkpoint is of another kind"
@@ -108,23 +108,23 @@ def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
 
 
 def _state_of(algorithm: str | None) -> tuple[bool, bool]:
-    """Whether an algorithm has a value model, and an expert."""
+    """Return whether an algorithm has a value model, and expert data."""
     from vlm_grpo.algorithms import find_algorithm
 
     recipe = find_algorithm(algorithm) if algorithm else None
     return (recipe is not None and recipe.credit is not None, recipe is not None and recipe.expert is not None)
 
 
-def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """A model is the same where its files are; a folder may have moved."""
+def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[SettingChange]:
+    """Yield changes of the model, compared by its files; the folder may have moved."""
     before, after = then.get("base_model") or {}, now["base_model"]
     if before.get("files") and before.get("files") == after["files"]:
         return
-    shown = [_shown_model(each) for each in (before, after)]
-    if shown[0] == shown[1] and before.get("files") != after["files"]:
-        shown = [f"{shown[0]} (files {before.get('files')})", f"{shown[1]} (files {after['files']})"]
-    if shown[0] != shown[1]:
-        yield Change("--model_name_or_path", *shown, "the checkpoint is of another model")
+    names = [_shown_model(each) for each in (before, after)]
+    if names[0] == names[1] and before.get("files") != after["files"]:
+        names = [f"{names[0]} (files {before.get('files')})", f"{names[1]} (files {after['files']})"]
+    if names[0] != names[1]:
+        yield SettingChange("--model_name_or_path", *names, "the checkpoint is of another model")
 
 
 def _shown_model(model: Mapping[str, Any]) -> str:
@@ -132,19 +132,19 @@ def _shown_model(model: Mapping[str, Any]) -> str:
     return f"{model.get('name')}" + (f" at {revision}" if revision not in (None, "main") else "")
 
 
-def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """Data are the same where the content of their files is, in their order; a row may be mended or left out."""
+def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[SettingChange]:
+    """Yield changes of the data files: compared by content and order; rows may be corrected or removed."""
     before, after = then.get("data") or {}, now["data"]
     old, new = before.get("files") or {}, after["files"]
     is_same = list(old.values()) == list(new.values()) and (None not in old.values() or list(old) == list(new))
     is_other = not is_same and list(old) != list(new)
     if is_other:
-        yield Change("data", list(old), list(new), NO_PLACE)
+        yield SettingChange("data", list(old), list(new), NO_PLACE)
     if before.get("rows") != after["rows"]:
         reason = NO_PLACE if is_same or is_other else None
-        yield Change("rows of data", before.get("rows"), after["rows"], reason)
+        yield SettingChange("rows of data", before.get("rows"), after["rows"], reason)
     for path in [path for path in new if not (is_same or is_other) and old[path] != new[path]]:
-        yield Change(f"content of {Path(path).name}", old[path], new[path])
+        yield SettingChange(f"content of {Path(path).name}", old[path], new[path])
 
 
 def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
@@ -153,42 +153,44 @@ def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
     return dict(split_spec(spec) for spec in (record.get("script") or {}).get("reward_funcs") or [])
 
 
-def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Change]:
-    """The entries of two mappings that differ."""
+def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[SettingChange]:
+    """Return the entries of two mappings that differ."""
     before = then or {}
     names = dict.fromkeys([*before, *now])
     return [
-        Change(f"{kind} {name}", before.get(name, "-"), now.get(name, "-"))
+        SettingChange(f"{kind} {name}", before.get(name, "-"), now.get(name, "-"))
         for name in names
         if before.get(name, "-") != now.get(name, "-")
     ]
 
 
 def check_changes(checkpoint: str | Path, record: Mapping[str, Any], *, is_main: bool) -> None:
-    """Compare the run that is about to begin with the one that wrote a checkpoint; what differs is said once.
+    """Compare a run with the one that wrote the checkpoint it resumes; print the differences once.
 
     Raises:
-        UsageError: it cannot go on from there.
+        UsageError: a difference is not allowed.
     """
     then = read_record(checkpoint)
     if then is None or then.get("format") != FORMAT:
-        logger.warning("%s: no run.json of this version tells how it was trained, so nothing is compared", checkpoint)
+        logger.warning("%s: it has no run.json of this version, so its settings are not compared", checkpoint)
         return
-    found = changes(then, record, step_of(checkpoint))
-    if any(change.reason for change in found):
+    differences = compare_records(then, record, step_of(checkpoint))
+    if any(change.reason for change in differences):
         raise UsageError(
-            f"--resume_from_checkpoint {checkpoint}: what is marked with ! cannot change within a run\n{table(found)}\n"
-            "Resume with the values of then, or begin a new run from its weights: --model_name_or_path "
+            f"--resume_from_checkpoint {checkpoint}: settings marked with ! must not change within a run\n"
+            f"{table(differences)}\n"
+            "Resume with the old values, or start a new run from its weights: --model_name_or_path "
             f"{checkpoint} and another --output_dir"
         )
-    if found and is_main:
-        print(f"vlm-grpo train: the run goes on from {checkpoint} with other settings\n{table(found)}", file=sys.stderr)
+    if differences and is_main:
+        message = f"vlm-grpo train: resuming from {checkpoint} with other settings"
+        print(f"{message}\n{table(differences)}", file=sys.stderr)
 
 
-def table(found: list[Change]) -> str:
+def table(differences: list[SettingChange]) -> str:
     """Return the changes as a table: setting, then, now, and why not where that cannot be."""
     rows = [("setting", "then", "now", "")]
-    rows += [(change.name, _short(change.then), _short(change.now), change.reason or "") for change in found]
+    rows += [(change.name, _short(change.then), _short(change.now), change.reason or "") for change in differences]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = []
     for name, then, now, reason in rows:

@@ -1,7 +1,7 @@
-"""One run at a time in an output_dir: two would write each other's checkpoints, and delete them.
+"""Lock an output_dir: two runs would overwrite and delete each other's checkpoints.
 
-The lock is the kernel's, on the file `run.lock`: it ends with its process, however that ends, so a `kill -9` leaves
-nothing behind but the file. POSIX locks also hold between machines on NFS.
+A POSIX lock on the file `run.lock` is released when its process ends, also by `kill -9`. It also works between machines
+on NFS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ NAME = "run.lock"
 
 
 @contextmanager
-def locked(output_dir: str | Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made, during the block.
+def lock_output_dir(output_dir: str | Path) -> Iterator[None]:
+    """Lock a folder, which is created, during the block.
 
     Raises:
-        UsageError: another run writes there; says which.
+        UsageError: another run holds the lock; the message names it.
     """
     path = Path(output_dir) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +38,14 @@ def locked(output_dir: str | Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # before the lock ends: a run that opened it meanwhile opens it again
+            path.unlink(
+                missing_ok=True
+            )  # before the lock is released: a run that opened the file meanwhile opens it again
             os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int | None:
-    """The descriptor that holds the lock; None where the file system has no locks."""
+    """Return the descriptor that holds the lock; None where the file system has no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -54,7 +56,7 @@ def _open_locked(path: Path) -> int | None:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 logger.warning("%s: this file system has no locks (%s); two runs there are not noticed", path, error)
                 return None
-            raise UsageError(_taken(path.parent, owner)) from error
+            raise UsageError(_locked_message(path.parent, owner)) from error
         if _is_same(descriptor, path):
             break
         os.close(descriptor)  # its owner ended between both calls, and removed it
@@ -71,10 +73,10 @@ def _is_same(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _taken(folder: Path, owner: bytes) -> str:
+def _locked_message(folder: Path, owner: bytes) -> str:
     try:
-        other = json.loads(owner)
-        who = f"process {other['pid']} on {other['host']}, since {other['since']}"
+        holder = json.loads(owner)
+        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (ValueError, LookupError, TypeError):
         who = "a process that has just begun"
     return (

@@ -1,7 +1,7 @@
-"""`run.json`: what a run was made of, as JSON: command, resolved settings, files, versions; secrets are left out.
+"""`run.json`: command, resolved settings, file digests and versions of a run, without secrets.
 
-It lies in output_dir and in every checkpoint. `run.json` is that of the newest run; those of earlier runs in the same
-folder stay beside it as `run_1.json` (the first), `run_2.json` and so on. `run_changes` compares two of them.
+It is written to output_dir and every checkpoint. `run.json` is that of the newest run; records of earlier runs in the
+same folder are renamed to `run_1.json` (the first), `run_2.json` and so on. run_changes.py compares two of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlm_grpo.data.paths import split_paths
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.redact import redact, redact_command
 from vlm_grpo.rewards.adapter import split_spec
 
@@ -68,48 +68,48 @@ def run_record(
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
-    return redact(plain(record))
+    return redact(to_json_types(record))
 
 
 def _distributed(training: Any) -> Any:
-    """How processes train together; accelerate's state says FSDP only when there is a trainer."""
+    """Return the kind of distributed training; accelerate's state reports FSDP only once a trainer exists."""
     shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return "FSDP" if shards else training.distributed_state.distributed_type
 
 
-def keep_record(trainer: Any, record: Mapping[str, Any]) -> None:
-    """Leave the record in output_dir, once every process has read that of the run before, and in checkpoints."""
+def save_record(trainer: Any, record: Mapping[str, Any]) -> None:
+    """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
-        write_record(record, trainer.args.output_dir)
+        write_run_record(record, trainer.args.output_dir)
     trainer.add_callback(RecordInCheckpoints(record))
 
 
-def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `run.json` into a folder; one that is there already becomes the next `run_1.json`, `run_2.json`, ..."""
+def write_run_record(record: Mapping[str, Any], folder: str | Path) -> Path:
+    """Write `run.json` to a folder; an existing one is renamed to the next `run_1.json`, `run_2.json`, ..."""
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         numbers = [int(match[1]) for other in path.parent.iterdir() if (match := EARLIER.fullmatch(other.name))]
         path.rename(path.with_name(f"run_{max(numbers, default=0) + 1}.json"))
-    copy_record(record, folder)
+    copy_run_record(record, folder)
     return path
 
 
-def copy_record(record: Mapping[str, Any], folder: str | Path) -> None:
-    """Write `run.json` into a checkpoint, in place of one that is there."""
+def copy_run_record(record: Mapping[str, Any], folder: str | Path) -> None:
+    """Write `run.json` to a checkpoint, replacing an existing one."""
     write_whole(Path(folder) / NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 class RecordInCheckpoints(TrainerCallback):
-    """Leaves the record of the run in each of its checkpoints, with which a resumed run is compared."""
+    """Write the record of the run to each of its checkpoints; a resumed run is compared with it."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
 
     def on_save(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if args.should_save:
-            copy_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            copy_run_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
@@ -124,23 +124,23 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """Return a value made of JSON's types alone."""
+def to_json_types(value: Any) -> Any:
+    """Convert a value to JSON types."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Enum):
-        return plain(value.value)
+        return to_json_types(value.value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     return str(value)
 
 
 def _training(training: Any) -> dict[str, Any]:
-    """The training arguments; the Trainer writes a placeholder for a token also where none is set."""
+    """Return the training arguments; the Trainer writes a placeholder for a token also where none is set."""
     values = training.to_dict()
     return {
         name: None if name.endswith("_token") and getattr(training, name) is None else value
@@ -157,31 +157,31 @@ def _data_paths(script: Any) -> list[str]:
 
 
 def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
-    """Files of the user's that rewards, environments and prompts are read from."""
-    named = [*rewards, *(script.environment or [])]
-    code = [f"{name.rpartition('.py:')[0]}.py" for name in named if ".py:" in name]
+    """Return the user's files with rewards, environments and prompts."""
+    specs = [*rewards, *(script.environment or [])]
+    code = [f"{name.rpartition('.py:')[0]}.py" for name in specs if ".py:" in name]
     return [*code, *(path for path in (script.format_prompt, script.chat_template_path) if path)]
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str | None]:
-    """The digest of each regular file; None for what is none, such as a name on the hub."""
+    """Return the digest of each regular file; None for others, such as hub names."""
     return {path: _digest(Path(path)) if os.path.isfile(path) else None for path in dict.fromkeys(paths)}
 
 
 def _digest(path: Path, whole: int = WHOLE, end: int = END) -> str:
     size = path.stat().st_size
-    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:
         if size > whole:
-            found.update(file.read(end))
+            digest.update(file.read(end))
             file.seek(-end, os.SEEK_END)
         while chunk := file.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _model_digest(folder: Path) -> str | None:
-    """The digest of a model's folder by its configuration and by parts of its weights; None for a name on the hub."""
+    """Return a digest of a model folder (its configuration and parts of its weights); None for a hub name."""
     if not folder.is_dir():
         return None
     paths = [folder / "config.json", *sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)]
@@ -197,9 +197,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

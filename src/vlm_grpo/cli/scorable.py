@@ -1,4 +1,4 @@
-"""Whether the rows of a run are enough, and whether its rewards apply to them; found before the model is loaded."""
+"""Check that there are enough rows and that the rewards apply to them, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.adapter import split_spec
 from vlm_grpo.rewards.applicability import FORMAT_REWARDS, is_applicable, requirement
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 20_000  # that are looked at for each reward; after that only rewards that no row has had yet look on
+MOST_ROWS = 20_000  # checked for every reward; later rows only while a reward has not applied to any
 MOST_PLACES = 5
 
 
 def check_rows_enough(training: Any, dataset: Any) -> None:
-    """Refuse data that do not fill one rollout: nothing would be trained.
+    """Check that the data fill one rollout; otherwise nothing would be trained.
 
     Raises:
-        UsageError: says how many rows are needed, and which flags ask for so many.
+        UsageError: they do not; the message names the required number of rows and the flags behind it.
     """
     if not isinstance(dataset, Sized):
         return
@@ -31,18 +31,18 @@ def check_rows_enough(training: Any, dataset: Any) -> None:
     prompts = batch // generations
     if len(dataset) < prompts:
         size = f"--per_device_train_batch_size {training.per_device_train_batch_size}"
-        many = f" on {training.world_size} processes" if training.world_size > 1 else ""
+        processes = f" on {training.world_size} processes" if training.world_size > 1 else ""
         steps = f"--steps_per_generation {training.steps_per_generation}"
         raise UsageError(
             f"{len(dataset)} rows are fewer than the {prompts} prompts of one rollout: nothing would be trained. "
-            f"A rollout has {batch} completions ({size}{many}, {steps}), {generations} of each prompt "
+            f"A rollout has {batch} completions ({size}{processes}, {steps}), {generations} of each prompt "
             f"(--num_generations). Give at least {prompts} rows, or make one of the first two flags smaller"
         )
 
 
 @dataclass
 class Coverage:
-    """Which rewards apply to how many rows, and to which not."""
+    """The number of rows that each reward applies to, and rows without rewards."""
 
     names: Sequence[str]
     rows: int = 0
@@ -51,7 +51,7 @@ class Coverage:
     unscored: list[str] = field(default_factory=list)
 
     def add(self, row: Mapping[str, Any], number: int) -> None:
-        """Take note of one row."""
+        """Count one row."""
         where = str(row.get("where") or f"row {number}")
         record, has_score = row["record"], False
         for name in self.names:
@@ -69,15 +69,15 @@ class Coverage:
 
 
 def check_scorable(specs: Sequence[str], dataset: Any) -> None:
-    """Refuse a reward that applies to no row, and say once which apply to some only; rows that none scores are named.
+    """Check that every reward applies to some row; warn about rewards that apply to some only, and unscored rows.
 
-    Rewards of one's own, and of form alone, are left out. Streams are not read ahead.
+    User rewards and format rewards are not checked. Streams are not read ahead.
 
     Raises:
-        UsageError: a reward that no row can earn; says what it needs.
+        UsageError: a reward applies to no row; the message says what it needs.
     """
-    known = [split_spec(spec)[0] for spec in specs]
-    names = [name for name in dict.fromkeys(known) if name in REWARDS and name not in FORMAT_REWARDS]
+    reward_names = [split_spec(spec)[0] for spec in specs]
+    names = [name for name in dict.fromkeys(reward_names) if name in REWARDS and name not in FORMAT_REWARDS]
     if not names or not isinstance(dataset, Sized):
         return
     coverage = Coverage(names)
@@ -85,29 +85,29 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
         if row.get("record") is None:
             return  # an environment makes the episode
         coverage.add(row, number)
-    useless = [name for name in names if not coverage.applied[name]]
-    if useless:
-        raise UsageError(_refusal(useless, specs, coverage.rows))
+    unearned = [name for name in names if not coverage.applied[name]]
+    if unearned:
+        raise UsageError(_unearned_message(unearned, specs, coverage.rows))
     for name, where in coverage.without.items():
         logger.warning(
             "reward %r applies to %s of %s rows: it needs %s (the first without: %s)",
             *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", requirement(name), where),
         )
-    if coverage.unscored and all(name in REWARDS for name in known):
+    if coverage.unscored and all(name in REWARDS for name in reward_names):
         places = ", ".join(coverage.unscored[:MOST_PLACES]) + (", ..." if len(coverage.unscored) > MOST_PLACES else "")
-        logger.warning("%s rows are scored for their form alone: %s", f"{len(coverage.unscored):,}", places)
+        logger.warning("%s rows are scored by format rewards only: %s", f"{len(coverage.unscored):,}", places)
 
 
 def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
-    """The first rows; more while a reward has not applied to any."""
+    """Yield the first rows; more while a reward has not applied to any."""
     for number in range(len(dataset)):
         if number >= MOST_ROWS and all(coverage.applied[name] for name in coverage.names):
             return
         yield dataset[number]
 
 
-def _refusal(useless: Sequence[str], specs: Sequence[str], rows: int) -> str:
-    lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {requirement(name)}" for name in useless]
-    rest = [spec for spec in specs if split_spec(spec)[0] not in useless]
-    hint = f"leave it out (--reward_funcs {' '.join(rest)}), or" if rest else "choose other rewards, or"
-    return "\n  ".join(["rewards that nothing can earn:", *lines, f"{hint} give the rows what they need"])
+def _unearned_message(unearned: Sequence[str], specs: Sequence[str], rows: int) -> str:
+    lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {requirement(name)}" for name in unearned]
+    usable = [spec for spec in specs if split_spec(spec)[0] not in unearned]
+    hint = f"leave it out (--reward_funcs {' '.join(usable)}), or" if usable else "choose other rewards, or"
+    return "\n  ".join(["rewards that apply to no row:", *lines, f"{hint} give the rows what they need"])

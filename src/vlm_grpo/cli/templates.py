@@ -1,4 +1,4 @@
-"""The chat template of a command line's model, before the model is loaded: files of the processor alone are read."""
+"""Load the chat template of a model from its processor, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm_grpo.cli.parsing import UsageError
+from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.file_checks import check_regular
 
 if TYPE_CHECKING:
-    from vlm_grpo.cli.arguments import ScriptArguments
+    from vlm_grpo.cli.args import ScriptArguments
     from vlm_grpo.trainers.template import ChatTemplate
 
 KWARGS_FLAG = "--chat_template_kwargs"
@@ -24,11 +24,11 @@ END = 160  # characters of a prompt's end that are shown
 
 @dataclass(frozen=True)
 class Prompting:
-    """What a model's processor says about prompts.
+    """Prompt settings of a model's processor.
 
     Attributes:
-        processor: with the chat template that is used.
-        template: the same, with the variables of the command line.
+        processor: the processor with the chat template in use.
+        template: the chat template with the variables of the command line.
     """
 
     processor: Any
@@ -36,7 +36,7 @@ class Prompting:
 
     @property
     def think_tags(self) -> bool:
-        """Whether prompts shall ask for <think> tags: not where the template begins or skips the thought itself."""
+        """Whether prompts ask for <think> tags: not if the template opens or skips the thought itself."""
         from vlm_grpo.answer_parser import thinking_start
 
         opening = self.template.opening([{"role": "user", "content": [{"type": "text", "text": "?"}]}]).by_template
@@ -44,14 +44,14 @@ class Prompting:
 
     @property
     def markup(self) -> tuple[str, ...]:
-        """The tokens that must not stand in data."""
+        """Special tokens that data must not contain."""
         from vlm_grpo.trainers.decoding import markup_of
 
         return markup_of(self.processor)
 
 
 def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | None = None, **loading: Any) -> Prompting:
-    """Return what the processor of a model says about prompts.
+    """Load the prompt settings of a model's processor.
 
     Args:
         name: folder or hub id.
@@ -67,7 +67,7 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
     from vlm_grpo.trainers.template import ChatTemplate
 
     loading = {"trust_remote_code": False, **loading}  # or transformers asks on the terminal
-    refuse_model(name, trust_remote_code=bool(loading["trust_remote_code"]), revision=loading.get("revision"))
+    check_supported(name, trust_remote_code=bool(loading["trust_remote_code"]), revision=loading.get("revision"))
     try:
         processor = AutoProcessor.from_pretrained(name, **loading)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -79,11 +79,11 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
     return Prompting(processor, ChatTemplate(processor, options or {}))
 
 
-def refuse_model(name: str, *, trust_remote_code: bool, revision: str | None) -> None:
-    """Refuse a model with code of its own that cannot be used here; what cannot be read is left to its processor.
+def check_supported(name: str, *, trust_remote_code: bool, revision: str | None) -> None:
+    """Check that a model with remote code is supported; unreadable configurations are left to the processor.
 
     Raises:
-        UsageError: says what to use instead.
+        UsageError: it is not; the message names an alternative.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -100,7 +100,7 @@ def refuse_model(name: str, *, trust_remote_code: bool, revision: str | None) ->
 
 
 def check_template(processor: Any, name: str) -> None:
-    """Refuse a processor that cannot turn messages into a prompt.
+    """Check that a processor can render messages to a prompt.
 
     Raises:
         UsageError: neither it nor its tokenizer has a chat template.
@@ -150,9 +150,9 @@ def parse_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
-    """Return the variables that a model was trained with, and the run.json that says so; None where none does.
+    """Return the chat template variables of a model's training and the run.json they come from; None without one.
 
-    A checkpoint holds run.json; so does the output folder of its training, in which it lies.
+    run.json is in the checkpoint or in its parent, the output folder.
     """
     for folder in (Path(model), Path(model).resolve().parent):
         path = folder / "run.json"
@@ -163,14 +163,14 @@ def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
 
 
 def _as_object(value: Any) -> dict[str, Any]:
-    """The variables as run.json keeps them; that of an earlier version holds them as Python writes a dict."""
+    """Return the variables stored in run.json; earlier versions stored the repr of a dict."""
     return dict((ast.literal_eval(value) if isinstance(value, str) else value) or {})
 
 
 def find_prompting(
     script: ScriptArguments, training: Any, model: Any
 ) -> tuple[Prompting, None] | tuple[None, UsageError]:
-    """Return what the model's processor says about prompts, or why it says nothing.
+    """Load the prompt settings of the model's processor, or return the error.
 
     Raises:
         UsageError: --chat_template_path is wrong.
@@ -185,8 +185,8 @@ def find_prompting(
         return None, error
 
 
-def own_processor(script: ScriptArguments, training: Any, model: Any, prompting: Prompting | None) -> Any:
-    """Return the processor with the command line's chat template, loaded as TRL loads it; None leaves that to TRL."""
+def custom_processor(script: ScriptArguments, training: Any, model: Any, prompting: Prompting | None) -> Any:
+    """Return the processor with --chat_template_path, loaded as TRL does; None if TRL shall load it."""
     if script.chat_template_path is None or prompting is None:
         return None
     from transformers import AutoProcessor
@@ -199,14 +199,14 @@ def own_processor(script: ScriptArguments, training: Any, model: Any, prompting:
 
 
 class GoldTurn(NamedTuple):
-    """The turn of a perfect model: what the prompt opens of it, and what the model would write."""
+    """The gold assistant turn: the part opened by the prompt, and the completion."""
 
     opening: str
     completion: str
 
 
 def gold_turn(row: Mapping[str, Any], template: ChatTemplate | None) -> GoldTurn:
-    """Return the turn that answers a row rightly; without a template the prompt opens nothing of it."""
+    """Return the gold turn of a row; without a template the prompt opens no part of it."""
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.tasks import ideal_completion
 
@@ -218,5 +218,5 @@ def gold_turn(row: Mapping[str, Any], template: ChatTemplate | None) -> GoldTurn
 
 
 def prompt_end(prompt: str) -> str:
-    """Return the last characters of a rendered prompt, as they are shown."""
+    """Return the last characters of a rendered prompt."""
     return prompt if len(prompt) <= END else f"[...]{prompt[-END:]}"

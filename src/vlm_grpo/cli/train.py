@@ -1,6 +1,6 @@
-"""Train from the command line: check everything cheap first, then load, train and save.
+"""Train from the command line: check flags, then data, then load the model, train and save.
 
-Order: flags, data, then the model; an error in an earlier one costs nothing of a later one.
+Cheap checks come first, so that an error costs as little time as possible.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.cli.acting import check_environments, environment_factory
-from vlm_grpo.cli.arguments import ScriptArguments, help_text
-from vlm_grpo.cli.expert_data import load_demonstrations, with_expert_answers
+from vlm_grpo.cli.args import ScriptArguments, help_text
+from vlm_grpo.cli.env_args import check_environments, environment_factory
+from vlm_grpo.cli.expert_args import load_demonstrations, with_expert_answers
 from vlm_grpo.cli.model_check import check_model
-from vlm_grpo.cli.parsing import UsageError, parse
 from vlm_grpo.cli.reward_trial import show_trials
 from vlm_grpo.cli.scorable import check_rows_enough, check_scorable
-from vlm_grpo.cli.templates import Prompting, find_prompting, own_processor
+from vlm_grpo.cli.templates import Prompting, custom_processor, find_prompting
+from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.redact import redact_text
 
 logger = logging.getLogger(__name__)
 
-GO_ON = "the same command with --resume_from_checkpoint true goes on from there"
+GO_ON = "resume with the same command and --resume_from_checkpoint true"
 BROKEN_MEDIA = (
-    "; the run ends here, and its checkpoints are whole: mend the file or leave its row out, then go on with "
-    "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before a training"
+    "; the run ends here and its checkpoints are valid: fix the file or remove its row, then resume with "
+    "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before training"
 )
 DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
 DATA_OPTIONS += ("ignore_columns",)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in words or "--help" in words:
         print(help_text())
         return 0
-    from vlm_grpo.data.problems import DataError, MediaError
+    from vlm_grpo.data.errors import DataError, MediaError
     from vlm_grpo.time_limits import TimeLimitError, exit_status_after_hang
 
     try:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vlm-grpo train: interrupted; what came after the last checkpoint is lost", file=sys.stderr)
+        print("vlm-grpo train: interrupted; progress since the last checkpoint is lost", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -69,59 +69,59 @@ def run(argv: list[str]) -> int:
         check_machine(model, training)
     check_rewards(script, training)
     check_environments(script, bool(script.data_file_paths or script.dataset_name))
-    prompting, fault = find_prompting(script, training, model)
+    prompting, prompting_error = find_prompting(script, training, model)
     dataset, held_out = load_data(script, training, prompting)
-    shown = load_demonstrations(script, training, prompting)
-    check_rows(script, training, dataset)
+    demonstrations = load_demonstrations(script, training, prompting)
+    check_row_flags(script, training, dataset)
     check_rows_enough(training, dataset)
     check_scorable([] if script.environment else reward_specs(script), dataset)
     show_trials(reward_specs(script), dataset, prompting, training)
     if script.dry_run:
-        from vlm_grpo.cli.dry_run import show
+        from vlm_grpo.cli.dry_run import print_dry_run
 
-        show(script, training, model, dataset, reward_specs(script), prompting or fault)
+        print_dry_run(script, training, model, dataset, reward_specs(script), prompting or prompting_error)
         return 0
     from vlm_grpo.cli.card import card_facts
     from vlm_grpo.cli.run_changes import check_changes
-    from vlm_grpo.cli.run_lock import locked
-    from vlm_grpo.cli.run_record import keep_record, run_record
+    from vlm_grpo.cli.run_lock import lock_output_dir
+    from vlm_grpo.cli.run_record import run_record, save_record
     from vlm_grpo.model_utils import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
-    if fault is not None:
-        raise fault
-    with locked(training.output_dir) if training.process_index == 0 else nullcontext():
+    if prompting_error is not None:
+        raise prompting_error
+    with lock_output_dir(training.output_dir) if training.process_index == 0 else nullcontext():
         start = resume_point(training)
         record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
         if start is not None:
             check_changes(start, record, is_main=training.process_index == 0)
         try:
-            trainer = build_trainer(script, training, model, dataset, held_out, prompting, shown)
+            trainer = build_trainer(script, training, model, dataset, held_out, prompting, demonstrations)
         except UsageError:
             raise
         except (ValueError, ImportError, OSError) as error:  # what a library finds wrong only now
             logger.debug("the trainer cannot be built", exc_info=True)
             raise UsageError(f"the model or the trainer cannot be built: {error}") from error
-        keep_record(trainer, {**record, "resumed_from": start})
+        save_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0:
             print(parameter_table(trainer.model))
         status = train_and_save(trainer, start)
-    leave_together(status)
+    shutdown_distributed(status)
     return status
 
 
 def train_and_save(trainer: Any, start: str | None) -> int:
-    """Train from a checkpoint or anew, and leave the model in output_dir; a disk that gets full ends in a line.
+    """Train, optionally from a checkpoint, and save the model to output_dir; a full disk ends with one line.
 
     Returns:
-        The exit status: 143 after SIGTERM, where checkpoints are written; the model is not, it is not finished.
+        The exit status: 143 after SIGTERM, when a checkpoint but no final model is saved.
 
     Raises:
-        UsageError: what the checkpoint holds does not fit this run.
+        UsageError: the checkpoint is incompatible with this run.
     """
     from vlm_grpo.cli.run_changes import FirstStep
-    from vlm_grpo.data.problems import MediaError
+    from vlm_grpo.data.errors import MediaError
     from vlm_grpo.trainers.preemption import Preempted
     from vlm_grpo.trainers.saving import SavingError
 
@@ -147,22 +147,22 @@ def train_and_save(trainer: Any, start: str | None) -> int:
     return 0
 
 
-def leave_together(status: int = 0) -> None:
-    """Wait for the other processes, then close the group: one that ends while another saves would abort it."""
+def shutdown_distributed(status: int = 0) -> None:
+    """Wait for the other processes, then close the group: an early exit would abort a process that is saving."""
     from accelerate import PartialState
 
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.num_processes > 1 and state.backend == "gloo":
-        # Now and then a thread of gloo aborts a process that is on its way out; the launcher would call the run failed.
+        # A thread of gloo sometimes aborts an exiting process; the launcher would report a failed run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
-    """The training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
+    """Return the training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
 
     if script.environment and not (script.data_file_paths or script.dataset_name):
@@ -194,7 +194,7 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
-    """The rewards of the command line; without any those of the environment, or of the task."""
+    """Return the rewards of the command line; default: those of the environment or the task."""
     from vlm_grpo.tasks import TASKS
 
     if script.reward_funcs or script.environment:
@@ -203,14 +203,14 @@ def reward_specs(script: ScriptArguments) -> list[str]:
 
 
 def check_rewards(script: ScriptArguments, training: Any) -> None:
-    """Load every reward once, so that what is misspelt or not installed shows before data and model are read.
+    """Load every reward once, so that errors show before data and model are loaded.
 
     Raises:
-        UsageError: an unknown reward or task, a wrong weight, a missing package, an option that no reward here has,
-            a debug log that cannot be written.
+        UsageError: an unknown reward or task, an invalid weight, a missing package, an option of no reward, or a debug
+            log that cannot be written.
     """
-    from vlm_grpo.cli.judging import check_judge, check_judged_files
-    from vlm_grpo.data.sources import split_entries
+    from vlm_grpo.cli.judge_args import check_judge, check_judged_files
+    from vlm_grpo.data.readers import split_entries
     from vlm_grpo.rewards import has_option, is_reward_model, resolve_rewards
     from vlm_grpo.trainers.debug import debug_log
 
@@ -223,19 +223,21 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         check_judged_files(specs, training, files)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
-    given = [name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None]
-    if given and not any(has_option(spec, "encoder") for spec in specs):
-        flags = ", ".join(f"--reasoning_{name}" for name in given)
+    reasoning_flags = [
+        name for name in ("encoder", "device", "threshold") if getattr(training, f"reasoning_{name}") is not None
+    ]
+    if reasoning_flags and not any(has_option(spec, "encoder") for spec in specs):
+        flags = ", ".join(f"--reasoning_{name}" for name in reasoning_flags)
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
 
-def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
-    """Refuse flags that no row makes use of.
+def check_row_flags(script: ScriptArguments, training: Any, dataset: Any) -> None:
+    """Check that the rows make use of the flags.
 
     Raises:
-        UsageError: flags of a judge, and nothing is judged.
+        UsageError: judge flags are set and nothing uses the judge.
     """
-    from vlm_grpo.cli.judging import check_judged_rows
+    from vlm_grpo.cli.judge_args import check_judged_rows
 
     if script.streaming or script.environment:
         return
@@ -246,15 +248,15 @@ def check_rows(script: ScriptArguments, training: Any, dataset: Any) -> None:
 
 
 def check_machine(model: Any, training: Any) -> None:
-    """Refuse what this machine or its packages cannot do.
+    """Check the requirements of the run on this machine.
 
     Raises:
         UsageError: quantized weights without a GPU or bitsandbytes, FSDP without GPUs.
     """
-    from vlm_grpo.cli.machine import machine_lacks
+    from vlm_grpo.cli.preflight import missing_requirements
 
-    if problems := machine_lacks(model, training):
-        raise UsageError("\n  ".join(["this machine cannot run that:", *problems]))
+    if problems := missing_requirements(model, training):
+        raise UsageError("\n  ".join(["this machine does not meet the requirements:", *problems]))
 
 
 def build_trainer(
@@ -266,15 +268,19 @@ def build_trainer(
     prompting: Prompting | None = None,
     demonstrations: Any = None,
 ) -> Any:
-    """The trainer with model, adapters and rewards."""
+    """Build the trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
 
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
     from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
-    given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    load_options = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
     training.model_init_kwargs = {
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in load_options.items() if value is not None},
         **(training.model_init_kwargs or {}),
     }
     kind = VLMGRPOTrainer if script.trainer == "grpo" else VLMRLOOTrainer
@@ -284,7 +290,7 @@ def build_trainer(
         training,
         train_dataset=dataset,
         eval_dataset=held_out,
-        processing_class=own_processor(script, training, model, prompting),
+        processing_class=custom_processor(script, training, model, prompting),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         environment_factory=environment_factory(script),
@@ -300,7 +306,7 @@ def build_trainer(
 
 
 def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
-    """Evaluate greedily on the held-out rows, as often as --val_before_train, --val_freq and --eval_strategy say."""
+    """Add greedy evaluation on the held-out rows, as set by --val_before_train, --val_freq and --eval_strategy."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
     from vlm_grpo.trainers.sharded import model_for_generation
 
@@ -317,10 +323,10 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
 
 
 def resume_point(training: Any) -> str | None:
-    """What --resume_from_checkpoint means: true is the newest complete checkpoint, or a new start without one.
+    """Return the checkpoint of --resume_from_checkpoint; `true` is the newest complete one, or None without any.
 
     Raises:
-        UsageError: the named checkpoint does not exist or is not complete.
+        UsageError: the named checkpoint does not exist or is incomplete.
     """
     from vlm_grpo.trainers.checkpoints import fault, resumable
 
@@ -333,7 +339,9 @@ def resume_point(training: Any) -> str | None:
         except ValueError as error:
             raise UsageError(f"--resume_from_checkpoint: {error}") from error
         if newest is None:
-            logger.warning("--resume_from_checkpoint: no complete checkpoint in %s, starting anew", training.output_dir)
+            logger.warning(
+                "--resume_from_checkpoint: no complete checkpoint in %s, starting from scratch", training.output_dir
+            )
         return None if newest is None else str(newest)
     problem = fault(value)
     if problem is not None:

@@ -1,4 +1,4 @@
-"""A command line, or a nested YAML file, of another system in the words of this one, by the tables of migration.py."""
+"""Translate command lines and nested YAML files of other systems with the tables of migration.py."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)(?:,([^}]*))?\}")
 
 
 @dataclass
-class Translated:
-    """Words of this package's command line, what is wrong with the others, and what was read as something else."""
+class Translation:
+    """The translated command line, its problems, and notes on what was translated."""
 
     words: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def translate(argv: list[str], known: Collection[str]) -> Translated:
-    """Return a command line with the flags and `key=value` words of other systems in this one's words.
+def translate(argv: list[str], known: Collection[str]) -> Translation:
+    """Translate flags and `key=value` words of other systems in a command line.
 
     Args:
         known: the flags of this package; they are never translated, but for the values in VALUES.
     """
-    done = Translated()
+    translation = Translation()
     for flag, values in _groups(argv):
         keys = [word for word in values if _is_key(word)]
-        rest = [word for word in values if not _is_key(word)]
+        plain_values = [word for word in values if not _is_key(word)]
         if flag is None:
-            done.words += rest
+            translation.words += plain_values
         else:
-            _flag(flag, rest, known, done)
-        _keys(dict(word.split("=", 1) for word in keys), done)
-    return done
+            _flag(flag, plain_values, known, translation)
+        _keys(dict(word.split("=", 1) for word in keys), translation)
+    return translation
 
 
 def nested(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a nested YAML file with dots between their parts, without this package's own."""
-    found = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
-    found |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
-    return dict(_flat(found, ""))
+    sections = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
+    sections |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
+    return dict(_flat(sections, ""))
 
 
-def translate_keys(keys: Mapping[str, Any]) -> Translated:
-    """Return dotted keys with their values in this package's words; null values are skipped."""
-    done = Translated()
-    _keys({key: value for key, value in keys.items() if value is not None}, done)
-    return done
+def translate_keys(keys: Mapping[str, Any]) -> Translation:
+    """Translate dotted keys with their values; null values are skipped."""
+    translation = Translation()
+    _keys({key: value for key, value in keys.items() if value is not None}, translation)
+    return translation
 
 
 def _groups(argv: list[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """Each flag with the words that follow it; words before the first flag have none."""
+    """Yield each flag with the words that follow it; words before the first flag have none."""
     flag, values = None, []
     for word in argv:
         if word.startswith("--") and len(word) > 2:
@@ -71,33 +71,35 @@ def _is_key(word: str) -> bool:
     return bool(equals) and (key == "config" or ("." in key and key.split(".")[0] in SECTIONS))
 
 
-def _flag(word: str, values: list[str], known: Collection[str], done: Translated) -> None:
+def _flag(word: str, values: list[str], known: Collection[str], translation: Translation) -> None:
     name, equals, value = word[2:].partition("=")
     name = name.replace("-", "_")
-    given = [value, *values] if equals else values
+    all_values = [value, *values] if equals else values
     if name in known or name.removeprefix("no_") in known:
-        system, new = VALUES.get((name, given[0] if given else ""), (None, None))
+        system, new = VALUES.get((name, all_values[0] if all_values else ""), (None, None))
         if system is None:
-            done.words += [word, *values]
+            translation.words += [word, *values]
         else:
-            done.words += [f"--{name}={new}"] if new else []
-            done.notes.append(f"--{name} {given[0]} as {f'--{name} {new}' if new else 'nothing'} ({system})")
+            translation.words += [f"--{name}={new}"] if new else []
+            translation.notes.append(
+                f"--{name} {all_values[0]} as {f'--{name} {new}' if new else 'nothing'} ({system})"
+            )
         return
-    found = change_of_flag(name)
-    if found is None:
-        done.words += [word, *values]
+    counterpart = change_of_flag(name)
+    if counterpart is None:
+        translation.words += [word, *values]
         return
-    system, change = found
-    if name == "logging_dir" and given:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = given[0]
-    _apply(f"--{name}", change, given[0] if len(given) == 1 else given or ["true"], system, done)
+    system, change = counterpart
+    if name == "logging_dir" and all_values:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = all_values[0]
+    _apply(f"--{name}", change, all_values[0] if len(all_values) == 1 else all_values or ["true"], system, translation)
 
 
-def _keys(keys: Mapping[str, Any], done: Translated) -> None:
-    """Translate dotted keys; the loss that an algorithm is known by wins over its advantage."""
-    parts: dict[str, Translated] = {}
+def _keys(keys: Mapping[str, Any], translation: Translation) -> None:
+    """Translate dotted keys; `policy_loss_fn` overrides `adv_estimator` as the algorithm."""
+    parts: dict[str, Translation] = {}
     for key, value in keys.items():
-        parts[key] = part = Translated()
+        parts[key] = part = Translation()
         change = change_of_key(key)
         if change is None:
             part.problems.append(f"{key}={value!s:.60}: no such key is known; see docs/migration.md")
@@ -109,24 +111,24 @@ def _keys(keys: Mapping[str, Any], done: Translated) -> None:
     if any(parts[key].words for key in parts if key.endswith(".policy_loss_fn")):
         parts.pop("algorithm.adv_estimator", None)
     for part in parts.values():
-        done.words += part.words
-        done.problems += part.problems
-        done.notes += part.notes
+        translation.words += part.words
+        translation.problems += part.problems
+        translation.notes += part.notes
 
 
-def _apply(name: str, change: Change, value: Any, system: str, done: Translated) -> None:
-    shown = f"{name}{' ' if name.startswith('--') else '='}{' '.join(value) if isinstance(value, list) else value}"
+def _apply(name: str, change: Change, value: Any, system: str, translation: Translation) -> None:
+    original = f"{name}{' ' if name.startswith('--') else '='}{' '.join(value) if isinstance(value, list) else value}"
     try:
         words = None if change.read is None else change.read(value)
     except ValueError as error:
-        done.problems.append(f"{shown}: {system}'s; here {error}")
+        translation.problems.append(f"{original}: {system}'s; here {error}")
         return
     if words is None:
         note = f"; {change.note}" if change.note else ""
-        done.problems.append(f"{shown}: {system}'s; here {change.new}{note}")
+        translation.problems.append(f"{original}: {system}'s; here {change.new}{note}")
         return
-    done.words += words
-    done.notes.append(f"{name} as {' '.join(words) or change.new} ({system})")
+    translation.words += words
+    translation.notes.append(f"{name} as {' '.join(words) or change.new} ({system})")
 
 
 def _flat(mapping: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
@@ -138,10 +140,10 @@ def _flat(mapping: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
 
 
 def _resolved(value: Any) -> Any:
-    """A value with the variables of the environment that it names, `${oc.env:NAME,default}`.
+    """Substitute environment variables, `${oc.env:NAME,default}`, in a value.
 
     Raises:
-        ValueError: it names another key.
+        ValueError: it references another key.
     """
     if not isinstance(value, str) or "${" not in value:
         return value

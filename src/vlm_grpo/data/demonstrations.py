@@ -1,27 +1,325 @@
-"""Demonstrations: rows with questions of their own, answered by an expert, which are imitated beside the training rows.
+"""Demonstrations of an expert: answers to training rows, or rows with questions of their own.
 
-A jsonl file of conversations, of chat messages, or of a question and an answer. The last turn of the assistant, or the
-answer, is the expert's whole completion; the question is asked as it stands, without a task's prompt.
+An answer to a training row is in its column `expert`, in other columns (`with_expert_key`), or in jsonl files that are
+matched by `id` (`with_experts`). It is the text that the model's completion should be: with the reasoning and the tags
+that the task asks for, without the tokens that begin and end a turn. A row has none, one, or a list of them.
+
+Rows with questions of their own (`demonstrations`) are imitated beside the training rows. They are conversations, chat
+messages, or a question and an answer. The last assistant turn, or the answer, is the expert's completion; no task
+prompt is added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlm_grpo.data.check import check_rows
-from vlm_grpo.data.experts import COLUMN
-from vlm_grpo.data.forms import ANSWER_KEYS, QUESTION_KEYS, Form
-from vlm_grpo.data.jsonl import JsonlSource, RawRow, content_lines, parse_line
-from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.data.rows import RowMaker, row_dataset
-from vlm_grpo.data.sources import split_entries
+from vlm_grpo.data.dataset import RowTransform, row_dataset
+from vlm_grpo.data.errors import DataError, Problem, show_value
+from vlm_grpo.data.parsing import ANSWER_KEYS, QUESTION_KEYS, ReaderConfig
+from vlm_grpo.data.readers import split_entries
+from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, content_lines, parse_line
+from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PromptTemplate
-from vlm_grpo.tasks import gold_text
+from vlm_grpo.tasks import ANSWER_TEXTS, gold_text
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+COLUMN, PLACES = "expert", "expert_where"  # the answers of a row, and where each was written
+EXPECTED = "text that is not empty, or a list of such texts"
+
+
+class ExpertAnswer(NamedTuple):
+    """A text and the `file:line` that it comes from."""
+
+    text: str
+    where: str
+
+
+def expert_answers(row: Mapping[str, Any]) -> list[ExpertAnswer]:
+    """Return the expert's answers to a row.
+
+    Raises:
+        ValueError: the column holds something else than texts.
+    """
+    value = row.get(COLUMN)
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{type(value).__name__} {show_value(value)}")
+    places = row.get(PLACES) or [str(row.get("where") or "")] * len(texts)
+    return [ExpertAnswer(text, where) for text, where in zip(texts, places, strict=True)]
+
+
+def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnswer]]:
+    """Return the answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
+
+    Several lines with one id are several answers.
+
+    Raises:
+        DataError: a file or a line cannot be read; the message is a table of all problems.
+    """
+    answers: dict[str, list[ExpertAnswer]] = {}
+    problems: list[Problem] = []
+    for path in split_entries(paths) if isinstance(paths, str) else paths:
+        try:
+            for where, row in _lines(Path(path)):
+                _read_line(row, where, answers, problems)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return answers
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, _, line in content_lines(path):
+        where = f"{path}:{number}"
+        yield where, parse_line(line, where)
+
+
+def _read_line(row: Any, where: str, experts: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
+    if isinstance(row, Problem):
+        problems.append(row)
+        return
+    name = row.get("id")
+    if type(name) not in (str, int):
+        problems.append(Problem(where, "id", f"{type(name).__name__} {show_value(name)}", "the id of a training row"))
+        return
+    try:
+        answers = expert_answers({COLUMN: row.get(COLUMN), "where": where})
+    except ValueError as error:
+        problems.append(Problem(where, COLUMN, str(error), EXPECTED))
+        return
+    if not answers:
+        problems.append(Problem(where, COLUMN, "missing, null or an empty list", EXPECTED))
+    experts.setdefault(str(name), []).extend(answers)
+
+
+def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str | Path]) -> Dataset | IterableDataset:
+    """Return the training rows with the answers of these files added, matched by `id`.
+
+    The number of rows with an answer and the unmatched ids are logged (not for a stream).
+
+    Raises:
+        DataError: as `read_experts`; no id matches a training row, or one id matches several.
+    """
+    from datasets import IterableDataset
+
+    experts = read_experts(paths)
+    if isinstance(dataset, IterableDataset):
+        return _stream(dataset, experts)
+    places = _places(dataset)
+    _report(places, experts)
+    if dataset.format["type"] == "custom":
+        return dataset.with_transform(ExpertTransform(dataset.format["format_kwargs"]["transform"], experts))
+    rows = [with_answers(row, experts) for row in dataset.select_columns(_present(dataset, "id", COLUMN, "where"))]
+    columns = dataset.remove_columns(_present(dataset, COLUMN))
+    return columns.add_column(COLUMN, [row[COLUMN] for row in rows]).add_column(PLACES, [row[PLACES] for row in rows])
+
+
+def _present(dataset: Dataset, *names: str) -> list[str]:
+    return [name for name in names if name in dataset.column_names]
+
+
+def _stream(dataset: IterableDataset, experts: dict[str, list[ExpertAnswer]]) -> IterableDataset:
+    from vlm_grpo.data.dataset import iterable_dataset
+
+    return iterable_dataset(lambda: (with_answers(row, experts) for row in dataset))
+
+
+def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[ExpertAnswer]]) -> dict[str, Any]:
+    """Return the row with the answers for its id appended to its own; an invalid column is left unchanged."""
+    try:
+        answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
+    except ValueError:
+        return dict(row)
+    return {**row, COLUMN: [answer.text for answer in answers], PLACES: [answer.where for answer in answers]}
+
+
+class ExpertTransform:
+    """Transform that adds expert answers to rows; can be pickled for loader processes."""
+
+    def __init__(
+        self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[ExpertAnswer]]
+    ) -> None:
+        self.make = make
+        self.experts = experts
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        columns = self.make(batch)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        made = [with_answers(row, self.experts) for row in rows]
+        return {name: [row.get(name) for row in made] for name in dict.fromkeys([*columns, COLUMN, PLACES])}
+
+
+def _places(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the places of the training rows of each id."""
+    if dataset.format["type"] != "custom" and "id" not in dataset.column_names:
+        expected = "a column id, by which answers are matched; or answers in a column expert"
+        raise DataError([Problem("train_dataset", "id", "no such column", expected)])
+    rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(_present(dataset, "id", "where"))
+    places: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        places.setdefault(str(row["id"]), []).append(str(row.get("where") or f"row {number}"))
+    return places
+
+
+def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[ExpertAnswer]]) -> None:
+    """Log how many rows and ids match.
+
+    Raises:
+        DataError: no id matches, or one matches several rows.
+    """
+    problems = [
+        Problem(
+            experts[name][0].where, "id", f"{name}, of {' and '.join(found[:2])}", "the id of one training row only"
+        )
+        for name, found in places.items()
+        if name in experts and len(found) > 1
+    ]
+    unmatched = [name for name in experts if name not in places]
+    if len(unmatched) == len(experts):
+        found = f"{unmatched[0]}, and none of {len(experts)} ids is of a training row"
+        problems.append(Problem(experts[unmatched[0]][0].where, "id", found, f"ids such as {next(iter(places))}"))
+    if problems:
+        raise DataError(problems)
+    matched, total = len(experts) - len(unmatched), len(places)
+    logger.log(
+        logging.WARNING if unmatched or matched < total else logging.INFO,
+        "expert answers in files: %d of %d training rows have one, %d have none; %d ids are of no row%s",
+        matched,
+        total,
+        total - matched,
+        len(unmatched),
+        f", first {unmatched[0]} at {experts[unmatched[0]][0].where}" if unmatched else "",
+    )
+
+
+def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], list[int]], limit: int) -> int:
+    """Validate all expert answers; return how many rows have one.
+
+    Args:
+        rows: training rows; only the expert columns, `id` and `where` are read.
+        encode: returns the tokens of an answer with its end token; raises ValueError for an invalid answer.
+        limit: maximal number of tokens of an answer, `--max_completion_length`.
+
+    Raises:
+        DataError: invalid or too long answers, all of them in one table.
+    """
+    problems: list[Problem] = []
+    count = 0
+    for number, row in enumerate(rows):
+        place = str(row.get("where") or f"row {number}")
+        try:
+            answers = expert_answers(row)
+        except ValueError as error:
+            problems.append(Problem(place, COLUMN, str(error), EXPECTED))
+            continue
+        count += bool(answers)
+        for answer in answers:
+            problem = _validate_answer(answer, place, encode, limit)
+            problems += [problem] if problem else []
+    if problems:
+        raise DataError(problems)
+    return count
+
+
+def _validate_answer(
+    answer: ExpertAnswer, place: str, encode: Callable[[str], list[int]], limit: int
+) -> Problem | None:
+    where = answer.where or place
+    try:
+        length = len(encode(answer.text))
+    except ValueError as error:
+        return Problem(where, COLUMN, str(error), "plain text")
+    if length > limit:
+        return Problem(
+            where, COLUMN, f"{length} tokens with the end of the turn", f"at most --max_completion_length {limit}"
+        )
+    return None
+
+
+ROWS_SEARCHED = 1000  # for the columns
+
+
+def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | IterableDataset:
+    """Return the rows with their expert's answers in the column `expert`.
+
+    Args:
+        dataset: of `load_dataset`.
+        key: the column with complete answers, or `thinking+solution`: the columns with reasoning and answer, which are
+            combined in the format of the row's task. Rows without one of them have no answer.
+
+    Raises:
+        DataError: the first rows have no such columns.
+        ValueError: more than two columns.
+    """
+    from datasets import IterableDataset
+
+    names = tuple(key.split("+"))
+    if len(names) > 2 or not all(names):
+        raise ValueError(f"--expert_key {key}: must be a column, or two, thinking+solution")
+    first = list(islice(iter(dataset), ROWS_SEARCHED))
+    missing = [name for name in names if not any(row.get(name) for row in first)]
+    if missing:
+        have = ", ".join(dict.fromkeys(name for row in first for name in row))
+        found = f"{missing[0]!r}; the rows have {have}"
+        raise DataError([Problem("--expert_key", "column", found, "a column of the data")])
+    change = partial(_rename_columns, names)
+    if isinstance(dataset, IterableDataset):
+        from vlm_grpo.data.dataset import iterable_dataset
+
+        return iterable_dataset(lambda: map(change, dataset))
+    return dataset.with_transform(MappedTransform(dataset.format["format_kwargs"]["transform"], change))
+
+
+class MappedTransform:
+    """Transform that changes rows one by one; can be pickled for loader processes."""
+
+    def __init__(self, make: Callable[[Any], dict[str, list[Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]):
+        self.make = make
+        self.change = change
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        """Return the columns of the changed rows."""
+        columns = self.make(batch)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [self.change(row) for row in rows]
+        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _rename_columns(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
+    values = [row.get(name) for name in names]
+    answer = (
+        values[0]
+        if len(values) == 1
+        else None
+        if None in values
+        else format_demonstration(*values, task=str(row.get("task")))
+    )
+    return {**row, COLUMN: answer}
+
+
+def format_demonstration(thinking: Any, solution: Any, *, task: str) -> str:
+    """Combine reasoning and answer into the completion format of a task; existing tags are kept."""
+    thought, answer = gold_text(thinking).strip(), gold_text(solution).strip()
+    if task == "vqa":
+        return json.dumps({"reasoning_steps": thought.splitlines(), "answer": answer}, ensure_ascii=False)
+    if "<answer>" not in answer:
+        answer = f"<answer>{ANSWER_TEXTS.get(task, gold_text)(answer)}</answer>"
+    if task == "grounding":
+        return answer
+    return f"{thought if '<think>' in thought else f'<think>{thought}</think>'}\n{answer}"
+
 
 PLAIN = PromptTemplate("plain", "{{ question }}")
 ASSISTANT = ("gpt", "assistant")
@@ -35,7 +333,7 @@ class ExpertFiles(NamedTuple):
 
 
 def sort_expert_files(paths: str | Sequence[str]) -> ExpertFiles:
-    """Tell the files apart by their first row: one of demonstrations has a question and no column `expert`.
+    """Classify files by their first row: demonstrations have a question and no column `expert`.
 
     Raises:
         DataError: a file is missing or has no rows.
@@ -60,36 +358,36 @@ def demonstrations(paths: Sequence[str], image_folder: str = "", *, markup: Sequ
     Raises:
         DataError: rows or images are wrong; the message is a table of all problems.
     """
-    form = Form(folder=image_folder, answer_key=COLUMN, markup=None if markup is None else tuple(markup))
-    sources = [DemonstrationSource(path, form) for path in paths]
+    config = ReaderConfig(folder=image_folder, answer_key=COLUMN, markup=None if markup is None else tuple(markup))
+    sources = [DemonstrationSource(path, config) for path in paths]
     problems = [problem for source in sources for problem in check_rows(source)]
     if any(not problem.is_warning for problem in problems):
         raise DataError(problems)
-    return row_dataset(RowMaker(sources, PLAIN))
+    return row_dataset(RowTransform(sources, PLAIN))
 
 
 class DemonstrationSource(JsonlSource):
-    """A jsonl file whose rows end with the question; what the expert says to it is the column `expert`."""
+    """A jsonl file of demonstrations; the expert's answer of each row is in the column `expert`."""
 
     def raw(self, index: int) -> RawRow:
-        """One row, or what is wrong with it."""
-        return _asked(super().raw(index), self.where(index))
+        """Return one row, or its problem."""
+        return _split_answer(super().raw(index), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows in order."""
-        return (_asked(row, self.where(index)) for index, row in enumerate(super().rows()))
+        """Yield all rows in order."""
+        return (_split_answer(row, self.where(index)) for index, row in enumerate(super().rows()))
 
 
-def _asked(row: RawRow, where: str) -> RawRow:
-    """The row with the expert's answer taken out of the conversation, or out of its column."""
+def _split_answer(row: RawRow, where: str) -> RawRow:
+    """Return the row with the expert's answer moved from the conversation or its column to `expert`."""
     if isinstance(row, Problem):
         return row
     key = next((name for name in QUESTION_KEYS if row.get(name) is not None), None)
     turns = row.get(key) if key else None
     last = turns[-1] if isinstance(turns, list) and turns else None
     if isinstance(last, Mapping) and last.get("from", last.get("role")) in ASSISTANT:
-        said = last.get("value", last.get("content"))
-        return {**_without_answers(row), key: turns[:-1], COLUMN: _text(said)}
+        content = last.get("value", last.get("content"))
+        return {**_without_answers(row), key: turns[:-1], COLUMN: _text(content)}
     answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
     if answer is None:
         return Problem(
@@ -102,6 +400,6 @@ def _without_answers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ANSWER_KEYS and name != "task"}
 
 
-def _text(said: Any) -> str:
-    blocks = isinstance(said, list) and all(isinstance(block, Mapping) and "text" in block for block in said)
-    return "".join(str(block["text"]) for block in said) if blocks else gold_text(said)
+def _text(content: Any) -> str:
+    blocks = isinstance(content, list) and all(isinstance(block, Mapping) and "text" in block for block in content)
+    return "".join(str(block["text"]) for block in content) if blocks else gold_text(content)

@@ -1,4 +1,4 @@
-"""Large files from the web, taken up again where they stopped, and archives unpacked file by file."""
+"""Download large files with resume, and unpack archives file by file."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.data.writing import whole_file
+from vlm_grpo.io import whole_file
 
 TIMEOUT = 60  # seconds without a byte
-WINDOW = 60  # seconds in which SLOWEST bytes a second must come
-SLOWEST = 1000
+SPEED_WINDOW = 60  # seconds in which MIN_SPEED bytes a second must come
+MIN_SPEED = 1000
 BLOCK = 2**20
 NETWORK_ERRORS = (OSError, HTTPException)
 
 
 class SlowError(ConnectionError):
-    """A server sends too little to ever come to an end."""
+    """The server sends less than MIN_SPEED bytes per second."""
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
-    """The file of a URL under `path`, which it gets only once it is whole; a file that is there already is kept.
+    """Download a URL to `path`, which appears only when complete; an existing file is kept.
 
-    What has come so far stays in `path.part`: another call, also of another process, goes on from there, unless the
-    server has another version by now (`ETag`), or takes no ranges. Whole means as many bytes as the server announces.
+    Partial content stays in `path.part`. Another call, also of another process, resumes from there unless the server
+    has a different version (`ETag`) or does not support ranges. Complete means as many bytes as the server announces.
 
     Raises:
-        OSError: the server cannot be reached, has no such file, or broke off `attempts` times without a byte between;
-            the disk has no room for the file. A server that sends less than SLOWEST bytes a second has broken off.
+        OSError: the server cannot be reached, has no such file, or failed `attempts` times in a row without a byte in
+            between; the disk is full. Less than MIN_SPEED bytes per second counts as a failure.
     """
     path = Path(path)
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, left = path.with_name(path.name + ".part"), attempts
+    part, attempts_left = path.with_name(path.name + ".part"), attempts
     while True:
-        had = _size(part)
+        size_before = _size(part)
         try:
             _fetch_rest(url, part)
             part.replace(path)
@@ -56,76 +56,76 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, f"{url}: no room in {path.parent}: {error.strerror}") from error
             failure = error
-        is_further = _size(part) > had and not isinstance(failure, SlowError)
-        left = attempts if is_further else left - 1
-        if left <= 0:
+        is_further = _size(part) > size_before and not isinstance(failure, SlowError)
+        attempts_left = attempts if is_further else attempts_left - 1
+        if attempts_left <= 0:
             raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
         time.sleep(pause)
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """Add what is missing to a file.
+    """Append the missing bytes to a partial file.
 
     Raises:
         OSError, HTTPException: the connection failed, or ended too early.
     """
     from tqdm import tqdm
 
-    stream = _opened(url, part)
+    stream = _open_request(url, part)
     if stream is None:
         return
     with stream:
-        done = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
+        position = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
         length = stream.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
-        check_room(part.parent, 0 if total is None else total - done)
-        shown = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
-        with part.open("r+b" if done else "wb") as file, tqdm(total=total, initial=done, **shown) as bar:
-            file.seek(done)
-            mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
+        total = None if length is None else position + int(length)
+        check_room(part.parent, 0 if total is None else total - position)
+        bar_options = {"unit": "B", "unit_scale": True, "desc": part.name.removesuffix(".part"), "disable": None}
+        with part.open("r+b" if position else "wb") as file, tqdm(total=total, initial=position, **bar_options) as bar:
+            file.seek(position)
+            mark, least = time.monotonic() + SPEED_WINDOW, position + SPEED_WINDOW * MIN_SPEED
             while block := stream.read1(BLOCK):
-                done += file.write(block)
+                position += file.write(block)
                 bar.update(len(block))
                 if time.monotonic() >= mark:
-                    if done < least:
-                        raise SlowError(f"less than {SLOWEST:,} bytes a second came")
-                    mark, least = time.monotonic() + WINDOW, done + WINDOW * SLOWEST
-    if total is not None and done != total:
-        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+                    if position < least:
+                        raise SlowError(f"less than {MIN_SPEED:,} bytes a second came")
+                    mark, least = time.monotonic() + SPEED_WINDOW, position + SPEED_WINDOW * MIN_SPEED
+    if total is not None and position != total:
+        raise ConnectionError(f"the connection ended after {position:,} of {total:,} bytes")
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse to write more bytes than a disk has.
+    """Check that the disk has enough free space.
 
     Raises:
-        OSError: ENOSPC, with how many bytes are needed and how many are free.
+        OSError: ENOSPC, with the number of bytes needed and free.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
-def _opened(url: str, part: Path) -> Any | None:
-    """The server's answer to a request for what is missing, or for the whole file; None when nothing is missing."""
-    had, tag = _size(part), _tag_file(part)
+def _open_request(url: str, part: Path) -> Any | None:
+    """Request the missing bytes, or the whole file, and return the response; None when nothing is missing."""
+    size_before, tag = _size(part), _tag_file(part)
     headers = {"Accept-Encoding": "identity"}
-    if had and tag.exists():
-        headers |= {"Range": f"bytes={had}-", "If-Range": tag.read_text(encoding="utf-8")}
+    if size_before and tag.exists():
+        headers |= {"Range": f"bytes={size_before}-", "If-Range": tag.read_text(encoding="utf-8")}
     try:
         stream = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         error.close()
-        if error.headers.get("Content-Range", "").endswith(f"/{had}"):
+        if error.headers.get("Content-Range", "").endswith(f"/{size_before}"):
             return None
         part.unlink()
-        return _opened(url, part)
+        return _open_request(url, part)
     version = stream.headers.get("ETag") or stream.headers.get("Last-Modified")
     if version and not version.startswith("W/"):
         tag.write_text(version, encoding="utf-8")
     else:
-        tag.unlink(missing_ok=True)  # without a version nobody can say whether the rest would fit
+        tag.unlink(missing_ok=True)  # without a version the download cannot be resumed
     return stream
 
 
@@ -134,47 +134,47 @@ def _size(path: Path) -> int:
 
 
 def _tag_file(part: Path) -> Path:
-    """Where the version of a file that has begun to come is noted."""
+    """Return the file that stores the version of a partial download."""
     return part.with_name(part.name + ".version")
 
 
 def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) -> int:
-    """Unpack a zip file, or its one file `only`; files that are there with the right size are kept.
+    """Unpack a zip file, or only the file `only`; existing files of the right size are kept.
 
-    Returns how many files were written. Each is checked against the archive's checksum before it takes its name.
+    Return the number of files written. Each is verified against the archive's checksum before it gets its name.
 
     Raises:
         ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.
         OSError: the disk has no room for what is missing.
     """
-    again = f"delete {archive} and fetch it again"
+    advice = f"delete {archive} and fetch it again"
     try:
-        with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir() and only in (None, entry.filename)]
+        with zipfile.ZipFile(archive) as zip_file:
+            entries = [entry for entry in zip_file.infolist() if not entry.is_dir() and only in (None, entry.filename)]
             if not entries:
-                raise ValueError(f"{archive} has no file {only or 'in it'}; {again}")
+                raise ValueError(f"{archive} has no file {only or 'in it'}; {advice}")
             Path(folder).mkdir(parents=True, exist_ok=True)
-            missing = [entry for entry in entries if not _is_there(opened, entry, Path(folder))]
+            missing = [entry for entry in entries if not _is_there(zip_file, entry, Path(folder))]
             check_room(Path(folder), sum(entry.file_size for entry in missing))
             for entry in missing:
-                _unpack_one(opened, entry, Path(folder))
+                _unpack_one(zip_file, entry, Path(folder))
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{archive}: {error}; {again}") from error
+        raise ValueError(f"{archive}: {error}; {advice}") from error
     return len(missing)
 
 
-def _is_there(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
+def _is_there(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
     """Return whether a file of an archive is in the folder with its size."""
     target = folder / entry.filename
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{opened.filename}: {entry.filename} leads out of {folder}")
+        raise ValueError(f"{zip_file.filename}: {entry.filename} leads out of {folder}")
     return target.exists() and target.stat().st_size == entry.file_size
 
 
-def _unpack_one(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+def _unpack_one(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
     """Write one file of an archive."""
     target = folder / entry.filename
     target.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(entry) as source, whole_file(target, sync=False) as file:
+    with zip_file.open(entry) as source, whole_file(target, sync=False) as file:
         while block := source.read(BLOCK):
             file.write(block)

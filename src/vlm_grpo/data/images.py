@@ -1,4 +1,4 @@
-"""References to images in every form that data comes in, and the one place where they are decoded."""
+"""References to images in all supported formats, and the only place where images are decoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_grpo.data.problems import MediaError
+from vlm_grpo.data.errors import MediaError
 from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.redact import redact_text
@@ -43,7 +43,7 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-UPRIGHT = {  # what undoes each of its values
+UPRIGHT_TRANSPOSES = {  # what undoes each of its values
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,13 +52,13 @@ UPRIGHT = {  # what undoes each of its values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
-LONGEST = 200  # times the shorter side; Qwen's image processors refuse more
+SWAPPED_SIDES = (5, 6, 7, 8)  # its values that swap width and height
+MAX_ASPECT_RATIO = 200  # times the shorter side; Qwen's image processors refuse more
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def image_ref(value: Any, where: str = "") -> ImageRef:
-    """A reference to an image given as path, URL, base64 text, bytes, `{bytes, path}` or PIL image; nothing is decoded.
+    """Return a reference to an image: a path, URL, base64 text, bytes, `{bytes, path}` or PIL image. Decodes nothing.
 
     Raises:
         ValueError: the value is none of these.
@@ -78,12 +78,12 @@ def image_ref(value: Any, where: str = "") -> ImageRef:
 
 
 def _payload(value: Any) -> Any:
-    """JSON has no bytes: under the key `bytes` it can only hold base64 text."""
+    """Return the bytes under the key `bytes`; in JSON they are base64 text."""
     return base64.b64decode(value) if isinstance(value, str) else value
 
 
 def base64_bytes(text: str) -> bytes | None:
-    """The bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
+    """Return the bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
 
     Raises:
         ValueError: a data URL whose content is not base64.
@@ -102,11 +102,11 @@ def base64_bytes(text: str) -> bytes | None:
 
 
 def open_image(ref: ImageRef) -> Image.Image:
-    """The decoded image: upright (EXIF applied), RGB; the first frame of an animation.
+    """Return the decoded image: upright (EXIF applied), RGB; the first frame of an animation.
 
-    Small images stay small: each family's processor enlarges them by itself. An image longer than 200 times its
-    shorter side is refused for every family: padding it would move relative box coordinates, shrinking it would leave
-    nothing to see, and nearly always it is a crop that went wrong.
+    Small images stay small: each family's processor enlarges them. An image with an aspect ratio over 200 is an error
+    for every family: padding would shift relative box coordinates, shrinking would leave nothing to see, and nearly
+    always it is a wrong crop.
 
     Raises:
         MediaError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
@@ -114,14 +114,16 @@ def open_image(ref: ImageRef) -> Image.Image:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright(ref.source)
-        with Image.open(opened(ref)) as image:
+        with Image.open(media_source(ref)) as image:
             return _upright(image)
     except DECODE_ERRORS as error:
-        raise MediaError(f"{ref.where or 'image'}: cannot decode {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(
+            f"{ref.where or 'image'}: cannot decode {media_name(ref.source)}: {decode_error(error)}"
+        ) from error
 
 
 def image_size(ref: ImageRef) -> tuple[int, int]:
-    """Width and height in pixels of the upright image, from the file's header alone.
+    """Return width and height in pixels of the upright image; only the file's header is read.
 
     Raises:
         MediaError: the image is missing or has no readable header; the message names `ref.where`.
@@ -129,38 +131,40 @@ def image_size(ref: ImageRef) -> tuple[int, int]:
     try:
         if isinstance(ref.source, Image.Image):
             return _upright_size(ref.source)
-        with Image.open(opened(ref)) as image:
+        with Image.open(media_source(ref)) as image:
             return _upright_size(image)
     except DECODE_ERRORS as error:
-        raise MediaError(f"{ref.where or 'image'}: cannot read {name_of(ref.source)}: {reason(error)}") from error
+        raise MediaError(
+            f"{ref.where or 'image'}: cannot read {media_name(ref.source)}: {decode_error(error)}"
+        ) from error
 
 
 def check_sides(image: Image.Image) -> None:
-    """Nothing, for an image that every family can process.
+    """Check that every model family can process an image of this shape.
 
     Raises:
         ValueError: the longer side is more than 200 times the shorter one.
     """
     width, height = image.size
-    if max(width, height) > LONGEST * min(width, height):
-        raise ValueError(f"{width:,} x {height:,} pixels, over {LONGEST}:1 (crop it, or pad it)")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels, over {MAX_ASPECT_RATIO}:1 (crop it, or pad it)")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     check_sides(image)
     image.load()  # before its orientation is read: TIFF files turn themselves here, and then have none
-    turn = UPRIGHT.get(_orientation(image))
+    turn = UPRIGHT_TRANSPOSES.get(_orientation(image))
     return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    is_upright = image.format == "TIFF" or _orientation(image) not in SIDEWAYS  # opening a TIFF swaps them already
+    is_upright = image.format == "TIFF" or _orientation(image) not in SWAPPED_SIDES  # opening a TIFF swaps them already
     return (width, height) if is_upright else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held; 1, upright, where EXIF data are missing or damaged, as viewers do."""
+    """Return the EXIF orientation; 1 (upright) if EXIF data are missing or damaged, as in image viewers."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except DECODE_ERRORS:
@@ -168,8 +172,8 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def opened(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
-    """What PIL can open: a path stays, bytes and the content of a URL become a file in memory.
+def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
+    """Return an input for PIL or PyAV: a path, or a file in memory for bytes and URLs.
 
     Raises:
         OSError: the path is of no regular file, or the URL has no content within the limits.
@@ -183,8 +187,8 @@ def opened(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
     return source
 
 
-def name_of(source: Any) -> str:
-    """How an error calls an image."""
+def media_name(source: Any) -> str:
+    """Return the name of an image or video for error messages."""
     if not isinstance(source, str):
         return "an embedded image"
     if source.startswith(URL_STARTS):
@@ -192,17 +196,17 @@ def name_of(source: Any) -> str:
     return source if len(source) <= PATH_LONGEST else f"{source[:40]}... ({len(source):,} characters)"
 
 
-def reason(error: BaseException) -> str:
-    """Why an image could not be decoded, in the decoder's words without addresses of objects."""
+def decode_error(error: BaseException) -> str:
+    """Return the decoder's error message without object addresses."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    said = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
-    text = str(said).split("<_io.", 1)[0].strip()
+    message = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
+    text = str(message).split("<_io.", 1)[0].strip()
     return text or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels: transparency over white, 16-bit values scaled instead of clipped."""
+    """Convert to RGB: transparency over white, 16-bit values scaled instead of clipped."""
     if image.mode in SIXTEEN_BIT or image.mode in ("I", "F"):
         return _to_eight_bits(image).convert("RGB")
     if image.mode == "LAB":
@@ -217,7 +221,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels 0 to 255. Modes I and F do not say their range, so their largest value decides."""
+    """Scale grey levels to 0 to 255. Modes I and F have no fixed range, so their largest value decides."""
     import numpy as np
 
     values = np.asarray(image, dtype=np.float64)

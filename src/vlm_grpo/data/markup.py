@@ -1,4 +1,4 @@
-"""Text of a row that a model would take for markup: placeholders of images, the tokens around turns."""
+"""Find text in a row that a model would read as markup: image placeholders and turn tokens."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ KNOWN = tuple(dict.fromkeys((*PLACEHOLDERS, *TURNS)))  # of any model
 EXPECTED = "plain text: a model reads this as its own markup. Remove it; the chat template is applied in training"
 
 
-def markup_in(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
-    """Yield the markup in each text of a record that a model is shown, quoted with what stands around it.
+def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
+    """Yield the markup found in each text of a record, quoted with its surroundings.
 
-    The user's markers of images and videos are none.
+    `<image>` and `<video>` markers of the user are allowed.
 
     Args:
-        marks: special tokens of the model; None is those that are known of any.
+        marks: special tokens of the model; None: those of all known models.
     """
     pattern = _pattern(KNOWN if marks is None else tuple(marks))
-    asked = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]
+    user_texts = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]
     others = [record.system or "", *(t["content"] for t in record.history if t["role"] != "user")]
-    for text in (*(text.replace(MARKER, "").replace(VIDEO_MARKER, "") for text in asked), *others):
-        if found := pattern.search(text):
-            yield repr(text[max(0, found.start() - 20) : found.end() + 20])
+    for text in (*(text.replace(MARKER, "").replace(VIDEO_MARKER, "") for text in user_texts), *others):
+        if match := pattern.search(text):
+            yield repr(text[max(0, match.start() - 20) : match.end() + 20])
 
 
 @lru_cache(maxsize=8)

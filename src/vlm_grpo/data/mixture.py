@@ -1,4 +1,4 @@
-"""Shares per file: which rows of several sources make up a mixture, and in which order. No row comes twice."""
+"""Mix several files by shares: which rows are used, and in which order. No row is repeated."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from vlm_grpo.data.errors import Problem
 from vlm_grpo.data.paths import split_paths
-from vlm_grpo.data.problems import Problem
-from vlm_grpo.data.sources import split_entries
+from vlm_grpo.data.readers import split_entries
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlm_grpo.data.sources import Opened
+    from vlm_grpo.data.readers import OpenResult
 
 FLAG = "--mixture"
 
 
 def file_shares(
-    mixture: str | Sequence[str | float] | None, source: Any, opened: Opened
+    mixture: str | Sequence[str | float] | None, source: Any, result: OpenResult
 ) -> tuple[list[Fraction], list[Problem]]:
-    """The share of each file that `source` names, none without a mixture; and what is wrong with them."""
+    """Return the share of each file (none without a mixture) and the problems of the shares."""
     if mixture is None:
         return [], []
     files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
     shares, problems = read_shares(mixture, files)
-    if problems or len(opened.sources) < files:
+    if problems or len(result.sources) < files:
         return shares, problems
-    return shares, unused_files([part.name for part in opened.sources], list(map(len, opened.sources)), shares)
+    return shares, unused_files([part.name for part in result.sources], list(map(len, result.sources)), shares)
 
 
 def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[Fraction], list[Problem]]:
-    """The share of each file, `0.7:0.3` or a list, as exact numbers; and what is wrong with them.
+    """Parse the share of each file, `0.7:0.3` or a list, as exact numbers; return the shares and their problems.
 
-    They may have any sum: `70:30` and `7:3` say the same.
+    They may have any sum: `70:30` and `7:3` are equal.
     """
     entries = split_paths(mixture)
     if len(entries) != files:
         return [], [Problem(FLAG, "number", f"{len(entries)} for {files} data files", f"{files}, one for each file")]
     shares = [_share(entry) for entry in entries]
-    bad = [entry for entry, share in zip(entries, shares, strict=True) if share is None]
+    invalid = [entry for entry, share in zip(entries, shares, strict=True) if share is None]
     expected = "a number above 0; leave out a file that is not used"
-    problems = [Problem(FLAG, "share", repr(entry), expected) for entry in bad]
+    problems = [Problem(FLAG, "share", repr(entry), expected) for entry in invalid]
     return [share for share in shares if share is not None], problems
 
 
 def _share(entry: str) -> Fraction | None:
-    """The number as it is written, 0.7 being 7/10; None for what is no positive number."""
+    """Parse a decimal exactly, 0.7 as 7/10; return None for anything but a positive number."""
     try:
         value = float(entry)
     except ValueError:
@@ -57,23 +57,23 @@ def _share(entry: str) -> Fraction | None:
 
 
 def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int]:
-    """How many rows of each file make the longest mixture in which no row comes twice.
+    """Return the number of rows of each file in the longest mixture that repeats no row.
 
     The file that would run out first sets the length: with 10 and 100 rows at 0.7:0.3 it is floor(10 / 0.7) = 14 rows.
     Of those, 9.8 and 4.2 are due; the largest remainders are rounded up: 10 and 4.
     """
-    whole = sum(shares)
-    length = min(math.floor(size * whole / share) for size, share in zip(sizes, shares, strict=True))
-    due = [length * share / whole for share in shares]
-    counts = [math.floor(part) for part in due]
-    by_remainder = sorted(range(len(due)), key=lambda number: counts[number] - due[number])
+    total = sum(shares)
+    length = min(math.floor(size * total / share) for size, share in zip(sizes, shares, strict=True))
+    quotas = [length * share / total for share in shares]
+    counts = [math.floor(part) for part in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda number: counts[number] - quotas[number])
     for number in by_remainder[: length - sum(counts)]:
         counts[number] += 1
     return counts
 
 
 def unused_files(names: Sequence[str], sizes: Sequence[int], shares: Sequence[Fraction]) -> list[Problem]:
-    """A problem for each file of which the mixture would not take a single row."""
+    """Return a problem for each file of which the mixture would use no row."""
     counts = mixture_counts(sizes, shares)
     ends = min(range(len(sizes)), key=lambda number: sizes[number] / shares[number])
     why = f"{names[ends]} has {sizes[ends]} and would run out"
@@ -85,19 +85,18 @@ def unused_files(names: Sequence[str], sizes: Sequence[int], shares: Sequence[Fr
 
 
 def mixture_numbers(sizes: Sequence[int], shares: Sequence[Fraction], seed: int = 0) -> np.ndarray:
-    """Numbers of the rows of a mixture, counted through all files: (length,) of int64.
+    """Return the row numbers of a mixture, counted through all files: (length,) of int64.
 
-    Of each file the seed chooses which rows are used; they keep their order. The files alternate evenly, so that every
-    stretch of the mixture has nearly the shares of the whole, even where nothing is shuffled. Equal arguments give
-    equal numbers.
+    The seed selects the rows of each file; they keep their order. The files are interleaved evenly, so that every part
+    of the mixture has nearly the overall shares even without shuffling. The result is deterministic.
     """
     import numpy as np
 
     counts = mixture_counts(sizes, shares)
     starts = np.cumsum([0, *sizes[:-1]])
-    chosen = [
+    row_numbers = [
         start + np.sort(np.random.default_rng([seed, number]).permutation(size)[:count])
         for number, (start, size, count) in enumerate(zip(starts, sizes, counts, strict=True))
     ]
     places = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]  # evenly over the length of the mixture
-    return np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")]
+    return np.concatenate(row_numbers)[np.argsort(np.concatenate(places), kind="stable")]

@@ -1,4 +1,4 @@
-"""Lists of paths on a command line, and image paths inside their folder. Nothing here touches a file."""
+"""Lists of paths on a command line, and image paths relative to their folder. Accesses no file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_grpo.data.images import URL_STARTS
 
 
 def split_paths(value: str | Sequence[str] | None) -> list[str]:
-    """Entries separated by ':', as in `a.jsonl:b.jsonl`; a list is taken as it is.
+    """Split entries at ':', as in `a.jsonl:b.jsonl`; a list is returned unchanged.
 
     The colon of a URL (`https://`, a port) and of a drive letter before a slash (`C:/x`, `C:\\x`) does not separate.
     An empty entry stays: `x/:` is `x/` and nothing.
@@ -28,7 +28,7 @@ def split_paths(value: str | Sequence[str] | None) -> list[str]:
 
 
 def _continues(entry: str, piece: str) -> bool:
-    """Whether the colon between the two belongs to a URL or a drive letter."""
+    """Return whether the colon between the two belongs to a URL or a drive letter."""
     scheme, slashes, host = entry.partition("://")
     if not slashes:
         is_drive = len(entry) == 1 and entry.isalpha() and piece[:1] in ("/", "\\")
@@ -36,15 +36,15 @@ def _continues(entry: str, piece: str) -> bool:
     return scheme.isalpha() and "/" not in host and piece.split("/", 1)[0].isdigit()
 
 
-def one_for_each(entries: list[str], files: int) -> list[str] | None:
-    """An entry for every file, where a single one (or none) serves all; None when the numbers do not match."""
+def match_files(entries: list[str], files: int) -> list[str] | None:
+    """Return one entry per file; a single one (or none) is repeated; None if the numbers do not match."""
     if len(entries) <= 1:
         return (entries or [""]) * files
     return entries if len(entries) == files else None
 
 
 def in_folder(folder: str, path: str) -> str:
-    """Where an image is: its path below the folder; URLs, and paths without a folder, as they are."""
+    """Join an image path with its folder; URLs stay unchanged."""
     if path.startswith(URL_STARTS):
         return path
     if folder.startswith(URL_STARTS):
@@ -53,7 +53,7 @@ def in_folder(folder: str, path: str) -> str:
 
 
 def leaves_folder(folder: str, path: str) -> bool:
-    """Whether a path leads out of its folder through `..` or by being absolute.
+    """Return whether a path leads out of its folder through `..` or by being absolute.
 
     Symbolic links are not followed: an image folder may consist of links. Without a folder, absolute paths are meant
     and only a relative path can leave (the working directory).

@@ -1,4 +1,4 @@
-"""References to videos, as files or as lists of frames, and the one place where they are decoded."""
+"""References to videos (files or lists of frames), and the only place where videos are decoded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_grpo.data.images import DECODE_ERRORS, URL_STARTS, image_ref, name_of, open_image, opened, reason
-from vlm_grpo.data.problems import MediaError
+from vlm_grpo.data.errors import MediaError
+from vlm_grpo.data.images import (
+    DECODE_ERRORS,
+    URL_STARTS,
+    decode_error,
+    image_ref,
+    media_name,
+    media_source,
+    open_image,
+)
 from vlm_grpo.file_checks import check_regular
 from vlm_grpo.records import VideoRef
 from vlm_grpo.web import Limits
@@ -28,7 +36,7 @@ class Clip(NamedTuple):
 
 
 def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
-    """A reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
+    """Return a reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
 
     `fps` is the rate at which frames are taken of a file, and for a list of frames the rate that they were taken at.
     Nothing is decoded.
@@ -57,7 +65,7 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def video_items(value: Any) -> list[Any]:
-    """The videos in a column: a single one, or a list. A list of image files is one video, by its frames."""
+    """Return the videos in a column: one or a list. A list of image files is the frames of one video."""
     if not isinstance(value, list | tuple):
         return [value]
     files = all(isinstance(item, str) for item in value)
@@ -70,12 +78,12 @@ FrameCount = Callable[[int, float, float, int], int]
 
 
 def frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """How many of `total` frames, taken at `rate` a second, are kept: `fps` a second, at least one, at most `limit`."""
+    """Return how many of `total` frames at `rate` per second to sample at `fps`: at least 1, at most `limit`."""
     return max(1, min(limit, total, round(total / rate * fps)))
 
 
 def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """The same by the rule of the Qwen families: an even number, and at least four where there are as many.
+    """Return the frame count by the rule of the Qwen families: even, and at least 4 if there are as many.
 
     Raises:
         ImportError: qwen-vl-utils is not installed (extra `video`).
@@ -88,9 +96,9 @@ def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
 
 
 def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
-    """The decoded video: frames of a file are taken at its `fps`, frames that are given stay up to `max_frames`.
+    """Decode a video: files are sampled at `fps`, given frames are kept up to `max_frames`.
 
-    `count` is the rule for how many frames of a file are kept; they are evenly spread.
+    `count` is the rule for the number of sampled frames, which are evenly spaced.
 
     Raises:
         ValueError: it is missing, holds no frame or cannot be decoded; the message names `ref.where`.
@@ -104,13 +112,13 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
     return _decoded(ref, limit, count)
 
 
-def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
-    """What is wrong with a video file, in a few words; without `decode` only whether there is one."""
+def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
+    """Return why a video is invalid, else None; without `decode` only check that the file exists and is not empty."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
         try:
             check_regular(ref.source)
         except OSError as error:
-            return reason(error)
+            return decode_error(error)
         if not os.path.getsize(ref.source):
             return "the file is empty"
     if not decode or not isinstance(ref.source, str | bytes):
@@ -118,7 +126,9 @@ def video_fault(ref: VideoRef, *, decode: bool = False) -> str | None:
     try:
         open_video(ref)
     except ValueError as error:
-        return reason(error.__cause__) if error.__cause__ else str(error).removeprefix(f"{ref.where or 'video'}: ")
+        return (
+            decode_error(error.__cause__) if error.__cause__ else str(error).removeprefix(f"{ref.where or 'video'}: ")
+        )
     return None
 
 
@@ -131,14 +141,14 @@ def _stacked(ref: VideoRef) -> np.ndarray:
 
 
 def _thinned(frames: np.ndarray, fps: float, limit: int) -> Clip:
-    """At most `limit` of the frames, evenly spread, with the rate that is left."""
+    """Return at most `limit` evenly spaced frames and their frame rate."""
     if len(frames) <= limit:
         return Clip(frames, fps)
     return Clip(frames[_spread(len(frames), limit)], fps * limit / len(frames))
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """`count` of `total` positions, from the first to the last."""
+    """Return `count` evenly spaced positions of `total`, from the first to the last."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
@@ -148,16 +158,18 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     except ImportError as error:
         raise ImportError("reading video files needs PyAV: pip install 'vlm_grpo[video]'") from error
     try:
-        with av.open(opened(ref, VIDEO_LIMITS)) as container:
+        with av.open(media_source(ref, VIDEO_LIMITS)) as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or FPS)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     except (*DECODE_ERRORS, av.error.FFmpegError) as error:
-        source = name_of(ref.source) if isinstance(ref.source, str) else "an embedded video"
-        raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {reason(error)}") from error
+        source = media_name(ref.source) if isinstance(ref.source, str) else "an embedded video"
+        raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {decode_error(error)}") from error
     if not frames:
         raise MediaError(f"{ref.where or 'video'}: the video holds no frame")
-    kept = count(len(frames), rate, ref.fps or FPS, limit)
-    return Clip(np.stack([frames[number] for number in _spread(len(frames), kept)]), kept * rate / len(frames))
+    sampled_count = count(len(frames), rate, ref.fps or FPS, limit)
+    return Clip(
+        np.stack([frames[number] for number in _spread(len(frames), sampled_count)]), sampled_count * rate / len(frames)
+    )

@@ -137,7 +137,7 @@ def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
         seed: of the episodes.
         first: number of the first one.
     """
-    from vlm_grpo.data.stream import iterable_dataset
+    from vlm_grpo.data.dataset import iterable_dataset
 
     return iterable_dataset(partial(_rows, seed, first))
 

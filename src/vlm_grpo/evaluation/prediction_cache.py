@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.strict_json import dumps
+from vlm_grpo.io import write_whole
 
 HEADER, LINES, FINISHED = "partial.json", "predictions.partial-*.jsonl", "results.json"
 

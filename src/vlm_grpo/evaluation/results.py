@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report.page import evaluation_report
 from vlm_grpo.evaluation.report.trajectory import remove_unused
 from vlm_grpo.evaluation.strict_json import dumps
+from vlm_grpo.io import write_whole
 
 if TYPE_CHECKING:
     from vlm_grpo.evaluation import Evaluation

@@ -11,8 +11,8 @@ from datasets import IterableDataset
 from transformers import AutoTokenizer
 
 from vlm_grpo.answer_parser import remaining_turn
-from vlm_grpo.data.experts import COLUMN, PLACES, Answer, check_experts
-from vlm_grpo.data.problems import DataError, Problem
+from vlm_grpo.data.demonstrations import COLUMN, PLACES, ExpertAnswer, check_experts
+from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.trainers.template import ChatTemplate
 
 
@@ -34,7 +34,7 @@ class AnswerEncoder:
             raise ValueError(f"the special token {self.tokenizer.decode([min(found)])!r}")
         return [*ids, self.end]
 
-    def checked(self, answer: Answer) -> list[int]:
+    def checked(self, answer: ExpertAnswer) -> list[int]:
         """The same; a DataError names the place of a wrong or too long one, which a stream meets as it goes."""
         check_experts([{COLUMN: answer.text, "where": answer.where}], self, self.limit)
         return self(answer.text)

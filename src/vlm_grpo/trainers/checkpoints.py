@@ -12,7 +12,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.trainers.resume import FULL_WEIGHTS
 from vlm_grpo.trainers.state_file import FOLDER
 

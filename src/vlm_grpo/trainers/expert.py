@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.algorithms.advantages import spread
 from vlm_grpo.algorithms.expert import Beside, Hinted, Joined, JoinedJudged, Plan, Rescue, plan_with, rescued, segments
-from vlm_grpo.data.experts import expert_answers
+from vlm_grpo.data.demonstrations import expert_answers
 from vlm_grpo.trainers.answers import answer_encoder, check_answers
 from vlm_grpo.trainers.imitation import Imitation
 from vlm_grpo.trainers.lengths import correct_lengths

@@ -16,8 +16,8 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 
 from vlm_grpo.algorithms.expert import Beside, Hinted, Plan, mixed, part_of_batch, phi_weights
-from vlm_grpo.data.experts import expert_answers
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.data.demonstrations import expert_answers
+from vlm_grpo.io import write_whole
 from vlm_grpo.trainers.answers import AnswerEncoder, AnswerStream, answer_columns
 from vlm_grpo.trainers.messages import read_prompt
 from vlm_grpo.trainers.rollout import MEDIA, Sample, light_copies

@@ -12,8 +12,8 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
 
+from vlm_grpo.data.dataset import iterable_dataset
 from vlm_grpo.data.images import image_ref, image_size
-from vlm_grpo.data.stream import iterable_dataset
 from vlm_grpo.records import ImageRef
 from vlm_grpo.trainers.messages import MEDIA_COLUMNS, Prompt, read_prompt
 from vlm_grpo.trainers.rollout import PromptEncoder

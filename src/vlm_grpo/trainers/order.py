@@ -12,7 +12,7 @@ import torch
 from datasets import IterableDataset
 from trl.trainer.utils import RepeatSampler
 
-from vlm_grpo.data.stream import iterable_dataset
+from vlm_grpo.data.dataset import iterable_dataset
 
 HELD = 1000  # rows of a stream that are shuffled together
 

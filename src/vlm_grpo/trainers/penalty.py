@@ -18,7 +18,7 @@ from trl import GRPOConfig
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.advantages import EPSILON, dr_grpo, grpo, spread
 from vlm_grpo.algorithms.values import ESTIMATORS, adapted, kl_of_tokens
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 
 FILE = "kl_in_reward.json"
 

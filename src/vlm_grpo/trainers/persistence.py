@@ -13,7 +13,7 @@ from torch import nn
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from vlm_grpo.algorithms import find_algorithm
-from vlm_grpo.data.writing import write_whole
+from vlm_grpo.io import write_whole
 from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of

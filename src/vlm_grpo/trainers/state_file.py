@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vlm_grpo.data.images import open_image
-from vlm_grpo.data.writing import whole_file
+from vlm_grpo.io import whole_file
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.trainers.later import Later
 

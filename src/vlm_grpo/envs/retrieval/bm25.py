@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_grpo.data.problems import DataError, Problem
-from vlm_grpo.data.writing import refuse_existing, whole_file
+from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.envs.retrieval.corpus import ColumnNames, Document, read_documents, split_passages
+from vlm_grpo.io import refuse_existing, whole_file
 
 K1, B = 1.2, 0.75  # of BM25: how soon repeated words stop to count, how much the length of a passage does
 MAX_QUERY_LENGTH = 10_000  # characters that are looked at; a model can write any number

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_grpo.data.forms import Form
-from vlm_grpo.data.hub import SAVED, SAVED_DICT, hub_source
-from vlm_grpo.data.jsonl import JsonlSource, csv_source, json_source, unreadable
-from vlm_grpo.data.problems import DataError, Problem, show_value
+from vlm_grpo.data.errors import DataError, Problem, show_value
+from vlm_grpo.data.parsing import ReaderConfig
+from vlm_grpo.data.readers.hub import SAVED, SAVED_DICT, hub_source
+from vlm_grpo.data.readers.text_files import JsonlSource, csv_source, json_source, unreadable
 from vlm_grpo.file_checks import check_regular
 
 TEXTS = (".txt", ".md")
@@ -70,7 +70,7 @@ def _read(source: str, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[
             return ((str(file), _text_file(file, name)) for file, name in zip(files, names, strict=True))
     if path.suffix.lower() in TEXTS:
         return iter([(source, _text_file(path, path.name))])
-    rows = ROWS.get(path.suffix.lower(), hub_source)(source, Form())
+    rows = ROWS.get(path.suffix.lower(), hub_source)(source, ReaderConfig())
     return _rows(rows, keys, known)
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_grpo.data.writing import whole_file
 from vlm_grpo.evaluation.report.gallery import GROUPS, CompletionGroup, Gallery, groups_of
 from vlm_grpo.evaluation.report.gallery import restore_gallery as restored_gallery
 from vlm_grpo.evaluation.report.learning_curves import Curves, point_of, script_dumps
 from vlm_grpo.evaluation.report.learning_curves import restore_curves as restored_curves
+from vlm_grpo.io import whole_file
 from vlm_grpo.trainers.watch import Rollout
 
 logger = logging.getLogger(__name__)

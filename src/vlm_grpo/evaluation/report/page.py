@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg
 from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
 from vlm_grpo.evaluation.report.trajectory import trajectory_images
 from vlm_grpo.evaluation.sampling_params import GRADED
+from vlm_grpo.io import write_whole
 
 THUMBNAIL = 224  # pixels, the longer side
 MAX_GROUPS = 40  # in the page's table

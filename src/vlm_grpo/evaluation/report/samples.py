@@ -20,10 +20,10 @@ from typing import Any
 from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.data.writing import write_whole
 from vlm_grpo.evaluation.report.overlay import as_json, boxes_of, masks_of, paint_masks
 from vlm_grpo.evaluation.report.trajectory import final_text, page_turns, question_text
 from vlm_grpo.evaluation.strict_json import dumps
+from vlm_grpo.io import write_whole
 
 SIDE = 320  # pixels of a thumbnail's longer side
 TINY = 100  # pixels: images no larger are kept as they are

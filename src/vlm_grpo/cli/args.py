@@ -1,0 +1,299 @@
+"""This package's own training flags, and the checks of a command line that need no torch.
+
+TRL's flags are known here by name only (trl_flags.json, written by `python docs/gen_trl_flags.py`), so that `--help`
+and a misspelt flag answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+
+from vlm_grpo.cli.migration import hint as hint_of
+from vlm_grpo.registry import nearest
+
+
+def _flag(help_text: str, default: object = None) -> object:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class ScriptArguments:
+    """Data, task and rewards of a run; TRL's configuration holds the training settings."""
+
+    trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
+    data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
+    image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
+    reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
+    expert_data_file_paths: str | None = _flag("jsonl files with an expert's answers (id, expert), separated by ':'.")
+    expert_key: str | None = _flag("Column with an expert's answers, or thinking+solution (default: expert).")
+    mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row is repeated.")
+    streaming: bool = _flag("Stream the data instead of reading them first; needs --max_steps.", False)
+    dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
+    use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
+    task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rewards as NAME[:WEIGHT] or path/to/file.py:function[:WEIGHT]; default: the task's."},
+    )
+    environment: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Environments with tools, by name (`vlm-grpo environments`) or file.py:Class; of several, the "
+            "rows' column 'environment' chooses."
+        },
+    )
+    environment_options: str | None = _flag(
+        "Environment options as a JSON object; with several environments, keyed by name."
+    )
+    data_root: str | None = _flag("--environment pick_image: folder with the candidate images.")
+    candidates_per_episode: int | None = _flag("--environment pick_image: number of candidate images (default: 4).")
+    fixed_correct_index: int | None = _flag(
+        "--environment pick_image: index of the correct image (default: 0); -1 is random."
+    )
+    format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
+    chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
+    prompt_key: str | None = _flag("Column with the question.")
+    answer_key: str | None = _flag("Column with the answer.")
+    image_key: str | None = _flag("Column with the image or images.")
+    video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
+    ignore_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the data that are not read, such as a task that is none of these."}
+    )
+    allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
+    allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
+    val_split_ratio: float = _flag("Fraction of the data that is held out for evaluation.", 0.0)
+    val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
+    val_freq: float = _flag("Evaluate greedily every N epochs; 0 or -1 is never.", 0.0)
+    live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
+    dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
+
+
+# Flags that require another: (flags or prefixes, the requirement as text, what satisfies it: any of the flags between
+# bars, which must be set or have one of the values between bars).
+NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
+    (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
+    (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
+    (("vllm_",), "--use_vllm", ("use_vllm", "")),
+    (("vllm_server_", "vllm_group_port"), "--vllm_mode server", ("vllm_mode", "server")),
+    (
+        ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_max_model_length"),
+        "--vllm_mode colocate",
+        ("vllm_mode", "colocate"),
+    ),
+    (
+        ("log_completions_hub_repo", "num_completions_to_print", "log_unique_prompts", "log_multimodal"),
+        "--log_completions",
+        ("log_completions", ""),
+    ),
+    (("entropy_coef_", "entropy_target"), "--use_adaptive_entropy", ("use_adaptive_entropy", "")),
+    (("gradient_checkpointing_kwargs",), "--gradient_checkpointing", ("gradient_checkpointing", "")),
+    (("activation_checkpointing_kwargs",), "--activation_checkpointing", ("activation_checkpointing", "")),
+    (("hub_",), "--push_to_hub", ("push_to_hub", "")),
+    (("torch_compile_",), "--torch_compile", ("torch_compile", "")),
+    (("fsdp_config",), "--fsdp", ("fsdp", "")),
+    (("liger_kernel_config",), "--use_liger_kernel", ("use_liger_kernel", "")),
+    (("save_steps",), "--save_strategy steps", ("save_strategy", "steps")),
+    (("logging_steps",), "--logging_strategy steps", ("logging_strategy", "steps")),
+    (
+        ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        "--dataloader_num_workers",
+        ("dataloader_num_workers", ""),
+    ),
+    (("sapo_",), "--loss_type sapo", ("loss_type", "sapo")),
+    (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
+    (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
+    (("use_bias_correction_kl",), "--beta above 0", ("beta", "")),
+    (("sync_ref_model",), "--beta above 0 or --kl_in_reward", ("beta|kl_in_reward", "")),
+    (
+        (
+            *("val_before_train", "val_freq", "per_device_eval_batch_size", "eval_strategy", "eval_on_start"),
+            *("load_best_model_at_end", "metric_for_best_model"),
+        ),
+        "--val_split_ratio",
+        ("val_split_ratio", ""),
+    ),
+    (("eval_steps",), "--eval_strategy steps", ("eval_strategy", "steps")),
+    (("eval_delay",), "--eval_strategy steps or epoch", ("eval_strategy", "steps|epoch")),
+    (
+        (
+            *("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
+            *("max_turns", "tool_time_limit", "tool_format"),
+        ),
+        "--environment",
+        ("environment", ""),
+    ),
+    (("dynamic_sampling_reward",), "--dynamic_sampling", ("dynamic_sampling", "")),
+    (("algorithm_options",), "--algorithm", ("algorithm", "")),
+    (("max_tokens_per_forward",), "--shared_prefix auto or on", ("shared_prefix", "auto|on")),
+    (("greater_is_better",), "--metric_for_best_model", ("metric_for_best_model", "")),
+]
+
+# Flags of transformers' trainer that these trainings never read, and what to use instead.
+GREEDY = "--val_split_ratio with --val_freq, --eval_strategy or --val_before_train evaluates greedily"
+UNREAD = {
+    "num_generations_eval": GREEDY,
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "this command trains"),
+    **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is --loss_type's"),
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), GREEDY),
+    **dict.fromkeys(("train_sampling_strategy", "length_column_name"), "prompts come in groups; see --shuffle_dataset"),
+    "max_tool_calling_iterations": "--max_turns limits the turns of an episode",
+}
+
+
+@cache
+def trl_flags() -> dict[str, dict[str, str]]:
+    """Return TRL's flags with one line of help each, under the keys grpo, rloo and model."""
+    return json.loads(files("vlm_grpo.cli").joinpath("trl_flags.json").read_text(encoding="utf-8"))
+
+
+def known_flags(trainer: str) -> set[str]:
+    """Return all flag names (without dashes) that a run with this trainer accepts."""
+    script_flags = {entry.name for entry in fields(ScriptArguments)}
+    return script_flags | set(trl_flags()[trainer]) | set(trl_flags()["model"]) | {"config", "help"}
+
+
+def flag_names(argv: list[str]) -> list[str]:
+    """Return the flags on a command line, in order, without dashes and values."""
+    return [word[2:].split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--") and len(word) > 2]
+
+
+def argv_value(argv: list[str], name: str) -> str | None:
+    """Return the last value of a flag, as argparse does; empty if none follows, None without the flag."""
+    result = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            result = value if equals else following
+    return result
+
+
+def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
+    """Return the command line without a flag, however often it is given, and without `at_most` values of each."""
+    words, values_left = [], 0
+    for word in argv:
+        if word.startswith("--"):
+            is_flag = flag_names([word]) == [name]
+            values_left = at_most - ("=" in word) if is_flag else 0
+            if is_flag:
+                continue
+        if values_left > 0:
+            values_left -= 1
+        else:
+            words.append(word)
+    return words
+
+
+def unknown_flags(argv: list[str], trainer: str) -> list[str]:
+    """Return one sentence for each flag that this trainer does not know, with the nearest names."""
+    known = known_flags(trainer)
+    other = "rloo" if trainer == "grpo" else "grpo"
+    problems = []
+    for name in flag_names(argv):
+        if name in known or (name.startswith("no_") and name[3:] in known) or name == "local_rank":
+            continue
+        if name in known_flags(other):
+            problems.append(f"--{name} belongs to --trainer {other}, this run uses --trainer {trainer}")
+            continue
+        if advice := hint_of(name):
+            problems.append(f"unknown flag --{name}; {advice}")
+            continue
+        suggestions = nearest(name, sorted(known))
+        hint = (
+            f"; did you mean {' or '.join('--' + option for option in suggestions)}?" if suggestions else "; see --help"
+        )
+        problems.append(f"unknown flag --{name}{hint}")
+    return problems
+
+
+def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
+    """Return one sentence for each given flag that would do nothing in this run."""
+    problems = []
+    for prefixes, needed, (name, required) in NEEDS:
+        current = [values.get(each) for each in name.split("|")]
+        satisfied = any(value in required.split("|") if required else bool(value) for value in current)
+        if satisfied:
+            continue
+        affected = [
+            flag for flag in given if flag.startswith(prefixes) and flag in values and not _is_off(flag, values[flag])
+        ]
+        problems += [f"--{flag} has no effect without {needed}" for flag in affected]
+    problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
+    has_own = values.get("environment") or ".py:" in " ".join(map(str, values.get("reward_funcs") or []))
+    if "reward_time_limit" in given and not has_own:
+        problems.append("--reward_time_limit has no effect without a reward of yours (file.py:name), or --environment")
+    if {"max_steps", "num_train_epochs"} <= set(given) and (values.get("max_steps") or 0) > 0:
+        problems.append("--num_train_epochs has no effect beside --max_steps; use one of them")
+    if values.get("dataset_name") and values.get("data_file_paths"):
+        problems.append("--dataset_name and --data_file_paths both name the data; use one of them")
+    has_data = bool(values.get("dataset_name") or values.get("data_file_paths"))
+    if not has_data and not values.get("environment"):
+        problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
+    if values.get("environment"):
+        problems += validate_environment_flags(values, has_data)
+    if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
+        problems.append("--use_huggingface_dataset needs --dataset_name")
+    return problems + (validate_streaming_flags(values) if values.get("streaming") else [])
+
+
+def _is_off(flag: str, value: object) -> bool:
+    """Return whether a flag is off and needs no other flag: false, or --val_freq 0 or -1 (never)."""
+    return value is False or (flag == "val_freq" and value in (0, -1))
+
+
+def validate_environment_flags(values: dict[str, object], has_data: bool) -> list[str]:
+    """Return one sentence for each flag that is incompatible with --environment."""
+    problems = []
+    if not has_data and (values.get("max_steps") or 0) <= 0:
+        problems.append("--environment without data needs --max_steps: its episodes have no end")
+    if not has_data and values.get("dynamic_sampling"):
+        problems.append("--dynamic_sampling draws further rows by number, and --environment without data has none")
+    if values.get("val_split_ratio"):
+        problems.append("--val_split_ratio evaluates without tools; use `vlm-grpo evaluate --environment` instead")
+    if values.get("max_prompt_length"):
+        problems.append("--max_prompt_length cannot know what --environment adds to prompts; leave it out")
+    return problems
+
+
+def validate_streaming_flags(values: dict[str, object]) -> list[str]:
+    """Return one sentence for each flag that is incompatible with --streaming."""
+    problems = []
+    if (values.get("max_steps") or 0) <= 0:
+        problems.append("--streaming needs --max_steps: a stream has no length and no epochs")
+    if values.get("val_split_ratio"):
+        problems.append("--val_split_ratio cannot split what --streaming reads; leave one of them out")
+    if values.get("mixture"):
+        problems.append("--mixture needs the number of rows of each file, which --streaming does not know")
+    if values.get("dynamic_sampling"):
+        problems.append("--dynamic_sampling draws further rows by number, which --streaming cannot; leave one out")
+    if values.get("dataloader_num_workers"):
+        problems.append("--dataloader_num_workers has no effect with --streaming: one process keeps groups together")
+    return problems
+
+
+def help_text() -> str:
+    """Return the text of `--help`: own flags with help, TRL's flags with one line each."""
+    lines = ["usage: vlm-grpo train [--config file.yaml] --model_name_or_path MODEL --data_file_paths FILE ...", ""]
+    lines += ["Data, task and rewards:"]
+    lines += [
+        _line(entry.name, f"{entry.metadata['help']}{_default(entry.default)}") for entry in fields(ScriptArguments)
+    ]
+    lines += ["", "Model and adapters:"]
+    lines += [_line(name, text) for name, text in sorted(trl_flags()["model"].items())]
+    both = {name: text for name, text in trl_flags()["grpo"].items() if name in trl_flags()["rloo"]}
+    lines += ["", "Training, generation and logging (both trainers):"]
+    lines += [_line(name, text) for name, text in sorted(both.items())]
+    for trainer in ("grpo", "rloo"):
+        only = {name: text for name, text in trl_flags()[trainer].items() if name not in both}
+        lines += ["", f"Only with --trainer {trainer}:", *(_line(name, text) for name, text in sorted(only.items()))]
+    return "\n".join(lines)
+
+
+def _default(value: object) -> str:
+    return "" if value in (None, False, "") else f" (default: {value})"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  --{name:<34} {text}"[:160]

@@ -1,0 +1,1 @@
+"""Importers of published data sets: their annotation files to rows of the conversations form."""

@@ -1,0 +1,270 @@
+"""Check a whole data set before training: options, files, rows, images and videos. Imports no torch.
+
+Every problem is reported, each image file is read once, and true boxes must lie inside their images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from vlm_grpo.answer_parser import ground_truth_text
+from vlm_grpo.boxes import Box, boxes_in
+from vlm_grpo.data.errors import Problem, show_value
+from vlm_grpo.data.images import (
+    DECODE_ERRORS,
+    URL_STARTS,
+    check_sides,
+    decode_error,
+    image_size,
+    media_name,
+    media_source,
+    open_image,
+)
+from vlm_grpo.data.mixture import file_shares
+from vlm_grpo.data.parsing import ParsedRow, ReaderConfig, parse_raw_row
+from vlm_grpo.data.readers import Source, open_sources
+from vlm_grpo.data.target_validation import BOX_TASKS, DETECTION_TASKS
+from vlm_grpo.data.videos import validate_video
+from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.rewards.detection import parse_target_detections
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+TAIL = 64  # bytes at the end of a file in which its end marker must stand
+END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
+
+
+def validate_image(ref: ImageRef, *, decode: bool = False) -> str | None:
+    """Return why `open_image` would fail for an image; None if it is valid.
+
+    By default header, end of file and PNG checksums are read; formats whose end does not show completeness are decoded.
+    With `decode` every image is decoded, and only then URLs are fetched.
+    """
+    if isinstance(ref.source, Image.Image):
+        return None
+    is_url = isinstance(ref.source, str) and ref.source.startswith(URL_STARTS)
+    if is_url and not decode:
+        return None
+    try:
+        if is_url or not _looks_whole(ref) or decode:
+            return _validate_by_decoding(ref)
+    except DECODE_ERRORS as error:
+        return decode_error(error)
+    return None
+
+
+def _validate_by_decoding(ref: ImageRef) -> str | None:
+    try:
+        open_image(ref)
+    except ValueError as error:
+        return decode_error(error.__cause__ or error)
+    return None
+
+
+def _looks_whole(ref: ImageRef) -> bool:
+    """Return whether header and end of file match; False means that the image must be decoded to know."""
+    file = media_source(ref)
+    file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise OSError("the file is empty")
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+        file.seek(0)
+        with Image.open(file) as image:  # refuses decompression bombs by the size in the header
+            check_sides(image)
+            kind = image.format
+            if kind == "PNG":
+                image.verify()
+    if kind == "WEBP":
+        return True  # opening one reads and checks the whole container
+    return END_MARKS.get(kind, tail + b"?") in tail
+
+
+SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
+MIN_BOXES = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
+THOUSAND = 1000
+
+
+@dataclass
+class BoxPositionCheck:
+    """Check that the boxes of a file lie inside their images; suspicious statistics of a whole file are a warning."""
+
+    large_image_boxes: int = 0  # boxes on images that are larger than 1000 pixels both ways
+    largest_coordinate: float = 0.0  # of their coordinates
+
+    def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
+        """Yield problems of the boxes of a row; none if its image cannot be read."""
+        record = parsed.record
+        if record is None or (record.extra.get("box_space") or "original") != "original":
+            return
+        boxes = true_boxes(record)
+        number = record.extra.get("box_image") or 0
+        size = _size(record.images[number]) if boxes and number < len(record.images) else None
+        if size is None:
+            return
+        for box in boxes:
+            if expected := validate_box_position(box, size):
+                yield Problem(record.where, "answer", show_value(record.answer), expected)
+                return
+        if min(size) > THOUSAND:
+            self.large_image_boxes += len(boxes)
+            self.largest_coordinate = max(self.largest_coordinate, *(max(box) for box in boxes))
+
+    def warnings(self, name: str) -> list[Problem]:
+        """Return warnings about all boxes of the file together."""
+        if self.large_image_boxes < MIN_BOXES or self.largest_coordinate > THOUSAND:
+            return []
+        boxes = f"{self.large_image_boxes:,} boxes on images of over 1000 pixels"
+        found = f"none of {boxes} goes beyond {self.largest_coordinate:g}"
+        expected = 'pixels of the original image; for coordinates from 0 to 1000 add "box_space": "thousand"'
+        return [Problem(name, "answer", found, expected, is_warning=True)]
+
+
+def true_boxes(record: Record) -> list[Box]:
+    """Return the true boxes of a record that are in the space of its column `box_space`."""
+    if record.answer is None:
+        return []
+    if record.task in DETECTION_TASKS:
+        return [
+            item.box for item in parse_target_detections(ground_truth_text(record.answer)) or [] if not item.is_thousand
+        ]
+    return boxes_in(ground_truth_text(record.answer)) if record.task in BOX_TASKS else []
+
+
+def validate_box_position(box: Box, size: tuple[int, int]) -> str | None:
+    """Return what was expected if a box cannot be in pixels of an image of this size; else None."""
+    width, height = size
+    image = f"a box in pixels of its image, {width} x {height}"
+    if max(box) <= 1 and box.area:
+        return f'{image}; for coordinates from 0 to 1 add "box_space": "unit"'
+    if box.x2 <= width * (1 + SLACK) + 2 and box.y2 <= height * (1 + SLACK) + 2:
+        return None
+    hint = '; for coordinates from 0 to 1000 add "box_space": "thousand"' if max(box) <= THOUSAND else ""
+    return f"{image}{hint}"
+
+
+def _size(ref: ImageRef) -> tuple[int, int] | None:
+    if isinstance(ref.source, str) and ref.source.startswith(URL_STARTS):
+        return None
+    try:
+        return image_size(ref)
+    except ValueError:
+        return None  # a problem of the image, which is named elsewhere
+
+
+CHUNK_ROWS = 256  # rows whose images are looked at together
+CHUNK_BYTES = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
+
+
+def check_source(
+    source: str | Path | Sequence[str] | Dataset,
+    *,
+    image_folders: str | Sequence[str] | None = None,
+    reward_method: str | Sequence[str] | None = None,
+    config: ReaderConfig | None = None,
+    decode: bool = False,
+    mixture: str | Sequence[str | float] | None = None,
+    note: Callable[[Record], None] | None = None,
+) -> list[Problem]:
+    """Return every problem of a data set: of options, files, rows and images, in this order.
+
+    Arguments are those of `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and
+    end are read. `note` is called with every valid record.
+    """
+    result = open_sources(source, image_folders=image_folders, reward_method=reward_method, config=config)
+    _, problems = file_shares(mixture, source, result)
+    problems += result.problems
+    return problems + [problem for part in result.sources for problem in check_rows(part, decode=decode, note=note)]
+
+
+def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
+    """Return every problem of the rows of one source and of their images, in row order."""
+    problems: list[Problem] = []
+    images, positions = _ImageCheck(decode), BoxPositionCheck()
+    parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for chunk in _chunks(parsed_rows):
+            images.validate_new(chunk, pool)
+            for parsed in chunk:
+                if note is not None and parsed.record is not None:
+                    note(parsed.record)
+                problems += parsed.problems
+                problems += images.problems(parsed)
+                problems += positions.problems(parsed)
+                problems += _video_problems(parsed, decode)
+    return problems + positions.warnings(source.name)
+
+
+def check_row(parsed: ParsedRow) -> list[Problem]:
+    """Return the problems of one row, its images and its videos."""
+    images = _ImageCheck(decode=False)
+    images.errors = {hash(ref.key): error for ref in _files(parsed) if (error := validate_image(ref))}
+    positions = BoxPositionCheck().problems(parsed)
+    return [*parsed.problems, *images.problems(parsed), *positions, *_video_problems(parsed, decode=False)]
+
+
+def _video_problems(parsed: ParsedRow, decode: bool) -> list[Problem]:
+    """Return the problems of the videos of a row; frames are validated as images."""
+    errors = [(ref, validate_video(ref, decode=decode)) for ref in parsed.videos]
+    return [
+        Problem(ref.where, "video", f"{media_name(ref.source)}: {error}", "a video that can be decoded")
+        for ref, error in errors
+        if error
+    ]
+
+
+def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
+    """Yield a few rows at a time."""
+    chunk: list[ParsedRow] = []
+    size = 0
+    for parsed in parsed_rows:
+        chunk.append(parsed)
+        size += sum(len(ref.source) for ref in _files(parsed) if isinstance(ref.source, bytes))
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@dataclass
+class _ImageCheck:
+    """Problems of image files. A file used by several rows is read once and reported for each row."""
+
+    decode: bool
+    valid: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def validate_new(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
+        """Validate all images that were not seen before."""
+        new = {hash(ref.key): ref for parsed in parsed_rows for ref in _files(parsed)}
+        new = {key: ref for key, ref in new.items() if key not in self.valid and key not in self.errors}
+        errors = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())
+        for key, error in zip(new, errors, strict=True):
+            if error is None:
+                self.valid.add(key)
+            else:
+                self.errors[key] = error
+
+    def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
+        """Yield a problem for each invalid image of a row."""
+        for ref in _files(parsed):
+            if error := self.errors.get(hash(ref.key)):
+                yield Problem(ref.where, "image", f"{media_name(ref.source)}: {error}", "an image that can be decoded")
+
+
+def _files(parsed: ParsedRow) -> list[ImageRef]:
+    """Return the images and video frames of a row that are not decoded yet."""
+    frames = [frame for video in parsed.videos if isinstance(video.source, tuple) for frame in video.source]
+    return [ref for ref in (*parsed.images, *frames) if not isinstance(ref.source, Image.Image)]

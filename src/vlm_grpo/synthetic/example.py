@@ -1,0 +1,29 @@
+"""One example of a synthetic data set before it is written: the content of its jsonl line and its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """Question, answer and media of an example.
+
+    `question` has an <image> marker for each of `images`, or a <video> marker. A video is `frames`, or the bytes of an
+    mp4 file in `clip`. `columns` are further columns of the line.
+    """
+
+    question: str
+    answer: Any
+    images: tuple[Image.Image, ...] = ()
+    frames: tuple[Image.Image, ...] = ()
+    clip: bytes = b""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+ExampleFactory = Callable[[Random, int, int], Example]  # (random, number of the example, side in pixels)
