@@ -57,7 +57,7 @@ def test_a_value_out_of_its_range_is_refused_by_name(name: str, value: str, tmp_
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     wrong = {"trainer": "grpp", "seed": "-1", "beta": "nan", "max_steps": "x", "loss_typ": "grpo", "lora_alpha": "8"}
-    (tmp_path / "c.yaml").write_text("temperature: 0\ntool_protocol: morse\nloud: true\n")
+    (tmp_path / "c.yaml").write_text("temperature: 0\ntool_format: morse\nloud: true\n")
     assert main([*words(tmp_path, **wrong, config=str(tmp_path / "c.yaml")), "stray"]) == 2
     said = capsys.readouterr().err
     for part in (

@@ -41,7 +41,7 @@ def rows_of(folder: Path, output: Path, *words: object) -> list[dict]:
 
 def mask_of_row(row: dict) -> np.ndarray:
     truth = read_rle(row["mask"])
-    return regions_to_mask([truth.toggles], truth.height, truth.width)
+    return regions_to_mask([truth.boundaries], truth.height, truth.width)
 
 
 def test_rows_are_what_training_reads(coco: Path, tmp_path: Path):
