@@ -13,6 +13,7 @@ from vlm_grpo.algorithms import Recipe, advantages, find_algorithm
 from vlm_grpo.algorithms.selection import covariances
 from vlm_grpo.algorithms.values import token_rewards
 from vlm_grpo.trainers.critic import ValueModel
+from vlm_grpo.trainers.decoding import whole_turn, with_turns
 from vlm_grpo.trainers.penalty import KlPenalty, as_trl
 from vlm_grpo.trainers.rollout import Sample
 
@@ -160,12 +161,15 @@ class Crediting(ValueModel, KlPenalty):
         rows = sorted(first.values())
         most = self.accelerator.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max().item()
         padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
-        ids = self._generate_greedily([self._samples[row] for row in padded])
+        samples = [self._samples[row] for row in padded]
+        ids = self._generate_greedily(samples)
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": text}] for text in texts]
+        openings, said = [sample.opening for sample in samples], map(self.encoder.decode, ids)
+        turns = [whole_turn(s.opening, text, s.messages) for s, text in zip(samples, said, strict=True)]
+        rows_here = with_turns([inputs[row] for row in padded], openings, turns)  # not the sampled turns
         kept = copy.copy(self._pending_extra_logs), copy.copy(self._pending_metrics)
-        chosen = ([inputs[row] for row in padded], [prompts[row] for row in padded])
-        table = super()._calculate_rewards(*chosen, completions, ids)
+        table = super()._calculate_rewards(rows_here, [prompts[row] for row in padded], completions, ids)
         self._pending_extra_logs, self._pending_metrics = kept  # what rewards log is about sampled completions
         start = self.accelerator.process_index * most
         mine = dict(zip(rows, self._total(table)[start : start + most].tolist(), strict=False))
