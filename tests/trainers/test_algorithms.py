@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms import ALGORITHMS, advantages, register_algorithm
-from vlm_grpo.algorithms.selection import covariances
+from vlm_grpo.algorithms.token_masks import covariances
 from vlm_grpo.evaluation.generate import generate_greedy
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer

@@ -42,7 +42,7 @@ def register_algorithm(
     Args:
         name: a new one.
         advantage: (P, G) rewards to advantages, as those in `advantages.py`; None is TRL's.
-        objective: `Tokens` to the loss of each token, as those in `objectives.py`; None is TRL's.
+        objective: `LossInputs` to the loss of each token, as those in `losses.py`; None is TRL's.
         settings: fields of the trainer's configuration; without them a mean over all tokens of a step and no KL.
         summary: one line; the first of the functions' docstrings without it.
         fields: others of `Recipe`.

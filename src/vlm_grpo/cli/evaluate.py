@@ -255,11 +255,11 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     """The model as one that plays in the environments of the flags."""
     from vlm_grpo.cli.acting import environment_factory
     from vlm_grpo.evaluation.agents import Agents
-    from vlm_grpo.trainers.stage import Stage
+    from vlm_grpo.rollouts.env_pool import EnvPool
 
     given = {name: getattr(options, name) for name in OF_EPISODES}
     own = {name: OF_EPISODES[name] if value is None else value for name, value in given.items()}
-    stage = Stage([], environment_factory(options), own["reward_time_limit"])
+    stage = EnvPool([], environment_factory(options), own["reward_time_limit"])
     return Agents(
         model, stage, Path(options.output_dir), own["max_turns"], own["tool_time_limit"], own["tool_protocol"]
     )
@@ -276,7 +276,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     from vlm_grpo.answer_space import check_answer_space
     from vlm_grpo.cli.templates import read_template
     from vlm_grpo.loading import limit_images
-    from vlm_grpo.trainers.media import tell_videos_from_images
+    from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask
 
     name = options.model_name_or_path
     processor = AutoProcessor.from_pretrained(name)
@@ -289,7 +289,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     except ValueError as error:
         raise MistakeError(error) from error
     tell_space(options, model.config.model_type)
-    tell_videos_from_images(model)
+    patch_glm4v_placeholder_mask(model)
     return model.to(device), processor
 
 

@@ -212,7 +212,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     from vlm_grpo.cli.judging import check_judge, check_judged_files
     from vlm_grpo.data.sources import split_entries
     from vlm_grpo.rewards import is_model, resolve_rewards, takes
-    from vlm_grpo.trainers.debug import debug_log
+    from vlm_grpo.trainers.completion_log import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
@@ -302,7 +302,7 @@ def build_trainer(
 def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
     """Evaluate greedily on the held-out rows, as often as --val_before_train, --val_freq and --eval_strategy say."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
-    from vlm_grpo.trainers.sharded import model_for_generation
+    from vlm_grpo.trainers.fsdp import model_for_generation
 
     trainer.add_callback(
         GreedyEvaluation(
@@ -322,7 +322,7 @@ def resume_point(training: Any) -> str | None:
     Raises:
         UsageError: the named checkpoint does not exist or is not complete.
     """
-    from vlm_grpo.trainers.checkpoints import fault, resumable
+    from vlm_grpo.trainers.checkpoints import resumable, validate_checkpoint
 
     value = training.resume_from_checkpoint
     if value is None or str(value).lower() == "false":
@@ -335,7 +335,7 @@ def resume_point(training: Any) -> str | None:
         if newest is None:
             logger.warning("--resume_from_checkpoint: no complete checkpoint in %s, starting anew", training.output_dir)
         return None if newest is None else str(newest)
-    problem = fault(value)
+    problem = validate_checkpoint(value)
     if problem is not None:
         raise UsageError(f"--resume_from_checkpoint {value}: not a complete checkpoint: {problem}")
     return value

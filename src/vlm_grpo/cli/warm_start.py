@@ -92,8 +92,8 @@ def fit(
 
 def encode(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Rows with what the model is taught to write for each."""
+    from vlm_grpo.rollouts.encoder import PromptEncoder
     from vlm_grpo.text import continuation
-    from vlm_grpo.trainers.rollout import PromptEncoder
 
     samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
@@ -107,7 +107,7 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     import torch
 
     from vlm_grpo.evaluation.generate import left_padded
-    from vlm_grpo.trainers.rollout import collate_per_token
+    from vlm_grpo.rollouts.encoder import collate_per_token
 
     prompts = left_padded([row.sample for row in rows], pad_token_id)
     length = max(len(row.target) for row in rows)

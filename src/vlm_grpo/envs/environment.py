@@ -13,7 +13,7 @@ class Guess:
     def metrics(self) -> dict[str, float]: ...  # optional: averaged in the logs
 ```
 
-Nothing here runs a model; `trainers/episodes.py` plays, `calls.py` runs what the model calls.
+Nothing here runs a model; `rollouts/multi_turn.py` plays, `calls.py` runs what the model calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a model is told of its tools, how its calls are read, and how their results are handed back to it.
 
-A protocol works on messages and text alone; tokens are the business of `trainers/turns.py`.
+A protocol works on messages and text alone; tokens are the business of `rollouts/observations.py`.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from vlm_grpo.evaluation.predictions import Answered, Completion, EpisodeError, 
 from vlm_grpo.evaluation.trajectory import Copies, trajectory
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.adapter import checked, record_of_row
-from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
-from vlm_grpo.trainers.messages import read_prompt
-from vlm_grpo.trainers.rollout import PromptEncoder
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.env_pool import EnvPool
+from vlm_grpo.rollouts.messages import read_prompt
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, Trajectory, next_prompt, run_trajectories
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Agents:
     """
 
     model: LocalModel
-    stage: Stage
+    stage: EnvPool
     folder: Path
     max_turns: int = 8
     tool_time_limit: float = 60.0
@@ -68,7 +68,7 @@ class Agents:
         drawn = self.model.sampling.num_samples
         places = [(number, sample) for number in numbers for sample in range(drawn)]
         episodes, opened = self._begun(encoder, [row for row in rows for _ in range(drawn)])
-        play(episodes, self._turns_of(episodes, places), encoder, self._rules())
+        run_trajectories(episodes, self._turns_of(episodes, places), encoder, self._rules())
         done = [self._completion(encoder, *item) for item in zip(places, episodes, opened, strict=True)]
         self.stage.end(episodes)
         return [
@@ -82,7 +82,7 @@ class Agents:
 
     def _begun(
         self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Episode], list[dict[str, Any]]]:
+    ) -> tuple[list[Trajectory], list[dict[str, Any]]]:
         """The episodes of some rows, which know their prompts, and the rows as their environments begin them."""
         try:
             episodes, opened = self.stage.begin(rows)
@@ -93,26 +93,26 @@ class Agents:
             episode.begin(sample, self.model.facts(encoder, sample))
         return episodes, opened
 
-    def _rules(self) -> Rules:
-        return Rules(
+    def _rules(self) -> EpisodeLimits:
+        return EpisodeLimits(
             most_tokens=self.model.max_completion_length,
             max_turns=self.max_turns,
             seconds=self.tool_time_limit,
             ends=self.model.ends,
         )
 
-    def _turns_of(self, episodes: Sequence[Episode], places: Sequence[tuple[int, int]]) -> Any:
+    def _turns_of(self, episodes: Sequence[Trajectory], places: Sequence[tuple[int, int]]) -> Any:
         """What the loop asks for the next turn of some of these episodes, at most `room` tokens of each."""
         place_of = {id(episode): place for episode, place in zip(episodes, places, strict=True)}
 
-        def next_turns(active: list[Episode], room: int) -> list[list[int]]:
+        def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
             seeds = [self.model.sampling.seed_of(*place_of[id(episode)], episode.turns) for episode in active]
             return self.model.tokens_after([next_prompt(episode) for episode in active], seeds, room)
 
         return next_turns
 
     def _completion(
-        self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, opened: Mapping[str, Any]
+        self, encoder: PromptEncoder, place: tuple[int, int], episode: Trajectory, opened: Mapping[str, Any]
     ) -> Completion:
         """What the model said last, and all that was played.
 
@@ -130,7 +130,7 @@ class Agents:
         )
 
 
-def _numbers(episode: Episode, record: Record) -> dict[str, float]:
+def _numbers(episode: Trajectory, record: Record) -> dict[str, float]:
     """Counts, the environment's reward and its metrics, of a finished episode."""
     environment = episode.environment
     counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}

@@ -19,7 +19,7 @@ from vlm_grpo.answer_space import answer_space
 from vlm_grpo.evaluation.predictions import Answered, Completion
 from vlm_grpo.evaluation.sampling import Sampling
 from vlm_grpo.loading import placeholder_ids
-from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, collate_per_token, collate_visual
 
 __all__ = ["Completion", "LocalModel", "generate_greedy", "left_padded"]
 
@@ -70,7 +70,7 @@ class LocalModel:
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
 
-    def facts(self, encoder: PromptEncoder, sample: Sample) -> dict[str, Any]:
+    def facts(self, encoder: PromptEncoder, sample: EncodedPrompt) -> dict[str, Any]:
         """What rewards and environments are told of a prompt's images."""
         space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
         return {**encoder.facts(sample), "answer_space": space}
@@ -82,7 +82,7 @@ class LocalModel:
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
 
-    def tokens_after(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+    def tokens_after(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
         """What follows each prompt: at most `most` tokens, up to and with the first that ends it.
 
         Args:
@@ -113,11 +113,11 @@ class LocalModel:
             for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
         ]
 
-    def _completion(self, encoder: PromptEncoder, sample: Sample, ids: list[int]) -> Completion:
+    def _completion(self, encoder: PromptEncoder, sample: EncodedPrompt, ids: list[int]) -> Completion:
         facts = {**self.facts(encoder, sample), "turn_opening": sample.opening}
         return Completion(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
 
-    def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+    def _tokens_of_batch(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
         model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
         padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         inputs = left_padded(samples, padding)
@@ -200,7 +200,7 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def left_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
+def left_padded(samples: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, Tensor]:
     """Model inputs of some prompts: (B, P) ids and mask with padding on the left, and their visual tensors."""
     longest = max(len(sample.input_ids) for sample in samples)
     ids = torch.full((len(samples), longest), pad_token_id)

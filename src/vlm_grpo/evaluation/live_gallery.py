@@ -16,8 +16,8 @@ from typing import Any
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation.live_curves import dumps
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout, content_text
 from vlm_grpo.text import completion_text
-from vlm_grpo.trainers.watch import Rollout, content_text
 
 NEWEST = 24  # groups
 SAMPLE = 24  # older groups
@@ -88,7 +88,7 @@ def restored(stride: int, groups: Sequence[Group]) -> Gallery:
     return gallery
 
 
-def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tuple[list[Group], dict[str, bytes]]:
+def groups_of(rollout: LoggedRollout, size: int, weights: Mapping[str, float]) -> tuple[list[Group], dict[str, bytes]]:
     """The first groups of a rollout as a page shows them, and their images by file name.
 
     Args:
@@ -117,7 +117,7 @@ def groups_of(rollout: Rollout, size: int, weights: Mapping[str, float]) -> tupl
     return groups, images
 
 
-def _shown(rollout: Rollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
+def _shown(rollout: LoggedRollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
     rewards = {name: _finite(values[index]) for name, values in rollout.rewards.items()}
     known = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
     return {

@@ -18,7 +18,7 @@ from vlm_grpo.envs.environment import blocks_of
 from vlm_grpo.envs.protocol import Result
 
 if TYPE_CHECKING:
-    from vlm_grpo.trainers.episodes import Episode
+    from vlm_grpo.rollouts.multi_turn import Trajectory
 
 FOLDER = "images"  # of copies, in the folder of the evaluation
 LONGEST = 768  # pixels of a copy's longer side
@@ -49,7 +49,7 @@ class Copies:
         return f"{FOLDER}/{path.name}"
 
 
-def trajectory(prompt: Sequence[Mapping[str, Any]], episode: Episode, copy: Copies) -> list[dict[str, Any]]:
+def trajectory(prompt: Sequence[Mapping[str, Any]], episode: Trajectory, copy: Copies) -> list[dict[str, Any]]:
     """The turns of a finished episode, ready for JSON.
 
     Args:

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_grpo.algorithms import Recipe
-from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whitened
-from vlm_grpo.trainers.loss import AVERAGES
+from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whiten
+from vlm_grpo.trainers.policy_loss import AVERAGES
 from vlm_grpo.trainers.value_head import (
     NAME,
     OwnValueModel,
@@ -131,7 +131,7 @@ class ValueModel:
         credit = self._recipe.credit(rewards, values, mask, **self._options_of(self._recipe.credit))
         output["values"], output["returns"] = values, credit.returns
         found, seen, returns, everywhere = self._everywhere(credit.advantages, values, credit.returns, mask)
-        self._set_advantages(output, whitened(found, everywhere), everywhere)
+        self._set_advantages(output, whiten(found, everywhere), everywhere)
         share = explained_variance(seen, returns, everywhere)
         if not math.isnan(share):
             self._metrics["train"]["explained_variance"].append(share)

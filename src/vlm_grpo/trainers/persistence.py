@@ -14,12 +14,12 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.data.writing import write_whole
-from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.preemption import Preemption
 from vlm_grpo.trainers.reference import load_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
+from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
 
 

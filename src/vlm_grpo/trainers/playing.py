@@ -1,7 +1,7 @@
 """Rollouts in which the model calls tools, for both trainers: TRL's own tool loop is not used.
 
-Mixed into `VisionPipeline`. Rows get an episode each (`stage.py`), are played (`episodes.py`), and come back to TRL as
-completions whose tokens from tools are masked.
+Mixed into `VLMTrainerMixin`. Each row gets a trajectory (`env_pool.py`), runs (`multi_turn.py`), and comes back to TRL
+as a completion whose tokens from tools are masked.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from trl.trainer.utils import pad
 
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.loading import placeholder_ids
-from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
-from vlm_grpo.trainers.later import NOTHING, with_later
-from vlm_grpo.trainers.lengths import correct_lengths
-from vlm_grpo.trainers.rollout import Sample
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.env_pool import EnvPool
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, Trajectory, next_prompt, run_trajectories
+from vlm_grpo.rollouts.prompt_lengths import correct_lengths
+from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, with_segment
 
 
 class Playing:
     """Mixin over TRL's trainers: episodes instead of single completions, where there are tools or environments."""
 
-    _samples: list[Sample]
-    _stage: Stage | None
-    _episodes: list[Episode]  # of the rollout at hand
+    _samples: list[EncodedPrompt]
+    _stage: EnvPool | None
+    _episodes: list[Trajectory]  # of the rollout at hand
     _is_turn: bool = False  # whether a single turn is being generated
     _in_sight: Tensor | None = None  # (B, C) tokens that RLOO's loss attends to, where it does not train all of them
 
@@ -87,15 +87,15 @@ class Playing:
         space = {"answer_space": answer_space(self.model.config.model_type, chosen)}
         for episode, sample in zip(self._episodes, self._samples, strict=True):
             episode.begin(sample, self.encoder.facts(sample) | space)
-        rules = Rules(
+        rules = EpisodeLimits(
             most_tokens=self.max_completion_length,
             max_turns=self._most_turns(),
             seconds=self.args.tool_time_limit,
             ends=set(self.eos_token_ids),
         )
-        play(self._episodes, self._next_turns, self.encoder, rules, self._anyone)
+        run_trajectories(self._episodes, self._next_turns, self.encoder, rules, self._anyone)
         self._drop_broken()
-        self._samples = [with_later(episode.prompt, episode.later) for episode in self._episodes]
+        self._samples = [with_segment(episode.prompt, episode.later) for episode in self._episodes]
         self._media_anywhere = self._gather_media({kind for sample in self._samples for kind in sample.media})
         return [episode.later.ids for episode in self._episodes]
 
@@ -107,7 +107,7 @@ class Playing:
     def _anyone(self, claim: bool) -> bool:
         return bool(self.accelerator.gather(torch.tensor([claim], device=self.accelerator.device)).any())
 
-    def _next_turns(self, episodes: list[Episode], room: int) -> list[list[int]]:
+    def _next_turns(self, episodes: list[Trajectory], room: int) -> list[list[int]]:
         """One more turn of each; without episodes a token is generated for the others' sake."""
         samples = [next_prompt(episode) for episode in episodes] or [self._samples[0]]
         kept = self._samples, self.generation_config, self.generation_kwargs
@@ -131,7 +131,7 @@ class Playing:
             own = [token for token, is_own in zip(episode.later.ids, episode.mask, strict=True) if is_own]
             is_broken = bool(marks.intersection(own))
             if is_broken:
-                episode.later, episode.mask = replace(NOTHING, ids=[end]), [0]
+                episode.later, episode.mask = replace(EMPTY_SEGMENT, ids=[end]), [0]
             self._log_metric("episodes/dropped", float(is_broken))
 
     def _generate(self, prompts: list) -> tuple:

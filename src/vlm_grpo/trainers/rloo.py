@@ -6,12 +6,12 @@ from typing import Any
 
 from trl import RLOOTrainer
 
+from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMRLOOConfig
-from vlm_grpo.trainers.named import by_name
-from vlm_grpo.trainers.pipeline import VisionPipeline
+from vlm_grpo.trainers.reward_functions import by_name
 
 
-class VLMRLOOTrainer(VisionPipeline, RLOOTrainer):
+class VLMRLOOTrainer(VLMTrainerMixin, RLOOTrainer):
     """`trl.RLOOTrainer` for data with images, text, or both. Takes what `VLMGRPOTrainer` takes."""
 
     config_class = VLMRLOOConfig

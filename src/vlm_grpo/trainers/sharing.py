@@ -1,6 +1,6 @@
 """Where TRL's trainers meet the fast path (`hotpath/`): which path a rollout and a pass take, and the switch back.
 
-Mixed into `VisionPipeline`, which says what the rows at hand are (`_samples`, `_media_anywhere`).
+Mixed into `VLMTrainerMixin`, which says what the rows at hand are (`_samples`, `_media_anywhere`).
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from vlm_grpo.trainers.hotpath.features import is_frozen, remember, visual_inputs, with_features
-from vlm_grpo.trainers.hotpath.groups import runs, shuffle_groups
-from vlm_grpo.trainers.hotpath.sampling import (
+from vlm_grpo.rollouts.batch import prompt_groups, shuffle_groups
+from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt, collate_visual, unique_prompts
+from vlm_grpo.rollouts.engines.shared_prefill import (
     Decoding,
-    PromptOnce,
+    SharedPrefillGenerate,
     left_to_generate,
     prompt_batch,
-    row_numbers,
-    until_end,
+    prompt_indices,
+    trim_completions,
 )
-from vlm_grpo.trainers.hotpath.scores import Packing, backbone, packed_scores, prompt_positions
-from vlm_grpo.trainers.hotpath.silence import Silence, correct_entropy
-from vlm_grpo.trainers.hotpath.support import Sharing, mean_difference, sampling_refusal, tolerance
-from vlm_grpo.trainers.objective import TokenScores, token_scores
-from vlm_grpo.trainers.repeating import StepRepeating
-from vlm_grpo.trainers.rollout import MEDIA, Sample, collate_visual, unique
+from vlm_grpo.shared_prefix.compat import SharedPrefixState, mean_difference, tolerance, validate_generation
+from vlm_grpo.shared_prefix.packed_logprobs import Packing, backbone, packed_logprobs, prompt_positions
+from vlm_grpo.shared_prefix.vision_cache import cache_features, is_frozen, visual_inputs, with_features
+from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
+from vlm_grpo.trainers.logprobs import TokenLogprobs, padded_logprobs
+from vlm_grpo.trainers.step_retry import StepRepeating
 
 
 class PromptSharing(StepRepeating):
     """Sampling and scoring with each prompt passed through the model once, where model and settings allow it."""
 
-    _samples: list[Sample]
+    _samples: list[EncodedPrompt]
     _media_anywhere: list[bool]
     _keeps_features: bool  # whether image features stay the same during a run and every process has the whole tower
     _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities
@@ -46,25 +46,25 @@ class PromptSharing(StepRepeating):
     def _start_sharing(self, mode: str) -> None:
         """Decide what this run's models can share; called once, when they are complete."""
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
-        self._sharing = Sharing(mode, models)
-        self._sampling_refusal = None if self._is_stock else sampling_refusal(models[0])
+        self._sharing = SharedPrefixState(mode, models)
+        self._sampling_refusal = None if self._is_stock else validate_generation(models[0])
         if not self.use_vllm:
             self._sample_with_cache()
             if mode != "off" and self._sampling_refusal is not None:
                 self._sharing.give_up("sampling", self._sampling_refusal)
-        self._silent: Silence | None = None
+        self._silent: ZeroAdvantageRows | None = None
         self._start_repeating()
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
         self._keeps_features = mode != "off" and not self._is_sharded and is_frozen(models[0])
 
-    def _prompts_for_vllm(self) -> list[Sample]:
+    def _prompts_for_vllm(self) -> list[EncodedPrompt]:
         """The rows' prompts; in the same process each group's only once, its completions asked for as `n`.
 
         Its server gets unique prompts from TRL. With tensor parallelism TRL counts one completion for each prompt.
         """
         if self.vllm_mode != "colocate":
             return self._samples
-        groups = runs(self._samples)
+        groups = prompt_groups(self._samples)
         sizes = {len(group) for group in groups}
         is_shared = self._sharing.mode != "off" and len(sizes) == 1 and self.vllm_tensor_parallel_size == 1
         self.vllm_generation.generation_kwargs["n"] = sizes.pop() if is_shared else 1
@@ -92,7 +92,9 @@ class PromptSharing(StepRepeating):
 
     def _remember(self, model: nn.Module) -> None:
         with self.accelerator.autocast():
-            remember(backbone(model), unique(self._samples), lambda tensors: Trainer._prepare_inputs(self, tensors))
+            cache_features(
+                backbone(model), unique_prompts(self._samples), lambda tensors: Trainer._prepare_inputs(self, tensors)
+            )
 
     @property
     def _is_sharded(self) -> bool:
@@ -101,7 +103,7 @@ class PromptSharing(StepRepeating):
     def _generate_from_unique_prompts(self) -> list[list[int]]:
         """Completions of the rows at hand; each prompt goes through the model once, where its cache can be repeated."""
         method = self._decoding_method() if self._repeats_cache else None
-        prompts = self._samples if method is None else unique(self._samples)
+        prompts = self._samples if method is None else unique_prompts(self._samples)
         inputs = Trainer._prepare_inputs(self, prompt_batch(prompts, self._tokenizer.pad_token_id))
         model_for_sampling = unwrap_model_for_generation(
             self.model_wrapped,
@@ -116,13 +118,13 @@ class PromptSharing(StepRepeating):
                 self._remember(model)
                 inputs = with_features(inputs, prompts)
             ids = model.generate(**inputs, generation_config=self.generation_config, custom_generate=method)
-        return until_end(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
+        return trim_completions(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
 
-    def _decoding_method(self) -> PromptOnce:
+    def _decoding_method(self) -> SharedPrefillGenerate:
         # Gathered parameters lie elsewhere every time: a captured step would read the old places.
         is_captured = self.accelerator.device.type == "cuda" and not self._is_sharded
         decoding = self.decoding or ("captured" if is_captured else "dynamic")
-        return PromptOnce(row_numbers(self._samples), decoding, is_alone=is_deepspeed_zero3_enabled())
+        return SharedPrefillGenerate(prompt_indices(self._samples), decoding, is_alone=is_deepspeed_zero3_enabled())
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL's, but completions of one prompt stay together when a rollout is shuffled and cut into micro-batches."""
@@ -138,10 +140,10 @@ class PromptSharing(StepRepeating):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._begin_loss()
         self._samples = inputs.get("samples", [])
-        self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA]
+        self._media_anywhere = [bool(inputs.get(f"{kind}_anywhere", False)) for kind in MEDIA_KINDS]
         if not self._skips_silent:
             return super()._compute_loss(model, inputs)
-        silence = self._silent = Silence(inputs)
+        silence = self._silent = ZeroAdvantageRows(inputs)
         loss = super()._compute_loss(model, inputs)
         self._silent = None
         if self._sharing.is_on:  # it may just have been given up
@@ -199,19 +201,21 @@ class PromptSharing(StepRepeating):
                 silent = None if self._silent is None else self._silent.rows.tolist()
                 scores = self._packed_scores(model, *rows, **common, **wanted, packing=self._packing(), silent=silent)
                 return scores if self._silent is None else self._silent.completed(scores)
-        return token_scores(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss)
+        return padded_logprobs(model, *rows, **common, **wanted, compute_aux_loss=compute_aux_loss)
 
-    def _packed_scores(self, model: nn.Module, samples: list[Sample], *rows: Tensor, **options: Any) -> TokenScores:
+    def _packed_scores(
+        self, model: nn.Module, samples: list[EncodedPrompt], *rows: Tensor, **options: Any
+    ) -> TokenLogprobs:
         """With smaller forwards where memory runs out; a pass with gradients is for `training_step` to take again."""
         while True:
             try:
-                return packed_scores(model, samples, *rows, **options)
+                return packed_logprobs(model, samples, *rows, **options)
             except torch.OutOfMemoryError as error:
                 if torch.is_grad_enabled() or not self._is_alone:
                     raise
                 self._cutting.halve(len(samples), error)
 
-    def _visual(self, samples: list[Sample]) -> dict[str, Any]:
+    def _visual(self, samples: list[EncodedPrompt]) -> dict[str, Any]:
         """Visual forward arguments of some rows, or of the prompts of a packed one."""
         # Where parameters are sharded, processes have to gather tower and embedding in the same order.
         if self._sharing.mode == "off" or self._is_sharded:
@@ -229,7 +233,7 @@ class PromptSharing(StepRepeating):
         return both[:, 0].max().item(), both[:, 1].min().item()
 
     def _check_sharing(
-        self, model: nn.Module, samples: list[Sample], input_ids: Tensor, attention_mask: Tensor, **common: Any
+        self, model: nn.Module, samples: list[EncodedPrompt], input_ids: Tensor, attention_mask: Tensor, **common: Any
     ) -> None:
         """Score a few rows on both paths, once; all processes go on or leave the fast path together."""
         few = slice(0, 2)
@@ -237,18 +241,18 @@ class PromptSharing(StepRepeating):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            plain = token_scores(model, *rows, **common, chunk=2).logps
-            fast = packed_scores(model, *rows, **common, chunk=2, packing=self._packing()).logps
+            plain = padded_logprobs(model, *rows, **common, chunk=2).logps
+            fast = packed_logprobs(model, *rows, **common, chunk=2, packing=self._packing()).logps
         model.train(was_training)
         difference = mean_difference(plain, fast, attention_mask[few, -common["completion"] :])
         worst = self.accelerator.gather(torch.tensor([difference], device=input_ids.device)).max().item()
         self._sharing.settle(worst, tolerance(plain.dtype, self.accelerator.mixed_precision))
 
-    def _blanks(self, always: bool = False) -> dict[str, Sample]:
+    def _blanks(self, always: bool = False) -> dict[str, EncodedPrompt]:
         """A blank prompt for each kind of media that some process has: all run the same modules in the same order.
 
         With one process `always` gives them too, so that a tower whose rows are left out has a gradient of 0.
         """
         if self._keeps_features or (self.accelerator.num_processes == 1 and not always):
             return {}
-        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA) if self._media_anywhere[n]}
+        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA_KINDS) if self._media_anywhere[n]}
