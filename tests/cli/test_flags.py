@@ -246,10 +246,10 @@ def test_validation_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path):
 
 def test_sharing_prompts(jsonl: list[str], tiny_model: Path, tmp_path: Path):
     made = trainer(tiny_model, tmp_path, *jsonl)
-    assert made._sharing.is_on and made._packing().budget is None
+    assert made.shared_prefix.is_on and made.logprobs.budget is None
     made = trainer(tiny_model, tmp_path, *jsonl, "--max_tokens_per_forward", "99")
-    assert made._packing().budget == 99
-    assert not trainer(tiny_model, tmp_path, *jsonl, "--shared_prefix", "off")._sharing.is_on
+    assert made.logprobs.budget == 99
+    assert not trainer(tiny_model, tmp_path, *jsonl, "--shared_prefix", "off").shared_prefix.is_on
 
 
 def test_pixel_limits_and_freezing(jsonl: list[str], tiny_model: Path, tmp_path: Path):

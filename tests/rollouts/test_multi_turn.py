@@ -154,16 +154,11 @@ def test_scores_are_those_of_the_whole_conversation(shared_prefix: str, tiny_mod
     trainer = build("grpo", tiny_model, tmp_path, shared_prefix=shared_prefix)
     remember_prompts(trainer)
     output = rollout(trainer)
-    assert trainer._sharing.is_on == (shared_prefix == "auto")
+    assert trainer.shared_prefix.is_on == (shared_prefix == "auto")
     length = int(output["completion_mask"][0].sum())
     expected = plain_logps(trainer, conversation(trainer, expected_turns(trainer)), length)
-    trainer._samples = output["samples"]
-    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
     with torch.no_grad():
-        found, _, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, mask, output["completion_ids"].size(1), 4
-        )
+        found = trainer.completion_logprobs(output, trainer.model, chunk=4).logps
     assert torch.allclose(found[0, :length], expected, atol=1e-5)
 
 
@@ -208,12 +203,8 @@ def test_tools_tokens_have_no_gradient(kind: str, tiny_model: Path, tmp_path: Pa
 def test_old_log_probabilities_of_rloo_are_of_own_tokens(tiny_model: Path, tmp_path: Path):
     trainer = build("rloo", tiny_model, tmp_path, beta=0.1)
     output = rollout(trainer)
-    trainer._samples = output["samples"]
-    rows_at_hand = [torch.cat([output[f"prompt_{w}"], output[f"completion_{w}"]], dim=1) for w in ("ids", "mask")]
     with torch.no_grad():
-        logps, _, _ = trainer._get_per_token_logps_and_entropies(
-            trainer.model, *rows_at_hand, output["completion_ids"].size(1), 4
-        )
+        logps = trainer.completion_logprobs(output, trainer.model, chunk=4).logps
     own = output["completion_mask"] * output["tool_mask"]
     assert torch.allclose(output["old_logps"], (logps * own).sum(dim=1), atol=1e-4)
     assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0.0, abs=1e-6)
@@ -291,11 +282,11 @@ def test_errors_are_shown_to_the_model(said: str, told: str, tiny_model: Path, t
     assert trainer._metrics["train"]["episodes/failed_calls"] == [1]
     if "did not end" in told:  # the environment is still busy: the episode is over
         assert len(completion) == 1
-        assert len(trainer._stage._idle[None]) == 0
+        assert len(trainer.env_pool._idle[None]) == 0
     else:
         assert completion[1]["content"].startswith(told)
         assert completion[-1]["content"] == "end"
-        assert len(trainer._stage._idle[None]) == 4
+        assert len(trainer.env_pool._idle[None]) == 4
 
 
 def test_calls_of_a_turn_run_side_by_side(tiny_model: Path, tmp_path: Path):
@@ -430,17 +421,11 @@ def test_other_families_show_pictures_in_turns(family: str, tmp_path: Path):
     trainer = build("grpo", tmp_path / "model", tmp_path, max_steps=1)
     trainer.max_completion_length = 1500
     output = rollout(trainer)
-    trainer._samples = output["samples"]
-    rows_at_hand = [torch.cat([output[f"prompt_{w}"], output[f"completion_{w}"]], dim=1) for w in ("ids", "mask")]
     scores = []
     for is_on in (True, False):
-        trainer._sharing.is_on = trainer._sharing.is_on and is_on
+        trainer.shared_prefix.is_on = trainer.shared_prefix.is_on and is_on
         with torch.no_grad():
-            scores.append(
-                trainer._get_per_token_logps_and_entropies(
-                    trainer.model, *rows_at_hand, output["completion_ids"].size(1), 4
-                )[0]
-            )
+            scores.append(trainer.completion_logprobs(output, trainer.model, chunk=4).logps)
     real = output["completion_mask"].bool()
     assert torch.allclose(scores[0][real], scores[1][real], atol=1e-4)
     trainer.train()

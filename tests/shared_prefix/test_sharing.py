@@ -87,7 +87,7 @@ def without_entropy(trainer: Any) -> Any:
 def test_a_training_is_the_same_with_and_without_sharing(kind: str, options: dict, tiny_model: Path, tmp_path: Path):
     plain = trained(tiny_model, tmp_path, kind, shared_prefix="off", **options)
     fast = trained(tiny_model, tmp_path, kind, **options)
-    assert fast._sharing.is_on and fast._sharing.is_checked
+    assert fast.shared_prefix.is_on and fast.shared_prefix.is_checked
     worst = differences(plain, fast)
     assert worst["logs"] < 1e-5 and worst["weights"] < 1e-4
 
@@ -109,7 +109,7 @@ ODD_ROLLOUTS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_odd_rollouts_are_the_same_with_and_without_sharing(kind: str, odd: str, tiny_model: Path, tmp_path: Path):
     plain, fast = (trained(tiny_model, tmp_path, kind, shared_prefix=m, **ODD_ROLLOUTS[odd]) for m in ("off", "auto"))
-    assert fast._sharing.is_on and fast._sharing.is_checked
+    assert fast.shared_prefix.is_on and fast.shared_prefix.is_checked
     worst = differences(plain, fast)
     assert worst["logs"] < 1e-5 and worst["weights"] < 1e-4
     assert any(entry.get("grad_norm", 0) > 0 for entry in fast.state.log_history)
@@ -118,7 +118,7 @@ def test_odd_rollouts_are_the_same_with_and_without_sharing(kind: str, odd: str,
 def test_sharing_in_bf16_stays_as_close_as_rounding_allows(tiny_model: Path, tmp_path: Path):
     plain = trained(tiny_model, tmp_path, shared_prefix="off", bf16=True, max_steps=1)
     fast = trained(tiny_model, tmp_path, bf16=True, max_steps=1)
-    assert fast._sharing.is_on and fast._sharing.is_checked
+    assert fast.shared_prefix.is_on and fast.shared_prefix.is_checked
     norms = [run.state.log_history[0]["grad_norm"] for run in (plain, fast)]
     assert norms[0] != norms[1] and norms[0] == pytest.approx(norms[1], rel=0.05)
 
@@ -134,7 +134,7 @@ def test_the_update_takes_the_tokens_of_prompts_and_completions_once(tiny_model:
     compute = trainer._compute_loss
 
     def counted(model: nn.Module, inputs: dict[str, Any]) -> Any:
-        trainer._sharing.is_checked = True  # without the check of the first step
+        trainer.shared_prefix.is_checked = True  # without the check of the first step
         trainer.is_counted = True
         loss = compute(model, inputs)
         trainer.is_counted = False
@@ -149,7 +149,7 @@ def test_the_update_takes_the_tokens_of_prompts_and_completions_once(tiny_model:
 
 def test_max_tokens_per_forward_divides_the_update(tiny_model: Path, tmp_path: Path):
     trainer = build(tiny_model, tmp_path, max_steps=1, max_tokens_per_forward=40)
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     compute, counts = trainer._compute_loss, []
 
     def counted(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -208,7 +208,7 @@ def test_rows_without_advantage_are_scored_where_the_loss_has_another_term(
 ):
     plain = trained(tiny_model, tmp_path, reward=every_second_group, max_steps=1, shared_prefix="off", **options)
     trainer = trained(tiny_model, tmp_path, reward=every_second_group, max_steps=1, **options)
-    assert not trainer._skips_silent
+    assert not trainer._skips_zero_advantage
     assert differences(plain, trainer)["logs"] < 1e-5
 
 
@@ -219,7 +219,7 @@ def test_a_frozen_tower_runs_once_for_each_prompt(family: str, tmp_path: Path):
     options = {"num_iterations": 2, "freeze_vision_modules": True, "freeze_projector": True}
     plain = trained(tmp_path / "model", tmp_path, shared_prefix="off", **options)
     trainer = build(tmp_path / "model", tmp_path, **options)
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     seen = seen_rows(vision_towers(trainer.model)[0])
     trainer.train()
     assert len(seen) == 2
@@ -242,7 +242,7 @@ def test_an_adapter_in_the_tower_is_trained_beside_a_reference(tiny_model: Path,
 
 def test_a_trained_tower_runs_once_for_each_prompt_and_pass(tiny_model: Path, tmp_path: Path):
     trainer = build(tiny_model, tmp_path, max_steps=1)
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     seen = seen_rows(trainer.model.model.visual)
     trainer.train()
     plain = build(tiny_model, tmp_path, max_steps=1, shared_prefix="off")
@@ -277,7 +277,7 @@ def test_prompts_with_the_same_image_share_its_tower_pass(options: dict, tiny_mo
             )
         )
         runs.append(VLMGRPOTrainer(str(tiny_model), two_of_four, args, train_dataset=Dataset.from_list(rows)))
-        runs[-1]._sharing.is_checked = True
+        runs[-1].shared_prefix.is_checked = True
         seen.append(seen_rows(runs[-1].model.model.visual))
         runs[-1].train()
     patches = seen[0][0] // 8  # eight rows in stock's first pass
@@ -318,7 +318,7 @@ def test_a_model_that_scores_otherwise_when_packed_takes_the_plain_path(
     plain = trained(tiny_model, tmp_path, shared_prefix="off")
     with caplog.at_level(logging.WARNING):
         fast = trained(tiny_model, tmp_path)
-    assert not fast._sharing.is_on and "from those of the plain path" in caplog.text
+    assert not fast.shared_prefix.is_on and "from those of the plain path" in caplog.text
     assert differences(plain, fast)["logs"] < 1e-5
     with pytest.raises(ValueError, match=r"--shared_prefix on: .* from those of the plain path"):
         trained(tiny_model, tmp_path, shared_prefix="on")

@@ -14,6 +14,7 @@ from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms import ALGORITHMS, advantages, register_algorithm
 from vlm_grpo.algorithms.token_masks import covariances
 from vlm_grpo.evaluation.generate import generate_greedy
+from vlm_grpo.rewards.adapter import batch_reward
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -31,7 +32,7 @@ def by_text(completions: list, **columns: Any) -> list[float]:
     return [(sum(map(ord, completion[0]["content"])) % 11) / 10 for completion in completions]
 
 
-def build(name: str, model: Path, folder: Path, **options: Any) -> Any:
+def build(name: str, model: Path, folder: Path, reward: Any = by_text, **options: Any) -> Any:
     kinds = {"grpo": (VLMGRPOTrainer, VLMGRPOConfig), "rloo": (VLMRLOOTrainer, VLMRLOOConfig)}
     trainer, config = kinds[ALGORITHMS[name].trainer]
     chosen = settings(folder, **{"per_device_train_batch_size": 8, "max_steps": 1, **TINY.get(name, {}), **options})
@@ -39,7 +40,7 @@ def build(name: str, model: Path, folder: Path, **options: Any) -> Any:
     rows = image_rows(16)
     if ALGORITHMS[name].expert is not None:
         rows = rows.add_column("expert", [["1. 2. 3"]] * len(rows))
-    return trainer(str(model), by_text, args, train_dataset=rows)
+    return trainer(str(model), reward, args, train_dataset=rows)
 
 
 def trained(*args: Any, **options: Any) -> Any:
@@ -89,6 +90,23 @@ def test_remax_compares_with_the_greedy_completion(tiny_model: Path, tmp_path: P
     assert logged == pytest.approx(expected, abs=1e-6)
     assert sorted(inputs["advantages"].tolist()) == pytest.approx(sorted(expected), abs=1e-6)
     assert processed.decoded == 2  # the greedy completions cost no image
+
+
+def test_remax_scores_greedy_turns_where_rewards_read_whole_turns(tiny_model: Path, tmp_path: Path):
+    """Rewards of this package are given the assistant's turn: of the baseline that is the greedy one."""
+    texts: list[str] = []
+
+    def by_length(completion: str, record: Any) -> float:
+        texts.append(completion)
+        return float(len(completion))
+
+    build("remax", tiny_model, tmp_path, reward=batch_reward("by_length", by_length)).train()
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(tiny_model),
+        AutoProcessor.from_pretrained(tiny_model),
+    )
+    greedy = {each.text for each in generate_greedy(model, processor, image_rows(16), max_completion_length=8)}
+    assert len(texts) == 8 + 2 and set(texts[8:]) <= greedy and not set(texts[:8]) & set(texts[8:])
 
 
 PACKED = [name for name, recipe in ALGORITHMS.items() if name != "bnpo" and recipe.mini_batches == 1]

@@ -67,14 +67,14 @@ def test_what_is_left_over_begins_the_next_rollout_with_its_own_probabilities(ti
     fill = trainer._generate_and_score_completions
 
     def watched(inputs: list) -> dict[str, Any]:
-        before = trainer._left_over
+        before = trainer.dynamic_sampler.left_over
         rollout = fill(inputs)
         if before is not None:
             size = len(before["completion_ids"])
             width = before["completion_ids"].size(1)
             assert torch.equal(rollout["completion_ids"][:size, :width], before["completion_ids"])
             assert torch.equal(rollout["old_per_token_logps"][:size, :width], before["old_per_token_logps"])
-            new = trainer._old_logps({name: value for name, value in rollout.items() if name != "old_per_token_logps"})
+            new = trainer.completion_logprobs(rollout, trainer.model).logps.detach()
             assert not torch.allclose(new[:size], rollout["old_per_token_logps"][:size], atol=1e-4)
             assert torch.allclose(new[size:], rollout["old_per_token_logps"][size:], atol=1e-4)
             kept.append(size)
@@ -92,7 +92,7 @@ def test_a_rollout_of_groups_that_all_vary_is_that_of_the_plain_run(tiny_model: 
     plain.train()
     trainer = build(tiny_model, tmp_path, vary, max_steps=2)
     trainer.train()
-    assert trainer._left_over is None and trainer._drawn == 0
+    assert trainer.dynamic_sampler.left_over is None and trainer.dynamic_sampler.drawn == 0
     assert differences(plain, trainer)["weights"] < 1e-5
 
 
@@ -101,7 +101,7 @@ def test_the_cap_ends_in_a_warning(tiny_model: Path, tmp_path: Path, caplog: pyt
         trainer = build(tiny_model, tmp_path, nothing, dynamic_sampling=2)
         (batch,) = batches_of(trainer)
     assert "after 2 rounds 3 groups of a rollout still have equal rewards" in caplog.text
-    assert trainer._drawn == 6 and len(batch["advantages"]) == 12 and not batch["advantages"].any()
+    assert trainer.dynamic_sampler.drawn == 6 and len(batch["advantages"]) == 12 and not batch["advantages"].any()
 
 
 def test_one_reward_may_decide(tiny_model: Path, tmp_path: Path):
@@ -113,9 +113,9 @@ def test_one_reward_may_decide(tiny_model: Path, tmp_path: Path):
     rewards = [for_the_first, other]
     trainer = build(tiny_model, tmp_path, rewards, dynamic_sampling_reward="for_the_first", max_steps=4)
     trainer.train()
-    drawn, trainer = trainer._drawn, build(tiny_model, tmp_path, rewards, max_steps=4)
+    drawn, trainer = trainer.dynamic_sampler.drawn, build(tiny_model, tmp_path, rewards, max_steps=4)
     trainer.train()
-    assert drawn > 0 and trainer._drawn == 0
+    assert drawn > 0 and trainer.dynamic_sampler.drawn == 0
 
 
 def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_path: Path):
@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_pat
     step = next(n for n, content in enumerate(held, 1) if content["left_over"] is not None and content["drawn"])
     again = build(tiny_model, tmp_path / "again", **options)
     again.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
-    assert differences(whole, again)["weights"] == 0.0 and again._drawn == whole._drawn
+    assert differences(whole, again)["weights"] == 0.0 and again.dynamic_sampler.drawn == whole.dynamic_sampler.drawn
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,8 @@ def last_rollout(trainer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
     def watched(inputs: list) -> dict[str, Any]:
         output = generate(inputs)
-        samples, trainer._samples = trainer._samples, output["samples"]
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        models = (trainer.model, trainer.ref_model)
         with torch.no_grad():
-            width = output["completion_ids"].size(1)
-            logps = [trainer._get_per_token_logps_and_entropies(model, ids, mask, width)[0] for model in models]
-        trainer._samples = samples
+            logps = [trainer.completion_logprobs(output, model).logps for model in (trainer.model, trainer.ref_model)]
         rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))
         seen.append((rewards, output["completion_mask"], *logps, output["advantages"]))
         return output

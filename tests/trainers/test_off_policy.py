@@ -17,12 +17,13 @@ from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.expert import segments
 from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.problems import DataError
+from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
 from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.logprobs import TokenLogprobs
-from vlm_grpo.trainers.off_policy import ExpertAnswers, replace_completions
+from vlm_grpo.trainers.off_policy import replace_completions, with_demonstrations
 
 NAMES = ("luffy", "srft", "hpt", "chord", "uft")
 ANSWERS = (
@@ -80,7 +81,8 @@ def same_completions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def generate(self: Any, prompt_ids: list, *rest: Any, **options: Any) -> Any:
         sample(self, prompt_ids, *rest, **options)
-        return [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)], None
+        ids = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
+        return with_demonstrations(ids, None, self.current.demonstrations)
 
     monkeypatch.setattr(VLMTrainerMixin, "_generate_single_turn", generate)
 
@@ -128,12 +130,12 @@ def test_statistics_are_those_of_what_was_sampled(same_completions: None, tiny_m
 def test_entropy_and_kl_are_those_of_what_was_sampled(tiny_model: Path, tmp_path: Path):
     """On both paths; the second step is off the reference."""
     trainer = build("luffy", tiny_model, tmp_path, beta=0.1, max_steps=2, learning_rate=1e-2)
-    logged: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-    trainer._log_mean = lambda name, values, mask: logged.append((name, values, mask))
+    logged: list[tuple[torch.Tensor, torch.Tensor]] = []
+    trainer.ranks.masked_mean = lambda values, mask: logged.append((values, mask)) or 0.0
     first, second = losses_of(trainer)
-    for (name, _, mask), inputs in zip(logged, (first, first, second, second), strict=True):
-        assert torch.equal(mask, inputs["completion_mask"] * ~inputs["is_expert"]), name
-    kl = logged[2][1]
+    for (_, mask), inputs in zip(logged, (first, first, second, second), strict=True):
+        assert torch.equal(mask, inputs["completion_mask"] * ~inputs["is_expert"])
+    kl = logged[2][0]
     assert kl[second["is_expert"][:, 0]].abs().sum() == 0 and kl[~second["is_expert"][:, 0]].sum() > 1e-3
     inputs = {
         "advantages": torch.ones(2),
@@ -147,11 +149,11 @@ def test_entropy_and_kl_are_those_of_what_was_sampled(tiny_model: Path, tmp_path
 
 def test_rows_of_the_expert_are_not_sampled(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    sample = VLMTrainerMixin._generate_from_unique_prompts
+    generate = TransformersEngine.generate
     monkeypatch.setattr(
-        VLMTrainerMixin,
-        "_generate_from_unique_prompts",
-        lambda self: (sizes.append(len(self._samples)), sample(self))[1],
+        TransformersEngine,
+        "generate",
+        lambda self, wrapped, prompts, *rest: (sizes.append(len(prompts)), generate(self, wrapped, prompts, *rest))[1],
     )
     for options, expected in (({}, 6), ({"expert_rows": 3}, 5)):  # the first two rows have one and two answers
         trained("luffy", tiny_model, tmp_path, algorithm_options=options, shuffle_dataset=False)
@@ -173,7 +175,7 @@ def test_srft_sees_what_is_right(tiny_model: Path, tmp_path: Path):
     flat.reward_funcs = [lambda completions, **columns: [1.0] * len(completions)]
     (inputs,) = losses_of(flat)
     assert inputs["advantages"].abs().sum() == 0 and flat.state.log_history[0]["grad_norm"] > 0
-    assert not flat._skips_silent
+    assert not flat._skips_zero_advantage
 
 
 @pytest.mark.parametrize("other", [0, 4])  # the fifth row has no answer
@@ -262,9 +264,9 @@ def test_chord_imitates_demonstrations_with_questions_of_their_own(tiny_model: P
 
 def test_chord_takes_every_row_once_in_a_pass(tiny_model: Path, tmp_path: Path):
     trainer = build("chord", tiny_model, tmp_path)
-    assert trainer._stream.rows == [0, 1, 2, 3, 5, 6, 7]  # the fifth has no answer
-    passes = [trainer._stream.take(7) for _ in range(2)]
-    assert all(sorted(number for number, _ in taken) == trainer._stream.rows for taken in passes)
+    assert trainer.sft_loss.stream.rows == [0, 1, 2, 3, 5, 6, 7]  # the fifth has no answer
+    passes = [trainer.sft_loss.stream.take(7) for _ in range(2)]
+    assert all(sorted(number for number, _ in taken) == trainer.sft_loss.stream.rows for taken in passes)
     assert passes[0] != [(number, 0) for number, _ in passes[1]]
 
 
@@ -272,7 +274,7 @@ def test_mu_follows_the_step(tiny_model: Path, tmp_path: Path):
     options = {"mu_warmup": 2, "mu_decay": 2, "mu_peak": 0.5, "mu_valley": 0.1}
     trainer = trained("chord", tiny_model, tmp_path, max_steps=5, algorithm_options=options)
     assert [entry["expert/mu"] for entry in trainer.state.log_history[:5]] == pytest.approx([0, 0.25, 0.5, 0.3, 0.1])
-    assert trainer._stream.position == 4 * 2  # a quarter of eight completions, but nothing where mu is 0
+    assert trainer.sft_loss.stream.position == 4 * 2  # a quarter of eight completions, but nothing where mu is 0
 
 
 def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path):
@@ -290,10 +292,11 @@ def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path)
     assert all(any(message[0]["content"].startswith(hint) for hint in hints) for message in seen)
     assert inputs["hint_tokens"] == sum(sample.begun for sample in inputs["samples"])
     assert {len(prompt) for prompt in trainer._logs["prompt"]} == {2}  # the log shows the hint as a turn
-    here = trainer._draw(0).integers(1 << 30)
-    assert trainer._draw(0).integers(1 << 30) == here != trainer._draw(1).integers(1 << 30)
+    draw, step = trainer.off_policy.draw, trainer.state.global_step
+    here = draw(0, step).integers(1 << 30)
+    assert draw(0, step).integers(1 << 30) == here != draw(1, step).integers(1 << 30)
     trainer.state.global_step += 1
-    assert trainer._draw(0).integers(1 << 30) != here
+    assert trainer.off_policy.draw(0, trainer.state.global_step).integers(1 << 30) != here
 
 
 def test_the_loss_of_hints_is_their_mean_over_tokens(same_completions: None, tiny_model: Path, tmp_path: Path):
@@ -380,10 +383,10 @@ def test_the_reward_that_decides_can_be_named(tiny_model: Path, tmp_path: Path):
     args = settings(tmp_path, per_device_train_batch_size=8, max_completion_length=LIMIT)
     for wanted, index in ((None, 0), ("other", 1)):
         made = VLMGRPOConfig.of("hpt", algorithm_options={"correct_reward": wanted}, **args)
-        assert VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows())._judge == index
+        assert VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows()).off_policy.judge == index
     made = VLMGRPOConfig.of("hpt", algorithm_options={}, **args)
     trainer = VLMGRPOTrainer(str(tiny_model), ["format", by_text], made, train_dataset=rows())
-    assert trainer._judge == 1  # a form is not an answer
+    assert trainer.off_policy.judge == 1  # a form is not an answer
     made = VLMGRPOConfig.of("hpt", algorithm_options={"correct_reward": "acuracy"}, **args)
     with pytest.raises(ValueError, match="correct_reward must be one of by_text, other, got 'acuracy'"):
         VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows())
@@ -424,21 +427,11 @@ def test_an_answer_of_a_stream_is_looked_at_as_it_comes(tiny_model: Path, tmp_pa
         trained("luffy", tiny_model, tmp_path, data=bad)
 
 
-class Sampler:
-    """Stands for TRL's vLLM, which gives log-probabilities too."""
-
-    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        return [[1, 2], [3, 4, 5]], [[-0.1, -0.2], [-0.3, -0.4, -0.5]]
-
-
 def test_answers_stay_out_of_the_samplers_correction():
     """None where TRL expects a log-probability means a weight of 1 for that token."""
 
-    class Made(ExpertAnswers, Sampler):
-        def __init__(self) -> None:
-            self._answers = {1: [7, 8]}
-
-    assert Made()._generate_single_turn([]) == ([[1, 2], [7, 8]], [[-0.1, -0.2], [None, None]])
+    sampled = [[1, 2], [3, 4, 5]], [[-0.1, -0.2], [-0.3, -0.4, -0.5]]
+    assert with_demonstrations(*sampled, {1: [7, 8]}) == ([[1, 2], [7, 8]], [[-0.1, -0.2], [None, None]])
 
 
 def test_replaced_rows_have_no_past():

@@ -71,13 +71,13 @@ def test_a_step_without_memory_is_taken_again_in_parts(
     plain = trained(tiny_model, tmp_path, kind, **OPTIONS)
     limit = longest_pack(tiny_model, tmp_path, kind=kind, **OPTIONS) // 2
     trainer = build(tiny_model, tmp_path, kind, **OPTIONS)
-    trainer._sharing.is_checked = True
-    limited(first_layer(trainer), limit, where, lambda: trainer._loss_step >= micro_step)
+    trainer.shared_prefix.is_checked = True
+    limited(first_layer(trainer), limit, where, lambda: trainer.retry.loss_step >= micro_step)
     rollouts, counted, log = count_calls(trainer, "_generate"), [], trainer.log
     trainer.log = lambda *args: (counted.append(len(trainer._metrics["train"]["entropy"])), log(*args))
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert trainer._cutting.parts > 1 and "out of memory: each forward of shared prompts is cut" in caplog.text
+    assert trainer.splitter.parts > 1 and "out of memory: each forward of shared prompts is cut" in caplog.text
     assert len(rollouts) == 1  # a repetition samples nothing
     assert counted[:2] == [2, 2]  # and counts no metric twice
     worst = differences(plain, trainer)
@@ -102,30 +102,30 @@ def test_passes_without_gradient_are_cut_too(tiny_model: Path, tmp_path: Path):
     plain = trained(tiny_model, tmp_path, **options)
     limit = longest_pack(tiny_model, tmp_path, **options) - 1
     trainer = build(tiny_model, tmp_path, **options)
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     seen = limited(trainer.ref_model.model.language_model.layers[0], limit, "no_grad")
     trainer.train()
-    assert trainer._cutting.parts == 2 and seen[0] > limit >= max(seen[1:])
+    assert trainer.splitter.parts == 2 and seen[0] > limit >= max(seen[1:])
     assert differences(plain, trainer)["logs"] < 1e-5
 
 
 def test_rows_that_are_too_long_alone_end_the_run(tiny_model: Path, tmp_path: Path):
     trainer = build(tiny_model, tmp_path, max_steps=1)
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     limited(first_layer(trainer), 1, "forward")
     with pytest.raises(torch.OutOfMemoryError, match="no memory for the forward"):
         trainer.train()
-    assert trainer._cutting.parts == 8
+    assert trainer.splitter.parts == 8
 
 
 def test_activations_of_one_part_are_there_at_a_time(tiny_model: Path, tmp_path: Path):
     """Of two parts the second's graph is made only when the first's is used up, and each forward runs twice."""
     trainer = build(tiny_model, tmp_path, max_steps=1)
-    trainer._sharing.is_checked = True
-    trainer._cutting.parts = 2
+    trainer.shared_prefix.is_checked = True
+    trainer.splitter.parts = 2
     events: list[str] = []
     first_layer(trainer).register_forward_hook(
-        lambda module, args, output: events.append("forward") if trainer._loss_step >= 0 else None
+        lambda module, args, output: events.append("forward") if trainer.retry.loss_step >= 0 else None
     )
     first_layer(trainer).register_full_backward_hook(lambda module, inputs, outputs: events.append("backward"))
     trainer.train()

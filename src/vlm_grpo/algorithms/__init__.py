@@ -21,6 +21,7 @@ __all__ = [
     "advantages",
     "canonical_name",
     "find_algorithm",
+    "options_of",
     "recipe_settings",
     "register_algorithm",
 ]
@@ -100,6 +101,11 @@ def find_algorithm(name: str) -> Recipe:
     if not callable(found):
         raise ValueError(f"algorithm {name!r}: must be a Recipe or a function of rewards, got {type(found).__name__}")
     return register_algorithm(name, advantage=found)
+
+
+def options_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `--algorithm_options` that a function takes."""
+    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 
 
 def recipe_settings(name: str, accumulation: int = 1) -> dict[str, Any]:

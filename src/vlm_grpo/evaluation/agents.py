@@ -20,7 +20,8 @@ from vlm_grpo.rewards.adapter import checked, record_of_row
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.messages import read_prompt
-from vlm_grpo.rollouts.multi_turn import EpisodeLimits, Trajectory, next_prompt, run_trajectories
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, next_prompt, run_trajectories
+from vlm_grpo.rollouts.trajectory import Trajectory
 
 
 @dataclass

@@ -18,7 +18,7 @@ from vlm_grpo.envs.environment import blocks_of
 from vlm_grpo.envs.protocol import Result
 
 if TYPE_CHECKING:
-    from vlm_grpo.rollouts.multi_turn import Trajectory
+    from vlm_grpo.rollouts.trajectory import Trajectory
 
 FOLDER = "images"  # of copies, in the folder of the evaluation
 LONGEST = 768  # pixels of a copy's longer side

@@ -16,7 +16,7 @@ from vlm_grpo.rewards.adapter import as_number, record_of_row
 from vlm_grpo.rewards.calling import DEFAULT_LIMIT, await_method, call_method, row_name
 from vlm_grpo.rollouts.encoder import TOOLS_COLUMN
 from vlm_grpo.rollouts.messages import MEDIA_COLUMNS, fill, read_prompt
-from vlm_grpo.rollouts.multi_turn import Trajectory
+from vlm_grpo.rollouts.trajectory import Trajectory
 
 COLUMN = "environment"
 

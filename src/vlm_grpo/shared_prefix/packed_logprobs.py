@@ -22,11 +22,12 @@ NO_MASK_SHAPE = (1, 1, 1, 1)
 
 
 class TokenLogprobs(NamedTuple):
-    """(B, C) log-probabilities, (B, C) entropies or None, and the router's load-balancing loss or None."""
+    """(B, C) log-probabilities and entropies, the router's load-balancing loss, and (B, C) values of a value head."""
 
     logps: Tensor
     entropies: Tensor | None
     aux_loss: Tensor | None
+    values: Tensor | None = None
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -106,13 +107,13 @@ def packed_logprobs(
     blanks: Mapping[str, EncodedPrompt] | None = None,
     visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
     silent: Sequence[bool] | None = None,
-    on_values: Callable[[Tensor], None] | None = None,
+    has_values: bool = False,
 ) -> TokenLogprobs:
     """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
 
     `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `silent` are left out and
     get 0; where all of a forward are, the shortest prompt goes through alone, so that every parameter has a gradient.
-    `on_values` is handed what a value head says, as by `token_scores`.
+    With `has_values` the model has a value head, whose values are returned too.
     """
     texts = completions_of(input_ids, attention_mask, completion)
     if silent is not None:
@@ -129,7 +130,7 @@ def packed_logprobs(
         with autocast():
             output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
         entropy = output.entropy[0] if compute_entropy else None
-        return output.log_probs[0], entropy, None if on_values is None else output.token_values[0]
+        return output.log_probs[0], entropy, output.token_values[0] if has_values else None
 
     for live in [part for rows in forwards for part in packing.cutting.cut(_live(rows, samples, texts))]:
         kept = [samples[row] for row in live]
@@ -141,9 +142,7 @@ def packed_logprobs(
             entropies = entropies + _table(entropy, places, logps)
         if value is not None:
             values = values + _table(value, places, logps)
-    if on_values is not None:
-        on_values(values)
-    return TokenLogprobs(logps, entropies, None)
+    return TokenLogprobs(logps, entropies, None, values if has_values else None)
 
 
 def _live(rows: list[int], samples: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[int]:

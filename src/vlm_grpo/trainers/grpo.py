@@ -8,12 +8,10 @@ from trl import GRPOTrainer
 
 from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
-from vlm_grpo.trainers.dynamic_sampling import Resampling
-from vlm_grpo.trainers.off_policy import ExpertAnswers
 from vlm_grpo.trainers.reward_functions import by_name
 
 
-class VLMGRPOTrainer(Resampling, ExpertAnswers, VLMTrainerMixin, GRPOTrainer):
+class VLMGRPOTrainer(VLMTrainerMixin, GRPOTrainer):
     """`trl.GRPOTrainer` for data with images, text, or both.
 
     Takes all that TRL's trainer takes. `reward_funcs` may also hold names of `REWARDS` ("accuracy", "iou@0.5:2") and

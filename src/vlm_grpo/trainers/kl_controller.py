@@ -1,14 +1,12 @@
-"""The KL from the reference model as a part of the reward: a mixin over TRL's GRPO trainer, and what it refuses.
+"""The KL from the reference model as a part of the reward: its coefficient, and the settings that it refuses.
 
 TRL's `beta` is the other way: the KL is a term of the loss. Both can be on.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,78 +16,65 @@ from trl import GRPOConfig
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.advantages import EPSILON, dr_grpo, grpo, nanstd
 from vlm_grpo.algorithms.values import ESTIMATORS, adaptive_kl_update, kl_of_tokens
-from vlm_grpo.data.writing import write_whole
-
-FILE = "kl_in_reward.json"
+from vlm_grpo.rollouts.ranks import Ranks
 
 
-class KlPenalty:
-    """Mixin of `Crediting`: the KL of every sampled token, and a coefficient that may follow a target."""
+class KLController:
+    """The coefficient of the KL in the reward, which may follow a target (arXiv:1909.08593).
 
-    _kl: Tensor | None = None  # (B, C) of the rollout that was just sampled, 0 where no token was chosen
+    Args:
+        coefficient: what a nat costs; 0 is no KL in the reward.
+        target: nats of a token that the coefficient is moved for; None leaves it.
+        estimator: one of ESTIMATORS.
+        ranks: collectives of the run.
+    """
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
-        self._kl_coefficient: float = getattr(args, "kl_in_reward", 0.0)
-        with needing_reference(args, "beta", self._kl_coefficient):
-            super().__init__(model, reward_funcs, args, **options)
-        self.beta = self.args.beta
+    file = "kl_in_reward.json"  # of a checkpoint
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._kl = None
-        if not (self._kl_coefficient and self.model.training):
-            return super()._generate_and_score_completions(inputs)
-        with needing_reference(self, "beta", self._kl_coefficient):
-            output = super()._generate_and_score_completions(inputs)
-        reference = output["ref_per_token_logps"] if self.beta else output.pop("ref_per_token_logps")
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        kl = kl_of_tokens(self._old_logps(output), reference, self.args.kl_estimator)
-        self._kl = kl.masked_fill(mask == 0, 0.0)
-        self._penalties = self._kl_coefficient * self._kl
-        self._follow_target(mask)
-        return output
+    def __init__(self, coefficient: float, target: float | None, estimator: str, ranks: Ranks) -> None:
+        self.coefficient, self.target, self.estimator, self.ranks = coefficient, target, estimator, ranks
+        self.kl: Tensor | None = None  # (B, C) of the rollout that was sampled last, 0 where no token counts
 
-    def _penalised(self, rewards: Tensor) -> Tensor:
-        """(B,) rewards of all processes' completions, each without the KL of its completion."""
-        return rewards if self._kl is None else rewards - self.accelerator.gather(self._penalties.sum(dim=1))
+    def penalties(self, old: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return what the (B, C) tokens of a rollout cost, and the numbers to log; then move the coefficient.
 
-    def _follow_target(self, mask: Tensor) -> None:
-        """Log the KL of a token and the coefficient that this rollout is penalised with, then move it for the next."""
-        sums = torch.stack([self._kl.sum(), mask.sum().to(self._kl), torch.ones_like(self._kl.sum()) * len(mask)])
-        total, tokens, completions = self.accelerator.reduce(sums, reduction="sum").tolist()
+        Args:
+            old: log-probabilities under the policy that sampled them.
+            reference: under the reference model.
+            mask: 1 at tokens that count.
+        """
+        self.kl = kl_of_tokens(old, reference, self.estimator).masked_fill(mask == 0, 0.0)
+        costs = self.coefficient * self.kl
+        sums = torch.stack([self.kl.sum(), mask.sum().to(self.kl), torch.ones_like(self.kl.sum()) * len(mask)])
+        total, tokens, completions = self.ranks.sum(sums).tolist()
         mean = total / max(tokens, 1.0)
-        self._metrics["train"]["kl_in_reward"].append(mean)
-        self._metrics["train"]["kl_in_reward_coefficient"].append(self._kl_coefficient)
-        if self.args.kl_target is not None:
-            self._kl_coefficient = adaptive_kl_update(
-                self._kl_coefficient, mean, self.args.kl_target, round(completions)
-            )
+        logs = {"kl_in_reward": mean, "kl_in_reward_coefficient": self.coefficient}
+        if self.target is not None:
+            self.coefficient = adaptive_kl_update(self.coefficient, mean, self.target, round(completions))
+        return costs, logs
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        if self._kl_coefficient and self.args.kl_target is not None and self.args.process_index == 0:
-            path = Path(output_dir) / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({"coefficient": self._kl_coefficient}) + "\n")
-        super()._save_rng_state(output_dir)  # the last of it records what was written
+    def state_dict(self) -> dict[str, float]:
+        """Return what a checkpoint keeps: nothing, where the coefficient stays as it is given."""
+        return {"coefficient": self.coefficient} if self.coefficient and self.target is not None else {}
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        path = None if checkpoint is None else Path(checkpoint) / FILE
-        if path is not None and path.is_file() and getattr(self.args, "kl_target", None) is not None:
-            self._kl_coefficient = json.loads(path.read_text(encoding="utf-8"))["coefficient"]
+    def load_state_dict(self, state: Mapping[str, float], where: str) -> None:
+        """Go on with the coefficient of a checkpoint, where this run has a target."""
+        if self.target is not None:
+            self.coefficient = state["coefficient"]
 
 
 @contextmanager
-def needing_reference(owner: Any, name: str, coefficient: float) -> Iterator[None]:
-    """Let TRL load and run a reference model: it does so where its own coefficient, `name` of `owner`, is not 0."""
-    before = getattr(owner, name, None)
+def loading_reference(args: Any, coefficient: float) -> Iterator[None]:
+    """Let TRL load a reference model: it does so where its own coefficient is not 0 while it is built."""
+    before = getattr(args, "beta", None)
     if not coefficient or before:
         yield
         return
-    setattr(owner, name, coefficient)
+    args.beta = coefficient
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        args.beta = before
 
 
 def as_trl(rewards: Tensor, num_generations: int, scale_rewards: str) -> Tensor:

@@ -5,7 +5,7 @@ What the losses make of them is in `algorithms/expert.py`; imitation beside a ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,190 +27,157 @@ from vlm_grpo.algorithms.expert import (
 )
 from vlm_grpo.data.experts import expert_answers
 from vlm_grpo.rollouts.prompt_lengths import correct_lengths
-from vlm_grpo.trainers.demonstration_encoder import check_answers, demonstration_encoder
-from vlm_grpo.trainers.sft_loss import Imitation
+from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.trainers.demonstration_encoder import DemonstrationEncoder, check_answers
 
 Rows = Sequence[Mapping[str, Any]]
+Metrics = dict[str, list[float]]
 PER_TOKEN = ("completion_ids", "completion_mask", "old_per_token_logps", "ref_per_token_logps")
 OF_SAMPLER = ("sampling_per_token_logps", "importance_sampling_ratio")
 
 
-class ExpertAnswers(Imitation):
-    """Mixin over `VLMTrainerMixin`, for algorithms with a plan for an expert's answers; without one it does nothing.
+class OffPolicyRollout:
+    """What an algorithm does with demonstrations in a rollout: hints, completions mixed in, completions replaced.
 
-    `demonstrations` are rows that CHORD takes its batches from, in place of the training rows with an answer.
+    Args:
+        config: of the algorithm.
+        encode: from a demonstration to its tokens.
+        rewards: names of the rewards of the run; the one that `correct_reward` names says what is right.
+        args: of the training.
+        pad_token_id: pads completions.
+        ends: tokens after which a completion was not cut off.
+        ranks: collectives of the run.
+
+    Raises:
+        ValueError: no reward of that name is among those of this run.
     """
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
-        self._plan: OffPolicyConfig | None = None
-        self._demonstrations = options.pop("demonstrations", None)
-        self._answers: dict[int, list[int]] = {}  # of the rollout that is being sampled: rows that are the expert's
-        self._hints: list[str] = []  # of its rows
-        name = getattr(args, "algorithm", None)
-        plan = find_algorithm(name).expert if name else None
-        if plan is not None:
-            self._plan = build_config(name, plan, args.algorithm_options or {}, args.num_generations)
-            answered = options.get("train_dataset") if self._demonstrations is None else self._demonstrations
-            check_answers(name, answered, model, options.get("processing_class"), args)
-        if self._demonstrations is not None and not isinstance(self._plan, CHORD):
-            raise ValueError("demonstrations, rows with questions of their own, go with --algorithm chord alone")
-        super().__init__(model, reward_funcs, args, **options)
-        if self._plan is not None:
-            self._start_experts()
-        self._start_imitation()
-
-    def _start_experts(self) -> None:
-        """Look up what the plan needs of the trainer.
-
-        Raises:
-            ValueError: tools, an own rollout or a model of text alone; no reward of that name among those of this run.
-        """
-        name = self.args.algorithm
-        if self._is_stock or self._stage is not None:
-            raise ValueError(f"--algorithm {name} needs a model with a processor, and no tools or rollout function")
-        limit = self.args.max_completion_length
-        self._encode_answer = demonstration_encoder(
-            self.processing_class, self.eos_token_ids, limit, self.chat_template_kwargs
-        )
-        wanted = getattr(self._plan, "correct_reward", None)
-        if wanted is not None and wanted not in self.reward_func_names:
-            known = ", ".join(self.reward_func_names)
+    def __init__(
+        self,
+        config: OffPolicyConfig,
+        encode: DemonstrationEncoder,
+        rewards: Sequence[str],
+        args: Any,
+        pad_token_id: int,
+        ends: Collection[int],
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.encode, self.rewards, self.args = config, encode, list(rewards), args
+        self.pad_token_id, self.ends, self.ranks = pad_token_id, {*ends, pad_token_id}, ranks
+        wanted = getattr(config, "correct_reward", None)
+        if wanted is not None and wanted not in self.rewards:
+            known = ", ".join(self.rewards)
             raise ValueError(f"--algorithm_options: correct_reward must be one of {known}, got {wanted!r}")
-        others = [known for known in self.reward_func_names if known != "format"] or self.reward_func_names
-        self._judge = self.reward_func_names.index(wanted or others[0])
+        others = [name for name in self.rewards if name != "format"] or self.rewards
+        self.judge = self.rewards.index(wanted or others[0])
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self._plan is None or not self.model.training:
-            return super()._generate_and_score_completions(inputs)
-        self._hints = self._drawn_hints(inputs)
-        self._answers = self._joined_answers(inputs)
-        rows = [_begun(row, hint) for row, hint in zip(inputs, self._hints, strict=True)] if self._hints else inputs
-        try:
-            output = super()._generate_and_score_completions(rows)
-            if isinstance(self._plan, MixedRollout):
-                self._mark_answers(output)
-            elif isinstance(self._plan, HPT):
-                self._rescue(inputs, output)
-            elif isinstance(self._plan, UFT):
-                count = torch.tensor(sum(s.begun for s in output["samples"]), device=self.accelerator.device)
-                output["hint_tokens"] = self.accelerator.gather(count).sum()
-        finally:
-            self._hints, self._answers = [], {}
-        return output
+    def place(self, count: int, row: int) -> tuple[int, int]:
+        """Return the group of one of `count` local rows among those of all processes, and its number in the group."""
+        return divmod(self.ranks.index * count + row, self.args.num_generations)
 
-    def _place(self, rows: Rows, row: int) -> tuple[int, int]:
-        """The group of a row among those of all processes, and which completion of the group it is."""
-        return divmod(self.accelerator.process_index * len(rows) + row, self.num_generations)
+    def draw(self, group: int, step: int) -> np.random.Generator:
+        """Return random numbers of a group in a rollout: the same on every process, and again after a resume."""
+        return np.random.default_rng([self.args.seed, step, group])
 
-    def _draw(self, group: int) -> np.random.Generator:
-        """Random numbers of a group in this rollout: the same on every process, and again after a resume."""
-        return np.random.default_rng([self.args.seed, self.state.global_step, group])
-
-    def _joined_answers(self, inputs: Rows) -> dict[int, list[int]]:
-        """The tokens of the last rows of each group that are the expert's, by row of this process."""
+    def demonstrations(self, rows: Rows, step: int) -> dict[int, list[int]]:
+        """Return the tokens of the last rows of each group that are demonstrations, by row of this process."""
         found: dict[int, list[int]] = {}
-        for row, record in enumerate(inputs if isinstance(self._plan, MixedRollout) else []):
-            group, turn = self._place(inputs, row)
+        for row, record in enumerate(rows if isinstance(self.config, MixedRollout) else []):
+            group, turn = self.place(len(rows), row)
             answers = expert_answers(record)
-            number = turn - (self.num_generations - min(self._plan.expert_rows, len(answers)))
+            number = turn - (self.args.num_generations - min(self.config.expert_rows, len(answers)))
             if number >= 0:
-                order = self._draw(group).permutation(len(answers))
-                found[row] = self._encode_answer.checked(answers[order[number]])
+                order = self.draw(group, step).permutation(len(answers))
+                found[row] = self.encode.checked(answers[order[number]])
         return found
 
-    def _drawn_hints(self, inputs: Rows) -> list[str]:
-        """The beginning of each row's answer, equal within a group; no list at all without a plan of hints."""
-        if not isinstance(self._plan, UFT):
+    def hints(self, rows: Rows, step: int) -> list[str]:
+        """Return the beginning of each row's answer, equal within a group; no list at all without hints."""
+        if not isinstance(self.config, UFT):
             return []
-        chance = self._plan.probability(self.state.global_step)
-        self._metrics["train"]["expert/hint_probability"].append(chance)
-        return [self._hint(record, self._place(inputs, row)[0], chance) for row, record in enumerate(inputs)]
+        chance = self.config.probability(step)
+        return [self._hint(record, self.place(len(rows), row)[0], step, chance) for row, record in enumerate(rows)]
 
-    def _hint(self, record: Mapping[str, Any], group: int, chance: float) -> str:
-        answers, draw = expert_answers(record), self._draw(group)
+    def _hint(self, record: Mapping[str, Any], group: int, step: int, chance: float) -> str:
+        answers, draw = expert_answers(record), self.draw(group, step)
         if not answers:
             return ""
         answer = answers[draw.integers(len(answers))]
-        self._encode_answer.checked(answer)
-        parts = segments(answer.text, self._plan.hint_segments)
+        self.encode.checked(answer)
+        parts = segments(answer.text, self.config.hint_segments)
         return "".join(parts[: draw.binomial(len(parts), chance)]).rstrip(" ")  # a space belongs to the next word
 
-    def _generate_from_unique_prompts(self) -> list[list[int]]:
-        """Rows that are the expert's are not sampled."""
-        if not self._answers:
-            return super()._generate_from_unique_prompts()
-        everyone = self._samples
-        # One is sampled in any case: other processes may wait for this one's part of the model.
-        wanted = [row for row in range(len(everyone)) if row not in self._answers] or [0]
-        self._samples = [everyone[row] for row in wanted]
-        try:
-            sampled = dict(zip(wanted, super()._generate_from_unique_prompts(), strict=True))
-        finally:
-            self._samples = everyone
-        return [{**sampled, **self._answers}[row] for row in range(len(everyone))]
+    def finish(
+        self,
+        rows: Rows,
+        output: dict[str, Any],
+        demonstrations: Mapping[int, list[int]],
+        rewards: Tensor,
+        totals: Tensor,
+        step: int,
+        metrics: Metrics,
+    ) -> None:
+        """Tell the loss which rows are demonstrations, or replace completions by them, and correct what is logged.
 
-    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        output = super()._generate_single_turn(*args, **options)
-        if not self._answers:
-            return output
-        ids, logps = output
-        ids = [self._answers.get(row, sampled) for row, sampled in enumerate(ids)]
-        if logps is not None:  # None in place of a number is TRL's way to leave a token out of the sampler's correction
-            logps = [[None] * len(ids[row]) if row in self._answers else known for row, known in enumerate(logps)]
-        return ids, logps
+        Args:
+            rows: of the data, this process's.
+            output: the rollout; changed.
+            demonstrations: as `demonstrations` gave them.
+            rewards: (all B, F).
+            totals: (all B,) weighted sums of them.
+            step: the optimizer step.
+            metrics: of training; changed.
+        """
+        if isinstance(self.config, MixedRollout):
+            self._mark(output, demonstrations, rewards, totals, metrics)
+        elif isinstance(self.config, HPT):
+            self._replace(rows, output, rewards, step, metrics)
+        elif isinstance(self.config, UFT):
+            metrics["expert/hint_probability"].append(self.config.probability(step))
+            count = torch.tensor(sum(s.begun for s in output["samples"]), device=rewards.device)
+            output["hint_tokens"] = self.ranks.gather(count).sum()
 
-    def _generate(self, prompts: list) -> Any:
-        found = super()._generate(prompts)
-        if isinstance(self._plan, MixedRollout) and self.model.training:
-            self._correct_lengths(found[1])
-        return found
-
-    def _correct_lengths(self, completion_ids: list[list[int]]) -> None:
+    def correct_lengths(
+        self, completion_ids: Sequence[list[int]], demonstrations: Mapping[int, list[int]], metrics: Metrics
+    ) -> None:
         """Let the statistics of lengths be those of what was sampled."""
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        facts = [[len(ids), ids[-1] not in ends, row in self._answers] for row, ids in enumerate(completion_ids)]
-        table = self.accelerator.gather(torch.tensor(facts, device=self.accelerator.device, dtype=torch.float))
-        sampled = table[table[:, 2] == 0]
-        if len(sampled) == len(table) or not len(sampled):
+        if not isinstance(self.config, MixedRollout):
             return
-        correct_lengths(self._metrics["train"], sampled[:, 0], sampled[:, 1] > 0)
+        facts = [[len(ids), ids[-1] not in self.ends, row in demonstrations] for row, ids in enumerate(completion_ids)]
+        table = self.ranks.gather(torch.tensor(facts, device=self.ranks.accelerator.device, dtype=torch.float))
+        sampled = table[table[:, 2] == 0]
+        if 0 < len(sampled) < len(table):
+            correct_lengths(metrics, sampled[:, 0], sampled[:, 1] > 0)
 
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
-        """Rewards are of whole answers: with the hint that they began with."""
-        if self._hints:
-            prompts = [prompt[:-1] if hint else prompt for prompt, hint in zip(prompts, self._hints, strict=True)]
-            completions = [
-                [{**completion[0], "content": hint + completion[0]["content"]}, *completion[1:]]
-                for completion, hint in zip(completions, self._hints, strict=True)
-            ]
-        return super()._calculate_rewards(inputs, prompts, completions, ids)
-
-    def _mark_answers(self, output: dict[str, Any]) -> None:
-        """Tell the loss which rows are the expert's, and the logs which are not."""
+    def _mark(
+        self,
+        output: dict[str, Any],
+        demonstrations: Mapping[int, Any],
+        rewards: Tensor,
+        totals: Tensor,
+        metrics: Metrics,
+    ) -> None:
         marks = torch.zeros(len(output["advantages"]), 1, dtype=torch.bool)
-        marks[list(self._answers)] = True
-        output["is_expert"] = marks.to(self.accelerator.device)
-        if isinstance(self._plan, SRFT):
-            start = self.accelerator.process_index * len(marks)
-            output["verdict"] = self._verdicts()[start : start + len(marks), None]
-        self._correct_rewards(self.accelerator.gather(output["is_expert"])[:, 0])
+        marks[list(demonstrations)] = True
+        output["is_expert"] = marks.to(rewards.device)
+        if isinstance(self.config, SRFT):
+            output["verdict"] = self.ranks.local_rows(self._verdicts(rewards), len(marks))[:, None]
+        self._correct_rewards(self.ranks.gather(output["is_expert"])[:, 0], rewards, totals, metrics)
 
-    def _verdicts(self) -> Tensor:
-        """(all rows,) 1 for a right answer, -1 for a wrong one, 0 where the reward that decides does not apply."""
-        values = self._reward_table[:, self._judge]
-        return torch.where(values > self._plan.correct_above, 1.0, -1.0).masked_fill(values.isnan(), 0.0)
+    def _verdicts(self, rewards: Tensor) -> Tensor:
+        """Return (all B,): 1 for a right answer, -1 for a wrong one, 0 where the reward that decides does not apply."""
+        values = rewards[:, self.judge]
+        return torch.where(values > self.config.correct_above, 1.0, -1.0).masked_fill(values.isnan(), 0.0)
 
-    def _correct_rewards(self, expert: Tensor) -> None:
-        """Let the logged rewards be those of what was sampled, and log the expert's beside them."""
-        metrics = self._metrics["train"]
+    def _correct_rewards(self, expert: Tensor, rewards: Tensor, totals: Tensor, metrics: Metrics) -> None:
+        """Let the logged rewards be those of what was sampled, and log the demonstrations' beside them."""
         metrics["expert/share"].append(expert.float().mean().item())
         if not expert.any():
             return
-        own = self._reward_table.masked_fill(expert[:, None], torch.nan)
-        total = self._total(self._reward_table)
-        sampled = total.masked_fill(expert, torch.nan)
-        metrics["expert/reward"].append(total[expert].nanmean().item())
-        names = [f"rewards/{name}/" for name in self.reward_func_names]
+        own = rewards.masked_fill(expert[:, None], torch.nan)
+        sampled = totals.masked_fill(expert, torch.nan)
+        metrics["expert/reward"].append(totals[expert].nanmean().item())
+        names = [f"rewards/{name}/" for name in self.rewards]
         for mean, deviation, values in [
             *((f"{name}mean", f"{name}std", own[:, n]) for n, name in enumerate(names)),
             ("reward", "reward_std", sampled),
@@ -218,32 +185,77 @@ class ExpertAnswers(Imitation):
             metrics[mean][-1] = values.nanmean().item()
             metrics[deviation][-1] = nanstd(values[None]).item()
 
-    def _rescue(self, inputs: Rows, output: dict[str, Any]) -> None:
-        """Put the expert's answer in place of all completions of a prompt that has too few right ones."""
-        right = self._verdicts().view(-1, self.num_generations) > 0
-        chosen = needs_sft(right, self._plan.rescue_at).tolist()
-        swapped: dict[int, list[int]] = {}
-        silent: list[int] = []
-        for row, record in enumerate(inputs):
-            group, turn = self._place(inputs, row)
+    def _replace(self, rows: Rows, output: dict[str, Any], rewards: Tensor, step: int, metrics: Metrics) -> None:
+        """Put a demonstration in place of all completions of a prompt that has too few right ones."""
+        size = self.args.num_generations
+        chosen = needs_sft(self._verdicts(rewards).view(-1, size) > 0, self.config.rescue_at).tolist()
+        replaced: dict[int, list[int]] = {}
+        left_out: list[int] = []
+        for row, record in enumerate(rows):
+            group, turn = self.place(len(rows), row)
             answers = expert_answers(record) if chosen[group] else []
-            if answers and turn == self.num_generations - 1:
-                swapped[row] = self._encode_answer.checked(answers[self._draw(group).integers(len(answers))])
+            if answers and turn == size - 1:
+                replaced[row] = self.encode.checked(answers[self.draw(group, step).integers(len(answers))])
             elif answers:
-                silent.append(row)
-        replace_completions(output, swapped, silent, self._tokenizer.pad_token_id)
+                left_out.append(row)
+        replace_completions(output, replaced, left_out, self.pad_token_id)
         # A mean over rows gives a prompt the weight of all its rows, of which one is left.
-        weight = 1.0 if self.loss_type == "dapo" else float(self.num_generations)
+        weight = 1.0 if self.args.loss_type == "dapo" else float(size)
         output["weight"] = torch.full_like(output["is_expert"], 1, dtype=torch.float) * weight
-        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
-        count = torch.tensor([len(swapped)], device=self.accelerator.device)
-        share = self.accelerator.gather(count).sum().item() / len(chosen)
-        self._metrics["train"]["expert/share_of_prompts"].append(share)
+        output["num_items_in_batch"] = self.ranks.gather(output["completion_mask"].sum()).sum()
+        count = torch.tensor([len(replaced)], device=rewards.device)
+        share = self.ranks.gather(count).sum().item() / len(chosen)
+        metrics["expert/share_of_prompts"].append(share)
 
-    @property
-    def _skips_silent(self) -> bool:
-        """With verdicts, rows have a loss where their group's rewards are equal too."""
-        return super()._skips_silent and not isinstance(self._plan, SRFT)
+
+def build_off_policy_config(args: Any, dataset: Any, demonstrations: Any, model: Any, processor: Any) -> Any:
+    """Return the configuration of an algorithm that learns from demonstrations, whose rows are looked at; else None.
+
+    Args:
+        args: of the training; None has no algorithm.
+        dataset: of the training.
+        demonstrations: rows with questions of their own, of CHORD alone.
+        model: as the trainer was given it.
+        processor: likewise.
+
+    Raises:
+        ValueError: demonstrations that the algorithm does not take.
+        DataError: a demonstration is wrong or too long, or there is none.
+    """
+    name = getattr(args, "algorithm", None)
+    known = find_algorithm(name).expert if name else None
+    config = None
+    if known is not None:
+        config = build_config(name, known, args.algorithm_options or {}, args.num_generations)
+        check_answers(name, dataset if demonstrations is None else demonstrations, model, processor, args)
+    if demonstrations is not None and not isinstance(config, CHORD):
+        raise ValueError("demonstrations, rows with questions of their own, go with --algorithm chord alone")
+    return config
+
+
+def with_hints(prompts: Sequence[Any], completions: Sequence[Any], hints: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Return prompts without hints and completions with them: rewards are of whole answers."""
+    if not hints:
+        return list(prompts), list(completions)
+    bare = [prompt[:-1] if hint else prompt for prompt, hint in zip(prompts, hints, strict=True)]
+    whole = [
+        [{**completion[0], "content": hint + completion[0]["content"]}, *completion[1:]]
+        for completion, hint in zip(completions, hints, strict=True)
+    ]
+    return bare, whole
+
+
+def with_demonstrations(
+    ids: Sequence[list[int]], logps: Sequence[list[Any]] | None, demonstrations: Mapping[int, list[int]]
+) -> tuple[list[list[int]], list[list[Any]] | None]:
+    """Return completions with demonstrations in place of some rows.
+
+    None in place of a log-probability is TRL's way to leave a token out of the sampler's correction.
+    """
+    found = [demonstrations.get(row, sampled) for row, sampled in enumerate(ids)]
+    if logps is not None:
+        logps = [[None] * len(found[row]) if row in demonstrations else known for row, known in enumerate(logps)]
+    return found, logps
 
 
 def replace_completions(
@@ -276,7 +288,7 @@ def replace_completions(
     output["is_expert"][rows] = True
 
 
-def _begun(row: dict[str, Any], hint: str) -> dict[str, Any]:
+def with_hint(row: dict[str, Any], hint: str) -> dict[str, Any]:
     """The row with the hint as the beginning of the assistant's turn.
 
     Raises:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.losses import LossInputs
+from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 
 # Settings that change TRL's loss and have no place in another one, with the value that leaves them out.
 ONLY_IN_TRLS = {
@@ -23,59 +26,72 @@ AVERAGES = ("grpo", "dr_grpo", "dapo")
 MARKS = ("chosen", "is_expert", "verdict", "weight")  # of a rollout, for objectives
 
 
-class OwnLoss:
-    """Mixin over TRL's trainers: replaces their loss where `args.algorithm` has an objective of its own."""
+@dataclass(frozen=True)
+class LossAverage:
+    """How the losses of tokens become that of a micro-batch, as a part of its optimizer step: TRL's `--loss_type`."""
 
-    _recipe: Recipe | None
+    loss_type: str
+    max_completion_length: int
+    steps_per_generation: int
+    num_processes: int
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        if self._recipe is None or self._recipe.objective is None:
-            return super()._compute_loss(model, inputs)
-        completion = inputs["completion_mask"]
-        mask = completion * inputs.get("tool_mask", 1)  # (B, C)
-        ids, attention = (
-            torch.cat(parts, dim=1)
-            for parts in ((inputs["prompt_ids"], inputs["completion_ids"]), (inputs["prompt_mask"], completion))
-        )
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, ids, attention, completion.size(1), compute_entropy=True
-        )
+    def __call__(
+        self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor, accumulation: int, is_training: bool
+    ) -> Tensor:
+        """Return the average of (B, C) losses where the mask is 1.
+
+        Args:
+            losses: of tokens.
+            mask: 1 at tokens that count.
+            tokens_of_rollout: how many tokens count in the whole rollout, on all processes.
+            accumulation: micro-batches of the optimizer step; 1 in an evaluation.
+            is_training: an evaluation has the whole rollout in one batch.
+        """
+        sums = (losses * mask).sum(dim=1)
+        if self.loss_type == "grpo":
+            return (sums / mask.sum(dim=1).clamp(min=1)).mean() / accumulation
+        if self.loss_type == "dr_grpo":
+            return sums.sum() / (len(sums) * self.max_completion_length * accumulation)
+        tokens = tokens_of_rollout.clamp(min=1) / self.num_processes
+        return sums.sum() / (tokens * accumulation / self.steps_per_generation if is_training else tokens)
+
+
+class PolicyLoss:
+    """The loss of an algorithm with an objective of its own.
+
+    Args:
+        objective: `LossInputs` to the (B, C) losses of tokens, from `algorithms/losses.py`.
+        options: its keyword arguments.
+        beta: coefficient of the KL in the loss.
+        ranks: collectives of the run.
+    """
+
+    def __init__(self, objective: Callable[..., Tensor], options: Mapping[str, Any], beta: float, ranks: Ranks) -> None:
+        self.objective, self.options, self.beta, self.ranks = objective, options, beta, ranks
+
+    def __call__(self, scores: TokenLogprobs, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """Return the (B, C) losses of a micro-batch's tokens, and the numbers to log."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, C)
         advantages = inputs["advantages"]
         tokens = LossInputs(
-            logps=logps,
-            old=inputs.get("old_per_token_logps", logps.detach()),
+            logps=scores.logps,
+            old=inputs.get("old_per_token_logps", scores.logps.detach()),
             advantages=advantages if advantages.ndim == 2 else advantages[:, None],
             mask=mask,
             marks={name: inputs[name] for name in MARKS if name in inputs},
-            entropies=entropies.detach(),
+            entropies=scores.entropies.detach(),
         )
-        losses = self._recipe.objective(tokens, **self._options_of(self._recipe.objective))
+        losses = self.objective(tokens, **self.options)
         if "importance_sampling_ratio" in inputs:  # of vLLM
             losses = losses * inputs["importance_sampling_ratio"]
         sampled = mask * ~inputs["is_expert"] if "is_expert" in inputs else mask
+        logs = {}
         if self.beta != 0.0:
-            distance = (inputs["ref_per_token_logps"] - logps) * sampled
+            distance = (inputs["ref_per_token_logps"] - scores.logps) * sampled
             kl = distance.exp() - distance - 1
             losses = losses + self.beta * kl
-            self._log_mean("kl", kl, sampled)
-        self._log_mean("entropy", entropies, sampled)
-        return self._averaged(losses, mask, inputs["num_items_in_batch"])
-
-    def _averaged(self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor) -> Tensor:
-        """The loss of a micro-batch, by `--loss_type`, as a part of its optimizer step."""
-        parts = self.current_gradient_accumulation_steps if self.model.training else 1
-        sums = (losses * mask).sum(dim=1)
-        if self.loss_type == "grpo":
-            return (sums / mask.sum(dim=1).clamp(min=1)).mean() / parts
-        if self.loss_type == "dr_grpo":
-            return sums.sum() / (len(sums) * self.max_completion_length * parts)
-        tokens = tokens_of_rollout.clamp(min=1) / self.accelerator.num_processes
-        return sums.sum() / (tokens * parts / self.args.steps_per_generation if self.model.training else tokens)
-
-    def _log_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
-        sums = torch.stack([(values.detach() * mask).sum(), mask.sum().to(values.dtype)])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self._metrics["train" if self.model.training else "eval"][name].append(total / max(count, 1.0))
+            logs["kl"] = self.ranks.masked_mean(kl, sampled)
+        return losses, {**logs, "entropy": self.ranks.masked_mean(scores.entropies, sampled)}
 
 
 def check_objective(name: str, recipe: Recipe, args: Any) -> None:

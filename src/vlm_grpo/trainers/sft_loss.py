@@ -5,24 +5,20 @@ Both score given tokens after given prompts with the pass that the loss itself u
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import IterableDataset
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_grpo.algorithms.expert import CHORD, UFT, OffPolicyConfig, chord_mix, chord_phi, shard_rows
+from vlm_grpo.algorithms.expert import CHORD, UFT, chord_mix, chord_phi, shard_rows
 from vlm_grpo.data.experts import expert_answers
-from vlm_grpo.data.writing import write_whole
-from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt, drop_images
+from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt, PromptEncoder, drop_images
 from vlm_grpo.rollouts.messages import read_prompt
+from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.demonstration_encoder import DemonstrationEncoder, DemonstrationStream, answer_columns
-
-STATE = "expert.json"
 
 
 @dataclass(frozen=True)
@@ -35,119 +31,141 @@ class ExpertBatch:
     anywhere: list[bool]
 
 
-class Imitation:
-    """Mixin over `VLMTrainerMixin`: adds its losses where the plan of the algorithm asks for them."""
+class MicroStep(NamedTuple):
+    """Where a micro-batch stands: its optimizer step, its number in it, and how many that step has."""
 
-    _plan: OffPolicyConfig | None
-    _encode_answer: DemonstrationEncoder
-    _demonstrations: Any
+    step: int
+    number: int
+    count: int
 
-    def _start_imitation(self) -> None:
-        """Find the rows that have an answer; called once.
 
-        Raises:
-            ValueError: the data are a stream, whose rows have no numbers.
-        """
+Score = Callable[[Sequence[EncodedPrompt], Sequence[bool], Tensor, Tensor, int], Tensor]
+
+
+class SFTLoss:
+    """Negative log-likelihood of demonstrations, beside the loss of the rollout.
+
+    Args:
+        config: of the algorithm: CHORD draws batches of demonstrations, UFT takes the hints of the rollout.
+        rows: of the data that CHORD draws from.
+        encoder: encodes prompts.
+        encode: from a demonstration to its tokens.
+        args: of the training.
+        pad_token_id: pads rows.
+        ranks: collectives of the run.
+
+    Raises:
+        ValueError: rows of a stream, which have no numbers, or none with a demonstration.
+    """
+
+    file = "expert.json"  # of a checkpoint
+
+    def __init__(
+        self,
+        config: CHORD | UFT,
+        rows: Any,
+        encoder: PromptEncoder,
+        encode: DemonstrationEncoder,
+        args: Any,
+        pad_token_id: int,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.rows, self.encoder, self.encode = config, rows, encoder, encode
+        self.args, self.pad_token_id, self.ranks = args, pad_token_id, ranks
+        self.stream: DemonstrationStream | None = self._stream() if isinstance(config, CHORD) else None
         self._batch: ExpertBatch | None = None
-        self._stream: DemonstrationStream | None = None
-        if not isinstance(self._plan, CHORD):
-            return
-        self._answered = self.train_dataset if self._demonstrations is None else self._demonstrations
-        if isinstance(self._answered, IterableDataset):
+
+    def _stream(self) -> DemonstrationStream:
+        if isinstance(self.rows, IterableDataset):
             raise ValueError(f"--algorithm {self.args.algorithm} draws rows by number, which --streaming cannot")
-        found = [number for number, row in enumerate(answer_columns(self._answered)) if expert_answers(row)]
+        found = [number for number, row in enumerate(answer_columns(self.rows)) if expert_answers(row)]
         if not found:
             raise ValueError(f"--algorithm {self.args.algorithm}: no row that is short enough has an expert's answer")
-        self._stream = DemonstrationStream(found, self.args.seed)
+        return DemonstrationStream(found, self.args.seed)
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
-        if not self.model.training:
-            return loss
-        if isinstance(self._plan, CHORD):
-            mu = self._plan.mu(self.state.global_step)
-            self._metrics["train"]["expert/mu"].append(mu)
-            return chord_mix(loss, self._loss_of_answers(model), mu) if mu else loss
-        if isinstance(self._plan, UFT) and inputs["hint_tokens"] > 0:
-            return loss + self._plan.hint_coef * self._loss_of_hints(model, inputs)
-        return loss
+    def add(
+        self, loss: Tensor, score: Score, inputs: Mapping[str, Any], anywhere: Sequence[bool], place: MicroStep
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a training micro-batch with that of demonstrations, and the numbers to log.
 
-    def _loss_of_answers(self, model: nn.Module) -> Tensor:
-        """This micro-batch's part of the mean over all tokens of the step's answers."""
-        batch, world = self._batch_of_step(), self.accelerator.num_processes
-        parts = self.current_gradient_accumulation_steps
-        slot = (self._step - self._begun.micro_step) * world + self.accelerator.process_index
-        mine = shard_rows(len(batch.rows), slot, parts * world)
-        samples = drop_images(self.encoder.encode([batch.rows[row] for row, _ in mine]))
-        tokens = [batch.tokens[row] for row, _ in mine]
-        logps, mask = self._score_given(model, samples, tokens, batch.anywhere)
+        Args:
+            loss: of the rollout.
+            score: from prompts, their media on any process, and (N, P + C) tokens and mask to (N, C) logprobs.
+            inputs: the micro-batch.
+            anywhere: which of MEDIA_KINDS it shows on any process.
+            place: of the micro-batch.
+        """
+        if isinstance(self.config, CHORD):
+            mu = self.config.mu(place.step)
+            if not mu:
+                return loss, {"expert/mu": mu}
+            sft = self._of_demonstrations(score, place)
+            return chord_mix(loss, sft, mu), {"expert/mu": mu, "expert/loss": self._mean(sft * place.count)}
+        if inputs["hint_tokens"] > 0:
+            sft = self._of_hints(score, inputs, anywhere, place)
+            return loss + self.config.hint_coef * sft, {"expert/loss": self._mean(sft * place.count)}
+        return loss, {}
+
+    def _mean(self, loss: Tensor) -> float:
+        return self.ranks.accelerator.reduce(loss.detach(), reduction="mean").item()
+
+    def _of_demonstrations(self, score: Score, place: MicroStep) -> Tensor:
+        """This micro-batch's part of the mean over all tokens of the step's demonstrations."""
+        batch, world = self._batch_of(place.step), self.ranks.count
+        mine = shard_rows(len(batch.rows), place.number * world + self.ranks.index, place.count * world)
+        prompts = drop_images(self.encoder.encode([batch.rows[row] for row, _ in mine]))
+        logps, mask = self._score(score, prompts, [batch.tokens[row] for row, _ in mine], batch.anywhere)
         weights = mask * torch.tensor([[weight] for _, weight in mine], device=mask.device)
-        losses = -logps * (chord_phi(logps) if self._plan.phi else 1.0)
-        loss = (losses * weights).sum() * world / sum(map(len, batch.tokens))
-        self._log_imitation(loss * parts)
-        return loss
+        losses = -logps * (chord_phi(logps) if self.config.phi else 1.0)
+        return (losses * weights).sum() * world / sum(map(len, batch.tokens))
 
-    def _batch_of_step(self) -> ExpertBatch:
+    def _batch_of(self, step: int) -> ExpertBatch:
         """The same for all micro-batches of an optimizer step, also for those that are taken again."""
-        step = self.state.global_step
         if self._batch is None or self._batch.step != step:
             everyone = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            size = self._plan.expert_batch or max(1, everyone * self.accelerator.num_processes // 4)
-            taken = self._stream.take(size)
-            rows = [self._answered[number] for number, _ in taken]
+            size = self.config.expert_batch or max(1, everyone * self.ranks.count // 4)
+            numbers = self.stream.take(size)
+            rows = [self.rows[number] for number, _ in numbers]
             answers = [expert_answers(row) for row in rows]
-            chosen = [known[turn % len(known)] for known, (_, turn) in zip(answers, taken, strict=True)]
+            chosen = [known[turn % len(known)] for known, (_, turn) in zip(answers, numbers, strict=True)]
             prompts = [read_prompt(row) for row in rows]
-            shown = {"image": any(p.images for p in prompts), "video": any(p.videos for p in prompts)}
-            anywhere = [shown[kind] for kind in MEDIA_KINDS]
-            self._batch = ExpertBatch(step, rows, [self._encode_answer.checked(a) for a in chosen], anywhere)
+            media = {"image": any(p.images for p in prompts), "video": any(p.videos for p in prompts)}
+            anywhere = [media[kind] for kind in MEDIA_KINDS]
+            self._batch = ExpertBatch(step, rows, [self.encode.checked(a) for a in chosen], anywhere)
         return self._batch
 
-    def _loss_of_hints(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _of_hints(self, score: Score, inputs: Mapping[str, Any], anywhere: Sequence[bool], place: MicroStep) -> Tensor:
         """This micro-batch's part of the mean over all tokens of the step's hints, one hint for each completion."""
-        rows = {id(sample): sample for sample in inputs["samples"] if sample.begun}
-        counts = [sum(sample is other for other in inputs["samples"]) for sample in rows.values()]
-        samples, tokens = [without_hint(s) for s in rows.values()], [s.input_ids[-s.begun :] for s in rows.values()]
+        rows = {id(prompt): prompt for prompt in inputs["samples"] if prompt.begun}
+        counts = [sum(prompt is other for other in inputs["samples"]) for prompt in rows.values()]
+        prompts, tokens = [without_hint(p) for p in rows.values()], [p.input_ids[-p.begun :] for p in rows.values()]
         if not rows:  # other processes have some
-            samples, tokens, counts = inputs["samples"][:1], [[self._encode_answer.end]], [0]
-        logps, mask = self._score_given(model, samples, tokens, self._media_anywhere)
+            prompts, tokens, counts = inputs["samples"][:1], [[self.encode.end]], [0]
+        logps, mask = self._score(score, prompts, tokens, anywhere)
         weights = mask * torch.tensor(counts, device=mask.device)[:, None]
-        parts = self.current_gradient_accumulation_steps
-        everyone = inputs["hint_tokens"] * parts / self.args.steps_per_generation / self.accelerator.num_processes
-        loss = (-logps * weights).sum() / everyone
-        self._log_imitation(loss * parts)
-        return loss
+        everyone = inputs["hint_tokens"] * place.count / self.args.steps_per_generation / self.ranks.count
+        return (-logps * weights).sum() / everyone
 
-    def _score_given(
-        self, model: nn.Module, samples: Sequence[EncodedPrompt], tokens: Sequence[list[int]], anywhere: list[bool]
+    def _score(
+        self, score: Score, prompts: Sequence[EncodedPrompt], tokens: Sequence[list[int]], anywhere: Sequence[bool]
     ) -> tuple[Tensor, Tensor]:
-        """(N, C) log-probabilities of given completions, with gradients, and their mask."""
-        ids, mask, width = padded_rows(samples, tokens, self._tokenizer.pad_token_id)
-        device = self.accelerator.device
-        kept = self._samples, self._media_anywhere
-        self._samples, self._media_anywhere = list(samples), anywhere
-        try:
-            logps, _, _ = self._get_per_token_logps_and_entropies(model, ids.to(device), mask.to(device), width)
-        finally:
-            self._samples, self._media_anywhere = kept
-        return logps, mask[:, -width:].to(device)
+        """Return (N, C) log-probabilities of given completions, with gradients, and their mask."""
+        ids, mask, width = padded_rows(prompts, tokens, self.pad_token_id)
+        device = self.ranks.accelerator.device
+        return score(prompts, anywhere, ids.to(device), mask.to(device), width), mask[:, -width:].to(device)
 
-    def _log_imitation(self, loss: Tensor) -> None:
-        mean = self.accelerator.reduce(loss.detach(), reduction="mean")
-        self._metrics["train"]["expert/loss"].append(mean.item())
+    def state_dict(self) -> dict[str, int]:
+        """Return what a checkpoint keeps: how far demonstrations were drawn."""
+        return {} if self.stream is None else self.stream.state()
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        if self._stream is not None and self.args.process_index == 0:
-            path = Path(output_dir) / STATE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(self._stream.state()) + "\n")
-        super()._save_rng_state(output_dir)
+    def load_state_dict(self, state: Mapping[str, int], where: str) -> None:
+        """Go on where a checkpoint was written.
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        path = Path(checkpoint or "") / STATE
-        if self._stream is not None and checkpoint is not None and path.is_file():
-            self._stream.restore(json.loads(path.read_text(encoding="utf-8")), str(path))
+        Raises:
+            ValueError: it was written with other rows or another seed.
+        """
+        if self.stream is not None:
+            self.stream.restore(state, where)
             self._batch = None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vlm_grpo.shared_prefix.compat import SharedPrefixState
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
+
+Metrics = dict[str, list[float]]
 
 
 class StepStart(NamedTuple):
@@ -18,54 +21,69 @@ class StepStart(NamedTuple):
     micro_step: int
 
 
-class StepRepeating:
-    """Mixin of `PromptSharing`: what `training_step` does when a packed forward or its backward has no memory left."""
+class StepRetry:
+    """What a training step does when a packed forward or its backward has no memory left.
 
-    def _start_repeating(self) -> None:
-        self._cutting = ForwardSplitter()
-        self._begun = StepStart(-1, 0)
-        self._is_repeating = False
-        self._loss_step = -1
-        self._metrics_before_loss: dict[str, list[float]] = {}
+    Args:
+        shared_prefix: only packed forwards can be made smaller.
+        splitter: makes them smaller.
+        is_single_process: whether no other process waits for this one in a collective.
+    """
 
-    @property
-    def _is_alone(self) -> bool:
-        """Whether no other process waits for this one in a collective."""
-        return self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+    def __init__(self, shared_prefix: SharedPrefixState, splitter: ForwardSplitter, is_single_process: bool) -> None:
+        self.shared_prefix, self.splitter, self.is_single_process = shared_prefix, splitter, is_single_process
+        self.start = StepStart(-1, 0)
+        self.is_retry = False
+        self.loss_step = -1  # micro-step whose loss was begun last
+        self._num_rows = 0
+        self._metrics_before_loss: Metrics = {}
 
-    def _begin_loss(self) -> None:
-        """Remember what a repetition has to start from."""
-        if self.model.training and not self._is_repeating:
-            self._loss_step = self._step
-            self._metrics_before_loss = {name: [*values] for name, values in self._metrics["train"].items()}
+    def begin_loss(self, micro_step: int, num_rows: int, metrics: Metrics) -> None:
+        """Remember what a retry has to start from; called at the start of the loss of a training micro-step."""
+        self._num_rows = num_rows
+        if not self.is_retry:
+            self.loss_step = micro_step
+            self._metrics_before_loss = {name: [*values] for name, values in metrics.items()}
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """TRL's. A backward that stops in the middle leaves half a gradient: it is made anew from its first micro-step.
+    def run(
+        self,
+        take: Callable[[int], Tensor],
+        start: StepStart,
+        metrics: Callable[[], Metrics],
+        zero_grad: Callable[[], None],
+    ) -> Tensor:
+        """Return the loss of a micro-step. A backward that stops in the middle leaves half a gradient: the optimizer
+        step is made anew from its first micro-step, whose rollout is in the buffer and whose metrics are counted.
+
+        Args:
+            take: runs the micro-step of a number.
+            start: the optimizer step and the micro-step.
+            metrics: returns those of training, which a retry resets.
+            zero_grad: drops the half gradient.
 
         Raises:
             torch.OutOfMemoryError: rows go one by one already, or other processes wait for this one.
         """
-        if self._begun.optimizer_step != self.state.global_step:
-            self._begun = StepStart(self.state.global_step, self._step)
-        first, last = self._step, self._step
+        if self.start.optimizer_step != start.optimizer_step:
+            self.start = start
+        first, last = start.micro_step, start.micro_step
         while True:
             try:
-                return self._micro_steps(range(first, last + 1), model, inputs, num_items_in_batch)
+                return self._take(take, range(first, last + 1), metrics)
             except torch.OutOfMemoryError as error:
-                in_packed_loss = self._sharing.is_on and self._sharing.is_checked and self._loss_step == last
-                if not (in_packed_loss and self._is_alone):
+                is_packed = self.shared_prefix.is_on and self.shared_prefix.is_checked and self.loss_step == last
+                if not (is_packed and self.is_single_process):
                     raise
-                self._cutting.halve(len(self._samples), error)
-            self.model.zero_grad()
-            first, self._is_repeating = self._begun.micro_step, True
+                self.splitter.halve(self._num_rows, error)
+            zero_grad()
+            first, self.is_retry = self.start.micro_step, True
 
-    def _micro_steps(self, steps: range, *args: Any) -> Tensor:
-        """The loss of the last step. Repeated ones find their rollout in the buffer, and their metrics counted."""
+    def _take(self, take: Callable[[int], Tensor], steps: range, metrics: Callable[[], Metrics]) -> Tensor:
         for step in steps:
-            if self._is_repeating:
-                self._step = step
-                kept = {name: [*values] for name, values in self._metrics_before_loss.items()}
-                self._metrics["train"] = defaultdict(list, kept)
-            loss = super().training_step(*args)
-        self._is_repeating = False
+            if self.is_retry:
+                current = metrics()
+                current.clear()
+                current.update({name: [*values] for name, values in self._metrics_before_loss.items()})
+            loss = take(step)
+        self.is_retry = False
         return loss

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_says_use_cache_false_samples_with_one(
 ):
     trainer = build(without_cache, tmp_path, kind, shared_prefix=mode, max_steps=1)
     assert trainer.model.generation_config.use_cache is False
-    trainer._sharing.is_checked = True
+    trainer.shared_prefix.is_checked = True
     shapes = forwarded(trainer)
     trainer.train()
     assert [width for _, width in shapes[1:8]] == [1] * 7
@@ -179,7 +179,7 @@ def test_a_trainer_decodes_as_it_is_told(decoding: str, tiny_model: Path, tmp_pa
     whole = shared_prefill.static_cache
     monkeypatch.setattr(shared_prefill, "static_cache", lambda *args: sizes.append(1) or whole(*args))
     trainer = build(tiny_model, tmp_path, max_steps=1)
-    trainer.decoding = decoding
+    trainer.engine.decoding = decoding
     trainer.train()
     assert len(sizes) == (decoding == "static")
     assert differences(trained(tiny_model, tmp_path, max_steps=1), trainer)["logs"] < 1e-5
