@@ -22,6 +22,7 @@ from vlm_grpo.evaluation import live, live_curves, live_gallery
 from vlm_grpo.evaluation.live import LiveReport, ReportFolder
 from vlm_grpo.evaluation.live_curves import Curves, Point, merged, point_of, restored
 from vlm_grpo.evaluation.live_gallery import Gallery, clip, encode_image, groups_of, prompt_text, spread
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -181,11 +182,13 @@ def test_an_image_that_cannot_be_read_is_left_out():
 def test_a_process_finds_its_own_part_of_what_was_gathered():
     """Of two processes with two rows each, in logs that also hold an older rollout; the second row of each is cut."""
     logs = {"completion": list("oldABCD"), "rewards": {"accuracy": [9.0, 1.0, 2.0, 3.0, 4.0]}}
-    output = {
-        "completion_ids": torch.tensor([[5, 2, 0], [5, 5, 5]]),
-        "completion_mask": torch.tensor([[1, 1, 0], [0, 0, 0]]),  # a truncated completion is left out of the loss
-        "advantages": torch.tensor([0.25, -0.25]),
-    }
+    output = RolloutBatch(
+        prompt_ids=torch.ones(2, 1),
+        prompt_mask=torch.ones(2, 1),
+        completion_ids=torch.tensor([[5, 2, 0], [5, 5, 5]]),
+        completion_mask=torch.tensor([[1, 1, 0], [0, 0, 0]]),  # a truncated completion is left out of the loss
+        advantages=torch.tensor([0.25, -0.25]),
+    )
     found = local_rollout([{}, {}], [[], []], output, logs, [2, 0], SampleLocation(step=8, rank=1, world=2))
     assert (found.completions, found.rewards) == (["C", "D"], {"accuracy": [3.0, 4.0]})
     assert (found.lengths, found.is_cut, found.advantages, found.step) == ([2, 3], [False, True], [0.25, -0.25], 8)

@@ -16,6 +16,7 @@ from tests.support.families import FAMILIES_TINY
 from tests.support.training import differences, picture, settings, user
 from vlm_grpo.data.toy.candidates import write_candidates
 from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.segment import full_row
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -158,7 +159,7 @@ def test_scores_are_those_of_the_whole_conversation(shared_prefix: str, tiny_mod
     length = int(output["completion_mask"][0].sum())
     expected = plain_logps(trainer, conversation(trainer, expected_turns(trainer)), length)
     with torch.no_grad():
-        found = trainer.completion_logprobs(output, trainer.model, chunk=4).logps
+        found = trainer.completion_logprobs(RolloutBatch.from_trl_dict(output), trainer.model, chunk=4).logps
     assert torch.allclose(found[0, :length], expected, atol=1e-5)
 
 
@@ -204,7 +205,7 @@ def test_old_log_probabilities_of_rloo_are_of_own_tokens(tiny_model: Path, tmp_p
     trainer = build("rloo", tiny_model, tmp_path, beta=0.1)
     output = rollout(trainer)
     with torch.no_grad():
-        logps = trainer.completion_logprobs(output, trainer.model, chunk=4).logps
+        logps = trainer.completion_logprobs(RolloutBatch.from_trl_dict(output), trainer.model, chunk=4).logps
     own = output["completion_mask"] * output["tool_mask"]
     assert torch.allclose(output["old_logps"], (logps * own).sum(dim=1), atol=1e-4)
     assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0.0, abs=1e-6)
@@ -425,7 +426,7 @@ def test_other_families_show_pictures_in_turns(family: str, tmp_path: Path):
     for is_on in (True, False):
         trainer.shared_prefix.is_on = trainer.shared_prefix.is_on and is_on
         with torch.no_grad():
-            scores.append(trainer.completion_logprobs(output, trainer.model, chunk=4).logps)
+            scores.append(trainer.completion_logprobs(RolloutBatch.from_trl_dict(output), trainer.model, chunk=4).logps)
     real = output["completion_mask"].bool()
     assert torch.allclose(scores[0][real], scores[1][real], atol=1e-4)
     trainer.train()

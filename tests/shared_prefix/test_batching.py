@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_grpo.rollouts.batch import prompt_groups, shuffle_groups
+from vlm_grpo.rollouts.batch import RolloutBatch, prompt_groups
 from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.shared_prefix.batching import divide
 
@@ -23,21 +23,17 @@ def test_runs_are_neighbours_with_the_same_prompt():
 def test_shuffling_keeps_groups_whole_and_columns_together():
     prompts = [EncodedPrompt([number], str(number)) for number in range(6)]
     samples = [prompt for prompt in prompts for _ in range(3)]
-    batch = {
-        "samples": samples,
-        "number": torch.arange(18),
-        "words": [str(row) for row in range(18)],
-        "scalar": torch.tensor(7),
-        "nothing": None,
-    }
+    ids = torch.zeros(18, 1, dtype=torch.long)
+    others = {"words": [str(row) for row in range(18)], "scalar": torch.tensor(7), "nothing": None}
+    batch = RolloutBatch(ids, ids, ids, ids, advantages=torch.arange(18), prompts=samples, others=others)
     torch.manual_seed(0)
-    shuffled = shuffle_groups(batch)
-    numbers = shuffled["number"].tolist()
+    shuffled = batch.shuffle_groups()
+    numbers = shuffled.advantages.tolist()
     assert sorted(numbers) == list(range(18)) and numbers != list(range(18))
     assert all(numbers[row : row + 3] == [numbers[row], numbers[row] + 1, numbers[row] + 2] for row in range(0, 18, 3))
-    assert [samples[number] for number in numbers] == shuffled["samples"]
-    assert [str(number) for number in numbers] == shuffled["words"]
-    assert shuffled["scalar"] == 7 and shuffled["nothing"] is None
+    assert [samples[number] for number in numbers] == shuffled.prompts
+    assert [str(number) for number in numbers] == shuffled.others["words"]
+    assert shuffled.others["scalar"] == 7 and shuffled.others["nothing"] is None
 
 
 def test_forwards_hold_whole_groups_within_the_budget():

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.support.training import differences, image_rows, settings
-from vlm_grpo.rollouts.batch import concat_rollouts, select_rows
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.state_file import load_state
@@ -70,11 +71,11 @@ def test_what_is_left_over_begins_the_next_rollout_with_its_own_probabilities(ti
         before = trainer.dynamic_sampler.left_over
         rollout = fill(inputs)
         if before is not None:
-            size = len(before["completion_ids"])
-            width = before["completion_ids"].size(1)
-            assert torch.equal(rollout["completion_ids"][:size, :width], before["completion_ids"])
-            assert torch.equal(rollout["old_per_token_logps"][:size, :width], before["old_per_token_logps"])
-            new = trainer.completion_logprobs(rollout, trainer.model).logps.detach()
+            size = len(before.completion_ids)
+            width = before.completion_ids.size(1)
+            assert torch.equal(rollout["completion_ids"][:size, :width], before.completion_ids)
+            assert torch.equal(rollout["old_per_token_logps"][:size, :width], before.old_logps)
+            new = trainer.completion_logprobs(RolloutBatch.from_trl_dict(rollout), trainer.model).logps.detach()
             assert not torch.allclose(new[:size], rollout["old_per_token_logps"][:size], atol=1e-4)
             assert torch.allclose(new[size:], rollout["old_per_token_logps"][size:], atol=1e-4)
             kept.append(size)
@@ -142,23 +143,33 @@ def test_what_cannot_work_is_refused(options: dict, message: str, tiny_model: Pa
 
 def test_rollouts_are_joined_and_taken_apart():
     """Prompts are padded on the left, everything of completions on the right, each with what means nothing there."""
-    one = {"prompt_ids": torch.tensor([[5, 6]]), "completion_ids": torch.tensor([[7]]), "samples": ["a"]}
-    one |= {
-        "completion_mask": torch.tensor([[1]]),
-        "advantages": torch.tensor([0.5]),
-        "num_items_in_batch": torch.tensor(1),
-    }
-    two = {"prompt_ids": torch.tensor([[4]]), "completion_ids": torch.tensor([[8, 9]]), "samples": ["b"]}
-    two |= {
-        "completion_mask": torch.tensor([[1, 1]]),
-        "advantages": torch.tensor([-0.5]),
-        "num_items_in_batch": torch.tensor(2),
-    }
-    whole = concat_rollouts([one, two], pad_token_id=99)
-    assert whole["prompt_ids"].tolist() == [[5, 6], [99, 4]]
-    assert whole["completion_ids"].tolist() == [[7, 99], [8, 9]]
-    assert whole["completion_mask"].tolist() == [[1, 0], [1, 1]]
-    assert whole["samples"] == ["a", "b"] and whole["num_items_in_batch"] == 1
-    back = select_rows(whole, [1])
-    assert back["samples"] == ["b"] and back["advantages"].tolist() == [-0.5]
-    assert select_rows(whole, [])["completion_ids"].shape == (0, 2)
+    first, second = EncodedPrompt([5, 6], "a"), EncodedPrompt([4], "b")
+    one = RolloutBatch(
+        prompt_ids=torch.tensor([[5, 6]]),
+        prompt_mask=torch.tensor([[1, 1]]),
+        completion_ids=torch.tensor([[7]]),
+        completion_mask=torch.tensor([[1]]),
+        advantages=torch.tensor([0.5]),
+        num_items_in_batch=torch.tensor(1),
+        tool_mask=torch.tensor([[0]]),
+        prompts=[first],
+    )
+    two = RolloutBatch(
+        prompt_ids=torch.tensor([[4]]),
+        prompt_mask=torch.tensor([[1]]),
+        completion_ids=torch.tensor([[8, 9]]),
+        completion_mask=torch.tensor([[1, 1]]),
+        advantages=torch.tensor([-0.5]),
+        num_items_in_batch=torch.tensor(2),
+        tool_mask=torch.tensor([[1, 0]]),
+        prompts=[second],
+    )
+    whole = RolloutBatch.concat([one, two], pad_token_id=99)
+    assert whole.prompt_ids.tolist() == [[5, 6], [99, 4]] and whole.prompt_mask.tolist() == [[1, 1], [0, 1]]
+    assert whole.completion_ids.tolist() == [[7, 99], [8, 9]]
+    assert whole.completion_mask.tolist() == [[1, 0], [1, 1]] and whole.tool_mask.tolist() == [[0, 1], [1, 0]]
+    assert whole.loss_mask.tolist() == [[0, 0], [1, 0]]
+    assert whole.prompts == [first, second] and whole.num_items_in_batch == 1
+    back = whole.select([1])
+    assert back.prompts == [second] and back.advantages.tolist() == [-0.5]
+    assert whole.select([]).completion_ids.shape == (0, 2)

@@ -17,6 +17,7 @@ from tests.trainers.test_algorithms import SAME_LENGTH, build, by_text, trained
 from tests.trainers.test_distributed import assert_equal_steps, train, write_data
 from vlm_grpo.algorithms import ALGORITHMS
 from vlm_grpo.algorithms.advantages import EPSILON
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 
@@ -33,7 +34,8 @@ def last_rollout(trainer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     def watched(inputs: list) -> dict[str, Any]:
         output = generate(inputs)
         with torch.no_grad():
-            logps = [trainer.completion_logprobs(output, model).logps for model in (trainer.model, trainer.ref_model)]
+            batch = RolloutBatch.from_trl_dict(output)
+            logps = [trainer.completion_logprobs(batch, model).logps for model in (trainer.model, trainer.ref_model)]
         rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))
         seen.append((rewards, output["completion_mask"], *logps, output["advantages"]))
         return output

@@ -17,6 +17,7 @@ from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.expert import segments
 from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.problems import DataError
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
 from vlm_grpo.trainers.base import VLMTrainerMixin
@@ -137,12 +138,8 @@ def test_entropy_and_kl_are_those_of_what_was_sampled(tiny_model: Path, tmp_path
         assert torch.equal(mask, inputs["completion_mask"] * ~inputs["is_expert"])
     kl = logged[2][0]
     assert kl[second["is_expert"][:, 0]].abs().sum() == 0 and kl[~second["is_expert"][:, 0]].sum() > 1e-3
-    inputs = {
-        "advantages": torch.ones(2),
-        "completion_mask": torch.ones(2, 3),
-        "is_expert": torch.tensor([[True], [False]]),
-    }
-    silence = ZeroAdvantageRows(inputs)
+    ones, is_expert = torch.ones(2, 3), torch.tensor([[True], [False]])
+    silence = ZeroAdvantageRows(RolloutBatch(ones, ones, ones, ones, torch.ones(2), is_expert=is_expert))
     silence.completed(TokenLogprobs(torch.zeros(2, 3), torch.tensor([[9.0] * 3, [1.0, 2.0, 3.0]]), None))
     assert silence.entropy_stats.tolist() == [6, 3]
 
@@ -436,16 +433,18 @@ def test_answers_stay_out_of_the_samplers_correction():
 
 def test_replaced_rows_have_no_past():
     """A longer answer widens every tensor of tokens; weights of the sampler are 1, by token or by completion."""
-    output = {
-        "completion_ids": torch.tensor([[1, 2], [3, 4]]),
-        "completion_mask": torch.ones(2, 2, dtype=torch.long),
-        "old_per_token_logps": torch.full((2, 2), -5.0),
-        "importance_sampling_ratio": torch.full((2, 1), 0.5),
-        "advantages": torch.tensor([0.5, -0.5]),
-    }
+    output = RolloutBatch(
+        prompt_ids=torch.ones(2, 1),
+        prompt_mask=torch.ones(2, 1),
+        completion_ids=torch.tensor([[1, 2], [3, 4]]),
+        completion_mask=torch.ones(2, 2, dtype=torch.long),
+        old_logps=torch.full((2, 2), -5.0),
+        importance_sampling_ratio=torch.full((2, 1), 0.5),
+        advantages=torch.tensor([0.5, -0.5]),
+    )
     replace_completions(output, {1: [7, 8, 9]}, [0], pad=0)
-    assert output["completion_ids"].tolist() == [[1, 2, 0], [7, 8, 9]]
-    assert output["completion_mask"].tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert output["old_per_token_logps"].tolist() == [[-5, -5, 0], [0, 0, 0]]
-    assert output["importance_sampling_ratio"].tolist() == [[0.5], [1.0]]
-    assert output["advantages"].tolist() == [0, 1] and output["is_expert"].tolist() == [[False], [True]]
+    assert output.completion_ids.tolist() == [[1, 2, 0], [7, 8, 9]]
+    assert output.completion_mask.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert output.old_logps.tolist() == [[-5, -5, 0], [0, 0, 0]]
+    assert output.importance_sampling_ratio.tolist() == [[0.5], [1.0]]
+    assert output.advantages.tolist() == [0, 1] and output.is_expert.tolist() == [[False], [True]]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vlm_grpo.rollouts.batch import RolloutBatch
+
 PER_COMPLETION = ("rows", "images", "completions", "advantages", "lengths", "is_cut")
 
 
@@ -46,7 +48,7 @@ class SampleLocation(NamedTuple):
 def local_rollout(
     rows: Sequence[Mapping[str, Any]],
     images: Sequence[Sequence[Any]],
-    output: Mapping[str, Any],
+    batch: RolloutBatch,
     logs: Mapping[str, Any],
     ends: Iterable[int],
     place: SampleLocation,
@@ -57,20 +59,20 @@ def local_rollout(
     Args:
         rows: this process's rows of the data, one for each completion.
         images: their decoded images.
-        output: what TRL made of them, for the loss.
+        batch: what was made of them, for the loss.
         logs: what TRL gathered; each list ends with this rollout's values of all processes, in order of rank.
         ends: tokens that end a completion, and the one that pads it.
         place: of this process.
         turns: what the assistant said in each row, with what the prompt had opened of it; else TRL's completions.
     """
-    lengths, is_cut = completion_lengths(output["completion_ids"], output["completion_mask"], ends)
+    lengths, is_cut = completion_lengths(batch.completion_ids, batch.completion_mask, ends)
     return LoggedRollout(
         step=place.step,
         rows=rows,
         images=images,
         completions=turns or _own_part(logs["completion"], len(rows), place),
         rewards={name: _own_part(values, len(rows), place) for name, values in logs["rewards"].items()},
-        advantages=_of_completions(output["advantages"], output["completion_mask"]),
+        advantages=_of_completions(batch.advantages, batch.completion_mask),
         lengths=lengths,
         is_cut=is_cut,
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 
 
@@ -19,13 +17,11 @@ class ZeroAdvantageRows:
         entropy_stats: (2,), sum of the entropies of the scored tokens and how many these are.
     """
 
-    def __init__(self, inputs: Mapping[str, Any]) -> None:
-        advantages: Tensor = inputs["advantages"]
-        self.rows = (advantages == 0).reshape(len(advantages), -1).all(dim=1)
-        mask: Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        self._mask = mask * ~inputs["is_expert"] if "is_expert" in inputs else mask  # of the policy's own tokens
-        self._old = inputs.get("old_per_token_logps", inputs.get("old_logps"))  # of GRPO (B, C), of RLOO (B,)
-        self.entropy_stats = torch.zeros(2, device=advantages.device)
+    def __init__(self, batch: RolloutBatch) -> None:
+        self.rows = (batch.advantages == 0).reshape(len(batch), -1).all(dim=1)
+        self._mask = batch.sampled_mask
+        self._old = batch.old_sequence_logps if batch.old_logps is None else batch.old_logps
+        self.entropy_stats = torch.zeros(2, device=batch.advantages.device)
 
     def completed(self, scores: TokenLogprobs) -> TokenLogprobs:
         """The scores with the old log-probabilities where rows are silent: a ratio of 1, which cannot overflow."""

@@ -41,7 +41,7 @@ from vlm_grpo.loading import (
     name_experts,
     placeholder_ids,
 )
-from vlm_grpo.rollouts.batch import prompt_groups, shuffle_groups
+from vlm_grpo.rollouts.batch import RolloutBatch, prompt_groups
 from vlm_grpo.rollouts.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
@@ -381,25 +381,25 @@ class VLMTrainerMixin:
         steps = self.args.steps_per_generation
         is_due = self._step % (steps * self.num_iterations) == 0 and not self.retry.is_retry
         if is_due or self._buffered_inputs is None:
-            rollout = shuffle_groups(self._generate_and_score_completions(generation_batch))
-            self._buffered_inputs = split_tensor_dict(rollout, steps)
+            rollout = RolloutBatch.from_trl_dict(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = split_tensor_dict(rollout.shuffle_groups().to_trl_dict(), steps)
         return self._buffered_inputs[self._step % steps]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a rollout as TRL's loss takes it, of groups with a signal where dynamic sampling is on."""
         if self.dynamic_sampler is None or not self.model.training:
-            return self._roll_out(inputs)[0]
+            return self._roll_out(inputs)[0].to_trl_dict()
         name = self.args.dynamic_sampling_reward
 
-        def sample(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
-            output, rewards = self._roll_out(rows)
-            output["old_per_token_logps"] = self._old_logprobs(output).logps
+        def sample(rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+            batch, rewards = self._roll_out(rows)
+            batch.old_logps = self._old_logprobs(batch).logps
             decides = None if name is None else rewards[:, self.reward_func_names.index(name)]
-            return output, total_rewards(rewards, self.reward_weights) if decides is None else decides
+            return batch, total_rewards(rewards, self.reward_weights) if decides is None else decides
 
-        return self.dynamic_sampler.collect(inputs, sample, self._metrics["train"])
+        return self.dynamic_sampler.collect(inputs, sample, self._metrics["train"]).to_trl_dict()
 
-    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
+    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
         current = self.current = CurrentRollout()
         step = self.state.global_step
@@ -417,21 +417,19 @@ class VLMTrainerMixin:
             if self.env_pool is not None:
                 current.trajectories, rows = self.env_pool.begin(rows)
             stripped = self._encode(rows, current)
-        output = super()._generate_and_score_completions(stripped)
-        self._assign_credit(output)
+        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
+        self._assign_credit(batch)
         images = [row.get("images") or [] for row in rows] if self._is_stock else self._shown_images(current)
-        self._log_rollout(rows, images, output)
+        self._log_rollout(rows, images, batch)
         if not self._is_stock:
-            self._end_trajectories(output)
-            output["samples"] = drop_images(current.prompts)
-            anywhere = zip(MEDIA_KINDS, current.media_anywhere, strict=True)
-            output |= {f"{kind}_anywhere": torch.tensor(is_anywhere) for kind, is_anywhere in anywhere}
+            self._end_trajectories(batch)
+            batch.prompts, batch.media_anywhere = drop_images(current.prompts), current.media_anywhere
         if is_off_policy:
             totals = total_rewards(current.rewards, self.reward_weights)
             known = (current.demonstrations, current.rewards, totals, step, self._metrics["train"])
-            self.off_policy.finish(given, output, *known)
+            self.off_policy.finish(given, batch, *known)
         self.current = None
-        return output, current.rewards
+        return batch, current.rewards
 
     def _encode(self, rows: list[dict[str, Any]], current: CurrentRollout) -> list[dict[str, Any]]:
         """Encode prompts, and return the rows as TRL is given them: without media."""
@@ -565,16 +563,16 @@ class VLMTrainerMixin:
         self._add_metrics({"tools/failure_frequency": failures / max(calls, 1)})
         correct_lengths(self._phase_metrics, table[:, 0], table[:, 1] > 0)  # of the model's own tokens
 
-    def _end_trajectories(self, output: dict[str, Any]) -> None:
+    def _end_trajectories(self, batch: RolloutBatch) -> None:
         """Add to a rollout which tokens are the model's, and let the environments go."""
         if self.multi_turn is None:
             return
         trajectories = self.current.trajectories
-        if "tool_mask" not in output:
-            output["tool_mask"] = token_mask(trajectories, output["completion_ids"].size(1), self.accelerator.device)
+        if batch.tool_mask is None:
+            batch.tool_mask = token_mask(trajectories, batch.completion_ids.size(1), self.accelerator.device)
         if "kl" in self._phase_metrics and not self._generates_logps:  # RLOO divides it by the number of all tokens
-            own = (output["completion_mask"] * output["tool_mask"]).sum()
-            everything, own = self.ranks.sum(torch.stack([output["completion_mask"].sum(), own]).float()).tolist()
+            counts = torch.stack([batch.completion_mask.sum(), batch.loss_mask.sum()]).float()
+            everything, own = self.ranks.sum(counts).tolist()
             self._phase_metrics["kl"][-1] *= everything / max(own, 1.0)
         self.env_pool.end(trajectories)
 
@@ -649,21 +647,20 @@ class VLMTrainerMixin:
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in encoded], device=table.device)
 
-    def _assign_credit(self, output: dict[str, Any]) -> None:
+    def _assign_credit(self, batch: RolloutBatch) -> None:
         """Put the algorithm's advantages in place of TRL's."""
         if not self.model.training:
             return
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        recipe = self.recipe
+        mask, recipe = batch.loss_mask, self.recipe
         needs_old = self.kl.coefficient or (recipe is not None and (recipe.credit or recipe.choice))
-        old = self._old_logprobs(output) if needs_old else None
-        penalties = self._kl_penalties(output, old.logps, mask) if self.kl.coefficient else None
+        old = self._old_logprobs(batch) if needs_old else None
+        penalties = self._kl_penalties(batch, old.logps) if self.kl.coefficient else None
         if recipe is not None and not recipe.has_ratio:
-            output.pop("old_per_token_logps", None)
+            batch.old_logps = None
         rewards = total_rewards(self.current.rewards, self.reward_weights)
         if self.critic is not None:
-            credit = self.critic.credit(self.ranks.local_rows(rewards, len(mask)), old.values, mask, penalties)
-            output["values"], output["returns"] = credit.values, credit.returns
+            credit = self.critic.credit(self.ranks.local_rows(rewards, len(batch)), old.values, mask, penalties)
+            batch.values, batch.returns = credit.values, credit.returns
             found = Advantages(credit.advantages, credit.mask)
             if not math.isnan(credit.explained_variance):
                 self._add_metrics({"explained_variance": credit.explained_variance})
@@ -671,66 +668,68 @@ class VLMTrainerMixin:
         else:
             found = self.advantages.estimate(rewards, mask, penalties, self.current.greedy_rewards)
         if found is not None:
-            self._set_advantages(output, found)
+            self._set_advantages(batch, found)
         if recipe is not None and recipe.choice is not None:
-            local = output["advantages"][:, None].expand_as(mask)
+            local = batch.advantages[:, None].expand_as(mask)
             chosen = self.advantages.token_mask(local, old.logps, mask, self.state.global_step)
             if recipe.drops_chosen:
-                output["advantages"] = local.masked_fill(chosen, 0.0)
+                batch.advantages = local.masked_fill(chosen, 0.0)
             else:
-                output["chosen"] = chosen
+                batch.token_mask = chosen
 
-    def _set_advantages(self, output: dict[str, Any], advantages: Advantages) -> None:
+    def _set_advantages(self, batch: RolloutBatch, advantages: Advantages) -> None:
         """Put advantages of all processes in place of TRL's in the rollout and in what is logged."""
-        mine = self.ranks.local_rows(advantages.values, len(output["completion_ids"]))
-        output["advantages"] = mine if advantages.mask is None else mine[:, : output["completion_ids"].size(1)]
+        mine = self.ranks.local_rows(advantages.values, len(batch))
+        batch.advantages = mine if advantages.mask is None else mine[:, : batch.completion_ids.size(1)]
         logged = self._logs["advantages"]
         for _ in range(len(advantages.values)):
             logged.pop()
         logged.extend(advantages.of_completions())
 
-    def _kl_penalties(self, output: dict[str, Any], old: Tensor, mask: Tensor) -> Tensor:
-        reference = output["ref_per_token_logps"] if self.beta else self._reference_logps(output)
-        penalties, logs = self.kl.penalties(old, reference, mask)
+    def _kl_penalties(self, batch: RolloutBatch, old: Tensor) -> Tensor:
+        reference = batch.ref_logps if self.beta else self._reference_logps(batch)
+        penalties, logs = self.kl.penalties(old, reference, batch.loss_mask)
         self._add_metrics(logs)
         return penalties
 
-    def _old_logprobs(self, output: dict[str, Any]) -> TokenLogprobs:
+    def _old_logprobs(self, batch: RolloutBatch) -> TokenLogprobs:
         """Return what a rollout had under the policy that sampled it; TRL's, if it computed them."""
-        if "old_per_token_logps" in output:
+        if batch.old_logps is not None:
             values = None if self.critic is None else self.critic.first  # of the same pass
-            return TokenLogprobs(output["old_per_token_logps"], None, None, values)
+            return TokenLogprobs(batch.old_logps, None, None, values)
         with torch.no_grad():
-            return self.completion_logprobs(output, self.model)
+            return self.completion_logprobs(batch, self.model)
 
-    def _reference_logps(self, output: dict[str, Any]) -> Tensor:
+    def _reference_logps(self, batch: RolloutBatch) -> Tensor:
         """Return (B, C) log-probabilities under the reference; of an adapter the model without it, or its copy."""
         with torch.no_grad():
             if self.ref_model is not None:
-                return self.completion_logprobs(output, self.ref_model).logps
+                return self.completion_logprobs(batch, self.ref_model).logps
             model = self.accelerator.unwrap_model(self.model)
             with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                return self.completion_logprobs(output, self.model).logps
+                return self.completion_logprobs(batch, self.model).logps
 
     # Log-probabilities and loss
 
     def completion_logprobs(
-        self, batch: Mapping[str, Any], model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
+        self, batch: RolloutBatch, model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
     ) -> TokenLogprobs:
         """Return what the completions of a rollout or micro-batch have under a model."""
-        ids, mask = (
-            torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
-        )
-        rows = self._rows_of(batch)
-        visual = {name: batch[name] for name in VISUAL_KEYS if name in batch} if self._is_stock else {}
+        visual = {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._is_stock else {}
         chunk = chunk or self.args.per_device_train_batch_size
-        return self._score(model, rows, ids, mask, batch["completion_ids"].size(1), chunk, compute_entropy, **visual)
+        return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
 
-    def _rows_of(self, batch: Mapping[str, Any]) -> ScoredRows:
-        if self.current is not None and "samples" not in batch:
+    def _rows_of(self, batch: RolloutBatch) -> ScoredRows:
+        if self.current is not None and batch.prompts is None:
             return ScoredRows(self.current.prompts, self.current.media_anywhere)
-        anywhere = [bool(batch.get(f"{kind}_anywhere", False)) for kind in MEDIA_KINDS]
-        return ScoredRows(batch.get("samples", []), anywhere)
+        return ScoredRows(batch.prompts or [], batch.media_anywhere or [False for _ in MEDIA_KINDS])
+
+    def _score_batch(
+        self, model: nn.Module, batch: RolloutBatch, rows: ScoredRows, *options: Any, **visual: Any
+    ) -> TokenLogprobs:
+        ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
+        return self._score(model, rows, ids, mask, batch.completion_ids.size(1), *options, **visual)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -795,56 +794,50 @@ class VLMTrainerMixin:
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Return the loss of a micro-batch: TRL's or the algorithm's, the value model's and that of demonstrations."""
-        rows = self._rows = self._rows_of(inputs)
+        batch = RolloutBatch.from_trl_dict(inputs)
+        rows = self._rows = self._rows_of(batch)
         if self.model.training:
             self.retry.begin_loss(self._step, len(rows.prompts), self._metrics["train"])
-        if not self._generates_logps and "tool_mask" in inputs:  # RLOO has no mask for tokens of tools
-            rows.attended = inputs["completion_mask"]
-            inputs = {**inputs, "completion_mask": inputs["completion_mask"] * inputs["tool_mask"]}
+        if not self._generates_logps and batch.tool_mask is not None:  # RLOO has no mask for tokens of tools
+            rows.attended, batch.completion_mask = batch.completion_mask, batch.loss_mask
         if self._skips_zero_advantage:
-            rows.zero_advantage = ZeroAdvantageRows(inputs)
-        loss = self._loss_with_values(model, inputs) if "returns" in inputs else self._loss_of_policy(model, inputs)
+            rows.zero_advantage = ZeroAdvantageRows(batch)
+        loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
         if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
             correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
         if self.sft_loss is None or not self.model.training:
             return loss
-        place = MicroStep(
-            self.state.global_step,
-            self._step - self.retry.start.micro_step,
-            self.current_gradient_accumulation_steps,
-        )
+        number = self._step - self.retry.start.micro_step
+        place = MicroStep(self.state.global_step, number, self.current_gradient_accumulation_steps)
 
         def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *given: Any) -> Tensor:
             return self._score(model, ScoredRows(prompts, anywhere), *given).logps
 
-        loss, logs = self.sft_loss.add(loss, score, inputs, rows.media_anywhere, place)
+        loss, logs = self.sft_loss.add(loss, score, batch, place)
         self._add_metrics(logs)
         return loss
 
-    def _loss_of_policy(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
         if self.policy_loss is None:
-            return super()._compute_loss(model, inputs)
-        ids, mask = (
-            torch.cat([inputs[f"prompt_{what}"], inputs[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
-        )
-        scores = self._score(model, self._rows, ids, mask, inputs["completion_ids"].size(1), compute_entropy=True)
-        losses, logs = self.policy_loss(scores, inputs)
+            return super()._compute_loss(model, batch.to_trl_dict())
+        scores = self._score_batch(model, batch, self._rows, None, True)
+        losses, logs = self.policy_loss(scores, batch)
         self._add_metrics(logs)
-        return self._average(losses, inputs["completion_mask"] * inputs.get("tool_mask", 1), inputs)
+        return self._average(losses, batch.loss_mask, batch)
 
-    def _loss_with_values(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _loss_with_values(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
         self.critic.clear()
         is_warming_up = self.critic.is_warming_up(self.state.global_step)
-        policy = self._loss_of_policy(model, inputs)
-        losses, mask = self.critic.losses(inputs)
+        policy = self._loss_of_policy(model, batch)
+        losses, mask = self.critic.losses(batch)
         self._add_metrics({"value_loss": self.ranks.masked_mean(losses, mask)})
-        loss = self._average(losses, mask, inputs)
+        loss = self._average(losses, mask, batch)
         return loss + (0.0 * policy if is_warming_up else policy)
 
-    def _average(self, losses: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def _average(self, losses: Tensor, mask: Tensor, batch: RolloutBatch) -> Tensor:
         is_training = self.model.training
         parts = self.current_gradient_accumulation_steps if is_training else 1
-        return self.loss_average(losses, mask, inputs["num_items_in_batch"], parts, is_training)
+        return self.loss_average(losses, mask, batch.num_items_in_batch, parts, is_training)
 
     @property
     def _skips_zero_advantage(self) -> bool:
@@ -865,14 +858,14 @@ class VLMTrainerMixin:
             return [[*each.prompt.images, *each.images] for each in current.trajectories]
         return [list(prompt.images) for prompt in current.prompts]
 
-    def _log_rollout(self, rows: list[dict[str, Any]], images: list[list[Any]], output: dict[str, Any]) -> None:
+    def _log_rollout(self, rows: list[dict[str, Any]], images: list[list[Any]], batch: RolloutBatch) -> None:
         """Put a rollout into the completions table, and hand this process's part of it to who watches the training."""
         if not self._is_stock:
             self._log_images([prompt.images for prompt in self.current.prompts])
         if self.watch_rollout is not None and self.model.training:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             place = SampleLocation(self.state.global_step + 1, self.ranks.index, self.ranks.count)
-            self.watch_rollout(local_rollout(rows, images, output, self._logs, ends, place, self.current.turns))
+            self.watch_rollout(local_rollout(rows, images, batch, self._logs, ends, place, self.current.turns))
         for column in (self._logs["prompt"], self._logs["completion"]) if self.log_completions else ():
             plain = [plain_messages(messages) for messages in column]  # W&B needs text alone
             column.clear()

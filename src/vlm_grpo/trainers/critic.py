@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.algorithms import Recipe, options_of
 from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whiten
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.policy_loss import AVERAGES
 from vlm_grpo.trainers.value_head import (
@@ -133,14 +134,12 @@ class ValueModel:
         self.head.is_alone = step < self.args.value_warmup_steps
         return self.head.is_alone
 
-    def losses(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Return the (B, C) losses of the values of the last pass, and their mask."""
-        returns = inputs["returns"]  # NaN for completions without a reward
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1) * ~returns.isnan()
+        returns = batch.returns  # NaN for completions without a reward
+        mask = batch.loss_mask * ~returns.isnan()
         options = options_of(self.recipe.value_loss, self.options)
-        return self.recipe.value_loss(
-            self._values.pop(), inputs["values"], returns.nan_to_num(nan=0.0), **options
-        ), mask
+        return self.recipe.value_loss(self._values.pop(), batch.values, returns.nan_to_num(nan=0.0), **options), mask
 
     def add_param_groups(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the model's parameters into groups of their own; the head is the last."""

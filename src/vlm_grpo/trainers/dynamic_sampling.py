@@ -12,15 +12,12 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from vlm_grpo.algorithms.advantages import NO_SPREAD, nanstd
-from vlm_grpo.rollouts.batch import concat_rollouts, select_rows
-from vlm_grpo.rollouts.encoder import MEDIA_KINDS, PromptEncoder
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.rollout_state import restore_pixels, strip_pixels
 
 logger = logging.getLogger(__name__)
-
-
-Rollout = dict[str, Any]
 
 
 class DynamicSampler:
@@ -39,16 +36,16 @@ class DynamicSampler:
 
     def __init__(self, rounds: int, dataset: Any, args: Any, pad_token_id: int, ranks: Ranks) -> None:
         self.rounds, self.dataset, self.args, self.pad_token_id, self.ranks = rounds, dataset, args, pad_token_id, ranks
-        self.left_over: Rollout | None = None
+        self.left_over: RolloutBatch | None = None
         self.drawn = 0  # prompts beyond those of the data loader, on all processes
         self._order: tuple[int, Tensor] | None = None  # of which pass, and the numbers of the rows
 
     def collect(
         self,
         rows: list[dict[str, Any]],
-        sample: Callable[[list[dict[str, Any]]], tuple[Rollout, Tensor]],
+        sample: Callable[[list[dict[str, Any]]], tuple[RolloutBatch, Tensor]],
         metrics: Mapping[str, list[float]],
-    ) -> Rollout:
+    ) -> RolloutBatch:
         """Return a rollout of as many groups as `rows` have.
 
         Args:
@@ -62,20 +59,20 @@ class DynamicSampler:
             rollout, rewards = sample(each)
             varies = self._varies(rewards)
             sampled.append((rollout, varies))
-            found.append(select_rows(rollout, self._rows_of(varies.nonzero().flatten().tolist())))
+            found.append(rollout.select(self._rows_of(varies.nonzero().flatten().tolist())))
             if self._fewest(found) >= wanted:
                 break
         metrics["dynamic_sampling/rounds"].append(float(len(sampled)))
         share = torch.cat([varies for _, varies in sampled]).float().mean().item()
         metrics["dynamic_sampling/share_with_signal"].append(share)
-        groups = sum(len(rollout["completion_ids"]) for rollout in found) // self.args.num_generations
+        groups = sum(len(rollout) for rollout in found) // self.args.num_generations
         if groups < wanted:
             found += [self._without_signal(sampled, wanted - groups)]
-        whole = concat_rollouts(found, self.pad_token_id)
+        whole = RolloutBatch.concat(found, self.pad_token_id)
         end = wanted * self.args.num_generations
-        rest = list(range(end, len(whole["completion_ids"])))
-        self.left_over = select_rows(whole, rest) if rest else None
-        return self._completed(select_rows(whole, list(range(end))))
+        rest = list(range(end, len(whole)))
+        self.left_over = whole.select(rest) if rest else None
+        return self._completed(whole.select(list(range(end))))
 
     def _rows_of_rounds(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """The rows of the data loader, then as many of further prompts for each round that is allowed."""
@@ -105,13 +102,13 @@ class DynamicSampler:
         size = self.args.num_generations
         return [group * size + row for group in groups for row in range(size)]
 
-    def _fewest(self, rollouts: list[Rollout]) -> int:
+    def _fewest(self, rollouts: list[RolloutBatch]) -> int:
         """The number of groups on the process that has the fewest."""
-        rows = sum(len(rollout["completion_ids"]) for rollout in rollouts)
+        rows = sum(len(rollout) for rollout in rollouts)
         counts = torch.tensor([rows // self.args.num_generations], device=self.ranks.accelerator.device)
         return self.ranks.gather(counts).min().item()
 
-    def _without_signal(self, sampled: list[tuple[Rollout, Tensor]], count: int) -> Rollout:
+    def _without_signal(self, sampled: list[tuple[RolloutBatch, Tensor]], count: int) -> RolloutBatch:
         """Groups that fill what is missing; they only make the rollout whole."""
         logger.warning(
             "--dynamic_sampling: after %d rounds %d groups of a rollout still have equal rewards; they are kept and "
@@ -119,22 +116,22 @@ class DynamicSampler:
             len(sampled) - 1,
             count,
         )
-        same = [
-            select_rows(rollout, self._rows_of((~varies).nonzero().flatten().tolist())) for rollout, varies in sampled
-        ]
-        whole = concat_rollouts(same, self.pad_token_id)
-        return select_rows(whole, list(range(count * self.args.num_generations)))
+        same = [rollout.select(self._rows_of((~varies).nonzero().flatten().tolist())) for rollout, varies in sampled]
+        whole = RolloutBatch.concat(same, self.pad_token_id)
+        return whole.select(list(range(count * self.args.num_generations)))
 
-    def _completed(self, rollout: Rollout) -> Rollout:
+    def _completed(self, rollout: RolloutBatch) -> RolloutBatch:
         """What TRL counts over all processes, for the rows that were chosen."""
-        mask = rollout["completion_mask"] * rollout.get("tool_mask", 1)
-        rollout["num_items_in_batch"] = self.ranks.gather(mask.sum()).sum()
-        anywhere = self.ranks.any_media({kind for prompt in rollout["samples"] for kind in prompt.media})
-        return rollout | {f"{kind}_anywhere": torch.tensor(anywhere[n]) for n, kind in enumerate(MEDIA_KINDS)}
+        rollout.num_items_in_batch = self.ranks.gather(rollout.loss_mask.sum()).sum()
+        rollout.media_anywhere = self.ranks.any_media({kind for prompt in rollout.prompts for kind in prompt.media})
+        return rollout
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, without pixels."""
-        return {"drawn": self.drawn, "left_over": self.left_over and strip_pixels(self.left_over)}
+        return {
+            "drawn": self.drawn,
+            "left_over": None if self.left_over is None else strip_pixels(self.left_over.to_trl_dict()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], encoder: PromptEncoder) -> None:
         """Go on where a checkpoint was written; the images of what was left over are processed again."""
@@ -142,7 +139,7 @@ class DynamicSampler:
         if left_over is not None:
             (left_over,) = restore_pixels([left_over], encoder)
             left_over = send_to_device(left_over, self.ranks.accelerator.device, skip_keys="samples")
-        self.left_over = left_over
+        self.left_over = None if left_over is None else RolloutBatch.from_trl_dict(left_over)
 
 
 def check_dynamic_sampling(trainer: Any, is_stock: bool) -> None:

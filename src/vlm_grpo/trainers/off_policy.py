@@ -26,14 +26,17 @@ from vlm_grpo.algorithms.expert import (
     segments,
 )
 from vlm_grpo.data.experts import expert_answers
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.prompt_lengths import correct_lengths
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.demonstration_encoder import DemonstrationEncoder, check_answers
 
 Rows = Sequence[Mapping[str, Any]]
 Metrics = dict[str, list[float]]
-PER_TOKEN = ("completion_ids", "completion_mask", "old_per_token_logps", "ref_per_token_logps")
-OF_SAMPLER = ("sampling_per_token_logps", "importance_sampling_ratio")
+PER_TOKEN = (
+    *("completion_ids", "completion_mask", "old_logps", "ref_logps"),
+    *("sampling_logps", "importance_sampling_ratio"),  # of vLLM
+)
 
 
 class OffPolicyRollout:
@@ -110,7 +113,7 @@ class OffPolicyRollout:
     def finish(
         self,
         rows: Rows,
-        output: dict[str, Any],
+        batch: RolloutBatch,
         demonstrations: Mapping[int, list[int]],
         rewards: Tensor,
         totals: Tensor,
@@ -121,7 +124,7 @@ class OffPolicyRollout:
 
         Args:
             rows: of the data, this process's.
-            output: the rollout; changed.
+            batch: the rollout; changed.
             demonstrations: as `demonstrations` gave them.
             rewards: (all B, F).
             totals: (all B,) weighted sums of them.
@@ -129,13 +132,13 @@ class OffPolicyRollout:
             metrics: of training; changed.
         """
         if isinstance(self.config, MixedRollout):
-            self._mark(output, demonstrations, rewards, totals, metrics)
+            self._mark(batch, demonstrations, rewards, totals, metrics)
         elif isinstance(self.config, HPT):
-            self._replace(rows, output, rewards, step, metrics)
+            self._replace(rows, batch, rewards, step, metrics)
         elif isinstance(self.config, UFT):
             metrics["expert/hint_probability"].append(self.config.probability(step))
-            count = torch.tensor(sum(s.begun for s in output["samples"]), device=rewards.device)
-            output["hint_tokens"] = self.ranks.gather(count).sum()
+            count = torch.tensor(sum(s.begun for s in batch.prompts), device=rewards.device)
+            batch.num_hint_tokens = self.ranks.gather(count).sum()
 
     def correct_lengths(
         self, completion_ids: Sequence[list[int]], demonstrations: Mapping[int, list[int]], metrics: Metrics
@@ -151,18 +154,18 @@ class OffPolicyRollout:
 
     def _mark(
         self,
-        output: dict[str, Any],
+        batch: RolloutBatch,
         demonstrations: Mapping[int, Any],
         rewards: Tensor,
         totals: Tensor,
         metrics: Metrics,
     ) -> None:
-        marks = torch.zeros(len(output["advantages"]), 1, dtype=torch.bool)
+        marks = torch.zeros(len(batch), 1, dtype=torch.bool)
         marks[list(demonstrations)] = True
-        output["is_expert"] = marks.to(rewards.device)
+        batch.is_expert = marks.to(rewards.device)
         if isinstance(self.config, SRFT):
-            output["verdict"] = self.ranks.local_rows(self._verdicts(rewards), len(marks))[:, None]
-        self._correct_rewards(self.ranks.gather(output["is_expert"])[:, 0], rewards, totals, metrics)
+            batch.is_correct = self.ranks.local_rows(self._verdicts(rewards), len(marks))[:, None]
+        self._correct_rewards(self.ranks.gather(batch.is_expert)[:, 0], rewards, totals, metrics)
 
     def _verdicts(self, rewards: Tensor) -> Tensor:
         """Return (all B,): 1 for a right answer, -1 for a wrong one, 0 where the reward that decides does not apply."""
@@ -185,7 +188,7 @@ class OffPolicyRollout:
             metrics[mean][-1] = values.nanmean().item()
             metrics[deviation][-1] = nanstd(values[None]).item()
 
-    def _replace(self, rows: Rows, output: dict[str, Any], rewards: Tensor, step: int, metrics: Metrics) -> None:
+    def _replace(self, rows: Rows, batch: RolloutBatch, rewards: Tensor, step: int, metrics: Metrics) -> None:
         """Put a demonstration in place of all completions of a prompt that has too few right ones."""
         size = self.args.num_generations
         chosen = needs_sft(self._verdicts(rewards).view(-1, size) > 0, self.config.rescue_at).tolist()
@@ -198,11 +201,11 @@ class OffPolicyRollout:
                 replaced[row] = self.encode.checked(answers[self.draw(group, step).integers(len(answers))])
             elif answers:
                 left_out.append(row)
-        replace_completions(output, replaced, left_out, self.pad_token_id)
+        replace_completions(batch, replaced, left_out, self.pad_token_id)
         # A mean over rows gives a prompt the weight of all its rows, of which one is left.
         weight = 1.0 if self.args.loss_type == "dapo" else float(size)
-        output["weight"] = torch.full_like(output["is_expert"], 1, dtype=torch.float) * weight
-        output["num_items_in_batch"] = self.ranks.gather(output["completion_mask"].sum()).sum()
+        batch.loss_weight = torch.full_like(batch.is_expert, 1, dtype=torch.float) * weight
+        batch.num_items_in_batch = self.ranks.gather(batch.completion_mask.sum()).sum()
         count = torch.tensor([len(replaced)], device=rewards.device)
         share = self.ranks.gather(count).sum().item() / len(chosen)
         metrics["expert/share_of_prompts"].append(share)
@@ -259,33 +262,33 @@ def with_demonstrations(
 
 
 def replace_completions(
-    output: dict[str, Any], swapped: Mapping[int, list[int]], silent: Sequence[int], pad: int
+    batch: RolloutBatch, replaced: Mapping[int, list[int]], left_out: Sequence[int], pad: int
 ) -> None:
-    """Change a rollout: rows get the expert's tokens and the advantage 1, others no token that counts, and none.
+    """Change a rollout: rows get demonstrations' tokens and the advantage 1, others no token that counts, and none.
 
     Their log-probabilities under older policies, which nobody has, are 0, and weights of the sampler 1.
     """
-    ids = output["completion_ids"]
-    width = max([ids.size(1), *map(len, swapped.values())])
-    for name in (*PER_TOKEN, *OF_SAMPLER):
-        value = output.get(name)
-        if value is not None and value.size(1) == ids.size(1):
+    ids, rows = batch.completion_ids, list(replaced)
+    width = max([ids.size(1), *map(len, replaced.values())])
+    for name in PER_TOKEN:
+        value = getattr(batch, name)
+        if value is None:
+            continue
+        if value.size(1) == ids.size(1):
             fill = pad if name == "completion_ids" else 0
-            output[name] = torch.nn.functional.pad(value, (0, width - ids.size(1)), value=fill)
-    rows = list(swapped)
-    for name in (*PER_TOKEN, *OF_SAMPLER):
-        if output.get(name) is not None:
-            output[name][rows] = 1 if name == "importance_sampling_ratio" else 0
-    for row, tokens in swapped.items():
-        output["completion_ids"][row] = pad
-        output["completion_ids"][row, : len(tokens)] = torch.tensor(tokens, device=ids.device)
-        output["completion_mask"][row, : len(tokens)] = 1
-    output["completion_mask"][list(silent)] = 0
-    output["advantages"] = output["advantages"].clone()
-    output["advantages"][list(silent)] = 0.0
-    output["advantages"][rows] = 1.0
-    output["is_expert"] = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
-    output["is_expert"][rows] = True
+            value = torch.nn.functional.pad(value, (0, width - ids.size(1)), value=fill)
+        value[rows] = 1 if name == "importance_sampling_ratio" else 0
+        setattr(batch, name, value)
+    for row, tokens in replaced.items():
+        batch.completion_ids[row] = pad
+        batch.completion_ids[row, : len(tokens)] = torch.tensor(tokens, device=ids.device)
+        batch.completion_mask[row, : len(tokens)] = 1
+    batch.completion_mask[list(left_out)] = 0
+    batch.advantages = batch.advantages.clone()
+    batch.advantages[list(left_out)] = 0.0
+    batch.advantages[rows] = 1.0
+    batch.is_expert = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+    batch.is_expert[rows] = True
 
 
 def with_hint(row: dict[str, Any], hint: str) -> dict[str, Any]:

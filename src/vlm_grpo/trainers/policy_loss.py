@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_grpo.algorithms import Recipe
 from vlm_grpo.algorithms.losses import LossInputs
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 
@@ -23,7 +24,6 @@ ONLY_IN_TRLS = {
     "use_adaptive_entropy": False,
 }
 AVERAGES = ("grpo", "dr_grpo", "dapo")
-MARKS = ("chosen", "is_expert", "verdict", "weight")  # of a rollout, for objectives
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,28 @@ class PolicyLoss:
     def __init__(self, objective: Callable[..., Tensor], options: Mapping[str, Any], beta: float, ranks: Ranks) -> None:
         self.objective, self.options, self.beta, self.ranks = objective, options, beta, ranks
 
-    def __call__(self, scores: TokenLogprobs, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, scores: TokenLogprobs, batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the (B, C) losses of a micro-batch's tokens, and the numbers to log."""
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, C)
-        advantages = inputs["advantages"]
+        marks = {
+            "chosen": batch.token_mask,
+            "is_expert": batch.is_expert,
+            "verdict": batch.is_correct,
+            "weight": batch.loss_weight,
+        }
         tokens = LossInputs(
             logps=scores.logps,
-            old=inputs.get("old_per_token_logps", scores.logps.detach()),
-            advantages=advantages if advantages.ndim == 2 else advantages[:, None],
-            mask=mask,
-            marks={name: inputs[name] for name in MARKS if name in inputs},
+            old=scores.logps.detach() if batch.old_logps is None else batch.old_logps,
+            advantages=batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None],
+            mask=batch.loss_mask,
+            marks={name: value for name, value in marks.items() if value is not None},
             entropies=scores.entropies.detach(),
         )
         losses = self.objective(tokens, **self.options)
-        if "importance_sampling_ratio" in inputs:  # of vLLM
-            losses = losses * inputs["importance_sampling_ratio"]
-        sampled = mask * ~inputs["is_expert"] if "is_expert" in inputs else mask
-        logs = {}
+        if batch.importance_sampling_ratio is not None:  # of vLLM
+            losses = losses * batch.importance_sampling_ratio
+        sampled, logs = batch.sampled_mask, {}
         if self.beta != 0.0:
-            distance = (inputs["ref_per_token_logps"] - scores.logps) * sampled
+            distance = (batch.ref_logps - scores.logps) * sampled
             kl = distance.exp() - distance - 1
             losses = losses + self.beta * kl
             logs["kl"] = self.ranks.masked_mean(kl, sampled)

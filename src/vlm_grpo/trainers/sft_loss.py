@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm_grpo.algorithms.expert import CHORD, UFT, chord_mix, chord_phi, shard_rows
 from vlm_grpo.data.experts import expert_answers
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt, PromptEncoder, drop_images
 from vlm_grpo.rollouts.messages import read_prompt
 from vlm_grpo.rollouts.ranks import Ranks
@@ -83,16 +84,13 @@ class SFTLoss:
             raise ValueError(f"--algorithm {self.args.algorithm}: no row that is short enough has an expert's answer")
         return DemonstrationStream(found, self.args.seed)
 
-    def add(
-        self, loss: Tensor, score: Score, inputs: Mapping[str, Any], anywhere: Sequence[bool], place: MicroStep
-    ) -> tuple[Tensor, dict[str, float]]:
+    def add(self, loss: Tensor, score: Score, batch: RolloutBatch, place: MicroStep) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of a training micro-batch with that of demonstrations, and the numbers to log.
 
         Args:
             loss: of the rollout.
             score: from prompts, their media on any process, and (N, P + C) tokens and mask to (N, C) logprobs.
-            inputs: the micro-batch.
-            anywhere: which of MEDIA_KINDS it shows on any process.
+            batch: the micro-batch.
             place: of the micro-batch.
         """
         if isinstance(self.config, CHORD):
@@ -101,8 +99,8 @@ class SFTLoss:
                 return loss, {"expert/mu": mu}
             sft = self._of_demonstrations(score, place)
             return chord_mix(loss, sft, mu), {"expert/mu": mu, "expert/loss": self._mean(sft * place.count)}
-        if inputs["hint_tokens"] > 0:
-            sft = self._of_hints(score, inputs, anywhere, place)
+        if batch.num_hint_tokens > 0:
+            sft = self._of_hints(score, batch, place)
             return loss + self.config.hint_coef * sft, {"expert/loss": self._mean(sft * place.count)}
         return loss, {}
 
@@ -134,16 +132,16 @@ class SFTLoss:
             self._batch = ExpertBatch(step, rows, [self.encode.checked(a) for a in chosen], anywhere)
         return self._batch
 
-    def _of_hints(self, score: Score, inputs: Mapping[str, Any], anywhere: Sequence[bool], place: MicroStep) -> Tensor:
+    def _of_hints(self, score: Score, batch: RolloutBatch, place: MicroStep) -> Tensor:
         """This micro-batch's part of the mean over all tokens of the step's hints, one hint for each completion."""
-        rows = {id(prompt): prompt for prompt in inputs["samples"] if prompt.begun}
-        counts = [sum(prompt is other for other in inputs["samples"]) for prompt in rows.values()]
+        rows = {id(prompt): prompt for prompt in batch.prompts if prompt.begun}
+        counts = [sum(prompt is other for other in batch.prompts) for prompt in rows.values()]
         prompts, tokens = [without_hint(p) for p in rows.values()], [p.input_ids[-p.begun :] for p in rows.values()]
         if not rows:  # other processes have some
-            prompts, tokens, counts = inputs["samples"][:1], [[self.encode.end]], [0]
-        logps, mask = self._score(score, prompts, tokens, anywhere)
+            prompts, tokens, counts = batch.prompts[:1], [[self.encode.end]], [0]
+        logps, mask = self._score(score, prompts, tokens, batch.media_anywhere)
         weights = mask * torch.tensor(counts, device=mask.device)[:, None]
-        everyone = inputs["hint_tokens"] * place.count / self.args.steps_per_generation / self.ranks.count
+        everyone = batch.num_hint_tokens * place.count / self.args.steps_per_generation / self.ranks.count
         return (-logps * weights).sum() / everyone
 
     def _score(
