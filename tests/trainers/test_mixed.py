@@ -19,8 +19,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tests.data.files import turns, write_jsonl
 from tests.support.training import image_rows, length_reward, picture, settings, user
 from vlm_grpo.data import load_dataset
+from vlm_grpo.rollouts.current import CurrentRollout
 from vlm_grpo.trainers import base
-from vlm_grpo.trainers.base import CurrentRollout
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer

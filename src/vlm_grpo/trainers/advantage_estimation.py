@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vlm_grpo.algorithms import Recipe, advantages, options_of
@@ -100,9 +99,3 @@ class AdvantageEstimator:
             options["seed"] = self.args.seed + step
         chosen = choice(covariances(*everywhere), everywhere[2], **options)
         return self.ranks.local_rows(chosen, len(mask))[:, : mask.size(1)]
-
-
-def total_rewards(table: Tensor, weights: Tensor) -> Tensor:
-    """Return (B,) weighted sums of (B, F) rewards; NaN where none applied."""
-    total = (table * weights.to(table.device)).nansum(dim=1)
-    return total.masked_fill(table.isnan().all(dim=1), torch.nan)

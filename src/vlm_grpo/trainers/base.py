@@ -16,7 +16,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,9 @@ from vlm_grpo.loading import (
     name_experts,
     placeholder_ids,
 )
-from vlm_grpo.rollouts.batch import RolloutBatch, prompt_groups
-from vlm_grpo.rollouts.decoding import turns_of_text, warn_of_tags, whole_turn, with_turns
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.current import CurrentRollout
+from vlm_grpo.rollouts.decoding import warn_of_tags
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     TOOLS_COLUMN,
@@ -51,9 +51,9 @@ from vlm_grpo.rollouts.encoder import (
     collate_per_token,
     collate_visual,
     drop_images,
-    unique_prompts,
 )
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
+from vlm_grpo.rollouts.engines.vllm import vllm_prompts
 from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
 from vlm_grpo.rollouts.messages import MEDIA_COLUMNS
@@ -73,7 +73,7 @@ from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 from vlm_grpo.shared_prefix.vision_cache import is_frozen
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
-from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages, total_rewards
+from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
@@ -97,6 +97,7 @@ from vlm_grpo.trainers.preemption import Preemption
 from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import named_rewards
+from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
@@ -109,31 +110,6 @@ VISUAL_KEYS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
 )
-
-
-@dataclass
-class CurrentRollout:
-    """The rollout that is being sampled and scored: what TRL's methods cannot hand from one to the next.
-
-    Attributes:
-        prompts: of the rows; once environments are done, with the images of tools.
-        media_anywhere: which of MEDIA_KINDS the rows of any process show.
-        trajectories: of the rows, where there are tools or environments.
-        turns: what the assistant said in each row, as rewards see it.
-        hints: with which the answer of each row begins; empty without hints.
-        demonstrations: completions that are not sampled, by row.
-        rewards: (all B, F).
-        greedy_rewards: (B,) of the greedy completion of each row's prompt, where the algorithm compares with it.
-    """
-
-    prompts: list[EncodedPrompt] = field(default_factory=list)
-    media_anywhere: list[bool] = field(default_factory=lambda: [False for _ in MEDIA_KINDS])
-    trajectories: list[Trajectory] = field(default_factory=list)
-    turns: list[Any] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-    demonstrations: dict[int, list[int]] = field(default_factory=dict)
-    rewards: Tensor | None = None
-    greedy_rewards: Tensor | None = None
 
 
 class VLMTrainerMixin:
@@ -206,7 +182,10 @@ class VLMTrainerMixin:
         self.current: CurrentRollout | None = None
         self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
         self._is_told = False  # that prompts do not fit the chat template
-        self._debug = debug_log(os.environ, self.accelerator.process_index)
+        log = debug_log(os.environ, self.accelerator.process_index)
+        self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
+        names, weights = self.reward_func_names, self.reward_weights
+        self.scorer = RewardScorer(self.encoder, self._answer_space, names, weights, self.ranks, log)
         can_share = self._is_vlm and not self._is_stock
         mode = getattr(self.args, "shared_prefix", "auto") if can_share else "off"
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
@@ -395,7 +374,7 @@ class VLMTrainerMixin:
             batch, rewards = self._roll_out(rows)
             batch.old_logps = self._old_logprobs(batch).logps
             decides = None if name is None else rewards[:, self.reward_func_names.index(name)]
-            return batch, total_rewards(rewards, self.reward_weights) if decides is None else decides
+            return batch, self.scorer.total(rewards) if decides is None else decides
 
         return self.dynamic_sampler.collect(inputs, sample, self._metrics["train"]).to_trl_dict()
 
@@ -419,13 +398,13 @@ class VLMTrainerMixin:
             stripped = self._encode(rows, current)
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
         self._assign_credit(batch)
-        images = [row.get("images") or [] for row in rows] if self._is_stock else self._shown_images(current)
+        images = [row.get("images") or [] for row in rows] if self._is_stock else current.images
         self._log_rollout(rows, images, batch)
         if not self._is_stock:
             self._end_trajectories(batch)
             batch.prompts, batch.media_anywhere = drop_images(current.prompts), current.media_anywhere
         if is_off_policy:
-            totals = total_rewards(current.rewards, self.reward_weights)
+            totals = self.scorer.total(current.rewards)
             known = (current.demonstrations, current.rewards, totals, step, self._metrics["train"])
             self.off_policy.finish(given, batch, *known)
         self.current = None
@@ -464,7 +443,12 @@ class VLMTrainerMixin:
                 output = (ids, None) if self._generates_logps else ids
             else:
                 if self.use_vllm and not self._is_stock:
-                    prompt_ids, images = self._vllm_prompts(prompt_ids)
+                    colocated = self.vllm_mode == "colocate"
+                    can_share = self.shared_prefix.mode != "off" and self.vllm_tensor_parallel_size == 1
+                    given = (self.encoder, current.prompts, prompt_ids)
+                    prompt_ids, images, n = vllm_prompts(*given, is_in_process=colocated, can_share=can_share)
+                    if n is not None:
+                        self.vllm_generation.generation_kwargs["n"] = n
                 output = super()._generate_single_turn(prompt_ids, images, *rest, **options)
         if current is not None and current.demonstrations:
             return with_demonstrations(*output, current.demonstrations)
@@ -491,8 +475,7 @@ class VLMTrainerMixin:
     def _run_environments(self) -> list[list[int]]:
         """Return each row's completion, the tokens of tools included; the rows at hand become those for the loss."""
         current = self.current
-        space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
-        facts = {"answer_space": space}
+        facts = {"answer_space": self._answer_space}
         current.prompts = self.multi_turn.collect(
             current.trajectories, current.prompts, facts, self._episode_limits, self._next_turns, self.ranks.any
         )
@@ -509,29 +492,6 @@ class VLMTrainerMixin:
         return self.engine.generate(self.model_wrapped, prompts, config, options, shares_prefill=shares)[
             : len(trajectories)
         ]
-
-    def _vllm_prompts(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[Any]]:
-        """Return tokens and images for vLLM: its engine expands placeholders itself, its server wants them expanded.
-
-        In the same process each group's prompt is given once, its completions asked for as `n`; the server gets unique
-        prompts from TRL. With tensor parallelism TRL counts one completion for each prompt.
-
-        Raises:
-            ValueError: a prompt with a video.
-        """
-        prompts = self.current.prompts
-        if any(prompt.videos for prompt in prompts):
-            raise ValueError("--use_vllm: TRL hands images to vLLM but no videos; leave --use_vllm out for videos")
-        if self.vllm_mode == "colocate":
-            groups = prompt_groups(prompts)
-            sizes = {len(group) for group in groups}
-            is_shared = self.shared_prefix.mode != "off" and len(sizes) == 1 and self.vllm_tensor_parallel_size == 1
-            self.vllm_generation.generation_kwargs["n"] = sizes.pop() if is_shared else 1
-            prompts = [prompts[group[0]] for group in groups] if is_shared else prompts
-            short = {id(prompt): self.encoder.unexpanded_ids(prompt.messages) for prompt in unique_prompts(prompts)}
-            prompt_ids = [short[id(prompt)] for prompt in prompts]
-        resized = {id(prompt): self.encoder.resized_images(prompt) or None for prompt in unique_prompts(prompts)}
-        return prompt_ids, [resized[id(prompt)] for prompt in prompts]
 
     def _generate(self, prompts: list) -> tuple:
         """TRL's; of trajectories with the messages of all turns, the mask of their tokens, and their numbers."""
@@ -581,51 +541,19 @@ class VLMTrainerMixin:
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         """Return the (all B, F) rewards of completions; rewards see images, and turns with what the prompt began."""
         current = self.current or CurrentRollout()
-        prompts, completions = with_hints(prompts, completions, current.hints)
-        if self._is_stock:
-            if getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
-                openings, current.turns = turns_of_text(self.encoder.template, self.encoder.decode, prompts, ids)
-                inputs = with_turns(inputs, openings, current.turns)
-            current.rewards = super()._calculate_rewards(inputs, prompts, completions, ids)
-            return current.rewards
-        current.turns = [each.shown for each in current.trajectories] or self._whole_turns(current.prompts, ids)
-        rows = self._rows_for_rewards(current, inputs)
-        asked = [each.prompt for each in current.trajectories] or current.prompts
-        prompts = [prompt.prompt_for_rewards() for prompt in asked]
-        if current.trajectories:
-            completions = [each.completion(with_images=True) for each in current.trajectories]
-        rewards = current.rewards = super()._calculate_rewards(rows, prompts, completions, ids)  # (all B, F)
+        given = RewardInputs(inputs, *with_hints(prompts, completions, current.hints))
+        if not self._is_stock:
+            given = self.scorer.inputs_of(current, given, ids)
+        elif getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
+            given = self.scorer.inputs_of_text(current, given, ids)
+        current.rewards = super()._calculate_rewards(*given, ids)
         if self.advantages.needs_greedy and self.model.training:
-            current.greedy_rewards = self._score_greedy(rows, prompts)
-        if self._debug is not None:
-            mine = self.ranks.local_rows(rewards, len(inputs)).T.tolist()
-            shown = [{**row, "images": prompt.refs} for row, prompt in zip(inputs, current.prompts, strict=True)]
-            values = dict(zip(self.reward_func_names, mine, strict=True))
-            self._debug.write(self.state.global_step, shown, current.turns, values)
-        return rewards
+            current.greedy_rewards = self._score_greedy(given)
+        if not self._is_stock:
+            self.scorer.write(self.state.global_step, current, inputs)
+        return current.rewards
 
-    def _rows_for_rewards(self, current: CurrentRollout, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
-        prompts = [each.prompt for each in current.trajectories] or current.prompts
-        facts = {
-            id(prompt): {"images": prompt.images, **self.encoder.facts(prompt), "answer_space": space}
-            for prompt in unique_prompts(prompts)
-        }
-        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(rows, prompts, strict=True)]
-        openings = [each.opening for each in current.trajectories] or [prompt.opening for prompt in prompts]
-        rows = with_turns(rows, openings, current.turns)
-        for row, trajectory in zip(rows, current.trajectories, strict=False):
-            row["environments"] = trajectory.environment
-        return rows
-
-    def _whole_turns(self, prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]) -> list[Any]:
-        """Return the assistant's turn of each completion, with what its prompt began."""
-        return [
-            whole_turn(prompt.opening, self.encoder.decode(tokens), prompt.messages)
-            for prompt, tokens in zip(prompts, ids, strict=True)
-        ]
-
-    def _score_greedy(self, inputs: list, prompts: list) -> Tensor:
+    def _score_greedy(self, given: RewardInputs) -> Tensor:
         """Return the (B,) reward of the greedy completion of each row's prompt; each prompt is completed once."""
         encoded = self.current.prompts
         first = {id(prompt): row for row, prompt in reversed(list(enumerate(encoded)))}
@@ -636,14 +564,10 @@ class VLMTrainerMixin:
         config.do_sample = False
         unique = [encoded[row] for row in padded]
         ids = self.engine.generate(self.model_wrapped, unique, config, self.generation_kwargs)
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
-        turns, openings = self._whole_turns(unique, ids), [prompt.opening for prompt in unique]
         kept = copy.copy(self._pending_extra_logs), copy.copy(self._pending_metrics)
-        chosen = (with_turns([inputs[row] for row in padded], openings, turns), [prompts[row] for row in padded])
-        table = super()._calculate_rewards(*chosen, completions, ids)
+        table = super()._calculate_rewards(*self.scorer.inputs_of_rows(given, padded, unique, ids), ids)
         self._pending_extra_logs, self._pending_metrics = kept  # what rewards log is about sampled completions
-        mine = self.ranks.local_rows(total_rewards(table, self.reward_weights), most).tolist()
+        mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in encoded], device=table.device)
 
@@ -657,7 +581,7 @@ class VLMTrainerMixin:
         penalties = self._kl_penalties(batch, old.logps) if self.kl.coefficient else None
         if recipe is not None and not recipe.has_ratio:
             batch.old_logps = None
-        rewards = total_rewards(self.current.rewards, self.reward_weights)
+        rewards = self.scorer.total(self.current.rewards)
         if self.critic is not None:
             credit = self.critic.credit(self.ranks.local_rows(rewards, len(batch)), old.values, mask, penalties)
             batch.values, batch.returns = credit.values, credit.returns
@@ -851,12 +775,6 @@ class VLMTrainerMixin:
         return not kl_in_loss and not needs_entropy and getattr(self, "top_entropy_quantile", 1.0) == 1.0
 
     # Logs
-
-    def _shown_images(self, current: CurrentRollout) -> list[list[Any]]:
-        """Return the decoded images of each row: its prompt's, and what tools showed."""
-        if current.trajectories:
-            return [[*each.prompt.images, *each.images] for each in current.trajectories]
-        return [list(prompt.images) for prompt in current.prompts]
 
     def _log_rollout(self, rows: list[dict[str, Any]], images: list[list[Any]], batch: RolloutBatch) -> None:
         """Put a rollout into the completions table, and hand this process's part of it to who watches the training."""
