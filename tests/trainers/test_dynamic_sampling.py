@@ -11,7 +11,6 @@ import torch
 
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.rollouts.batch import RolloutBatch
-from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.state_file import load_state
@@ -139,37 +138,3 @@ def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_pat
 def test_what_cannot_work_is_refused(options: dict, message: str, tiny_model: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         build(tiny_model, tmp_path, **options)
-
-
-def test_rollouts_are_joined_and_taken_apart():
-    """Prompts are padded on the left, everything of completions on the right, each with what means nothing there."""
-    first, second = EncodedPrompt([5, 6], "a"), EncodedPrompt([4], "b")
-    one = RolloutBatch(
-        prompt_ids=torch.tensor([[5, 6]]),
-        prompt_mask=torch.tensor([[1, 1]]),
-        completion_ids=torch.tensor([[7]]),
-        completion_mask=torch.tensor([[1]]),
-        advantages=torch.tensor([0.5]),
-        num_items_in_batch=torch.tensor(1),
-        tool_mask=torch.tensor([[0]]),
-        prompts=[first],
-    )
-    two = RolloutBatch(
-        prompt_ids=torch.tensor([[4]]),
-        prompt_mask=torch.tensor([[1]]),
-        completion_ids=torch.tensor([[8, 9]]),
-        completion_mask=torch.tensor([[1, 1]]),
-        advantages=torch.tensor([-0.5]),
-        num_items_in_batch=torch.tensor(2),
-        tool_mask=torch.tensor([[1, 0]]),
-        prompts=[second],
-    )
-    whole = RolloutBatch.concat([one, two], pad_token_id=99)
-    assert whole.prompt_ids.tolist() == [[5, 6], [99, 4]] and whole.prompt_mask.tolist() == [[1, 1], [0, 1]]
-    assert whole.completion_ids.tolist() == [[7, 99], [8, 9]]
-    assert whole.completion_mask.tolist() == [[1, 0], [1, 1]] and whole.tool_mask.tolist() == [[0, 1], [1, 0]]
-    assert whole.loss_mask.tolist() == [[0, 0], [1, 0]]
-    assert whole.prompts == [first, second] and whole.num_items_in_batch == 1
-    back = whole.select([1])
-    assert back.prompts == [second] and back.advantages.tolist() == [-0.5]
-    assert whole.select([]).completion_ids.shape == (0, 2)
