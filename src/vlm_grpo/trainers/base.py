@@ -96,7 +96,7 @@ from vlm_grpo.trainers.policy_loss import LossAverage, PolicyLoss
 from vlm_grpo.trainers.preemption import Preemption
 from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
-from vlm_grpo.trainers.reward_functions import named_rewards
+from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
@@ -122,7 +122,8 @@ class VLMTrainerMixin:
     evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
     watch_rollout: Callable[[LoggedRollout], None] | None = None  # set by evaluation.live.LiveReport, on one process
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, **options: Any) -> None:
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
+        options |= by_name(super().__init__, rest)
         demonstrations, dataset = options.pop("demonstrations", None), options.get("train_dataset")
         off_policy = build_off_policy_config(args, dataset, demonstrations, model, options.get("processing_class"))
         if args is None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trl import GRPOTrainer
 
 from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
-from vlm_grpo.trainers.reward_functions import by_name
 
 
 class VLMGRPOTrainer(VLMTrainerMixin, GRPOTrainer):
@@ -20,6 +17,3 @@ class VLMGRPOTrainer(VLMTrainerMixin, GRPOTrainer):
 
     config_class = VLMGRPOConfig
     _generates_logps = True
-
-    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
-        super().__init__(model, reward_funcs, args, **by_name(GRPOTrainer, rest), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.nn import Module
@@ -77,7 +77,7 @@ def _with_those_of_algorithm(
     return functions + added, (weights or [1.0] * len(functions)) + list(missing.values())
 
 
-def by_name(trainer: type, arguments: Sequence[Any]) -> dict[str, Any]:
-    """Return what was given by place to a TRL trainer after `args`, by name."""
-    names = list(inspect.signature(trainer.__init__).parameters)[4:]
+def by_name(init: Callable[..., None], arguments: Sequence[Any]) -> dict[str, Any]:
+    """Return what was given by place to the bound `__init__` of a TRL trainer after `args`, by name."""
+    names = list(inspect.signature(init).parameters)[3:]
     return dict(zip(names, arguments, strict=False))
