@@ -103,8 +103,8 @@ def patched_methods() -> list[str]:
     stored = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
     known = (methods - fields) | library | {"get_placeholder_mask", "sync_weights", "forward"}
     foreign = [node for node in stored if not (isinstance(node.value, ast.Name) and node.value.id == "self")]
-    own = [node for node in stored if node.attr in library and node not in foreign]
-    return [node.attr for node in (*foreign, *own) if node.attr in known]
+    own = set().union(*(attributes_of_self(class_node(kind), ast.Store) for kind in own_classes())) & library
+    return [node.attr for node in foreign if node.attr in known] + sorted(own)
 
 
 def figures() -> dict[str, int]:
