@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PICK = ROOT / "run_scripts" / "run_rloo_pick_image.sh"
@@ -125,3 +126,10 @@ def test_accelerate_config_parses(path: Path):
 
 def test_every_accelerate_config_is_there():
     assert [path.stem for path in ACCELERATE] == ["ddp", "fsdp2", "zero2", "zero3"]
+
+
+def test_the_hooks_before_a_commit_use_the_tested_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = (repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit"))
+    pinned = re.search(r"^ruff==(\S+)$", (ROOT / "configs" / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert ruff == f"v{pinned}"

@@ -58,7 +58,7 @@ def test_evaluate_names_bad_data_without_a_traceback(tiny_model: Path, tmp_path:
     [
         ([], "one of --data_file_paths and --dataset_name"),
         (["--data_file_paths", "a", "--limit", "0"], "must be at least 1, got 0"),
-        (["--data_file_paths", "a", "--max_lenght", "3"], "unrecognized arguments"),
+        (["--data_file_paths", "a", "--max_lenght", "3"], "unknown flag --max_lenght; did you mean --"),
     ],
 )
 def test_evaluate_refuses_wrong_flags(more: list[str], message: str, capsys: pytest.CaptureFixture):
