@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,10 @@ import pytest
 
 from tests.data.files import write_jsonl
 from tests.envs.web import Reply, Service
-from vlm_grpo.envs import find_environment
+from vlm_grpo.envs import ENVIRONMENTS, find_environment
 from vlm_grpo.envs.agent_search import AgentSearch
 from vlm_grpo.envs.calls import Job, run
-from vlm_grpo.envs.environment import ToolError, schema_of, tools_of
+from vlm_grpo.envs.environment import RESERVED, ToolError, schema_of, tools_of
 from vlm_grpo.envs.search import write_index
 from vlm_grpo.records import ImageRef, Record
 from vlm_grpo.rewards.tool import Call
@@ -167,3 +169,21 @@ def test_the_web_is_searched_where_the_environment_says_so(monkeypatch: pytest.M
         environment.finish("<answer>Bergen</answer>")
         assert environment.get_reward() == 1.2
         assert environment.metrics() == {"searches": 1.0, "failed": 1.0, "success": 1.0}
+
+
+def test_a_search_that_failed_is_told_and_counted(index: str):
+    """The count once stood in an attribute `failed` and hid the hook of that name: the run ended."""
+    environment = AgentSearch(index=index, max_searches=1)
+    environment.reset(**ROW)
+    environment.search("heron")
+    with pytest.raises(ToolError, match="no more than 1 searches"):
+        environment.search("otter")
+    assert not hasattr(environment, "failed")
+    assert environment.metrics()["failed"] == 1
+
+
+@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+def test_no_attribute_of_an_environment_hides_a_hook(name: str):
+    nodes = ast.walk(ast.parse(inspect.getsource(find_environment(name))))
+    stored = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    assert stored.isdisjoint(RESERVED)

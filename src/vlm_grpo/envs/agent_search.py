@@ -80,7 +80,7 @@ class AgentSearch:
             raise ValueError(
                 f"{self.record.where or 'row'}: agent_search needs a true answer, got {row.get('answer')!r}"
             )
-        self.searches = self.found = self.failed = 0
+        self.searches = self.found = self.failed_searches = 0
         self.text = ""
         return ""
 
@@ -93,7 +93,7 @@ class AgentSearch:
         try:
             results = self._results(query)
         except ToolError:
-            self.failed += 1
+            self.failed_searches += 1
             raise
         self.searches += 1
         self.found += bool(results)
@@ -119,7 +119,7 @@ class AgentSearch:
         """How often the model searched, how often in vain because of an error, and whether the answer was right."""
         return {
             "searches": float(self.searches),
-            "failed": float(self.failed),
+            "failed": float(self.failed_searches),
             "success": float(self._score() > RIGHT),
         }
 
