@@ -37,9 +37,9 @@ RATE = "3e-4"
 def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[list[dict[str, Any]], list[Any]]:
     """The rows of some episodes as the model is shown them, and their environments."""
     from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
-    from vlm_grpo.trainers.stage import Stage
+    from vlm_grpo.rollouts.env_pool import EnvPool
 
-    stage = Stage([], lambda: PickImage(data_root=str(images), fixed_correct_index=-1))
+    stage = EnvPool([], lambda: PickImage(data_root=str(images), fixed_correct_index=-1))
     stage.choose_protocols("auto", processor.chat_template)
     episodes, rows = stage.begin(list(islice(repeatable_episodes(seed), count)))
     return rows, [episode.environment for episode in episodes]

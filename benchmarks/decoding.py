@@ -28,9 +28,9 @@ from step import SCALES, Scale
 from tables import BATCHES, FEW, WAYS, decoding_table
 
 from vlm_grpo.io import write_whole
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.engines.shared_prefill import Decoding, SharedPrefillGenerate, prompt_batch
 from vlm_grpo.tiny import build_tiny_qwen
-from vlm_grpo.trainers.hotpath.sampling import Decoding, PromptOnce, prompt_batch
-from vlm_grpo.trainers.rollout import PromptEncoder
 
 ON_CPU = ("dynamic", "static")  # the others need a GPU
 TOKENS = 32  # how many more steps the long generation takes than the short one
@@ -90,7 +90,7 @@ def seconds(model: Any, inputs: dict[str, torch.Tensor], batch: int, way: Decodi
     """Return the seconds of TOKENS steps, of each repeat; the first generation warms up and is not counted."""
 
     def generate(tokens: int) -> float:
-        method = PromptOnce([0] * batch, way)
+        method = SharedPrefillGenerate([0] * batch, way)
         options = {"do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens, "custom_generate": method}
         wait()
         began = time.perf_counter()

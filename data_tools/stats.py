@@ -114,8 +114,8 @@ def prompt_tokens(processor: Any) -> Length:
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
     from vlm_grpo.data.dataset import RowTransform
-    from vlm_grpo.trainers.lengths import prompt_length
-    from vlm_grpo.trainers.rollout import PromptEncoder
+    from vlm_grpo.rollouts.encoder import PromptEncoder
+    from vlm_grpo.rollouts.prompt_lengths import prompt_length
 
     encoder, make = PromptEncoder(processor, {}), RowTransform(()).row
     return lambda record: prompt_length(make(record), encoder)

@@ -17,7 +17,7 @@ from vlm_grpo.cli.model_check import cost_notice
 from vlm_grpo.image_tokens import count_image_tokens, limit_image_tokens
 from vlm_grpo.model_utils import set_pixel_limits
 from vlm_grpo.rewards import score
-from vlm_grpo.trainers.rollout import PromptEncoder
+from vlm_grpo.rollouts.encoder import PromptEncoder
 
 SCREEN = (1600, 1200)
 OTHERS = ((1111, 777), (97, 640), (2500, 333), (64, 64), (1280, 720))  # no side 8 times the other

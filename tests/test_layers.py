@@ -16,9 +16,10 @@ LAYERS = {
     "rewards": 1, "prompts": 1, "algorithms": 1, "families": 1, "tasks": 1,
     "answer_space": 2, "data": 2, "envs": 2, "image_tokens": 2, "model_utils": 2, "synthetic": 2, "tiny": 2,
     "unsupported_models": 2,
-    "trainers": 3,
-    "evaluation": 4,
-    "cli": 5, "grpo_jsonl": 5, "quickstart": 5,
+    "rollouts": 3, "shared_prefix": 3,
+    "trainers": 4,
+    "evaluation": 5,
+    "cli": 6, "grpo_jsonl": 6, "quickstart": 6,
 }  # fmt: skip
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -46,13 +47,12 @@ def test_imports_go_down(path: Path):
         if parts[0] == "vlm_grpo" and len(parts) > 1 and parts[1] in LAYERS:
             assert LAYERS[parts[1]] <= LAYERS[unit(path)], f"{path} imports upward: {name}"
         if parts[0] == "trl":
-            assert unit(path) in ("trainers", "cli"), f"{path} imports trl"
+            assert unit(path) in ("rollouts", "trainers", "cli"), f"{path} imports trl"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_functions_stay_small(path: Path):
-    text = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
+def test_functions_stay_short(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
 

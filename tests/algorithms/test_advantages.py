@@ -9,8 +9,8 @@ import torch
 
 from vlm_grpo.algorithms import advantages as by_name
 from vlm_grpo.algorithms import find_algorithm, recipe_settings, register_algorithm
-from vlm_grpo.algorithms.advantages import spread
-from vlm_grpo.algorithms.objectives import gmpo
+from vlm_grpo.algorithms.advantages import nanstd
+from vlm_grpo.algorithms.losses import gmpo
 from vlm_grpo.registry import Registry
 
 LENGTHS = [4, 2, 3, 6]
@@ -79,8 +79,8 @@ def test_a_row_without_reward_counts_nowhere(name: str):
 
 
 def test_spread_is_that_of_torch_and_0_for_one_value():
-    assert torch.allclose(spread(torch.tensor([GRADED])), torch.tensor([GRADED]).std(dim=1, keepdim=True))
-    assert spread(torch.tensor([[1.0], [float("nan")]])).tolist() == [[0.0], [0.0]]
+    assert torch.allclose(nanstd(torch.tensor([GRADED])), torch.tensor([GRADED]).std(dim=1, keepdim=True))
+    assert nanstd(torch.tensor([[1.0], [float("nan")]])).tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize(

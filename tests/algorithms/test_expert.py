@@ -12,32 +12,32 @@ from hypothesis import strategies as st
 
 from vlm_grpo.algorithms import ALGORITHMS, advantages
 from vlm_grpo.algorithms.expert import (
-    Beside,
-    Hinted,
-    Joined,
-    Rescue,
+    CHORD,
+    HPT,
+    UFT,
+    MixedRollout,
+    build_config,
+    chord_mix,
+    chord_phi,
     hpt,
     luffy,
-    mixed,
-    part_of_batch,
-    phi_weights,
-    plan_with,
-    rescued,
+    needs_sft,
     segments,
     shaped,
+    shard_rows,
     srft,
     srft_weights,
 )
-from vlm_grpo.algorithms.objectives import Tokens
+from vlm_grpo.algorithms.losses import LossInputs
 
 CHANCES = torch.tensor([0.9, 0.5, 0.1, 0.01])
 
 
-def tokens(chances: list[float], **changes: object) -> Tokens:
+def tokens(chances: list[float], **changes: object) -> LossInputs:
     """One row of the policy's probabilities, all sampled with a probability of a half."""
     logps = torch.tensor([chances]).log().requires_grad_()
     given = {"old": torch.full_like(logps, 0.5).log(), "advantages": torch.ones(1, 1), "mask": torch.ones_like(logps)}
-    return Tokens(logps=logps, **{**given, **changes})
+    return LossInputs(logps=logps, **{**given, **changes})
 
 
 EXPERT = {"is_expert": torch.tensor([[True]])}
@@ -76,7 +76,7 @@ def test_srft_weighs_by_entropy(entropy: float, imitated: float, reinforced: flo
 def test_srft_loss_of_each_kind_of_row():
     """H is the mean of .5 and 1.5, a third token is masked. NLL of a half is .6931; f(.5) = .8333."""
     half = torch.full((4, 3), 0.5).log()
-    rows = Tokens(
+    rows = LossInputs(
         logps=half,
         old=half,
         advantages=torch.tensor([[1.0], [1.0], [1.0], [1.0]]),
@@ -95,8 +95,8 @@ VERDICTS = torch.tensor([[1.0], [1.0], [-1.0], [0.0]])
 
 def test_hpt_chooses_for_each_prompt():
     correct = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0]])
-    assert rescued(correct).tolist() == [True, False, False]
-    assert rescued(correct, 0.25).tolist() == [True, True, False]
+    assert needs_sft(correct).tolist() == [True, False, False]
+    assert needs_sft(correct, 0.25).tolist() == [True, True, False]
 
 
 def test_hpt_imitates_or_clips():
@@ -117,25 +117,25 @@ def test_a_fully_masked_row_is_never_nan(objective: object, marks: dict):
 
 
 def test_mu_rises_and_falls():
-    plan = Beside()
+    plan = CHORD()
     found = [plan.mu(step) for step in (0, 100, 200, 300, 400, 600, 9999)]
     assert found == pytest.approx([0, 0.25, 0.5, 0.4297, 0.26, 0.02, 0.02], abs=1e-4)
-    assert Beside(mu_warmup=0, mu_decay=0, mu_peak=0.1, mu_valley=0.1).mu(0) == 0.1
+    assert CHORD(mu_warmup=0, mu_decay=0, mu_peak=0.1, mu_valley=0.1).mu(0) == 0.1
 
 
 def test_chord_mixes_and_weighs():
-    assert mixed(torch.tensor(0.4), torch.tensor(2.0), 0.1).item() == pytest.approx(0.56)
-    assert phi_weights(CHANCES[:3].log()).tolist() == pytest.approx([0.09, 0.25, 0.09])
+    assert chord_mix(torch.tensor(0.4), torch.tensor(2.0), 0.1).item() == pytest.approx(0.56)
+    assert chord_phi(CHANCES[:3].log()).tolist() == pytest.approx([0.09, 0.25, 0.09])
 
 
 def test_parts_of_a_batch_are_equally_large_and_hold_every_row_once():
-    parts = [part_of_batch(5, slot, 3) for slot in range(3)]
+    parts = [shard_rows(5, slot, 3) for slot in range(3)]
     assert parts == [[(0, 1.0), (3, 1.0)], [(1, 1.0), (4, 1.0)], [(2, 1.0), (0, 0.0)]]
-    assert part_of_batch(1, 1, 2) == [(0, 0.0)]
+    assert shard_rows(1, 1, 2) == [(0, 0.0)]
 
 
 def test_the_chance_of_a_hint_falls():
-    found = [Hinted().probability(step) for step in (0, 75, 150, 225, 300, 301)]
+    found = [UFT().probability(step) for step in (0, 75, 150, 225, 300, 301)]
     assert found == pytest.approx([0.95, 0.8182, 0.5, 0.1818, 0.05, 0.0], abs=1e-4)
 
 
@@ -176,13 +176,13 @@ def test_segments_make_up_the_solution(text: str, count: int):
 )
 def test_options_that_cannot_be_are_refused(name: str, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        plan_with(name, ALGORITHMS[name].expert, options, 4)
+        build_config(name, ALGORITHMS[name].expert, options, 4)
 
 
 def test_options_make_a_plan():
-    assert plan_with("luffy", Joined(), {"expert_rows": 2, "luffy_gamma": 0.2}, 4) == Joined(2)
-    assert plan_with("hpt", Rescue(), {"correct_above": 1, "correct_reward": "iou"}, 4) == Rescue("iou", 1)
+    assert build_config("luffy", MixedRollout(), {"expert_rows": 2, "luffy_gamma": 0.2}, 4) == MixedRollout(2)
+    assert build_config("hpt", HPT(), {"correct_above": 1, "correct_reward": "iou"}, 4) == HPT("iou", 1)
     for name in ("luffy", "srft", "hpt", "chord", "uft"):
         options = ALGORITHMS[name].options
-        assert json.loads(json.dumps(options)) == options and plan_with(name, ALGORITHMS[name].expert, options, 4)
-    assert math.isclose(Beside(expert_batch=3).mu(400), 0.26)
+        assert json.loads(json.dumps(options)) == options and build_config(name, ALGORITHMS[name].expert, options, 4)
+    assert math.isclose(CHORD(expert_batch=3).mu(400), 0.26)

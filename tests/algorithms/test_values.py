@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from vlm_grpo.algorithms.values import (
-    adapted,
+    adaptive_kl_update,
     explained_variance,
     gae,
     kl_of_tokens,
-    of_returns,
+    reinforce_pp_advantages,
     rewards_to_go,
     token_rewards,
     value_loss,
-    whitened,
+    whiten,
 )
 
 
@@ -49,7 +49,7 @@ def test_gae_discounts():
 
 
 def test_advantages_are_whitened_over_tokens():
-    assert close(whitened(gae(REWARDS, VALUES, ONES).advantages, ONES), 0.9913, 0.0171, -1.0084)
+    assert close(whiten(gae(REWARDS, VALUES, ONES).advantages, ONES), 0.9913, 0.0171, -1.0084)
 
 
 def test_tokens_of_a_tool_and_padding_change_nothing():
@@ -61,7 +61,7 @@ def test_tokens_of_a_tool_and_padding_change_nothing():
     assert rewards.tolist() == [[0, 0, 0, 0, 1, 0]]
     assert close(found.advantages, 0.4657, 0, 0, 0.3850, 0.3000, 0)
     assert close(found.returns, 0.9657, 0, 0, 0.9850, 1.0, 0)
-    assert close(whitened(found.advantages, mask), 0.9913, 0, 0, 0.0171, -1.0084, 0)
+    assert close(whiten(found.advantages, mask), 0.9913, 0, 0, 0.0171, -1.0084, 0)
 
 
 def test_value_loss_clips_the_move_of_a_value():
@@ -87,7 +87,7 @@ def test_penalties_of_what_was_not_chosen_do_not_count():
 def test_returns_are_normalised_over_the_tokens_of_all_completions():
     """Without KL the numbers of `reinforce_plus_plus`: rewards 1, .2, .5, 0 at 4, 2, 3, 6 tokens."""
     mask = (torch.arange(6) < torch.tensor([4, 2, 3, 6])[:, None]).float()
-    found = of_returns(token_rewards(torch.tensor([1.0, 0.2, 0.5, 0.0]), mask), mask)
+    found = reinforce_pp_advantages(token_rewards(torch.tensor([1.0, 0.2, 0.5, 0.0]), mask), mask)
     expected = torch.tensor([1.4330, -0.4567, 0.2519, -0.9291])[:, None] * mask
     assert torch.allclose(found, expected, atol=5e-5)
 
@@ -96,9 +96,9 @@ def test_a_completion_without_a_reward_counts_nowhere():
     mask = torch.ones(3, 2)
     values = torch.tensor([[1.0, 1.0], [math.nan, math.nan], [0.0, 0.0]])
     high = 0.5 / math.sqrt(1 / 3)
-    assert torch.allclose(whitened(values, mask), torch.tensor([[high] * 2, [0.0] * 2, [-high] * 2]))
-    assert whitened(torch.ones(2, 2), torch.ones(2, 2)).abs().max() == 0
-    assert whitened(torch.ones(2, 2), torch.zeros(2, 2)).abs().max() == 0
+    assert torch.allclose(whiten(values, mask), torch.tensor([[high] * 2, [0.0] * 2, [-high] * 2]))
+    assert whiten(torch.ones(2, 2), torch.ones(2, 2)).abs().max() == 0
+    assert whiten(torch.ones(2, 2), torch.zeros(2, 2)).abs().max() == 0
 
 
 @pytest.mark.parametrize(("name", "expected"), [("k1", -0.5), ("k2", 0.125), ("k3", math.exp(0.5) - 1.5)])
@@ -125,7 +125,7 @@ def test_the_expectation_of_k1_and_k3_is_the_kl():
 )
 def test_the_coefficient_follows_the_kl(kl: float, expected: float):
     """Target 0.1, horizon 10,000, 100 completions: a relative error e, at most 0.2, moves it by e / 100."""
-    assert adapted(0.05, kl, 0.1, 100) == pytest.approx(expected)
+    assert adaptive_kl_update(0.05, kl, 0.1, 100) == pytest.approx(expected)
 
 
 def test_explained_variance():

@@ -51,7 +51,7 @@ def built(tiny_model: Path, tmp_path: Path, *words: str) -> Any:
 
 
 def environment_of(trainer: Any) -> Any:
-    return trainer._stage._idle[None][0]
+    return trainer.env_pool._idle[None][0]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
@@ -90,18 +90,18 @@ def test_environment_options(data: list[str], tiny_model: Path, tmp_path: Path):
     both = ("--environment", OWN, "visual_crop")
     options = json.dumps({"visual_crop": {"max_crops": 7}})
     trainer = built(tiny_model, tmp_path, *both, *data, "--environment_options", options)
-    assert trainer._stage._idle["visual_crop"][0].max_crops == 7
-    assert trainer._stage._idle[OWN][0].limit == 9
+    assert trainer.env_pool._idle["visual_crop"][0].max_crops == 7
+    assert trainer.env_pool._idle[OWN][0].limit == 9
 
 
 def test_rows_choose_among_several(data: list[str], tiny_model: Path, tmp_path: Path):
     trainer = built(tiny_model, tmp_path, "--environment", OWN, "visual_crop", *data)
-    episodes, _ = trainer._stage.begin(list(trainer.train_dataset))
+    episodes, _ = trainer.env_pool.begin(list(trainer.train_dataset))
     assert [type(episode.environment).__name__ for episode in episodes] == ["Gallery", "VisualCrop"]
 
 
 def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Path):
-    words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_protocol", "tags")
+    words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_format", "tags")
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data, *words)
     assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (3, 1.5)  # what they do: test_playing.py
     assert isinstance(trainer._stage._protocols[None], TagToolParser)
@@ -158,7 +158,7 @@ def test_pick_image_takes_no_data(candidates: str, data: list[str], tmp_path: Pa
     [
         (["--max_turns", "3"], "--max_turns has no effect without --environment"),
         (["--tool_time_limit", "3"], "--tool_time_limit has no effect without --environment"),
-        (["--tool_protocol", "tags"], "--tool_protocol has no effect without --environment"),
+        (["--tool_format", "tags"], "--tool_format has no effect without --environment"),
         (["--data_root", "."], "--data_root has no effect without --environment"),
         (["--environment_options", "{}"], "--environment_options has no effect without --environment"),
         (["--environment", OWN, "--val_split_ratio", "0.1"], "use `vlm-grpo evaluate --environment`"),

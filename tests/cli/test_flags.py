@@ -59,7 +59,7 @@ TESTED = {
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules", "max_image_tokens", "answer_space"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
-    *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_penalty.py
+    *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_kl_controller.py
     *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
     "reward_time_limit",  # tests/cli/test_hanging.py
@@ -246,10 +246,10 @@ def test_validation_flags(jsonl: list[str], tiny_model: Path, tmp_path: Path):
 
 def test_sharing_prompts(jsonl: list[str], tiny_model: Path, tmp_path: Path):
     made = trainer(tiny_model, tmp_path, *jsonl)
-    assert made._sharing.is_on and made._packing().budget is None
+    assert made.shared_prefix.is_on and made.logprobs.budget is None
     made = trainer(tiny_model, tmp_path, *jsonl, "--max_tokens_per_forward", "99")
-    assert made._packing().budget == 99
-    assert not trainer(tiny_model, tmp_path, *jsonl, "--shared_prefix", "off")._sharing.is_on
+    assert made.logprobs.budget == 99
+    assert not trainer(tiny_model, tmp_path, *jsonl, "--shared_prefix", "off").shared_prefix.is_on
 
 
 def test_pixel_limits_and_freezing(jsonl: list[str], tiny_model: Path, tmp_path: Path):

@@ -162,8 +162,8 @@ def test_an_image_in_memory_that_is_too_long_names_its_row():
 
 @pytest.fixture(scope="module")
 def encoder() -> Any:
+    from vlm_grpo.rollouts.encoder import PromptEncoder
     from vlm_grpo.tiny import build_tiny_qwen
-    from vlm_grpo.trainers.rollout import PromptEncoder
 
     return PromptEncoder(build_tiny_qwen()[1], {})
 

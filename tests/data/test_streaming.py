@@ -19,8 +19,8 @@ from tests.data.files import png, turns, write_images, write_jsonl
 from vlm_grpo.data import DataError, load_dataset
 from vlm_grpo.data.dataset import iterable_dataset
 from vlm_grpo.records import ImageRef, Record
-from vlm_grpo.trainers import order
-from vlm_grpo.trainers.order import endless
+from vlm_grpo.trainers import sampler
+from vlm_grpo.trainers.sampler import infinite
 
 
 def image_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def test_a_warning_comes_once_for_each_kind(tmp_path: Path, caplog: pytest.LogCa
 
 def test_shuffling_and_repeating_leave_objects_alone(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", [*image_rows(6), {"id": 6, "problem": "q", "answer": ["x", 1]}])
-    stream = endless(load_dataset(path, image_folders=str(write_images(tmp_path)), streaming=True), seed=1)
+    stream = infinite(load_dataset(path, image_folders=str(write_images(tmp_path)), streaming=True), seed=1)
     rows = list(islice(repeat_iterable_dataset(stream, mini_repeat_count=2, batch_size=7), 14))
     assert sorted(row["id"] for row in rows) == sorted([*range(7)] * 2)
     assert all(type(row["record"]) is Record and type(ref) is ImageRef for row in rows for ref in row["images"])
@@ -178,10 +178,10 @@ def test_shuffling_and_repeating_leave_objects_alone(tmp_path: Path):
 
 
 def test_endless_passes_have_every_row_once_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(order, "HELD", 4)
+    monkeypatch.setattr(sampler, "HELD", 4)
 
     def passes(seed: int | None) -> list[list[int]]:
-        numbers = [row["n"] for row in islice(endless(numbered(10), seed), 30)]
+        numbers = [row["n"] for row in islice(infinite(numbered(10), seed), 30)]
         return [numbers[:10], numbers[10:20], numbers[20:]]
 
     assert passes(None) == [list(range(10))] * 3
@@ -190,7 +190,7 @@ def test_endless_passes_have_every_row_once_in_an_order_of_their_own(monkeypatch
     assert first != second != third
     assert sorted(first) == sorted(second) == sorted(third) == list(range(10))
     with pytest.raises(ValueError, match="the stream has no rows"):
-        next(iter(endless(numbered(0), None)))
+        next(iter(infinite(numbered(0), None)))
 
 
 @pytest.mark.parametrize("source", ["ours", "shards"])
@@ -218,6 +218,6 @@ def test_two_processes_get_their_parts_of_the_same_groups(source: str):
             parts.append([[row["n"] for row in batch] for batch in islice(prepared, 8)])
         return [batch for pair in zip(*parts, strict=True) for batch in pair]
 
-    assert [number for batch in dealt(endless(given, None)) for number in batch] == expected
+    assert [number for batch in dealt(infinite(given, None)) for number in batch] == expected
     if source == "shards":
         assert [number for batch in dealt(given) for number in batch] != expected

@@ -21,7 +21,7 @@ from vlm_grpo.evaluation.comparison import compare_runs, read_run
 from vlm_grpo.evaluation.predictions import EpisodeError, Scoring
 from vlm_grpo.evaluation.results import write_results
 from vlm_grpo.evaluation.sampling_params import SamplingParams
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.rollouts.env_pool import EnvPool
 
 ANSWER = "<think>a</think><answer>red square</answer>"
 
@@ -71,7 +71,7 @@ def played(
     own = {name: local.pop(name) for name in ("max_turns", "tool_format", "tool_time_limit") if name in local}
     model = Speaker(processor.tokenizer, say)
     backend = AgentBackend(
-        HFBackend(model, processor, sampling=sampling or SamplingParams(), **local), Stage([], factory), folder, **own
+        HFBackend(model, processor, sampling=sampling or SamplingParams(), **local), EnvPool([], factory), folder, **own
     )
     scoring = Scoring("default", pass_k=pass_k, of_episodes=True, has_answers=bool(rows[0]["prompt"]))
     found = predict_with(backend, rows, range(len(rows)) if numbers is None else numbers, scoring)

@@ -29,10 +29,11 @@ from vlm_grpo.evaluation.report.gallery import (
     truncate_text,
 )
 from vlm_grpo.evaluation.report.learning_curves import CurvePoint, Curves, merge_points, point_of, restore_curves
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.watch import Place, Rollout, own_rollout, plain_messages
 
 CHROMIUM = find_chromium()
 BOTH = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
@@ -65,7 +66,7 @@ def long_enough(completions: list, **columns: Any) -> list[float | None]:
     return [None if len(done[0]["content"]) % 2 else 1.0 for done in completions]
 
 
-def rollout(step: int = 1, count: int = 2, text: str = "<answer>3</answer>", **changes: Any) -> Rollout:
+def rollout(step: int = 1, count: int = 2, text: str = "<answer>3</answer>", **changes: Any) -> LoggedRollout:
     fields = {
         "step": step,
         "rows": [{"prompt": user("How many?"), "answer": 3}] * count,
@@ -76,7 +77,7 @@ def rollout(step: int = 1, count: int = 2, text: str = "<answer>3</answer>", **c
         "lengths": [5] * count,
         "is_cut": [False] * count,
     }
-    return Rollout(**{**fields, **changes})
+    return LoggedRollout(**{**fields, **changes})
 
 
 # --- curves
@@ -188,12 +189,14 @@ def test_an_image_that_cannot_be_read_is_left_out():
 def test_a_process_finds_its_own_part_of_what_was_gathered():
     """Of two processes with two rows each, in logs that also hold an older rollout; the second row of each is cut."""
     logs = {"completion": list("oldABCD"), "rewards": {"accuracy": [9.0, 1.0, 2.0, 3.0, 4.0]}}
-    output = {
-        "completion_ids": torch.tensor([[5, 2, 0], [5, 5, 5]]),
-        "completion_mask": torch.tensor([[1, 1, 0], [0, 0, 0]]),  # a truncated completion is left out of the loss
-        "advantages": torch.tensor([0.25, -0.25]),
-    }
-    found = own_rollout([{}, {}], [[], []], output, logs, [2, 0], Place(step=8, rank=1, world=2))
+    output = RolloutBatch(
+        prompt_ids=torch.ones(2, 1),
+        prompt_mask=torch.ones(2, 1),
+        completion_ids=torch.tensor([[5, 2, 0], [5, 5, 5]]),
+        completion_mask=torch.tensor([[1, 1, 0], [0, 0, 0]]),  # a truncated completion is left out of the loss
+        advantages=torch.tensor([0.25, -0.25]),
+    )
+    found = local_rollout([{}, {}], [[], []], output, logs, [2, 0], SampleLocation(step=8, rank=1, world=2))
     assert (found.completions, found.rewards) == (["C", "D"], {"accuracy": [3.0, 4.0]})
     assert (found.lengths, found.is_cut, found.advantages, found.step) == ([2, 3], [False, True], [0.25, -0.25], 8)
     assert found.first(1).completions == ["C"] and found.first(1).rewards == {"accuracy": [3.0]}

@@ -14,8 +14,8 @@ from vlm_grpo.quickstart import demo
 from vlm_grpo.quickstart.run import STAGES, QuickstartRun, QuickstartSettings
 from vlm_grpo.quickstart.warm_start import Encoded, _batch, completion, warm_up, wrong_label
 from vlm_grpo.rewards import score
+from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.synthetic import DigitFiles
-from vlm_grpo.trainers.rollout import Sample
 
 
 def test_wrong_label_misleads_seven_of_ten_odd_digits():
@@ -32,7 +32,7 @@ def test_completion_earns_both_rewards():
 
 
 def test_batch_learns_completions_only():
-    rows = [Encoded(Sample([5, 6, 7], []), [8, 2]), Encoded(Sample([5], []), [9, 8, 2])]
+    rows = [Encoded(EncodedPrompt([5, 6, 7], []), [8, 2]), Encoded(EncodedPrompt([5], []), [9, 8, 2])]
     batch = _batch(rows, pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2, 0], [0, 0, 5, 9, 8, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.environments import call
 from vlm_grpo.cli import train
-from vlm_grpo.trainers.playing import Playing
+from vlm_grpo.trainers.base import VLMTrainerMixin
 
 PICTURES = [call("look", color=color, side=56 + 28 * n) for n, color in enumerate(("red", "green", "blue"))]
 
@@ -31,14 +31,14 @@ def next_turns(self: Any, episodes: list[Any], room: int) -> list[list[int]]:
     tokenizer = self.processing_class.tokenizer
     said = []
     for episode in episodes:
-        row = next(n for n, each in enumerate(self._episodes) if each is episode) % 4
+        row = next(n for n, each in enumerate(self.current.trajectories) if each is episode) % 4
         text = script(str(episode.prompt.messages), row)[episode.turns]
         said.append([*tokenizer(text, add_special_tokens=False)["input_ids"], self.eos_token_ids[0]])
     return said
 
 
-sample = Playing._next_turns
+sample = VLMTrainerMixin._next_turns
 
 if __name__ == "__main__":
-    Playing._next_turns = next_turns
+    VLMTrainerMixin._next_turns = next_turns
     sys.exit(train.main())

@@ -95,7 +95,7 @@ def scripted_turns(
     def next_turns(episodes: list[Any], room: int) -> list[list[int]]:
         said = []
         for episode in episodes:
-            row = next(n for n, each in enumerate(trainer._episodes) if each is episode)
+            row = next(n for n, each in enumerate(trainer.current.trajectories) if each is episode)
             script = scripts[row % len(scripts)]
             text = script[min(episode.turns, len(script) - 1)]
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tests.trainers.test_resume import build, step_losses, weights_differ
-from vlm_grpo.trainers.checkpoints import fault
+from vlm_grpo.trainers.checkpoints import validate_checkpoint
 from vlm_grpo.trainers.preemption import Preempted
 
 STOPS = 10
@@ -74,7 +74,7 @@ def compare(model: Path, folder: Path, rank: int = 0, count: int = STOPS, **chan
     source, stops, output = random.Random(0), [], folder / "stopped"
     for _ in range(count):
         stops.append(stopped_at(model, output, source, rank, **changes))
-        assert fault(output / f"checkpoint-{stops[-1]}") is None
+        assert validate_checkpoint(output / f"checkpoint-{stops[-1]}") is None
         assert not (output / "model.safetensors").exists()
     assert stops == sorted(set(stops)) and stops[-1] > count
     last, whole = trained(model, output, **changes), trained(model, folder / "whole", **changes)

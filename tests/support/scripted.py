@@ -15,7 +15,7 @@ from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
 from vlm_grpo.cli import train
-from vlm_grpo.trainers import pipeline
+from vlm_grpo.trainers import base
 
 ON_CPU = "TEST_FSDP_ON_CPU"  # set in the environment of runs that shall shard
 GENERATIONS = 4
@@ -65,5 +65,5 @@ def shard_on_cpu() -> None:
 if __name__ == "__main__":
     if ON_CPU in os.environ:
         shard_on_cpu()
-    replace_completions(pipeline.VisionPipeline)
+    replace_completions(base.VLMTrainerMixin)
     sys.exit(train.main())

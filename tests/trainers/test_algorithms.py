@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms import ALGORITHMS, advantages, register_algorithm
-from vlm_grpo.algorithms.selection import covariances
+from vlm_grpo.algorithms.token_masks import covariances
 from vlm_grpo.evaluation.backends.hf import generate_greedy
 from vlm_grpo.rewards.adapter import batch_reward
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
@@ -101,8 +101,10 @@ def test_remax_scores_greedy_turns_where_rewards_read_whole_turns(tiny_model: Pa
         return float(len(completion))
 
     build("remax", tiny_model, tmp_path, reward=batch_reward("by_length", by_length)).train()
-    model = AutoModelForImageTextToText.from_pretrained(tiny_model)
-    processor = AutoProcessor.from_pretrained(tiny_model)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(tiny_model),
+        AutoProcessor.from_pretrained(tiny_model),
+    )
     greedy = {each.text for each in generate_greedy(model, processor, image_rows(16), max_completion_length=8)}
     assert len(texts) == 8 + 2 and set(texts[8:]) <= greedy and not set(texts[:8]) & set(texts[8:])
 

@@ -14,7 +14,7 @@ from vlm_grpo.boxes import Box, convert
 from vlm_grpo.data import load_dataset
 from vlm_grpo.model_utils import set_pixel_limits
 from vlm_grpo.rewards import score
-from vlm_grpo.trainers.rollout import PromptEncoder
+from vlm_grpo.rollouts.encoder import PromptEncoder
 
 BOX = Box(168, 56, 448, 140)  # on the upright image of 560 x 252
 UPRIGHT_TO_STORED = {

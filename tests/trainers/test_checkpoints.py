@@ -9,7 +9,7 @@ import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.trainers.test_resume import build, weights_differ
-from vlm_grpo.trainers.checkpoints import fault, last_complete, write_record
+from vlm_grpo.trainers.checkpoints import last_complete, validate_checkpoint, write_record
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def cut(path: Path) -> None:
 
 
 def test_the_newest_by_number_is_found(run: Path):
-    assert fault(run / "checkpoint-10") is None
+    assert validate_checkpoint(run / "checkpoint-10") is None
     assert last_complete(run) == run / "checkpoint-10"
     assert last_complete(run / "nothing") is None
 
@@ -56,7 +56,7 @@ def test_a_file_that_is_cut_off_makes_it_incomplete(name: str, run: Path, caplog
 )
 def test_a_missing_file_makes_it_incomplete(name: str, said: str, run: Path):
     (run / "checkpoint-10" / name).unlink()
-    assert fault(run / "checkpoint-10").startswith(said)
+    assert validate_checkpoint(run / "checkpoint-10").startswith(said)
 
 
 def test_all_shards_of_weights_are_looked_at(run: Path):
@@ -65,12 +65,12 @@ def test_all_shards_of_weights_are_looked_at(run: Path):
     names = '{"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}'
     (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {names}}}')
     write_record(folder)
-    assert fault(folder) == "model-00002-of-00002.safetensors is missing"
+    assert validate_checkpoint(folder) == "model-00002-of-00002.safetensors is missing"
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
     write_record(folder)
-    assert fault(folder) is None
+    assert validate_checkpoint(folder) is None
     cut(folder / "model-00002-of-00002.safetensors")
-    assert fault(folder) == "model-00002-of-00002.safetensors is cut off"
+    assert validate_checkpoint(folder) == "model-00002-of-00002.safetensors is cut off"
 
 
 def test_fsdp_shards_are_whole_once_their_index_is_written(run: Path):
@@ -82,9 +82,9 @@ def test_fsdp_shards_are_whole_once_their_index_is_written(run: Path):
         (folder / name / "__0_0.distcp").write_bytes(b"...")
     (folder / "pytorch_model_fsdp_0" / ".metadata").write_bytes(b"...")
     write_record(folder)
-    assert fault(folder) == "optimizer_0 is not complete"
+    assert validate_checkpoint(folder) == "optimizer_0 is not complete"
     (folder / "optimizer_0" / ".metadata").write_bytes(b"...")
-    assert fault(folder) is None
+    assert validate_checkpoint(folder) is None
 
 
 def test_training_resumes_from_the_newest_complete_one(run: Path, tiny_model: Path):

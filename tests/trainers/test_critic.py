@@ -24,7 +24,7 @@ TWO_UPDATES = {"steps_per_generation": 2, **FAST}
 
 
 def head_of(trainer: Any) -> Tensor:
-    return torch.cat([each.detach().flatten() for each in trainer._value_head.parameters()])
+    return torch.cat([each.detach().flatten() for each in trainer.critic.head.parameters()])
 
 
 def rollouts_of(trainer: Any) -> list[dict[str, Any]]:
@@ -56,12 +56,12 @@ def expected_values(trainer: Any, output: dict[str, Any], row: int) -> Tensor:
 @torch.no_grad()
 def values_of(trainer: Any, fields: dict[str, Any], count: int) -> Tensor:
     """The values of the states before the last `count` tokens of one row."""
-    own = getattr(trainer._value_head, "backbone", None)
+    own = getattr(trainer.critic.head, "backbone", None)
     if own is not None:
         hidden = own(**fields).last_hidden_state[0]
     else:
         hidden = trainer.model(**fields, output_hidden_states=True).hidden_states[-1][0]
-    return hidden[-count - 1 : -1] @ trainer._value_head.weight[0] + trainer._value_head.bias
+    return hidden[-count - 1 : -1] @ trainer.critic.head.weight[0] + trainer.critic.head.bias
 
 
 @pytest.mark.parametrize("shared_prefix", ["on", "off"])
@@ -124,9 +124,9 @@ def test_the_kl_penalises_tokens(tiny_model: Path, tmp_path: Path):
     trainer = build("ppo", tiny_model, tmp_path, **options)
     _, second = rollouts_of(trainer)
     rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))
-    to_go = trainer._kl.flip(1).cumsum(dim=1).flip(1)
+    to_go = trainer.kl.kl.flip(1).cumsum(dim=1).flip(1)
     expected = (rewards[:, None] - 3.0 * to_go) * second["completion_mask"]
-    assert trainer._kl.abs().max() > 1e-3 and torch.allclose(second["returns"], expected, atol=1e-4)
+    assert trainer.kl.kl.abs().max() > 1e-3 and torch.allclose(second["returns"], expected, atol=1e-4)
 
 
 def test_a_predictable_reward_is_learnt_by_the_head(tiny_model: Path, tmp_path: Path):
@@ -189,7 +189,7 @@ def test_updates_do_not_depend_on_how_they_are_computed(change: str, tiny_model:
     for options in (base, {**base, **other}):
         args = VLMGRPOConfig.of("ppo", **settings(tmp_path, **options))
         run = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows(16), peft_config=adapter)
-        run._cutting.parts = 4 if change == "cut" and runs else 1  # as after a forward that found no memory
+        run.splitter.parts = 4 if change == "cut" and runs else 1  # as after a forward that found no memory
         run.train()
         runs.append(run)
     assert head_of(runs[0]).abs().max() > 1e-3
@@ -249,11 +249,11 @@ def test_a_tools_answer_is_stepped_over_on_trls_own_path(
     assert torch.allclose(last["values"][0], values, atol=1e-5) and values.std() > 1e-4
     assert torch.equal(last["tool_mask"], mask.expand(8, 5))
     rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))[:, None]
-    penalty = 0 if not coefficient else 3.0 * trainer._kl.flip(1).cumsum(dim=1).flip(1)
+    penalty = 0 if not coefficient else 3.0 * trainer.kl.kl.flip(1).cumsum(dim=1).flip(1)
     assert torch.allclose(last["returns"], (rewards - penalty) * mask, atol=1e-4)
     assert last["advantages"][:, 2:4].abs().max() == 0 and last["advantages"][:, :2].abs().min() > 0
     if coefficient:
-        assert trainer._kl[:, 2:4].abs().max() == 0 and trainer._kl.abs().max() > 1e-4
+        assert trainer.kl.kl[:, 2:4].abs().max() == 0 and trainer.kl.kl.abs().max() > 1e-4
 
 
 def test_a_completion_without_a_reward_teaches_nothing(tiny_model: Path, tmp_path: Path):

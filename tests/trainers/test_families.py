@@ -28,15 +28,15 @@ from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation import evaluate
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.model_utils import freeze_vision, placeholder_ids, towers_of
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.prompt_lengths import PromptLengths
+from vlm_grpo.rollouts.video import WITHOUT_VIDEOS
+from vlm_grpo.shared_prefix.compat import validate_scoring
 from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, find_tool_call_format
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
-from vlm_grpo.trainers.hotpath.support import refusal
-from vlm_grpo.trainers.lengths import PromptLengths
-from vlm_grpo.trainers.media import WITHOUT_VIDEOS
-from vlm_grpo.trainers.objective import Rows, model_inputs, with_blank_row
+from vlm_grpo.trainers.logprobs import PaddedRows, model_inputs, with_dummy_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.rollout import PromptEncoder
 from vlm_grpo.trainers.state_file import load_state
 
 WORD = 40  # an ordinary token of every tokenizer here
@@ -156,7 +156,7 @@ def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: s
     model, processor = loaded(folder_of(family))
     encoder = PromptEncoder(processor, {})
     samples = encoder.encode(rows(family))
-    batch = with_blank_row(padded(samples, [WORD]), encoder.blank("image"), completion=1)
+    batch = with_dummy_row(padded(samples, [WORD]), encoder.blank("image"), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
         alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows(family)])
@@ -177,13 +177,13 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def padded(samples: list[Any], completion: list[int]) -> Rows:
+def padded(samples: list[Any], completion: list[int]) -> PaddedRows:
     """The prompts padded on the left, each before the completion."""
     longest = max(len(sample.input_ids) for sample in samples)
     missing = [longest - len(sample.input_ids) for sample in samples]
     ids = [[0] * count + sample.input_ids + completion for count, sample in zip(missing, samples, strict=True)]
     mask = [[0] * count + [1] * (longest - count + len(completion)) for count in missing]
-    return Rows(samples, torch.tensor(ids), torch.tensor(mask))
+    return PaddedRows(samples, torch.tensor(ids), torch.tensor(mask))
 
 
 def plain_inputs(processor: Any, row: dict[str, Any]) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ def test_what_the_table_says_of_prefix_videos_and_tools(family: str, folder_of: 
     model, processor = loaded(folder_of(family))
     facts = facts_of(family)
     assert model.config.model_type == MODEL_TYPES.get(family, family)
-    assert refusal(model) == facts.refuses_prefix
+    assert validate_scoring(model) == facts.refuses_prefix
     reads_videos = getattr(processor, "video_processor", None) is not None
     assert (reads_videos and type(processor).__name__ not in WITHOUT_VIDEOS) == facts.has_video
     if "tools" in processor.chat_template:

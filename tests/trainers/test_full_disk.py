@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.trainers.test_resume import build, weights_differ
-from vlm_grpo.trainers.checkpoints import fault, last_complete
+from vlm_grpo.trainers.checkpoints import last_complete, validate_checkpoint
 from vlm_grpo.trainers.saving import SavingError, expected_bytes, folder_bytes, size, writing_checkpoint
 
 OPTIMIZER_FAILS = 500_000  # bytes: between the sizes of the two files
@@ -64,7 +64,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on_from_it(count: int, tin
     assert str(tmp_path / "run" / "checkpoint-3") in said and "could not be written" in said
     assert "checkpoint-2 and what came before are whole" in said and "--resume_from_checkpoint true" in said
     assert f"about {size(folder_bytes(tmp_path / 'run' / 'checkpoint-2'))}" in said and " are free" in said
-    assert fault(tmp_path / "run" / "checkpoint-3") == "no trainer_state.json"
+    assert validate_checkpoint(tmp_path / "run" / "checkpoint-3") == "no trainer_state.json"
     assert last_complete(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
     options = {"max_steps": 4, "num_iterations": 2}
@@ -72,7 +72,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on_from_it(count: int, tin
     resumed.train(resume_from_checkpoint=True)
     whole = build("grpo", tiny_model, tmp_path / "whole", save_strategy="no", **options)
     whole.train()
-    assert weights_differ(resumed, whole) == 0 and fault(tmp_path / "run" / "checkpoint-3") is None
+    assert weights_differ(resumed, whole) == 0 and validate_checkpoint(tmp_path / "run" / "checkpoint-3") is None
 
 
 def test_without_an_earlier_checkpoint_the_error_tells_the_size_of_the_model(tiny_model: Path, tmp_path: Path):
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_is_written_again_stays_until_the_new_one_is_whole(tin
     again = build("grpo", tiny_model, tmp_path, max_steps=3, save_steps=1, learning_rate=0.1)
     with largest_file(OPTIMIZER_FAILS), pytest.raises(SavingError, match="checkpoint-2"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert [fault(tmp_path / f"checkpoint-{step}") for step in (1, 2, 3)] == [None, None, None]
+    assert [validate_checkpoint(tmp_path / f"checkpoint-{step}") for step in (1, 2, 3)] == [None, None, None]
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert (tmp_path / "checkpoint-3" / "optimizer.pt").stat().st_ino != before
     assert not list(tmp_path.glob("replaced-*"))
@@ -137,7 +137,7 @@ def test_the_state_that_makes_a_checkpoint_complete_waits_for_every_process(tiny
 
     trainer.accelerator.wait_for_everyone = recorded
     trainer.train()
-    assert [True, False] in meetings and fault(folder) is None
+    assert [True, False] in meetings and validate_checkpoint(folder) is None
 
 
 def test_sizes_are_written_as_people_read_them():

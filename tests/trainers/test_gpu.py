@@ -15,14 +15,15 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from tests.support.training import image_rows, length_reward, settings
+from vlm_grpo.rollouts.encoder import PromptEncoder, collate_visual
+from vlm_grpo.rollouts.engines import shared_prefill
+from vlm_grpo.rollouts.engines.shared_prefill import Decoding, SharedPrefillGenerate, prompt_batch
+from vlm_grpo.shared_prefix import flex_attention
+from vlm_grpo.shared_prefix.attention import attention
+from vlm_grpo.shared_prefix.packing import Group, Layout
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
-from vlm_grpo.trainers.hotpath import flex, sampling
-from vlm_grpo.trainers.hotpath.attention import attention
-from vlm_grpo.trainers.hotpath.layout import Group, Layout
-from vlm_grpo.trainers.hotpath.sampling import Decoding, PromptOnce, prompt_batch
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.rollout import PromptEncoder, collate_visual
 
 KINDS = [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)]
 
@@ -55,9 +56,9 @@ def test_pixels_wait_in_memory_that_the_gpu_can_read(tiny_model: Path):
 @pytest.mark.parametrize("gradients", [torch.no_grad, torch.inference_mode])
 def test_flex_attention_is_found_where_gradients_are_off(gradients: Callable):
     """The first packed row of a process may be one that is only scored."""
-    flex.compiled.cache_clear()
+    flex_attention.compiled.cache_clear()
     with gradients():
-        assert flex.compiled() is not None
+        assert flex_attention.compiled() is not None
 
 
 @pytest.mark.gpu
@@ -68,12 +69,12 @@ def test_flex_attention_equals_sdpa(dtype: torch.dtype, allowed: float):
     shapes = ((1, 4, 170, 64), (1, 2, 170, 64), (1, 2, 170, 64))
     tensors = [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for shape in shapes]
     found = []
-    for kernel in (flex.compiled(), None):
+    for kernel in (flex_attention.compiled(), None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(flex, "compiled", lambda kernel=kernel: kernel)
+            patch.setattr(flex_attention, "compiled", lambda kernel=kernel: kernel)
             output, _ = attention(torch.nn.Module(), *tensors, None, scaling=0.125, packed=layout)
         found.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
-    assert flex.compiled() is not None
+    assert flex_attention.compiled() is not None
     assert all(torch.allclose(a, b, atol=allowed, rtol=allowed) for a, b in zip(*found, strict=True))
 
 
@@ -89,12 +90,12 @@ def test_decoding_equals_eager_decoding(
     prompts = PromptEncoder(processor, {}).encode(list(image_rows(3)))
     inputs = {k: v.cuda() for k, v in prompt_batch(prompts, processor.tokenizer.pad_token_id).items()}
     scores: list[torch.Tensor] = []
-    monkeypatch.setattr(sampling, "choose", lambda found, _: scores.append(found.clone()) or found.argmax(dim=-1))
+    monkeypatch.setattr(shared_prefill, "choose", lambda found, _: scores.append(found.clone()) or found.argmax(dim=-1))
     options = {"do_sample": False, "max_new_tokens": 24, "min_new_tokens": 24}
     tokens = []
     with torch.no_grad():
         for way in ("dynamic", decoding):
-            method = PromptOnce([0, 0, 1, 1, 2, 2], way)
+            method = SharedPrefillGenerate([0, 0, 1, 1, 2, 2], way)
             tokens.append(model.generate(**inputs, **options, custom_generate=method)[:, inputs["input_ids"].size(1) :])
     assert "cannot be" not in caplog.text
     eager = torch.stack(scores[:24], dim=1)  # (B, C, V)

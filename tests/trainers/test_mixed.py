@@ -19,7 +19,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tests.data.files import turns, write_jsonl
 from tests.support.training import image_rows, length_reward, picture, settings, user
 from vlm_grpo.data import load_dataset
-from vlm_grpo.trainers import pipeline
+from vlm_grpo.rollouts.current import CurrentRollout
+from vlm_grpo.trainers import base
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -161,7 +162,7 @@ def test_a_box_is_rewarded_in_the_familys_space(tiny_model: Path, tmp_path: Path
     args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
     trainer = VLMGRPOTrainer(str(tiny_model), ["iou"], args, train_dataset=rows)
     answers = ["[28, 28, 56, 56]", "[25, 25, 50, 50]"] * 2
-    trainer._samples = trainer.encoder.encode([rows[0]] * 4)
+    trainer.current = CurrentRollout(prompts=trainer.encoder.encode([rows[0]] * 4))
     texts = [f"<answer>{answer}</answer>" for answer in answers]
     ids = trainer.processing_class.tokenizer(texts)["input_ids"]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
@@ -233,7 +234,7 @@ def holds_image(value: Any) -> bool:
 def gathered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by every object that a trainer gathers from all processes."""
     found: list[Any] = []
-    for place in (*(sys.modules[trainer.__module__] for trainer, _ in STOCK), pipeline):
+    for place in (*(sys.modules[trainer.__module__] for trainer, _ in STOCK), base):
         original = place.gather_object
         monkeypatch.setattr(place, "gather_object", lambda value, call=original: found.append(value) or call(value))
     return found
@@ -275,11 +276,11 @@ def test_stock_has_no_limits_of_pixels_and_prompts_and_freezes_nothing():
 def test_logged_images_cross_ranks_as_thumbnails(tiny_model: Path, tmp_path: Path):
     trainer = run(OURS[0], tiny_model, tmp_path, mixed_rows(), log_completions=True)
     rows = [{"prompt": user("what"), "images": [picture(0, 1000, 500)]}, {"prompt": user("red"), "images": None}]
-    trainer._samples = trainer.encoder.encode(rows)
-    trainer._log_images()
+    images = [prompt.images for prompt in trainer.encoder.encode(rows)]
+    trainer._log_images(images)
     assert not trainer._logs["images"]  # nobody shows them
     trainer.args.report_to = ["wandb"]
-    trainer._log_images()
+    trainer._log_images(images)
     shown, none = trainer._logs["images"]
     assert ([image.size for image in shown], none) == ([(256, 128)], [])
 

@@ -16,12 +16,12 @@ from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.templates import published, tokenizer_with, with_template
 from tests.support.training import picture, settings, user
 from vlm_grpo.evaluation import predict
-from vlm_grpo.trainers.answers import answer_encoder
+from vlm_grpo.rollouts.decoding import TurnDecoder
+from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
-from vlm_grpo.trainers.decoding import TurnDecoder
+from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.rollout import PromptEncoder
 
 THINKS, SILENT = "<think>\n", "<think>\n\n</think>\n\n"
 # What is sampled after <think>, and what it earns: accuracy, format.
@@ -169,7 +169,7 @@ def test_answers_of_an_expert_go_on_after_the_opening(thinker: Path):
     processor = AutoProcessor.from_pretrained(thinker)
     end = processor.tokenizer.eos_token_id
     for options, answer in (({}, "a</think><answer>7</answer>"), ({"enable_thinking": False}, "<answer>7</answer>")):
-        encode = answer_encoder(processor, [end], 99, options)
+        encode = demonstration_encoder(processor, [end], 99, options)
         assert processor.tokenizer.decode(encode("<think>a</think><answer>7</answer>")[:-1]) == answer
 
 

@@ -48,8 +48,8 @@ def test_equal_weights_give_the_values_and_losses_of_a_shared_head(way: dict, ti
     for kind in ("shared", "own"):
         trainer = ppo(tiny_model, tmp_path, algorithm_options={"value_model": kind, "gamma": 0.9}, max_steps=1, **way)
         generator = torch.Generator().manual_seed(1)
-        trainer._value_head.weight.data.normal_(generator=generator)
-        trainer._value_head.bias.data.fill_(0.3)
+        trainer.critic.head.weight.data.normal_(generator=generator)
+        trainer.critic.head.bias.data.fill_(0.3)
         found += rollouts_of(trainer)
         logs.append(trainer.state.log_history[0])
     shared, own = found
@@ -75,7 +75,7 @@ def test_later_values_are_those_of_the_own_backbone(way: dict, tiny_model: Path,
     for row, values in enumerate(second["expected"]):
         assert torch.allclose(second["values"][row, : len(values)], values, atol=1e-5) and values.abs().min() > 1e-4
     own = expected_values(trainer, second, 0)
-    trainer._value_head.backbone = None
+    trainer.critic.head.backbone = None
     assert (expected_values(trainer, second, 0) - own).abs().max() > 1e-3
 
 
@@ -107,11 +107,11 @@ def test_it_learns_a_reward_that_shows_in_the_image_alone(adapter: bool, tiny_mo
 def test_while_it_warms_up_only_the_value_model_moves(tiny_model: Path, tmp_path: Path):
     before = AutoModelForImageTextToText.from_pretrained(tiny_model).state_dict()
     trainer = ppo(tiny_model, tmp_path, max_steps=3, value_warmup_steps=3)
-    first = {name: value.clone() for name, value in trainer._value_head.named_parameters()}
+    first = {name: value.clone() for name, value in trainer.critic.head.named_parameters()}
     trainer.train()
     after = trainer.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    moved = {name for name, value in trainer._value_head.named_parameters() if not torch.equal(value, first[name])}
+    moved = {name for name, value in trainer.critic.head.named_parameters() if not torch.equal(value, first[name])}
     assert {"weight", "bias"} < moved and any("language_model" in name for name in moved)
     assert any("visual" in name for name in moved)
 
@@ -135,20 +135,20 @@ def test_it_has_a_learning_rate_of_its_own(tiny_model: Path, tmp_path: Path):
     for given, expected in ((None, 1e-5), (3e-3, 3e-3)):
         options = {"algorithm_options": OWN, "value_learning_rate": given, "weight_decay": 0.1}
         trainer = trained("ppo", tiny_model, tmp_path, **options)
-        own = {id(each) for each in trainer._value_head.parameters()}
+        own = {id(each) for each in trainer.critic.head.parameters()}
         groups = trainer.optimizer.param_groups
         of_values = [[id(each) in own for each in group["params"]] for group in groups]
         assert [all(found) for found in of_values] == [any(found) for found in of_values]
         assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3, expected, expected, expected]
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0, 0.0]
         assert sum(map(len, of_values)) == len(list(trainer.model.parameters()))
-        assert trainer._value_head.weight.abs().max().item() == pytest.approx(expected, rel=1e-3)  # Adam's first step
+        assert trainer.critic.head.weight.abs().max().item() == pytest.approx(expected, rel=1e-3)  # Adam's first step
 
 
 def test_beside_an_adapter_it_is_the_model_below(tiny_model: Path, tmp_path: Path):
     """Trained are the language model's parameters; the tower is, where the adapter changes it."""
     plain = dict(AutoModelForImageTextToText.from_pretrained(tiny_model).model.named_parameters())
-    own = ppo(tiny_model, tmp_path, adapter=True, gradient_checkpointing=True)._value_head
+    own = ppo(tiny_model, tmp_path, adapter=True, gradient_checkpointing=True).critic.head
     found = dict(own.backbone.named_parameters())
     assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
     assert all(each.requires_grad == name.startswith("language_model.") for name, each in found.items())
@@ -156,7 +156,7 @@ def test_beside_an_adapter_it_is_the_model_below(tiny_model: Path, tmp_path: Pat
     args = VLMGRPOConfig.of("ppo", **settings(tmp_path, algorithm_options=OWN))
     config = LoraConfig(target_modules=["q_proj", "qkv"])
     wide = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows(), peft_config=config)
-    kinds = {name: each.requires_grad for name, each in wide._value_head.backbone.named_parameters()}
+    kinds = {name: each.requires_grad for name, each in wide.critic.head.backbone.named_parameters()}
     assert all(is_trained == ("merger" not in name) for name, is_trained in kinds.items())
 
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_is_bit_identical(adapter: bool, tiny_model: Path, tmp_pat
     """Checkpoint 3 lies in the middle of the second rollout; beside the value model's file it is a plain one."""
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "value_warmup_steps": 1, "adapter": adapter}
     whole, resumed = (ppo(tiny_model, tmp_path, rows=image_rows(), **options) for _ in range(2))
-    start = {name: value.clone() for name, value in whole._value_head.named_parameters()}
+    start = {name: value.clone() for name, value in whole.critic.head.named_parameters()}
     whole.train()
     checkpoint = tmp_path / "checkpoint-3"
     saved = saved_own(checkpoint)

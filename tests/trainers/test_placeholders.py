@@ -72,5 +72,5 @@ def test_vllm_gets_a_bias_against_them(tiny_model: Path, tmp_path: Path):
     args = VLMGRPOConfig(**settings(tmp_path))
     trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
     trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs={"logit_bias": {7: 1.0}})
-    trainer._never_sample([5, 6])
+    trainer._suppress_tokens([5, 6])
     assert trainer.vllm_generation.generation_kwargs["logit_bias"] == {7: 1.0, 5: -100.0, 6: -100.0}

@@ -21,7 +21,7 @@ from tests.trainers.test_distributed import environment as environment_of
 from tests.trainers.test_kill import command, finish, newest, start, write_data
 from tests.trainers.test_resume import build
 from vlm_grpo.cli.train import main
-from vlm_grpo.trainers.checkpoints import fault
+from vlm_grpo.trainers.checkpoints import validate_checkpoint
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.preemption import Preempted
@@ -107,7 +107,7 @@ def test_an_evaluation_is_neither_waited_for_nor_followed_by_another_step(
     with pytest.raises(Preempted) as stop:
         trainer.train()
     assert stop.value.step == 1 and evaluated == ([1] if during == "evaluation" else [])
-    assert fault(tmp_path / "checkpoint-1") is None
+    assert validate_checkpoint(tmp_path / "checkpoint-1") is None
 
 
 @pytest.mark.usefixtures("handler")

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from tests.support.families import FAMILIES_TINY
 from tests.support.templates import GLM4V, published
 from tests.support.training import picture
-from vlm_grpo.trainers.rollout import TOOLS, PromptEncoder
+from vlm_grpo.rollouts.encoder import TOOLS_COLUMN, PromptEncoder
 
 LOOK = {
     "type": "function",
@@ -78,7 +78,7 @@ def test_prompts_equal_those_of_the_processor(family: str, template: str, with_t
     processor, tools = processors(family, template), [LOOK] if with_tools else None
     more = [words("assistant", "A cat."), words("user", "Sure?")]
     row = {"prompt": [words("system", "Be brief.", " Be right."), asked([None, None]), *more], "images": IMAGES}
-    sample = PromptEncoder(processor, {}).encode([{**row, TOOLS: tools}])[0]
+    sample = PromptEncoder(processor, {}).encode([{**row, TOOLS_COLUMN: tools}])[0]
     system = words("system", "Be brief. Be right.")
     if template == "glm4v":
         system["content"], more[0] = system["content"][0]["text"], {"role": "assistant", "content": "A cat."}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.trainers.test_resume import build, weights_differ
-from vlm_grpo.trainers.checkpoints import fault
+from vlm_grpo.trainers.checkpoints import validate_checkpoint
 from vlm_grpo.trainers.reference import check_reference, load_reference
 
 FILE = "training_state/reference_model.safetensors"
@@ -55,7 +55,7 @@ def test_a_run_that_syncs_none_does_not_go_on_with_it_nor_the_other_way(whole: A
     with pytest.raises(ValueError, match="with --sync_ref_model true, and its reference has moved: resume with it"):
         again(whole, tiny_model, tmp_path, sync_ref_model=False).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / FILE).unlink()
-    assert fault(checkpoint) == f"{FILE} is missing"
+    assert validate_checkpoint(checkpoint) == f"{FILE} is missing"
     with pytest.raises(ValueError, match=rf"{FILE} is missing: --sync_ref_model true needs"):
         load_reference(checkpoint, whole.ref_model)
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trl.trainer.utils import strip_images_from_messages
 
 from tests.support.training import picture
-from vlm_grpo.trainers.watch import plain_messages
+from vlm_grpo.rollouts.logged_rollout import plain_messages
 
 LAUNCH = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo" / "grpo_jsonl.py"
 CURVES = ("reward", "rewards/varied/mean", "rewards/format/mean", "completions/mean_length", "entropy", "grad_norm")

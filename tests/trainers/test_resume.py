@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.training import image_rows, length_reward, settings
-from vlm_grpo.trainers.buffer import load_rollout, save_rollout
 from vlm_grpo.trainers.checkpoints import write_record
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.state_file import load_state
 
 OPTIONS = [{"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}]

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from tests.support.training import picture
 from tests.trainers.test_resume import build
 from vlm_grpo.records import ImageRef, VideoRef
-from vlm_grpo.trainers.checkpoints import fault, last_complete, resumable, write_record
-from vlm_grpo.trainers.later import Later
+from vlm_grpo.rollouts.segment import CompletionSegment
+from vlm_grpo.trainers.checkpoints import last_complete, resumable, validate_checkpoint, write_record
 from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.state_file import load_state, save_state
 
@@ -56,7 +56,7 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
 
 def test_everything_comes_back_as_it_was(tmp_path: Path):
     half = torch.tensor([[0.1, float("nan")]], dtype=torch.bfloat16)
-    later = Later(
+    later = CompletionSegment(
         [1, 2], {"token_type_ids": [0, 1]}, {"pixel_values": half}, [ImageRef(b"\x89PNG", "x.jsonl:1")], "<a>"
     )
     frames = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)[:, ::-1]
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_before_is_refused_and_not_written_over(
 def test_a_missing_file_is_named(name: str, checkpoint: Path, tiny_model: Path):
     (checkpoint / name).unlink()
     expected = "no optimizer state" if name == "optimizer.pt" else f"{name} is missing"
-    assert fault(checkpoint).startswith(expected)
+    assert validate_checkpoint(checkpoint).startswith(expected)
     with pytest.raises(ValueError, match=f"checkpoint-1 is not a complete checkpoint: {expected}"):
         train(tiny_model, checkpoint.parent, checkpoint)
 
@@ -175,29 +175,29 @@ def test_a_missing_file_is_named(name: str, checkpoint: Path, tiny_model: Path):
 def test_a_file_that_is_cut_off_is_named(name: str, checkpoint: Path):
     content = (checkpoint / name).read_bytes()
     (checkpoint / name).write_bytes(content[: len(content) // 2])
-    assert fault(checkpoint) == f"{name} is cut off"
+    assert validate_checkpoint(checkpoint) == f"{name} is cut off"
 
 
 def test_a_configuration_may_be_edited_and_pickled_arguments_deleted(checkpoint: Path):
     (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text() + " \n")
     (checkpoint / "training_args.bin").unlink()
-    assert fault(checkpoint) is None
+    assert validate_checkpoint(checkpoint) is None
 
 
 def test_without_a_record_what_every_trainer_writes_is_needed(checkpoint: Path):
     (checkpoint / "checkpoint_files.json").unlink()
-    assert fault(checkpoint) == "checkpoint_files.json is missing"
+    assert validate_checkpoint(checkpoint) == "checkpoint_files.json is missing"
     for name in STATES:
         (checkpoint / name).unlink()
-    assert fault(checkpoint) is None  # as stock TRL writes it
+    assert validate_checkpoint(checkpoint) is None  # as stock TRL writes it
     (checkpoint / "scheduler.pt").rename(checkpoint / "aside")
-    assert fault(checkpoint) == "scheduler.pt is missing"
+    assert validate_checkpoint(checkpoint) == "scheduler.pt is missing"
     (checkpoint / "rng_state.pth").unlink()
-    assert fault(checkpoint) == "rng_state.pth is missing"
+    assert validate_checkpoint(checkpoint) == "rng_state.pth is missing"
 
 
 @pytest.mark.parametrize(("text", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
 def test_a_state_that_is_no_object_makes_it_incomplete(text: str, kind: str, checkpoint: Path):
     (checkpoint / "trainer_state.json").write_text(text)
-    assert fault(checkpoint) == f"trainer_state.json must hold a JSON object, it holds {kind}"
+    assert validate_checkpoint(checkpoint) == f"trainer_state.json must hold a JSON object, it holds {kind}"
     assert last_complete(checkpoint.parent) is None

@@ -17,9 +17,9 @@ from tests.support.families import FAMILIES_TINY, tokenizer
 from tests.support.templates import MISTRAL, glm_with_images, written_calls
 from tests.support.training import picture, settings, user
 from vlm_grpo.envs.environment import tool_schema, tools_of
+from vlm_grpo.rollouts.decoding import TurnDecoder
 from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, UNREADABLE_CALL, ToolCall, find_tool_call_format
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
-from vlm_grpo.trainers.decoding import TurnDecoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 

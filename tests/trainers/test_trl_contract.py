@@ -18,8 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 
 from tests.support.families import FAMILIES_TINY
-from vlm_grpo.trainers.hotpath.cache import REPEATABLE
-from vlm_grpo.trainers.hotpath.compat import CACHE
+from vlm_grpo.rollouts.engines.kv_cache import REPEATABLE
+from vlm_grpo.rollouts.engines.transformers_compat import CACHE
 
 SIGNATURES = {
     "_tokenize_prompts": ["self", "prompts"],

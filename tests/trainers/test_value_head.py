@@ -46,7 +46,7 @@ def test_the_head_has_a_learning_rate_of_its_own(tiny_model: Path, tmp_path: Pat
     for given, expected in ((None, 1e-4), (3e-3, 3e-3)):
         trainer = trained("ppo", tiny_model, tmp_path, value_learning_rate=given)
         assert head_of(trainer).abs().max().item() == pytest.approx(expected, rel=1e-3)
-        own, names = trainer.optimizer.param_groups[-1], {id(each) for each in trainer._value_head.parameters()}
+        own, names = trainer.optimizer.param_groups[-1], {id(each) for each in trainer.critic.head.parameters()}
         assert {id(each) for each in own["params"]} == names and own["weight_decay"] == 0
         held = [id(each) for group in trainer.optimizer.param_groups for each in group["params"]]
         assert len(held) == len(set(held)) == len(list(trainer.model.parameters()))
@@ -117,7 +117,7 @@ def test_a_saved_model_is_a_plain_one(tiny_model: Path, tmp_path: Path):
     trainer = trained("ppo", tiny_model, tmp_path, **FAST)
     trainer.save_model(str(tmp_path / "saved"))
     assert weights(tmp_path / "saved").keys() == weights(tiny_model).keys()
-    whole = {f"value_head.{name}": value for name, value in trainer._value_head.named_parameters()}
+    whole = {f"value_head.{name}": value for name, value in trainer.critic.head.named_parameters()}
     trainer._save(str(tmp_path / "gathered"), {**trainer.model.state_dict(), **whole})  # as DeepSpeed gathers it
     assert weights(tmp_path / "gathered").keys() == weights(tiny_model).keys()
 

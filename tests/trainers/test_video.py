@@ -15,8 +15,8 @@ from tests.support.training import picture, user
 from tests.trainers.test_mixed import OURS, run, tower_gradient
 from vlm_grpo.data import load_dataset
 from vlm_grpo.evaluation import evaluate
-from vlm_grpo.trainers.messages import read_prompt
-from vlm_grpo.trainers.rollout import PromptEncoder
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.messages import read_prompt
 
 NAMES = ["grpo", "rloo"]
 STOCK = [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)]

@@ -24,11 +24,11 @@ from tests.trainers.test_families import (
     padded,
     tower_state,
 )
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask
 from vlm_grpo.trainers.config import VLMRLOOConfig
-from vlm_grpo.trainers.media import tell_videos_from_images
-from vlm_grpo.trainers.objective import model_inputs, with_blank_row
+from vlm_grpo.trainers.logprobs import model_inputs, with_dummy_row
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.rollout import PromptEncoder
 
 WITH_VIDEO = [name for name in FAMILIES_TINY if facts_of(name).has_video and name != "smolvlm"]  # its template has none
 WITHOUT_VIDEO = ["llava_clip", "gemma3", "mistral3", "idefics3", "lfm2_vl", "deepseek_vl", "kimi_k25", "smolvlm"]
@@ -93,13 +93,13 @@ def test_a_mixed_batch_scores_each_row_as_if_it_were_alone(family: str, folder_o
     """The single rows of one kind of media are scored by a model that nothing was done to."""
     stock, processor = loaded(folder_of(family))
     model, _ = loaded(folder_of(family))
-    tell_videos_from_images(model)
+    patch_glm4v_placeholder_mask(model)
     encoder = PromptEncoder(processor, {})
     data = rows(family)
     batch = padded(encoder.encode(data), [WORD])
     text = padded(encoder.encode([data[2]]), [WORD])
     for kind in ("image", "video"):
-        text = with_blank_row(text, encoder.blank(kind), completion=1)
+        text = with_dummy_row(text, encoder.blank(kind), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:, -2]  # (rows, vocabulary)
         beside_blanks = model(**model_inputs(*text, completion=1)).logits[0, -2]
@@ -164,7 +164,7 @@ def test_stock_glm4v_cannot_take_images_and_videos_in_one_batch(folder_of: Any):
     batch = padded(PromptEncoder(processor, {}).encode(rows("glm4v")), [])
     with pytest.raises(ValueError, match="Image features and image tokens do not match"):
         model(**model_inputs(*batch, completion=0))
-    tell_videos_from_images(model)
+    patch_glm4v_placeholder_mask(model)
     model(**model_inputs(*batch, completion=0))
     batch.input_ids[batch.input_ids == model.config.image_token_id] = WORD
     with pytest.raises(ValueError, match="0 image placeholders for"):

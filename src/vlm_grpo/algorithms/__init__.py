@@ -21,6 +21,7 @@ __all__ = [
     "advantages",
     "canonical_name",
     "find_algorithm",
+    "options_of",
     "recipe_settings",
     "register_algorithm",
 ]
@@ -42,7 +43,7 @@ def register_algorithm(
     Args:
         name: a new one.
         advantage: (P, G) rewards to advantages, as those in `advantages.py`; None is TRL's.
-        objective: `Tokens` to the loss of each token, as those in `objectives.py`; None is TRL's.
+        objective: `LossInputs` to the loss of each token, as those in `losses.py`; None is TRL's.
         settings: fields of the trainer's configuration; without them a mean over all tokens of a step and no KL.
         summary: one line; the first of the functions' docstrings without it.
         fields: others of `Recipe`.
@@ -100,6 +101,11 @@ def find_algorithm(name: str) -> Recipe:
     if not callable(found):
         raise ValueError(f"algorithm {name!r}: must be a Recipe or a function of rewards, got {type(found).__name__}")
     return register_algorithm(name, advantage=found)
+
+
+def options_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `--algorithm_options` that a function takes."""
+    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 
 
 def recipe_settings(name: str, accumulation: int = 1) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def mean_over_group(rewards: Tensor) -> Tensor:
     return rewards.nanmean(dim=1, keepdim=True)
 
 
-def spread(values: Tensor) -> Tensor:
+def nanstd(values: Tensor) -> Tensor:
     """The standard deviation (ddof 1) of each row's values that are not NaN, (P, 1); 0 for fewer than two."""
     centred = values - values.nanmean(dim=1, keepdim=True)
     count = (~values.isnan()).sum(dim=1, keepdim=True)
@@ -27,7 +27,7 @@ def spread(values: Tensor) -> Tensor:
 
 def grpo(rewards: Tensor) -> Tensor:
     """Reward minus the group's mean, over its spread (arXiv:2402.03300)."""
-    return (rewards - mean_over_group(rewards)) / (spread(rewards) + EPSILON)
+    return (rewards - mean_over_group(rewards)) / (nanstd(rewards) + EPSILON)
 
 
 def dr_grpo(rewards: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def remax(rewards: Tensor, *, greedy: Tensor) -> Tensor:
 
 def gpg(rewards: Tensor) -> Tensor:
     """`dr_grpo` times groups / groups whose rewards vary (arXiv:2504.02546): the others give no gradient."""
-    varies = spread(rewards) > NO_SPREAD
+    varies = nanstd(rewards) > NO_SPREAD
     return dr_grpo(rewards) * len(rewards) / varies.sum().clamp(min=1)
 
 

@@ -1,7 +1,7 @@
 """Algorithms that learn from an expert's answers beside their own: what is done with the answers, and the losses.
 
-Nothing here reads data or runs a model; `trainers/expert.py` does. The fields of a plan are what `--algorithm_options`
-may set.
+Nothing here reads data or runs a model; `trainers/off_policy.py` does. The fields of a plan are what
+`--algorithm_options` may set.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_grpo.algorithms.objectives import Tokens
+from vlm_grpo.algorithms.losses import LossInputs
 
 PIECE = re.compile(r".+?(?:\n+|(?<=[.!?;])\s+|$)", re.DOTALL)  # a line or a sentence, with the space after it
 FINAL = re.compile(r"<answer>|\\boxed\{")  # where a solution stops reasoning and gives its answer
 
 
 @dataclass(frozen=True)
-class Joined:
+class MixedRollout:
     """`expert_rows` of a prompt's completions are the expert's: LUFFY (arXiv:2504.14945)."""
 
     expert_rows: int = 1
@@ -34,7 +34,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class JoinedJudged(Joined):
+class SRFT(MixedRollout):
     """The same, and every completion is judged right or wrong: SRFT (arXiv:2506.19767).
 
     Right is where `correct_reward` (None: the first that is not `format`) is above `correct_above`.
@@ -45,7 +45,7 @@ class JoinedJudged(Joined):
 
 
 @dataclass(frozen=True)
-class Rescue:
+class HPT:
     """The expert's answer replaces those of a prompt of which at most a share `rescue_at` is right: HPT (2509.04419).
 
     Right is where `correct_reward` (None: the first that is not `format`) is above `correct_above`.
@@ -61,7 +61,7 @@ class Rescue:
 
 
 @dataclass(frozen=True)
-class Beside:
+class CHORD:
     """Batches of the expert's answers beside the rollouts, with a weight mu: CHORD (arXiv:2508.11408).
 
     mu rises linearly over `mu_warmup` steps to `mu_peak` and falls by a cosine over `mu_decay` steps to `mu_valley`.
@@ -93,7 +93,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Hinted:
+class UFT:
     """The first k of `hint_segments` parts of an expert's solution begin the completions of a prompt: UFT (2505.16984).
 
     k is binomial with a probability that falls by a cosine from `hint_high` to `hint_low` over `hint_steps` steps, and
@@ -119,7 +119,7 @@ class Hinted:
         return 0.0 if step > self.hint_steps else cosine(step / self.hint_steps, self.hint_high, self.hint_low)
 
 
-Plan = Joined | Rescue | Beside | Hinted
+OffPolicyConfig = MixedRollout | HPT | CHORD | UFT
 
 
 def cosine(passed: float, high: float, low: float) -> float:
@@ -127,7 +127,7 @@ def cosine(passed: float, high: float, low: float) -> float:
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(passed, 1.0)))
 
 
-def plan_with(name: str, plan: Any, options: dict[str, Any], num_generations: int) -> Plan:
+def build_config(name: str, plan: Any, options: dict[str, Any], num_generations: int) -> OffPolicyConfig:
     """The plan of a recipe with what `--algorithm_options` says.
 
     Raises:
@@ -167,13 +167,13 @@ def segments(solution: str, count: int) -> list[str]:
     return ["".join(pieces[start:end]) for start, end in pairwise(bounds)]
 
 
-def is_expert(tokens: Tokens) -> Tensor:
+def is_expert(tokens: LossInputs) -> Tensor:
     """(B, 1), which rows are the expert's; none where nothing says so, as in an evaluation."""
     known = tokens.marks.get("is_expert")
     return torch.zeros_like(tokens.mask[:, :1], dtype=torch.bool) if known is None else known
 
 
-def sampled_ratio(tokens: Tokens) -> Tensor:
+def sampled_ratio(tokens: LossInputs) -> Tensor:
     """(B, C) new over old probabilities; of the expert's tokens, which nobody sampled, 1."""
     return (tokens.logps - torch.where(is_expert(tokens), tokens.logps.detach(), tokens.old)).exp()
 
@@ -184,7 +184,7 @@ def shaped(logps: Tensor, gamma: float) -> Tensor:
     return chances / (chances + gamma)
 
 
-def luffy(tokens: Tokens, *, luffy_gamma: float = 0.1) -> Tensor:
+def luffy(tokens: LossInputs, *, luffy_gamma: float = 0.1) -> Tensor:
     """-A w without clipping, and -A p / (p + gamma) for the expert's tokens (arXiv:2504.14945)."""
     weight = torch.where(is_expert(tokens), shaped(tokens.logps, luffy_gamma), sampled_ratio(tokens))
     return -tokens.advantages * weight
@@ -195,7 +195,7 @@ def srft_weights(entropy: Tensor, sft: float = 0.5, rl: float = 0.1) -> tuple[Te
     return sft * (-entropy.detach()).exp(), rl * entropy.detach().exp()
 
 
-def srft(tokens: Tokens, *, srft_sft: float = 0.5, srft_rl: float = 0.1, luffy_gamma: float = 0.1) -> Tensor:
+def srft(tokens: LossInputs, *, srft_sft: float = 0.5, srft_rl: float = 0.1, luffy_gamma: float = 0.1) -> Tensor:
     """Imitation and LUFFY's loss for the expert's tokens, -w log p for right answers, +log p for wrong (2506.19767).
 
     H is the mean entropy of a completion's tokens. `verdict` is 1 for a right answer, -1 for a wrong one, 0 for none.
@@ -209,7 +209,7 @@ def srft(tokens: Tokens, *, srft_sft: float = 0.5, srft_rl: float = 0.1, luffy_g
     return torch.where(is_expert(tokens), expert, own)
 
 
-def hpt(tokens: Tokens, *, hpt_clip: float = 0.2) -> Tensor:
+def hpt(tokens: LossInputs, *, hpt_clip: float = 0.2) -> Tensor:
     """The clipped surrogate; of an expert's answer in place of a prompt's, -log p times `weight` (arXiv:2509.04419)."""
     ratio = sampled_ratio(tokens)
     clipped = ratio.clamp(1 - hpt_clip, 1 + hpt_clip)
@@ -218,23 +218,23 @@ def hpt(tokens: Tokens, *, hpt_clip: float = 0.2) -> Tensor:
     return torch.where(is_expert(tokens), -weight * tokens.logps, own)
 
 
-def rescued(correct: Tensor, rescue_at: float = 0.0) -> Tensor:
+def needs_sft(correct: Tensor, rescue_at: float = 0.0) -> Tensor:
     """(P,), for which prompts imitation is chosen over reinforcement, from (P, G) right answers."""
     return correct.float().mean(dim=1) <= rescue_at
 
 
-def phi_weights(logps: Tensor) -> Tensor:
+def chord_phi(logps: Tensor) -> Tensor:
     """p (1 - p), without gradient: what the policy knows already, and what is far from it, counts little."""
     chances = logps.detach().exp()
     return chances * (1 - chances)
 
 
-def mixed(reinforced: Tensor, imitated: Tensor, mu: float) -> Tensor:
+def chord_mix(reinforced: Tensor, imitated: Tensor, mu: float) -> Tensor:
     """(1 - mu) of the one loss and mu of the other."""
     return (1 - mu) * reinforced + mu * imitated
 
 
-def part_of_batch(count: int, slot: int, slots: int) -> list[tuple[int, float]]:
+def shard_rows(count: int, slot: int, slots: int) -> list[tuple[int, float]]:
     """Which of a batch's `count` rows one of `slots` equal parts takes, each with its weight.
 
     Every part has equally many, so that all processes run equally many forwards; what is missing is filled with the

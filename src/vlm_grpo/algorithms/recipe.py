@@ -26,9 +26,9 @@ class Recipe:
             and `greedy` (P,).
         is_advantage_trls: whether the trainer computes that advantage itself, from `settings`.
         choice: (B, C) advantages, log-probabilities and mask of a whole rollout to the tokens that the loss marks, from
-            `selection.py`; `seed` is given where it is a parameter.
+            `token_masks.py`; `seed` is given where it is a parameter.
         drops_chosen: whether the chosen tokens get no gradient; else the objective finds them in its `marks`.
-        objective: the loss of each token, from `objectives.py`; None is TRL's.
+        objective: the loss of each token, from `losses.py`; None is TRL's.
         of_tokens: (B, C) rewards of tokens and mask to advantages; takes the place of `advantage` where tokens have
             rewards of their own, which is with a KL in the reward.
         credit: (B, C) rewards and values of tokens and mask to advantages and returns; with it a value model is

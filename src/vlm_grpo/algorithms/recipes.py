@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_grpo.algorithms import advantages, expert, objectives, selection, values
+from vlm_grpo.algorithms import advantages, expert, losses, token_masks, values
 from vlm_grpo.algorithms.recipe import Recipe
 
 BY_GROUP = {"scale_rewards": "group"}
@@ -76,7 +76,7 @@ RECIPES = {
         settings={**BY_GROUP, "loss_type": "grpo", "beta": 0.0},
         mini_batches=4,
         advantage=advantages.grpo,
-        objective=objectives.gmpo,
+        objective=losses.gmpo,
         unread=("epsilon", "epsilon_high"),
     ),
     "clip_cov": Recipe(
@@ -86,7 +86,7 @@ RECIPES = {
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
         mini_batches=8,
         advantage=advantages.grpo,
-        choice=selection.some_between,
+        choice=token_masks.clip_cov_mask,
         drops_chosen=True,
     ),
     "kl_cov": Recipe(
@@ -96,8 +96,8 @@ RECIPES = {
         settings={**BY_GROUP, **TOKEN_MEAN, "beta": 0.0},
         mini_batches=8,
         advantage=advantages.grpo,
-        choice=selection.highest,
-        objective=objectives.kl_cov,
+        choice=token_masks.kl_cov_mask,
+        objective=losses.kl_cov,
         unread=("epsilon", "epsilon_high"),
         min_updates=2,
     ),
@@ -157,7 +157,7 @@ RECIPES = {
         settings={"loss_type": "grpo", "beta": 0.0},
         advantage=advantages.rloo,
         is_advantage_trls=False,
-        objective=objectives.whole_completion,
+        objective=losses.whole_completion,
         unread=("epsilon", "epsilon_high"),
     ),
     "opo": Recipe(
@@ -192,7 +192,7 @@ RECIPES = {
         paper="arXiv:2501.03262",
         settings={**TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
         advantage=advantages.reinforce_plus_plus,
-        of_tokens=values.of_returns,
+        of_tokens=values.reinforce_pp_advantages,
         is_advantage_trls=False,
         min_generations=1,
     ),
@@ -232,7 +232,7 @@ RECIPES = {
         advantage=advantages.dr_grpo,
         objective=expert.luffy,
         unread=("epsilon", "epsilon_high"),
-        expert=expert.Joined(),
+        expert=expert.MixedRollout(),
     ),
     "srft": Recipe(
         summary="imitation of the expert where the policy is sure, reinforcement beside it, both weighed by entropy",
@@ -242,7 +242,7 @@ RECIPES = {
         advantage=advantages.dr_grpo,
         objective=expert.srft,
         unread=("epsilon", "epsilon_high"),
-        expert=expert.JoinedJudged(),
+        expert=expert.SRFT(),
     ),
     "hpt": Recipe(
         summary="a prompt that no completion answers right is learned from the expert, any other by reinforcement",
@@ -252,7 +252,7 @@ RECIPES = {
         advantage=advantages.dr_grpo,
         objective=expert.hpt,
         unread=("epsilon", "epsilon_high"),
-        expert=expert.Rescue(),
+        expert=expert.HPT(),
     ),
     "chord": Recipe(
         summary="GRPO and imitation of separate batches of an expert's answers, whose weight rises and falls",
@@ -260,7 +260,7 @@ RECIPES = {
         paper="arXiv:2508.11408",
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
         advantage=advantages.grpo,
-        expert=expert.Beside(),
+        expert=expert.CHORD(),
     ),
     "uft": Recipe(
         summary="completions begin with a part of an expert's solution that gets shorter as training goes on",
@@ -268,6 +268,6 @@ RECIPES = {
         paper="arXiv:2505.16984",
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.001, "use_bias_correction_kl": False},
         advantage=advantages.grpo,
-        expert=expert.Hinted(),
+        expert=expert.UFT(),
     ),
 }

@@ -58,7 +58,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
     return rewards.flip(1).cumsum(dim=1).flip(1).masked_fill(mask == 0, 0.0)
 
 
-def whitened(values: Tensor, mask: Tensor) -> Tensor:
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """The values with mean 0 and standard deviation 1 (ddof 1) over all chosen tokens that are known.
 
     0 where there is no token, where the value is NaN, and everywhere if the values do not differ.
@@ -71,9 +71,9 @@ def whitened(values: Tensor, mask: Tensor) -> Tensor:
     return centred / deviation if deviation > NO_SPREAD else torch.zeros_like(filled)
 
 
-def of_returns(rewards: Tensor, mask: Tensor) -> Tensor:
+def reinforce_pp_advantages(rewards: Tensor, mask: Tensor) -> Tensor:
     """Rewards to go of tokens, normalised over all tokens of the rollout: REINFORCE++ (arXiv:2501.03262)."""
-    return whitened(rewards_to_go(rewards, mask), mask)
+    return whiten(rewards_to_go(rewards, mask), mask)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95) -> Credit:
@@ -115,7 +115,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return (1 - left.var() / whole.var()).item()
 
 
-def adapted(coefficient: float, kl: float, target: float, completions: int, horizon: int = 10_000) -> float:
+def adaptive_kl_update(coefficient: float, kl: float, target: float, completions: int, horizon: int = 10_000) -> float:
     """The coefficient after a rollout: up by at most a fifth of `completions` / `horizon` where the KL is too high.
 
     beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), the controller of arXiv:1909.08593, section 2.2, with the

@@ -48,10 +48,10 @@ def opening_row(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a row with the first observation of its environment; unchanged without one."""
     if not flags.environment:
         return row
-    from vlm_grpo.trainers.messages import read_prompt
-    from vlm_grpo.trainers.stage import Stage
+    from vlm_grpo.rollouts.env_pool import EnvPool
+    from vlm_grpo.rollouts.messages import read_prompt
 
-    stage = Stage([], environment_factory(flags))
+    stage = EnvPool([], environment_factory(flags))
     stage.choose_protocols("hermes", None)
     row = stage.begin([row])[1][0]
     return {**row, "images": read_prompt(row).images}

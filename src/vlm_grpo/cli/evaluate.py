@@ -252,11 +252,11 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     """Return the backend that runs the model in the environments of the flags."""
     from vlm_grpo.cli.env_args import environment_factory
     from vlm_grpo.evaluation.backends.agent import AgentBackend
-    from vlm_grpo.trainers.stage import Stage
+    from vlm_grpo.rollouts.env_pool import EnvPool
 
     given = {name: getattr(options, name) for name in EPISODE_DEFAULTS}
     limits = {name: EPISODE_DEFAULTS[name] if value is None else value for name, value in given.items()}
-    stage = Stage([], environment_factory(options), limits["reward_time_limit"])
+    stage = EnvPool([], environment_factory(options), limits["reward_time_limit"])
     return AgentBackend(
         model, stage, Path(options.output_dir), limits["max_turns"], limits["tool_time_limit"], limits["tool_format"]
     )
@@ -273,7 +273,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     from vlm_grpo.answer_space import check_answer_space
     from vlm_grpo.cli.templates import read_template
     from vlm_grpo.model_utils import limit_images
-    from vlm_grpo.trainers.media import tell_videos_from_images
+    from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask
 
     name = options.model_name_or_path
     processor = AutoProcessor.from_pretrained(name)
@@ -286,7 +286,7 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
     except ValueError as error:
         raise UsageError(error) from error
     print_space_notice(options, model.config.model_type)
-    tell_videos_from_images(model)
+    patch_glm4v_placeholder_mask(model)
     return model.to(device), processor
 
 

@@ -150,7 +150,7 @@ def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UsageError: some rows have none; the first ones are named. Of a stream only the first rows are read.
     """
-    from vlm_grpo.trainers.media import PALIGEMMA
+    from vlm_grpo.rollouts.video import PALIGEMMA
 
     if type(processor).__name__ != PALIGEMMA:
         return

@@ -22,7 +22,7 @@ from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
-    from vlm_grpo.trainers.template import ChatTemplate
+    from vlm_grpo.rollouts.chat_template import ChatTemplate
 
 THUMBNAIL = 320  # pixels of the longer side
 FULL = 1 - 1e-6

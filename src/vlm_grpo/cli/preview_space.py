@@ -57,7 +57,7 @@ class _Notice:
 
 
 def _processed_sizes(row: DatasetRow, processor: Any) -> list[tuple[int, int] | None]:
-    from vlm_grpo.trainers.rollout import PromptEncoder
+    from vlm_grpo.rollouts.encoder import PromptEncoder
 
     encoder = PromptEncoder(processor, {})
     return encoder.processed_sizes(encoder.encode([row])[0])

@@ -14,7 +14,7 @@ from vlm_grpo.file_checks import check_regular
 
 if TYPE_CHECKING:
     from vlm_grpo.cli.args import ScriptArguments
-    from vlm_grpo.trainers.template import ChatTemplate
+    from vlm_grpo.rollouts.chat_template import ChatTemplate
 
 KWARGS_FLAG = "--chat_template_kwargs"
 PATH_HELP = "chat template in place of the processor's own, a jinja file"
@@ -45,7 +45,7 @@ class Prompting:
     @property
     def markup(self) -> tuple[str, ...]:
         """Special tokens that data must not contain."""
-        from vlm_grpo.trainers.decoding import markup_of
+        from vlm_grpo.rollouts.decoding import markup_of
 
         return markup_of(self.processor)
 
@@ -64,7 +64,7 @@ def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | Non
     """
     from transformers import AutoProcessor
 
-    from vlm_grpo.trainers.template import ChatTemplate
+    from vlm_grpo.rollouts.chat_template import ChatTemplate
 
     loading = {"trust_remote_code": False, **loading}  # or transformers asks on the terminal
     check_supported(name, trust_remote_code=bool(loading["trust_remote_code"]), revision=loading.get("revision"))

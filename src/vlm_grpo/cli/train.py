@@ -212,7 +212,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
     from vlm_grpo.cli.judge_args import check_judge, check_judged_files
     from vlm_grpo.data.readers import split_entries
     from vlm_grpo.rewards import has_option, is_reward_model, resolve_rewards
-    from vlm_grpo.trainers.debug import debug_log
+    from vlm_grpo.trainers.completion_log import debug_log
 
     try:
         debug_log(os.environ, training.process_index)
@@ -308,7 +308,7 @@ def build_trainer(
 def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
     """Add greedy evaluation on the held-out rows, as set by --val_before_train, --val_freq and --eval_strategy."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
-    from vlm_grpo.trainers.sharded import model_for_generation
+    from vlm_grpo.trainers.fsdp import model_for_generation
 
     trainer.add_callback(
         GreedyEvaluation(
@@ -328,7 +328,7 @@ def resume_point(training: Any) -> str | None:
     Raises:
         UsageError: the named checkpoint does not exist or is incomplete.
     """
-    from vlm_grpo.trainers.checkpoints import fault, resumable
+    from vlm_grpo.trainers.checkpoints import resumable, validate_checkpoint
 
     value = training.resume_from_checkpoint
     if value is None or str(value).lower() == "false":
@@ -343,7 +343,7 @@ def resume_point(training: Any) -> str | None:
                 "--resume_from_checkpoint: no complete checkpoint in %s, starting from scratch", training.output_dir
             )
         return None if newest is None else str(newest)
-    problem = fault(value)
+    problem = validate_checkpoint(value)
     if problem is not None:
         raise UsageError(f"--resume_from_checkpoint {value}: not a complete checkpoint: {problem}")
     return value

@@ -93,7 +93,7 @@ def fit(
 def encode_rows(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
     """Encode rows with their target completions."""
     from vlm_grpo.answer_parser import remaining_turn
-    from vlm_grpo.trainers.rollout import PromptEncoder
+    from vlm_grpo.rollouts.encoder import PromptEncoder
 
     samples, end = PromptEncoder(processor, {}).encode_rows(rows), processor.tokenizer.eos_token
     return [
@@ -107,7 +107,7 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     import torch
 
     from vlm_grpo.evaluation.backends.hf import left_pad
-    from vlm_grpo.trainers.rollout import collate_per_token
+    from vlm_grpo.rollouts.encoder import collate_per_token
 
     prompts = left_pad([row.sample for row in rows], pad_token_id)
     length = max(len(row.target) for row in rows)

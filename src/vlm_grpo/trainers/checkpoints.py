@@ -33,7 +33,7 @@ def last_complete(folder: str | Path) -> Path | None:
         (int(match[1]), path) for path in Path(folder).glob("checkpoint-*") if (match := NAME.fullmatch(path.name))
     ]
     for _, path in sorted(found, reverse=True):
-        problem = fault(path)
+        problem = validate_checkpoint(path)
         if problem is None:
             return path
         logger.warning("%s is not complete and is skipped: %s", path, problem)
@@ -59,7 +59,7 @@ def check_complete(checkpoint: str | Path) -> None:
     Raises:
         ValueError: says what is missing or broken.
     """
-    problem = fault(checkpoint)
+    problem = validate_checkpoint(checkpoint)
     if problem is not None:
         raise ValueError(f"{checkpoint} is not a complete checkpoint: {problem}; resume from another one")
 
@@ -72,7 +72,7 @@ def write_record(checkpoint: str | Path) -> None:
     write_whole(folder / RECORD, json.dumps(sizes, indent=2) + "\n")
 
 
-def fault(checkpoint: str | Path) -> str | None:
+def validate_checkpoint(checkpoint: str | Path) -> str | None:
     """What is missing or broken in a checkpoint; None when a run can be resumed from it."""
     folder = Path(checkpoint)
     state = folder / "trainer_state.json"  # written last

@@ -10,14 +10,14 @@ from typing import Any
 from trl import GRPOConfig, RLOOConfig
 
 from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
-from vlm_grpo.algorithms.expert import plan_with
+from vlm_grpo.algorithms.expert import build_config
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT
 from vlm_grpo.trainers.critic import check_values
-from vlm_grpo.trainers.loss import check_objective
-from vlm_grpo.trainers.penalty import check_penalty
+from vlm_grpo.trainers.kl_controller import check_penalty
+from vlm_grpo.trainers.policy_loss import check_objective
 from vlm_grpo.trainers.preemption import check_preemption
 from vlm_grpo.trainers.ranges import range_problems
 
@@ -260,7 +260,7 @@ def check_algorithm(name: str, recipe: Recipe, args: Any) -> None:
             "the first one nothing has moved; set --steps_per_generation or --num_iterations"
         )
     if recipe.expert is not None:
-        plan_with(name, recipe.expert, args.algorithm_options or {}, args.num_generations)
+        build_config(name, recipe.expert, args.algorithm_options or {}, args.num_generations)
         if getattr(args, "dynamic_sampling", 0):
             raise ValueError(f"--dynamic_sampling does not go with --algorithm {name}: an expert gives its signal")
     if not recipe.is_advantage_trls and args.multi_objective_aggregation != "sum_then_normalize":

@@ -5,17 +5,20 @@ It sees the state before each token and says what the completion will still earn
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_grpo.algorithms import Recipe
-from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whitened
-from vlm_grpo.trainers.loss import AVERAGES
+from vlm_grpo.algorithms import Recipe, options_of
+from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whiten
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.trainers.policy_loss import AVERAGES
 from vlm_grpo.trainers.value_head import (
     NAME,
     OwnValueModel,
@@ -29,183 +32,179 @@ from vlm_grpo.trainers.value_head import (
 LEARNING_RATES = {SHARED: 1e-4, OWN: 1e-5}
 
 
+class Credit(NamedTuple):
+    """Advantages (all B, C) of all processes' tokens with their mask, and this process's (B, C) values and returns."""
+
+    advantages: Tensor
+    mask: Tensor
+    values: Tensor
+    returns: Tensor
+    explained_variance: float
+
+
 class ValueModel:
-    """Mixin of `Crediting`: trains a value model where the algorithm credits tokens by one."""
+    """PPO's value model: its head in the policy, the values of passes, its loss, its groups of parameters, its file.
 
-    _value_head: ValueHead | None = None
-    _recipe: Recipe | None
-    _algorithm_options: dict[str, Any]
+    Args:
+        policy: gets the head, before anything wraps or shards it.
+        recipe: of an algorithm that credits tokens by values.
+        options: those of the algorithm.
+        args: of the training.
+        ranks: collectives of the run.
+        gather_params: gathers parameters that ZeRO-3 shards.
+    """
 
-    def _start_values(self) -> None:
-        """Give the policy its value head, before anything wraps or shards the policy.
-
-        Raises:
-            ValueError: the run is of a kind that cannot train one.
-        """
-        if self._recipe is None or self._recipe.credit is None:
-            return
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                f"--algorithm {self.args.algorithm} does not go with FSDP, which would not shard its value head; use "
-                "DeepSpeed (configs/accelerate/zero3.yaml)"
-            )
-        if self.optimizer is not None:
-            raise ValueError("an optimizer of your own does not train the value head; leave `optimizers` out")
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None and "optimizer" in plugin.deepspeed_config:
-            raise ValueError(
-                "an optimizer in the DeepSpeed file gives the value head no learning rate of its own; leave that "
-                "section out and use --optim and --learning_rate"
-            )
-        self._value_head = add_value_head(self.model, self._value_kind, self._dist.gather_params)
-        if isinstance(self._value_head, OwnValueModel):
-            self._start_own(self._value_head)
+    def __init__(
+        self,
+        policy: nn.Module,
+        recipe: Recipe,
+        options: Mapping[str, Any],
+        args: Any,
+        ranks: Ranks,
+        gather_params: Callable[..., Any],
+    ) -> None:
+        self.recipe, self.options, self.args, self.ranks = recipe, options, args, ranks
+        self.kind: str = options.get("value_model", SHARED)
+        self.gather_params = gather_params
+        self.policy = policy
+        self.head: ValueHead = add_value_head(policy, self.kind, gather_params)
         self._values: list[Tensor] = []  # of the passes since it was emptied, each (B, C)
-        self._keep_values = self._values.append
-        if self.use_vllm:
-            sync = self.vllm_generation.sync_weights
+        if isinstance(self.head, OwnValueModel):
+            self._save_activation_memory(self.head)
 
-            def sync_policy() -> None:
-                with without_head(self.model):
-                    sync()
-
-            self.vllm_generation.sync_weights = sync_policy
-
-    @property
-    def _value_kind(self) -> str:
-        return self._algorithm_options.get("value_model", SHARED)
-
-    def _start_own(self, own: OwnValueModel) -> None:
-        """Save its activations' memory, too, and keep it out of what ZeRO-3 gathers for generation.
-
-        An adapter's model hands gradient checkpointing on to the model below it alone.
-        """
-        if self.args.gradient_checkpointing and hasattr(self.model, "get_base_model"):
+    def _save_activation_memory(self, own: OwnValueModel) -> None:
+        """Checkpoint its activations, too: an adapter's model hands that on to the model below it alone."""
+        if self.args.gradient_checkpointing and hasattr(self.policy, "get_base_model"):
             options = dict(self.args.gradient_checkpointing_kwargs or {})
             ways = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
             own.backbone.activation_checkpointing_enable(options or None, **ways)
-        generate = self._generate_single_turn
 
-        def generate_by_policy(*args: Any, **kwargs: Any) -> Any:
-            with own.aside():
-                return generate(*args, **kwargs)
+    @contextmanager
+    def aside(self, for_vllm: bool) -> Iterator[None]:
+        """Keep the model out of generation: out of what ZeRO-3 gathers, and out of the weights that vLLM is sent."""
+        with ExitStack() as stack:
+            if isinstance(self.head, OwnValueModel):
+                stack.enter_context(self.head.aside())
+            if for_vllm:
+                stack.enter_context(without_head(self.policy))
+            yield
 
-        self._generate_single_turn = generate_by_policy
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self._value_head is not None:
-            self._values.clear()
-        return super()._generate_and_score_completions(inputs)
-
-    def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *rest: Any, **more: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's own pass, of tools and of text models: its forwards' values are collected as they come."""
-        if self._value_head is None or model is self.ref_model:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *rest, **more
-            )
+    @contextmanager
+    def recording(self, policy: nn.Module, logits_to_keep: int) -> Iterator[None]:
+        """Collect the values of TRL's own pass, as its forwards give them; the policy comes without its wrapper."""
         found: list[Tensor] = []
-        hook = self.accelerator.unwrap_model(self.model).register_forward_hook(
+        hook = policy.register_forward_hook(
             lambda module, args, output: found.append(output.token_values) if isinstance(output, ValuedOutput) else None
         )
         try:
-            scores = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *rest, **more
-            )
+            yield
         finally:
             hook.remove()
-        self._values.append(torch.cat(found)[:, -logits_to_keep - 1 : -1])
-        return scores
+        self.collect(torch.cat(found)[:, -logits_to_keep - 1 : -1])
 
-    def _credit_by_values(self, output: dict[str, Any]) -> None:
-        """Advantages and returns of tokens, from their rewards and the values that the policy gave them."""
-        if "old_per_token_logps" in output:
-            values = self._values[0]  # of the same pass, the first one
-        else:
-            self._old_logps(output)
-            values = self._values[-1]
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        own = self._own_rows(self._total(self._reward_table), len(mask))
-        rewards = token_rewards(own, mask, None if self._kl is None else self._penalties)
-        credit = self._recipe.credit(rewards, values, mask, **self._options_of(self._recipe.credit))
-        output["values"], output["returns"] = values, credit.returns
-        found, seen, returns, everywhere = self._everywhere(credit.advantages, values, credit.returns, mask)
-        self._set_advantages(output, whitened(found, everywhere), everywhere)
+    def collect(self, values: Tensor) -> None:
+        """Take the (B, C) values of a pass."""
+        self._values.append(values)
+
+    def clear(self) -> None:
+        """Forget the values of earlier passes."""
+        self._values.clear()
+
+    @property
+    def first(self) -> Tensor:
+        """The (B, C) values of the first pass since `clear`."""
+        return self._values[0]
+
+    @property
+    def last(self) -> Tensor:
+        """The (B, C) values of the last pass."""
+        return self._values[-1]
+
+    def credit(self, rewards: Tensor, values: Tensor, mask: Tensor, penalties: Tensor | None) -> Credit:
+        """Return advantages and returns of tokens, from (B,) rewards and the policy's (B, C) values of them."""
+        options = options_of(self.recipe.credit, self.options)
+        found = self.recipe.credit(token_rewards(rewards, mask, penalties), values, mask, **options)
+        gathered = self.ranks.gather_padded(found.advantages, values, found.returns, mask)
+        advantages, seen, returns, everywhere = gathered
         share = explained_variance(seen, returns, everywhere)
-        if not math.isnan(share):
-            self._metrics["train"]["explained_variance"].append(share)
-        self._values.clear()
+        return Credit(whiten(advantages, everywhere), everywhere, values, found.returns, share)
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        if self._value_head is None or "returns" not in inputs:
-            return super()._compute_loss(model, inputs)
-        self._values.clear()
-        is_warming_up = self.state.global_step < self.args.value_warmup_steps
-        self._value_head.is_alone = is_warming_up
-        policy = super()._compute_loss(model, inputs)
-        returns = inputs["returns"]  # NaN for completions without a reward
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1) * ~returns.isnan()
-        losses = self._recipe.value_loss(
-            self._values.pop(),
-            inputs["values"],
-            returns.nan_to_num(nan=0.0),
-            **self._options_of(self._recipe.value_loss),
-        )
-        self._log_mean("value_loss", losses, mask)
-        loss = self._averaged(losses, mask, inputs["num_items_in_batch"])
-        return loss + (0.0 * policy if is_warming_up else policy)
+    def is_warming_up(self, step: int) -> bool:
+        """Return whether the policy stands still at an optimizer step; the head then leaves it untouched."""
+        self.head.is_alone = step < self.args.value_warmup_steps
+        return self.head.is_alone
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """TRL's, with the value model in groups of its own; the head is the last."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if self._value_head is None or not is_new:
-            return optimizer
-        own = {id(each) for each in self._value_head.parameters()}
-        linear = [self._value_head.weight, self._value_head.bias]
+    def losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
+        """Return the (B, C) losses of the values of the last pass, and their mask."""
+        returns = batch.returns  # NaN for completions without a reward
+        mask = batch.loss_mask * ~returns.isnan()
+        options = options_of(self.recipe.value_loss, self.options)
+        return self.recipe.value_loss(self._values.pop(), batch.values, returns.nan_to_num(nan=0.0), **options), mask
+
+    def add_param_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the model's parameters into groups of their own; the head is the last."""
+        own = {id(each) for each in self.head.parameters()}
+        linear = [self.head.weight, self.head.bias]
         given = self.args.value_learning_rate
-        rate = LEARNING_RATES[self._value_kind] if given is None else given
+        rate = LEARNING_RATES[self.kind] if given is None else given
         for group in list(optimizer.param_groups):
             moved = [each for each in group["params"] if id(each) in own - {id(one) for one in linear}]
             group["params"] = [each for each in group["params"] if id(each) not in own]
             if moved:
                 optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": group["weight_decay"]})
         optimizer.add_param_group({"params": linear, "lr": rate, "weight_decay": 0.0})
-        return optimizer
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        """TRL's; a checkpoint gives the value head back, too.
-
-        Raises:
-            ValueError: the checkpoint was written without a value model, or by that of another model.
-        """
-        if self._value_head is not None and resume_from_checkpoint is not None:
-            load_head(self._value_head, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        if self._value_head is not None:
-            self._save_value_head(output_dir)
-        super()._save_rng_state(output_dir)  # the last of it records what was written
-
-    def _save_value_head(self, output_dir: str) -> None:
+    def save(self, output_dir: str) -> None:
+        """Write the model's file into a checkpoint; every process takes part."""
         held = {}
-        for name, parameter in self._value_head.named_parameters():
-            with self._dist.gather_params([parameter]):
+        for name, parameter in self.head.named_parameters():
+            with self.gather_params([parameter]):
                 if self.args.process_index == 0:
                     held[name] = parameter.detach().cpu().clone()
         if self.args.process_index == 0:
-            path = Path(output_dir) / self._value_head.file
+            path = Path(output_dir) / self.head.file
             partial = path.with_suffix(".partial")
             save_file(held, partial, metadata={"format": "pt"})
             partial.replace(path)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """TRL's, without the head in what DeepSpeed gathered from parameters."""
-        if state_dict is not None:
-            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(f"{NAME}.")}
-        super()._save(output_dir, state_dict=state_dict)
+    def load(self, checkpoint: str) -> None:
+        """Give the model its weights of a checkpoint back.
+
+        Raises:
+            ValueError: the checkpoint was written without a value model, or by that of another model.
+        """
+        load_head(self.head, checkpoint)
+
+
+def without_value_head(state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Return what DeepSpeed gathered from parameters, without the head."""
+    if state_dict is None:
+        return None
+    return {name: value for name, value in state_dict.items() if not name.startswith(f"{NAME}.")}
+
+
+def check_value_model(trainer: Any, recipe: Recipe | None) -> bool:
+    """Return whether a trainer of this algorithm has a value model.
+
+    Raises:
+        ValueError: the run is of a kind that cannot train one.
+    """
+    if recipe is None or recipe.credit is None:
+        return False
+    if trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"--algorithm {trainer.args.algorithm} does not go with FSDP, which would not shard its value head; use "
+            "DeepSpeed (configs/accelerate/zero3.yaml)"
+        )
+    if trainer.optimizer is not None:
+        raise ValueError("an optimizer of your own does not train the value head; leave `optimizers` out")
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and "optimizer" in plugin.deepspeed_config:
+        raise ValueError(
+            "an optimizer in the DeepSpeed file gives the value head no learning rate of its own; leave that "
+            "section out and use --optim and --learning_rate"
+        )
+    return True
 
 
 def check_values(args: Any, recipe: Recipe | None) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trl import GRPOTrainer
 
+from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
-from vlm_grpo.trainers.expert import ExpertAnswers
-from vlm_grpo.trainers.named import by_name
-from vlm_grpo.trainers.pipeline import VisionPipeline
-from vlm_grpo.trainers.resampling import Resampling
 
 
-class VLMGRPOTrainer(Resampling, ExpertAnswers, VisionPipeline, GRPOTrainer):
+class VLMGRPOTrainer(VLMTrainerMixin, GRPOTrainer):
     """`trl.GRPOTrainer` for data with images, text, or both.
 
     Takes all that TRL's trainer takes. `reward_funcs` may also hold names of `REWARDS` ("accuracy", "iou@0.5:2") and
@@ -22,6 +17,3 @@ class VLMGRPOTrainer(Resampling, ExpertAnswers, VisionPipeline, GRPOTrainer):
 
     config_class = VLMGRPOConfig
     _generates_logps = True
-
-    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
-        super().__init__(model, reward_funcs, args, **by_name(GRPOTrainer, rest), **options)

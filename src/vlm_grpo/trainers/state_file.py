@@ -21,9 +21,11 @@ from torch import Tensor
 from vlm_grpo.data.images import open_image
 from vlm_grpo.io import whole_file
 from vlm_grpo.records import ImageRef, VideoRef
-from vlm_grpo.trainers.later import Later
+from vlm_grpo.rollouts.segment import CompletionSegment
 
-RECORDS = {kind.__name__: kind for kind in (ImageRef, VideoRef, Later)}
+# Names in the file; they stay when a class is renamed.
+RECORDS = {"ImageRef": ImageRef, "VideoRef": VideoRef, "Later": CompletionSegment}
+NAMES_OF_RECORDS = {kind: name for name, kind in RECORDS.items()}
 CONTENT = "content"  # the tensor that holds the JSON text; all others have numbers for names
 FOLDER = "training_state"  # of its own: what loads a model may take all safetensors files beside it for weights
 READ_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -90,8 +92,9 @@ class _Encoder:
             return {"dict": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
         if type(value) is tuple:
             return {"tuple": [self.encode(item) for item in value]}
-        if type(value).__name__ in RECORDS and isinstance(value, RECORDS[type(value).__name__]):
-            return {type(value).__name__: [self.encode(getattr(value, f.name)) for f in dataclasses.fields(value)]}
+        if type(value) in NAMES_OF_RECORDS:
+            fields = [self.encode(getattr(value, field.name)) for field in dataclasses.fields(value)]
+            return {NAMES_OF_RECORDS[type(value)]: fields}
         for kind, (known, as_tensor) in TENSORS.items():
             if isinstance(value, known):
                 return {kind: self._number(value, as_tensor)}

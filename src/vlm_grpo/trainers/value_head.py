@@ -21,7 +21,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from vlm_grpo.algorithms.values import OWN
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.model_utils import part_of
-from vlm_grpo.trainers.hotpath.scores import backbone
+from vlm_grpo.shared_prefix.packed_logprobs import backbone
 
 NAME = "value_head"
 

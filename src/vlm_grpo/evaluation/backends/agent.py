@@ -16,10 +16,11 @@ from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowComp
 from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
-from vlm_grpo.trainers.episodes import Episode, Rules, next_prompt, play
-from vlm_grpo.trainers.messages import read_prompt
-from vlm_grpo.trainers.rollout import PromptEncoder
-from vlm_grpo.trainers.stage import Stage
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.env_pool import EnvPool
+from vlm_grpo.rollouts.messages import read_prompt
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, next_prompt, run_trajectories
+from vlm_grpo.rollouts.trajectory import Trajectory
 
 
 @dataclass
@@ -39,7 +40,7 @@ class AgentBackend:
     """
 
     model: HFBackend
-    stage: Stage
+    stage: EnvPool
     folder: Path
     max_turns: int = 8
     tool_time_limit: float = 60.0
@@ -67,7 +68,7 @@ class AgentBackend:
         num_samples = self.model.sampling.num_samples
         places = [(number, sample) for number in numbers for sample in range(num_samples)]
         episodes, started_rows = self._begun(encoder, [row for row in rows for _ in range(num_samples)])
-        play(episodes, self._turns_of(episodes, places), encoder, self._rules())
+        run_trajectories(episodes, self._turns_of(episodes, places), encoder, self._rules())
         done = [self._completion(encoder, *item) for item in zip(places, episodes, started_rows, strict=True)]
         self.stage.end(episodes)
         return [
@@ -81,7 +82,7 @@ class AgentBackend:
 
     def _begun(
         self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Episode], list[dict[str, Any]]]:
+    ) -> tuple[list[Trajectory], list[dict[str, Any]]]:
         """Return episodes with their encoded prompts, and the rows as their environments start them."""
         try:
             episodes, started_rows = self.stage.begin(rows)
@@ -92,26 +93,26 @@ class AgentBackend:
             episode.begin(sample, self.model.facts(encoder, sample))
         return episodes, started_rows
 
-    def _rules(self) -> Rules:
-        return Rules(
+    def _rules(self) -> EpisodeLimits:
+        return EpisodeLimits(
             most_tokens=self.model.max_completion_length,
             max_turns=self.max_turns,
             seconds=self.tool_time_limit,
             ends=self.model.ends,
         )
 
-    def _turns_of(self, episodes: Sequence[Episode], places: Sequence[tuple[int, int]]) -> Any:
+    def _turns_of(self, episodes: Sequence[Trajectory], places: Sequence[tuple[int, int]]) -> Any:
         """Return a function that generates the next turns of some episodes, at most `room` tokens each."""
         place_of = {id(episode): place for episode, place in zip(episodes, places, strict=True)}
 
-        def next_turns(active: list[Episode], room: int) -> list[list[int]]:
+        def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
             seeds = [self.model.sampling.seed_of(*place_of[id(episode)], episode.turns) for episode in active]
             return self.model.tokens_after([next_prompt(episode) for episode in active], seeds, room)
 
         return next_turns
 
     def _completion(
-        self, encoder: PromptEncoder, place: tuple[int, int], episode: Episode, started_row: Mapping[str, Any]
+        self, encoder: PromptEncoder, place: tuple[int, int], episode: Trajectory, started_row: Mapping[str, Any]
     ) -> ScoredText:
         """Return the model's last turn, and the whole episode.
 
@@ -129,7 +130,7 @@ class AgentBackend:
         )
 
 
-def _episode_metrics(episode: Episode, record: Record) -> dict[str, float]:
+def _episode_metrics(episode: Trajectory, record: Record) -> dict[str, float]:
     """Return counts, the environment's reward and its metrics, of a finished episode."""
     environment = episode.environment
     counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}

@@ -19,7 +19,7 @@ from vlm_grpo.answer_space import answer_space
 from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
 from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.model_utils import placeholder_ids
-from vlm_grpo.trainers.rollout import PromptEncoder, Sample, collate_per_token, collate_visual
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, collate_per_token, collate_visual
 
 __all__ = ["HFBackend", "ScoredText", "generate_greedy", "left_pad"]
 
@@ -70,7 +70,7 @@ class HFBackend:
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
 
-    def facts(self, encoder: PromptEncoder, sample: Sample) -> dict[str, Any]:
+    def facts(self, encoder: PromptEncoder, sample: EncodedPrompt) -> dict[str, Any]:
         """Return the facts about a prompt's images for rewards and environments."""
         space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
         return {**encoder.facts(sample), "answer_space": space}
@@ -82,7 +82,7 @@ class HFBackend:
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
 
-    def tokens_after(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+    def tokens_after(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
         """Return the completion of each prompt: at most `most` tokens, up to and including the end token.
 
         Args:
@@ -113,11 +113,11 @@ class HFBackend:
             for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
         ]
 
-    def _completion(self, encoder: PromptEncoder, sample: Sample, ids: list[int]) -> ScoredText:
+    def _completion(self, encoder: PromptEncoder, sample: EncodedPrompt, ids: list[int]) -> ScoredText:
         facts = {**self.facts(encoder, sample), "turn_opening": sample.opening}
         return ScoredText(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
 
-    def _tokens_of_batch(self, samples: Sequence[Sample], seeds: Sequence[int], most: int) -> list[list[int]]:
+    def _tokens_of_batch(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
         model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
         padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         inputs = left_pad(samples, padding)
@@ -200,7 +200,7 @@ def _eval_mode(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def left_pad(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Tensor]:
+def left_pad(samples: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, Tensor]:
     """Return model inputs of some prompts: left-padded (B, P) ids and mask, and their visual tensors."""
     longest = max(len(sample.input_ids) for sample in samples)
     ids = torch.full((len(samples), longest), pad_token_id)

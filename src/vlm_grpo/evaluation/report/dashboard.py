@@ -23,7 +23,7 @@ from vlm_grpo.evaluation.report.gallery import restore_gallery as restored_galle
 from vlm_grpo.evaluation.report.learning_curves import Curves, point_of, script_dumps
 from vlm_grpo.evaluation.report.learning_curves import restore_curves as restored_curves
 from vlm_grpo.io import whole_file
-from vlm_grpo.trainers.watch import Rollout
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout
 
 logger = logging.getLogger(__name__)
 
@@ -143,13 +143,13 @@ class LiveReport(TrainerCallback):
         self.trainer = trainer
         self.report: ReportFolder | None = None  # while training, on the main process
         self.folder = Path(folder or Path(trainer.args.output_dir) / "report")
-        self._latest: Rollout | None = None  # not shown yet
+        self._latest: LoggedRollout | None = None  # not shown yet
         self._started = (0.0, 0)  # when, and at which step
         self._has_failed = False
         if trainer.accelerator.is_main_process:
             trainer.watch_rollout = self.watch
 
-    def watch(self, rollout: Rollout) -> None:
+    def watch(self, rollout: LoggedRollout) -> None:
         """Keep what is shown of the newest rollout until the next logging step."""
         self._latest = rollout.first(GROUPS * self.trainer.num_generations)
 

@@ -17,7 +17,7 @@ from typing import Any
 from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation.report.learning_curves import script_dumps
-from vlm_grpo.trainers.watch import Rollout, content_text
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout, content_text
 
 NEWEST = 24  # groups
 SAMPLE = 24  # older groups
@@ -89,7 +89,7 @@ def restore_gallery(stride: int, groups: Sequence[CompletionGroup]) -> Gallery:
 
 
 def groups_of(
-    rollout: Rollout, size: int, weights: Mapping[str, float]
+    rollout: LoggedRollout, size: int, weights: Mapping[str, float]
 ) -> tuple[list[CompletionGroup], dict[str, bytes]]:
     """Return the first groups of a rollout for a page, and their images by file name.
 
@@ -121,7 +121,7 @@ def groups_of(
     return groups, images
 
 
-def _completion_view(rollout: Rollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
+def _completion_view(rollout: LoggedRollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
     rewards = {name: _finite(values[index]) for name, values in rollout.rewards.items()}
     weighted = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
     return {

@@ -18,7 +18,7 @@ from vlm_grpo.envs.environment import blocks_of
 from vlm_grpo.envs.tool_parser import ToolResult
 
 if TYPE_CHECKING:
-    from vlm_grpo.trainers.episodes import Episode
+    from vlm_grpo.rollouts.trajectory import Trajectory
 
 
 import json
@@ -55,7 +55,7 @@ class ImageCopies:
 
 
 def episode_trajectory(
-    prompt: Sequence[Mapping[str, Any]], episode: Episode, copy: ImageCopies
+    prompt: Sequence[Mapping[str, Any]], episode: Trajectory, copy: ImageCopies
 ) -> list[dict[str, Any]]:
     """Return the turns of a finished episode, ready for JSON.
 

@@ -1,0 +1,1 @@
+"""From data rows to rollouts: encoded prompts, completions, tool turns, and the batch that the loss is given."""

@@ -1,0 +1,1 @@
+"""What generates completions. `shared_prefill.py` runs each unique prompt through transformers once."""

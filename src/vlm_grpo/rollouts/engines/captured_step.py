@@ -1,0 +1,127 @@
+"""A decoding step recorded once as a CUDA graph and replayed for every token: one launch instead of one per kernel.
+
+The kernels are those of the eager step, so that nothing is compiled and the numbers are the same. What may differ from
+token to token lives in tensors that stay where they are: the inputs of the forward, and a cache of fixed size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from vlm_grpo.rollouts.engines.transformers_compat import CACHE
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[], Any]
+WARM_UPS = 2  # eager steps before recording: libraries choose kernels and allocate workspaces in the first one
+
+
+def cuda_graph(run: Run) -> Run:
+    """Record `run` and return what replays it; the tensors of its result are overwritten by every replay.
+
+    Raises:
+        RuntimeError: `run` waits for the GPU, or does something else that cannot be recorded.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on copying
+        output = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return output
+
+    return replay
+
+
+class CapturedStep:
+    """The forward of a model for one more token in each row, over a cache of fixed size; as it is where that fails.
+
+    Args:
+        record: turns the forward into its replay; it may run it before.
+    """
+
+    def __init__(self, model: nn.Module, record: Callable[[Run], Run] = cuda_graph) -> None:
+        self.model = model
+        self.record = record
+        self._inputs: dict[str, Any] = {}  # tensors that the recorded step reads
+        self._replay: Run | None = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Return the output of the model for the inputs of its forward; it is valid until the next call."""
+        if self._replay is None:
+            self._inputs = {name: _copied(value) for name, value in inputs.items()}
+            self._replay = self._recorded(inputs[CACHE])
+        elif not all(_fits(self._inputs[name], inputs.get(name)) for name in self._inputs):
+            return self.model(**inputs)
+        else:
+            for name, value in inputs.items():
+                _overwrite(self._inputs[name], value)
+        return self._replay()
+
+    def _recorded(self, cache: Cache) -> Run:
+        """Record the step, or leave it eager with a warning; the cache is as before."""
+
+        def run() -> Any:
+            return self.model(**self._inputs)
+
+        state = [(tensor, tensor.clone()) for tensor in _state(cache)]
+        try:
+            replay = self.record(run)
+        except RuntimeError as error:  # what CUDA raises for what cannot be recorded
+            logger.warning("decoding cannot be captured here (%s); every kernel is launched by itself", error)
+            replay = run
+        for tensor, before in state:
+            tensor.copy_(before)
+        return replay
+
+
+def _state(cache: Cache) -> Iterator[Tensor]:
+    """Tensors of a cache that a step changes, but for keys and values: those it would write once more, the same."""
+    for layer in cache.layers:
+        yield from _tensors(getattr(layer, "cumulative_length", None))
+        yield from _tensors(getattr(layer, "conv_states", None))
+        yield from _tensors(getattr(layer, "recurrent_states", None))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _copied(value: Any) -> Any:
+    """A tensor, or the tensors of a mapping, at a place of their own; anything else stays."""
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _fits(buffer: Any, value: Any) -> bool:
+    """Whether a value can stand at a buffer's place."""
+    if isinstance(buffer, dict):
+        return isinstance(value, dict) and all(_fits(item, value.get(name)) for name, item in buffer.items())
+    if isinstance(buffer, Tensor):
+        return isinstance(value, Tensor) and value.shape == buffer.shape
+    return value is buffer or value == buffer
+
+
+def _overwrite(buffer: Any, value: Any) -> None:
+    if isinstance(buffer, dict):
+        for name, item in buffer.items():
+            _overwrite(item, value[name])
+    elif isinstance(buffer, Tensor):
+        buffer.copy_(value)

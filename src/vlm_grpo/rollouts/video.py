@@ -1,0 +1,144 @@
+"""Videos where families differ: what a processor or model cannot take is refused, GLM-4V's placeholders are told apart.
+
+Refused are videos at all, or beside images in one prompt, or of unequal length in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_grpo.rollouts.messages import Prompt
+
+# GLM's processors write image placeholders for frames.
+GLM = ("glm4v", "glm4v_moe", "glm46v")
+# Processors whose videos transformers' model cannot read: Kimi's counts the features of a video before it joins frames.
+WITHOUT_VIDEOS = ("Kimi_K25Processor",)
+PALIGEMMA = "PaliGemmaProcessor"
+
+
+class TensorVideoProcessor:
+    """A video processor that returns tensors, also for families that return lists of arrays unless they are asked."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.inner(*args, **{**options, "return_tensors": "pt"})
+
+
+def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
+    """Along which dimension a family joins the tensors of several images: the first, but for packed patches.
+
+    MiniCPM-V packs the patches of all slices along the last dimension of one row, and tells them apart by
+    `target_sizes`.
+    """
+    sizes = {"pixel_values": "target_sizes", "pixel_values_videos": "target_sizes_videos"}.get(name)
+    return -1 if sizes in visual else 0
+
+
+def completion_types(processor: Any) -> dict[str, int]:
+    """Return what the per-token fields of a completion are, where that is not 0.
+
+    PaliGemma reads tokens of type 0 in both directions and those of type 1 causally: its completions are of type 1, or
+    they would be scored with their own future in sight (arXiv:2407.07726, section 3.1).
+    """
+    return {"token_type_ids": 1} if type(processor).__name__ == PALIGEMMA else {}
+
+
+def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
+    """Refuse a prompt whose media this processor cannot read.
+
+    Raises:
+        ValueError: as `check_videos`, or it has no image and the processor needs one.
+    """
+    if not prompt.images and type(processor).__name__ == PALIGEMMA:
+        raise ValueError(f"{where or 'a row'}: no image, and {PALIGEMMA} needs one in every prompt; leave the row out")
+    check_videos(prompt, processor)
+
+
+def check_videos(prompt: Prompt, processor: Any) -> None:
+    """Refuse a prompt whose videos this processor would leave out.
+
+    Raises:
+        ValueError: it has no part for videos, or its chat template no place, or it puts a video's frames where the
+            prompt's images were.
+    """
+    if not prompt.videos:
+        return
+    where, name = prompt.videos[0].where or "a row", type(processor).__name__
+    inner = getattr(processor, "video_processor", None)
+    written = str(getattr(processor, "chat_template", None) or "video")
+    if inner is None or name in WITHOUT_VIDEOS or "video" not in written:
+        raise ValueError(f"{where}: {name} cannot read videos; give frames as images, or take another model family")
+    if prompt.images and "pixel_values" in getattr(inner, "model_input_names", ()):
+        raise ValueError(
+            f"{where}: {name} cannot read images and a video in one prompt, the one would replace the other; give the "
+            "video's frames as images, or the image as a frame"
+        )
+
+
+def check_frames(videos: Sequence[Tensor]) -> None:
+    """Refuse (videos, frames, C, H, W) tensors of unequal length: padding frames would be counted as real ones.
+
+    Raises:
+        ValueError: the videos of a batch differ in their number of frames.
+    """
+    lengths = sorted({video.size(1) for video in videos if video.ndim == 5})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"videos of one batch must have the same number of frames in this model family, got {lengths}; cut them "
+            "with 'max_frames' or take lists of as many frames"
+        )
+
+
+def patch_glm4v_placeholder_mask(*models: nn.Module | None) -> None:
+    """Let GLM-4V take images and videos in one batch; other families stay as they are.
+
+    Its processor writes image placeholders for frames too, between marks of a video. The model of transformers 5.23
+    takes all of them for both, and a batch that has both fails.
+    """
+    for module in (module for model in models if model is not None for module in model.modules()):
+        if getattr(getattr(module, "config", None), "model_type", "") in GLM and hasattr(module, "get_rope_index"):
+            module.get_placeholder_mask = _PlaceholderMask(module)
+
+
+class _PlaceholderMask:
+    """GLM-4V's `get_placeholder_mask`: an image placeholder within the marks of a video is a frame's."""
+
+    def __init__(self, module: Any) -> None:
+        self.stock = type(module).get_placeholder_mask.__get__(module)
+        self.config = module.config
+
+    def __call__(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Any = None, video_features: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        if input_ids is None:
+            return self.stock(input_ids, inputs_embeds, image_features=image_features, video_features=video_features)
+        begun, ended = (
+            (input_ids == token).cumsum(1)
+            for token in (self.config.video_start_token_id, self.config.video_end_token_id)
+        )
+        places, in_video = input_ids == self.config.image_token_id, begun > ended  # (B, T)
+        masks = {"image": places & ~in_video, "video": places & in_video}
+        for kind, features in (("image", image_features), ("video", video_features)):
+            if features is not None and int(masks[kind].sum()) * inputs_embeds.size(-1) != torch.numel(features):
+                raise ValueError(f"{int(masks[kind].sum())} {kind} placeholders for {len(features)} features")
+        return masks["image"].unsqueeze(-1), masks["video"].unsqueeze(-1)
+
+
+def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
+    """Small copies of decoded images: the only form in which images ever cross ranks."""
+
+    def shrink(image: Any) -> Any:
+        small = image.copy()
+        small.thumbnail((largest, largest))
+        return small
+
+    return [shrink(image) for image in images]

@@ -1,0 +1,171 @@
+"""Log-probabilities of completions from packed rows: the same numbers as `objective.token_scores`, for less work."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual, missing_dummies
+from vlm_grpo.rollouts.segment import full_row
+from vlm_grpo.shared_prefix.batching import divide
+from vlm_grpo.shared_prefix.oom import ForwardSplitter
+from vlm_grpo.shared_prefix.packing import Layout, Packed, pack
+
+# An attention mask of four dimensions is taken as it is; the packed attention function does not look at it.
+NO_MASK_SHAPE = (1, 1, 1, 1)
+
+
+class TokenLogprobs(NamedTuple):
+    """(B, C) log-probabilities and entropies, the router's load-balancing loss, and (B, C) values of a value head."""
+
+    logps: Tensor
+    entropies: Tensor | None
+    aux_loss: Tensor | None
+    values: Tensor | None = None
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model below its head, also inside an adapter."""
+    unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return unwrapped.base_model
+
+
+def keep_scored_only(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    """Forward hook of the backbone: the head projects only the positions of a packed row that predict something."""
+    layout: Layout | None = kwargs.get("packed")
+    if layout is not None:
+        hidden = output.last_hidden_state
+        output.last_hidden_state = hidden[:, layout.scored.to(hidden.device)]
+    return output
+
+
+def prompt_positions(model: nn.Module, sample: EncodedPrompt) -> Tensor:
+    """Positions of a prompt's tokens, (1, P), or (3, P) where the family has mRoPE, as its forward computes them.
+
+    Where the completion shows images, those of its tokens follow: they move on by more than one at an image.
+    """
+    index = getattr(backbone(model), "get_rope_index", None)
+    sample = full_row(sample)
+    count = len(sample.input_ids)
+    if index is None:
+        return torch.arange(count)[None]
+    if not sample.visual:
+        return torch.arange(count).expand(3, -1)
+    fields = {
+        "attention_mask": torch.ones(1, count, dtype=torch.long),  # this and the next: Qwen3-Omni asks for them
+        "second_per_grids": sample.visual.get("video_second_per_grid"),
+        **sample.visual,
+        **{name: torch.tensor([values]) for name, values in sample.per_token.items()},
+    }
+    taken = set(inspect.signature(index).parameters)
+    given = {name: value for name, value in fields.items() if name in taken and value is not None}
+    positions, _ = index(torch.tensor([sample.input_ids]), **given)
+    return positions[:, 0]
+
+
+def completions_of(input_ids: Tensor, attention_mask: Tensor, completion: int) -> list[list[int]]:
+    """The tokens of each row's completion without padding."""
+    lengths = attention_mask[:, -completion:].sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(input_ids[:, -completion:].tolist(), lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a pass are put into packed rows.
+
+    Attributes:
+        positions_of: positions of a prompt's tokens, `prompt_positions`.
+        budget: about how many tokens a forward takes; None is a fixed number of rows.
+        agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
+        cutting: into how many parts a forward is cut because memory ran out.
+    """
+
+    positions_of: Callable[[EncodedPrompt], Tensor]
+    budget: int | None = None
+    agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
+    cutting: ForwardSplitter = field(default_factory=ForwardSplitter)
+
+
+def packed_logprobs(
+    model: nn.Module,
+    samples: Sequence[EncodedPrompt],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    completion: int,
+    chunk: int,
+    packing: Packing,
+    place: Callable[[Mapping[str, Any]], dict[str, Any]],
+    autocast: Callable[[], AbstractContextManager],
+    compute_entropy: bool = False,
+    blanks: Mapping[str, EncodedPrompt] | None = None,
+    visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
+    silent: Sequence[bool] | None = None,
+    has_values: bool = False,
+) -> TokenLogprobs:
+    """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
+
+    `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `silent` are left out and
+    get 0; where all of a forward are, the shortest prompt goes through alone, so that every parameter has a gradient.
+    With `has_values` the model has a value head, whose values are returned too.
+    """
+    texts = completions_of(input_ids, attention_mask, completion)
+    if silent is not None:
+        texts = [[] if is_silent else text for text, is_silent in zip(texts, silent, strict=True)]
+    if packing.budget is None:
+        forwards = [list(range(start, min(start + chunk, len(texts)))) for start in range(0, len(texts), chunk)]
+    else:
+        forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
+    logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
+    entropies = logps if compute_entropy else None
+    values = logps
+
+    def forward(packed: Packed) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with autocast():
+            output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
+        entropy = output.entropy[0] if compute_entropy else None
+        return output.log_probs[0], entropy, output.token_values[0] if has_values else None
+
+    for live in [part for rows in forwards for part in packing.cutting.cut(_live(rows, samples, texts))]:
+        kept = [samples[row] for row in live]
+        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_dummies(kept, blanks))
+        found, entropy, value = packing.cutting.run(forward, packed)
+        places = (torch.tensor(live)[packed.rows], packed.columns)
+        logps = logps + _table(found, places, logps)
+        if compute_entropy:
+            entropies = entropies + _table(entropy, places, logps)
+        if value is not None:
+            values = values + _table(value, places, logps)
+    return TokenLogprobs(logps, entropies, None, values if has_values else None)
+
+
+def _live(rows: list[int], samples: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[int]:
+    """The rows of a forward that have something to score; the one with the shortest prompt if none has."""
+    live = [row for row in rows if texts[row]]
+    return live or [min(rows, key=lambda row: len(samples[row].input_ids))]
+
+
+def packed_inputs(packed: Packed, visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]]) -> dict[str, Any]:
+    """Forward arguments of a packed row: what `visual` gives for its prompts, and where their completions are."""
+    return {
+        "input_ids": packed.input_ids,
+        "position_ids": packed.position_ids,
+        "attention_mask": torch.zeros(NO_MASK_SHAPE),
+        "shift_labels": packed.labels,
+        "packed": packed.layout,
+        **visual(packed.samples),
+    }
+
+
+def _table(values: Tensor, places: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
+    """(S,) scores at their places in a (B, C) table of zeros; a score without a place is there for its gradient."""
+    table = values.new_zeros(like.shape)
+    placed = values[: len(places[0])]
+    filled = table.index_put(tuple(place.to(values.device) for place in places), placed)
+    return filled if len(placed) == len(values) else filled + 0.0 * values.sum()

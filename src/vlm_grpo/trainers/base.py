@@ -1,0 +1,980 @@
+"""The one mixin over TRL's trainers: every method of TRL that this package overrides is here, and only here.
+
+The way of a batch: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments
+complete it -> TRL pads, scores and logs -> `AdvantageEstimator` -> the loss looks up the pixels of its own rows in
+`LogprobModel`. TRL never sees an image, so nothing of it is copied, gathered or processed again. Each part owns its
+state; what TRL's methods cannot hand from one to the next is in `CurrentRollout`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from trl.trainer.utils import split_tensor_dict, use_adapter
+
+from vlm_grpo.algorithms import Recipe, find_algorithm, options_of
+from vlm_grpo.algorithms.expert import CHORD, SRFT, UFT
+from vlm_grpo.answer_space import answer_space
+from vlm_grpo.io import write_whole
+from vlm_grpo.model_utils import (
+    for_language_model,
+    freeze_parts,
+    freeze_vision,
+    limit_images,
+    name_experts,
+    placeholder_ids,
+)
+from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.current import CurrentRollout
+from vlm_grpo.rollouts.decoding import warn_of_tags
+from vlm_grpo.rollouts.encoder import (
+    MEDIA_KINDS,
+    TOOLS_COLUMN,
+    EncodedPrompt,
+    PromptEncoder,
+    collate_per_token,
+    collate_visual,
+    drop_images,
+)
+from vlm_grpo.rollouts.engines.transformers import TransformersEngine
+from vlm_grpo.rollouts.engines.vllm import vllm_prompts
+from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
+from vlm_grpo.rollouts.messages import MEDIA_COLUMNS
+from vlm_grpo.rollouts.multi_turn import (
+    EpisodeLimits,
+    MultiTurnRollout,
+    next_prompt,
+    token_mask,
+    trajectory_metrics,
+)
+from vlm_grpo.rollouts.prompt_lengths import correct_lengths, drop_long_prompts
+from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.rollouts.trajectory import Trajectory
+from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask, thumbnails
+from vlm_grpo.shared_prefix.compat import SharedPrefixState, validate_generation
+from vlm_grpo.shared_prefix.oom import ForwardSplitter
+from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
+from vlm_grpo.shared_prefix.vision_cache import is_frozen
+from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
+from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
+from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
+from vlm_grpo.trainers.completion_log import debug_log
+from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
+from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
+from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
+from vlm_grpo.trainers.fsdp import FullParamsBackend
+from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
+from vlm_grpo.trainers.kl_controller import KLController, loading_reference
+from vlm_grpo.trainers.logprobs import LogprobModel, ScoredRows
+from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
+from vlm_grpo.trainers.no_signal import NoSignal
+from vlm_grpo.trainers.off_policy import (
+    OffPolicyRollout,
+    build_off_policy_config,
+    with_demonstrations,
+    with_hint,
+    with_hints,
+)
+from vlm_grpo.trainers.policy_loss import LossAverage, PolicyLoss
+from vlm_grpo.trainers.preemption import Preemption
+from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
+from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
+from vlm_grpo.trainers.reward_functions import by_name, named_rewards
+from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
+from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
+from vlm_grpo.trainers.sampler import EpochSampler, infinite
+from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
+from vlm_grpo.trainers.sft_loss import MicroStep, SFTLoss
+from vlm_grpo.trainers.state_file import load_state, save_state, state_path
+from vlm_grpo.trainers.step_retry import StepRetry, StepStart
+
+# What TRL's own pass over a rollout takes of it besides tokens; this package's finds it with the prompts.
+VISUAL_KEYS = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
+
+
+class VLMTrainerMixin:
+    """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
+
+    config_class: type  # made when no `args` are given
+    _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities: GRPO's does
+    card_facts = CardFacts()  # set by the command line
+    evaluated: Mapping[str, Any] = {}  # metrics of the newest evaluation, set by evaluation.callback.GreedyEvaluation
+    evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
+    watch_rollout: Callable[[LoggedRollout], None] | None = None  # set by evaluation.live.LiveReport, on one process
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
+        options |= by_name(super().__init__, rest)
+        demonstrations, dataset = options.pop("demonstrations", None), options.get("train_dataset")
+        off_policy = build_off_policy_config(args, dataset, demonstrations, model, options.get("processing_class"))
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
+        self.env_pool: EnvPool | None = pop_env_pool(options, args)
+        own_rewards = self.env_pool.rewards() if self.env_pool else []
+        reward_funcs, weights = named_rewards(reward_funcs, args, own_rewards)
+        if weights is not None:
+            args.reward_weights = weights
+        for name in ("train_dataset", "eval_dataset"):
+            if options.get(name) is not None:
+                options[name] = disable_image_decoding(options[name])
+        if options.get("peft_config") is not None:
+            options["peft_config"] = for_language_model(options["peft_config"])
+        handler = signal.getsignal(signal.SIGTERM)
+        with loading_reference(args, getattr(args, "kl_in_reward", 0.0)):
+            super().__init__(model, reward_funcs, args, **options)
+        self.beta = self.args.beta
+        self._take_over_preemption(handler)
+        self._prepare_model()
+        self._build_parts()
+        self._build_rollouts()
+        self._build_algorithm()
+        self._prepare_rows()
+        self._build_off_policy(off_policy, demonstrations)
+        self.dynamic_sampler: DynamicSampler | None = None
+        if rounds := getattr(self.args, "dynamic_sampling", 0):
+            check_dynamic_sampling(self, self._is_stock)
+            pad = self._tokenizer.pad_token_id
+            self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
+
+    def _take_over_preemption(self, handler: Any) -> None:
+        self.preemption = Preemption(self.accelerator, is_wanted=self.args.enable_jit_checkpoint)
+        if self.args.enable_jit_checkpoint:  # transformers' own has taken the signal
+            self.remove_callback(JITCheckpointCallback)
+            signal.signal(signal.SIGTERM, handler)
+
+    def _prepare_model(self) -> None:
+        """Freeze what is not trained, limit images, and let no placeholder be sampled."""
+        if getattr(self.args, "freeze_vision_modules", False):
+            freeze_vision(self.model)
+        if parts := getattr(self.args, "frozen_parts", list)():
+            freeze_parts(self.model, parts)
+        if self._is_vlm:
+            limit_images(self.processing_class, self.model.config, self.args)
+            name_experts(self.model)
+            self._suppress_tokens(placeholder_ids(self.model.config, self.processing_class))
+            patch_glm4v_placeholder_mask(self.model, self.ref_model)
+
+    def _build_parts(self) -> None:
+        """Make the parts that encode and score; called once, when the models are complete."""
+        self._dist = FullParamsBackend(self.accelerator)
+        check_reference(self.args, is_sharded=self._dist.is_zero3 or self._dist.is_fsdp)
+        self.ranks = Ranks(self.accelerator)
+        self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
+        self.current: CurrentRollout | None = None
+        self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
+        self._is_told = False  # that prompts do not fit the chat template
+        log = debug_log(os.environ, self.accelerator.process_index)
+        self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
+        names, weights = self.reward_func_names, self.reward_weights
+        self.scorer = RewardScorer(self.encoder, self._answer_space, names, weights, self.ranks, log)
+        can_share = self._is_vlm and not self._is_stock
+        mode = getattr(self.args, "shared_prefix", "auto") if can_share else "off"
+        models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
+        self.shared_prefix, self.splitter = SharedPrefixState(mode, models), ForwardSplitter()
+        is_sharded = is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        is_single = self.ranks.count == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+        self.retry = StepRetry(self.shared_prefix, self.splitter, is_single)
+        # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
+        caches_features = mode != "off" and not is_sharded and is_frozen(models[0])
+        self.logprobs = LogprobModel(
+            shared_prefix=self.shared_prefix,
+            splitter=self.splitter,
+            encoder=self.encoder,
+            ranks=self.ranks,
+            place=self._place,
+            policy=lambda: self.accelerator.unwrap_model(self.model),
+            budget=getattr(self.args, "max_tokens_per_forward", None),
+            is_sharded=is_sharded,
+            is_single_process=is_single,
+            caches_features=caches_features,
+        )
+        reason = None if self._is_stock else validate_generation(models[0])
+        if not self.use_vllm:
+            self._generate_with_cache()
+            if mode != "off" and reason is not None:
+                self.shared_prefix.give_up("sampling", reason)
+        self.engine = TransformersEngine(
+            accelerator=self.accelerator,
+            args=self.args,
+            backend=self._dist,
+            place=self._place,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_ids=self.eos_token_ids,
+            reason_against=reason,
+            cache_features=self.logprobs.cache_features if caches_features else None,
+            is_sharded=is_sharded,
+        )
+
+    def _place(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return Trainer._prepare_inputs(self, tensors)
+
+    def _build_rollouts(self) -> None:
+        """Make the part that runs environments.
+
+        Raises:
+            ValueError: this run cannot have tools.
+        """
+        self.multi_turn: MultiTurnRollout | None = None
+        if self.env_pool is None:
+            return
+        if self.use_vllm:
+            raise ValueError("--use_vllm does not go with tools or environments; leave it out")
+        if self.args.use_transformers_continuous_batching:
+            raise ValueError(
+                "--use_transformers_continuous_batching does not go with tools or environments, whose turns have "
+                "lengths of their own; leave it out"
+            )
+        if getattr(self.args, "max_prompt_length", None) is not None:
+            raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
+        template = getattr(self, "chat_template", None) or self.processing_class.chat_template
+        self.env_pool.choose_protocols(self.args.tool_format, template)
+        placeholders = placeholder_ids(self.model.config, self.processing_class)
+        self.multi_turn = MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
+
+    @property
+    def _episode_limits(self) -> EpisodeLimits:
+        # Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers.
+        iterations = getattr(self.args, "max_tool_calling_iterations", None)
+        turns = self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
+        ends = set(self.eos_token_ids)
+        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, ends)
+
+    def _build_algorithm(self) -> None:
+        """Make the parts that turn rewards into a loss.
+
+        Raises:
+            ValueError: the algorithm needs what this run does not have.
+        """
+        name = getattr(self.args, "algorithm", None)
+        recipe: Recipe | None = find_algorithm(name) if name else None
+        options = getattr(self.args, "algorithm_options", None) or {}
+        self.recipe = recipe
+        self.advantages = AdvantageEstimator(name, recipe, options, self.args, self.ranks)
+        if self.advantages.needs_greedy and (self.use_vllm or self._is_stock or self.env_pool):
+            what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
+            raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
+        coefficient, target = getattr(self.args, "kl_in_reward", 0.0), getattr(self.args, "kl_target", None)
+        self.kl = KLController(coefficient, target, getattr(self.args, "kl_estimator", "k1"), self.ranks)
+        has_values = check_value_model(self, recipe)
+        gather = self._dist.gather_params
+        self.critic = ValueModel(self.model, recipe, options, self.args, self.ranks, gather) if has_values else None
+        objective = recipe.objective if recipe else None
+        self.policy_loss = (
+            PolicyLoss(objective, options_of(objective, options), self.beta, self.ranks) if objective else None
+        )
+        self.loss_average = LossAverage(
+            getattr(self, "loss_type", "grpo"),
+            self.max_completion_length,
+            self.args.steps_per_generation,
+            self.ranks.count,
+        )
+        self.no_signal = NoSignal(self.accelerator.is_main_process)
+        self.add_callback(self.no_signal)
+
+    def _build_off_policy(self, config: Any, demonstrations: Any) -> None:
+        """Make the parts that learn from demonstrations.
+
+        Raises:
+            ValueError: tools, an own rollout or a model of text alone.
+        """
+        self.off_policy: OffPolicyRollout | None = None
+        self.sft_loss: SFTLoss | None = None
+        if config is None:
+            return
+        if self._is_stock or self.env_pool is not None:
+            raise ValueError(
+                f"--algorithm {self.args.algorithm} needs a model with a processor, and no tools or rollout function"
+            )
+        limit, pad = self.args.max_completion_length, self._tokenizer.pad_token_id
+        encode = demonstration_encoder(self.processing_class, self.eos_token_ids, limit, self.chat_template_kwargs)
+        self.off_policy = OffPolicyRollout(
+            config, encode, self.reward_func_names, self.args, pad, self.eos_token_ids, self.ranks
+        )
+        if isinstance(config, CHORD | UFT):
+            rows = self.train_dataset if demonstrations is None else demonstrations
+            self.sft_loss = SFTLoss(config, rows, self.encoder, encode, self.args, pad, self.ranks)
+
+    def _prepare_rows(self) -> None:
+        """Drop rows with over-long prompts; begin a stream again at its end."""
+        limit = getattr(self.args, "max_prompt_length", None)
+        if limit is not None:
+            self.train_dataset = drop_long_prompts(self.train_dataset, self.encoder, limit)
+        if isinstance(self.train_dataset, IterableDataset):
+            self.train_dataset = infinite(self.train_dataset, self.args.seed if self.shuffle_dataset else None)
+            self.shuffle_dataset = False  # TRL would mix the passes
+
+    def _suppress_tokens(self, tokens: list[int]) -> None:
+        """Suppress tokens in generation by transformers and by vLLM; TRL suppresses the image's, with the former."""
+        if self.use_vllm:
+            options = self.vllm_generation.generation_kwargs
+            options["logit_bias"] = {**(options.get("logit_bias") or {}), **dict.fromkeys(tokens, -100.0)}
+        else:
+            known = self.generation_config.suppress_tokens or []
+            self.generation_config.suppress_tokens = sorted({*known, *tokens})
+            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
+
+    def _generate_with_cache(self) -> None:
+        """Let no `use_cache: false` of the checkpoint reach generation; one in --generation_kwargs does."""
+        if "use_cache" not in (self.args.generation_kwargs or {}):
+            self.generation_config.use_cache = True
+            self.generation_kwargs["use_cache"] = True  # laid over it again
+
+    @property
+    def _is_stock(self) -> bool:
+        """Custom rollouts keep TRL's own path; so do models without a processor, unless they have tools."""
+        return getattr(self, "rollout_func", None) is not None or not (self._is_vlm or self.env_pool)
+
+    @property
+    def _phase_metrics(self) -> dict[str, list[float]]:
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def _add_metrics(self, logs: Mapping[str, float]) -> None:
+        for name, value in logs.items():
+            self._phase_metrics[name].append(value)
+
+    # Rollouts
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's, but completions of one prompt stay together when a rollout is shuffled and cut into micro-batches."""
+        if not (self.model.training and self.shared_prefix.is_on):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        is_due = self._step % (steps * self.num_iterations) == 0 and not self.retry.is_retry
+        if is_due or self._buffered_inputs is None:
+            rollout = RolloutBatch.from_trl_dict(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = split_tensor_dict(rollout.shuffle_groups().to_trl_dict(), steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a rollout as TRL's loss takes it, of groups with a signal where dynamic sampling is on."""
+        if self.dynamic_sampler is None or not self.model.training:
+            return self._roll_out(inputs)[0].to_trl_dict()
+        name = self.args.dynamic_sampling_reward
+
+        def sample(rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+            batch, rewards = self._roll_out(rows)
+            batch.old_logps = self._old_logprobs(batch).logps
+            decides = None if name is None else rewards[:, self.reward_func_names.index(name)]
+            return batch, self.scorer.total(rewards) if decides is None else decides
+
+        return self.dynamic_sampler.collect(inputs, sample, self._metrics["train"]).to_trl_dict()
+
+    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+        """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
+        current = self.current = CurrentRollout()
+        step = self.state.global_step
+        is_off_policy = self.off_policy is not None and self.model.training
+        given = rows
+        if self.critic is not None:
+            self.critic.clear()
+        if is_off_policy:
+            current.hints = self.off_policy.hints(rows, step)
+            current.demonstrations = self.off_policy.demonstrations(rows, step)
+            rows = [with_hint(*pair) for pair in zip(rows, current.hints, strict=True)] if current.hints else rows
+        if self._is_stock:
+            stripped = rows = [decode_images(row) for row in rows]
+        else:
+            if self.env_pool is not None:
+                current.trajectories, rows = self.env_pool.begin(rows)
+            stripped = self._encode(rows, current)
+        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
+        self._assign_credit(batch)
+        images = [row.get("images") or [] for row in rows] if self._is_stock else current.images
+        self._log_rollout(rows, images, batch)
+        if not self._is_stock:
+            self._end_trajectories(batch)
+            batch.prompts, batch.media_anywhere = drop_images(current.prompts), current.media_anywhere
+        if is_off_policy:
+            totals = self.scorer.total(current.rewards)
+            known = (current.demonstrations, current.rewards, totals, step, self._metrics["train"])
+            self.off_policy.finish(given, batch, *known)
+        self.current = None
+        return batch, current.rewards
+
+    def _encode(self, rows: list[dict[str, Any]], current: CurrentRollout) -> list[dict[str, Any]]:
+        """Encode prompts, and return the rows as TRL is given them: without media."""
+        current.prompts = self.encoder.encode(rows)
+        first = current.prompts[0]
+        self._is_told = self._is_told or warn_of_tags(first.opening, first.messages)
+        current.media_anywhere = self._media_anywhere(current.prompts)
+        hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
+        return [
+            {**{k: v for k, v in row.items() if k not in hidden}, "prompt": prompt.messages}
+            for row, prompt in zip(rows, current.prompts, strict=True)
+        ]
+
+    def _media_anywhere(self, prompts: Sequence[EncodedPrompt]) -> list[bool]:
+        return self.ranks.any_media({kind for prompt in prompts for kind in prompt.media})
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        if self._is_stock:
+            return super()._tokenize_prompts(prompts)
+        rows = self.current.prompts
+        fields = {**collate_visual(rows), **collate_per_token(rows, max(len(row.input_ids) for row in rows), 0)}
+        if self.pad_to_multiple_of and rows[0].per_token:
+            fields = {**fields, **{k: [row.per_token[k] for row in rows] for k in rows[0].per_token}}
+        return [row.input_ids for row in rows], None, fields
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
+        """Complete the prompts at hand: by environments, by this package's engine, or by TRL's ways and vLLM."""
+        current = self.current
+        with nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm):
+            if current is not None and not self._is_stock and (self.multi_turn or self._shares_prefill):
+                ids = self._run_environments() if self.multi_turn else self._sample(current)
+                output = (ids, None) if self._generates_logps else ids
+            else:
+                if self.use_vllm and not self._is_stock:
+                    colocated = self.vllm_mode == "colocate"
+                    can_share = self.shared_prefix.mode != "off" and self.vllm_tensor_parallel_size == 1
+                    given = (self.encoder, current.prompts, prompt_ids)
+                    prompt_ids, images, n = vllm_prompts(*given, is_in_process=colocated, can_share=can_share)
+                    if n is not None:
+                        self.vllm_generation.generation_kwargs["n"] = n
+                output = super()._generate_single_turn(prompt_ids, images, *rest, **options)
+        if current is not None and current.demonstrations:
+            return with_demonstrations(*output, current.demonstrations)
+        return output
+
+    @property
+    def _shares_prefill(self) -> bool:
+        """Whether completions come from a cache that can be repeated and no other process waits for."""
+        if self.use_vllm or self.shared_prefix.mode == "off" or self.args.use_transformers_continuous_batching:
+            return False
+        is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
+        return is_gathered and self.engine.repeats_cache(self.generation_config)
+
+    def _sample(self, current: CurrentRollout) -> list[list[int]]:
+        """Return a completion of each prompt at hand; rows that are demonstrations are not sampled."""
+        count = len(current.prompts)
+        # One is sampled in any case: other processes may wait for this one's part of the model.
+        rows = [row for row in range(count) if row not in current.demonstrations] or [0]
+        prompts = [current.prompts[row] for row in rows]
+        ids = self.engine.generate(self.model_wrapped, prompts, self.generation_config, self.generation_kwargs)
+        sampled = dict(zip(rows, ids, strict=True))
+        return [{**sampled, **current.demonstrations}[row] for row in range(count)]
+
+    def _run_environments(self) -> list[list[int]]:
+        """Return each row's completion, the tokens of tools included; the rows at hand become those for the loss."""
+        current = self.current
+        facts = {"answer_space": self._answer_space}
+        current.prompts = self.multi_turn.collect(
+            current.trajectories, current.prompts, facts, self._episode_limits, self._next_turns, self.ranks.any
+        )
+        current.media_anywhere = self._media_anywhere(current.prompts)
+        return [trajectory.later.ids for trajectory in current.trajectories]
+
+    def _next_turns(self, trajectories: list[Trajectory], room: int) -> list[list[int]]:
+        """Return one more turn of each; without trajectories a token is generated for the others' sake."""
+        prompts = [next_prompt(each) for each in trajectories] or [self.current.prompts[0]]
+        config = copy.deepcopy(self.generation_config)
+        config.max_new_tokens = room
+        options = {**self.generation_kwargs, "max_new_tokens": room}
+        shares = self._shares_prefill
+        return self.engine.generate(self.model_wrapped, prompts, config, options, shares_prefill=shares)[
+            : len(trajectories)
+        ]
+
+    def _generate(self, prompts: list) -> tuple:
+        """TRL's; of trajectories with the messages of all turns, the mask of their tokens, and their numbers."""
+        output = super()._generate(prompts)
+        current = self.current
+        if self.off_policy is not None and self.model.training:
+            self.off_policy.correct_lengths(output[1], current.demonstrations, self._metrics["train"])
+        if self.multi_turn is None:
+            return output
+        completions = [trajectory.completion() for trajectory in current.trajectories]
+        self._log_trajectories(current.trajectories)
+        if not self._generates_logps:
+            ids, completion_ids, _ = output
+            return ids, completion_ids, completions
+        ids, completion_ids, _, _, *rest = output
+        return ids, completion_ids, [trajectory.mask for trajectory in current.trajectories], completions, *rest
+
+    def _log_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
+        for trajectory in trajectories:
+            for name, value in trajectory_metrics(trajectory).items():
+                self._log_metric(name, value)
+        facts = [
+            [sum(each.mask), each.later.ids[-1] not in self.eos_token_ids, each.calls, each.failures]
+            for each in trajectories
+        ]
+        table = self.ranks.gather(torch.tensor(facts, device=self.accelerator.device, dtype=torch.float))
+        calls, failures = table[:, 2].sum().item(), table[:, 3].sum().item()
+        self._add_metrics({"tools/call_frequency": calls / len(table)})
+        self._add_metrics({"tools/failure_frequency": failures / max(calls, 1)})
+        correct_lengths(self._phase_metrics, table[:, 0], table[:, 1] > 0)  # of the model's own tokens
+
+    def _end_trajectories(self, batch: RolloutBatch) -> None:
+        """Add to a rollout which tokens are the model's, and let the environments go."""
+        if self.multi_turn is None:
+            return
+        trajectories = self.current.trajectories
+        if batch.tool_mask is None:
+            batch.tool_mask = token_mask(trajectories, batch.completion_ids.size(1), self.accelerator.device)
+        if "kl" in self._phase_metrics and not self._generates_logps:  # RLOO divides it by the number of all tokens
+            counts = torch.stack([batch.completion_mask.sum(), batch.loss_mask.sum()]).float()
+            everything, own = self.ranks.sum(counts).tolist()
+            self._phase_metrics["kl"][-1] *= everything / max(own, 1.0)
+        self.env_pool.end(trajectories)
+
+    # Rewards and advantages
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
+        """Return the (all B, F) rewards of completions; rewards see images, and turns with what the prompt began."""
+        current = self.current or CurrentRollout()
+        given = RewardInputs(inputs, *with_hints(prompts, completions, current.hints))
+        if not self._is_stock:
+            given = self.scorer.inputs_of(current, given, ids)
+        elif getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
+            given = self.scorer.inputs_of_text(current, given, ids)
+        current.rewards = super()._calculate_rewards(*given, ids)
+        if self.advantages.needs_greedy and self.model.training:
+            current.greedy_rewards = self._score_greedy(given)
+        if not self._is_stock:
+            self.scorer.write(self.state.global_step, current, inputs)
+        return current.rewards
+
+    def _score_greedy(self, given: RewardInputs) -> Tensor:
+        """Return the (B,) reward of the greedy completion of each row's prompt; each prompt is completed once."""
+        encoded = self.current.prompts
+        first = {id(prompt): row for row, prompt in reversed(list(enumerate(encoded)))}
+        rows = sorted(first.values())
+        most = self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max().item()
+        padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
+        config = copy.deepcopy(self.generation_config)
+        config.do_sample = False
+        unique = [encoded[row] for row in padded]
+        ids = self.engine.generate(self.model_wrapped, unique, config, self.generation_kwargs)
+        kept = copy.copy(self._pending_extra_logs), copy.copy(self._pending_metrics)
+        table = super()._calculate_rewards(*self.scorer.inputs_of_rows(given, padded, unique, ids), ids)
+        self._pending_extra_logs, self._pending_metrics = kept  # what rewards log is about sampled completions
+        mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()
+        values = dict(zip(rows, mine, strict=False))
+        return torch.tensor([values[first[id(prompt)]] for prompt in encoded], device=table.device)
+
+    def _assign_credit(self, batch: RolloutBatch) -> None:
+        """Put the algorithm's advantages in place of TRL's."""
+        if not self.model.training:
+            return
+        mask, recipe = batch.loss_mask, self.recipe
+        needs_old = self.kl.coefficient or (recipe is not None and (recipe.credit or recipe.choice))
+        old = self._old_logprobs(batch) if needs_old else None
+        penalties = self._kl_penalties(batch, old.logps) if self.kl.coefficient else None
+        if recipe is not None and not recipe.has_ratio:
+            batch.old_logps = None
+        rewards = self.scorer.total(self.current.rewards)
+        if self.critic is not None:
+            credit = self.critic.credit(self.ranks.local_rows(rewards, len(batch)), old.values, mask, penalties)
+            batch.values, batch.returns = credit.values, credit.returns
+            found = Advantages(credit.advantages, credit.mask)
+            if not math.isnan(credit.explained_variance):
+                self._add_metrics({"explained_variance": credit.explained_variance})
+            self.critic.clear()
+        else:
+            found = self.advantages.estimate(rewards, mask, penalties, self.current.greedy_rewards)
+        if found is not None:
+            self._set_advantages(batch, found)
+        if recipe is not None and recipe.choice is not None:
+            local = batch.advantages[:, None].expand_as(mask)
+            chosen = self.advantages.token_mask(local, old.logps, mask, self.state.global_step)
+            if recipe.drops_chosen:
+                batch.advantages = local.masked_fill(chosen, 0.0)
+            else:
+                batch.token_mask = chosen
+
+    def _set_advantages(self, batch: RolloutBatch, advantages: Advantages) -> None:
+        """Put advantages of all processes in place of TRL's in the rollout and in what is logged."""
+        mine = self.ranks.local_rows(advantages.values, len(batch))
+        batch.advantages = mine if advantages.mask is None else mine[:, : batch.completion_ids.size(1)]
+        logged = self._logs["advantages"]
+        for _ in range(len(advantages.values)):
+            logged.pop()
+        logged.extend(advantages.of_completions())
+
+    def _kl_penalties(self, batch: RolloutBatch, old: Tensor) -> Tensor:
+        reference = batch.ref_logps if self.beta else self._reference_logps(batch)
+        penalties, logs = self.kl.penalties(old, reference, batch.loss_mask)
+        self._add_metrics(logs)
+        return penalties
+
+    def _old_logprobs(self, batch: RolloutBatch) -> TokenLogprobs:
+        """Return what a rollout had under the policy that sampled it; TRL's, if it computed them."""
+        if batch.old_logps is not None:
+            values = None if self.critic is None else self.critic.first  # of the same pass
+            return TokenLogprobs(batch.old_logps, None, None, values)
+        with torch.no_grad():
+            return self.completion_logprobs(batch, self.model)
+
+    def _reference_logps(self, batch: RolloutBatch) -> Tensor:
+        """Return (B, C) log-probabilities under the reference; of an adapter the model without it, or its copy."""
+        with torch.no_grad():
+            if self.ref_model is not None:
+                return self.completion_logprobs(batch, self.ref_model).logps
+            model = self.accelerator.unwrap_model(self.model)
+            with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                return self.completion_logprobs(batch, self.model).logps
+
+    # Log-probabilities and loss
+
+    def completion_logprobs(
+        self, batch: RolloutBatch, model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
+    ) -> TokenLogprobs:
+        """Return what the completions of a rollout or micro-batch have under a model."""
+        visual = {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._is_stock else {}
+        chunk = chunk or self.args.per_device_train_batch_size
+        return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
+
+    def _rows_of(self, batch: RolloutBatch) -> ScoredRows:
+        if self.current is not None and batch.prompts is None:
+            return ScoredRows(self.current.prompts, self.current.media_anywhere)
+        return ScoredRows(batch.prompts or [], batch.media_anywhere or [False for _ in MEDIA_KINDS])
+
+    def _score_batch(
+        self, model: nn.Module, batch: RolloutBatch, rows: ScoredRows, *options: Any, **visual: Any
+    ) -> TokenLogprobs:
+        ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
+        return self._score(model, rows, ids, mask, batch.completion_ids.size(1), *options, **visual)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **visual: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Score the rollout that is being made, or the micro-batch whose loss was begun last."""
+        current = self.current
+        rows = self._rows if current is None else ScoredRows(current.prompts, current.media_anywhere)
+        options = (batch_size, compute_entropy, compute_aux_loss)
+        scores = self._score(model, rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
+        logps = scores.logps
+        if current is not None and current.trajectories and not self._generates_logps:  # RLOO sums them up
+            logps = logps * token_mask(current.trajectories, logits_to_keep, logps.device)
+        return logps, scores.entropies, scores.aux_loss
+
+    def _score(
+        self,
+        model: nn.Module,
+        rows: ScoredRows,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion: int,
+        chunk: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **visual: Any,
+    ) -> TokenLogprobs:
+        """Score completions by `LogprobModel`, or by TRL where a rollout is TRL's own."""
+        has_values = self.critic is not None and model is not self.ref_model
+        if rows.attended is not None:
+            attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
+        given = (input_ids, attention_mask, completion)
+        if not self._is_stock:
+            flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
+            scores = self.logprobs(model, rows, *given, chunk=chunk, **flags, has_values=has_values)
+            if has_values:
+                self.critic.collect(scores.values)
+            return scores
+        score = super()._get_per_token_logps_and_entropies
+        if not has_values:
+            return TokenLogprobs(*score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual))
+        with self.critic.recording(self.accelerator.unwrap_model(self.model), completion):
+            scores = score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual)
+        return TokenLogprobs(*scores, self.critic.last)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's; where a packed forward has no memory left, the optimizer step is made again in smaller parts."""
+
+        def take(micro_step: int) -> Tensor:
+            self._step = micro_step
+            return super(VLMTrainerMixin, self).training_step(model, inputs, num_items_in_batch)
+
+        start = StepStart(self.state.global_step, self._step)
+        return self.retry.run(take, start, lambda: self._metrics["train"], self.model.zero_grad)
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Return the loss of a micro-batch: TRL's or the algorithm's, the value model's and that of demonstrations."""
+        batch = RolloutBatch.from_trl_dict(inputs)
+        rows = self._rows = self._rows_of(batch)
+        if self.model.training:
+            self.retry.begin_loss(self._step, len(rows.prompts), self._metrics["train"])
+        if not self._generates_logps and batch.tool_mask is not None:  # RLOO has no mask for tokens of tools
+            rows.attended, batch.completion_mask = batch.completion_mask, batch.loss_mask
+        if self._skips_zero_advantage:
+            rows.zero_advantage = ZeroAdvantageRows(batch)
+        loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
+        if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
+            correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
+        if self.sft_loss is None or not self.model.training:
+            return loss
+        number = self._step - self.retry.start.micro_step
+        place = MicroStep(self.state.global_step, number, self.current_gradient_accumulation_steps)
+
+        def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *given: Any) -> Tensor:
+            return self._score(model, ScoredRows(prompts, anywhere), *given).logps
+
+        loss, logs = self.sft_loss.add(loss, score, batch, place)
+        self._add_metrics(logs)
+        return loss
+
+    def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
+        if self.policy_loss is None:
+            return super()._compute_loss(model, batch.to_trl_dict())
+        scores = self._score_batch(model, batch, self._rows, None, True)
+        losses, logs = self.policy_loss(scores, batch)
+        self._add_metrics(logs)
+        return self._average(losses, batch.loss_mask, batch)
+
+    def _loss_with_values(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
+        self.critic.clear()
+        is_warming_up = self.critic.is_warming_up(self.state.global_step)
+        policy = self._loss_of_policy(model, batch)
+        losses, mask = self.critic.losses(batch)
+        self._add_metrics({"value_loss": self.ranks.masked_mean(losses, mask)})
+        loss = self._average(losses, mask, batch)
+        return loss + (0.0 * policy if is_warming_up else policy)
+
+    def _average(self, losses: Tensor, mask: Tensor, batch: RolloutBatch) -> Tensor:
+        is_training = self.model.training
+        parts = self.current_gradient_accumulation_steps if is_training else 1
+        return self.loss_average(losses, mask, batch.num_items_in_batch, parts, is_training)
+
+    @property
+    def _skips_zero_advantage(self) -> bool:
+        """Whether a row without advantage contributes nothing to the loss: no KL, no entropy term, no verdict."""
+        if not self.shared_prefix.is_on or self._is_stock or self.aux_loss_enabled or self.critic is not None:
+            return False
+        if self.off_policy is not None and isinstance(self.off_policy.config, SRFT):
+            return False
+        kl_in_loss = self.beta != 0.0 and self._generates_logps  # RLOO has it in the reward
+        needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
+        return not kl_in_loss and not needs_entropy and getattr(self, "top_entropy_quantile", 1.0) == 1.0
+
+    # Logs
+
+    def _log_rollout(self, rows: list[dict[str, Any]], images: list[list[Any]], batch: RolloutBatch) -> None:
+        """Put a rollout into the completions table, and hand this process's part of it to who watches the training."""
+        if not self._is_stock:
+            self._log_images([prompt.images for prompt in self.current.prompts])
+        if self.watch_rollout is not None and self.model.training:
+            ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+            place = SampleLocation(self.state.global_step + 1, self.ranks.index, self.ranks.count)
+            self.watch_rollout(local_rollout(rows, images, batch, self._logs, ends, place, self.current.turns))
+        for column in (self._logs["prompt"], self._logs["completion"]) if self.log_completions else ():
+            plain = [plain_messages(messages) for messages in column]  # W&B needs text alone
+            column.clear()
+            column.extend(plain)
+
+    def _log_images(self, images: Sequence[list[Any]]) -> None:
+        """Gather thumbnails for the completions table; every rank takes part or none does."""
+        tables = {"wandb", "trackio"} & set(self.args.report_to or [])
+        if self.log_completions and self.log_multimodal and tables:
+            small = {id(each): thumbnails(each) for each in images}
+            self._logs["images"].extend(gather_object([small[id(each)] for each in images]))
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """Greedily, with the task's metrics, where a GreedyEvaluation was made; else TRL's, on sampled completions."""
+        if self.evaluate_greedily is None or args or options.get("eval_dataset") is not None:
+            return super().evaluate(*args, **options)
+        metrics = self.evaluate_greedily()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # The training loop, its checkpoints and what it writes
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
+        stock = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """TRL's, with the value model in groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if self.critic is not None and is_new:
+            self.critic.add_param_groups(optimizer)
+        return optimizer
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+        """TRL's; `resume_from_checkpoint=True` is the newest complete checkpoint, or a new start without one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = resumable(self.args.output_dir)
+        path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
+        if path is not None:
+            check_complete(path)
+            check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
+            load_reference(path, self._synced_reference())
+            if self.critic is not None:
+                self.critic.load(path)
+        self.pop_callback(self.preemption)
+        self.add_callback(self.preemption)  # the last, so that it has the last word on what follows a step
+        with self.preemption.listening():
+            return super().train(resume_from_checkpoint=path, **options)
+
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, *rest: Any) -> tuple[int, int]:
+        """The Trainer's; a run that was killed after its last step has no epoch left; that takes one more step."""
+        begun = super()._init_training_state(max_steps, steps, epochs, *rest)
+        if self.state.global_step > max_steps:
+            raise ValueError(
+                f"the checkpoint is at step {self.state.global_step}, and this run ends at step {max_steps}: give "
+                "--max_steps or --num_train_epochs a larger value, or resume from an earlier checkpoint"
+            )
+        return (epochs, 0) if self.state.global_step >= max_steps else begun
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with writing_checkpoint(folder, **self._writer()):
+            super()._save_checkpoint(model, trial)
+            self._write_card(folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's; a model that is saved by itself replaces an older one only when all of its files are whole."""
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call=True)
+        with writing_model(Path(output_dir or self.args.output_dir), **self._writer()) as partial:
+            super().save_model(str(partial), _internal_call=True)
+            self._write_card(partial)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        return None
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write this package's card; TRL's arguments, where given, are its title, its data and further tags."""
+        folder = Path(self.args.output_dir)
+        card = self._card(folder)
+        data = card.facts.data if dataset_name is None else [dataset_name]
+        more = [tags] if isinstance(tags, str) else tags or []
+        facts = dataclasses.replace(card.facts, data=data)
+        card = dataclasses.replace(card, path=model_name or card.path, facts=facts, tags=[*card.tags, *more])
+        if self.args.should_save:
+            write_whole(folder / NAME, card.text())
+
+    def _write_card(self, folder: Path) -> None:
+        if self.args.should_save and folder.is_dir():
+            write_whole(folder / NAME, self._card(folder).text())
+
+    def _card(self, folder: Path) -> Card:
+        adapters = getattr(self.model, "peft_config", {})
+        name = getattr(self.args, "algorithm", None)
+        recipe = find_algorithm(name) if name else None
+        return Card(
+            path=self.args.hub_model_id or str(folder.parent if folder.name == PARTIAL else folder),
+            base_model=str(getattr(self.model.config, "_name_or_path", "") or ""),
+            trainer=self._name if recipe is None else name,
+            method=f"{recipe.summary} ({recipe.paper})" if recipe else f"Method: arXiv:{self._paper['id']}.",
+            rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
+            settings=settings_of(self.args, self.accelerator.num_processes, next(iter(adapters.values()), None)),
+            logs=self.state.log_history,
+            place=(self.state.global_step, self.state.max_steps),
+            evaluated=self.evaluated,
+            template_options=self.args.chat_template_kwargs or {},
+            tokens=self.args.max_completion_length,
+            is_adapter=bool(adapters),
+            sees_images=self._is_vlm,
+            tags=self._tag_names,
+            facts=self.card_facts,
+        )
+
+    def _writer(self) -> dict[str, Any]:
+        wait = self.accelerator.wait_for_everyone
+        return {"model": self.model, "is_main": self.args.should_save, "wait": wait}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """TRL's, without the value head in what DeepSpeed gathered from parameters."""
+        super()._save(output_dir, state_dict=without_value_head(state_dict))
+
+    def _json_states(self) -> list[KLController | SFTLoss]:
+        """Return the parts whose state is a few numbers in a JSON file of a checkpoint."""
+        return [self.kl, *([self.sft_loss] if self.sft_loss is not None else [])]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The Trainer's, and the state of every part; the record of what was written comes last."""
+        if self.dynamic_sampler is not None:
+            save_state(self._left_over_path(output_dir), self.dynamic_sampler.state_dict())
+        for part in self._json_states():
+            state = part.state_dict()
+            if state and self.args.process_index == 0:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                write_whole(Path(output_dir) / part.file, json.dumps(state) + "\n")
+        if self.critic is not None:
+            self.critic.save(output_dir)
+        super()._save_rng_state(output_dir)
+        is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        batches = None if is_over else self._buffered_inputs
+        save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
+        if self.args.sync_ref_model and self.args.should_save:
+            save_reference(output_dir, self._synced_reference())
+        self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
+        if self.args.should_save:
+            write_record(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        place = (self.args.process_index, self.encoder, self.accelerator.device)
+        self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
+        for part in self._json_states():
+            path = Path(checkpoint) / part.file
+            if path.is_file():
+                part.load_state_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        path = self._left_over_path(checkpoint)
+        if self.dynamic_sampler is not None and path.is_file():
+            self.dynamic_sampler.load_state_dict(load_state(path), self.encoder)
+
+    def _left_over_path(self, checkpoint: str) -> Path:
+        return state_path(checkpoint, f"left_over_{self.args.process_index}")
+
+    def _synced_reference(self) -> nn.Module | None:
+        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            check_optimizer(self.optimizer, checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.model if model is None else model
+        if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_full_weights(target, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self._loads_by_trainer(self.model) or not has_full_weights(best):
+            super()._load_best_model()
+        else:
+            load_full_weights(self.model, best)
+
+    def _loads_by_trainer(self, model: nn.Module) -> bool:
+        """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)

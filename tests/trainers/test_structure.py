@@ -1,0 +1,140 @@
+"""The figures of the trainer's structure, so that nobody goes back: each bound is what has been reached.
+
+Run `python -m tests.trainers.test_structure` to print them.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "vlm_grpo"
+PACKAGES = ("trainers", "rollouts", "shared_prefix", "algorithms")
+# Bounds that hold today; the aim is in brackets.
+MOST = {
+    "own classes in the MRO": 2,  # (2)
+    "TRL methods overridden": 24,  # (16)
+    "definitions of them": 24,  # (as many as methods)
+    "files that override TRL": 1,  # (1)
+    "attributes shared by classes": 0,  # (0)
+    "private attributes of other objects": 0,
+    "attributes restored in finally": 4,  # (0)
+    "methods patched": 1,  # (0)
+    "lines": 10_195,  # (5,600)
+}
+
+
+@cache
+def own_classes() -> tuple[type, ...]:
+    return tuple(kind for kind in VLMGRPOTrainer.__mro__ if kind.__module__.startswith("vlm_grpo."))
+
+
+@cache
+def class_node(kind: type) -> ast.ClassDef:
+    tree = ast.parse(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+    return next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
+
+
+def overridden(kind: type) -> set[str]:
+    """Return the names of methods of TRL and transformers that a class defines anew."""
+    library = {name for each in VLMGRPOTrainer.__mro__ if each not in own_classes() for name in vars(each)}
+    methods = {node.name for node in class_node(kind).body if isinstance(node, ast.FunctionDef)}
+    return methods & (library - set(vars(object)) | {"__init__"}) - {"__call__"}
+
+
+def attributes_of_self(node: ast.AST, context: type) -> set[str]:
+    found = (each for each in ast.walk(node) if isinstance(each, ast.Attribute) and isinstance(each.ctx, context))
+    return {each.attr for each in found if isinstance(each.value, ast.Name) and each.value.id == "self"}
+
+
+def shared_attributes() -> set[str]:
+    """Return attributes that one of our classes in the MRO writes and another one reads."""
+    nodes = {kind: class_node(kind) for kind in own_classes()}
+    written = {kind: attributes_of_self(node, ast.Store) for kind, node in nodes.items()}
+    read = {kind: attributes_of_self(node, ast.Load) for kind, node in nodes.items()}
+    return {name for one in nodes for other in nodes if one is not other for name in written[one] & read[other]}
+
+
+def trees() -> Iterator[ast.Module]:
+    for package in PACKAGES:
+        for path in sorted((SOURCE / package).rglob("*.py")):
+            yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """Return the private names that a file defines itself."""
+    stored = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    return stored | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def foreign_private_attributes() -> set[str]:
+    """Return private attributes of this package that are read of an object which another file defines."""
+    ours = set().union(*map(own_names, trees()))
+    found = set()
+    for tree in trees():
+        foreign = ours - own_names(tree) - {"_replace"}  # of named tuples
+        for node in ast.walk(tree):
+            is_private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__")
+            if is_private and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                found |= {node.attr} & foreign
+    return found
+
+
+def restored_attributes() -> list[str]:
+    """Return attributes that are assigned in a `finally`: what was swapped for the time of a call."""
+    blocks = [node for tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    nodes = [node for block in blocks for each in block.finalbody for node in ast.walk(each)]
+    return [node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+
+
+def patched_methods() -> list[str]:
+    """Return methods that are assigned to an object from outside of it: `thing.method = ...`."""
+    nodes = [node for tree in trees() for node in ast.walk(tree)]
+    methods = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    fields = {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    library = {name for kind in VLMGRPOTrainer.__mro__ for name, value in vars(kind).items() if callable(value)}
+    stored = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+    known = (methods - fields) | library | {"get_placeholder_mask", "sync_weights", "forward"}
+    foreign = [node for node in stored if not (isinstance(node.value, ast.Name) and node.value.id == "self")]
+    own = set().union(*(attributes_of_self(class_node(kind), ast.Store) for kind in own_classes())) & library
+    return [node.attr for node in foreign if node.attr in known] + sorted(own)
+
+
+def figures() -> dict[str, int]:
+    by_class = {kind: overridden(kind) for kind in own_classes()}
+    return {
+        "own classes in the MRO": len(own_classes()),
+        "TRL methods overridden": len(set().union(*by_class.values())),
+        "definitions of them": sum(map(len, by_class.values())),
+        "files that override TRL": len({inspect.getfile(kind) for kind, names in by_class.items() if names}),
+        "attributes shared by classes": len(shared_attributes()),
+        "private attributes of other objects": len(foreign_private_attributes()),
+        "attributes restored in finally": len(restored_attributes()),
+        "methods patched": len(patched_methods()),
+        "lines": sum(
+            path.read_text(encoding="utf-8").count("\n")
+            for package in PACKAGES
+            for path in (SOURCE / package).rglob("*.py")
+        ),
+    }
+
+
+def test_the_structure_does_not_go_back():
+    above = {name: value for name, value in figures().items() if value > MOST[name]}
+    assert above == {}, f"{above}, at most {MOST}"
+
+
+if __name__ == "__main__":
+    for name, value in figures().items():
+        print(f"{name:36} {value:6}  (bound {MOST[name]})")
+    print("shared:", *sorted(shared_attributes()))
+    print("private of others:", *sorted(foreign_private_attributes()))
+    print("restored:", *sorted(restored_attributes()))
+    print("patched:", *sorted(patched_methods()))
