@@ -158,7 +158,7 @@ def test_pick_image_takes_no_data(candidates: str, data: list[str], tmp_path: Pa
     [
         (["--max_turns", "3"], "--max_turns has no effect without --environment"),
         (["--tool_time_limit", "3"], "--tool_time_limit has no effect without --environment"),
-        (["--tool_protocol", "tags"], "--tool_protocol has no effect without --environment"),
+        (["--tool_format", "tags"], "--tool_format has no effect without --environment"),
         (["--data_root", "."], "--data_root has no effect without --environment"),
         (["--environment_options", "{}"], "--environment_options has no effect without --environment"),
         (["--environment", OWN, "--val_split_ratio", "0.1"], "use `vlm-grpo evaluate --environment`"),
