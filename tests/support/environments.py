@@ -92,14 +92,19 @@ def scripted_turns(
     """
     tokenizer, end = trainer.processing_class.tokenizer, trainer.eos_token_ids[0]
 
-    def next_turns(episodes: list[Any], room: int) -> list[list[int]]:
-        said = []
-        for episode in episodes:
-            row = next(n for n, each in enumerate(trainer.current.trajectories) if each is episode)
-            script = scripts[row % len(scripts)]
-            text = script[min(episode.turns, len(script) - 1)]
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            said.append(ids if is_cut(row, episode.turns) else [*ids, end])
-        return said
+    collect = trainer.multi_turn.collect
 
-    trainer._next_turns = next_turns
+    def scripted(trajectories: list[Any], prompts: list[Any], facts: Any, limits: Any, generate: Any, any_rank: Any):
+        def next_turns(active: list[Any], room: int) -> list[list[int]]:
+            turns = []
+            for trajectory in active:
+                row = next(n for n, each in enumerate(trajectories) if each is trajectory)
+                script = scripts[row % len(scripts)]
+                text = script[min(trajectory.turns, len(script) - 1)]
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                turns.append(ids if is_cut(row, trajectory.turns) else [*ids, end])
+            return turns
+
+        return collect(trajectories, prompts, facts, limits, next_turns, any_rank)
+
+    trainer.multi_turn.collect = scripted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.data.files import write_jsonl
-from tests.support.scripted import scripted
+from tests.support.scripted import scripted_of
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.expert import segments
 from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.errors import DataError
 from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.engines.base import Generation
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
-from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.logprobs import TokenLogprobs
@@ -78,14 +80,13 @@ def losses_of(trainer: Any) -> list[dict[str, Any]]:
 @pytest.fixture
 def same_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions that depend on prompt and row alone, so that runs can be compared."""
-    sample = VLMTrainerMixin._generate_single_turn
+    sample = TransformersEngine.generate
 
-    def generate(self: Any, prompt_ids: list, *rest: Any, **options: Any) -> Any:
-        sample(self, prompt_ids, *rest, **options)
-        ids = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
-        return with_demonstrations(ids, None, self.current.demonstrations)
+    def generate(self: TransformersEngine, prompts: Sequence[EncodedPrompt], **options: Any) -> Generation:
+        sample(self, prompts, **options)
+        return scripted_of(prompts)
 
-    monkeypatch.setattr(VLMTrainerMixin, "_generate_single_turn", generate)
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
 
 
 def row_of(sample: Any) -> int:

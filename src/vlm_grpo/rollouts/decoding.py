@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trl.chat_template_utils import parse_response
 
 from vlm_grpo.answer_parser import thinking_start
 from vlm_grpo.rewards.adapter import WHOLE_TURNS
-from vlm_grpo.rollouts.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from vlm_grpo.rollouts.encoder import EncodedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +55,26 @@ def whole_turn(opening: str, text: str, prompt: Any) -> Any:
     return opening + text if isinstance(prompt, str) else [{"role": "assistant", "content": opening + text}]
 
 
-def turns_of_text(
-    template: ChatTemplate, decode: Callable[[Sequence[int]], str], prompts: Sequence[Any], ids: Sequence[list[int]]
-) -> tuple[list[str], list[Any]]:
-    """Return the openings and the whole turns of completions of a model without images."""
-    openings = ["".join(template.opening(prompt)) for prompt in prompts]
-    return openings, [whole_turn(*parts) for parts in zip(openings, map(decode, ids), prompts, strict=True)]
+def completion_messages(
+    tokenizer: Any, prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]], *, parses_responses: bool
+) -> list[Any]:
+    """Return completions in the form of their prompts: a message of the assistant, or text.
+
+    Args:
+        tokenizer: of the model.
+        prompts: of the completions.
+        ids: their tokens.
+        parses_responses: whether a tokenizer that knows the model's format of responses splits them, as GRPO's does.
+    """
+    names = ("response_template", "response_schema")
+    if parses_responses and any(getattr(tokenizer, name, None) is not None for name in names):
+        pairs = zip(prompts, ids, strict=True)
+        return [[parse_response(tokenizer, row, prefix=prompt.input_ids)] for prompt, row in pairs]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [
+        text if isinstance(prompt.messages, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
 
 
 def with_turns(rows: Sequence[dict[str, Any]], openings: Sequence[str], turns: Sequence[Any]) -> list[dict[str, Any]]:

@@ -12,15 +12,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
 from vlm_grpo.envs.tool_parser import ToolResult
 from vlm_grpo.rewards.tool_call import ToolCall
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.observations import encode_results
-from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, as_next_prompt, with_segment
+from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, as_next_prompt
 from vlm_grpo.rollouts.trajectory import Trajectory
 
 
@@ -129,8 +126,8 @@ class MultiTurnRollout:
         limits: EpisodeLimits,
         generate: GenerateTurns,
         any_rank: Callable[[bool], bool],
-    ) -> list[EncodedPrompt]:
-        """Run all trajectories to their ends, and return the rows for the loss: prompts with the images of tools.
+    ) -> None:
+        """Run all trajectories to their ends.
 
         Args:
             trajectories: begun by the pool.
@@ -145,7 +142,6 @@ class MultiTurnRollout:
         run_trajectories(trajectories, generate, self.encoder, limits, any_rank)
         for trajectory in trajectories:
             self._drop_if_broken(trajectory)
-        return [with_segment(each.prompt, each.later) for each in trajectories]
 
     def _drop_if_broken(self, trajectory: Trajectory) -> None:
         """Leave a completion whose model wrote a placeholder of images out of the loss: no pixels belong to it."""
@@ -153,13 +149,6 @@ class MultiTurnRollout:
         trajectory.is_dropped = not self.placeholders.isdisjoint(own)
         if trajectory.is_dropped:
             trajectory.later, trajectory.mask = replace(EMPTY_SEGMENT, ids=[self.end]), [0]
-
-
-def token_mask(trajectories: Sequence[Trajectory], width: int, device: Any) -> Tensor:
-    """Return (B, C): 0 at the tokens of tools, 1 at the model's and at padding."""
-    masks = [torch.tensor(trajectory.mask) for trajectory in trajectories]
-    rows = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True, padding_value=1).to(device)
-    return torch.nn.functional.pad(rows, (0, width - rows.size(1)), value=1)
 
 
 def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, stack, tensor
 
@@ -15,6 +16,7 @@ class Ranks:
         self.accelerator = accelerator
         self.count: int = accelerator.num_processes
         self.index: int = accelerator.process_index
+        self.device: torch.device = accelerator.device
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of their ranks."""

@@ -140,6 +140,13 @@ class ScoredRows:
     attended: Tensor | None = None
 
 
+class RolloutLogprobs(NamedTuple):
+    """(B, C) log-probabilities of a new rollout under the policy and under the reference; None where not needed."""
+
+    old: Tensor | None
+    ref: Tensor | None
+
+
 class LogprobModel:
     """Log-probabilities of completions under the policy, the old policy or the reference, packed or padded.
 
