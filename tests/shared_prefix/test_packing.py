@@ -11,7 +11,7 @@ from torch import nn
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.shared_prefix.attention import attention
-from vlm_grpo.shared_prefix.flex_attention import packed_attention, try_out
+from vlm_grpo.shared_prefix.flex_attention import check_kernel, packed_attention
 from vlm_grpo.shared_prefix.packing import Group, Layout, pack
 
 
@@ -122,7 +122,7 @@ def test_a_kernel_is_tried_with_its_backward_also_where_gradients_are_off(gradie
         return kernel(*tensors, **options).detach()
 
     with gradients():
-        try_out(kernel, torch.device("cpu"))
+        check_kernel(kernel, torch.device("cpu"))
         assert len(ran) == 1
         with pytest.raises(RuntimeError):
-            try_out(without_backward, torch.device("cpu"))
+            check_kernel(without_backward, torch.device("cpu"))

@@ -40,7 +40,7 @@ def scores(trainer: Any, rows: list[dict], *kinds: str) -> TokenLogprobs:
         place=dict,
         autocast=nullcontext,
         compute_entropy=True,
-        blanks={kind: trainer.encoder.blank(kind) for kind in kinds},
+        dummies={kind: trainer.encoder.dummy_prompt(kind) for kind in kinds},
     )
 
 

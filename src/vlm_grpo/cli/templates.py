@@ -45,9 +45,9 @@ class Prompting:
     @property
     def markup(self) -> tuple[str, ...]:
         """Special tokens that data must not contain."""
-        from vlm_grpo.rollouts.decoding import markup_of
+        from vlm_grpo.rollouts.decoding import markup_tokens
 
-        return markup_of(self.processor)
+        return markup_tokens(self.processor)
 
 
 def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | None = None, **loading: Any) -> Prompting:

@@ -1,4 +1,4 @@
-"""The rollout that is being made, between TRL's methods."""
+"""The state of the rollout in progress, between TRL's methods."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vlm_grpo.rollouts.trajectory import Trajectory
 
 @dataclass
 class CurrentRollout:
-    """The rollout that is being sampled and scored: what TRL's methods cannot hand from one to the next.
+    """The rollout that is being sampled and scored: what TRL's methods cannot pass from one to the next.
 
     Attributes:
         prompts: of the rows; once environments are done, with the images of tools.
         media_anywhere: which of MEDIA_KINDS the rows of any process show.
         trajectories: of the rows, where there are tools or environments.
-        turns: what the assistant said in each row, as rewards see it.
+        turns: the assistant's whole turn in each row, as rewards see it.
         hints: with which the answer of each row begins; empty without hints.
         demonstrations: completions that are not sampled, by row.
         rewards: (all B, F).
@@ -36,18 +36,18 @@ class CurrentRollout:
     greedy_rewards: Tensor | None = None
 
     @property
-    def asked(self) -> list[EncodedPrompt]:
+    def initial_prompts(self) -> list[EncodedPrompt]:
         """The prompts before any turn."""
         return [each.prompt for each in self.trajectories] or self.prompts
 
     @property
     def openings(self) -> list[str]:
-        """What each row's last turn of the assistant began with before the model went on."""
+        """The part of each row's last turn that the prompt contains already."""
         return [each.opening for each in self.trajectories] or [prompt.opening for prompt in self.prompts]
 
     @property
     def images(self) -> list[list[Any]]:
-        """The decoded images of each row: its prompt's, and what tools showed."""
+        """The decoded images of each row: those of its prompt, and those of tools."""
         if self.trajectories:
             return [[*each.prompt.images, *each.images] for each in self.trajectories]
         return [list(prompt.images) for prompt in self.prompts]

@@ -42,7 +42,7 @@ from vlm_grpo.model_utils import (
 )
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.current import CurrentRollout
-from vlm_grpo.rollouts.decoding import warn_of_tags
+from vlm_grpo.rollouts.decoding import warn_about_tags
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     TOOLS_COLUMN,
@@ -61,7 +61,7 @@ from vlm_grpo.rollouts.multi_turn import (
     EpisodeLimits,
     MultiTurnRollout,
     next_prompt,
-    token_mask,
+    pad_tool_masks,
     trajectory_metrics,
 )
 from vlm_grpo.rollouts.prompt_lengths import correct_lengths, drop_long_prompts
@@ -71,7 +71,7 @@ from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask, thumbnails
 from vlm_grpo.shared_prefix.compat import SharedPrefixState, validate_generation
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
-from vlm_grpo.shared_prefix.vision_cache import is_frozen
+from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
 from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
@@ -157,7 +157,7 @@ class VLMTrainerMixin:
             self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
 
     def _take_over_preemption(self, handler: Any) -> None:
-        self.preemption = Preemption(self.accelerator, is_wanted=self.args.enable_jit_checkpoint)
+        self.preemption = Preemption(self.accelerator, is_enabled=self.args.enable_jit_checkpoint)
         if self.args.enable_jit_checkpoint:  # transformers' own has taken the signal
             self.remove_callback(JITCheckpointCallback)
             signal.signal(signal.SIGTERM, handler)
@@ -182,7 +182,7 @@ class VLMTrainerMixin:
         self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
         self.current: CurrentRollout | None = None
         self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
-        self._is_told = False  # that prompts do not fit the chat template
+        self._has_warned_about_tags = False
         log = debug_log(os.environ, self.accelerator.process_index)
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
@@ -195,13 +195,13 @@ class VLMTrainerMixin:
         is_single = self.ranks.count == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         self.retry = StepRetry(self.shared_prefix, self.splitter, is_single)
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
-        caches_features = mode != "off" and not is_sharded and is_frozen(models[0])
+        caches_features = mode != "off" and not is_sharded and has_frozen_vision(models[0])
         self.logprobs = LogprobModel(
             shared_prefix=self.shared_prefix,
             splitter=self.splitter,
             encoder=self.encoder,
             ranks=self.ranks,
-            place=self._place,
+            to_device=self._to_device,
             policy=lambda: self.accelerator.unwrap_model(self.model),
             budget=getattr(self.args, "max_tokens_per_forward", None),
             is_sharded=is_sharded,
@@ -212,20 +212,20 @@ class VLMTrainerMixin:
         if not self.use_vllm:
             self._generate_with_cache()
             if mode != "off" and reason is not None:
-                self.shared_prefix.give_up("sampling", reason)
+                self.shared_prefix.report_unsupported("sampling", reason)
         self.engine = TransformersEngine(
             accelerator=self.accelerator,
             args=self.args,
             backend=self._dist,
-            place=self._place,
+            to_device=self._to_device,
             pad_token_id=self._tokenizer.pad_token_id,
             eos_token_ids=self.eos_token_ids,
-            reason_against=reason,
+            unsupported_reason=reason,
             cache_features=self.logprobs.cache_features if caches_features else None,
             is_sharded=is_sharded,
         )
 
-    def _place(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def _to_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return Trainer._prepare_inputs(self, tensors)
 
     def _build_rollouts(self) -> None:
@@ -247,7 +247,7 @@ class VLMTrainerMixin:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        self.env_pool.choose_protocols(self.args.tool_format, template)
+        self.env_pool.choose_tool_parsers(self.args.tool_format, template)
         placeholders = placeholder_ids(self.model.config, self.processing_class)
         self.multi_turn = MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
 
@@ -256,8 +256,8 @@ class VLMTrainerMixin:
         # Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers.
         iterations = getattr(self.args, "max_tool_calling_iterations", None)
         turns = self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
-        ends = set(self.eos_token_ids)
-        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, ends)
+        stop_token_ids = set(self.eos_token_ids)
+        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, stop_token_ids)
 
     def _build_algorithm(self) -> None:
         """Make the parts that turn rewards into a loss.
@@ -395,7 +395,7 @@ class VLMTrainerMixin:
             stripped = rows = [decode_images(row) for row in rows]
         else:
             if self.env_pool is not None:
-                current.trajectories, rows = self.env_pool.begin(rows)
+                current.trajectories, rows = self.env_pool.start(rows)
             stripped = self._encode(rows, current)
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
         self._assign_credit(batch)
@@ -415,7 +415,7 @@ class VLMTrainerMixin:
         """Encode prompts, and return the rows as TRL is given them: without media."""
         current.prompts = self.encoder.encode(rows)
         first = current.prompts[0]
-        self._is_told = self._is_told or warn_of_tags(first.opening, first.messages)
+        self._has_warned_about_tags = self._has_warned_about_tags or warn_about_tags(first.opening, first.messages)
         current.media_anywhere = self._media_anywhere(current.prompts)
         hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
         return [
@@ -481,7 +481,7 @@ class VLMTrainerMixin:
             current.trajectories, current.prompts, facts, self._episode_limits, self._next_turns, self.ranks.any
         )
         current.media_anywhere = self._media_anywhere(current.prompts)
-        return [trajectory.later.ids for trajectory in current.trajectories]
+        return [trajectory.segment.ids for trajectory in current.trajectories]
 
     def _next_turns(self, trajectories: list[Trajectory], room: int) -> list[list[int]]:
         """Return one more turn of each; without trajectories a token is generated for the others' sake."""
@@ -508,14 +508,14 @@ class VLMTrainerMixin:
             ids, completion_ids, _ = output
             return ids, completion_ids, completions
         ids, completion_ids, _, _, *rest = output
-        return ids, completion_ids, [trajectory.mask for trajectory in current.trajectories], completions, *rest
+        return ids, completion_ids, [trajectory.tool_mask for trajectory in current.trajectories], completions, *rest
 
     def _log_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
         for trajectory in trajectories:
             for name, value in trajectory_metrics(trajectory).items():
                 self._log_metric(name, value)
         facts = [
-            [sum(each.mask), each.later.ids[-1] not in self.eos_token_ids, each.calls, each.failures]
+            [sum(each.tool_mask), each.segment.ids[-1] not in self.eos_token_ids, each.num_calls, each.num_failed_calls]
             for each in trajectories
         ]
         table = self.ranks.gather(torch.tensor(facts, device=self.accelerator.device, dtype=torch.float))
@@ -530,12 +530,12 @@ class VLMTrainerMixin:
             return
         trajectories = self.current.trajectories
         if batch.tool_mask is None:
-            batch.tool_mask = token_mask(trajectories, batch.completion_ids.size(1), self.accelerator.device)
+            batch.tool_mask = pad_tool_masks(trajectories, batch.completion_ids.size(1), self.accelerator.device)
         if "kl" in self._phase_metrics and not self._generates_logps:  # RLOO divides it by the number of all tokens
             counts = torch.stack([batch.completion_mask.sum(), batch.loss_mask.sum()]).float()
             everything, own = self.ranks.sum(counts).tolist()
             self._phase_metrics["kl"][-1] *= everything / max(own, 1.0)
-        self.env_pool.end(trajectories)
+        self.env_pool.release(trajectories)
 
     # Rewards and advantages
 
@@ -674,7 +674,7 @@ class VLMTrainerMixin:
         scores = self._score(model, rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
         logps = scores.logps
         if current is not None and current.trajectories and not self._generates_logps:  # RLOO sums them up
-            logps = logps * token_mask(current.trajectories, logits_to_keep, logps.device)
+            logps = logps * pad_tool_masks(current.trajectories, logits_to_keep, logps.device)
         return logps, scores.entropies, scores.aux_loss
 
     def _score(

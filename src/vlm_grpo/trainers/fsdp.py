@@ -1,8 +1,8 @@
-"""Generation with a model that FSDP2 shards: every process holds all parameters while it generates.
+"""Generation with an FSDP2-sharded model: every process holds all parameters while it generates.
 
-TRL 1.16 generates with the shards as they are: each layer of each token is gathered anew, and processes that end at
-different lengths, or of which one has no image, wait for gathers that the others never join. DeepSpeed ZeRO-3 is
-gathered for generation by TRL; here FSDP2 is, too.
+TRL 1.16 generates with the shards as they are: each layer is gathered again for each token, and processes whose
+completions differ in length, or of which one has no image, wait for gathers that the others never join. TRL gathers
+the parameters of DeepSpeed ZeRO-3 for generation; this module does so for FSDP2.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FullParamsBackend(DistributedBackend):
 
 @contextmanager
 def full_params(model: nn.Module) -> Iterator[None]:
-    """All parameters of an FSDP2 model on every process, in the precision that it computes in; then shards again.
+    """Hold all parameters of an FSDP2 model on every process, in its compute precision; then shard them again.
 
     All processes enter together. Inside, any of them may run any modules any number of times.
     """
@@ -52,7 +52,7 @@ def full_params(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def model_for_generation(wrapped: nn.Module, accelerator: Any) -> Iterator[nn.Module]:
-    """The model without its wrapper, with all parameters on this process, whichever way they are distributed."""
+    """Return the model without its wrapper and with all parameters on this process, however they are sharded."""
     whole = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
     with unwrap_model_for_generation(wrapped, accelerator) as model, whole:
         yield model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_grpo.rollouts.current import CurrentRollout
-from vlm_grpo.rollouts.decoding import turns_of_text, whole_turn, with_turns
+from vlm_grpo.rollouts.decoding import add_turns, text_turns, whole_turn
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.completion_log import DebugLog
@@ -49,26 +49,28 @@ class RewardScorer:
 
     def inputs_of_text(self, current: CurrentRollout, given: RewardInputs, ids: Sequence[list[int]]) -> RewardInputs:
         """Return the rows with the assistant's turns, for a model without images."""
-        openings, current.turns = turns_of_text(self.encoder.template, self.encoder.decode, given.prompts, ids)
-        return given._replace(rows=with_turns(given.rows, openings, current.turns))
+        openings, current.turns = text_turns(self.encoder.template, self.encoder.decode, given.prompts, ids)
+        return given._replace(rows=add_turns(given.rows, openings, current.turns))
 
     def inputs_of(self, current: CurrentRollout, given: RewardInputs, ids: Sequence[list[int]]) -> RewardInputs:
         """Return the rows with decoded images, facts and turns, and prompts and completions with their images."""
-        current.turns = [each.shown for each in current.trajectories] or self.whole_turns(current.prompts, ids)
+        current.turns = [each.messages_without_images for each in current.trajectories] or self.whole_turns(
+            current.prompts, ids
+        )
         facts = {
             id(prompt): {
                 "images": prompt.images,
-                **self.encoder.facts(prompt),
+                **self.encoder.image_facts(prompt),
                 "answer_space": self.answer_space,
             }
-            for prompt in unique_prompts(current.asked)
+            for prompt in unique_prompts(current.initial_prompts)
         }
-        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(given.rows, current.asked, strict=True)]
-        rows = with_turns(rows, current.openings, current.turns)
+        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(given.rows, current.initial_prompts, strict=True)]
+        rows = add_turns(rows, current.openings, current.turns)
         for row, trajectory in zip(rows, current.trajectories, strict=False):
             row["environments"] = trajectory.environment
         completions = [each.completion(with_images=True) for each in current.trajectories] or given.completions
-        return RewardInputs(rows, [prompt.prompt_for_rewards() for prompt in current.asked], completions)
+        return RewardInputs(rows, [prompt.prompt_for_rewards() for prompt in current.initial_prompts], completions)
 
     def inputs_of_rows(
         self, given: RewardInputs, rows: Sequence[int], prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]
@@ -77,7 +79,7 @@ class RewardScorer:
         texts = self.encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         openings = [prompt.opening for prompt in prompts]
         return RewardInputs(
-            with_turns([given.rows[row] for row in rows], openings, self.whole_turns(prompts, ids)),
+            add_turns([given.rows[row] for row in rows], openings, self.whole_turns(prompts, ids)),
             [given.prompts[row] for row in rows],
             [[{"role": "assistant", "content": text}] for text in texts],
         )
@@ -99,5 +101,5 @@ class RewardScorer:
         if self.log is None:
             return
         mine = self.ranks.local_rows(current.rewards, len(rows)).T.tolist()
-        shown = [{**row, "images": prompt.refs} for row, prompt in zip(rows, current.prompts, strict=True)]
-        self.log.write(step, shown, current.turns, dict(zip(self.names, mine, strict=True)))
+        logged_rows = [{**row, "images": prompt.refs} for row, prompt in zip(rows, current.prompts, strict=True)]
+        self.log.write(step, logged_rows, current.turns, dict(zip(self.names, mine, strict=True)))

@@ -17,10 +17,10 @@ from vlm_grpo.rollouts.encoder import EncodedPrompt, unique_prompts
 from vlm_grpo.rollouts.engines.shared_prefill import (
     Decoding,
     SharedPrefillGenerate,
-    left_to_generate,
     prompt_batch,
     prompt_indices,
     trim_completions,
+    unsupported_options,
 )
 from vlm_grpo.shared_prefix.vision_cache import with_features
 
@@ -32,10 +32,10 @@ class TransformersEngine:
         accelerator: of the run.
         args: of the training.
         backend: gathers parameters that FSDP shards.
-        place: moves the prompts' tensors to the device.
+        to_device: moves the prompts' tensors to the device.
         pad_token_id: pads prompts on the left.
         eos_token_ids: end a completion.
-        reason_against: why the model's cache cannot be repeated for the completions of a prompt; None where it can.
+        unsupported_reason: why the model's cache cannot be repeated for the completions of a prompt; None where it can.
         cache_features: runs the vision tower once for each image of some prompts; None where features change.
         is_sharded: whether parameters are sharded over processes.
     """
@@ -48,21 +48,21 @@ class TransformersEngine:
         accelerator: Accelerator,
         args: Any,
         backend: DistributedBackend,
-        place: Callable[[Mapping[str, Any]], dict[str, Any]],
+        to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
         pad_token_id: int,
         eos_token_ids: Sequence[int],
-        reason_against: str | None,
+        unsupported_reason: str | None,
         cache_features: Callable[[nn.Module, Sequence[EncodedPrompt]], None] | None,
         is_sharded: bool,
     ) -> None:
-        self.accelerator, self.args, self.backend, self.place = accelerator, args, backend, place
+        self.accelerator, self.args, self.backend, self.to_device = accelerator, args, backend, to_device
         self.pad_token_id, self.eos_token_ids = pad_token_id, eos_token_ids
-        self.reason_against, self.cache_features, self.is_sharded = reason_against, cache_features, is_sharded
+        self.unsupported_reason, self.cache_features, self.is_sharded = unsupported_reason, cache_features, is_sharded
 
     def repeats_cache(self, config: GenerationConfig) -> bool:
         """Return whether the model's cache can be repeated, and the settings leave decoding to a loop that does so."""
         is_dynamic = config.cache_implementation in (None, "dynamic")
-        return is_dynamic and self.reason_against is None and not left_to_generate(config)
+        return is_dynamic and self.unsupported_reason is None and not unsupported_options(config)
 
     def generate(
         self,
@@ -84,7 +84,7 @@ class TransformersEngine:
         """
         method = self._shared_prefill(prompts) if shares_prefill and self.repeats_cache(config) else None
         rows = prompts if method is None else unique_prompts(prompts)
-        inputs = self.place(prompt_batch(rows, self.pad_token_id))
+        inputs = self.to_device(prompt_batch(rows, self.pad_token_id))
         unwrapped = unwrap_model_for_generation(
             wrapped,
             self.accelerator,
