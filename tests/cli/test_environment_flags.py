@@ -51,7 +51,7 @@ def built(tiny_model: Path, tmp_path: Path, *words: str) -> Any:
 
 
 def environment_of(trainer: Any) -> Any:
-    return trainer.env_pool._idle[None][0]
+    return trainer.env_pool.idle[None][0]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
@@ -90,8 +90,8 @@ def test_environment_options(data: list[str], tiny_model: Path, tmp_path: Path):
     both = ("--environment", OWN, "visual_crop")
     options = json.dumps({"visual_crop": {"max_crops": 7}})
     trainer = built(tiny_model, tmp_path, *both, *data, "--environment_options", options)
-    assert trainer.env_pool._idle["visual_crop"][0].max_crops == 7
-    assert trainer.env_pool._idle[OWN][0].limit == 9
+    assert trainer.env_pool.idle["visual_crop"][0].max_crops == 7
+    assert trainer.env_pool.idle[OWN][0].limit == 9
 
 
 def test_rows_choose_among_several(data: list[str], tiny_model: Path, tmp_path: Path):

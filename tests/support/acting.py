@@ -32,7 +32,7 @@ def next_turns(self: Any, episodes: list[Any], room: int) -> list[list[int]]:
     said = []
     for episode in episodes:
         row = next(n for n, each in enumerate(self.current.trajectories) if each is episode) % 4
-        text = script(str(episode.prompt.messages), row)[episode.turns]
+        text = script(str(episode.prompt.messages), row)[episode.num_turns]
         said.append([*tokenizer(text, add_special_tokens=False)["input_ids"], self.eos_token_ids[0]])
     return said
 

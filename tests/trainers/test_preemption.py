@@ -138,7 +138,7 @@ AGAIN = """
 import os, signal, time
 from accelerate import Accelerator
 from vlm_grpo.trainers.preemption import Preemption
-preemption = Preemption(Accelerator(cpu=True), is_wanted=True)
+preemption = Preemption(Accelerator(cpu=True), is_enabled=True)
 with preemption.listening():
     child = os.fork()
     if not child:  # such as a worker of a data loader

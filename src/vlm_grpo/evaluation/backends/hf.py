@@ -73,7 +73,7 @@ class HFBackend:
     def facts(self, encoder: PromptEncoder, sample: EncodedPrompt) -> dict[str, Any]:
         """Return the facts about a prompt's images for rewards and environments."""
         space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
-        return {**encoder.facts(sample), "answer_space": space}
+        return {**encoder.image_facts(sample), "answer_space": space}
 
     @property
     def ends(self) -> set[int]:

@@ -104,4 +104,4 @@ class TransformersEngine:
         # Gathered parameters lie elsewhere every time: a captured step would read the old places.
         is_captured = self.accelerator.device.type == "cuda" and not self.is_sharded
         decoding = self.decoding or ("captured" if is_captured else "dynamic")
-        return SharedPrefillGenerate(prompt_indices(prompts), decoding, is_alone=is_deepspeed_zero3_enabled())
+        return SharedPrefillGenerate(prompt_indices(prompts), decoding, skips_hooks=is_deepspeed_zero3_enabled())
