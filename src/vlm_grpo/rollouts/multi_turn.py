@@ -44,32 +44,6 @@ class EpisodeLimits:
 GenerateTurns = Callable[[list[Trajectory], int], list[list[int]]]
 
 
-def run_trajectories(
-    trajectories: Sequence[Trajectory],
-    generate: GenerateTurns,
-    encoder: PromptEncoder,
-    limits: EpisodeLimits,
-    any_rank: Callable[[bool], bool] = bool,
-) -> None:
-    """Run all trajectories until they are over.
-
-    Args:
-        generate: from trajectories and a number of tokens to the tokens of their next turns.
-        any_rank: whether a claim is true on any process. All processes take part in every round, those whose
-            trajectories are over with an empty list.
-    """
-    while any_rank(bool(active := [trajectory for trajectory in trajectories if not trajectory.is_over])):
-        max_new_tokens = max((limits.max_tokens - len(trajectory.tool_mask) for trajectory in active), default=1)
-        turns = generate(active, max_new_tokens)
-        for trajectory, ids in zip(active, turns, strict=True):
-            truncated = ids[: limits.max_tokens - len(trajectory.tool_mask)]
-            trajectory.add_assistant_turn(truncated, encoder.decode(truncated))
-        run_tools(active, encoder, limits)
-    for trajectory in trajectories:
-        if hasattr(trajectory.environment, "finish") and not trajectory.is_hanging:
-            trajectory.call_environment("finish", trajectory.last_text)
-
-
 def run_tools(trajectories: Sequence[Trajectory], encoder: PromptEncoder, limits: EpisodeLimits) -> None:
     """Run the calls in the last turn of each trajectory, and append their results."""
     jobs = [ToolJob(each.tools, _last_calls(each, limits), each.tool_parser.example) for each in trajectories]
@@ -114,7 +88,7 @@ def next_prompt(trajectory: Trajectory) -> EncodedPrompt:
 
 
 class MultiTurnRollout:
-    """Runs the rows of a rollout in their environments, turn by turn.
+    """Runs rows in their environments, turn by turn, for training and evaluation.
 
     Args:
         encoder: encodes the results of tools.
@@ -125,16 +99,16 @@ class MultiTurnRollout:
     def __init__(self, encoder: PromptEncoder, placeholders: Collection[int], end_token_id: int) -> None:
         self.encoder, self.placeholders, self.end_token_id = encoder, frozenset(placeholders), end_token_id
 
-    def collect(
+    def run(
         self,
         trajectories: Sequence[Trajectory],
         prompts: Sequence[EncodedPrompt],
         facts: Mapping[str, Any],
         limits: EpisodeLimits,
         generate: GenerateTurns,
-        any_rank: Callable[[bool], bool],
-    ) -> list[EncodedPrompt]:
-        """Run all trajectories until they are over, and return the prompts for the loss, with the images of tools.
+        any_rank: Callable[[bool], bool] = bool,
+    ) -> None:
+        """Run all trajectories until they are over.
 
         Args:
             trajectories: as `EnvPool.start` returns them.
@@ -142,11 +116,26 @@ class MultiTurnRollout:
             facts: passed to environments beside the image facts of their prompt.
             limits: when a trajectory is over.
             generate: from trajectories and a number of tokens to the tokens of their next turns.
-            any_rank: whether a claim holds on any process.
+            any_rank: whether a claim holds on any process. All processes take part in every round, those whose
+                trajectories are over with an empty list.
         """
         for trajectory, prompt in zip(trajectories, prompts, strict=True):
             trajectory.start(prompt, {**self.encoder.image_facts(prompt), **facts})
-        run_trajectories(trajectories, generate, self.encoder, limits, any_rank)
+        while any_rank(bool(active := [trajectory for trajectory in trajectories if not trajectory.is_over])):
+            self._take_turns(active, limits, generate)
+        for trajectory in trajectories:
+            if hasattr(trajectory.environment, "finish") and not trajectory.is_hanging:
+                trajectory.call_environment("finish", trajectory.last_text)
+
+    def _take_turns(self, active: list[Trajectory], limits: EpisodeLimits, generate: GenerateTurns) -> None:
+        rooms = [limits.max_tokens - len(trajectory.tool_mask) for trajectory in active]
+        turns = generate(active, max(rooms, default=1))
+        for trajectory, ids, room in zip(active, turns, rooms, strict=True):
+            trajectory.add_assistant_turn(ids[:room], self.encoder.decode(ids[:room]))
+        run_tools(active, self.encoder, limits)
+
+    def prompts_for_loss(self, trajectories: Sequence[Trajectory]) -> list[EncodedPrompt]:
+        """Return the prompts of trajectories that are over, with the images of tools."""
         for trajectory in trajectories:
             self._drop_if_broken(trajectory)
         return [with_segment(each.prompt, each.segment) for each in trajectories]

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
 from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
-from vlm_grpo.trainers.fsdp import FullParamsBackend
+from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
 from vlm_grpo.trainers.kl_controller import KLController, loading_reference
 from vlm_grpo.trainers.logprobs import LogprobModel, ScoredRows
@@ -213,16 +213,25 @@ class VLMTrainerMixin:
             self._generate_with_cache()
             if mode != "off" and reason is not None:
                 self.shared_prefix.report_unsupported("sampling", reason)
+        # Gathered parameters lie elsewhere every time: a captured step would read the old addresses.
+        is_captured = self.accelerator.device.type == "cuda" and not is_sharded
         self.engine = TransformersEngine(
-            accelerator=self.accelerator,
-            args=self.args,
-            backend=self._dist,
+            open_model=self._open_for_generation,
             to_device=self._to_device,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=self.eos_token_ids,
+            stop_token_ids=self.eos_token_ids,
             unsupported_reason=reason,
             cache_features=self.logprobs.cache_features if caches_features else None,
-            is_sharded=is_sharded,
+            decoding="captured" if is_captured else "dynamic",
+        )
+
+    def _open_for_generation(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return model_for_generation(
+            model,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
 
     def _to_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -469,7 +478,7 @@ class VLMTrainerMixin:
         # One is sampled in any case: other processes may wait for this one's part of the model.
         rows = [row for row in range(count) if row not in current.demonstrations] or [0]
         prompts = [current.prompts[row] for row in rows]
-        ids = self.engine.generate(self.model_wrapped, prompts, self.generation_config, self.generation_kwargs)
+        ids = self.engine.generate(self.model_wrapped, prompts, self.generation_config)
         sampled = dict(zip(rows, ids, strict=True))
         return [{**sampled, **current.demonstrations}[row] for row in range(count)]
 
@@ -477,9 +486,9 @@ class VLMTrainerMixin:
         """Return each row's completion, the tokens of tools included; the rows at hand become those for the loss."""
         current = self.current
         facts = {"answer_space": self._answer_space}
-        current.prompts = self.multi_turn.collect(
-            current.trajectories, current.prompts, facts, self._episode_limits, self._next_turns, self.ranks.any
-        )
+        limits = self._episode_limits
+        self.multi_turn.run(current.trajectories, current.prompts, facts, limits, self._next_turns, self.ranks.any)
+        current.prompts = self.multi_turn.prompts_for_loss(current.trajectories)
         current.media_anywhere = self._media_anywhere(current.prompts)
         return [trajectory.segment.ids for trajectory in current.trajectories]
 
@@ -488,11 +497,8 @@ class VLMTrainerMixin:
         prompts = [next_prompt(each) for each in trajectories] or [self.current.prompts[0]]
         config = copy.deepcopy(self.generation_config)
         config.max_new_tokens = room
-        options = {**self.generation_kwargs, "max_new_tokens": room}
-        shares = self._shares_prefill
-        return self.engine.generate(self.model_wrapped, prompts, config, options, shares_prefill=shares)[
-            : len(trajectories)
-        ]
+        ids = self.engine.generate(self.model_wrapped, prompts, config, shares_prefill=self._shares_prefill)
+        return ids[: len(trajectories)]
 
     def _generate(self, prompts: list) -> tuple:
         """TRL's; of trajectories with the messages of all turns, the mask of their tokens, and their numbers."""
@@ -564,7 +570,7 @@ class VLMTrainerMixin:
         config = copy.deepcopy(self.generation_config)
         config.do_sample = False
         unique = [encoded[row] for row in padded]
-        ids = self.engine.generate(self.model_wrapped, unique, config, self.generation_kwargs)
+        ids = self.engine.generate(self.model_wrapped, unique, config)
         kept = copy.copy(self._pending_extra_logs), copy.copy(self._pending_metrics)
         table = super()._calculate_rewards(*self.scorer.inputs_of_rows(given, padded, unique, ids), ids)
         self._pending_extra_logs, self._pending_metrics = kept  # what rewards log is about sampled completions

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trl.distributed import DistributedBackend
@@ -51,8 +52,14 @@ def full_params(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def model_for_generation(wrapped: nn.Module, accelerator: Any) -> Iterator[nn.Module]:
-    """Return the model without its wrapper and with all parameters on this process, however they are sharded."""
-    whole = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
-    with unwrap_model_for_generation(wrapped, accelerator) as model, whole:
+def model_for_generation(wrapped: nn.Module, accelerator: Any, **options: Any) -> Iterator[nn.Module]:
+    """Yield the model without its wrapper and gradients, with all parameters on this process, however they are sharded.
+
+    Args:
+        wrapped: the model as the accelerator wrapped it.
+        accelerator: of the run.
+        options: of TRL's `unwrap_model_for_generation`.
+    """
+    full = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
+    with unwrap_model_for_generation(wrapped, accelerator, **options) as model, torch.no_grad(), full:
         yield model

@@ -1,6 +1,6 @@
-"""Episodes of data rows by a model in this process: the agent loop of training, greedy or sampled.
+"""Episodes of data rows by a model in this process, through the multi-turn rollout that training uses.
 
-Up to rounding, an episode does not depend on its batch: each sampled turn has its own random stream.
+Up to rounding, an episode does not depend on its batch: each sampled turn has a random stream of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowComp
 from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
-from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.messages import read_prompt
-from vlm_grpo.rollouts.multi_turn import EpisodeLimits, next_prompt, run_trajectories
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, GenerateTurns, MultiTurnRollout, next_prompt
 from vlm_grpo.rollouts.trajectory import Trajectory
 
 
@@ -66,69 +66,69 @@ class AgentBackend:
         self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
     ) -> list[RowCompletions]:
         num_samples = self.model.sampling.num_samples
-        places = [(number, sample) for number in numbers for sample in range(num_samples)]
-        trajectories, started_rows = self._start(encoder, [row for row in rows for _ in range(num_samples)])
-        run_trajectories(trajectories, self._turns_of(trajectories, places), encoder, self._limits())
-        done = [self._completion(encoder, *item) for item in zip(places, trajectories, started_rows, strict=True)]
+        samples = [(number, sample) for number in numbers for sample in range(num_samples)]
+        repeated = [row for row in rows for _ in range(num_samples)]
+        trajectories, started_rows, prompts = self._start(encoder, repeated)
+        multi_turn = MultiTurnRollout(encoder, self.model.placeholders, min(self.model.stop_token_ids))
+        facts, limits = {"answer_space": self.model.space}, self._limits()
+        multi_turn.run(trajectories, prompts, facts, limits, self._generate_turns(trajectories, samples))
+        completions = [
+            self._completion(encoder, *item) for item in zip(samples, trajectories, started_rows, strict=True)
+        ]
         self.env_pool.release(trajectories)
         return [
             RowCompletions(
                 number,
-                {**row, "record": record_of_episode(row, started_rows[place * num_samples])},
-                done[place * num_samples : (place + 1) * num_samples],
+                {**row, "record": record_of_episode(row, started_rows[index * num_samples])},
+                completions[index * num_samples : (index + 1) * num_samples],
             )
-            for place, (number, row) in enumerate(zip(numbers, rows, strict=True))
+            for index, (number, row) in enumerate(zip(numbers, rows, strict=True))
         ]
 
     def _start(
         self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Trajectory], list[dict[str, Any]]]:
-        """Return episodes with their encoded prompts, and the rows as their environments start them."""
+    ) -> tuple[list[Trajectory], list[dict[str, Any]], list[EncodedPrompt]]:
+        """Return trajectories, the rows with their environments' first observations, and their encoded prompts."""
         try:
             trajectories, started_rows = self.env_pool.start(rows)
-            samples = encoder.encode(started_rows)
+            return trajectories, started_rows, encoder.encode(started_rows)
         except (ValueError, OSError, RuntimeError) as error:
             raise EpisodeError(str(error)) from error
-        for trajectory, sample in zip(trajectories, samples, strict=True):
-            trajectory.start(sample, self.model.facts(encoder, sample))
-        return trajectories, started_rows
 
     def _limits(self) -> EpisodeLimits:
         return EpisodeLimits(
             max_tokens=self.model.max_completion_length,
             max_turns=self.max_turns,
             tool_time_limit=self.tool_time_limit,
-            stop_token_ids=self.model.ends,
+            stop_token_ids=self.model.stop_token_ids,
         )
 
-    def _turns_of(self, trajectories: Sequence[Trajectory], places: Sequence[tuple[int, int]]) -> Any:
-        """Return a function that generates the next turns of some episodes, at most `room` tokens each."""
-        place_of = {id(trajectory): place for trajectory, place in zip(trajectories, places, strict=True)}
+    def _generate_turns(self, trajectories: Sequence[Trajectory], samples: Sequence[tuple[int, int]]) -> GenerateTurns:
+        """Return a function that generates the next turns, each with a random stream of its own."""
+        sample_of = {id(trajectory): sample for trajectory, sample in zip(trajectories, samples, strict=True)}
 
-        def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
-            seeds = [
-                self.model.sampling.seed_of(*place_of[id(trajectory)], trajectory.num_turns) for trajectory in active
-            ]
-            return self.model.tokens_after([next_prompt(trajectory) for trajectory in active], seeds, room)
+        def generate(active: list[Trajectory], max_new_tokens: int) -> list[list[int]]:
+            seeds = [self.model.sampling.seed_of(*sample_of[id(each)], each.num_turns) for each in active]
+            return self.model.generate([next_prompt(each) for each in active], seeds, max_new_tokens)
 
-        return next_turns
+        return generate
 
     def _completion(
-        self, encoder: PromptEncoder, place: tuple[int, int], trajectory: Trajectory, started_row: Mapping[str, Any]
+        self, encoder: PromptEncoder, sample: tuple[int, int], trajectory: Trajectory, started_row: Mapping[str, Any]
     ) -> ScoredText:
         """Return the model's last turn, and the whole episode.
 
         Raises:
             RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
         """
-        numbers = _episode_metrics(trajectory, record_of_row(started_row))
-        turns = episode_trajectory(started_row["prompt"], trajectory, ImageCopies(self.folder, *place))
+        metrics = _episode_metrics(trajectory, record_of_row(started_row))
+        turns = episode_trajectory(started_row["prompt"], trajectory, ImageCopies(self.folder, *sample))
         return ScoredText(
             trajectory.last_text,
             sum(trajectory.tool_mask),
-            trajectory.segment.ids[-1] not in self.model.ends,
+            trajectory.segment.ids[-1] not in self.model.stop_token_ids,
             {**self.model.facts(encoder, trajectory.prompt), "turn_opening": trajectory.opening},
-            EpisodeResult(numbers, turns),
+            EpisodeResult(metrics, turns),
         )
 
 
