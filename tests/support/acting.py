@@ -27,7 +27,7 @@ def script(question: str, row: int) -> list[str]:
     return [*looks, f"I saw {len(looks)}" + "." * row]
 
 
-def collect(
+def run(
     self: MultiTurnRollout,
     trajectories: Sequence[Trajectory],
     prompts: Sequence[EncodedPrompt],
@@ -36,22 +36,22 @@ def collect(
     generate: GenerateTurns,
     any_rank: Callable[[bool], bool],
 ) -> None:
-    """As the package collects trajectories, with scripted words in place of the generated ones."""
+    """As the package runs trajectories, with scripted words in place of the generated ones."""
 
     def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
         assert len(generate(active, room)) == len(active)
         turns = []
         for trajectory in active:
             row = next(n for n, each in enumerate(trajectories) if each is trajectory) % 4
-            text = script(str(trajectory.prompt.messages), row)[trajectory.turns]
-            turns.append([*self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"], self.end])
+            text = script(str(trajectory.prompt.messages), row)[trajectory.num_turns]
+            turns.append([*self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token_id])
         return turns
 
-    collect_generated(self, trajectories, prompts, facts, limits, next_turns, any_rank)
+    run_generated(self, trajectories, prompts, facts, limits, next_turns, any_rank)
 
 
-collect_generated = MultiTurnRollout.collect
+run_generated = MultiTurnRollout.run
 
 if __name__ == "__main__":
-    MultiTurnRollout.collect = collect
+    MultiTurnRollout.run = run
     sys.exit(train.main())

@@ -84,15 +84,15 @@ def call(name: str, **arguments: Any) -> str:
 
 
 def scripted_turns(
-    trainer: Any, scripts: Sequence[Sequence[str]], is_cut: Callable[[int, int], bool] = lambda row, turn: False
+    trainer: Any, scripts: Sequence[Sequence[str]], is_truncated: Callable[[int, int], bool] = lambda row, turn: False
 ) -> None:
     """Let row b of every rollout say `scripts[b][0]`, then `scripts[b][1]`, ...; the last turn again and again.
 
-    `is_cut(row, turn)` leaves a turn's end out.
+    `is_truncated(row, turn)` leaves a turn's end out.
     """
     tokenizer, end = trainer.processing_class.tokenizer, trainer.eos_token_ids[0]
 
-    collect = trainer.multi_turn.collect
+    run = trainer.multi_turn.run
 
     def scripted(trajectories: list[Any], prompts: list[Any], facts: Any, limits: Any, generate: Any, any_rank: Any):
         def next_turns(active: list[Any], room: int) -> list[list[int]]:
@@ -100,11 +100,11 @@ def scripted_turns(
             for trajectory in active:
                 row = next(n for n, each in enumerate(trajectories) if each is trajectory)
                 script = scripts[row % len(scripts)]
-                text = script[min(trajectory.turns, len(script) - 1)]
+                text = script[min(trajectory.num_turns, len(script) - 1)]
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                turns.append(ids if is_cut(row, trajectory.turns) else [*ids, end])
+                turns.append(ids if is_truncated(row, trajectory.num_turns) else [*ids, end])
             return turns
 
-        return collect(trajectories, prompts, facts, limits, next_turns, any_rank)
+        return run(trajectories, prompts, facts, limits, next_turns, any_rank)
 
-    trainer.multi_turn.collect = scripted
+    trainer.multi_turn.run = scripted

@@ -141,7 +141,7 @@ def test_entropy_and_kl_are_those_of_what_was_sampled(tiny_model: Path, tmp_path
     assert kl[second["is_expert"][:, 0]].abs().sum() == 0 and kl[~second["is_expert"][:, 0]].sum() > 1e-3
     ones, is_expert = torch.ones(2, 3), torch.tensor([[True], [False]])
     silence = ZeroAdvantageRows(RolloutBatch(ones, ones, ones, ones, torch.ones(2), is_expert=is_expert))
-    silence.completed(TokenLogprobs(torch.zeros(2, 3), torch.tensor([[9.0] * 3, [1.0, 2.0, 3.0]]), None))
+    silence.fill_logprobs(TokenLogprobs(torch.zeros(2, 3), torch.tensor([[9.0] * 3, [1.0, 2.0, 3.0]]), None))
     assert silence.entropy_stats.tolist() == [6, 3]
 
 
@@ -283,12 +283,12 @@ def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path)
     (inputs,) = losses_of(trainer)
     for group in range(2):
         samples = inputs["samples"][4 * group : 4 * group + 4]
-        assert len({id(sample) for sample in samples}) == 1 and samples[0].begun
-        hint = trainer._tokenizer.decode(samples[0].input_ids[-samples[0].begun :])
+        assert len({id(sample) for sample in samples}) == 1 and samples[0].answer_prefix_length
+        hint = trainer._tokenizer.decode(samples[0].input_ids[-samples[0].answer_prefix_length :])
         assert trainer._tokenizer.decode(samples[0].input_ids).endswith("<|im_start|>assistant\n" + hint)
     hints = {"".join(segments(answer, 5)) for row in rows()[:2]["expert"] for answer in row}
     assert all(any(message[0]["content"].startswith(hint) for hint in hints) for message in seen)
-    assert inputs["hint_tokens"] == sum(sample.begun for sample in inputs["samples"])
+    assert inputs["hint_tokens"] == sum(sample.answer_prefix_length for sample in inputs["samples"])
     assert {len(prompt) for prompt in trainer._logs["prompt"]} == {2}  # the log shows the hint as a turn
     draw, step = trainer.off_policy.draw, trainer.state.global_step
     here = draw(0, step).integers(1 << 30)

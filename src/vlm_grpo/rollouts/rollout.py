@@ -39,7 +39,7 @@ class Rollout:
     @property
     def scored_prompts(self) -> list[EncodedPrompt]:
         """The prompts as the loss needs them: with the images that tools showed."""
-        return [with_segment(each.prompt, each.later) for each in self.trajectories] or self.prompts
+        return [with_segment(each.prompt, each.segment) for each in self.trajectories] or self.prompts
 
     @property
     def openings(self) -> list[str]:
@@ -55,7 +55,8 @@ class Rollout:
 
     def add_turns(self, decode: TurnDecoder) -> None:
         """Decode the assistant's turns, with what the prompts began of them."""
-        self.turns = [each.shown for each in self.trajectories] or whole_turns(self.prompts, self.ids, decode)
+        turns = [each.messages_without_images for each in self.trajectories]
+        self.turns = turns or whole_turns(self.prompts, self.ids, decode)
 
 
 def whole_turns(prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]], decode: TurnDecoder) -> list[Any]:

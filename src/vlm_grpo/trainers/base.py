@@ -1,9 +1,9 @@
 """The one mixin over TRL's trainers: every method of TRL that this package overrides is here, and only here.
 
-The way of a batch: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments
-complete it -> TRL pads, scores and logs -> `AdvantageEstimator` -> the loss looks up the pixels of its own rows in
-`LogprobModel`. TRL never sees an image, so nothing of it is copied, gathered or processed again. Each part owns its
-state; what TRL's methods cannot hand from one to the next is in `CurrentRollout`.
+A rollout: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments complete
+it -> `LogprobModel` scores it -> `RewardScorer` and TRL's reward functions -> the algorithm's advantages ->
+`RolloutLogger`. The loss is TRL's or the algorithm's, on log-probabilities from `LogprobModel`. Each part owns its
+state; a rollout travels as a `Rollout` (what was asked and sampled) and a `RolloutBatch` (its tensors).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from vlm_grpo.model_utils import (
     placeholder_ids,
 )
 from vlm_grpo.rollouts.batch import RolloutBatch
-from vlm_grpo.rollouts.decoding import completion_messages, warn_of_tags
+from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     TOOLS_COLUMN,
@@ -72,7 +72,7 @@ from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask, thumbnails
 from vlm_grpo.shared_prefix.compat import SharedPrefixState, validate_generation
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
-from vlm_grpo.shared_prefix.vision_cache import is_frozen
+from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
 from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
@@ -80,7 +80,7 @@ from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
 from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
-from vlm_grpo.trainers.fsdp import FullParamsBackend
+from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
 from vlm_grpo.trainers.kl_controller import KLController, loading_reference
 from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
@@ -158,7 +158,7 @@ class VLMTrainerMixin:
             self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
 
     def _take_over_preemption(self, handler: Any) -> None:
-        self.preemption = Preemption(self.accelerator, is_wanted=self.args.enable_jit_checkpoint)
+        self.preemption = Preemption(self.accelerator, is_enabled=self.args.enable_jit_checkpoint)
         if self.args.enable_jit_checkpoint:  # transformers' own has taken the signal
             self.remove_callback(JITCheckpointCallback)
             signal.signal(signal.SIGTERM, handler)
@@ -182,7 +182,7 @@ class VLMTrainerMixin:
         self.ranks = Ranks(self.accelerator)
         self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
         self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
-        self._is_told = False  # that prompts do not fit the chat template
+        self._has_warned_about_tags = False
         log = debug_log(os.environ, self.accelerator.process_index)
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
@@ -195,13 +195,13 @@ class VLMTrainerMixin:
         is_single = self.ranks.count == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         self.retry = StepRetry(self.shared_prefix, self.splitter, is_single)
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
-        caches_features = mode != "off" and not is_sharded and is_frozen(models[0])
+        caches_features = mode != "off" and not is_sharded and has_frozen_vision(models[0])
         self.logprobs = LogprobModel(
             shared_prefix=self.shared_prefix,
             splitter=self.splitter,
             encoder=self.encoder,
             ranks=self.ranks,
-            place=self._place,
+            to_device=self._to_device,
             policy=lambda: self.accelerator.unwrap_model(self.model),
             budget=getattr(self.args, "max_tokens_per_forward", None),
             is_sharded=is_sharded,
@@ -225,20 +225,28 @@ class VLMTrainerMixin:
         self._generate_with_cache()
         reason = None if self._is_stock else validate_generation(model)
         if mode != "off" and reason is not None:
-            self.shared_prefix.give_up("sampling", reason)
+            self.shared_prefix.report_unsupported("sampling", reason)
+        is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
+        # Gathered parameters lie elsewhere every time: a captured step would read the old addresses.
+        is_captured = self.accelerator.device.type == "cuda" and not is_sharded
         return TransformersEngine(
-            policy=lambda: self.model_wrapped,
+            open_model=self._open_for_generation,
             config=self.generation_config,
-            options=self.generation_kwargs,
-            accelerator=self.accelerator,
-            args=self.args,
-            backend=self._dist,
-            place=self._place,
+            to_device=self._to_device,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=self.eos_token_ids,
-            shares_prefill=mode != "off" and reason is None,
+            stop_token_ids=self.eos_token_ids,
+            shares_prefill=mode != "off" and reason is None and is_gathered,
             cache_features=self.logprobs.cache_features if caches_features else None,
-            is_sharded=is_sharded,
+            decoding="captured" if is_captured else "dynamic",
+        )
+
+    def _open_for_generation(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return model_for_generation(
+            model,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
 
     def _generate_by_trl(
@@ -248,7 +256,16 @@ class VLMTrainerMixin:
             return Generation(self._generate_single_turn(ids, images, fields))
         return Generation(*self._generate_single_turn(ids, images, fields, count))
 
-    def _place(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def _open_for_generation(self) -> AbstractContextManager[nn.Module]:
+        return model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    def _to_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return Trainer._prepare_inputs(self, tensors)
 
     def _build_rollouts(self) -> None:
@@ -270,7 +287,7 @@ class VLMTrainerMixin:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        self.env_pool.choose_protocols(self.args.tool_format, template)
+        self.env_pool.choose_tool_parsers(self.args.tool_format, template)
         placeholders = placeholder_ids(self.model.config, self.processing_class)
         self.multi_turn = MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
 
@@ -279,8 +296,8 @@ class VLMTrainerMixin:
         # Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers.
         iterations = getattr(self.args, "max_tool_calling_iterations", None)
         turns = self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
-        ends = set(self.eos_token_ids)
-        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, ends)
+        stop_token_ids = set(self.eos_token_ids)
+        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, stop_token_ids)
 
     def _build_algorithm(self) -> None:
         """Make the parts that turn rewards into a loss.
@@ -422,7 +439,7 @@ class VLMTrainerMixin:
         credited = self._assign_credit(batch, rewards, greedy)
         self._log_rollout(rollout, messages, batch, rewards, credited)
         if self.env_pool is not None:
-            self.env_pool.end(rollout.trajectories)
+            self.env_pool.release(rollout.trajectories)
         batch.prompts = drop_images(batch.prompts)
         if self.off_policy is not None and self.model.training:
             totals, step = self.scorer.total(rewards), self.state.global_step
@@ -451,9 +468,10 @@ class VLMTrainerMixin:
         asked = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
         trajectories: list[Trajectory] = []
         if self.env_pool is not None:
-            trajectories, asked = self.env_pool.begin(asked)
+            trajectories, asked = self.env_pool.start(asked)
         prompts = self.encoder.encode(asked)
-        self._is_told = self._is_told or warn_of_tags(prompts[0].opening, prompts[0].messages)
+        if not self._has_warned_about_tags:
+            self._has_warned_about_tags = warn_about_tags(prompts[0].opening, prompts[0].messages)
         return Rollout(asked, prompts, trajectories, hints, demonstrations)
 
     def _complete(self, rollout: Rollout) -> None:
@@ -463,8 +481,9 @@ class VLMTrainerMixin:
                 facts = {"answer_space": self._answer_space}
                 given = (rollout.trajectories, rollout.prompts, facts, self._episode_limits)
                 generate = partial(self._generate_turns, rollout.prompts[0])
-                self.multi_turn.collect(*given, generate, self.ranks.any)
-                rollout.ids = [trajectory.later.ids for trajectory in rollout.trajectories]
+                self.multi_turn.run(*given, generate, self.ranks.any)
+                self.multi_turn.drop_broken(rollout.trajectories)
+                rollout.ids = [trajectory.segment.ids for trajectory in rollout.trajectories]
                 return
             count = len(rollout.prompts)
             # One is sampled in any case: other processes may wait for this one's part of the model.
@@ -500,7 +519,7 @@ class VLMTrainerMixin:
             rollout.ids,
             pad_token_id=self._tokenizer.pad_token_id,
             device=self.accelerator.device,
-            masks=[each.mask for each in rollout.trajectories] or None,
+            masks=[each.tool_mask for each in rollout.trajectories] or None,
             logprobs=rollout.logprobs,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
@@ -795,7 +814,7 @@ class VLMTrainerMixin:
         if self.model.training:
             self.state.num_input_tokens_seen += self.ranks.gather(tokens).sum().item()
         metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-        own = [sum(each.mask) for each in rollout.trajectories] or [len(row) for row in rollout.ids]
+        own = [sum(each.tool_mask) for each in rollout.trajectories] or [len(row) for row in rollout.ids]
         is_sampled = [row not in rollout.demonstrations for row in range(len(rollout.ids))]
         self.logger.log_lengths(metrics, Lengths(own, is_cut, is_sampled))
         if rollout.trajectories:
@@ -805,7 +824,7 @@ class VLMTrainerMixin:
         for trajectory in trajectories:
             for name, value in trajectory_metrics(trajectory).items():
                 self._log_metric(name, value)
-        counts = [[each.calls, each.failures, 1] for each in trajectories]
+        counts = [[each.num_calls, each.num_failed_calls, 1] for each in trajectories]
         totals = self.ranks.sum(torch.tensor(counts, device=self.accelerator.device).sum(dim=0)).tolist()
         self._add_metrics({"tools/call_frequency": totals[0] / totals[2]})
         self._add_metrics({"tools/failure_frequency": totals[1] / max(totals[0], 1)})

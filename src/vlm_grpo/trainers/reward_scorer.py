@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlm_grpo.algorithms.trl import weighted_sum
-from vlm_grpo.rollouts.decoding import with_turns
+from vlm_grpo.rollouts.decoding import add_turns
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.rollouts.rollout import Rollout, whole_turns
@@ -50,11 +50,11 @@ class RewardScorer:
     def inputs(self, rollout: Rollout, sampled: RewardInputs) -> RewardInputs:
         """Return the rows with decoded images, facts and turns, and prompts and completions with their images."""
         facts = {
-            id(prompt): {"images": prompt.images, **self.encoder.facts(prompt), "answer_space": self.answer_space}
+            id(prompt): {"images": prompt.images, **self.encoder.image_facts(prompt), "answer_space": self.answer_space}
             for prompt in unique_prompts(rollout.prompts)
         }
         rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(sampled.rows, rollout.prompts, strict=True)]
-        rows = with_turns(rows, rollout.openings, rollout.turns)
+        rows = add_turns(rows, rollout.openings, rollout.turns)
         for row, trajectory in zip(rows, rollout.trajectories, strict=False):
             row["environments"] = trajectory.environment
         completions = [each.completion(with_images=True) for each in rollout.trajectories] or sampled.completions
@@ -68,7 +68,7 @@ class RewardScorer:
         openings = [prompt.opening for prompt in prompts]
         turns = whole_turns(prompts, ids, self.encoder.decode)
         return RewardInputs(
-            with_turns([sampled.rows[row] for row in rows], openings, turns),
+            add_turns([sampled.rows[row] for row in rows], openings, turns),
             [sampled.prompts[row] for row in rows],
             [[{"role": "assistant", "content": text}] for text in texts],
         )
