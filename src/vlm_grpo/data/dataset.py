@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.mixture import file_shares, mixture_numbers
@@ -233,17 +233,10 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    config = ReaderConfig(
-        task=task,
-        markup=None if markup is None else tuple(markup),
-        prompt_key=prompt_key,
-        answer_key=answer_key,
-        image_key=image_key,
-        video_key=video_key,
-        allow_outside=allow_outside,
-        allow_private_urls=allow_private_urls,
-        ignored=tuple(ignore_columns),
-    )
+    keys: dict[str, Any] = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key}
+    keys |= {"video_key": video_key, "allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    keys["markup"] = None if markup is None else tuple(markup)
+    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     opener = open_stream if streaming else None
     result = open_sources(
