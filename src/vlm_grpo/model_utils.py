@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlm_grpo.families import FAMILIES, Family
 from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
@@ -13,7 +13,7 @@ from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, ProcessorMixin
 
 
 logger = logging.getLogger(__name__)
@@ -93,14 +93,19 @@ def limit_images(processor: ProcessorMixin, config: PreTrainedConfig, limits: ob
         limit_image_tokens(processor, config, most)
 
 
-def name_experts(model: PreTrainedModel) -> None:
+def model_config(model: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of a model, or of the one that an adapter wraps."""
+    return cast("PreTrainedConfig", model.config)
+
+
+def name_experts(model: nn.Module) -> None:
     """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
-    text = model.config.get_text_config()
+    text = model_config(model).get_text_config()
     if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
         text.num_experts = text.num_local_experts
 
 
-def freeze_vision(model: PreTrainedModel) -> int:
+def freeze_vision(model: nn.Module) -> int:
     """Turn off gradients in the vision tower and return how many parameters that froze.
 
     A projector that the family keeps inside its tower is frozen with it.
@@ -116,13 +121,13 @@ def freeze_vision(model: PreTrainedModel) -> int:
     return frozen
 
 
-def vision_towers(model: PreTrainedModel) -> list[nn.Module]:
+def vision_towers(model: nn.Module) -> list[nn.Module]:
     """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
 
     Raises:
         ValueError: the model has none.
     """
-    model_type = model.config.model_type
+    model_type = model_config(model).model_type
     if model_type in FAMILIES:
         names: tuple[str, ...] = towers_of(FAMILIES[model_type])
     else:
@@ -159,16 +164,18 @@ def part_of(name: str, family: Family) -> str:
     return "language model" if f".{family.language_model}." in path else "head"
 
 
-def freeze_parts(model: PreTrainedModel, parts: Collection[str]) -> None:
+def freeze_parts(model: nn.Module, parts: Collection[str]) -> None:
     """Turn off gradients in some of PARTS.
 
     Raises:
         ValueError: the family's parts are not known, or nothing would be left to train.
     """
-    family = FAMILIES.get(model.config.model_type)
+    family = FAMILIES.get(model_config(model).model_type)
     if family is None:
         flags = ", ".join(f"--freeze_{part.replace(' ', '_')}" for part in parts)
-        raise ValueError(f"{flags}: the modules of {model.config.model_type} are not known; register them in FAMILIES")
+        raise ValueError(
+            f"{flags}: the modules of {model_config(model).model_type} are not known; register them in FAMILIES"
+        )
     for name, parameter in model.named_parameters():
         if part_of(name, family) in parts:
             parameter.requires_grad_(False)
@@ -176,9 +183,9 @@ def freeze_parts(model: PreTrainedModel, parts: Collection[str]) -> None:
         raise ValueError(f"nothing is left to train: {', '.join(parts)} are frozen, and so is the rest")
 
 
-def parameter_table(model: PreTrainedModel) -> str:
+def parameter_table(model: nn.Module) -> str:
     """Return how many parameters each part of the model has and trains; adapters are counted separately."""
-    family = FAMILIES.get(model.config.model_type)
+    family = FAMILIES.get(model_config(model).model_type)
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = "adapter" if "lora_" in name else "all" if family is None else part_of(name, family)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 
 DatasetRow = Mapping[str, Any]
 
@@ -56,7 +60,7 @@ class _Notice:
             self.line = None
 
 
-def _processed_sizes(row: DatasetRow, processor: Any) -> list[tuple[int, int] | None]:
+def _processed_sizes(row: DatasetRow, processor: ProcessorMixin) -> list[tuple[int, int] | None]:
     from vlm_grpo.rollouts.encoder import PromptEncoder
 
     encoder = PromptEncoder(processor, {})

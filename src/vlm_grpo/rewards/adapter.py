@@ -129,6 +129,16 @@ def batch_reward(
     return score_batch
 
 
+def call_batch_reward(reward: BatchReward, **columns: Any) -> RewardValues:
+    """Return what a batch reward gives; a coroutine function is run to its end."""
+    values = reward(**columns)
+    return values if isinstance(values, list | tuple) else asyncio.run(_awaited(values))
+
+
+async def _awaited(values: Awaitable[RewardValues]) -> RewardValues:
+    return await values
+
+
 def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **options: object) -> float | None:
     """Return the reward's value; an exception or a non-finite value ends the run with an error that names the record.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.model_utils import part_of
+from vlm_grpo.model_utils import model_config, part_of
 from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual
 from vlm_grpo.rollouts.segment import row_ids
 
@@ -37,7 +37,7 @@ class ImageFeatures(ModelOutput):
 
 def is_frozen(model: nn.Module) -> bool:
     """Whether neither tower nor projector is trained; False for a family whose modules are not known."""
-    family = FAMILIES.get(model.config.model_type)
+    family = FAMILIES.get(model_config(model).model_type)
     if family is None:
         return False
     parts = {part_of(name, family) for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -109,7 +109,7 @@ def tower_once(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, 
     The pixels of each set of images are there once, everything else for each row. None where nothing comes twice, or
     where it cannot be done.
     """
-    mark = getattr(model.config, "image_token_id", None)
+    mark = getattr(model_config(model), "image_token_id", None)
     with_images = [sample for sample in samples if sample.visual]
     prompts = list({image_keys(sample): sample for sample in with_images}.values())
     if mark is None or any(sample.videos or PIXELS not in sample.visual for sample in prompts):
