@@ -112,7 +112,7 @@ def encode_rows(processor: ProcessorMixin, rows: Sequence[Row], taught: Sequence
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.rollouts.encoder import PromptEncoder
 
-    samples, end = PromptEncoder(processor, {}).encode_rows(rows), processor.tokenizer.eos_token
+    samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
         Encoded(sample, processor.tokenizer(remaining_turn(text, sample.opening) + end)["input_ids"])
         for sample, text in zip(samples, taught, strict=True)
