@@ -22,6 +22,7 @@ Message = dict[str, Any]  # a chat message: "role", "content" (text or blocks), 
 Block = dict[str, Any]  # a part of a message: {"type": "text", "text": ...} or {"type": "image", "image": ...}
 Completion: TypeAlias = "str | Sequence[Message] | None"  # what a policy wrote: text, or its turn as messages
 Columns = Mapping[str, Any]  # columns of a batch by name, a value for each row, and what TRL passes beside them
+ModelInputs = dict[str, Any]  # keyword arguments of a model's forward: tensors, and what a family adds
 Prediction = dict[str, Any]  # a line of predictions.jsonl: a row's completions with their scores
 
 ImageSource: TypeAlias = "str | bytes | Image.Image"

@@ -298,7 +298,8 @@ def load_model(options: argparse.Namespace, device: torch.device) -> tuple[PreTr
         raise UsageError(error) from error
     print_space_notice(options, model.config.model_type)
     patch_glm4v_placeholder_mask(model)
-    return model.to(device=device), processor
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    return model, processor
 
 
 def print_space_notice(options: argparse.Namespace, model_type: str) -> None:

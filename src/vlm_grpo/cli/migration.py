@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Reader = Callable[[Any], list[str]]  # value to words of the command line; raises ValueError if not accepted
+Reader = Callable[[object], list[str]]  # value to words of the command line; raises ValueError if not accepted
 FILES = (".jsonl", ".json", ".csv")
 
 

@@ -97,11 +97,12 @@ class GreedyEvaluation(TrainerCallback):
         """Evaluate now, on all ranks together, and return what was logged."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args: Any = trainer.args
+        processor: Any = trainer.processing_class
         numbers = shard(len(self.held_out), accelerator.process_index, accelerator.num_processes)
         with self.unwrap(trainer.model_wrapped, accelerator) as model:
             mine = predict(
                 model,
-                trainer.processing_class,
+                processor,
                 self.held_out,
                 numbers,
                 task=self.task,

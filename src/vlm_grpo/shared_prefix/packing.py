@@ -77,7 +77,10 @@ def pack(
         members.setdefault(id(sample), []).append(row)
     first = [samples[rows[0]] for rows in members.values()]
     ids: list[int] = []
-    positions, groups, scored, labels, rows, columns = [], [], [], [], [], []
+    scored: list[int] = []
+    labels: list[int] = []
+    columns: list[int] = []
+    positions, groups, rows = [], [], []
     for sample, numbers in zip([*first, *blanks], [*members.values(), *([] for _ in blanks)], strict=True):
         start, place = len(ids), positions_of(sample)
         last = len(sample.input_ids) - 1

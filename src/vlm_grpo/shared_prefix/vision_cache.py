@@ -9,9 +9,9 @@ parameters are sharded neither is done: all processes would have to take part.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,21 @@ from transformers.utils import ModelOutput
 
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.model_utils import model_config, part_of
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual
 from vlm_grpo.rollouts.segment import row_ids
 
 PIXELS = "pixel_values"
 TOWER = "tower_once"
+Pooled = Tensor | list[Tensor]  # (tokens, D), or one of each image, as the family's tower gives them
 
 
 @dataclass
 class ImageFeatures(ModelOutput):
     """Features of images, as a model takes them in place of their pixels (`mm_encoder_outputs`)."""
 
-    pooler_output: Any = None  # (tokens, D), or a list of (tokens, D), as the family's tower gives them
-    deepstack_features: list[Tensor] | None = None  # Qwen3-VL's
+    pooler_output: Pooled | None = None
+    deepstack_features: list[Pooled] | None = None  # Qwen3-VL's
     visual_indicator_features: Tensor | None = None  # Ovis2's, of the tokens around an image
 
 
@@ -44,18 +46,24 @@ def is_frozen(model: nn.Module) -> bool:
     return not parts & {"vision tower", "projector"}
 
 
+def tower_of(backbone: nn.Module) -> Callable[..., ImageFeatures]:
+    """Return the method by which a model of transformers runs its vision tower."""
+    return cast("Callable[..., ImageFeatures]", backbone.get_image_features)
+
+
 def cache_features(
-    backbone: nn.Module, samples: Sequence[EncodedPrompt], place: Callable[[Mapping[str, Any]], dict]
+    backbone: nn.Module, samples: Sequence[EncodedPrompt], place: Callable[[ModelInputs], ModelInputs]
 ) -> None:
     """Run the tower for the samples with images that have no features yet; prompts with the same images share them."""
-    taken = set(inspect.signature(backbone.get_image_features).parameters)
+    run_tower = tower_of(backbone)
+    taken = set(inspect.signature(run_tower).parameters)
     known = {image_keys(sample): sample.features for sample in samples if sample.features is not None}
     for sample in samples:
         if sample.features is None and PIXELS in sample.visual:
             if image_keys(sample) not in known:
                 given = place({name: value for name, value in sample.visual.items() if name in taken})
                 with torch.no_grad():
-                    known[image_keys(sample)] = backbone.get_image_features(**given, return_dict=True)
+                    known[image_keys(sample)] = run_tower(**given, return_dict=True)
             sample.features = known[image_keys(sample)]
 
 
@@ -64,7 +72,7 @@ def image_keys(sample: EncodedPrompt) -> tuple[Hashable, ...]:
     return tuple(ref.key for ref in sample.refs)
 
 
-def with_features(inputs: dict[str, Any], samples: Sequence[EncodedPrompt]) -> dict[str, Any]:
+def with_features(inputs: ModelInputs, samples: Sequence[EncodedPrompt]) -> ModelInputs:
     """Forward arguments in which the features of the rows' images stand for their pixels.
 
     As they were if some row's features are missing.
@@ -76,34 +84,35 @@ def with_features(inputs: dict[str, Any], samples: Sequence[EncodedPrompt]) -> d
     return {**rest, "mm_encoder_outputs": {"image": concat_features([sample.features for sample in with_images])}}
 
 
-def concat_features(features: Sequence[Any]) -> ImageFeatures:
+def concat_features(features: Sequence[ImageFeatures]) -> ImageFeatures:
     """Features of several prompts as those of one batch; Qwen3-VL's deepstack features and Ovis2's marks belong."""
-    pooled = _join([one.pooler_output for one in features])
+    pooled = _join([one.pooler_output for one in features if one.pooler_output is not None])
     layers = [getattr(one, "deepstack_features", None) for one in features]
     deep = None if layers[0] is None else [_join(list(layer)) for layer in zip(*layers, strict=True)]
     return ImageFeatures(pooler_output=pooled, deepstack_features=deep, **_marks(features[0]))
 
 
-def _marks(features: Any) -> dict[str, Any]:
+def _marks(features: ImageFeatures) -> ModelInputs:
     """Ovis2's features of the tokens around an image: the same for all images."""
     name = "visual_indicator_features"
     return {name: getattr(features, name)} if hasattr(features, name) else {}
 
 
-def _join(values: list[Any]) -> Any:
+def _join(values: Sequence[Pooled]) -> Pooled:
     """Tensors along their first dimension, lists one after another."""
-    if isinstance(values[0], Tensor):
-        return torch.cat(values)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if tensors:
+        return torch.cat(tensors)
     return [item for value in values for item in value]
 
 
-def visual_inputs(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, Any]:
+def visual_inputs(model: nn.Module, samples: Sequence[EncodedPrompt]) -> ModelInputs:
     """Visual forward arguments of some rows for as few passes through the tower as possible."""
     once = tower_once(model, samples) if any(sample.features is None for sample in samples if sample.visual) else None
     return with_features(collate_visual(samples), samples) if once is None else once
 
 
-def tower_once(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, Any] | None:
+def tower_once(model: nn.Module, samples: Sequence[EncodedPrompt]) -> ModelInputs | None:
     """Visual forward arguments of rows that show images several times, of which `run_tower_once` makes features.
 
     The pixels of each set of images are there once, everything else for each row. None where nothing comes twice, or
@@ -123,18 +132,19 @@ def tower_once(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, 
     return {**collate_visual(rest), TOWER: {"visual": collate_visual(prompts), "counts": counts, "rows": rows}}
 
 
-def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+def run_tower_once(backbone: nn.Module, args: tuple, kwargs: ModelInputs) -> tuple[tuple, ModelInputs] | None:
     """Forward pre-hook of the backbone: the features of each prompt, repeated for its rows."""
     asked = kwargs.get(TOWER)
     if asked is None:
         return None
-    taken = set(inspect.signature(backbone.get_image_features).parameters)
+    run_tower = tower_of(backbone)
+    taken = set(inspect.signature(run_tower).parameters)
     given = {name: value for name, value in asked["visual"].items() if name in taken}
-    found = backbone.get_image_features(**given, return_dict=True)
+    found = run_tower(**given, return_dict=True)
     counts, rows = asked["counts"], asked["rows"]
     deep = getattr(found, "deepstack_features", None)
     repeated = ImageFeatures(
-        pooler_output=_repeat(found.pooler_output, counts, rows),
+        pooler_output=None if found.pooler_output is None else _repeat(found.pooler_output, counts, rows),
         deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
         **_marks(found),
     )
@@ -142,7 +152,7 @@ def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> 
     return args, {**rest, "mm_encoder_outputs": {"image": repeated}}
 
 
-def _repeat(features: Any, counts: list[int], rows: list[int]) -> Any:
+def _repeat(features: Pooled, counts: list[int], rows: list[int]) -> Pooled:
     """Features of prompts with so many image tokens, for rows of these prompts, in the container that was given."""
     flat = features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(list(features))  # (tokens, D)
     parts = flat.split(counts)
