@@ -123,10 +123,10 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
     """Return model inputs: prompts padded on the left, completions on the right; labels cover completions only."""
     import torch
 
-    from vlm_grpo.evaluation.backends.hf import left_pad
     from vlm_grpo.rollouts.encoder import collate_per_token
+    from vlm_grpo.rollouts.engines.shared_prefill import prompt_batch
 
-    prompts = left_pad([row.sample for row in rows], pad_token_id)
+    prompts = prompt_batch([row.sample for row in rows], pad_token_id)
     length = max(len(row.target) for row in rows)
     target = torch.tensor([row.target + [pad_token_id] * (length - len(row.target)) for row in rows])
     real = torch.tensor([[1] * len(row.target) + [0] * (length - len(row.target)) for row in rows])

@@ -137,7 +137,7 @@ class OffPolicyRollout:
             self._replace(rows, batch, rewards, step, metrics)
         elif isinstance(self.config, UFT):
             metrics["expert/hint_probability"].append(self.config.probability(step))
-            count = torch.tensor(sum(s.begun for s in batch.prompts), device=rewards.device)
+            count = torch.tensor(sum(s.answer_prefix_length for s in batch.prompts), device=rewards.device)
             batch.num_hint_tokens = self.ranks.gather(count).sum()
 
     def correct_lengths(

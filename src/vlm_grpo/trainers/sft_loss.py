@@ -134,9 +134,12 @@ class SFTLoss:
 
     def _of_hints(self, score: Score, batch: RolloutBatch, place: MicroStep) -> Tensor:
         """This micro-batch's part of the mean over all tokens of the step's hints, one hint for each completion."""
-        rows = {id(prompt): prompt for prompt in batch.prompts if prompt.begun}
+        rows = {id(prompt): prompt for prompt in batch.prompts if prompt.answer_prefix_length}
         counts = [sum(prompt is other for other in batch.prompts) for prompt in rows.values()]
-        prompts, tokens = [without_hint(p) for p in rows.values()], [p.input_ids[-p.begun :] for p in rows.values()]
+        prompts, tokens = (
+            [without_hint(p) for p in rows.values()],
+            [p.input_ids[-p.answer_prefix_length :] for p in rows.values()],
+        )
         if not rows:  # other processes have some
             prompts, tokens, counts = batch.prompts[:1], [[self.encode.end]], [0]
         logps, mask = self._score(score, prompts, tokens, batch.media_anywhere)
@@ -169,8 +172,10 @@ class SFTLoss:
 
 def without_hint(sample: EncodedPrompt) -> EncodedPrompt:
     """The prompt before the hint that it ends with."""
-    per_token = {name: values[: -sample.begun] for name, values in sample.per_token.items()}
-    return replace(sample, input_ids=sample.input_ids[: -sample.begun], per_token=per_token, begun=0)
+    per_token = {name: values[: -sample.answer_prefix_length] for name, values in sample.per_token.items()}
+    return replace(
+        sample, input_ids=sample.input_ids[: -sample.answer_prefix_length], per_token=per_token, answer_prefix_length=0
+    )
 
 
 def padded_rows(samples: Sequence[EncodedPrompt], tokens: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor, int]:
