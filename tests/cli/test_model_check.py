@@ -41,12 +41,12 @@ def test_models_that_cannot_be_trained_are_refused_by_their_type(model_type: str
 
 
 def test_code_of_a_checkpoints_own_is_not_run_unasked(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"'brand_new_vl' comes with code of its own .* look for a converted"):
+    with pytest.raises(UsageError, match=r"'brand_new_vl' needs remote code .* look for a converted"):
         check(write_config(tmp_path, model_type="brand_new_vl", auto_map={"AutoConfig": "its_own.Config"}))
 
 
 def test_a_type_that_is_too_new_is_told_so(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"'brand_new_vl' is not known to this version of transformers"):
+    with pytest.raises(UsageError, match=r"'brand_new_vl' is unknown to this version of transformers"):
         check(write_config(tmp_path, model_type="brand_new_vl"))
 
 
