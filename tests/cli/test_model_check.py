@@ -37,7 +37,7 @@ def test_models_that_cannot_be_trained_are_refused_by_their_type(model_type: str
         check(folder, trust_remote_code=True)
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"--model_name_or_path {folder}: {model_type} cannot be trained here: ")
-    assert line.endswith(UNSUPPORTED_MODELS[model_type]) and ("use " in line or "save that alone" in line)
+    assert line.endswith(UNSUPPORTED_MODELS[model_type]) and ("use " in line or "save the thinker alone" in line)
 
 
 def test_code_of_a_checkpoints_own_is_not_run_unasked(tmp_path: Path):
