@@ -226,15 +226,15 @@ def test_images_are_compared_with_their_annotation(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "give --refs or --instances"),
+        ([], "--refs or --instances is required"),
         (["--refs", "refs(unc).p"], "--refs needs --split"),
         (["--refs", "refs(unc).p", "--split", "val", "--task", "ovd"], "plain COCO"),
-        (["--instances", "instances.json", "--split", "val"], "--split belongs to --refs"),
-        (["--instances", "instances.json", "--sentences", "all"], "--sentences belongs to --refs"),
+        (["--instances", "instances.json", "--split", "val"], "--split has no effect without --refs"),
+        (["--instances", "instances.json", "--sentences", "all"], "--sentences has no effect without --refs"),
         (["--refs", "refs(unc).p", "--split", "test"], "testA"),
         (["--instances", "instances.json", "--image_path", "{name}"], "--image_path {name}"),
         (["--instances", "instances.json", "--image_folder", "nowhere"], "no such folder"),
-        (["--instances", "instances.json", "--output", "no/folder.jsonl"], "make it first"),
+        (["--instances", "instances.json", "--output", "no/folder.jsonl"], "create it first"),
     ],
 )
 def test_mistakes_of_the_caller_exit_with_two(tmp_path: Path, words: list[str], said: str):
