@@ -36,7 +36,7 @@ THINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("`compute_score(reward_inputs: list)`", "read: the same for a list"),
         ("`compute_score(data_source, solution_str, ground_truth, extra_info)` (verl)", "read"),
         ("`GRPO`, `REINFORCE++`, `DR-GRPO`, `GRPO-PassK`, `GAE`", "read in any case and punctuation; `GAE` is `ppo`"),
-        ("`@register_ppo` on a class", "a function of rewards, or a `Recipe` ([algorithms.md](algorithms.md))"),
+        ("`@register_ppo` on a class", "a function of rewards, or an `Algorithm` ([algorithms.md](algorithms.md))"),
         ("LUFFY on the columns `thinking` and `solution`", "`--expert_key thinking+solution`"),
         ("CHORD with an SFT set of its own prompts", "`--expert_data_file_paths sft.jsonl`, rows with questions"),
     ),

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo"
 LAYERS = {
     "io": 0, "redact": 0, "file_checks": 0, "web": 0, "time_limits": 0,
     "registry": 0, "records": 0, "answer_parser": 0, "boxes": 0, "masks": 0, "tool_call_formats": 0, "import_utils": 0,
-    "rewards": 1, "prompts": 1, "algorithms": 1, "families": 1, "tasks": 1,
+    "rewards": 1, "prompts": 1, "families": 1, "tasks": 1,
     "answer_space": 2, "data": 2, "envs": 2, "image_tokens": 2, "model_utils": 2, "synthetic": 2, "tiny": 2,
     "unsupported_models": 2,
-    "rollouts": 3, "shared_prefix": 3,
+    "algorithms": 3, "rollouts": 3, "shared_prefix": 3,
     "trainers": 4,
     "evaluation": 5,
     "cli": 6, "grpo_jsonl": 6, "quickstart": 6,

@@ -463,7 +463,7 @@ def test_what_does_not_go_with_tools_is_refused(options: dict, message: str, tin
         {"algorithm": "ppo", "steps_per_generation": 1},
         {"algorithm": "gspo", "steps_per_generation": 1},
         {"algorithm": "reinforce_plus_plus"},
-        {"kl_in_reward": 0.1},
+        {"kl_reward_coef": 0.1},
         {"dynamic_sampling": 2},
         {"mask_truncated_completions": True},
         {"gradient_checkpointing": True},

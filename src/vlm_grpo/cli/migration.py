@@ -163,8 +163,8 @@ RLLAVA: Mapping[str, Change] = {
     "algorithm.adv_estimator": renamed_flag("algorithm", "grpo", "`gae` is `ppo`"),
     "algorithm.policy_loss_fn": Change("--algorithm", _policy_loss, "dapo", "wins over adv_estimator"),
     "algorithm.clip_range": renamed_flag("epsilon", "0.2"),
-    "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_in_reward"),
-    "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_in_reward"),
+    "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_reward_coef"),
+    "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_reward_coef"),
     "algorithm.disable_kl": Change("--beta 0"),
     "algorithm.strategy": Change(CHORD),
     "algorithm.expert_data_ratio": Change("--algorithm_options '{\"expert_batch\": 8}', answers of a step"),
@@ -224,7 +224,10 @@ FLEET: Mapping[str, Change] = {
     "use_lora": renamed_flag("use_peft", "false"),
 }
 # Flags of this package that had another name before.
-RENAMED: Mapping[str, Change] = {"tool_protocol": renamed_flag("tool_format", "native")}
+RENAMED: Mapping[str, Change] = {
+    "tool_protocol": renamed_flag("tool_format", "native"),
+    "kl_in_reward": renamed_flag("kl_reward_coef", "0.1"),
+}
 # Flags of this package with a value of another system: (flag, value) to what it is here; nothing drops the flag.
 VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("dataset_name", "this_is_not_used"): ("VLM-R1", None),

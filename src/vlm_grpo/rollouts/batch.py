@@ -18,10 +18,12 @@ KEYS = {
     "old_sequence_logps": "old_logps",
     "ref_logps": "ref_per_token_logps",
     "sampling_logps": "sampling_per_token_logps",
-    "token_mask": "chosen",
-    "is_correct": "verdict",
-    "loss_weight": "weight",
-    "num_hint_tokens": "hint_tokens",
+}
+FORMER_KEYS = {  # in checkpoints of earlier versions
+    "chosen": "token_mask",
+    "verdict": "is_correct",
+    "weight": "loss_weight",
+    "hint_tokens": "num_hint_tokens",
 }
 OF_PROMPTS = ("prompt_ids", "prompt_mask")  # padded on the left; all other (B, C) tensors on the right
 FILL = {"tool_mask": 1}
@@ -81,7 +83,7 @@ class RolloutBatch:
     @classmethod
     def from_trl_dict(cls, values: Mapping[str, Any]) -> RolloutBatch:
         """Return the batch that a dict of TRL's holds."""
-        known = {KEYS.get(name, name): name for name in _field_names()}
+        known = {**FORMER_KEYS, **{KEYS.get(name, name): name for name in _field_names()}}
         anywhere = [f"{kind}_anywhere" for kind in MEDIA_KINDS]
         media = [bool(values[key]) for key in anywhere] if anywhere[0] in values else None
         others = {key: value for key, value in values.items() if key not in known and key not in anywhere}

@@ -1,9 +1,9 @@
 """The one mixin over TRL's trainers: every method of TRL that this package overrides is here, and only here.
 
 The way of a batch: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments
-complete it -> TRL pads, scores and logs -> `AdvantageEstimator` -> the loss looks up the pixels of its own rows in
-`LogprobModel`. TRL never sees an image, so nothing of it is copied, gathered or processed again. Each part owns its
-state; what TRL's methods cannot hand from one to the next is in `CurrentRollout`.
+complete it -> TRL pads, scores and logs -> advantages of the `Algorithm` -> the loss looks up the pixels of its own
+rows in `LogprobModel`. TRL never sees an image, so nothing of it is copied, gathered or processed again. Each part owns
+its state; what TRL's methods cannot hand from one to the next is in `CurrentRollout`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +27,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from trl.trainer.utils import split_tensor_dict, use_adapter
 
-from vlm_grpo.algorithms import Recipe, find_algorithm, options_of
-from vlm_grpo.algorithms.expert import CHORD, SRFT, UFT
+from vlm_grpo.algorithms import Advantages, Algorithm, ScoredRollout, configured_algorithm
+from vlm_grpo.algorithms.algorithm import MicroStep, RunContext
+from vlm_grpo.algorithms.demonstration_encoder import validate_demonstrations
+from vlm_grpo.algorithms.kl_controller import KLController
+from vlm_grpo.algorithms.losses import LossAverage
+from vlm_grpo.algorithms.luffy import with_demonstrations
+from vlm_grpo.algorithms.uft import with_hint, without_hints
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.io import write_whole
 from vlm_grpo.model_utils import (
@@ -73,35 +77,23 @@ from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 from vlm_grpo.shared_prefix.vision_cache import is_frozen
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
-from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
-from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
-from vlm_grpo.trainers.kl_controller import KLController, loading_reference
 from vlm_grpo.trainers.logprobs import LogprobModel, ScoredRows
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
-from vlm_grpo.trainers.off_policy import (
-    OffPolicyRollout,
-    build_off_policy_config,
-    with_demonstrations,
-    with_hint,
-    with_hints,
-)
-from vlm_grpo.trainers.policy_loss import LossAverage, PolicyLoss
 from vlm_grpo.trainers.preemption import Preemption
-from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
+from vlm_grpo.trainers.reference import check_reference, load_reference, loading_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
-from vlm_grpo.trainers.sft_loss import MicroStep, SFTLoss
 from vlm_grpo.trainers.state_file import load_state, save_state, state_path
 from vlm_grpo.trainers.step_retry import StepRetry, StepStart
 
@@ -125,7 +117,10 @@ class VLMTrainerMixin:
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
         options |= by_name(super().__init__, rest)
         demonstrations, dataset = options.pop("demonstrations", None), options.get("train_dataset")
-        off_policy = build_off_policy_config(args, dataset, demonstrations, model, options.get("processing_class"))
+        data = {"rows": dataset, "demonstrations": demonstrations}
+        given = {"model": model, "processor": options.get("processing_class")}
+        name, config = configured_algorithm(args)
+        validate_demonstrations(name, config.family, args, **data, **given)
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
@@ -140,16 +135,15 @@ class VLMTrainerMixin:
         if options.get("peft_config") is not None:
             options["peft_config"] = for_language_model(options["peft_config"])
         handler = signal.getsignal(signal.SIGTERM)
-        with loading_reference(args, getattr(args, "kl_in_reward", 0.0)):
+        with loading_reference(args, getattr(args, "kl_reward_coef", 0.0)):
             super().__init__(model, reward_funcs, args, **options)
         self.beta = self.args.beta
         self._take_over_preemption(handler)
         self._prepare_model()
         self._build_parts()
         self._build_rollouts()
-        self._build_algorithm()
         self._prepare_rows()
-        self._build_off_policy(off_policy, demonstrations)
+        self._build_algorithm(demonstrations)
         self.dynamic_sampler: DynamicSampler | None = None
         if rounds := getattr(self.args, "dynamic_sampling", 0):
             check_dynamic_sampling(self, self._is_stock)
@@ -259,60 +253,39 @@ class VLMTrainerMixin:
         ends = set(self.eos_token_ids)
         return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, ends)
 
-    def _build_algorithm(self) -> None:
+    def _build_algorithm(self, demonstrations: Any) -> None:
         """Make the parts that turn rewards into a loss.
 
         Raises:
             ValueError: the algorithm needs what this run does not have.
         """
-        name = getattr(self.args, "algorithm", None)
-        recipe: Recipe | None = find_algorithm(name) if name else None
-        options = getattr(self.args, "algorithm_options", None) or {}
-        self.recipe = recipe
-        self.advantages = AdvantageEstimator(name, recipe, options, self.args, self.ranks)
-        if self.advantages.needs_greedy and (self.use_vllm or self._is_stock or self.env_pool):
+        name, config = configured_algorithm(self.args)
+        if config.needs_greedy and (self.use_vllm or self._is_stock or self.env_pool):
             what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
-        coefficient, target = getattr(self.args, "kl_in_reward", 0.0), getattr(self.args, "kl_target", None)
+        if config.family.needs_demonstrations and (self._is_stock or self.env_pool is not None):
+            raise ValueError(f"--algorithm {name} needs a model with a processor, and no tools or rollout function")
+        run = RunContext(
+            args=self.args,
+            ranks=self.ranks,
+            encoder=self.encoder,
+            reward_names=self.reward_func_names,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_ids=self.eos_token_ids,
+            demonstration_rows=self.train_dataset if demonstrations is None else demonstrations,
+        )
+        self.algorithm: Algorithm = config.family(name, config, run)
+        coefficient, target = getattr(self.args, "kl_reward_coef", 0.0), getattr(self.args, "kl_target", None)
         self.kl = KLController(coefficient, target, getattr(self.args, "kl_estimator", "k1"), self.ranks)
-        has_values = check_value_model(self, recipe)
-        gather = self._dist.gather_params
-        self.critic = ValueModel(self.model, recipe, options, self.args, self.ranks, gather) if has_values else None
-        objective = recipe.objective if recipe else None
-        self.policy_loss = (
-            PolicyLoss(objective, options_of(objective, options), self.beta, self.ranks) if objective else None
-        )
-        self.loss_average = LossAverage(
-            getattr(self, "loss_type", "grpo"),
-            self.max_completion_length,
-            self.args.steps_per_generation,
-            self.ranks.count,
-        )
+        self.critic: ValueModel | None = None
+        if config.family.needs_values:
+            check_value_model(self)
+            kind = self.algorithm.options.value_model
+            self.critic = ValueModel(self.model, kind, self.args, self.ranks, self._dist.gather_params)
+        loss_type, length = getattr(self, "loss_type", "grpo"), self.max_completion_length
+        self.loss_average = LossAverage(loss_type, length, self.args.steps_per_generation, self.ranks.count)
         self.no_signal = NoSignal(self.accelerator.is_main_process)
         self.add_callback(self.no_signal)
-
-    def _build_off_policy(self, config: Any, demonstrations: Any) -> None:
-        """Make the parts that learn from demonstrations.
-
-        Raises:
-            ValueError: tools, an own rollout or a model of text alone.
-        """
-        self.off_policy: OffPolicyRollout | None = None
-        self.sft_loss: SFTLoss | None = None
-        if config is None:
-            return
-        if self._is_stock or self.env_pool is not None:
-            raise ValueError(
-                f"--algorithm {self.args.algorithm} needs a model with a processor, and no tools or rollout function"
-            )
-        limit, pad = self.args.max_completion_length, self._tokenizer.pad_token_id
-        encode = demonstration_encoder(self.processing_class, self.eos_token_ids, limit, self.chat_template_kwargs)
-        self.off_policy = OffPolicyRollout(
-            config, encode, self.reward_func_names, self.args, pad, self.eos_token_ids, self.ranks
-        )
-        if isinstance(config, CHORD | UFT):
-            rows = self.train_dataset if demonstrations is None else demonstrations
-            self.sft_loss = SFTLoss(config, rows, self.encoder, encode, self.args, pad, self.ranks)
 
     def _prepare_rows(self) -> None:
         """Drop rows with over-long prompts; begin a stream again at its end."""
@@ -382,14 +355,12 @@ class VLMTrainerMixin:
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
         current = self.current = CurrentRollout()
-        step = self.state.global_step
-        is_off_policy = self.off_policy is not None and self.model.training
-        given = rows
+        step, given = self.state.global_step, rows
         if self.critic is not None:
             self.critic.clear()
-        if is_off_policy:
-            current.hints = self.off_policy.hints(rows, step)
-            current.demonstrations = self.off_policy.demonstrations(rows, step)
+        if self.model.training:
+            current.hints = self.algorithm.hints(rows, step)
+            current.demonstrations = self.algorithm.demonstrations(rows, step)
             rows = [with_hint(*pair) for pair in zip(rows, current.hints, strict=True)] if current.hints else rows
         if self._is_stock:
             stripped = rows = [decode_images(row) for row in rows]
@@ -398,16 +369,14 @@ class VLMTrainerMixin:
                 current.trajectories, rows = self.env_pool.begin(rows)
             stripped = self._encode(rows, current)
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
-        self._assign_credit(batch)
+        rollout = self._assign_advantages(given, batch) if self.model.training else None
         images = [row.get("images") or [] for row in rows] if self._is_stock else current.images
         self._log_rollout(rows, images, batch)
         if not self._is_stock:
             self._end_trajectories(batch)
             batch.prompts, batch.media_anywhere = drop_images(current.prompts), current.media_anywhere
-        if is_off_policy:
-            totals = self.scorer.total(current.rewards)
-            known = (current.demonstrations, current.rewards, totals, step, self._metrics["train"])
-            self.off_policy.finish(given, batch, *known)
+        if rollout is not None:
+            self.algorithm.finish(rollout)
         self.current = None
         return batch, current.rewards
 
@@ -498,8 +467,8 @@ class VLMTrainerMixin:
         """TRL's; of trajectories with the messages of all turns, the mask of their tokens, and their numbers."""
         output = super()._generate(prompts)
         current = self.current
-        if self.off_policy is not None and self.model.training:
-            self.off_policy.correct_lengths(output[1], current.demonstrations, self._metrics["train"])
+        if self.model.training:
+            self.algorithm.correct_lengths(output[1], current.demonstrations, self._metrics["train"])
         if self.multi_turn is None:
             return output
         completions = [trajectory.completion() for trajectory in current.trajectories]
@@ -542,13 +511,13 @@ class VLMTrainerMixin:
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
         """Return the (all B, F) rewards of completions; rewards see images, and turns with what the prompt began."""
         current = self.current or CurrentRollout()
-        given = RewardInputs(inputs, *with_hints(prompts, completions, current.hints))
+        given = RewardInputs(inputs, *without_hints(prompts, completions, current.hints))
         if not self._is_stock:
             given = self.scorer.inputs_of(current, given, ids)
         elif getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
             given = self.scorer.inputs_of_text(current, given, ids)
         current.rewards = super()._calculate_rewards(*given, ids)
-        if self.advantages.needs_greedy and self.model.training:
+        if self.algorithm.config.needs_greedy and self.model.training:
             current.greedy_rewards = self._score_greedy(given)
         if not self._is_stock:
             self.scorer.write(self.state.global_step, current, inputs)
@@ -572,35 +541,33 @@ class VLMTrainerMixin:
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in encoded], device=table.device)
 
-    def _assign_credit(self, batch: RolloutBatch) -> None:
-        """Put the algorithm's advantages in place of TRL's."""
-        if not self.model.training:
-            return
-        mask, recipe = batch.loss_mask, self.recipe
-        needs_old = self.kl.coefficient or (recipe is not None and (recipe.credit or recipe.choice))
-        old = self._old_logprobs(batch) if needs_old else None
-        penalties = self._kl_penalties(batch, old.logps) if self.kl.coefficient else None
-        if recipe is not None and not recipe.has_ratio:
+    def _assign_advantages(self, rows: list[dict[str, Any]], batch: RolloutBatch) -> ScoredRollout:
+        """Put the algorithm's advantages in place of TRL's, and return what its last hook takes."""
+        current, algorithm = self.current, self.algorithm
+        rollout = ScoredRollout(
+            rows=rows,
+            batch=batch,
+            rewards=current.rewards,
+            totals=self.scorer.total(current.rewards),
+            step=self.state.global_step,
+            metrics=self._metrics["train"],
+            demonstrations=current.demonstrations,
+            greedy_rewards=current.greedy_rewards,
+        )
+        if self.kl.coefficient or algorithm.needs_old_logps:
+            old = self._old_logprobs(batch)
+            rollout.old_logps, rollout.values = old.logps, old.values
+        if self.kl.coefficient:
+            rollout.penalties = self._kl_penalties(batch, rollout.old_logps)
+        if not algorithm.config.uses_ratio:
             batch.old_logps = None
-        rewards = self.scorer.total(self.current.rewards)
+        advantages = algorithm.advantages(rollout)
         if self.critic is not None:
-            credit = self.critic.credit(self.ranks.local_rows(rewards, len(batch)), old.values, mask, penalties)
-            batch.values, batch.returns = credit.values, credit.returns
-            found = Advantages(credit.advantages, credit.mask)
-            if not math.isnan(credit.explained_variance):
-                self._add_metrics({"explained_variance": credit.explained_variance})
             self.critic.clear()
-        else:
-            found = self.advantages.estimate(rewards, mask, penalties, self.current.greedy_rewards)
-        if found is not None:
-            self._set_advantages(batch, found)
-        if recipe is not None and recipe.choice is not None:
-            local = batch.advantages[:, None].expand_as(mask)
-            chosen = self.advantages.token_mask(local, old.logps, mask, self.state.global_step)
-            if recipe.drops_chosen:
-                batch.advantages = local.masked_fill(chosen, 0.0)
-            else:
-                batch.token_mask = chosen
+        if advantages is not None:
+            self._set_advantages(batch, advantages)
+        algorithm.mask_tokens(rollout)
+        return rollout
 
     def _set_advantages(self, batch: RolloutBatch, advantages: Advantages) -> None:
         """Put advantages of all processes in place of TRL's in the rollout and in what is logged."""
@@ -730,23 +697,24 @@ class VLMTrainerMixin:
         loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
         if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
             correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
-        if self.sft_loss is None or not self.model.training:
-            return loss
-        number = self._step - self.retry.start.micro_step
-        place = MicroStep(self.state.global_step, number, self.current_gradient_accumulation_steps)
+        return self._with_extra_loss(model, loss, batch) if self.model.training else loss
+
+    def _with_extra_loss(self, model: nn.Module, loss: Tensor, batch: RolloutBatch) -> Tensor:
+        index = self._step - self.retry.start.micro_step
+        place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
         def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *given: Any) -> Tensor:
             return self._score(model, ScoredRows(prompts, anywhere), *given).logps
 
-        loss, logs = self.sft_loss.add(loss, score, batch, place)
+        loss, logs = self.algorithm.extra_loss(loss, batch, place, score)
         self._add_metrics(logs)
         return loss
 
     def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
-        if self.policy_loss is None:
+        if self.algorithm.config.uses_trl_loss:
             return super()._compute_loss(model, batch.to_trl_dict())
         scores = self._score_batch(model, batch, self._rows, None, True)
-        losses, logs = self.policy_loss(scores, batch)
+        losses, logs = self.algorithm.policy_loss(batch, scores)
         self._add_metrics(logs)
         return self._average(losses, batch.loss_mask, batch)
 
@@ -754,7 +722,7 @@ class VLMTrainerMixin:
         self.critic.clear()
         is_warming_up = self.critic.is_warming_up(self.state.global_step)
         policy = self._loss_of_policy(model, batch)
-        losses, mask = self.critic.losses(batch)
+        losses, mask = self.algorithm.value_loss(self.critic.take(), batch)
         self._add_metrics({"value_loss": self.ranks.masked_mean(losses, mask)})
         loss = self._average(losses, mask, batch)
         return loss + (0.0 * policy if is_warming_up else policy)
@@ -766,10 +734,10 @@ class VLMTrainerMixin:
 
     @property
     def _skips_zero_advantage(self) -> bool:
-        """Whether a row without advantage contributes nothing to the loss: no KL, no entropy term, no verdict."""
-        if not self.shared_prefix.is_on or self._is_stock or self.aux_loss_enabled or self.critic is not None:
+        """Whether a completion with advantage 0 contributes nothing to the loss: no KL, no entropy term."""
+        if not self.shared_prefix.is_on or self._is_stock or self.aux_loss_enabled:
             return False
-        if self.off_policy is not None and isinstance(self.off_policy.config, SRFT):
+        if not self.algorithm.skips_zero_advantage:
             return False
         kl_in_loss = self.beta != 0.0 and self._generates_logps  # RLOO has it in the reward
         needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
@@ -883,13 +851,12 @@ class VLMTrainerMixin:
 
     def _card(self, folder: Path) -> Card:
         adapters = getattr(self.model, "peft_config", {})
-        name = getattr(self.args, "algorithm", None)
-        recipe = find_algorithm(name) if name else None
+        name, config = configured_algorithm(self.args)
         return Card(
             path=self.args.hub_model_id or str(folder.parent if folder.name == PARTIAL else folder),
             base_model=str(getattr(self.model.config, "_name_or_path", "") or ""),
-            trainer=self._name if recipe is None else name,
-            method=f"{recipe.summary} ({recipe.paper})" if recipe else f"Method: arXiv:{self._paper['id']}.",
+            trainer=name or self._name,
+            method=f"{config.summary} ({config.paper})" if name else f"Method: arXiv:{self._paper['id']}.",
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
             settings=settings_of(self.args, self.accelerator.num_processes, next(iter(adapters.values()), None)),
             logs=self.state.log_history,
@@ -911,9 +878,9 @@ class VLMTrainerMixin:
         """TRL's, without the value head in what DeepSpeed gathered from parameters."""
         super()._save(output_dir, state_dict=without_value_head(state_dict))
 
-    def _json_states(self) -> list[KLController | SFTLoss]:
+    def _json_states(self) -> list[KLController | Algorithm]:
         """Return the parts whose state is a few numbers in a JSON file of a checkpoint."""
-        return [self.kl, *([self.sft_loss] if self.sft_loss is not None else [])]
+        return [self.kl, self.algorithm]
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The Trainer's, and the state of every part; the record of what was written comes last."""
@@ -923,7 +890,7 @@ class VLMTrainerMixin:
             state = part.state_dict()
             if state and self.args.process_index == 0:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(output_dir) / part.file, json.dumps(state) + "\n")
+                write_whole(Path(output_dir) / part.state_file, json.dumps(state) + "\n")
         if self.critic is not None:
             self.critic.save(output_dir)
         super()._save_rng_state(output_dir)
@@ -943,7 +910,7 @@ class VLMTrainerMixin:
         place = (self.args.process_index, self.encoder, self.accelerator.device)
         self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
         for part in self._json_states():
-            path = Path(checkpoint) / part.file
+            path = Path(checkpoint) / part.state_file
             if path.is_file():
                 part.load_state_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         path = self._left_over_path(checkpoint)

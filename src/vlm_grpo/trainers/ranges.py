@@ -66,7 +66,7 @@ BELOW_ONE = Interval(0, 1, is_high_excluded=True)
 SOME_SHARE = Interval(0, 1, is_low_excluded=True)
 
 RANGES: Mapping[str, Interval] = {
-    "num_generations": _whole(2),  # a recipe may allow 1
+    "num_generations": _whole(2),  # some algorithms allow 1
     **dict.fromkeys(("seed", "data_seed"), _whole(0, 2**32 - 1)),  # numpy takes no others
     "max_steps": _whole(1, also=(-1,)),
     "num_train_epochs": POSITIVE,

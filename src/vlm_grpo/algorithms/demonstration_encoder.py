@@ -1,32 +1,44 @@
-"""From an expert's answers to tokens, and the order in which they are drawn."""
+"""The tokens of demonstrations, and the order in which rows with demonstrations are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import IterableDataset
-from transformers import AutoTokenizer
 
 from vlm_grpo.answer_parser import remaining_turn
 from vlm_grpo.data.demonstrations import COLUMN, PLACES, ExpertAnswer, check_experts
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.rollouts.chat_template import ChatTemplate
 
+if TYPE_CHECKING:
+    from vlm_grpo.algorithms.algorithm import Algorithm
+
 
 @dataclass(frozen=True)
 class DemonstrationEncoder:
-    """The tokens of an answer after `opening`, with `end`, the token that ends a turn; at most `limit` of them."""
+    """Encodes demonstrations as completions.
+
+    Attributes:
+        tokenizer: of the model.
+        end: the token that ends a turn.
+        limit: most tokens of a demonstration.
+        opening: the text with which the chat template begins each turn of the assistant.
+    """
 
     tokenizer: Any
     end: int
     limit: int
-    opening: str = ""  # what the chat template writes of each answer
+    opening: str = ""
 
     def __call__(self, text: str) -> list[int]:
-        """Raises ValueError for a text that holds special tokens: the model would take them for its markup."""
+        """Return the tokens of a demonstration, with the end of the turn.
+
+        Raises:
+            ValueError: the text has special tokens, which the model would take for its markup.
+        """
         ids = self.tokenizer(remaining_turn(text, self.opening), add_special_tokens=False)["input_ids"]
         special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         found = special.intersection(ids)
@@ -35,7 +47,11 @@ class DemonstrationEncoder:
         return [*ids, self.end]
 
     def checked(self, answer: ExpertAnswer) -> list[int]:
-        """The same; a DataError names the place of a wrong or too long one, which a stream meets as it goes."""
+        """Return the tokens of a demonstration that may not have been validated yet, as in a stream.
+
+        Raises:
+            DataError: it is invalid or too long; the message names its file and line.
+        """
         check_experts([{COLUMN: answer.text, "where": answer.where}], self, self.limit)
         return self(answer.text)
 
@@ -43,13 +59,13 @@ class DemonstrationEncoder:
 def demonstration_encoder(
     processor: Any, ends: Sequence[int], limit: int, template_options: Mapping[str, Any] | None = None
 ) -> DemonstrationEncoder:
-    """The encoder for a tokenizer or processor.
+    """Return the encoder for a tokenizer or processor.
 
     Args:
-        processor: whose chat template says how a turn ends.
-        ends: tokens that end a completion; the template's last one of these, else the tokenizer's, ends an answer.
-        limit: most tokens of an answer.
-        template_options: of every rendering.
+        processor: its chat template says how a turn ends.
+        ends: tokens that end a completion; the last one that the template writes, else the tokenizer's, ends a turn.
+        limit: most tokens of a demonstration.
+        template_options: for every rendering.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     template = getattr(tokenizer, "chat_template", None) or getattr(processor, "chat_template", None)
@@ -66,13 +82,31 @@ def demonstration_encoder(
     return DemonstrationEncoder(tokenizer, found[-1] if found else tokenizer.eos_token_id, limit, opening)
 
 
-def check_answers(name: str, dataset: Any, model: Any, processor: Any, args: Any) -> None:
-    """Look at the answers of all training rows before the model is loaded; a stream's are looked at as it goes.
+def validate_demonstrations(
+    name: str | None, family: type[Algorithm], args: Any, *, rows: Any, demonstrations: Any, model: Any, processor: Any
+) -> None:
+    """Check the demonstrations that an algorithm needs before the model is loaded; a stream's are checked as they come.
+
+    Args:
+        name: of the algorithm.
+        family: its class.
+        args: of the training.
+        rows: of the training.
+        demonstrations: rows with questions of their own, or None.
+        model: as given to the trainer.
+        processor: as given to the trainer.
 
     Raises:
-        DataError: one is wrong or too long, or there is none.
+        ValueError: there are rows with questions of their own that the algorithm does not take.
+        DataError: a demonstration is invalid or too long, or there is none.
     """
-    if dataset is None or isinstance(dataset, IterableDataset):
+    from datasets import IterableDataset
+    from transformers import AutoTokenizer
+
+    if demonstrations is not None and not family.takes_demonstration_rows:
+        raise ValueError("demonstrations, rows with questions of their own, go with --algorithm chord alone")
+    dataset = rows if demonstrations is None else demonstrations
+    if not family.needs_demonstrations or dataset is None or isinstance(dataset, IterableDataset):
         return
     if processor is None:
         path = model if isinstance(model, str) else model.config._name_or_path
@@ -80,13 +114,13 @@ def check_answers(name: str, dataset: Any, model: Any, processor: Any, args: Any
     limit = args.max_completion_length
     tokenizer = getattr(processor, "tokenizer", processor)
     encoder = DemonstrationEncoder(tokenizer, tokenizer.eos_token_id, limit)
-    if not check_experts(answer_columns(dataset), encoder, limit):
+    if not check_experts(demonstration_columns(dataset), encoder, limit):
         expected = f"rows with a column {COLUMN} for --algorithm {name}, or --expert_data_file_paths"
         raise DataError([Problem("the training data", COLUMN, "no row has an expert's answer", expected)])
 
 
-def answer_columns(dataset: Any) -> Iterable[Mapping[str, Any]]:
-    """The rows of a data set, with as few columns as are needed for the expert's answers."""
+def demonstration_columns(dataset: Any) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a dataset with only the columns that demonstrations need."""
     if dataset.format["type"] == "custom":
         return dataset
     if COLUMN not in dataset.column_names:
@@ -95,7 +129,7 @@ def answer_columns(dataset: Any) -> Iterable[Mapping[str, Any]]:
 
 
 class DemonstrationStream:
-    """An endless order of rows, each pass over them shuffled anew; `position` rows have been taken."""
+    """An endless order of rows that is reshuffled in every pass; `position` is the number of rows taken."""
 
     def __init__(self, rows: Sequence[int], seed: int) -> None:
         self.rows = list(rows)
@@ -103,7 +137,7 @@ class DemonstrationStream:
         self.position = 0
 
     def take(self, count: int) -> list[tuple[int, int]]:
-        """The next row numbers, each with the number of its pass."""
+        """Return the next row numbers, each with the number of its pass."""
         taken = [self._at(place) for place in range(self.position, self.position + count)]
         self.position += count
         return taken
@@ -113,20 +147,20 @@ class DemonstrationStream:
         order = np.random.default_rng([self.seed, number]).permutation(len(self.rows))
         return self.rows[order[inside]], number
 
-    def state(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
+    def state_dict(self) -> dict[str, int]:
+        """Return what a checkpoint must hold."""
         return {"position": self.position, "rows": len(self.rows), "seed": self.seed}
 
-    def restore(self, state: Mapping[str, int], where: str) -> None:
-        """Go on where a checkpoint was written.
+    def load_state_dict(self, state: Mapping[str, int], where: str) -> None:
+        """Continue from a checkpoint.
 
         Raises:
-            ValueError: it was written with other rows or another seed, so that the order would not go on.
+            ValueError: it was written with other rows or another seed, so that the order would be another one.
         """
-        now = self.state()
+        now = self.state_dict()
         changed = [f"{name} {state[name]}, now {now[name]}" for name in ("rows", "seed") if state[name] != now[name]]
         if changed:
             raise ValueError(
-                f"{where}: the expert's answers were drawn with {'; '.join(changed)}: resume with the former"
+                f"{where}: the demonstrations were drawn with {'; '.join(changed)}: resume with the original values"
             )
         self.position = state["position"]
