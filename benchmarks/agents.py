@@ -39,10 +39,10 @@ def opened_rows(processor: Any, images: Path, count: int, seed: int) -> tuple[li
     from vlm_grpo.envs.pick_image import PickImage, repeatable_episodes
     from vlm_grpo.rollouts.env_pool import EnvPool
 
-    stage = EnvPool([], lambda: PickImage(data_root=str(images), fixed_correct_index=-1))
-    stage.choose_protocols("auto", processor.chat_template)
-    episodes, rows = stage.begin(list(islice(repeatable_episodes(seed), count)))
-    return rows, [episode.environment for episode in episodes]
+    env_pool = EnvPool([], lambda: PickImage(data_root=str(images), fixed_correct_index=-1))
+    env_pool.choose_tool_parsers("auto", processor.chat_template)
+    trajectories, rows = env_pool.start(list(islice(repeatable_episodes(seed), count)))
+    return rows, [trajectory.environment for trajectory in trajectories]
 
 
 def corpus(images: Path) -> list[str]:

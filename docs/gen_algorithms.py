@@ -73,7 +73,6 @@ The trainer calls the hooks in this order:
 |---|---|---|
 | `hints(rows, step)` | before sampling | text that the completions of each row begin with |
 | `demonstrations(rows, step)` | before sampling | tokens of the rows that are not sampled |
-| `correct_lengths(...)` | after sampling | the logged statistics of lengths |
 | `advantages(rollout)` | when rewards are known | advantages of all completions or tokens; None is TRL's |
 | `mask_tokens(rollout)` | with advantages set | `rollout.batch.token_mask`, or changed advantages |
 | `finish(rollout)` | end of the rollout | `rollout.batch`, such as replaced completions |

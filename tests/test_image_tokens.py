@@ -125,7 +125,7 @@ SPACES = {
 def test_a_right_box_in_the_familys_space_has_iou_1(family: str, folder_of: Any):
     encoder = PromptEncoder(AutoProcessor.from_pretrained(folder_of(family)), {})
     (sample,) = encoder.encode([{"prompt": user("where"), "images": [picture(0, *SCREEN)]}])
-    facts, space = encoder.facts(sample), answer_space(MODEL_TYPES.get(family, family), None)
+    facts, space = encoder.image_facts(sample), answer_space(MODEL_TYPES.get(family, family), None)
     assert space == next((name for name, families in SPACES.items() if family in families), "original")
     if space == "resized":
         ((width, height),) = facts["processed_sizes"]

@@ -25,7 +25,7 @@ def row(number: int) -> Row:
     return {"id": number, "image": f"{number}.png", "conversations": turns("<image>Which?", str(number))}
 
 
-def with_turns(*values: Any) -> Callable[[Row], Row]:
+def add_turns(*values: Any) -> Callable[[Row], Row]:
     """The row with a question and an answer of these values."""
     return lambda good: {**good, "conversations": turns(*values)}
 
@@ -43,11 +43,11 @@ WITH = {
 }
 ODD_ROWS: list[Callable[[Row], Any]] = [
     *(lambda good, name=name, value=value: {**good, name: value} for name, values in WITH.items() for value in values),
-    with_turns("<image><image>", "1"),
-    with_turns("no image", "1"),
-    with_turns("<image>", ""),
-    with_turns("<image>", None),
-    with_turns("<image>", {"a": [1]}),
+    add_turns("<image><image>", "1"),
+    add_turns("no image", "1"),
+    add_turns("<image>", ""),
+    add_turns("<image>", None),
+    add_turns("<image>", {"a": [1]}),
     *(lambda good, value=value: value for value in ([1], 5, None, "x", {}, {"question": "q", "answer": "a"})),
     *(
         lambda good, value=value: {"question": "<image>q", "image": "0.png", "answer": value}

@@ -51,7 +51,7 @@ def built(tiny_model: Path, tmp_path: Path, *words: str) -> Any:
 
 
 def environment_of(trainer: Any) -> Any:
-    return trainer.env_pool._idle[None][0]
+    return trainer.env_pool.idle[None][0]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
@@ -90,13 +90,13 @@ def test_environment_options(data: list[str], tiny_model: Path, tmp_path: Path):
     both = ("--environment", OWN, "visual_crop")
     options = json.dumps({"visual_crop": {"max_crops": 7}})
     trainer = built(tiny_model, tmp_path, *both, *data, "--environment_options", options)
-    assert trainer.env_pool._idle["visual_crop"][0].max_crops == 7
-    assert trainer.env_pool._idle[OWN][0].limit == 9
+    assert trainer.env_pool.idle["visual_crop"][0].max_crops == 7
+    assert trainer.env_pool.idle[OWN][0].limit == 9
 
 
 def test_rows_choose_among_several(data: list[str], tiny_model: Path, tmp_path: Path):
     trainer = built(tiny_model, tmp_path, "--environment", OWN, "visual_crop", *data)
-    episodes, _ = trainer.env_pool.begin(list(trainer.train_dataset))
+    episodes, _ = trainer.env_pool.start(list(trainer.train_dataset))
     assert [type(episode.environment).__name__ for episode in episodes] == ["Gallery", "VisualCrop"]
 
 
@@ -104,9 +104,9 @@ def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Pa
     words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_format", "tags")
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data, *words)
     assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (3, 1.5)  # what they do: test_playing.py
-    assert isinstance(trainer._stage._protocols[None], TagToolParser)
+    assert isinstance(trainer.env_pool.tool_parsers[None], TagToolParser)
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data)
-    assert isinstance(trainer._stage._protocols[None], HermesToolParser)
+    assert isinstance(trainer.env_pool.tool_parsers[None], HermesToolParser)
 
 
 def test_rewards_go_beside_the_environment(data: list[str], tiny_model: Path, tmp_path: Path):

@@ -75,7 +75,7 @@ def rollout(step: int = 1, count: int = 2, text: str = "<answer>3</answer>", **c
         "rewards": {"accuracy": [float(n % 2) for n in range(count)], "iou": [math.nan] * count},
         "advantages": [0.5, -0.5] * (count // 2),
         "lengths": [5] * count,
-        "is_cut": [False] * count,
+        "is_truncated": [False] * count,
     }
     return LoggedRollout(**{**fields, **changes})
 
@@ -146,11 +146,11 @@ def test_the_gallery_keeps_the_newest_and_evenly_spread_older_groups():
 
 
 def test_a_group_says_what_the_rollout_was():
-    (group,), images = groups_of(rollout(is_cut=[False, True]), 2, {"accuracy": 2.0, "iou": 1.0})
+    (group,), images = groups_of(rollout(is_truncated=[False, True]), 2, {"accuracy": 2.0, "iou": 1.0})
     assert (group["prompt"], group["truth"], group["of"], group["step"]) == ("How many?", "3", 2, 1)
     wrong, right = group["completions"]
     assert wrong["rewards"] == {"accuracy": 0.0, "iou": None} and (wrong["reward"], right["reward"]) == (0.0, 2.0)
-    assert (wrong["advantage"], right["advantage"], right["is_cut"]) == (0.5, -0.5, True)
+    assert (wrong["advantage"], right["advantage"], right["is_truncated"]) == (0.5, -0.5, True)
     assert list(images) == group["images"] and size_of(*images.values()) == (84, 56)
 
 
@@ -198,7 +198,12 @@ def test_a_process_finds_its_own_part_of_what_was_gathered():
     )
     found = local_rollout([{}, {}], [[], []], output, logs, [2, 0], SampleLocation(step=8, rank=1, world=2))
     assert (found.completions, found.rewards) == (["C", "D"], {"accuracy": [3.0, 4.0]})
-    assert (found.lengths, found.is_cut, found.advantages, found.step) == ([2, 3], [False, True], [0.25, -0.25], 8)
+    assert (found.lengths, found.is_truncated, found.advantages, found.step) == (
+        [2, 3],
+        [False, True],
+        [0.25, -0.25],
+        8,
+    )
     assert found.first(1).completions == ["C"] and found.first(1).rewards == {"accuracy": [3.0]}
 
 

@@ -84,8 +84,8 @@ def test_generate_greedy_reports_truncation(tiny: tuple, rows: Any):
     model = Scripted(seven, seven, ends=tiny[1].tokenizer.eos_token_id)
     (completion,) = generate_greedy(model, tiny[1], rows.select([0]), max_completion_length=2)
     assert completion[:3] == ("77", 2, True)
-    assert model.given["do_sample"] is False
-    assert model.given["repetition_penalty"] == 1.0
+    assert model.given["generation_config"].do_sample is False
+    assert model.given["generation_config"].repetition_penalty == 1.0
 
 
 def test_generate_greedy_leaves_mode_and_random_state_alone(tiny: tuple, rows: Any):

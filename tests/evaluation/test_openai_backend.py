@@ -195,7 +195,7 @@ def test_evaluate_through_a_server_goes_on_after_a_failure(
 
     with serving(answer) as (url, seen):
         assert main(words(url, digits, tmp_path / "out", "--concurrency", "1", "--retries", "0")) == 1
-        assert "the same command goes on" in capsys.readouterr().err
+        assert "run the same command to resume" in capsys.readouterr().err
         assert not (tmp_path / "out" / "results.json").exists()
         before = len(seen)
         assert main(words(url, digits, tmp_path / "out", "--concurrency", "2")) == 0

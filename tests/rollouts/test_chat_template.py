@@ -71,7 +71,7 @@ def test_a_prompt_of_plain_text_may_end_in_a_thought():
     ],
 )
 def test_a_turn_that_the_row_begins_continues_the_opening(name: str, row: str, begun: str):
-    assert template(name).opening([said("user", "What?"), said("assistant", row)]).by_row == begun
+    assert template(name).opening([said("user", "What?"), said("assistant", row)]).from_row == begun
 
 
 @pytest.mark.parametrize("name", [*VISION, "glm4v"])
@@ -91,5 +91,5 @@ def test_all_text_is_shown_and_nothing_is_printed_as_a_list(name: str):
 
 def test_shape_is_blocks_wherever_they_are_shown():
     messages = [said("system", "Be brief."), said("user", "What?")]
-    assert template("qwen3_vl").shaped(messages) == messages
-    assert template("glm4v").shaped(messages) == [{"role": "system", "content": "Be brief."}, messages[1]]
+    assert template("qwen3_vl").normalize(messages) == messages
+    assert template("glm4v").normalize(messages) == [{"role": "system", "content": "Be brief."}, messages[1]]

@@ -256,7 +256,7 @@ def test_episodes_end(options: dict, scripts: Any, turns: int, calls: int, tiny_
 
 def test_a_turn_that_was_cut_off_ends_the_episode(tiny_model: Path, tmp_path: Path):
     trainer = build("grpo", tiny_model, tmp_path, scripts=None)
-    scripted_turns(trainer, ((READ, "end"),), is_cut=lambda row, turn: turn == 0)
+    scripted_turns(trainer, ((READ, "end"),), is_truncated=lambda row, turn: turn == 0)
     rollout(trainer)
     assert trainer._metrics["train"]["episodes/turns"] == [1]
     assert trainer._metrics["train"]["episodes/calls"] == [0]
@@ -283,11 +283,11 @@ def test_errors_are_shown_to_the_model(said: str, told: str, tiny_model: Path, t
     assert trainer._metrics["train"]["episodes/failed_calls"] == [1]
     if "did not end" in told:  # the environment is still busy: the episode is over
         assert len(completion) == 1
-        assert len(trainer.env_pool._idle[None]) == 0
+        assert len(trainer.env_pool.idle[None]) == 0
     else:
         assert completion[1]["content"].startswith(told)
         assert completion[-1]["content"] == "end"
-        assert len(trainer.env_pool._idle[None]) == 4
+        assert len(trainer.env_pool.idle[None]) == 4
 
 
 def test_calls_of_a_turn_run_side_by_side(tiny_model: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlm_grpo.rollouts.batch import RolloutBatch, prompt_groups
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.shared_prefix.batching import divide
+from vlm_grpo.shared_prefix.batching import split_into_forwards
 
 
 def alone(wanted: int, groups: int) -> tuple[int, int]:
@@ -39,9 +39,17 @@ def test_shuffling_keeps_groups_whole_and_columns_together():
 def test_forwards_hold_whole_groups_within_the_budget():
     prompts = [EncodedPrompt([0] * length, str(length)) for length in (10, 20, 30, 40)]
     samples = [prompt for prompt in prompts for _ in range(2)]
-    assert divide(samples, [5] * 8, 100, alone) == [[0, 1, 2, 3, 4, 5], [6, 7]]  # 20 + 30 + 40 and 50 tokens
-    assert divide(samples, [5] * 8, 1000, alone) == [list(range(8))]
-    assert divide(samples, [5] * 8, 30, alone) == [[0, 1], [2, 3], [4, 5], [6, 7]]  # two of them are too long
+    assert split_into_forwards(samples, [5] * 8, 100, alone) == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7],
+    ]  # 20 + 30 + 40 and 50 tokens
+    assert split_into_forwards(samples, [5] * 8, 1000, alone) == [list(range(8))]
+    assert split_into_forwards(samples, [5] * 8, 30, alone) == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]  # two of them are too long
 
 
 def test_all_processes_run_equally_many_forwards():
@@ -50,13 +58,17 @@ def test_all_processes_run_equally_many_forwards():
         for prompt in (EncodedPrompt([0], "a"), EncodedPrompt([1], "b"), EncodedPrompt([2], "c"))
         for _ in range(2)
     ]
-    assert len(divide(samples, [5] * 6, 1000, lambda wanted, groups: (2, groups))) == 2  # another process needs two
-    assert len(divide(samples, [5] * 6, 1, lambda wanted, groups: (wanted, 2))) == 2  # another one has two groups
+    assert (
+        len(split_into_forwards(samples, [5] * 6, 1000, lambda wanted, groups: (2, groups))) == 2
+    )  # another process needs two
+    assert (
+        len(split_into_forwards(samples, [5] * 6, 1, lambda wanted, groups: (wanted, 2))) == 2
+    )  # another one has two groups
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 120))
 def test_every_row_is_in_one_forward_and_no_forward_is_too_long_without_need(lengths: list[int], budget: int):
     samples = [EncodedPrompt([0] * length, "") for length in lengths]
-    forwards = divide(samples, [1] * len(samples), budget, alone)
+    forwards = split_into_forwards(samples, [1] * len(samples), budget, alone)
     assert [row for forward in forwards for row in forward] == list(range(len(samples)))
     assert all(len(forward) == 1 or sum(lengths[row] + 1 for row in forward) <= budget for forward in forwards)

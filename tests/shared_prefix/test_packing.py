@@ -11,7 +11,7 @@ from torch import nn
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.shared_prefix.attention import attention
-from vlm_grpo.shared_prefix.flex_attention import packed_attention, try_out
+from vlm_grpo.shared_prefix.flex_attention import check_kernel, packed_attention
 from vlm_grpo.shared_prefix.packing import Group, Layout, pack
 
 
@@ -22,7 +22,7 @@ def straight(sample: EncodedPrompt) -> torch.Tensor:
 def test_a_packed_row_repeats_the_last_prompt_token_before_every_completion():
     one, two = EncodedPrompt([1, 2, 3], "one"), EncodedPrompt([7, 8], "two")
     packed = pack([one, one, two, one], [[10, 11], [12], [20, 21, 22], []], straight)
-    assert packed.samples == [one, two]
+    assert packed.prompts == [one, two]
     #                                 prompt  completion  completion    prompt and completion
     assert packed.input_ids.tolist() == [[1, 2, 3, 10, 3, 7, 8, 20, 21]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3]]
@@ -56,7 +56,7 @@ def test_mrope_positions_continue_after_the_last_one_in_all_three_dimensions():
 def test_blank_prompts_stand_at_the_end_and_predict_nothing():
     sample, blank = EncodedPrompt([1, 2], "one"), EncodedPrompt([8, 9], "blank")
     packed = pack([sample], [[10]], straight, [blank])
-    assert packed.samples == [sample, blank]
+    assert packed.prompts == [sample, blank]
     assert packed.layout.groups[1] == Group(2, 1, ())
     assert packed.labels.tolist() == [[10]]
 
@@ -122,7 +122,7 @@ def test_a_kernel_is_tried_with_its_backward_also_where_gradients_are_off(gradie
         return kernel(*tensors, **options).detach()
 
     with gradients():
-        try_out(kernel, torch.device("cpu"))
+        check_kernel(kernel, torch.device("cpu"))
         assert len(ran) == 1
         with pytest.raises(RuntimeError):
-            try_out(without_backward, torch.device("cpu"))
+            check_kernel(without_backward, torch.device("cpu"))

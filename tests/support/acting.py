@@ -9,11 +9,14 @@ more turns: a process whose episodes are over waits for the other.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tests.support.environments import call
 from vlm_grpo.cli import train
-from vlm_grpo.trainers.base import VLMTrainerMixin
+from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, GenerateTurns, MultiTurnRollout
+from vlm_grpo.rollouts.trajectory import Trajectory
 
 PICTURES = [call("look", color=color, side=56 + 28 * n) for n, color in enumerate(("red", "green", "blue"))]
 
@@ -24,21 +27,31 @@ def script(question: str, row: int) -> list[str]:
     return [*looks, f"I saw {len(looks)}" + "." * row]
 
 
-def next_turns(self: Any, episodes: list[Any], room: int) -> list[list[int]]:
-    """As the trainer generates them, with scripted words in their place."""
-    generated = sample(self, episodes, room)
-    assert len(generated) == len(episodes)
-    tokenizer = self.processing_class.tokenizer
-    said = []
-    for episode in episodes:
-        row = next(n for n, each in enumerate(self.current.trajectories) if each is episode) % 4
-        text = script(str(episode.prompt.messages), row)[episode.turns]
-        said.append([*tokenizer(text, add_special_tokens=False)["input_ids"], self.eos_token_ids[0]])
-    return said
+def run(
+    self: MultiTurnRollout,
+    trajectories: Sequence[Trajectory],
+    prompts: Sequence[EncodedPrompt],
+    facts: Mapping[str, Any],
+    limits: EpisodeLimits,
+    generate: GenerateTurns,
+    any_rank: Callable[[bool], bool],
+) -> None:
+    """As the package runs trajectories, with scripted words in place of the generated ones."""
+
+    def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
+        assert len(generate(active, room)) == len(active)
+        turns = []
+        for trajectory in active:
+            row = next(n for n, each in enumerate(trajectories) if each is trajectory) % 4
+            text = script(str(trajectory.prompt.messages), row)[trajectory.num_turns]
+            turns.append([*self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token_id])
+        return turns
+
+    run_generated(self, trajectories, prompts, facts, limits, next_turns, any_rank)
 
 
-sample = VLMTrainerMixin._next_turns
+run_generated = MultiTurnRollout.run
 
 if __name__ == "__main__":
-    VLMTrainerMixin._next_turns = next_turns
+    MultiTurnRollout.run = run
     sys.exit(train.main())

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from vlm_grpo.envs.tool_parser import make_tool_call_str
 
@@ -35,8 +36,9 @@ class Speaker(torch.nn.Module):
         self.config = SimpleNamespace(model_type="qwen2_5_vl")
         self.given: list[dict[str, Any]] = []
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, pad_token_id: int, **given: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, generation_config: GenerationConfig, **given: Any) -> Tensor:
         """The prompts (B, P) with a turn each."""
+        max_new_tokens, pad_token_id = generation_config.max_new_tokens, generation_config.pad_token_id
         sizes = {"width": input_ids.size(1), "most": max_new_tokens}
         self.given.append({"prompts": self.tokenizer.batch_decode(input_ids), **sizes, **given})
         said = [self._turn(prompt)[:max_new_tokens] for prompt in self.given[-1]["prompts"]]

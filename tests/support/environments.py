@@ -84,22 +84,27 @@ def call(name: str, **arguments: Any) -> str:
 
 
 def scripted_turns(
-    trainer: Any, scripts: Sequence[Sequence[str]], is_cut: Callable[[int, int], bool] = lambda row, turn: False
+    trainer: Any, scripts: Sequence[Sequence[str]], is_truncated: Callable[[int, int], bool] = lambda row, turn: False
 ) -> None:
     """Let row b of every rollout say `scripts[b][0]`, then `scripts[b][1]`, ...; the last turn again and again.
 
-    `is_cut(row, turn)` leaves a turn's end out.
+    `is_truncated(row, turn)` leaves a turn's end out.
     """
     tokenizer, end = trainer.processing_class.tokenizer, trainer.eos_token_ids[0]
 
-    def next_turns(episodes: list[Any], room: int) -> list[list[int]]:
-        said = []
-        for episode in episodes:
-            row = next(n for n, each in enumerate(trainer.current.trajectories) if each is episode)
-            script = scripts[row % len(scripts)]
-            text = script[min(episode.turns, len(script) - 1)]
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            said.append(ids if is_cut(row, episode.turns) else [*ids, end])
-        return said
+    run = trainer.multi_turn.run
 
-    trainer._next_turns = next_turns
+    def scripted(trajectories: list[Any], prompts: list[Any], facts: Any, limits: Any, generate: Any, any_rank: Any):
+        def next_turns(active: list[Any], room: int) -> list[list[int]]:
+            turns = []
+            for trajectory in active:
+                row = next(n for n, each in enumerate(trajectories) if each is trajectory)
+                script = scripts[row % len(scripts)]
+                text = script[min(trajectory.num_turns, len(script) - 1)]
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                turns.append(ids if is_truncated(row, trajectory.num_turns) else [*ids, end])
+            return turns
+
+        return run(trajectories, prompts, facts, limits, next_turns, any_rank)
+
+    trainer.multi_turn.run = scripted

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
 from vlm_grpo.cli import train
-from vlm_grpo.trainers import base
+from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.transformers import TransformersEngine
+from vlm_grpo.trainers.base import VLMTrainerMixin
 
 ON_CPU = "TEST_FSDP_ON_CPU"  # set in the environment of runs that shall shard
 GENERATIONS = 4
@@ -28,18 +33,37 @@ def scripted(prompt: list[int], row: int) -> list[int]:
     return [TEXT_TOKENS[(len(prompt) + 31 * turn + 7 * place) % len(TEXT_TOKENS)] for place in range(2 + turn)]
 
 
-def replace_completions(kind: type) -> None:
-    """Let the pipeline of both trainers generate, and then put scripted completions in place of the sampled ones."""
+def scripted_of(prompts: Sequence[EncodedPrompt]) -> Generation:
+    """Return a scripted completion of each prompt: row i of those that continue a prompt differs from the others."""
+    counts: Counter[int] = Counter()
+    ids = []
+    for prompt in prompts:
+        ids.append(scripted(prompt.input_ids, counts[id(prompt)]))
+        counts[id(prompt)] += 1
+    return Generation(ids)
 
-    sample = kind._generate_single_turn
 
-    def generate(self: Any, prompt_ids: list[list[int]], *rest: Any, **options: Any) -> Any:
-        output = sample(self, prompt_ids, *rest, **options)
+def replace_completions() -> None:
+    """Let the engine generate, and then put scripted completions in place of the sampled ones."""
+    sample = TransformersEngine.generate
+
+    def generate(self: TransformersEngine, prompts: Sequence[EncodedPrompt], **options: Any) -> Generation:
+        sample(self, prompts, **options)
+        return scripted_of(prompts)
+
+    TransformersEngine.generate = generate
+
+
+def check_memory_after_rollouts() -> None:
+    """Let each rollout be followed by a look at what the process holds."""
+    roll_out = VLMTrainerMixin._generate_and_score_completions
+
+    def checked(self: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = roll_out(self, rows)
         check_memory(self)
-        completions = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
-        return (completions, *output[1:]) if isinstance(output, tuple) else completions
+        return batch
 
-    kind._generate_single_turn = generate
+    VLMTrainerMixin._generate_and_score_completions = checked
 
 
 def check_memory(trainer: Any) -> None:
@@ -65,5 +89,6 @@ def shard_on_cpu() -> None:
 if __name__ == "__main__":
     if ON_CPU in os.environ:
         shard_on_cpu()
-    replace_completions(base.VLMTrainerMixin)
+    replace_completions()
+    check_memory_after_rollouts()
     sys.exit(train.main())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from PIL import Image
+
+from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.logged_rollout import LoggedRollout
 
 WORDS = "what color is the shape "
 
@@ -69,3 +73,23 @@ def differences(first: Any, second: Any) -> dict[str, float]:
                 logs = max(logs, abs(value - other[name]) / (1 + abs(value)))
     pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
     return {"logs": logs, "weights": max((a - b).abs().max().item() for a, b in pairs)}
+
+
+def scripted_completions(trainer: Any, texts: Sequence[str]) -> Any:
+    """Let the trainer's engine complete row b of every call with text b, and return the trainer."""
+    words = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    ids = [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in texts]
+
+    def generate(prompts: Sequence[Any], **options: Any) -> Generation:
+        return Generation([ids[row % len(ids)] for row in range(len(prompts))])
+
+    trainer.engine.generate = generate
+    return trainer
+
+
+def rewards_of(trainer: Any, texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+    """Return the rewards of these completions of the first prompt, by reward; a step is trained on them."""
+    rollouts: list[LoggedRollout] = []
+    trainer.watch_rollout = rollouts.append
+    scripted_completions(trainer, texts).train()
+    return rollouts[0].rewards

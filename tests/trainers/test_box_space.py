@@ -63,7 +63,7 @@ def test_the_box_is_where_the_model_sees_the_object(
     set_pixel_limits(processor, None, max_pixels)
     encoder = PromptEncoder(processor, {})
     (sample,) = encoder.encode([data])
-    facts = encoder.facts(sample)
+    facts = encoder.image_facts(sample)
     assert facts["image_sizes"] == [(560, 252)]
     sizes = (facts["image_sizes"][0], facts["processed_sizes"][0])
 

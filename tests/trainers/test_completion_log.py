@@ -73,5 +73,5 @@ def test_environment_decides(tmp_path: Path):
     with pytest.raises(ValueError, match="DEBUG_MODE=true needs LOG_PATH"):
         debug_log({"DEBUG_MODE": "true"}, 0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="the folder cannot be made"):
+    with pytest.raises(ValueError, match="the folder cannot be created"):
         debug_log({"DEBUG_MODE": "true", "LOG_PATH": str(tmp_path / "file" / "d.txt")}, 0)

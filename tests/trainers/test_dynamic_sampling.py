@@ -92,7 +92,7 @@ def test_a_rollout_of_groups_that_all_vary_is_that_of_the_plain_run(tiny_model: 
     plain.train()
     trainer = build(tiny_model, tmp_path, vary, max_steps=2)
     trainer.train()
-    assert trainer.dynamic_sampler.left_over is None and trainer.dynamic_sampler.drawn == 0
+    assert trainer.dynamic_sampler.left_over is None and trainer.dynamic_sampler.num_drawn == 0
     assert differences(plain, trainer)["weights"] < 1e-5
 
 
@@ -101,7 +101,7 @@ def test_the_cap_ends_in_a_warning(tiny_model: Path, tmp_path: Path, caplog: pyt
         trainer = build(tiny_model, tmp_path, nothing, dynamic_sampling=2)
         (batch,) = batches_of(trainer)
     assert "after 2 rounds 3 groups of a rollout still have equal rewards" in caplog.text
-    assert trainer.dynamic_sampler.drawn == 6 and len(batch["advantages"]) == 12 and not batch["advantages"].any()
+    assert trainer.dynamic_sampler.num_drawn == 6 and len(batch["advantages"]) == 12 and not batch["advantages"].any()
 
 
 def test_one_reward_may_decide(tiny_model: Path, tmp_path: Path):
@@ -113,9 +113,9 @@ def test_one_reward_may_decide(tiny_model: Path, tmp_path: Path):
     rewards = [for_the_first, other]
     trainer = build(tiny_model, tmp_path, rewards, dynamic_sampling_reward="for_the_first", max_steps=4)
     trainer.train()
-    drawn, trainer = trainer.dynamic_sampler.drawn, build(tiny_model, tmp_path, rewards, max_steps=4)
+    drawn, trainer = trainer.dynamic_sampler.num_drawn, build(tiny_model, tmp_path, rewards, max_steps=4)
     trainer.train()
-    assert drawn > 0 and trainer.dynamic_sampler.drawn == 0
+    assert drawn > 0 and trainer.dynamic_sampler.num_drawn == 0
 
 
 def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_path: Path):
@@ -126,7 +126,10 @@ def test_a_resumed_run_goes_on_with_what_was_left_over(tiny_model: Path, tmp_pat
     step = next(n for n, content in enumerate(held, 1) if content["left_over"] is not None and content["drawn"])
     again = build(tiny_model, tmp_path / "again", **options)
     again.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
-    assert differences(whole, again)["weights"] == 0.0 and again.dynamic_sampler.drawn == whole.dynamic_sampler.drawn
+    assert (
+        differences(whole, again)["weights"] == 0.0
+        and again.dynamic_sampler.num_drawn == whole.dynamic_sampler.num_drawn
+    )
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_mixed_batch_scores_and_answers_each_row_as_if_it_were_alone(family: s
     model, processor = loaded(folder_of(family))
     encoder = PromptEncoder(processor, {})
     samples = encoder.encode(rows(family))
-    batch = with_dummy_row(padded(samples, [WORD]), encoder.blank("image"), completion=1)
+    batch = with_dummy_row(padded(samples, [WORD]), encoder.dummy_prompt("image"), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:3, -2]  # (rows, vocabulary)
         alone = torch.cat([model(**plain_inputs(processor, row)).logits[:, -1] for row in rows(family)])

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from tests.trainers.test_resume import build, weights_differ
 from vlm_grpo.trainers.checkpoints import last_complete, validate_checkpoint
-from vlm_grpo.trainers.saving import SavingError, expected_bytes, folder_bytes, size, writing_checkpoint
+from vlm_grpo.trainers.saving import SavingError, expected_bytes, folder_bytes, readable_bytes, writing_checkpoint
 
 OPTIMIZER_FAILS = 500_000  # bytes: between the sizes of the two files
 WEIGHTS_FAIL = 100_000
@@ -63,7 +63,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on_from_it(count: int, tin
     said = run_until_full(tiny_model, tmp_path / "run", count, save_total_limit=1, num_iterations=2)
     assert str(tmp_path / "run" / "checkpoint-3") in said and "could not be written" in said
     assert "checkpoint-2 and what came before are whole" in said and "--resume_from_checkpoint true" in said
-    assert f"about {size(folder_bytes(tmp_path / 'run' / 'checkpoint-2'))}" in said and " are free" in said
+    assert f"about {readable_bytes(folder_bytes(tmp_path / 'run' / 'checkpoint-2'))}" in said and " are free" in said
     assert validate_checkpoint(tmp_path / "run" / "checkpoint-3") == "no trainer_state.json"
     assert last_complete(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
@@ -79,7 +79,7 @@ def test_without_an_earlier_checkpoint_the_error_tells_the_size_of_the_model(tin
     trainer = build("grpo", tiny_model, tmp_path, max_steps=1, save_steps=1)
     with largest_file(WEIGHTS_FAIL), pytest.raises(SavingError, match="no earlier checkpoint is there") as caught:
         trainer.train()
-    assert f"about {size(expected_bytes(trainer.model))}" in str(caught.value)
+    assert f"about {readable_bytes(expected_bytes(trainer.model))}" in str(caught.value)
 
 
 def test_a_checkpoint_that_is_written_again_stays_until_the_new_one_is_whole(tiny_model: Path, tmp_path: Path):
@@ -141,7 +141,7 @@ def test_the_state_that_makes_a_checkpoint_complete_waits_for_every_process(tiny
 
 
 def test_sizes_are_written_as_people_read_them():
-    assert [size(count) for count in (12, 1_500, 2_340_000, 7.2e9, 3e12)] == [
+    assert [readable_bytes(count) for count in (12, 1_500, 2_340_000, 7.2e9, 3e12)] == [
         "12 B",
         "1.5 KB",
         "2.3 MB",

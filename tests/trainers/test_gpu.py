@@ -90,7 +90,9 @@ def test_decoding_equals_eager_decoding(
     prompts = PromptEncoder(processor, {}).encode(list(image_rows(3)))
     inputs = {k: v.cuda() for k, v in prompt_batch(prompts, processor.tokenizer.pad_token_id).items()}
     scores: list[torch.Tensor] = []
-    monkeypatch.setattr(shared_prefill, "choose", lambda found, _: scores.append(found.clone()) or found.argmax(dim=-1))
+    monkeypatch.setattr(
+        shared_prefill, "choose_tokens", lambda found, _: scores.append(found.clone()) or found.argmax(dim=-1)
+    )
     options = {"do_sample": False, "max_new_tokens": 24, "min_new_tokens": 24}
     tokens = []
     with torch.no_grad():

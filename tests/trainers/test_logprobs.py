@@ -37,10 +37,10 @@ def scores(trainer: Any, rows: list[dict], *kinds: str) -> TokenLogprobs:
         torch.tensor(mask),
         completion=COMPLETION,
         chunk=2,
-        place=dict,
+        to_device=dict,
         autocast=nullcontext,
         compute_entropy=True,
-        blanks={kind: trainer.encoder.blank(kind) for kind in kinds},
+        dummies={kind: trainer.encoder.dummy_prompt(kind) for kind in kinds},
     )
 
 

@@ -17,9 +17,8 @@ from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.data.files import turns, write_jsonl
-from tests.support.training import image_rows, length_reward, picture, settings, user
+from tests.support.training import image_rows, length_reward, picture, rewards_of, settings, user
 from vlm_grpo.data import load_dataset
-from vlm_grpo.rollouts.current import CurrentRollout
 from vlm_grpo.trainers import base
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -162,12 +161,8 @@ def test_a_box_is_rewarded_in_the_familys_space(tiny_model: Path, tmp_path: Path
     args = VLMGRPOConfig(**settings(tmp_path, max_steps=1))
     trainer = VLMGRPOTrainer(str(tiny_model), ["iou"], args, train_dataset=rows)
     answers = ["[28, 28, 56, 56]", "[25, 25, 50, 50]"] * 2
-    trainer.current = CurrentRollout(prompts=trainer.encoder.encode([rows[0]] * 4))
-    texts = [f"<answer>{answer}</answer>" for answer in answers]
-    ids = trainer.processing_class.tokenizer(texts)["input_ids"]
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    values = trainer._calculate_rewards([rows[0]] * 4, [rows[0]["prompt"]] * 4, completions, ids)
-    assert values[:2, 0].tolist() == [1.0, pytest.approx(22 * 22 / (28**2 + 25**2 - 22**2))]
+    values = rewards_of(trainer, [f"<answer>{answer}</answer>" for answer in answers])["iou"]
+    assert values[:2] == [1.0, pytest.approx(22 * 22 / (28**2 + 25**2 - 22**2))]
 
 
 def test_records_carry_the_sizes_to_rewards_of_one_completion(tiny_model: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.evaluation.test_dashboard import data_of
 from tests.support.training import image_rows, settings
+from vlm_grpo.algorithms import ALGORITHMS, TRL_SETTINGS
 from vlm_grpo.evaluation.report.dashboard import LiveReport
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -31,13 +32,13 @@ def test_a_training_without_signal_says_so_once_and_on_its_page(
     trainer.train()
     said = [record.getMessage() for record in caplog.records if "No signal" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("No signal for 20 steps: in every group of completions all rewards")
-    assert "100% of the completions are cut off at --max_completion_length 2: raise it." in said[0]
-    assert "No completion earns anything of 'nothing'" in said[0]
+    assert "100% of the completions are truncated at --max_completion_length 2: raise it." in said[0]
+    assert "No completion gets any reward from 'nothing'" in said[0]
     assert data_of(tmp_path / "report")["facts"]["warning"].startswith("No signal for 22 steps")
 
 
 def test_it_is_said_after_many_steps_and_taken_back(caplog: pytest.LogCaptureFixture):
-    watch, args = NoSignal(is_main=True), SimpleNamespace(algorithm=None, max_completion_length=9)
+    watch, args = NoSignal(is_main_process=True), SimpleNamespace(algorithm=None, max_completion_length=9)
     watch.on_train_begin(args, SimpleNamespace(global_step=100), None)
 
     def log(step: int, **logs: float) -> str | None:
@@ -55,19 +56,19 @@ def test_it_is_said_after_many_steps_and_taken_back(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("logs", "causes"),
     [
-        ({"rewards/format/mean": 0.0, "rewards/iou/mean": 0.2}, ["The form that 'format' asks for is never met"]),
-        ({"rewards/a/mean": 0.0, "rewards/b/mean": 0.0}, ["No completion earns anything of 'a', 'b'"]),
+        ({"rewards/format/mean": 0.0, "rewards/iou/mean": 0.2}, ["The format that 'format' requires is never met"]),
+        ({"rewards/a/mean": 0.0, "rewards/b/mean": 0.0}, ["No completion gets any reward from 'a', 'b'"]),
         ({"rewards/a/mean": 1.0, "reward": 1.0}, ["The mean reward is 1: the data may be too easy or too hard"]),
     ],
 )
 def test_the_usual_causes(logs: dict[str, float], causes: list[str]):
     text = message({**SILENT, **logs}, 20, 64)
-    assert all(cause in text for cause in causes) and "cut off" not in text
+    assert all(cause in text for cause in causes) and "truncated" not in text
 
 
 def test_algorithms_that_compare_beyond_groups_learn_from_equal_groups():
     differs = {**SILENT, "rewards/a/std": 0.3}
-    assert not has_signal(differs, None) and not has_signal(differs, "dr_grpo")
-    assert has_signal(differs, "reinforce_plus_plus") and has_signal(differs, "ppo")
-    assert not has_signal({**SILENT, "rewards/a/std": 0.0}, "ppo")
-    assert has_signal(SILENT, "luffy"), "from the expert"
+    assert not has_signal(differs, TRL_SETTINGS) and not has_signal(differs, ALGORITHMS["dr_grpo"])
+    assert has_signal(differs, ALGORITHMS["reinforce_plus_plus"]) and has_signal(differs, ALGORITHMS["ppo"])
+    assert not has_signal({**SILENT, "rewards/a/std": 0.0}, ALGORITHMS["ppo"])
+    assert has_signal(SILENT, ALGORITHMS["luffy"]), "from the expert"

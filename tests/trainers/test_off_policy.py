@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.data.files import write_jsonl
-from tests.support.scripted import scripted
+from tests.support.scripted import scripted_of
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms.hpt import replace_completions
-from vlm_grpo.algorithms.luffy import with_demonstrations
 from vlm_grpo.algorithms.uft import segments
 from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.errors import DataError
 from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.engines.base import Generation
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
-from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.logprobs import TokenLogprobs
@@ -79,14 +80,13 @@ def losses_of(trainer: Any) -> list[dict[str, Any]]:
 @pytest.fixture
 def same_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions that depend on prompt and row alone, so that runs can be compared."""
-    sample = VLMTrainerMixin._generate_single_turn
+    sample = TransformersEngine.generate
 
-    def generate(self: Any, prompt_ids: list, *rest: Any, **options: Any) -> Any:
-        sample(self, prompt_ids, *rest, **options)
-        ids = [scripted(prompt, row) for row, prompt in enumerate(prompt_ids)]
-        return with_demonstrations(ids, None, self.current.demonstrations)
+    def generate(self: TransformersEngine, prompts: Sequence[EncodedPrompt], **options: Any) -> Generation:
+        sample(self, prompts, **options)
+        return scripted_of(prompts)
 
-    monkeypatch.setattr(VLMTrainerMixin, "_generate_single_turn", generate)
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
 
 
 def row_of(sample: Any) -> int:
@@ -141,7 +141,7 @@ def test_entropy_and_kl_are_those_of_what_was_sampled(tiny_model: Path, tmp_path
     assert kl[second["is_expert"][:, 0]].abs().sum() == 0 and kl[~second["is_expert"][:, 0]].sum() > 1e-3
     ones, is_expert = torch.ones(2, 3), torch.tensor([[True], [False]])
     silence = ZeroAdvantageRows(RolloutBatch(ones, ones, ones, ones, torch.ones(2), is_expert=is_expert))
-    silence.completed(TokenLogprobs(torch.zeros(2, 3), torch.tensor([[9.0] * 3, [1.0, 2.0, 3.0]]), None))
+    silence.fill_logprobs(TokenLogprobs(torch.zeros(2, 3), torch.tensor([[9.0] * 3, [1.0, 2.0, 3.0]]), None))
     assert silence.entropy_stats.tolist() == [6, 3]
 
 
@@ -151,7 +151,7 @@ def test_rows_of_the_expert_are_not_sampled(tiny_model: Path, tmp_path: Path, mo
     monkeypatch.setattr(
         TransformersEngine,
         "generate",
-        lambda self, wrapped, prompts, *rest: (sizes.append(len(prompts)), generate(self, wrapped, prompts, *rest))[1],
+        lambda self, prompts, **options: (sizes.append(len(prompts)), generate(self, prompts, **options))[1],
     )
     for options, expected in (({}, 6), ({"expert_rows": 3}, 5)):  # the first two rows have one and two answers
         trained("luffy", tiny_model, tmp_path, algorithm_options=options, shuffle_dataset=False)
@@ -283,12 +283,12 @@ def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path)
     (inputs,) = losses_of(trainer)
     for group in range(2):
         samples = inputs["samples"][4 * group : 4 * group + 4]
-        assert len({id(sample) for sample in samples}) == 1 and samples[0].begun
-        hint = trainer._tokenizer.decode(samples[0].input_ids[-samples[0].begun :])
+        assert len({id(sample) for sample in samples}) == 1 and samples[0].answer_prefix_length
+        hint = trainer._tokenizer.decode(samples[0].input_ids[-samples[0].answer_prefix_length :])
         assert trainer._tokenizer.decode(samples[0].input_ids).endswith("<|im_start|>assistant\n" + hint)
     hints = {"".join(segments(answer, 5)) for row in rows()[:2]["expert"] for answer in row}
     assert all(any(message[0]["content"].startswith(hint) for hint in hints) for message in seen)
-    assert inputs["num_hint_tokens"] == sum(sample.begun for sample in inputs["samples"])
+    assert inputs["num_hint_tokens"] == sum(sample.answer_prefix_length for sample in inputs["samples"])
     assert {len(prompt) for prompt in trainer._logs["prompt"]} == {2}  # the log shows the hint as a turn
     draw, step = trainer.algorithm.random_of, trainer.state.global_step
     here = draw(0, step).integers(1 << 30)
@@ -426,11 +426,27 @@ def test_an_answer_of_a_stream_is_looked_at_as_it_comes(tiny_model: Path, tmp_pa
         trained("luffy", tiny_model, tmp_path, data=bad)
 
 
-def test_answers_stay_out_of_the_samplers_correction():
-    """None where TRL expects a log-probability means a weight of 1 for that token."""
+class KnownLogprobs:
+    """An engine that also returns log-probabilities, as vLLM does, far from those of the policy."""
 
-    sampled = [[1, 2], [3, 4, 5]], [[-0.1, -0.2], [-0.3, -0.4, -0.5]]
-    assert with_demonstrations(*sampled, {1: [7, 8]}) == ([[1, 2], [7, 8]], [[-0.1, -0.2], [None, None]])
+    needs_whole_groups = False
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def generate(self, prompts: Any, **options: Any) -> Generation:
+        ids = self.engine.generate(prompts, **options).ids
+        return Generation(ids, [[-1.0] * len(row) for row in ids])
+
+
+def test_demonstrations_stay_out_of_the_sampler_correction(tiny_model: Path, tmp_path: Path):
+    """No engine has sampled them: their weight is 1; the weights of sampled tokens are not."""
+    trainer = build("luffy", tiny_model, tmp_path, shuffle_dataset=False)
+    trainer.engine = KnownLogprobs(trainer.engine)
+    (inputs,) = losses_of(trainer)
+    weights, is_expert = inputs["importance_sampling_ratio"], inputs["is_expert"][:, 0]
+    assert is_expert.sum() == 2 and (weights[is_expert] == 1).all()
+    assert (weights[~is_expert] != 1).any(dim=1).all()
 
 
 def test_replaced_rows_have_no_past():

@@ -14,7 +14,7 @@ from tests.support import families
 from tests.support.agents import Speaker
 from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.templates import published, tokenizer_with, with_template
-from tests.support.training import picture, settings, user
+from tests.support.training import picture, rewards_of, scripted_completions, settings, user
 from vlm_grpo.algorithms.demonstration_encoder import demonstration_encoder
 from vlm_grpo.evaluation import predict
 from vlm_grpo.rollouts.decoding import TurnDecoder
@@ -44,19 +44,6 @@ def rows() -> Dataset:
     return Dataset.from_list([{"prompt": user("what color?"), "image": picture(0), "answer": "red"}])
 
 
-def scripted(kind: type, texts: list[str]) -> type:
-    """A trainer that samples these texts in turn."""
-
-    class Scripted(kind):
-        def _generate_single_turn(self, prompt_ids: list, *rest: Any, **options: Any) -> Any:
-            words = self.processing_class.tokenizer
-            ids = [[*words(t, add_special_tokens=False)["input_ids"], words.eos_token_id] for t in texts]
-            ids = [ids[row % len(ids)] for row in range(len(prompt_ids))]
-            return (ids, None) if self._generates_logps else ids
-
-    return Scripted
-
-
 @pytest.mark.parametrize("kind", [(VLMGRPOTrainer, VLMGRPOConfig), (VLMRLOOTrainer, VLMRLOOConfig)])
 def test_rewards_and_logs_see_the_whole_turn(kind: tuple, thinker: Path, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setenv("DEBUG_MODE", "true")
@@ -69,7 +56,7 @@ def test_rewards_and_logs_see_the_whole_turn(kind: tuple, thinker: Path, tmp_pat
 
     args = kind[1](**settings(tmp_path, max_steps=1, max_completion_length=100))
     rewards = ["accuracy", "format", own]
-    trainer = scripted(kind[0], list(THOUGHTS))(str(thinker), rewards, args, train_dataset=rows())
+    trainer = scripted_completions(kind[0](str(thinker), rewards, args, train_dataset=rows()), list(THOUGHTS))
     watched: list[Any] = []
     trainer.watch_rollout = watched.append
     trainer.train()
@@ -89,7 +76,8 @@ def test_prompts_that_ask_for_written_tags_are_worth_a_word(thinker: Path, tmp_p
         asked = Dataset.from_list([{"prompt": user(question), "image": picture(0), "answer": "red"}])
         args = VLMGRPOConfig(**settings(tmp_path, max_steps=2, max_completion_length=100))
         caplog.clear()
-        scripted(VLMGRPOTrainer, list(THOUGHTS))(str(thinker), ["format"], args, train_dataset=asked).train()
+        trainer = VLMGRPOTrainer(str(thinker), ["format"], args, train_dataset=asked)
+        scripted_completions(trainer, list(THOUGHTS)).train()
         assert [record.getMessage()[:34] for record in caplog.records if "think_tags=False" in record.getMessage()] == [
             "prompts ask for <think> tags, but "
         ] * count
@@ -99,8 +87,8 @@ def test_a_template_that_skips_the_thought_asks_for_no_tags(tiny_model: Path, tm
     model = with_template(tiny_model, tmp_path / "model", published("qwen3_5_nothink"))
     args = VLMGRPOConfig(**settings(tmp_path / "out", max_steps=1, max_completion_length=60))
     texts = ["<answer>red</answer>", "red", "<think>a</think><answer>red</answer>", "<answer>red</answer> yes"]
-    trainer = scripted(VLMGRPOTrainer, texts)(str(model), ["format"], args, train_dataset=rows())
-    trainer.train()
+    trainer = VLMGRPOTrainer(str(model), ["format"], args, train_dataset=rows())
+    scripted_completions(trainer, texts).train()
     assert trainer.state.log_history[0]["rewards/format/mean"] == 0.25
 
 
@@ -190,8 +178,4 @@ def test_models_of_text_have_openings_too(tmp_path: Path):
     args = VLMGRPOConfig(**settings(tmp_path, max_steps=1, max_completion_length=100))
 
     trainer = VLMGRPOTrainer(Qwen2ForCausalLM(config), ["format"], args, train_dataset=asked, processing_class=words)
-    ids = [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in THOUGHTS]
-    rows, prompts = [dict(asked[0]) for _ in ids], [asked[0]["prompt"]] * 4
-    completions = [[{"role": "assistant", "content": text}] for text in THOUGHTS]
-    values = trainer._calculate_rewards(rows, prompts, completions, ids)
-    assert values[:, 0].tolist() == [form for _, form in THOUGHTS.values()]
+    assert rewards_of(trainer, list(THOUGHTS))["format"] == [form for _, form in THOUGHTS.values()]

@@ -138,7 +138,7 @@ AGAIN = """
 import os, signal, time
 from accelerate import Accelerator
 from vlm_grpo.trainers.preemption import Preemption
-preemption = Preemption(Accelerator(cpu=True), is_wanted=True)
+preemption = Preemption(Accelerator(cpu=True), is_enabled=True)
 with preemption.listening():
     child = os.fork()
     if not child:  # such as a worker of a data loader
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_first_in_a_forked_process(
 
 
 def test_a_checkpoint_without_optimizer_is_no_use(tmp_path: Path):
-    with pytest.raises(ValueError, match="--enable_jit_checkpoint writes a checkpoint to go on from"):
+    with pytest.raises(ValueError, match="--enable_jit_checkpoint writes a checkpoint to resume from"):
         VLMGRPOConfig(str(tmp_path), enable_jit_checkpoint=True, save_only_model=True, bf16=False)
 
 
@@ -194,7 +194,7 @@ def test_the_command_ends_with_a_status_that_schedulers_requeue(tiny_model: Path
     words = command("one", tiny_model, tmp_path, output, max_steps=300)
     assert stop(start("one", words, log), log, output, 2) == 143, log.read_text()[-3000:]
     reached = newest(output)
-    said = f"vlm-grpo train: stopped by SIGTERM, {output}/checkpoint-{reached} is written; the same command with"
+    said = f"vlm-grpo train: stopped by SIGTERM, {output}/checkpoint-{reached} is written; resume with the same command"
     assert said in log.read_text() and "Traceback" not in log.read_text()
     assert not (output / "model.safetensors").exists() and not (output / "trainer_state.json").exists()
     state = json.loads((output / f"checkpoint-{reached}" / "trainer_state.json").read_text())

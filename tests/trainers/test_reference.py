@@ -52,7 +52,9 @@ def test_the_kl_goes_on_as_without_an_interruption(whole: Any, tiny_model: Path,
 
 def test_a_run_that_syncs_none_does_not_go_on_with_it_nor_the_other_way(whole: Any, tiny_model: Path, tmp_path: Path):
     checkpoint = checkpoint_of(whole, tmp_path)
-    with pytest.raises(ValueError, match="with --sync_ref_model true, and its reference has moved: resume with it"):
+    with pytest.raises(
+        ValueError, match="with --sync_ref_model true, and its reference has been updated: resume with it"
+    ):
         again(whole, tiny_model, tmp_path, sync_ref_model=False).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / FILE).unlink()
     assert validate_checkpoint(checkpoint) == f"{FILE} is missing"

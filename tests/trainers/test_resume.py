@@ -204,7 +204,9 @@ def test_a_rollout_of_another_shape_is_an_error_and_between_two_a_new_one_begins
 
 def test_a_rollout_that_lacks_what_the_loss_needs_is_an_error(tiny_model: Path, tmp_path: Path):
     build("grpo", tiny_model, tmp_path, num_iterations=2, max_steps=1, save_steps=1).train()
-    said = "checkpoint-1 lies in the middle of a rollout made with beta above 0 False, now True: resume with the former"
+    said = (
+        "checkpoint-1 lies in the middle of a rollout made with beta above 0 False, now True: resume with the original"
+    )
     with pytest.raises(ValueError, match=said):
         build("grpo", tiny_model, tmp_path, num_iterations=2, beta=0.1).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-1")

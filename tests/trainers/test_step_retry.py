@@ -77,7 +77,7 @@ def test_a_step_without_memory_is_taken_again_in_parts(
     trainer.log = lambda *args: (counted.append(len(trainer._metrics["train"]["entropy"])), log(*args))
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert trainer.splitter.parts > 1 and "out of memory: each forward of shared prompts is cut" in caplog.text
+    assert trainer.splitter.parts > 1 and "out of memory: each forward of shared prompts is split" in caplog.text
     assert len(rollouts) == 1  # a repetition samples nothing
     assert counted[:2] == [2, 2]  # and counts no metric twice
     worst = differences(plain, trainer)

@@ -25,7 +25,7 @@ MOST = {
     "private attributes of other objects": 0,
     "attributes restored in finally": 4,  # (0)
     "methods patched": 1,  # (0)
-    "lines": 10_195,  # (5,600)
+    "lines": 10_290,  # (5,600)
 }
 
 

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 
 from tests.support.families import FAMILIES_TINY
-from vlm_grpo.rollouts.engines.kv_cache import REPEATABLE
+from vlm_grpo.rollouts.engines.kv_cache import REPEATABLE_LAYERS
 from vlm_grpo.rollouts.engines.transformers_compat import CACHE
 
 SIGNATURES = {
@@ -104,7 +104,7 @@ def test_a_decoding_method_is_given_masks_positions_and_kinds_under_the_names_of
     assert all(given[name].shape == (2, 3) for name in inputs if name != "input_ids")
 
 
-@pytest.mark.parametrize("layer", REPEATABLE, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("layer", REPEATABLE_LAYERS, ids=lambda layer: layer.__name__)
 def test_layers_of_a_cache_select_rows(layer: type):
     assert list(inspect.signature(layer.reorder_cache).parameters) == ["self", "beam_idx"]
     assert layer in {*DYNAMIC_LAYER_TYPE_MAPPING.values()}

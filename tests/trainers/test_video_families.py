@@ -99,7 +99,7 @@ def test_a_mixed_batch_scores_each_row_as_if_it_were_alone(family: str, folder_o
     batch = padded(encoder.encode(data), [WORD])
     text = padded(encoder.encode([data[2]]), [WORD])
     for kind in ("image", "video"):
-        text = with_dummy_row(text, encoder.blank(kind), completion=1)
+        text = with_dummy_row(text, encoder.dummy_prompt(kind), completion=1)
     with torch.no_grad():
         together = model(**model_inputs(*batch, completion=1)).logits[:, -2]  # (rows, vocabulary)
         beside_blanks = model(**model_inputs(*text, completion=1)).logits[0, -2]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from vlm_grpo.algorithms.group import group_advantages, trl_advantages
+from vlm_grpo.algorithms.group import group_advantages
 from vlm_grpo.algorithms.losses import AVERAGES, LossInputs
+from vlm_grpo.algorithms.trl import grpo_advantages
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -123,8 +124,7 @@ class Algorithm:
     calls every hook, so hooks may use the collectives of `self.ranks`. Evaluation calls `token_loss` alone.
 
     1. `hints(rows, step)`: text that the completions of each row begin with.
-    2. `demonstrations(rows, step)`: completions that are not sampled. The others are sampled then, and
-       `correct_lengths(...)` corrects the statistics of their lengths.
+    2. `demonstrations(rows, step)`: completions that are not sampled; the others are sampled then.
     3. `advantages(rollout)`: advantages of all completions or tokens; None keeps TRL's.
     4. `mask_tokens(rollout)`: selects tokens of the whole rollout.
     5. `finish(rollout)`: last changes, such as replaced completions.
@@ -193,11 +193,6 @@ class Algorithm:
         """Return the tokens of the rows of this process that are demonstrations instead of sampled completions."""
         return {}
 
-    def correct_lengths(
-        self, completion_ids: Sequence[list[int]], demonstrations: Mapping[int, Any], metrics: Metrics
-    ) -> None:
-        """Replace the last length statistics by those of sampled completions alone."""
-
     def advantages(self, rollout: ScoredRollout) -> Advantages | None:
         """Return the advantages of all processes; None keeps those that TRL computed."""
         rewards = rollout.totals
@@ -207,7 +202,7 @@ class Algorithm:
             return Advantages(self._by_formula(rewards, rollout))
         if rollout.penalties is None:
             return None
-        return Advantages(trl_advantages(rewards, self.args.num_generations, self.args.scale_rewards))
+        return Advantages(grpo_advantages(rewards, self.args.num_generations, self.args.scale_rewards).values)
 
     def _by_formula(self, rewards: Tensor, rollout: ScoredRollout) -> Tensor:
         formula, size = self.config.advantage_fn, self.args.num_generations

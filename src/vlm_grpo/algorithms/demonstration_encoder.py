@@ -78,7 +78,7 @@ def demonstration_encoder(
         )
         rendered = renderer.render(turns, is_prompt=False)
         found = [number for number in tokenizer(rendered, add_special_tokens=False)["input_ids"] if number in ends]
-        opening = renderer.opening(turns[:1]).by_template
+        opening = renderer.opening(turns[:1]).from_template
     return DemonstrationEncoder(tokenizer, found[-1] if found else tokenizer.eos_token_id, limit, opening)
 
 

@@ -86,18 +86,6 @@ def grpo_passk(rewards: Tensor) -> Tensor:
     return torch.zeros_like(rewards).scatter(1, best.indices[:, :1], gap)
 
 
-def trl_advantages(rewards: Tensor, num_generations: int, scale_rewards: str) -> Tensor:
-    """Return the advantages that TRL computes from (B,) rewards for `--scale_rewards` group, none or batch."""
-    table = rewards.view(-1, num_generations)
-    if scale_rewards == "group":
-        result = grpo(table)
-    else:
-        result = dr_grpo(table)
-        if scale_rewards == "batch":
-            result = result / (nanstd(table.reshape(1, -1)) + EPSILON)
-    return result.nan_to_num(nan=0.0).flatten()
-
-
 def group_advantages(
     formula: Callable[..., Tensor], rewards: Tensor, num_generations: int, *, name: str = "", **options: Any
 ) -> Tensor:

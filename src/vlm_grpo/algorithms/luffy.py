@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_grpo.algorithms.algorithm import AlgorithmConfig, AlgorithmOptions, Metrics, Rows, RunContext, ScoredRollout
+from vlm_grpo.algorithms.algorithm import AlgorithmConfig, AlgorithmOptions, Rows, RunContext, ScoredRollout
 from vlm_grpo.algorithms.group import nanstd
 from vlm_grpo.algorithms.losses import LossInputs
 from vlm_grpo.algorithms.off_policy import (
@@ -88,19 +86,6 @@ class LUFFY(DemonstrationAlgorithm):
                 tokens[row] = self.encode.checked(answers[order[number]])
         return tokens
 
-    def correct_lengths(
-        self, completion_ids: Sequence[list[int]], demonstrations: Mapping[int, Any], metrics: Metrics
-    ) -> None:
-        """Replace the last length statistics by those of sampled completions alone."""
-        from vlm_grpo.rollouts.prompt_lengths import correct_lengths  # imports TRL, which a list of names must not
-
-        ends = {*self.run.eos_token_ids, self.run.pad_token_id}  # after others a completion was cut off
-        facts = [[len(ids), ids[-1] not in ends, row in demonstrations] for row, ids in enumerate(completion_ids)]
-        table = self.ranks.gather(torch.tensor(facts, device=self.ranks.accelerator.device, dtype=torch.float))
-        sampled = table[table[:, 2] == 0]
-        if 0 < len(sampled) < len(table):
-            correct_lengths(metrics, sampled[:, 0], sampled[:, 1] > 0)
-
     def finish(self, rollout: ScoredRollout) -> None:
         """Record which completions are demonstrations, and leave them out of the logged rewards."""
         is_expert = torch.zeros(len(rollout.batch), 1, dtype=torch.bool)
@@ -149,16 +134,3 @@ class SRFT(LUFFY):
     def token_loss(self, inputs: LossInputs) -> Tensor:
         """Return the losses of tokens."""
         return self.call(srft_loss, inputs)
-
-
-def with_demonstrations(
-    ids: Sequence[list[int]], logps: Sequence[list[Any]] | None, demonstrations: Mapping[int, list[int]]
-) -> tuple[list[list[int]], list[list[Any]] | None]:
-    """Return completions with demonstrations in place of some rows.
-
-    None as a log-probability is TRL's way to leave a token out of the sampler correction.
-    """
-    completions = [demonstrations.get(row, sampled) for row, sampled in enumerate(ids)]
-    if logps is not None:
-        logps = [[None] * len(completions[row]) if row in demonstrations else known for row, known in enumerate(logps)]
-    return completions, logps

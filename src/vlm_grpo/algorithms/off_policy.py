@@ -30,7 +30,7 @@ class DemonstrationAlgorithm(Algorithm):
     def __init__(self, name: str, config: AlgorithmConfig, run: RunContext) -> None:
         super().__init__(name, config, run)
         encoder, limit = run.encoder, run.args.max_completion_length
-        self.encode = demonstration_encoder(encoder.plain, run.eos_token_ids, limit, encoder.template_options)
+        self.encode = demonstration_encoder(encoder.base_processor, run.eos_token_ids, limit, encoder.template_options)
 
     @classmethod
     def validate(cls, name: str, config: AlgorithmConfig, args: Any) -> None:
@@ -59,7 +59,7 @@ class DemonstrationAlgorithm(Algorithm):
     ) -> tuple[Tensor, Tensor]:
         """Return the (N, C) log-probabilities of given completions, with gradient, and their mask."""
         ids, mask, width = padded_rows(prompts, tokens, self.run.pad_token_id)
-        device = self.ranks.accelerator.device
+        device = self.ranks.device
         return score(prompts, anywhere, ids.to(device), mask.to(device), width), mask[:, -width:].to(device)
 
     def mean_over_ranks(self, loss: Tensor) -> float:

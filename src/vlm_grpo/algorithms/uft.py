@@ -90,7 +90,7 @@ class UFT(DemonstrationAlgorithm):
     def finish(self, rollout: ScoredRollout) -> None:
         """Record the number of hint tokens of all processes."""
         rollout.metrics["expert/hint_probability"].append(self.options.probability(rollout.step))
-        count = torch.tensor(sum(p.begun for p in rollout.batch.prompts), device=rollout.rewards.device)
+        count = torch.tensor(sum(p.answer_prefix_length for p in rollout.batch.prompts), device=rollout.rewards.device)
         rollout.batch.num_hint_tokens = self.ranks.gather(count).sum()
 
     def extra_loss(
@@ -104,9 +104,9 @@ class UFT(DemonstrationAlgorithm):
 
     def _hint_loss(self, score: Score, batch: RolloutBatch, place: MicroStep) -> Tensor:
         """Return this micro-batch's share of the mean over all hint tokens of the step, one hint per completion."""
-        hinted = {id(prompt): prompt for prompt in batch.prompts if prompt.begun}.values()
+        hinted = {id(prompt): prompt for prompt in batch.prompts if prompt.answer_prefix_length}.values()
         counts = [sum(prompt is other for other in batch.prompts) for prompt in hinted]
-        prompts, tokens = [without_hint(p) for p in hinted], [p.input_ids[-p.begun :] for p in hinted]
+        prompts, tokens = [without_hint(p) for p in hinted], [p.input_ids[-p.answer_prefix_length :] for p in hinted]
         if not hinted:  # other processes have some
             prompts, tokens, counts = batch.prompts[:1], [[self.encode.end]], [0]
         logps, mask = self.logprobs_of(score, prompts, tokens, batch.media_anywhere)
@@ -117,8 +117,10 @@ class UFT(DemonstrationAlgorithm):
 
 def without_hint(prompt: EncodedPrompt) -> EncodedPrompt:
     """Return the prompt without the hint at its end."""
-    per_token = {name: values[: -prompt.begun] for name, values in prompt.per_token.items()}
-    return replace(prompt, input_ids=prompt.input_ids[: -prompt.begun], per_token=per_token, begun=0)
+    per_token = {name: values[: -prompt.answer_prefix_length] for name, values in prompt.per_token.items()}
+    return replace(
+        prompt, input_ids=prompt.input_ids[: -prompt.answer_prefix_length], per_token=per_token, answer_prefix_length=0
+    )
 
 
 def with_hint(row: dict[str, Any], hint: str) -> dict[str, Any]:

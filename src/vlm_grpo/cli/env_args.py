@@ -51,9 +51,9 @@ def opening_row(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
     from vlm_grpo.rollouts.env_pool import EnvPool
     from vlm_grpo.rollouts.messages import read_prompt
 
-    stage = EnvPool([], environment_factory(flags))
-    stage.choose_protocols("hermes", None)
-    row = stage.begin([row])[1][0]
+    env_pool = EnvPool([], environment_factory(flags))
+    env_pool.choose_tool_parsers("hermes", None)
+    row = env_pool.start([row])[1][0]
     return {**row, "images": read_prompt(row).images}
 
 

@@ -256,9 +256,9 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
 
     given = {name: getattr(options, name) for name in EPISODE_DEFAULTS}
     limits = {name: EPISODE_DEFAULTS[name] if value is None else value for name, value in given.items()}
-    stage = EnvPool([], environment_factory(options), limits["reward_time_limit"])
+    env_pool = EnvPool([], environment_factory(options), limits["reward_time_limit"])
     return AgentBackend(
-        model, stage, Path(options.output_dir), limits["max_turns"], limits["tool_time_limit"], limits["tool_format"]
+        model, env_pool, Path(options.output_dir), limits["max_turns"], limits["tool_time_limit"], limits["tool_format"]
     )
 
 

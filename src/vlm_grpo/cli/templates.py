@@ -39,15 +39,15 @@ class Prompting:
         """Whether prompts ask for <think> tags: not if the template opens or skips the thought itself."""
         from vlm_grpo.answer_parser import thinking_start
 
-        opening = self.template.opening([{"role": "user", "content": [{"type": "text", "text": "?"}]}]).by_template
+        opening = self.template.opening([{"role": "user", "content": [{"type": "text", "text": "?"}]}]).from_template
         return thinking_start(opening) == len(opening)
 
     @property
     def markup(self) -> tuple[str, ...]:
         """Special tokens that data must not contain."""
-        from vlm_grpo.rollouts.decoding import markup_of
+        from vlm_grpo.rollouts.decoding import markup_tokens
 
-        return markup_of(self.processor)
+        return markup_tokens(self.processor)
 
 
 def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | None = None, **loading: Any) -> Prompting:

@@ -127,7 +127,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
 
     trainer.add_callback(first := FirstStep())
     try:
-        trainer.preemption.is_wanted |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
+        trainer.preemption.is_enabled |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
         trainer.train(resume_from_checkpoint=start)
         if trainer.is_fsdp_enabled:  # with sharded checkpoints the Trainer would save no model that can be loaded
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")

@@ -95,7 +95,7 @@ def encode_rows(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> l
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.rollouts.encoder import PromptEncoder
 
-    samples, end = PromptEncoder(processor, {}).encode_rows(rows), processor.tokenizer.eos_token
+    samples, end = PromptEncoder(processor, {}).encode(rows), processor.tokenizer.eos_token
     return [
         Encoded(sample, processor.tokenizer(remaining_turn(text, sample.opening) + end)["input_ids"])
         for sample, text in zip(samples, taught, strict=True)
@@ -106,10 +106,10 @@ def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
     """Return model inputs: prompts padded on the left, completions on the right; labels cover completions only."""
     import torch
 
-    from vlm_grpo.evaluation.backends.hf import left_pad
     from vlm_grpo.rollouts.encoder import collate_per_token
+    from vlm_grpo.rollouts.engines.shared_prefill import prompt_batch
 
-    prompts = left_pad([row.sample for row in rows], pad_token_id)
+    prompts = prompt_batch([row.sample for row in rows], pad_token_id)
     length = max(len(row.target) for row in rows)
     target = torch.tensor([row.target + [pad_token_id] * (length - len(row.target)) for row in rows])
     real = torch.tensor([[1] * len(row.target) + [0] * (length - len(row.target)) for row in rows])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.utils import pad
 
 from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt
 
@@ -79,6 +80,56 @@ class RolloutBatch:
     prompts: list[EncodedPrompt] | None = None
     media_anywhere: list[bool] | None = None
     others: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def collate(
+        cls,
+        prompts: Sequence[EncodedPrompt],
+        ids: Sequence[list[int]],
+        *,
+        pad_token_id: int,
+        device: torch.device,
+        masks: Sequence[list[int]] | None = None,
+        logprobs: Sequence[list[float | None]] | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> RolloutBatch:
+        """Return the completions of prompts as tensors, with advantages of 0.
+
+        Args:
+            prompts: of the completions, with the images that tools showed.
+            ids: tokens of the completions.
+            pad_token_id: pads both.
+            device: of the tensors.
+            masks: 1 at the model's own tokens, 0 at those of tools; None where all are the model's.
+            logprobs: of the completions' tokens as the engine sampled them.
+            pad_to_multiple_of: the lengths of prompts and completions are a multiple of it.
+        """
+
+        def padded(rows: Sequence[Sequence[float]], fill: float, side: str = "right") -> Tensor:
+            tensors = [torch.tensor(row) for row in rows]
+            return pad(tensors, fill, side, pad_to_multiple_of).to(device)
+
+        asked = [prompt.input_ids for prompt in prompts]
+        unknown = float("nan")
+        return cls(
+            prompt_ids=padded(asked, pad_token_id, "left"),
+            prompt_mask=padded([[1] * len(row) for row in asked], 0, "left"),
+            completion_ids=padded(ids, pad_token_id),
+            completion_mask=padded([[1] * len(row) for row in ids], 0),
+            advantages=torch.zeros(len(ids), device=device),
+            tool_mask=None if masks is None else padded(masks, 1),
+            sampling_logps=None
+            if logprobs is None
+            else padded([[unknown if each is None else each for each in row] for row in logprobs], 0.0),
+            prompts=list(prompts),
+        )
+
+    def mask_rows(self, is_masked: Tensor) -> None:
+        """Leave rows out of attention and loss: (B,) of bool."""
+        kept = (~is_masked)[:, None].int()
+        self.completion_mask = self.completion_mask * kept
+        if self.tool_mask is not None:
+            self.tool_mask = self.tool_mask * kept
 
     @classmethod
     def from_trl_dict(cls, values: Mapping[str, Any]) -> RolloutBatch:

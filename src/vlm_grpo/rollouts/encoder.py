@@ -1,6 +1,6 @@
 """From data rows to encoded prompts: every unique prompt is tokenised once, every unique image processed once.
 
-Nothing here samples or scores; the trainer's pipeline calls it once per rollout.
+Nothing here samples or scores; training and evaluation call it once per batch of rows.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers import ProcessorMixin
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
 from vlm_grpo.records import ImageRef, VideoRef
-from vlm_grpo.rollouts.chat_template import ChatTemplate, turn_begun
+from vlm_grpo.rollouts.chat_template import ChatTemplate, split_answer_prefix
 from vlm_grpo.rollouts.decoding import TurnDecoder
 from vlm_grpo.rollouts.image_cache import CachedImageProcessor, Counters
-from vlm_grpo.rollouts.messages import Prompt, check_text, fill, read_prompt
+from vlm_grpo.rollouts.messages import Prompt, check_text, fill_media, read_prompt
 from vlm_grpo.rollouts.video import (
     TensorVideoProcessor,
     check_frames,
@@ -43,16 +43,16 @@ TOOLS_COLUMN = "episode_tools"  # column with the schemas that a row's chat temp
 
 @dataclass
 class EncodedPrompt:
-    """One encoded prompt. All completions of a group share the same object, but those that show images themselves.
+    """One encoded prompt. All completions of a group share the same object, except those that have images themselves.
 
     `visual` holds the tensors of this row's images alone, on the host, with leading dimensions as the processor
     returns them (patches, tiles or images, depending on the family). `opening` is the text at the end of the prompt
-    that belongs to the assistant's turn already: what the chat template opens (`<think>`), and what the row begins.
+    that already belongs to the assistant's turn: what the chat template opens (`<think>`), and the row's own prefix.
     """
 
     input_ids: list[int]
     messages: list[dict[str, Any]] | str
-    given: list[dict[str, Any]] | str | None = None  # the prompt of a row without media, in the row's own shape
+    raw_prompt: list[dict[str, Any]] | str | None = None  # the prompt of a row without media, in the row's own shape
     visual: dict[str, Tensor] = field(default_factory=dict)
     per_token: dict[str, list[int]] = field(default_factory=dict)
     completion_types: Mapping[str, int] = field(default_factory=dict)  # `per_token` over the completion; else 0
@@ -60,50 +60,48 @@ class EncodedPrompt:
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
     features: Any = None  # of a frozen vision tower
-    begun: int = 0  # tokens at the end with which the row, not the template, begins the answer
+    answer_prefix_length: int = 0  # tokens at the end with which the row itself begins the answer
     opening: str = ""
-    tools: Sequence[Mapping[str, Any]] | None = None  # schemas that the chat template was given
-    later: CompletionSegment | None = (
-        None  # what the completion shows, where it shows images; `visual` and `refs` hold it too
-    )
+    tools: Sequence[Mapping[str, Any]] | None = None  # schemas that were rendered by the chat template
+    segment: CompletionSegment | None = None  # the completion, where it has images; `visual` and `refs` hold them too
 
     @property
     def media(self) -> set[str]:
-        """Which of MEDIA the prompt shows."""
+        """Which of MEDIA_KINDS the prompt has."""
         return {kind for kind, refs in zip(MEDIA_KINDS, (self.refs, self.videos), strict=True) if refs}
 
     def prompt_for_rewards(self) -> list[dict[str, Any]] | str:
-        """Return the prompt in the shape in which TRL hands it to reward functions: strings stay strings, and blocks of
-        images hold the decoded images.
+        """Return the prompt in the shape in which TRL passes it to reward functions: strings stay strings, and image
+        blocks hold the decoded images.
         """
-        return fill(self.messages, self.images, self.videos) if self.given is None else self.given
+        return fill_media(self.messages, self.images, self.videos) if self.raw_prompt is None else self.raw_prompt
 
     def without_images(self) -> EncodedPrompt:
-        """The part that the loss and a checkpoint need, so that decoded images are freed after scoring."""
+        """Return the prompt as loss and checkpoints need it, so that decoded images are freed after scoring."""
         return replace(self, images=[])
 
 
-def unique_prompts(samples: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """Each object once, in order."""
-    return list({id(sample): sample for sample in samples}.values())
+def unique_prompts(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+    """Return each object once, in order."""
+    return list({id(prompt): prompt for prompt in prompts}.values())
 
 
-def drop_images(samples: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The samples without decoded images, in the order of the rows and still one object per prompt."""
-    copies = {id(sample): sample.without_images() for sample in unique_prompts(samples)}
-    return [copies[id(sample)] for sample in samples]
+def drop_images(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+    """Return the prompts without decoded images, in the order of the rows and still one object per prompt."""
+    copies = {id(prompt): prompt.without_images() for prompt in unique_prompts(prompts)}
+    return [copies[id(prompt)] for prompt in prompts]
 
 
 def missing_dummies(
-    samples: Sequence[EncodedPrompt], blanks: Mapping[str, EncodedPrompt] | None
+    prompts: Sequence[EncodedPrompt], dummies: Mapping[str, EncodedPrompt] | None
 ) -> list[EncodedPrompt]:
-    """The blank prompts of the kinds of media that none of the samples shows."""
-    shown = {kind for sample in samples for kind in sample.media}
-    return [blank for kind, blank in (blanks or {}).items() if kind not in shown]
+    """Return the dummy prompts of the kinds of media that none of the prompts has."""
+    media = {kind for prompt in prompts for kind in prompt.media}
+    return [dummy for kind, dummy in (dummies or {}).items() if kind not in media]
 
 
 class PromptEncoder:
-    """Turns data rows into samples, for one processor.
+    """Turns data rows into encoded prompts, for one processor.
 
     Args:
         processor: the model's processor; a private copy is used, the caller's stays untouched.
@@ -112,8 +110,8 @@ class PromptEncoder:
 
     def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, Any]) -> None:
         self.counters = Counters()
-        self.plain = processor
-        self._blank: dict[str, EncodedPrompt] = {}
+        self.base_processor = processor
+        self._dummy_prompts: dict[str, EncodedPrompt] = {}
         self.template_options = dict(template_options)
         self.template = ChatTemplate(processor, template_options)
         self.decode = TurnDecoder(getattr(processor, "tokenizer", processor))
@@ -121,34 +119,34 @@ class PromptEncoder:
         self.placeholders = [name for name in names if isinstance(name, str)]
         self.processor = copy.copy(processor)
         if getattr(processor, "image_processor", None) is not None:
-            self.once = CachedImageProcessor(processor.image_processor, self.counters)
-            self.processor.image_processor = self.once
+            self.cached_image_processor = CachedImageProcessor(processor.image_processor, self.counters)
+            self.processor.image_processor = self.cached_image_processor
         else:
-            self.once = None
+            self.cached_image_processor = None
         if getattr(processor, "video_processor", None) is not None:
             self.processor.video_processor = TensorVideoProcessor(processor.video_processor)
 
     @property
     def tokenizer(self) -> Any:
         """The processor's, or that of a model without images itself."""
-        return getattr(self.plain, "tokenizer", self.plain)
+        return getattr(self.base_processor, "tokenizer", self.base_processor)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt]:
-        """One sample per row, in order; equal prompts share one object."""
-        samples: dict[Hashable, EncodedPrompt] = {}
+        """Return one encoded prompt per row, in order; equal prompts share one object."""
+        encoded_by_key: dict[Hashable, EncodedPrompt] = {}
         decoded: dict[Hashable, Any] = {}
         encoded = []
         for row in rows:
             prompt, tools, where = read_prompt(row), row.get(TOOLS_COLUMN), str(row.get("where", ""))
             check_text(prompt.messages, self.placeholders, where)
-            check_media(prompt, self.plain, where)
+            check_media(prompt, self.base_processor, where)
             media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
-            key = (json.dumps([prompt.messages, prompt.given, tools], sort_keys=True, default=str), media)
-            if key not in samples:
-                samples[key] = self._encode_one(prompt, decoded, tools)
-            encoded.append(samples[key])
-        if self.once is not None:
-            self.once.results.clear()
+            key = (json.dumps([prompt.messages, prompt.raw_prompt, tools], sort_keys=True, default=str), media)
+            if key not in encoded_by_key:
+                encoded_by_key[key] = self._encode_one(prompt, decoded, tools)
+            encoded.append(encoded_by_key[key])
+        if self.cached_image_processor is not None:
+            self.cached_image_processor.results.clear()
         return encoded
 
     def _encode_one(
@@ -157,16 +155,16 @@ class PromptEncoder:
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         opening = self.template.opening(prompt.messages, tools)
-        begun, types = self._text_ids(opening.by_row), completion_types(self.plain)
+        answer_prefix, types = self._text_ids(opening.from_row), completion_types(self.base_processor)
         if isinstance(prompt.messages, str):
             out = self.processor(text=[prompt.messages])
         else:
-            messages = self.template.shaped(turn_begun(prompt.messages)[0], tools)
-            if self.once is not None:
-                self.once.announced = [ref.key for ref in prompt.images]
+            messages = self.template.normalize(split_answer_prefix(prompt.messages)[0], tools)
+            if self.cached_image_processor is not None:
+                self.cached_image_processor.expected_keys = [ref.key for ref in prompt.images]
             self.counters.processed += len(clips)
             out = self.processor.apply_chat_template(
-                [fill(messages, images, [clip.frames for clip in clips])],
+                [fill_media(messages, images, [clip.frames for clip in clips])],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -175,17 +173,21 @@ class PromptEncoder:
                 **self.template_options,
             )
         return EncodedPrompt(
-            input_ids=_ints(out["input_ids"][0]) + begun,
+            input_ids=_as_ints(out["input_ids"][0]) + answer_prefix,
             messages=prompt.messages,
-            given=prompt.given,
-            visual={k: on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN_FIELDS)},
-            per_token={k: _ints(out[k][0]) + [types.get(k, 0)] * len(begun) for k in PER_TOKEN_FIELDS if k in out},
+            raw_prompt=prompt.raw_prompt,
+            visual={
+                k: pin_on_host(torch.as_tensor(v)) for k, v in out.items() if k not in (*TEXT_KEYS, *PER_TOKEN_FIELDS)
+            },
+            per_token={
+                k: _as_ints(out[k][0]) + [types.get(k, 0)] * len(answer_prefix) for k in PER_TOKEN_FIELDS if k in out
+            },
             completion_types=types,
             images=images,
             refs=prompt.images,
             videos=prompt.videos,
-            begun=len(begun),
-            opening=opening.by_template + opening.by_row,
+            answer_prefix_length=len(answer_prefix),
+            opening=opening.from_template + opening.from_row,
             tools=tools,
         )
 
@@ -203,55 +205,55 @@ class PromptEncoder:
         is_qwen = type(self.processor).__name__.startswith("Qwen")
         return open_video(ref, qwen_frame_count if is_qwen else frame_count)
 
-    def blank(self, kind: str) -> EncodedPrompt:
-        """A prompt that is nothing but one small white image, or one video of two such frames."""
-        if kind not in self._blank:
+    def dummy_prompt(self, kind: str) -> EncodedPrompt:
+        """Return a prompt that is nothing but one small white image, or one video of two such frames."""
+        if kind not in self._dummy_prompts:
             white = Image.new("RGB", (56, 56), "white")
-            shown = {"images": [white]} if kind == "image" else {"videos": [[white, white]]}
-            row = {"prompt": [{"role": "user", "content": [{"type": kind}]}], **shown}
-            self._blank[kind] = PromptEncoder(self.plain, self.template_options).encode([row])[0]
-        return self._blank[kind]
+            media = {"images": [white]} if kind == "image" else {"videos": [[white, white]]}
+            row = {"prompt": [{"role": "user", "content": [{"type": kind}]}], **media}
+            self._dummy_prompts[kind] = PromptEncoder(self.base_processor, self.template_options).encode([row])[0]
+        return self._dummy_prompts[kind]
 
     def unexpanded_ids(self, messages: list[dict[str, Any]] | str) -> list[int]:
-        """A prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
+        """Return a prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
-        before, begun = turn_begun(messages)
+        before, answer_prefix = split_answer_prefix(messages)
         text = self.template.render(before)
         has_start = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
-        return ids + self._text_ids(self.template.opening(messages).by_row) if begun else ids
+        return ids + self._text_ids(self.template.opening(messages).from_row) if answer_prefix else ids
 
-    def resized_images(self, sample: EncodedPrompt) -> list[Any]:
-        """The sample's images in the size that was processed, so that an engine with other limits sees the same."""
-        sizes = self.processed_sizes(sample)
+    def resized_images(self, prompt: EncodedPrompt) -> list[Any]:
+        """Return the prompt's images in their processed size, so that an engine with other limits sees the same."""
+        sizes = self.processed_sizes(prompt)
         return [
             image if size is None else image.resize(size, Image.Resampling.BICUBIC)
-            for image, size in zip(sample.images, sizes, strict=True)
+            for image, size in zip(prompt.images, sizes, strict=True)
         ]
 
-    def facts(self, sample: EncodedPrompt) -> dict[str, Any]:
-        """What rewards are told of a prompt's images: their (width, height), original and as the model sees them."""
+    def image_facts(self, prompt: EncodedPrompt) -> dict[str, Any]:
+        """Return the (width, height) of a prompt's images for rewards: original, and as the model sees them."""
         return {
-            "image_sizes": [image.size for image in sample.images],
-            "processed_sizes": self.processed_sizes(sample),
+            "image_sizes": [image.size for image in prompt.images],
+            "processed_sizes": self.processed_sizes(prompt),
         }
 
-    def processed_sizes(self, sample: EncodedPrompt) -> list[tuple[int, int] | None]:
-        """Width and height in pixels of each image as the model sees it: the processor's grid times its patch.
+    def processed_sizes(self, prompt: EncodedPrompt) -> list[tuple[int, int] | None]:
+        """Return the (width, height) in pixels of each image as processed: the processor's grid times its patch.
 
         None where the family has no such grid (a fixed size, or tiles).
         """
-        grids = sample.visual.get("image_grid_thw")
+        grids = prompt.visual.get("image_grid_thw")
         if grids is None:
-            return [None] * len(sample.images)
+            return [None] * len(prompt.images)
         patch = self.processor.image_processor.patch_size
         return [(width * patch, height * patch) for _, height, width in grids.tolist()]
 
 
 def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Frames are sampled already; the processor has to know at which rate."""
+    """Return options that tell the processor at which rate the frames were already sampled."""
     metadata = [
         {"total_num_frames": len(clip.frames), "fps": clip.fps, "frames_indices": list(range(len(clip.frames)))}
         for clip in clips
@@ -259,53 +261,53 @@ def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
     return {"do_sample_frames": False, "video_metadata": [metadata]}
 
 
-def _ints(values: Any) -> list[int]:
+def _as_ints(values: Any) -> list[int]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
-def collate_visual(samples: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """The visual tensors of some rows, joined; rows without images contribute nothing, and no key if none has any."""
-    names = list(dict.fromkeys(name for sample in samples for name in sample.visual))
-    check_frames([s.visual["pixel_values_videos"] for s in samples if "pixel_values_videos" in s.visual])
-    return {name: _join_rows(name, [s.visual for s in samples if name in s.visual]) for name in names}
+def collate_visual(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """Return the visual tensors of all rows, concatenated; a key that no row has is missing."""
+    names = list(dict.fromkeys(name for prompt in prompts for name in prompt.visual))
+    check_frames([p.visual["pixel_values_videos"] for p in prompts if "pixel_values_videos" in p.visual])
+    return {name: _concat_rows(name, [p.visual for p in prompts if name in p.visual]) for name in names}
 
 
-def _join_rows(name: str, rows: list[dict[str, Tensor]]) -> Tensor:
-    """Concatenate along the first dimension, padding the others with zeros where rows differ, or as a family packs."""
+def _concat_rows(name: str, rows: list[dict[str, Tensor]]) -> Tensor:
+    """Concatenate along the first dimension, zero-padding the others where rows differ, or as the family packs."""
     values, dimension = [row[name] for row in rows], join_dimension(name, rows[0])
     if len(values) == 1 or dimension:
-        return on_host(torch.cat(values, dimension))
+        return pin_on_host(torch.cat(values, dimension))
     shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    return on_host(torch.cat([_pad_to(value, shape) for value in values]))
+    return pin_on_host(torch.cat([_pad_to(value, shape) for value in values]))
 
 
-def on_host(tensor: Tensor) -> Tensor:
-    """The tensor in memory from which a GPU, if there is one, copies without the CPU's help."""
+def pin_on_host(tensor: Tensor) -> Tensor:
+    """Return the tensor in pinned memory, from which a GPU copies asynchronously, if there is a GPU."""
     is_copied = torch.cuda.is_available() and tensor.device.type == "cpu"
     return tensor.pin_memory() if is_copied else tensor
 
 
 def _pad_to(value: Tensor, shape: list[int]) -> Tensor:
-    missing = [(0, size - have) for size, have in zip(shape, value.shape[1:], strict=True)]
-    if not any(after for _, after in missing):
+    padding = [(0, size - length) for size, length in zip(shape, value.shape[1:], strict=True)]
+    if not any(after for _, after in padding):
         return value
-    return torch.nn.functional.pad(value, [side for pair in reversed(missing) for side in pair])
+    return torch.nn.functional.pad(value, [side for pair in reversed(padding) for side in pair])
 
 
 def collate_per_token(
-    samples: Sequence[EncodedPrompt], prompt_length: int, completion_length: int
+    prompts: Sequence[EncodedPrompt], prompt_length: int, completion_length: int
 ) -> dict[str, Tensor]:
-    """Per-token fields as (B, P + C) tensors: left-padded over the prompt, `completion_types` after it."""
-    names = list(dict.fromkeys(name for sample in samples for name in sample.per_token))
-    return {name: _per_token_rows(name, samples, prompt_length, completion_length) for name in names}
+    """Return per-token fields as (B, P + C) tensors: left-padded over the prompt, `completion_types` after it."""
+    names = list(dict.fromkeys(name for prompt in prompts for name in prompt.per_token))
+    return {name: _per_token_rows(name, prompts, prompt_length, completion_length) for name in names}
 
 
-def _per_token_rows(name: str, samples: Sequence[EncodedPrompt], prompt_length: int, completion_length: int) -> Tensor:
-    rows = torch.zeros(len(samples), prompt_length + completion_length, dtype=torch.long)
-    for row, sample in zip(rows, samples, strict=True):
-        values = sample.per_token.get(name, [])
+def _per_token_rows(name: str, prompts: Sequence[EncodedPrompt], prompt_length: int, completion_length: int) -> Tensor:
+    rows = torch.zeros(len(prompts), prompt_length + completion_length, dtype=torch.long)
+    for row, prompt in zip(rows, prompts, strict=True):
+        values = prompt.per_token.get(name, [])
         row[prompt_length - len(values) : prompt_length] = torch.tensor(values, dtype=torch.long)
-        row[prompt_length:] = sample.completion_types.get(name, 0)
-        after = sample.later.per_token.get(name, [])[:completion_length] if sample.later else []
-        row[prompt_length : prompt_length + len(after)] = torch.tensor(after, dtype=torch.long)
+        row[prompt_length:] = prompt.completion_types.get(name, 0)
+        completion = prompt.segment.per_token.get(name, [])[:completion_length] if prompt.segment else []
+        row[prompt_length : prompt_length + len(completion)] = torch.tensor(completion, dtype=torch.long)
     return rows

@@ -1,4 +1,4 @@
-"""An image processor that works on every image once, however many prompts show it."""
+"""An image processor that processes every image once, however many prompts contain it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Counters:
 
 
 class CachedImageProcessor:
-    """An image processor that runs once per image, however many prompts show it.
+    """An image processor that runs once per image, however many prompts contain it.
 
-    The encoder announces the keys of the images that follow. Each new image is processed alone, so that the result
-    does not depend on its neighbours, and the results are joined in the order of the call.
+    The encoder sets `expected_keys`, the keys of the images of the next call. Each new image is processed alone, so
+    that the result does not depend on its neighbours, and the results are concatenated in the order of the call.
     """
 
     def __init__(self, inner: Any, counters: Counters) -> None:
         self.inner = inner
         self.counters = counters
-        self.announced: list[Hashable] = []
+        self.expected_keys: list[Hashable] = []
         self.results: dict[Hashable, BatchFeature] = {}
-        self.sees_all = False  # whether this family's output for one prompt has a dimension of images
+        self.needs_whole_prompt = False  # whether this family's output for one prompt has a dimension of images
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -42,22 +42,22 @@ class CachedImageProcessor:
         # Several families (LLaVA, InternVL, Gemma3) return lists of arrays unless they are asked for tensors.
         options = {**options, "return_tensors": "pt"}
         flat = _flatten(images)
-        if len(flat) != len(self.announced):
-            raise RuntimeError(f"{len(self.announced)} images were announced, the processor passed {len(flat)}")
-        joined = self._joined(flat, options)
-        if joined is None:  # this family pads the images of one prompt to a common shape: it has to see them together
+        if len(flat) != len(self.expected_keys):
+            raise RuntimeError(f"{len(self.announced)} images were expected, the processor passed {len(flat)}")
+        joined = self._process_each(flat, options)
+        if joined is None:  # this family pads the images of one prompt to a common shape
             self.counters.processed += len(flat)
             return self.inner(images, **options)
         return joined
 
-    def _joined(self, flat: Sequence[Any], options: Mapping[str, Any]) -> BatchFeature | None:
-        if self.sees_all and len(flat) > 1:
+    def _process_each(self, flat: Sequence[Any], options: Mapping[str, Any]) -> BatchFeature | None:
+        if self.needs_whole_prompt and len(flat) > 1:
             return None
-        parts = [self._once(key, image, options) for key, image in zip(self.announced, flat, strict=True)]
-        self.sees_all = any(value.ndim == 5 for value in parts[0].values() if isinstance(value, Tensor))
+        parts = [self._process_image(key, image, options) for key, image in zip(self.expected_keys, flat, strict=True)]
+        self.needs_whole_prompt = any(value.ndim == 5 for value in parts[0].values() if isinstance(value, Tensor))
         return _join(parts)
 
-    def _once(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
+    def _process_image(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
         if key not in self.results:
             self.results[key] = self.inner([image], **options)
             self.counters.processed += 1

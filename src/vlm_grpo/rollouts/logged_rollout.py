@@ -1,4 +1,4 @@
-"""What one process sampled and what became of it, for whoever shows a training while it runs.
+"""The completions that one process sampled, with rewards and advantages, for the training dashboard.
 
 Nothing is gathered here: completions and rewards are what TRL gathered for its own logs, images and advantages are this
 process's own.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm_grpo.rollouts.batch import RolloutBatch
 
-PER_COMPLETION = ("rows", "images", "completions", "advantages", "lengths", "is_cut")
+PER_COMPLETION = ("rows", "images", "completions", "advantages", "lengths", "is_truncated")
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class LoggedRollout:
     rewards: Mapping[str, Sequence[float]]  # NaN where a reward does not apply
     advantages: Sequence[float]  # as the loss uses them
     lengths: Sequence[int]  # tokens
-    is_cut: Sequence[bool]  # ended by the limit on their length
+    is_truncated: Sequence[bool]  # ended by the limit on their length
 
     def first(self, count: int) -> LoggedRollout:
-        """The first so many completions alone; the images of the others can be freed."""
+        """Return the first `count` completions alone; the images of the others can be freed."""
         lists = {name: getattr(self, name)[:count] for name in PER_COMPLETION}
         return replace(self, rewards={name: values[:count] for name, values in self.rewards.items()}, **lists)
 
@@ -42,7 +42,7 @@ class SampleLocation(NamedTuple):
 
     step: int
     rank: int
-    world: int
+    world_size: int
 
 
 def local_rollout(
@@ -50,62 +50,64 @@ def local_rollout(
     images: Sequence[Sequence[Any]],
     batch: RolloutBatch,
     logs: Mapping[str, Any],
-    ends: Iterable[int],
-    place: SampleLocation,
+    stop_token_ids: Iterable[int],
+    location: SampleLocation,
     turns: Sequence[Any] = (),
 ) -> LoggedRollout:
-    """This process's part of the rollout that was scored last.
+    """Return this process's part of the rollout that was scored last.
 
     Args:
         rows: this process's rows of the data, one for each completion.
         images: their decoded images.
-        batch: what was made of them, for the loss.
+        batch: the completions, for the loss.
         logs: what TRL gathered; each list ends with this rollout's values of all processes, in order of rank.
-        ends: tokens that end a completion, and the one that pads it.
-        place: of this process.
-        turns: what the assistant said in each row, with what the prompt had opened of it; else TRL's completions.
+        stop_token_ids: tokens that end a completion, and the one that pads it.
+        location: of this process.
+        turns: the assistant's whole turn in each row, the prompt's part of it included; else TRL's completions.
     """
-    lengths, is_cut = completion_lengths(batch.completion_ids, batch.completion_mask, ends)
+    lengths, is_truncated = completion_lengths(batch.completion_ids, batch.completion_mask, stop_token_ids)
     return LoggedRollout(
-        step=place.step,
+        step=location.step,
         rows=rows,
         images=images,
-        completions=turns or _own_part(logs["completion"], len(rows), place),
-        rewards={name: _own_part(values, len(rows), place) for name, values in logs["rewards"].items()},
-        advantages=_of_completions(batch.advantages, batch.completion_mask),
+        completions=turns or _local_part(logs["completion"], len(rows), location),
+        rewards={name: _local_part(values, len(rows), location) for name, values in logs["rewards"].items()},
+        advantages=_mean_advantages(batch.advantages, batch.completion_mask),
         lengths=lengths,
-        is_cut=is_cut,
+        is_truncated=is_truncated,
     )
 
 
-def _of_completions(advantages: Tensor, mask: Tensor) -> list[float]:
-    """(B,) advantages as they are; of (B, C) the mean of each completion's tokens."""
+def _mean_advantages(advantages: Tensor, mask: Tensor) -> list[float]:
+    """Return (B,) advantages as they are; of (B, C) the mean over each completion's tokens."""
     if advantages.ndim == 1:
         return advantages.tolist()
     return ((advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
 
 
-def _own_part(gathered: Iterable[Any], count: int, place: SampleLocation) -> list[Any]:
-    latest = list(gathered)[-count * place.world :]
-    return latest[place.rank * count : (place.rank + 1) * count]
+def _local_part(gathered: Iterable[Any], count: int, location: SampleLocation) -> list[Any]:
+    latest = list(gathered)[-count * location.world_size :]
+    return latest[location.rank * count : (location.rank + 1) * count]
 
 
-def completion_lengths(ids: Tensor, mask: Tensor, ends: Iterable[int]) -> tuple[list[int], list[bool]]:
-    """Tokens of each completion, and whether the limit on its length ended it.
+def completion_lengths(ids: Tensor, mask: Tensor, stop_token_ids: Iterable[int]) -> tuple[list[int], list[bool]]:
+    """Return the number of tokens of each completion, and whether the length limit truncated it.
 
     Args:
         ids: (B, T) tokens, padded on the right up to the longest completion.
         mask: (B, T), 1 where there is a token; all 0 where truncated completions are left out of the loss.
-        ends: tokens that end a completion, and the one that pads it.
+        stop_token_ids: tokens that end a completion, and the one that pads it.
     """
-    known = set(ends)
-    is_cut = [last not in known for last in ids[:, -1].tolist()]
-    lengths = [ids.shape[1] if cut else count for cut, count in zip(is_cut, mask.sum(dim=1).tolist(), strict=True)]
-    return lengths, is_cut
+    stop_tokens = set(stop_token_ids)
+    is_truncated = [last not in stop_tokens for last in ids[:, -1].tolist()]
+    lengths = [
+        ids.shape[1] if cut else count for cut, count in zip(is_truncated, mask.sum(dim=1).tolist(), strict=True)
+    ]
+    return lengths, is_truncated
 
 
 def plain_messages(messages: Any) -> Any:
-    """A conversation whose messages hold text and nothing else; text stays as it is.
+    """Return a conversation whose messages hold text and nothing else; text stays as it is.
 
     W&B's tables refuse a column whose values differ in their keys, as blocks of text and of images do.
     """
@@ -120,7 +122,7 @@ def _message_text(message: Mapping[str, Any]) -> str:
 
 
 def content_text(content: Any) -> str:
-    """The content of one message as text, with `[image]` where an image is, apart from the words beside it."""
+    """Return the content of one message as text, with `[image]` for an image, separated from the words beside it."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return str(content or "")
     text, was_text = "", True

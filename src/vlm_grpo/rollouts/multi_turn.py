@@ -1,9 +1,9 @@
-"""Rollouts of several turns: the model and its tools take turns, for all rows of a rollout together.
+"""Multi-turn rollouts: the model and its tools alternate, for all rows of a rollout together.
 
-The loop knows nothing of how tokens are generated; the trainers and the evaluation each hand it a `generate`.
-Rules: every token of the assistant is trained, every other one is masked; the calls of a turn run side by side; a
-result for which no tokens are left is not shown; a trajectory is over when its environment says `done`, at a turn
-without a call or that was cut off, and after `max_turns` turns.
+The loop knows nothing of how tokens are generated; the trainers and the evaluation each pass it a `generate`.
+Rules: every token of the assistant is trained, every other one is masked; the calls of a turn run concurrently; a
+result that leaves no room for an answer is not shown; a trajectory is over when its environment is `done`, after a turn
+without a call or that was truncated, and after `max_turns` turns.
 """
 
 from __future__ import annotations
@@ -12,158 +12,145 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
 from vlm_grpo.envs.tool_parser import ToolResult
 from vlm_grpo.rewards.tool_call import ToolCall
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.observations import encode_results
-from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, as_next_prompt, with_segment
+from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, as_next_prompt
 from vlm_grpo.rollouts.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class EpisodeLimits:
-    """When an episode is over, and what ends a turn.
+    """When a trajectory is over, and what ends a turn.
 
     Attributes:
-        most_tokens: of a completion in all, results included.
+        max_tokens: of a completion in all, tool results included.
         max_turns: of the assistant.
-        seconds: that one call may take.
-        ends: tokens that end a turn.
+        tool_time_limit: seconds that one tool call may take.
+        stop_token_ids: tokens that end a turn.
     """
 
-    most_tokens: int
+    max_tokens: int
     max_turns: int
-    seconds: float
-    ends: Collection[int]
+    tool_time_limit: float
+    stop_token_ids: Collection[int]
 
 
 GenerateTurns = Callable[[list[Trajectory], int], list[list[int]]]
 
 
-def run_trajectories(
-    episodes: Sequence[Trajectory],
-    complete: GenerateTurns,
-    encoder: PromptEncoder,
-    rules: EpisodeLimits,
-    anyone: Callable[[bool], bool] = bool,
-) -> None:
-    """Play all episodes to their ends.
-
-    Args:
-        complete: from episodes and a number of tokens to the tokens of their next turns.
-        anyone: whether a claim is true on any process; all take part in every round, one whose episodes are over with
-            an empty list.
-    """
-    while anyone(bool(active := [episode for episode in episodes if not episode.is_over])):
-        room = max((rules.most_tokens - len(episode.mask) for episode in active), default=1)
-        turns = complete(active, room)
-        for episode, ids in zip(active, turns, strict=True):
-            kept = ids[: rules.most_tokens - len(episode.mask)]
-            episode.hear(kept, encoder.decode(kept))
-        run_tools(active, encoder, rules)
-    for episode in episodes:
-        if hasattr(episode.environment, "finish") and not episode.is_hanging:
-            episode.ask("finish", episode.last_text)
-
-
-def run_tools(episodes: Sequence[Trajectory], encoder: PromptEncoder, rules: EpisodeLimits) -> None:
-    """Run what was called in the last turn of each episode, and show what came of it."""
-    jobs = [ToolJob(episode.tools, _calls(episode, rules), episode.protocol.example) for episode in episodes]
-    done = execute_tool_calls(jobs, rules.seconds)
-    for episode, job, (results, is_hanging) in zip(episodes, jobs, done, strict=True):
-        episode.calls_of_turns.append(job.calls)
-        episode.calls += len(results)
-        episode.results += results
-        episode.is_hanging |= is_hanging
+def run_tools(trajectories: Sequence[Trajectory], encoder: PromptEncoder, limits: EpisodeLimits) -> None:
+    """Run the calls in the last turn of each trajectory, and append their results."""
+    jobs = [ToolJob(each.tools, _last_calls(each, limits), each.tool_parser.example) for each in trajectories]
+    outcomes = execute_tool_calls(jobs, limits.tool_time_limit)
+    for trajectory, job, (results, is_hanging) in zip(trajectories, jobs, outcomes, strict=True):
+        trajectory.calls_per_turn.append(job.calls)
+        trajectory.num_calls += len(results)
+        trajectory.results += results
+        trajectory.is_hanging |= is_hanging
         for result in results:
             if result.is_failure:
-                episode.fail(result)
-        is_done = not job.calls or is_hanging or bool(getattr(episode.environment, "done", False))
-        episode.is_over = is_done or episode.turns >= rules.max_turns
-        if not episode.is_over:
-            _show(episode, results, encoder, rules)
+                trajectory.record_failure(result)
+        is_done = not job.calls or is_hanging or bool(getattr(trajectory.environment, "done", False))
+        trajectory.is_over = is_done or trajectory.num_turns >= limits.max_turns
+        if not trajectory.is_over:
+            _add_results(trajectory, results, encoder, limits)
 
 
-def _calls(episode: Trajectory, rules: EpisodeLimits) -> list[ToolCall]:
-    """The calls of the last turn; none where it was cut off."""
-    is_whole = bool(episode.later.ids) and episode.later.ids[-1] in rules.ends
-    return episode.protocol.calls(episode.last_text) if is_whole else []
+def _last_calls(trajectory: Trajectory, limits: EpisodeLimits) -> list[ToolCall]:
+    """Return the calls of the last turn; none where it was truncated."""
+    ids = trajectory.segment.ids
+    is_complete = bool(ids) and ids[-1] in limits.stop_token_ids
+    return trajectory.tool_parser.calls(trajectory.last_text) if is_complete else []
 
 
-def _show(episode: Trajectory, results: Sequence[ToolResult], encoder: PromptEncoder, rules: EpisodeLimits) -> None:
-    """Add the results; where they leave no room for an answer, the episode is over without them."""
-    schemas = episode.schemas if episode.protocol.is_native else None
-    turn = encode_results(encoder, episode.protocol, results, episode.later.ids[-1], schemas)
-    if len(episode.mask) + len(turn.ids) >= rules.most_tokens:
-        episode.is_over = True
+def _add_results(
+    trajectory: Trajectory, results: Sequence[ToolResult], encoder: PromptEncoder, limits: EpisodeLimits
+) -> None:
+    """Append the results; where they leave no room for an answer, the trajectory is over without them."""
+    parser = trajectory.tool_parser
+    schemas = trajectory.schemas if parser.is_native else None
+    segment = encode_results(encoder, parser, results, trajectory.segment.ids[-1], schemas)
+    if len(trajectory.tool_mask) + len(segment.ids) >= limits.max_tokens:
+        trajectory.is_over = True
     else:
-        episode.show(turn, results)
+        trajectory.add_tool_results(segment, results)
 
 
-def next_prompt(episode: Trajectory) -> EncodedPrompt:
-    """What the model continues; the same object for all episodes of a prompt that have not begun."""
-    return episode.prompt if not episode.later.ids else as_next_prompt(episode.prompt, episode.later)
+def next_prompt(trajectory: Trajectory) -> EncodedPrompt:
+    """Return what the model continues; one object for all trajectories of a prompt that have no turn yet."""
+    return trajectory.prompt if not trajectory.segment.ids else as_next_prompt(trajectory.prompt, trajectory.segment)
 
 
 class MultiTurnRollout:
-    """Runs the rows of a rollout in their environments, turn by turn.
+    """Runs rows in their environments, turn by turn, for training and evaluation.
 
     Args:
-        encoder: encodes what tools return.
-        placeholders: tokens that stand for images and videos; a completion in which the model wrote one is left out.
-        end: token that ends a turn.
+        encoder: encodes the results of tools.
+        placeholders: image and video tokens; a completion in which the model wrote one is left out of the loss.
+        end_token_id: ends a turn.
     """
 
-    def __init__(self, encoder: PromptEncoder, placeholders: Collection[int], end: int) -> None:
-        self.encoder, self.placeholders, self.end = encoder, frozenset(placeholders), end
+    def __init__(self, encoder: PromptEncoder, placeholders: Collection[int], end_token_id: int) -> None:
+        self.encoder, self.placeholders, self.end_token_id = encoder, frozenset(placeholders), end_token_id
 
-    def collect(
+    def run(
         self,
         trajectories: Sequence[Trajectory],
         prompts: Sequence[EncodedPrompt],
         facts: Mapping[str, Any],
         limits: EpisodeLimits,
         generate: GenerateTurns,
-        any_rank: Callable[[bool], bool],
-    ) -> list[EncodedPrompt]:
-        """Run all trajectories to their ends, and return the rows for the loss: prompts with the images of tools.
+        any_rank: Callable[[bool], bool] = bool,
+    ) -> None:
+        """Run all trajectories until they are over.
 
         Args:
-            trajectories: begun by the pool.
-            prompts: encoded, one for each of them.
-            facts: what environments are told beside the facts of their prompt.
+            trajectories: as `EnvPool.start` returns them.
+            prompts: one for each trajectory.
+            facts: passed to environments beside the image facts of their prompt.
             limits: when a trajectory is over.
             generate: from trajectories and a number of tokens to the tokens of their next turns.
-            any_rank: whether a claim holds on any process.
+            any_rank: whether a claim holds on any process. All processes take part in every round, those whose
+                trajectories are over with an empty list.
         """
         for trajectory, prompt in zip(trajectories, prompts, strict=True):
-            trajectory.begin(prompt, {**self.encoder.facts(prompt), **facts})
-        run_trajectories(trajectories, generate, self.encoder, limits, any_rank)
+            trajectory.start(prompt, {**self.encoder.image_facts(prompt), **facts})
+        while any_rank(bool(active := [trajectory for trajectory in trajectories if not trajectory.is_over])):
+            self._take_turns(active, limits, generate)
+        for trajectory in trajectories:
+            if hasattr(trajectory.environment, "finish") and not trajectory.is_hanging:
+                trajectory.call_environment("finish", trajectory.last_text)
+
+    def drop_broken(self, trajectories: Sequence[Trajectory]) -> None:
+        """Leave completions in which the model wrote an image placeholder out of the loss: they have no pixels."""
         for trajectory in trajectories:
             self._drop_if_broken(trajectory)
-        return [with_segment(each.prompt, each.later) for each in trajectories]
+
+    def _take_turns(self, active: list[Trajectory], limits: EpisodeLimits, generate: GenerateTurns) -> None:
+        rooms = [limits.max_tokens - len(trajectory.tool_mask) for trajectory in active]
+        turns = generate(active, max(rooms, default=1))
+        for trajectory, ids, room in zip(active, turns, rooms, strict=True):
+            trajectory.add_assistant_turn(ids[:room], self.encoder.decode(ids[:room]))
+        run_tools(active, self.encoder, limits)
 
     def _drop_if_broken(self, trajectory: Trajectory) -> None:
-        """Leave a completion whose model wrote a placeholder of images out of the loss: no pixels belong to it."""
-        own = [token for token, is_own in zip(trajectory.later.ids, trajectory.mask, strict=True) if is_own]
-        trajectory.is_dropped = not self.placeholders.isdisjoint(own)
+        policy_ids = {
+            token for token, mask in zip(trajectory.segment.ids, trajectory.tool_mask, strict=True) if mask == 1
+        }
+        trajectory.is_dropped = not self.placeholders.isdisjoint(policy_ids)
         if trajectory.is_dropped:
-            trajectory.later, trajectory.mask = replace(EMPTY_SEGMENT, ids=[self.end]), [0]
-
-
-def token_mask(trajectories: Sequence[Trajectory], width: int, device: Any) -> Tensor:
-    """Return (B, C): 0 at the tokens of tools, 1 at the model's and at padding."""
-    masks = [torch.tensor(trajectory.mask) for trajectory in trajectories]
-    rows = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True, padding_value=1).to(device)
-    return torch.nn.functional.pad(rows, (0, width - rows.size(1)), value=1)
+            trajectory.segment, trajectory.tool_mask = replace(EMPTY_SEGMENT, ids=[self.end_token_id]), [0]
 
 
 def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:
-    """Return the numbers of a trajectory to log, the environment's own among them."""
-    counts = {"turns": trajectory.turns, "calls": trajectory.calls, "failed_calls": trajectory.failures}
+    """Return what is logged of a trajectory, its environment's metrics included."""
+    counts = {
+        "turns": trajectory.num_turns,
+        "calls": trajectory.num_calls,
+        "failed_calls": trajectory.num_failed_calls,
+    }
     numbers = {**counts, **trajectory.metrics(), "dropped": trajectory.is_dropped}
     return {f"episodes/{name}": float(value) for name, value in numbers.items()}

@@ -1,7 +1,8 @@
-"""Rows and numbers of all processes: gathering, and a process's own part of what was gathered."""
+"""Collectives over all processes, and a process's own rows of what was gathered."""
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, stack, tensor
 
@@ -15,6 +16,7 @@ class Ranks:
         self.accelerator = accelerator
         self.count: int = accelerator.num_processes
         self.index: int = accelerator.process_index
+        self.device: torch.device = accelerator.device
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of their ranks."""
@@ -39,8 +41,8 @@ class Ranks:
 
     def any_media(self, kinds: set[str]) -> list[bool]:
         """Return which of MEDIA_KINDS any process has."""
-        found = tensor([[kind in kinds for kind in MEDIA_KINDS]], device=self.accelerator.device)
-        return self.gather(found).any(dim=0).tolist()
+        flags = tensor([[kind in kinds for kind in MEDIA_KINDS]], device=self.accelerator.device)
+        return self.gather(flags).any(dim=0).tolist()
 
     def masked_mean(self, values: Tensor, mask: Tensor) -> float:
         """Return the mean over the tokens of all processes where the mask is 1; 0 where it is nowhere."""

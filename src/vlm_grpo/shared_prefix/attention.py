@@ -21,18 +21,18 @@ from vlm_grpo.shared_prefix import flex_attention
 from vlm_grpo.shared_prefix.packing import Group, Layout
 
 NAME = "shared_prefix"
-OVER = f"{NAME}_over_"  # what the implementation's name follows, where that is not SDPA
+NAME_PREFIX = f"{NAME}_over_"  # what the implementation's name follows, where that is not SDPA
 SDPA = "sdpa"
 
 
-def plain_implementation(implementation: str) -> str:
+def unpacked_implementation(implementation: str) -> str:
     """Return what rows that are not packed go through under the name of an attention implementation."""
-    return SDPA if implementation == NAME else implementation.removeprefix(OVER)
+    return SDPA if implementation == NAME else implementation.removeprefix(NAME_PREFIX)
 
 
 def is_supported(implementation: str) -> bool:
     """Return whether `register` takes this implementation: sdpa or a flash attention of transformers."""
-    plain = plain_implementation(implementation)
+    plain = unpacked_implementation(implementation)
     return plain == SDPA or ("flash" in plain and plain in ALL_MASK_ATTENTION_FUNCTIONS)
 
 
@@ -42,7 +42,7 @@ def register(plain: str = SDPA) -> str:
     Args:
         plain: the implementation for rows that are not packed, as `is_supported` accepts it.
     """
-    name = NAME if plain == SDPA else OVER + plain
+    name = NAME if plain == SDPA else NAME_PREFIX + plain
     ALL_ATTENTION_FUNCTIONS.register(name, partial(attention, plain=plain))
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(mask, plain=plain))
     return name
@@ -80,40 +80,40 @@ def attention(
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     if (
         query.is_cuda
-        and query.size(-1) >= flex_attention.SMALLEST_HEAD
+        and query.size(-1) >= flex_attention.MIN_HEAD_DIM
         and (kernel := flex_attention.compiled()) is not None
     ):
         output = flex_attention.packed_attention(query, key, value, packed, scaling, kernel)
         return output.transpose(1, 2).contiguous(), None
-    share = query.size(1) // key.size(1)  # grouped-query attention: heads that share a key
-    if share > 1:
-        key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
+    repeats = query.size(1) // key.size(1)  # grouped-query attention: heads that share a key
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     outputs = [part for group in packed.groups for part in _group(group, query, key, value, scaling)]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _group(group: Group, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> list[Tensor]:
-    """Outputs (1, H, length, D) of a group's prefix and of its segments."""
+    """Return the outputs (1, H, length, D) of a group's prefix and of its segments."""
     outputs, middle = [], group.start + group.prefix
     prefix = [tensor[:, :, group.start : middle] for tensor in (query, key, value)]
     if group.prefix:
         outputs.append(scaled_dot_product_attention(*prefix, is_causal=True, scale=scaling))
     if group.lengths:
-        parts = [_segments(tensor[0, :, middle : group.end], group.lengths) for tensor in (query, key, value)]
+        parts = [_pad_segments(tensor[0, :, middle : group.end], group.lengths) for tensor in (query, key, value)]
         rows, _, longest, _ = parts[0].shape
         keys, values = (
-            torch.cat([shared.expand(rows, -1, -1, -1), own], dim=2)
-            for shared, own in zip(prefix[1:], parts[1:], strict=True)
+            torch.cat([shared.expand(rows, -1, -1, -1), segment], dim=2)
+            for shared, segment in zip(prefix[1:], parts[1:], strict=True)
         )
         # Padding stands behind the tokens of its segment: causality alone hides it from them.
         seen = torch.ones(longest, group.prefix + longest, dtype=torch.bool, device=query.device).tril(group.prefix)
         output = scaled_dot_product_attention(parts[0], keys, values, attn_mask=seen, scale=scaling)
-        outputs.append(_joined(output, group.lengths))
+        outputs.append(_unpad_segments(output, group.lengths))
     return outputs
 
 
-def _segments(tensor: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """(H, sum of lengths, D) as (G, H, longest, D), shorter ones filled up with zeros."""
+def _pad_segments(tensor: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return (H, sum of lengths, D) as (G, H, longest, D), shorter ones padded with zeros."""
     heads, _, width = tensor.shape
     if len(set(lengths)) == 1:
         return tensor.view(heads, len(lengths), lengths[0], width).transpose(0, 1)
@@ -121,8 +121,8 @@ def _segments(tensor: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return torch.stack([pad(part, (0, 0, 0, max(lengths) - part.size(1))) for part in parts])
 
 
-def _joined(output: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """The opposite: (G, H, longest, D) as (1, H, sum of lengths, D)."""
+def _unpad_segments(output: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return (G, H, longest, D) as (1, H, sum of lengths, D)."""
     _, heads, _, width = output.shape
     if len(set(lengths)) == 1:
         return output.transpose(0, 1).reshape(1, heads, -1, width)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def in_autocast_type(tensor: Tensor) -> Tensor:
+def to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Return the tensor in the type to which autocast casts it before it is attended; as it is outside of autocast."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from vlm_grpo.rollouts.engines.kv_cache import unrepeatable_layers
 from vlm_grpo.shared_prefix import attention
-from vlm_grpo.shared_prefix.packed_logprobs import backbone, keep_scored_only
-from vlm_grpo.shared_prefix.vision_cache import run_tower_once
+from vlm_grpo.shared_prefix.packed_logprobs import backbone, select_scored_positions
+from vlm_grpo.shared_prefix.vision_cache import encode_unique_images
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "on", "off")
 # Largest mean difference of log-probabilities between the two paths. Rounding alone gives 1e-6 and a few hundredths.
-IN_FULL_PRECISION, IN_HALF_PRECISION = 1e-4, 0.1
+FULL_PRECISION_TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 0.1
 
 # Settings of language models that look at images in every forward, beside their cache.
 CROSS_ATTENTION = ("cross_attention_layers", "cross_layer_interval")
@@ -42,7 +42,7 @@ def validate_scoring(model: nn.Module) -> str | None:
     checks = [
         (not attention.is_supported(text._attn_implementation), "attention other than sdpa or flash attention"),
         (bool(kinds), f"layers of {', '.join(sorted(kinds))}"),
-        (_slides(text), "a sliding window"),
+        (_has_sliding_window(text), "a sliding window"),
         (bool(getattr(text, "attention_dropout", 0)), "attention dropout"),
         (getattr(text, "attn_logit_softcapping", None) is not None, "soft-capping of attention"),
         (bool(getattr(text, "use_bidirectional_attention", False)), "bidirectional attention"),
@@ -51,8 +51,8 @@ def validate_scoring(model: nn.Module) -> str | None:
     return next((reason for is_so, reason in checks if is_so), None)
 
 
-def _slides(text: Any) -> bool:
-    """A window that no list of layers says more about."""
+def _has_sliding_window(text: Any) -> bool:
+    """Return whether the model has a sliding window in unlisted layers."""
     window = getattr(text, "sliding_window", None)
     return not getattr(text, "layer_types", None) and bool(window) and getattr(text, "use_sliding_window", True)
 
@@ -63,7 +63,7 @@ def _uses_interface(model: nn.Module) -> bool:
 
 
 class SharedPrefixState:
-    """Whether a trainer's models share prefixes: asked for, possible, and checked on the first group.
+    """Whether a trainer's models share prefixes: requested, supported, and checked on the first group.
 
     Args:
         mode: `auto` falls back to the plain path with a warning, `on` raises instead, `off` never shares.
@@ -82,31 +82,31 @@ class SharedPrefixState:
         reason = None if mode == "off" else next(filter(None, map(validate_scoring, self.models)), None)
         self.is_on = mode != "off" and reason is None
         if reason is not None:
-            self.give_up("scoring", reason)
+            self.report_unsupported("scoring", reason)
         for model in self.models if mode != "off" else []:
             add_hooks(backbone(model))
         if self.is_on:
             for text in self._text_configs():
-                plain = attention.plain_implementation(text._attn_implementation)
+                plain = attention.unpacked_implementation(text._attn_implementation)
                 text._attn_implementation = attention.register(plain)
 
-    def settle(self, difference: float, allowed: float) -> None:
-        """Go on sharing if the two paths agree (on every process), else leave it."""
+    def record_check(self, difference: float, allowed: float) -> None:
+        """Switch sharing off if the two paths differ by more than is allowed (on any process)."""
         self.is_checked = True
         if difference <= allowed:
             return
         for text in self._text_configs():
-            text._attn_implementation = attention.plain_implementation(text._attn_implementation)
+            text._attn_implementation = attention.unpacked_implementation(text._attn_implementation)
         self.is_on = False
-        self.give_up(
+        self.report_unsupported(
             "scoring", f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})"
         )
 
     def _text_configs(self) -> list[Any]:
         return [model.config.get_text_config() for model in self.models]
 
-    def give_up(self, what: str, reason: str) -> None:
-        """Say once that sampling or scoring takes the plain path.
+    def report_unsupported(self, what: str, reason: str) -> None:
+        """Warn that sampling or scoring takes the plain path.
 
         Raises:
             ValueError: the mode is `on`.
@@ -121,20 +121,20 @@ class SharedPrefixState:
 
 
 def add_hooks(below_head: nn.Module) -> None:
-    """Let a backbone take what packed and plain rows ask for; once, however many trainers a model sees."""
+    """Add the forward hooks for packed rows to a backbone; once, however many trainers use the model."""
     if not hasattr(below_head, "takes_shared_prompts"):
-        below_head.register_forward_pre_hook(run_tower_once, with_kwargs=True)
-        below_head.register_forward_hook(keep_scored_only, with_kwargs=True)
-        below_head.takes_shared_prompts = True
+        below_head.register_forward_pre_hook(encode_unique_images, with_kwargs=True)
+        below_head.register_forward_hook(select_scored_positions, with_kwargs=True)
+        below_head.has_shared_prefix_hooks = True
 
 
 def tolerance(dtype: torch.dtype, mixed_precision: str) -> float:
-    """How far the two paths may be apart in a precision."""
+    """Return how far the two paths may differ in a precision."""
     is_full = dtype == torch.float32 and mixed_precision == "no"
-    return IN_FULL_PRECISION if is_full else IN_HALF_PRECISION
+    return FULL_PRECISION_TOLERANCE if is_full else HALF_PRECISION_TOLERANCE
 
 
 def mean_difference(one: Tensor, other: Tensor, mask: Tensor) -> float:
-    """Mean absolute difference where the mask is 1; infinite where a number is missing."""
+    """Return the mean absolute difference where the mask is 1; infinite where a number is missing."""
     values = (one.float() - other.float()).abs()[mask.bool()]
     return torch.nan_to_num(values.mean(), nan=float("inf")).item() if len(values) else 0.0

@@ -14,30 +14,30 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import pad
 
-from vlm_grpo.shared_prefix.autocast import in_autocast_type
+from vlm_grpo.shared_prefix.autocast import to_autocast_dtype
 from vlm_grpo.shared_prefix.packing import Group, Layout
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 128
-SMALLEST_HEAD = 16  # dimensions; the kernel multiplies tiles of 16
+MIN_HEAD_DIM = 16  # dimensions; the kernel multiplies tiles of 16
 
 
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, kernel: Callable = flex_attention
 ) -> Tensor:
-    """Outputs (1, H, L, D) of a packed row: query (1, H, L, D), key and value (1, K, L, D)."""
+    """Return the outputs (1, H, L, D) of a packed row: query (1, H, L, D), key and value (1, K, L, D)."""
     length = query.size(2)
     missing = -length % BLOCK
-    padded = [pad(in_autocast_type(tensor), (0, 0, 0, missing)) for tensor in (query, key, value)]
+    padded = [pad(to_autocast_dtype(tensor), (0, 0, 0, missing)) for tensor in (query, key, value)]
     mask = block_mask(layout, length + missing, query.device)
     return kernel(*padded, block_mask=mask, scale=scaling, enable_gqa=query.size(1) != key.size(1))[:, :, :length]
 
 
 @lru_cache(maxsize=4)  # the layers of a forward, and of its recomputation in the backward, share it
 def block_mask(layout: Layout, length: int, device: torch.device) -> BlockMask:
-    """Which tokens see which; padding is a group of its own."""
-    group, segment = (part.to(device) for part in numbers(layout, length))
+    """Return which tokens see which; padding is a group of its own."""
+    group, segment = (part.to(device) for part in token_groups(layout, length))
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_prefix_or_own = (segment[key] == 0) | (segment[key] == segment[query])
@@ -46,31 +46,31 @@ def block_mask(layout: Layout, length: int, device: torch.device) -> BlockMask:
     return create_block_mask(sees, None, None, length, length, device=device)
 
 
-def numbers(layout: Layout, length: int) -> tuple[Tensor, Tensor]:
-    """(L,) number of each token's group, -1 for padding, and (L,) of its segment within it, 0 for the prefix."""
+def token_groups(layout: Layout, length: int) -> tuple[Tensor, Tensor]:
+    """Return (L,) each token's group, -1 for padding, and (L,) its segment within it, 0 for the prefix."""
     group, segment = torch.full((length,), -1), torch.zeros(length, dtype=torch.long)
     for number, part in enumerate(layout.groups):
         group[part.start : part.end] = number
-        place = part.start + part.prefix
+        start = part.start + part.prefix
         for index, size in enumerate(part.lengths, 1):
-            segment[place : place + size] = index
-            place += size
+            segment[start : start + size] = index
+            start += size
     return group, segment
 
 
 @cache
 def compiled() -> Callable | None:
-    """The compiled kernel; None, with a warning, where it cannot be built on this machine."""
+    """Return the compiled kernel; None, with a warning, where it cannot be built on this machine."""
     kernel = torch.compile(flex_attention, dynamic=True)
     try:
-        try_out(kernel, torch.device("cuda"))
+        check_kernel(kernel, torch.device("cuda"))
     except RuntimeError as error:  # what torch's compiler raises
         logger.warning("FlexAttention cannot be compiled here (%s); packed rows go through sdpa", error)
         return None
     return kernel
 
 
-def try_out(kernel: Callable, device: torch.device) -> None:
+def check_kernel(kernel: Callable, device: torch.device) -> None:
     """Run the forward and the backward of a kernel on a small packed row, also where gradients are switched off.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What happens when a packed forward or its backward runs out of memory: it is cut, and the step is taken again."""
+"""Splits packed forwards into smaller parts after they ran out of memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class ForwardSplitter:
-    """Into how many parts each packed row is cut; it grows when memory runs out and stays for the rest of the run.
+    """Into how many parts each packed row is split; it grows when memory runs out and stays for the rest of the run.
 
-    The parts of a cut row are computed again in the backward pass, so that only one of them holds its activations:
+    The parts of a split row are computed again in the backward pass, so that only one of them holds its activations:
     the gradient is the same, for a third more work (as in gradient caching, arXiv:2101.06983).
     """
 
@@ -24,35 +24,35 @@ class ForwardSplitter:
         self.parts = 1
 
     def halve(self, rows: int, error: BaseException) -> None:
-        """Cut what is forwarded once more in two, with a warning.
+        """Double the number of parts, with a warning.
 
         Raises:
-            torch.OutOfMemoryError: the given error; already, each of the `rows` goes alone.
+            torch.OutOfMemoryError: the given error, where each of the `rows` is forwarded alone already.
         """
         if self.parts >= rows:
             raise error
         self.parts *= 2
-        release()
+        free_memory()
         logger.warning(
-            "out of memory: each forward of shared prompts is cut into %d parts from here on, which costs time; "
-            "nothing is lost. --max_tokens_per_forward or --per_device_train_batch_size set less from the start",
+            "out of memory: each forward of shared prompts is split into %d parts from here on, which is slower; "
+            "nothing is lost. A smaller --max_tokens_per_forward or --per_device_train_batch_size avoids this",
             self.parts,
         )
 
-    def cut(self, rows: Sequence[int]) -> list[list[int]]:
-        """The rows of a forward in as many parts, none of them empty."""
+    def split(self, rows: Sequence[int]) -> list[list[int]]:
+        """Return the rows of a forward in as many parts, none of them empty."""
         size = -(-len(rows) // self.parts)
         return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def run(self, forward: Callable[..., Any], *args: Any) -> Any:
-        """A part's forward; where rows are cut, its activations are made again when its gradient is wanted."""
+        """Run the forward of a part; where rows are split, its activations are recomputed in the backward pass."""
         if self.parts == 1 or not torch.is_grad_enabled():
             return forward(*args)
         return checkpoint(forward, *args, use_reentrant=False)
 
 
-def release() -> None:
-    """Give back what a failed forward held."""
+def free_memory() -> None:
+    """Free the memory of a failed forward."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

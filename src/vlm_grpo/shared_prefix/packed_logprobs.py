@@ -1,4 +1,4 @@
-"""Log-probabilities of completions from packed rows: the same numbers as `objective.token_scores`, for less work."""
+"""Log-probabilities of completions from packed rows: those of `trainers.logprobs.padded_logprobs`, for less work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual, missing_dummies
 from vlm_grpo.rollouts.segment import full_row
-from vlm_grpo.shared_prefix.batching import divide
+from vlm_grpo.shared_prefix.batching import split_into_forwards
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packing import Layout, Packed, pack
 
@@ -31,13 +31,13 @@ class TokenLogprobs(NamedTuple):
 
 
 def backbone(model: nn.Module) -> nn.Module:
-    """The model below its head, also inside an adapter."""
+    """Return the model below its head, also inside an adapter."""
     unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
     return unwrapped.base_model
 
 
-def keep_scored_only(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-    """Forward hook of the backbone: the head projects only the positions of a packed row that predict something."""
+def select_scored_positions(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    """Keep, as a forward hook of the backbone, only the positions of a packed row that predict something."""
     layout: Layout | None = kwargs.get("packed")
     if layout is not None:
         hidden = output.last_hidden_state
@@ -45,32 +45,32 @@ def keep_scored_only(module: nn.Module, args: tuple, kwargs: dict, output: Any) 
     return output
 
 
-def prompt_positions(model: nn.Module, sample: EncodedPrompt) -> Tensor:
-    """Positions of a prompt's tokens, (1, P), or (3, P) where the family has mRoPE, as its forward computes them.
+def prompt_positions(model: nn.Module, prompt: EncodedPrompt) -> Tensor:
+    """Return the positions of a prompt's tokens, (1, P), or (3, P) with mRoPE, as the model's forward computes them.
 
     Where the completion shows images, those of its tokens follow: they move on by more than one at an image.
     """
     index = getattr(backbone(model), "get_rope_index", None)
-    sample = full_row(sample)
-    count = len(sample.input_ids)
+    prompt = full_row(prompt)
+    count = len(prompt.input_ids)
     if index is None:
         return torch.arange(count)[None]
-    if not sample.visual:
+    if not prompt.visual:
         return torch.arange(count).expand(3, -1)
     fields = {
         "attention_mask": torch.ones(1, count, dtype=torch.long),  # this and the next: Qwen3-Omni asks for them
-        "second_per_grids": sample.visual.get("video_second_per_grid"),
-        **sample.visual,
-        **{name: torch.tensor([values]) for name, values in sample.per_token.items()},
+        "second_per_grids": prompt.visual.get("video_second_per_grid"),
+        **prompt.visual,
+        **{name: torch.tensor([values]) for name, values in prompt.per_token.items()},
     }
-    taken = set(inspect.signature(index).parameters)
-    given = {name: value for name, value in fields.items() if name in taken and value is not None}
-    positions, _ = index(torch.tensor([sample.input_ids]), **given)
+    parameters = set(inspect.signature(index).parameters)
+    fields = {name: value for name, value in fields.items() if name in parameters and value is not None}
+    positions, _ = index(torch.tensor([prompt.input_ids]), **fields)
     return positions[:, 0]
 
 
-def completions_of(input_ids: Tensor, attention_mask: Tensor, completion: int) -> list[list[int]]:
-    """The tokens of each row's completion without padding."""
+def unpadded_completions(input_ids: Tensor, attention_mask: Tensor, completion: int) -> list[list[int]]:
+    """Return the tokens of each row's completion without padding."""
     lengths = attention_mask[:, -completion:].sum(dim=1).tolist()
     return [row[:length] for row, length in zip(input_ids[:, -completion:].tolist(), lengths, strict=True)]
 
@@ -82,90 +82,90 @@ class Packing:
     Attributes:
         positions_of: positions of a prompt's tokens, `prompt_positions`.
         budget: about how many tokens a forward takes; None is a fixed number of rows.
-        agree: of the numbers of forwards and of groups on this process, the largest and the smallest on any.
-        cutting: into how many parts a forward is cut because memory ran out.
+        sync_counts: from the numbers of forwards and groups on this process to the largest and the smallest on any.
+        splitter: into how many parts a forward is split because memory ran out.
     """
 
     positions_of: Callable[[EncodedPrompt], Tensor]
     budget: int | None = None
-    agree: Callable[[int, int], tuple[int, int]] = lambda wanted, groups: (wanted, groups)
-    cutting: ForwardSplitter = field(default_factory=ForwardSplitter)
+    sync_counts: Callable[[int, int], tuple[int, int]] = lambda num_forwards, num_groups: (num_forwards, num_groups)
+    splitter: ForwardSplitter = field(default_factory=ForwardSplitter)
 
 
 def packed_logprobs(
     model: nn.Module,
-    samples: Sequence[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
     completion: int,
     chunk: int,
     packing: Packing,
-    place: Callable[[Mapping[str, Any]], dict[str, Any]],
+    to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
-    blanks: Mapping[str, EncodedPrompt] | None = None,
+    dummies: Mapping[str, EncodedPrompt] | None = None,
     visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
-    silent: Sequence[bool] | None = None,
+    skipped: Sequence[bool] | None = None,
     has_values: bool = False,
 ) -> TokenLogprobs:
-    """Score the last `completion` tokens of (B, P + C) rows: what `token_scores` gives, with 0 for padding.
+    """Score the last `completion` tokens of (B, P + C) rows: what `padded_logprobs` returns, with 0 for padding.
 
-    `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `silent` are left out and
+    `chunk` rows, or as many as fit into the budget, go into one packed row. Rows that are `skipped` are left out and
     get 0; where all of a forward are, the shortest prompt goes through alone, so that every parameter has a gradient.
     With `has_values` the model has a value head, whose values are returned too.
     """
-    texts = completions_of(input_ids, attention_mask, completion)
-    if silent is not None:
-        texts = [[] if is_silent else text for text, is_silent in zip(texts, silent, strict=True)]
+    texts = unpadded_completions(input_ids, attention_mask, completion)
+    if skipped is not None:
+        texts = [[] if is_skipped else text for text, is_skipped in zip(texts, skipped, strict=True)]
     if packing.budget is None:
         forwards = [list(range(start, min(start + chunk, len(texts)))) for start in range(0, len(texts), chunk)]
     else:
-        forwards = divide(samples, [len(text) for text in texts], packing.budget, packing.agree)
+        forwards = split_into_forwards(prompts, [len(text) for text in texts], packing.budget, packing.sync_counts)
     logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
     entropies = logps if compute_entropy else None
     values = logps
 
     def forward(packed: Packed) -> tuple[Tensor, Tensor | None, Tensor | None]:
         with autocast():
-            output = model(**place(packed_inputs(packed, visual)), fused_lm_head=True)
+            output = model(**to_device(packed_inputs(packed, visual)), fused_lm_head=True)
         entropy = output.entropy[0] if compute_entropy else None
         return output.log_probs[0], entropy, output.token_values[0] if has_values else None
 
-    for live in [part for rows in forwards for part in packing.cutting.cut(_live(rows, samples, texts))]:
-        kept = [samples[row] for row in live]
-        packed = pack(kept, [texts[row] for row in live], packing.positions_of, missing_dummies(kept, blanks))
-        found, entropy, value = packing.cutting.run(forward, packed)
-        places = (torch.tensor(live)[packed.rows], packed.columns)
-        logps = logps + _table(found, places, logps)
+    for live in [part for rows in forwards for part in packing.splitter.split(_scored_rows(rows, prompts, texts))]:
+        scored = [prompts[row] for row in live]
+        packed = pack(scored, [texts[row] for row in live], packing.positions_of, missing_dummies(scored, dummies))
+        token_logps, entropy, value = packing.splitter.run(forward, packed)
+        indices = (torch.tensor(live)[packed.rows], packed.columns)
+        logps = logps + _table(token_logps, indices, logps)
         if compute_entropy:
-            entropies = entropies + _table(entropy, places, logps)
+            entropies = entropies + _table(entropy, indices, logps)
         if value is not None:
-            values = values + _table(value, places, logps)
+            values = values + _table(value, indices, logps)
     return TokenLogprobs(logps, entropies, None, values if has_values else None)
 
 
-def _live(rows: list[int], samples: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[int]:
-    """The rows of a forward that have something to score; the one with the shortest prompt if none has."""
+def _scored_rows(rows: list[int], prompts: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[int]:
+    """Return the rows of a forward that have something to score; the one with the shortest prompt if none has."""
     live = [row for row in rows if texts[row]]
-    return live or [min(rows, key=lambda row: len(samples[row].input_ids))]
+    return live or [min(rows, key=lambda row: len(prompts[row].input_ids))]
 
 
 def packed_inputs(packed: Packed, visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]]) -> dict[str, Any]:
-    """Forward arguments of a packed row: what `visual` gives for its prompts, and where their completions are."""
+    """Return the forward arguments of a packed row: those of `visual` for its prompts, and where completions are."""
     return {
         "input_ids": packed.input_ids,
         "position_ids": packed.position_ids,
         "attention_mask": torch.zeros(NO_MASK_SHAPE),
         "shift_labels": packed.labels,
         "packed": packed.layout,
-        **visual(packed.samples),
+        **visual(packed.prompts),
     }
 
 
-def _table(values: Tensor, places: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
-    """(S,) scores at their places in a (B, C) table of zeros; a score without a place is there for its gradient."""
+def _table(values: Tensor, indices: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
+    """Return (S,) scores in a (B, C) table of zeros; a score without an index is kept for its gradient alone."""
     table = values.new_zeros(like.shape)
-    placed = values[: len(places[0])]
-    filled = table.index_put(tuple(place.to(values.device) for place in places), placed)
-    return filled if len(placed) == len(values) else filled + 0.0 * values.sum()
+    count = len(indices[0])
+    filled = table.index_put(tuple(index.to(values.device) for index in indices), values[:count])
+    return filled if count == len(values) else filled + 0.0 * values.sum()

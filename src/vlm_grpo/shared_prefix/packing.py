@@ -44,12 +44,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed row, its samples in order, and the place of each scored token in the (B, C) table of completions.
+    """A packed row, its prompts in order, and where each scored token belongs in the (B, C) table of completions.
 
-    Where no completion has a token, one position is scored that has no place.
+    Where no completion has a token, one position is scored that belongs nowhere.
     """
 
-    samples: list[EncodedPrompt]
+    prompts: list[EncodedPrompt]
     input_ids: Tensor  # (1, L)
     position_ids: Tensor  # (1, L), or (3, 1, L) with mRoPE
     labels: Tensor  # (1, S): the token that each scored position predicts
@@ -59,45 +59,47 @@ class Packed:
 
 
 def pack(
-    samples: Sequence[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     completions: Sequence[Sequence[int]],
     positions_of: Callable[[EncodedPrompt], Tensor],
-    blanks: Sequence[EncodedPrompt] = (),
+    dummies: Sequence[EncodedPrompt] = (),
 ) -> Packed:
-    """Pack rows of which row b is `samples[b]` followed by `completions[b]`; rows of one sample form a group.
+    """Pack rows of which row b is `prompts[b]` followed by `completions[b]`; rows of one prompt form a group.
 
     Args:
-        samples: (B,), the same object for the completions of one prompt.
+        prompts: (B,), the same object for the completions of one prompt.
         completions: (B,), token ids without padding; an empty one is scored nowhere.
         positions_of: a prompt's positions, (1, P) or (3, P); with those of its completion where that shows images.
-        blanks: prompts that are only there so that their images go through the vision tower.
+        dummies: prompts that are only there so that their images go through the vision tower.
     """
     members: dict[int, list[int]] = {}
-    for row, sample in enumerate(samples):
-        members.setdefault(id(sample), []).append(row)
-    first = [samples[rows[0]] for rows in members.values()]
+    for row, prompt in enumerate(prompts):
+        members.setdefault(id(prompt), []).append(row)
+    first = [prompts[rows[0]] for rows in members.values()]
     ids: list[int] = []
     positions, groups, scored, labels, rows, columns = [], [], [], [], [], []
-    for sample, numbers in zip([*first, *blanks], [*members.values(), *([] for _ in blanks)], strict=True):
-        start, place = len(ids), positions_of(sample)
-        last = len(sample.input_ids) - 1
-        ids += sample.input_ids[:-1]
-        positions.append(place[:, :last])
-        filled = [number for number in numbers if len(completions[number])]
-        for number in filled:
+    for prompt, numbers in zip([*first, *dummies], [*members.values(), *([] for _ in dummies)], strict=True):
+        start, position_ids = len(ids), positions_of(prompt)
+        last = len(prompt.input_ids) - 1
+        ids += prompt.input_ids[:-1]
+        positions.append(position_ids[:, :last])
+        nonempty = [number for number in numbers if len(completions[number])]
+        for number in nonempty:
             completion = completions[number]
             scored += range(len(ids), len(ids) + len(completion))
-            ids += [sample.input_ids[-1], *completion[:-1]]
-            after = place[:, last:] + torch.arange(len(completion)) if sample.later is None else place[:, last:]
+            ids += [prompt.input_ids[-1], *completion[:-1]]
+            after = position_ids[:, last:]
+            if prompt.segment is None:
+                after = after + torch.arange(len(completion))
             positions.append(after[:, : len(completion)])
             labels += completion
             rows += [number] * len(completion)
             columns += range(len(completion))
-        groups.append(Group(start, last, tuple(len(completions[number]) for number in filled)))
-    if not labels:  # the head needs something to predict; its score has no place
+        groups.append(Group(start, last, tuple(len(completions[number]) for number in nonempty)))
+    if not labels:  # the head needs something to predict; its score belongs nowhere
         scored, labels = [len(ids) - 1], ids[-1:]
     return Packed(
-        samples=[*first, *blanks],
+        prompts=[*first, *dummies],
         input_ids=torch.tensor([ids]),
         position_ids=_model_positions(torch.cat(positions, dim=1)),
         labels=_indices(labels)[None],
@@ -112,5 +114,5 @@ def _indices(values: list[int]) -> Tensor:
 
 
 def _model_positions(positions: Tensor) -> Tensor:
-    """(1, L) stays; (3, L) of mRoPE becomes (3, 1, L)."""
+    """Return (1, L) positions as they are, and (3, L) positions of mRoPE as (3, 1, L)."""
     return positions if positions.size(0) == 1 else positions[:, None]

@@ -1,9 +1,9 @@
 """Image features, computed once for each prompt, not once for each of its completions.
 
-Those of a frozen tower are kept with the prompt: they serve the sampling, the old, the reference and the policy pass of
-every iteration. Where tower or projector are trained they would be stale after a step: there each pass runs the tower
-once for each set of images, and `tower_once` repeats the features, not the pixels, for the rows that show it. Where
-parameters are sharded neither is done: all processes would have to take part.
+The features of a frozen tower are kept with the prompt: sampling and the old, reference and policy passes of every
+iteration use them. Where tower or projector are trained they would be stale after a step: there each pass runs the
+tower once for each set of images, and `encode_unique_images` repeats the features, not the pixels, for the rows that
+use it. Where parameters are sharded neither is done: all processes would have to take part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual
 from vlm_grpo.rollouts.segment import row_ids
 
 PIXELS = "pixel_values"
-TOWER = "tower_once"
+UNIQUE_IMAGES = "unique_images"
 
 
 @dataclass
@@ -35,8 +35,8 @@ class ImageFeatures(ModelOutput):
     visual_indicator_features: Tensor | None = None  # Ovis2's, of the tokens around an image
 
 
-def is_frozen(model: nn.Module) -> bool:
-    """Whether neither tower nor projector is trained; False for a family whose modules are not known."""
+def has_frozen_vision(model: nn.Module) -> bool:
+    """Return whether neither tower nor projector is trained; False for a family whose modules are not known."""
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return False
@@ -45,105 +45,109 @@ def is_frozen(model: nn.Module) -> bool:
 
 
 def cache_features(
-    backbone: nn.Module, samples: Sequence[EncodedPrompt], place: Callable[[Mapping[str, Any]], dict]
+    backbone: nn.Module, prompts: Sequence[EncodedPrompt], to_device: Callable[[Mapping[str, Any]], dict]
 ) -> None:
     """Run the tower for the samples with images that have no features yet; prompts with the same images share them."""
-    taken = set(inspect.signature(backbone.get_image_features).parameters)
-    known = {image_keys(sample): sample.features for sample in samples if sample.features is not None}
-    for sample in samples:
-        if sample.features is None and PIXELS in sample.visual:
-            if image_keys(sample) not in known:
-                given = place({name: value for name, value in sample.visual.items() if name in taken})
+    parameters = set(inspect.signature(backbone.get_image_features).parameters)
+    known = {image_keys(prompt): prompt.features for prompt in prompts if prompt.features is not None}
+    for prompt in prompts:
+        if prompt.features is None and PIXELS in prompt.visual:
+            if image_keys(prompt) not in known:
+                inputs = to_device({name: value for name, value in prompt.visual.items() if name in parameters})
                 with torch.no_grad():
-                    known[image_keys(sample)] = backbone.get_image_features(**given, return_dict=True)
-            sample.features = known[image_keys(sample)]
+                    known[image_keys(prompt)] = backbone.get_image_features(**inputs, return_dict=True)
+            prompt.features = known[image_keys(prompt)]
 
 
-def image_keys(sample: EncodedPrompt) -> tuple[Hashable, ...]:
-    """The images of a row: equal for rows that show the same ones in the same order."""
-    return tuple(ref.key for ref in sample.refs)
+def image_keys(prompt: EncodedPrompt) -> tuple[Hashable, ...]:
+    """Return the keys of a row's images: equal for rows with the same images in the same order."""
+    return tuple(ref.key for ref in prompt.refs)
 
 
-def with_features(inputs: dict[str, Any], samples: Sequence[EncodedPrompt]) -> dict[str, Any]:
-    """Forward arguments in which the features of the rows' images stand for their pixels.
+def with_features(inputs: dict[str, Any], prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    """Return forward arguments with the features of the rows' images in place of their pixels.
 
-    As they were if some row's features are missing.
+    Unchanged if some row's features are missing.
     """
-    with_images = [sample for sample in samples if PIXELS in sample.visual]
-    if not with_images or any(sample.features is None for sample in with_images):
+    with_images = [prompt for prompt in prompts if PIXELS in prompt.visual]
+    if not with_images or any(prompt.features is None for prompt in with_images):
         return inputs
     rest = {name: value for name, value in inputs.items() if name != PIXELS}
-    return {**rest, "mm_encoder_outputs": {"image": concat_features([sample.features for sample in with_images])}}
+    return {**rest, "mm_encoder_outputs": {"image": concat_features([prompt.features for prompt in with_images])}}
 
 
 def concat_features(features: Sequence[Any]) -> ImageFeatures:
-    """Features of several prompts as those of one batch; Qwen3-VL's deepstack features and Ovis2's marks belong."""
+    """Concatenate the features of several prompts, with Qwen3-VL's deepstack features and Ovis2's indicators."""
     pooled = _join([one.pooler_output for one in features])
     layers = [getattr(one, "deepstack_features", None) for one in features]
     deep = None if layers[0] is None else [_join(list(layer)) for layer in zip(*layers, strict=True)]
-    return ImageFeatures(pooler_output=pooled, deepstack_features=deep, **_marks(features[0]))
+    return ImageFeatures(pooler_output=pooled, deepstack_features=deep, **_indicators(features[0]))
 
 
-def _marks(features: Any) -> dict[str, Any]:
-    """Ovis2's features of the tokens around an image: the same for all images."""
+def _indicators(features: Any) -> dict[str, Any]:
+    """Return Ovis2's features of the tokens around an image: the same for all images."""
     name = "visual_indicator_features"
     return {name: getattr(features, name)} if hasattr(features, name) else {}
 
 
 def _join(values: list[Any]) -> Any:
-    """Tensors along their first dimension, lists one after another."""
+    """Concatenate tensors along their first dimension, lists one after another."""
     if isinstance(values[0], Tensor):
         return torch.cat(values)
     return [item for value in values for item in value]
 
 
-def visual_inputs(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, Any]:
-    """Visual forward arguments of some rows for as few passes through the tower as possible."""
-    once = tower_once(model, samples) if any(sample.features is None for sample in samples if sample.visual) else None
-    return with_features(collate_visual(samples), samples) if once is None else once
-
-
-def tower_once(model: nn.Module, samples: Sequence[EncodedPrompt]) -> dict[str, Any] | None:
-    """Visual forward arguments of rows that show images several times, of which `run_tower_once` makes features.
-
-    The pixels of each set of images are there once, everything else for each row. None where nothing comes twice, or
-    where it cannot be done.
-    """
-    mark = getattr(model.config, "image_token_id", None)
-    with_images = [sample for sample in samples if sample.visual]
-    prompts = list({image_keys(sample): sample for sample in with_images}.values())
-    if mark is None or any(sample.videos or PIXELS not in sample.visual for sample in prompts):
-        return None
-    number = {image_keys(prompt): place for place, prompt in enumerate(prompts)}
-    rows = [number[image_keys(sample)] for sample in with_images]
-    if len(rows) == len(prompts):
-        return None
-    rest = [replace(sample, visual={k: v for k, v in sample.visual.items() if k != PIXELS}) for sample in samples]
-    counts = [row_ids(prompt).count(mark) for prompt in prompts]
-    return {**collate_visual(rest), TOWER: {"visual": collate_visual(prompts), "counts": counts, "rows": rows}}
-
-
-def run_tower_once(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-    """Forward pre-hook of the backbone: the features of each prompt, repeated for its rows."""
-    asked = kwargs.get(TOWER)
-    if asked is None:
-        return None
-    taken = set(inspect.signature(backbone.get_image_features).parameters)
-    given = {name: value for name, value in asked["visual"].items() if name in taken}
-    found = backbone.get_image_features(**given, return_dict=True)
-    counts, rows = asked["counts"], asked["rows"]
-    deep = getattr(found, "deepstack_features", None)
-    repeated = ImageFeatures(
-        pooler_output=_repeat(found.pooler_output, counts, rows),
-        deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
-        **_marks(found),
+def visual_inputs(model: nn.Module, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    """Return the visual forward arguments of some rows, for as few passes through the tower as possible."""
+    once = (
+        unique_image_inputs(model, prompts)
+        if any(prompt.features is None for prompt in prompts if prompt.visual)
+        else None
     )
-    rest = {name: value for name, value in kwargs.items() if name != TOWER}
+    return with_features(collate_visual(prompts), prompts) if once is None else once
+
+
+def unique_image_inputs(model: nn.Module, prompts: Sequence[EncodedPrompt]) -> dict[str, Any] | None:
+    """Return visual forward arguments with each set of images once, which `encode_unique_images` turns into features.
+
+    The pixels of each set of images are included once, everything else for each row. None where no set is used twice,
+    or where the family does not support it.
+    """
+    image_token = getattr(model.config, "image_token_id", None)
+    with_images = [prompt for prompt in prompts if prompt.visual]
+    unique = list({image_keys(prompt): prompt for prompt in with_images}.values())
+    if image_token is None or any(prompt.videos or PIXELS not in prompt.visual for prompt in unique):
+        return None
+    number = {image_keys(prompt): index for index, prompt in enumerate(unique)}
+    rows = [number[image_keys(prompt)] for prompt in with_images]
+    if len(rows) == len(unique):
+        return None
+    rest = [replace(prompt, visual={k: v for k, v in prompt.visual.items() if k != PIXELS}) for prompt in prompts]
+    counts = [row_ids(prompt).count(image_token) for prompt in unique]
+    return {**collate_visual(rest), UNIQUE_IMAGES: {"visual": collate_visual(unique), "counts": counts, "rows": rows}}
+
+
+def encode_unique_images(backbone: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+    """Compute, as a forward pre-hook of the backbone, the features of each prompt, and repeat them for its rows."""
+    request = kwargs.get(UNIQUE_IMAGES)
+    if request is None:
+        return None
+    parameters = set(inspect.signature(backbone.get_image_features).parameters)
+    inputs = {name: value for name, value in request["visual"].items() if name in parameters}
+    features = backbone.get_image_features(**inputs, return_dict=True)
+    counts, rows = request["counts"], request["rows"]
+    deep = getattr(features, "deepstack_features", None)
+    repeated = ImageFeatures(
+        pooler_output=_repeat(features.pooler_output, counts, rows),
+        deepstack_features=None if deep is None else [_repeat(layer, counts, rows) for layer in deep],
+        **_indicators(features),
+    )
+    rest = {name: value for name, value in kwargs.items() if name != UNIQUE_IMAGES}
     return args, {**rest, "mm_encoder_outputs": {"image": repeated}}
 
 
 def _repeat(features: Any, counts: list[int], rows: list[int]) -> Any:
-    """Features of prompts with so many image tokens, for rows of these prompts, in the container that was given."""
+    """Return the features of each row's prompt, which has `counts` image tokens, in the given container type."""
     flat = features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(list(features))  # (tokens, D)
     parts = flat.split(counts)
     repeated = torch.cat([parts[row] for row in rows])

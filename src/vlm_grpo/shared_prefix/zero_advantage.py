@@ -1,4 +1,4 @@
-"""Rows without a signal: their advantage is 0, so neither their forward nor their backward changes anything."""
+"""Rows whose advantage is 0: neither their forward nor their backward changes anything, so they are skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 
 
 class ZeroAdvantageRows:
-    """The rows of a micro-batch that are not scored, and what stands in their place.
+    """The rows of a micro-batch that are not scored, and what is used in their place.
 
     Attributes:
         rows: (B,) of bool.
@@ -23,8 +23,8 @@ class ZeroAdvantageRows:
         self._old = batch.old_sequence_logps if batch.old_logps is None else batch.old_logps
         self.entropy_stats = torch.zeros(2, device=batch.advantages.device)
 
-    def completed(self, scores: TokenLogprobs) -> TokenLogprobs:
-        """The scores with the old log-probabilities where rows are silent: a ratio of 1, which cannot overflow."""
+    def fill_logprobs(self, scores: TokenLogprobs) -> TokenLogprobs:
+        """Return the scores with the old log-probabilities in skipped rows: a ratio of 1, which cannot overflow."""
         scored = self._mask * ~self.rows[:, None]
         if scores.entropies is not None:
             self.entropy_stats = torch.stack([(scores.entropies.detach() * scored).sum(), scored.sum()]).float()
@@ -37,7 +37,7 @@ class ZeroAdvantageRows:
 
 
 def correct_entropy(metrics: dict[str, list[float]], stats: Tensor) -> None:
-    """Let the last entropy be the mean over the tokens that were scored on any process; drop it if none was."""
+    """Replace the latest entropy by the mean over the tokens scored on any process; remove it if none was."""
     total, count = stats.tolist()
     metrics["entropy"][-1:] = [total / count] if count else []
     if not metrics["entropy"]:

@@ -1,20 +1,20 @@
 """The one mixin over TRL's trainers: every method of TRL that this package overrides is here, and only here.
 
-The way of a batch: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments
-complete it -> TRL pads, scores and logs -> advantages of the `Algorithm` -> the loss looks up the pixels of its own
-rows in `LogprobModel`. TRL never sees an image, so nothing of it is copied, gathered or processed again. Each part owns
-its state; what TRL's methods cannot hand from one to the next is in `CurrentRollout`.
+A rollout: rows -> `PromptEncoder` (one prompt per row, shared within a group) -> an engine or the environments complete
+it -> `LogprobModel` scores it -> `RewardScorer` and TRL's reward functions -> the algorithm's advantages ->
+`RolloutLogger`. The loss is TRL's or the algorithm's, on log-probabilities from `LogprobModel`. Each part owns its
+state; a rollout travels as a `Rollout` (what was asked and sampled) and a `RolloutBatch` (its tensors).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_tensor_dict, use_adapter
 
 from vlm_grpo.algorithms import Advantages, Algorithm, ScoredRollout, configured_algorithm
@@ -32,7 +33,7 @@ from vlm_grpo.algorithms.algorithm import MicroStep, RunContext
 from vlm_grpo.algorithms.demonstration_encoder import validate_demonstrations
 from vlm_grpo.algorithms.kl_controller import KLController
 from vlm_grpo.algorithms.losses import LossAverage
-from vlm_grpo.algorithms.luffy import with_demonstrations
+from vlm_grpo.algorithms.trl import grpo_advantages, normalized_advantages, rloo_advantages
 from vlm_grpo.algorithms.uft import with_hint, without_hints
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.io import write_whole
@@ -45,45 +46,44 @@ from vlm_grpo.model_utils import (
     placeholder_ids,
 )
 from vlm_grpo.rollouts.batch import RolloutBatch
-from vlm_grpo.rollouts.current import CurrentRollout
-from vlm_grpo.rollouts.decoding import warn_of_tags
+from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     TOOLS_COLUMN,
     EncodedPrompt,
     PromptEncoder,
-    collate_per_token,
-    collate_visual,
     drop_images,
 )
+from vlm_grpo.rollouts.engines.base import Generation, RolloutEngine
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
-from vlm_grpo.rollouts.engines.vllm import vllm_prompts
+from vlm_grpo.rollouts.engines.trl import TRLEngine
 from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
+from vlm_grpo.rollouts.importance_sampling import importance_ratio, sampler_metrics
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
 from vlm_grpo.rollouts.messages import MEDIA_COLUMNS
 from vlm_grpo.rollouts.multi_turn import (
     EpisodeLimits,
     MultiTurnRollout,
     next_prompt,
-    token_mask,
     trajectory_metrics,
 )
-from vlm_grpo.rollouts.prompt_lengths import correct_lengths, drop_long_prompts
+from vlm_grpo.rollouts.prompt_lengths import drop_long_prompts
 from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.rollouts.rollout import Rollout
 from vlm_grpo.rollouts.trajectory import Trajectory
 from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask, thumbnails
 from vlm_grpo.shared_prefix.compat import SharedPrefixState, validate_generation
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
-from vlm_grpo.shared_prefix.vision_cache import is_frozen
+from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
-from vlm_grpo.trainers.fsdp import FullParamsBackend
+from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
-from vlm_grpo.trainers.logprobs import LogprobModel, ScoredRows
+from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.preemption import Preemption
@@ -91,6 +91,7 @@ from vlm_grpo.trainers.reference import check_reference, load_reference, loading
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
+from vlm_grpo.trainers.rollout_logger import Lengths, RolloutLogger
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
@@ -108,7 +109,7 @@ class VLMTrainerMixin:
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
-    _generates_logps: bool  # whether TRL's generation also gives the sampler's log-probabilities: GRPO's does
+    _is_rloo: bool  # TRL's RLOO has the KL in the reward, ratios of whole completions, and no mask for tools' tokens
     card_facts = CardFacts()  # set by the command line
     evaluated: Mapping[str, Any] = {}  # metrics of the newest evaluation, set by evaluation.callback.GreedyEvaluation
     evaluate_greedily: Callable[[], dict[str, float]] | None = None  # set by evaluation.callback.GreedyEvaluation
@@ -151,7 +152,7 @@ class VLMTrainerMixin:
             self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
 
     def _take_over_preemption(self, handler: Any) -> None:
-        self.preemption = Preemption(self.accelerator, is_wanted=self.args.enable_jit_checkpoint)
+        self.preemption = Preemption(self.accelerator, is_enabled=self.args.enable_jit_checkpoint)
         if self.args.enable_jit_checkpoint:  # transformers' own has taken the signal
             self.remove_callback(JITCheckpointCallback)
             signal.signal(signal.SIGTERM, handler)
@@ -174,9 +175,8 @@ class VLMTrainerMixin:
         check_reference(self.args, is_sharded=self._dist.is_zero3 or self._dist.is_fsdp)
         self.ranks = Ranks(self.accelerator)
         self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
-        self.current: CurrentRollout | None = None
         self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
-        self._is_told = False  # that prompts do not fit the chat template
+        self._has_warned_about_tags = False
         log = debug_log(os.environ, self.accelerator.process_index)
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
@@ -189,37 +189,77 @@ class VLMTrainerMixin:
         is_single = self.ranks.count == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         self.retry = StepRetry(self.shared_prefix, self.splitter, is_single)
         # Asked once: with its adapter switched off, as for the reference, every model looks frozen.
-        caches_features = mode != "off" and not is_sharded and is_frozen(models[0])
+        caches_features = mode != "off" and not is_sharded and has_frozen_vision(models[0])
         self.logprobs = LogprobModel(
             shared_prefix=self.shared_prefix,
             splitter=self.splitter,
             encoder=self.encoder,
             ranks=self.ranks,
-            place=self._place,
+            to_device=self._to_device,
             policy=lambda: self.accelerator.unwrap_model(self.model),
             budget=getattr(self.args, "max_tokens_per_forward", None),
             is_sharded=is_sharded,
             is_single_process=is_single,
             caches_features=caches_features,
         )
-        reason = None if self._is_stock else validate_generation(models[0])
-        if not self.use_vllm:
-            self._generate_with_cache()
-            if mode != "off" and reason is not None:
-                self.shared_prefix.give_up("sampling", reason)
-        self.engine = TransformersEngine(
-            accelerator=self.accelerator,
-            args=self.args,
-            backend=self._dist,
-            place=self._place,
+        self.engine = self._build_engine(mode, models[0], caches_features, is_sharded)
+        self.logger = RolloutLogger(self.ranks, self._logs, self._pending_metrics, self._pending_extra_logs, names)
+
+    def _build_engine(self, mode: str, model: nn.Module, caches_features: bool, is_sharded: bool) -> RolloutEngine:
+        if self.use_vllm or self.args.use_transformers_continuous_batching:
+            is_in_process = self.use_vllm and self.vllm_mode == "colocate"
+            return TRLEngine(
+                self._generate_by_trl,
+                self.encoder,
+                lambda: self.num_generations if self.model.training else self.num_generations_eval,
+                self.vllm_generation.generation_kwargs if self.use_vllm else None,
+                is_in_process=is_in_process,
+                can_share=is_in_process and mode != "off" and self.vllm_tensor_parallel_size == 1,
+            )
+        self._generate_with_cache()
+        reason = None if self._is_stock else validate_generation(model)
+        if mode != "off" and reason is not None:
+            self.shared_prefix.report_unsupported("sampling", reason)
+        is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
+        # Gathered parameters lie elsewhere every time: a captured step would read the old addresses.
+        is_captured = self.accelerator.device.type == "cuda" and not is_sharded
+        return TransformersEngine(
+            open_model=self._open_for_generation,
+            config=self.generation_config,
+            to_device=self._to_device,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=self.eos_token_ids,
-            reason_against=reason,
+            stop_token_ids=self.eos_token_ids,
+            shares_prefill=mode != "off" and reason is None and is_gathered,
             cache_features=self.logprobs.cache_features if caches_features else None,
-            is_sharded=is_sharded,
+            decoding="captured" if is_captured else "dynamic",
         )
 
-    def _place(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def _open_for_generation(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return model_for_generation(
+            model,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    def _generate_by_trl(
+        self, ids: list[list[int]], images: list[Any] | None, fields: dict[str, Any], count: int
+    ) -> Generation:
+        if self._is_rloo:
+            return Generation(self._generate_single_turn(ids, images, fields))
+        return Generation(*self._generate_single_turn(ids, images, fields, count))
+
+    def _open_for_generation(self) -> AbstractContextManager[nn.Module]:
+        return model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
+
+    def _to_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return Trainer._prepare_inputs(self, tensors)
 
     def _build_rollouts(self) -> None:
@@ -241,7 +281,7 @@ class VLMTrainerMixin:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        self.env_pool.choose_protocols(self.args.tool_format, template)
+        self.env_pool.choose_tool_parsers(self.args.tool_format, template)
         placeholders = placeholder_ids(self.model.config, self.processing_class)
         self.multi_turn = MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
 
@@ -250,8 +290,8 @@ class VLMTrainerMixin:
         # Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers.
         iterations = getattr(self.args, "max_tool_calling_iterations", None)
         turns = self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
-        ends = set(self.eos_token_ids)
-        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, ends)
+        stop_token_ids = set(self.eos_token_ids)
+        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, stop_token_ids)
 
     def _build_algorithm(self, demonstrations: Any) -> None:
         """Make the parts that turn rewards into a loss.
@@ -264,7 +304,7 @@ class VLMTrainerMixin:
             what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
         if config.family.needs_demonstrations and (self._is_stock or self.env_pool is not None):
-            raise ValueError(f"--algorithm {name} needs a model with a processor, and no tools or rollout function")
+            raise ValueError(f"--algorithm {name} does not work with tools, environments or a rollout function")
         run = RunContext(
             args=self.args,
             ranks=self.ranks,
@@ -314,8 +354,8 @@ class VLMTrainerMixin:
 
     @property
     def _is_stock(self) -> bool:
-        """Custom rollouts keep TRL's own path; so do models without a processor, unless they have tools."""
-        return getattr(self, "rollout_func", None) is not None or not (self._is_vlm or self.env_pool)
+        """Whether a `rollout_func` of the user's samples the completions; TRL then pads, scores and logs them."""
+        return getattr(self, "rollout_func", None) is not None
 
     @property
     def _phase_metrics(self) -> dict[str, list[float]]:
@@ -354,206 +394,217 @@ class VLMTrainerMixin:
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
-        current = self.current = CurrentRollout()
-        step, given = self.state.global_step, rows
+        if self._is_stock:
+            return self._roll_out_by_function(rows)
         if self.critic is not None:
             self.critic.clear()
+        rollout = self._begin_rollout(rows)
+        self._complete(rollout)
+        messages = self._messages(rollout)
+        batch = self._collate(rollout)
+        self._log_lengths(rollout, batch)
+        logprobs = self._add_logprobs(batch)
+        sampled = self._reward_inputs(rollout, messages)
+        rewards = self._calculate_rewards(*sampled, rollout.ids)
+        self.logger.flush_pending(self._phase_metrics, len(rows))
+        needs_greedy = self.algorithm.config.needs_greedy and self.model.training
+        greedy = self._score_greedy(rollout, sampled) if needs_greedy else None
+        self._add_advantages(batch, rewards, logprobs)
+        scored = ScoredRollout(
+            rows=rows,
+            batch=batch,
+            rewards=rewards,
+            totals=self.scorer.total(rewards),
+            step=self.state.global_step,
+            metrics=self._metrics["train"],
+            demonstrations=rollout.demonstrations,
+            greedy_rewards=greedy,
+        )
+        advantages = self._replace_advantages(scored) if self.model.training else None
+        self._log_rollout(rollout, messages, batch, rewards, advantages)
+        if self.env_pool is not None:
+            self.env_pool.release(rollout.trajectories)
+        batch.prompts = drop_images(batch.prompts)
         if self.model.training:
-            current.hints = self.algorithm.hints(rows, step)
-            current.demonstrations = self.algorithm.demonstrations(rows, step)
-            rows = [with_hint(*pair) for pair in zip(rows, current.hints, strict=True)] if current.hints else rows
-        if self._is_stock:
-            stripped = rows = [decode_images(row) for row in rows]
-        else:
-            if self.env_pool is not None:
-                current.trajectories, rows = self.env_pool.begin(rows)
-            stripped = self._encode(rows, current)
-        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(stripped))
-        rollout = self._assign_advantages(given, batch) if self.model.training else None
-        images = [row.get("images") or [] for row in rows] if self._is_stock else current.images
-        self._log_rollout(rows, images, batch)
-        if not self._is_stock:
-            self._end_trajectories(batch)
-            batch.prompts, batch.media_anywhere = drop_images(current.prompts), current.media_anywhere
-        if rollout is not None:
-            self.algorithm.finish(rollout)
-        self.current = None
-        return batch, current.rewards
+            self.algorithm.finish(scored)
+        return batch, rewards
 
-    def _encode(self, rows: list[dict[str, Any]], current: CurrentRollout) -> list[dict[str, Any]]:
-        """Encode prompts, and return the rows as TRL is given them: without media."""
-        current.prompts = self.encoder.encode(rows)
-        first = current.prompts[0]
-        self._is_told = self._is_told or warn_of_tags(first.opening, first.messages)
-        current.media_anywhere = self._media_anywhere(current.prompts)
-        hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
-        return [
-            {**{k: v for k, v in row.items() if k not in hidden}, "prompt": prompt.messages}
-            for row, prompt in zip(rows, current.prompts, strict=True)
-        ]
+    def _roll_out_by_function(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+        """Return what TRL makes of a `rollout_func` of the user's, with the algorithm's advantages."""
+        if self.critic is not None:
+            self.critic.clear()
+        rows = [decode_images(row) for row in rows]
+        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(rows))
+        rewards = self.logger.last_rewards(len(rows) * self.ranks.count)
+        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
+        scored = ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
+        advantages = self._replace_advantages(scored) if self.model.training else None
+        if advantages is not None:
+            self.logger.replace_advantages(advantages.of_completions())
+        self._show(rows, [row.get("images") or [] for row in rows], (), batch)
+        if self.model.training:
+            self.algorithm.finish(scored)
+        return batch, rewards
 
-    def _media_anywhere(self, prompts: Sequence[EncodedPrompt]) -> list[bool]:
-        return self.ranks.any_media({kind for prompt in prompts for kind in prompt.media})
+    def _begin_rollout(self, rows: list[dict[str, Any]]) -> Rollout:
+        """Encode what is asked: rows with hints, and with what environments show first."""
+        step = self.state.global_step
+        hints = self.algorithm.hints(rows, step) if self.model.training else []
+        demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
+        asked = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
+        trajectories: list[Trajectory] = []
+        if self.env_pool is not None:
+            trajectories, asked = self.env_pool.start(asked)
+        prompts = self.encoder.encode(asked)
+        if not self._has_warned_about_tags:
+            self._has_warned_about_tags = warn_about_tags(prompts[0].opening, prompts[0].messages)
+        return Rollout(asked, prompts, trajectories, hints, demonstrations)
 
-    def _tokenize_prompts(self, prompts: list) -> tuple:
-        if self._is_stock:
-            return super()._tokenize_prompts(prompts)
-        rows = self.current.prompts
-        fields = {**collate_visual(rows), **collate_per_token(rows, max(len(row.input_ids) for row in rows), 0)}
-        if self.pad_to_multiple_of and rows[0].per_token:
-            fields = {**fields, **{k: [row.per_token[k] for row in rows] for k in rows[0].per_token}}
-        return [row.input_ids for row in rows], None, fields
-
-    def _generate_single_turn(self, prompt_ids: list, images: Any, *rest: Any, **options: Any) -> Any:
-        """Complete the prompts at hand: by environments, by this package's engine, or by TRL's ways and vLLM."""
-        current = self.current
+    def _complete(self, rollout: Rollout) -> None:
+        """Sample the completions of a rollout, by environments turn by turn; demonstrations take the place of some."""
         with nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm):
-            if current is not None and not self._is_stock and (self.multi_turn or self._shares_prefill):
-                ids = self._run_environments() if self.multi_turn else self._sample(current)
-                output = (ids, None) if self._generates_logps else ids
-            else:
-                if self.use_vllm and not self._is_stock:
-                    colocated = self.vllm_mode == "colocate"
-                    can_share = self.shared_prefix.mode != "off" and self.vllm_tensor_parallel_size == 1
-                    given = (self.encoder, current.prompts, prompt_ids)
-                    prompt_ids, images, n = vllm_prompts(*given, is_in_process=colocated, can_share=can_share)
-                    if n is not None:
-                        self.vllm_generation.generation_kwargs["n"] = n
-                output = super()._generate_single_turn(prompt_ids, images, *rest, **options)
-        if current is not None and current.demonstrations:
-            return with_demonstrations(*output, current.demonstrations)
-        return output
+            if self.multi_turn is not None:
+                facts = {"answer_space": self._answer_space}
+                given = (rollout.trajectories, rollout.prompts, facts, self._episode_limits)
+                generate = partial(self._generate_turns, rollout.prompts[0])
+                self.multi_turn.run(*given, generate, self.ranks.any)
+                self.multi_turn.drop_broken(rollout.trajectories)
+                rollout.ids = [trajectory.segment.ids for trajectory in rollout.trajectories]
+                return
+            count = len(rollout.prompts)
+            # One is sampled in any case: other processes may wait for this one's part of the model.
+            is_needed = (
+                range(count) if self.engine.needs_whole_groups else set(range(count)) - {*rollout.demonstrations}
+            )
+            sampled = sorted(is_needed) or [0]
+            generation = self.engine.generate([rollout.prompts[row] for row in sampled])
+        place = {row: number for number, row in enumerate(sampled)}
+        known = rollout.demonstrations
+        rollout.ids = [known[row] if row in known else generation.ids[place[row]] for row in range(count)]
+        if generation.logprobs is not None:  # TRL leaves a token without one out of the sampler's correction
+            logps = generation.logprobs
+            rollout.logprobs = [[None] * len(known[row]) if row in known else logps[place[row]] for row in range(count)]
+
+    def _generate_turns(self, spare: EncodedPrompt, trajectories: Sequence[Trajectory], room: int) -> list[list[int]]:
+        """Return one more turn of each; without any the spare prompt is continued, for other processes to go on."""
+        prompts = [next_prompt(each) for each in trajectories] or [spare]
+        return self.engine.generate(prompts, max_new_tokens=room).ids[: len(trajectories)]
+
+    def _messages(self, rollout: Rollout) -> list[Any]:
+        """Return the completions as messages, or as text where their prompts are text."""
+        rollout.add_turns(self.encoder.decode)
+        if rollout.trajectories:
+            return [each.completion() for each in rollout.trajectories]
+        parses = not self._is_rloo
+        return completion_messages(self._tokenizer, rollout.prompts, rollout.ids, parses_responses=parses)
+
+    def _collate(self, rollout: Rollout) -> RolloutBatch:
+        """Return the tensors of a rollout; what its rows show on any process belongs to them."""
+        batch = RolloutBatch.collate(
+            rollout.scored_prompts,
+            rollout.ids,
+            pad_token_id=self._tokenizer.pad_token_id,
+            device=self.accelerator.device,
+            masks=[each.tool_mask for each in rollout.trajectories] or None,
+            logprobs=rollout.logprobs,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+        if self.mask_truncated_completions:
+            batch.mask_rows(torch.tensor(self._is_cut(rollout.ids), device=self.accelerator.device))
+        if not self._is_rloo:
+            batch.num_items_in_batch = self.ranks.gather(batch.loss_mask.sum()).sum()
+        batch.media_anywhere = self.ranks.any_media({kind for prompt in batch.prompts for kind in prompt.media})
+        return batch
+
+    def _is_cut(self, ids: Sequence[list[int]]) -> list[bool]:
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        return [row[-1] not in ends for row in ids]
+
+    def _add_logprobs(self, batch: RolloutBatch) -> RolloutLogprobs:
+        """Score a new rollout under the policy and the reference, as far as the loss or the rewards need it."""
+        every = self.args.steps_per_generation * self.num_iterations
+        corrects_sampler = batch.sampling_logps is not None and self.vllm_importance_sampling_correction
+        needs_old = self._is_rloo or self.args.gradient_accumulation_steps % every != 0 or corrects_sampler
+        old = ref = None
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if needs_old:
+                old = self.completion_logprobs(batch, self.model, chunk=self._rows_per_pass).logps
+            if self.beta != 0.0:
+                ref = self._reference_logps(batch)
+        if self._is_rloo:
+            batch.old_sequence_logps = (old * batch.loss_mask).sum(dim=1)
+            return RolloutLogprobs(old, ref)
+        batch.old_logps, batch.ref_logps = old, ref
+        if corrects_sampler:
+            bounds = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
+            given = (old, batch.sampling_logps, batch.loss_mask)
+            ratio = importance_ratio(*given, self.vllm_importance_sampling_mode, *bounds)
+            batch.importance_sampling_ratio = ratio
+            self._add_metrics(sampler_metrics(old, batch.sampling_logps, ratio, batch.loss_mask, self.ranks))
+        return RolloutLogprobs(old, ref)
 
     @property
-    def _shares_prefill(self) -> bool:
-        """Whether completions come from a cache that can be repeated and no other process waits for."""
-        if self.use_vllm or self.shared_prefix.mode == "off" or self.args.use_transformers_continuous_batching:
-            return False
-        is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
-        return is_gathered and self.engine.repeats_cache(self.generation_config)
-
-    def _sample(self, current: CurrentRollout) -> list[list[int]]:
-        """Return a completion of each prompt at hand; rows that are demonstrations are not sampled."""
-        count = len(current.prompts)
-        # One is sampled in any case: other processes may wait for this one's part of the model.
-        rows = [row for row in range(count) if row not in current.demonstrations] or [0]
-        prompts = [current.prompts[row] for row in rows]
-        ids = self.engine.generate(self.model_wrapped, prompts, self.generation_config, self.generation_kwargs)
-        sampled = dict(zip(rows, ids, strict=True))
-        return [{**sampled, **current.demonstrations}[row] for row in range(count)]
-
-    def _run_environments(self) -> list[list[int]]:
-        """Return each row's completion, the tokens of tools included; the rows at hand become those for the loss."""
-        current = self.current
-        facts = {"answer_space": self._answer_space}
-        current.prompts = self.multi_turn.collect(
-            current.trajectories, current.prompts, facts, self._episode_limits, self._next_turns, self.ranks.any
-        )
-        current.media_anywhere = self._media_anywhere(current.prompts)
-        return [trajectory.later.ids for trajectory in current.trajectories]
-
-    def _next_turns(self, trajectories: list[Trajectory], room: int) -> list[list[int]]:
-        """Return one more turn of each; without trajectories a token is generated for the others' sake."""
-        prompts = [next_prompt(each) for each in trajectories] or [self.current.prompts[0]]
-        config = copy.deepcopy(self.generation_config)
-        config.max_new_tokens = room
-        options = {**self.generation_kwargs, "max_new_tokens": room}
-        shares = self._shares_prefill
-        return self.engine.generate(self.model_wrapped, prompts, config, options, shares_prefill=shares)[
-            : len(trajectories)
-        ]
-
-    def _generate(self, prompts: list) -> tuple:
-        """TRL's; of trajectories with the messages of all turns, the mask of their tokens, and their numbers."""
-        output = super()._generate(prompts)
-        current = self.current
-        if self.model.training:
-            self.algorithm.correct_lengths(output[1], current.demonstrations, self._metrics["train"])
-        if self.multi_turn is None:
-            return output
-        completions = [trajectory.completion() for trajectory in current.trajectories]
-        self._log_trajectories(current.trajectories)
-        if not self._generates_logps:
-            ids, completion_ids, _ = output
-            return ids, completion_ids, completions
-        ids, completion_ids, _, _, *rest = output
-        return ids, completion_ids, [trajectory.mask for trajectory in current.trajectories], completions, *rest
-
-    def _log_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
-        for trajectory in trajectories:
-            for name, value in trajectory_metrics(trajectory).items():
-                self._log_metric(name, value)
-        facts = [
-            [sum(each.mask), each.later.ids[-1] not in self.eos_token_ids, each.calls, each.failures]
-            for each in trajectories
-        ]
-        table = self.ranks.gather(torch.tensor(facts, device=self.accelerator.device, dtype=torch.float))
-        calls, failures = table[:, 2].sum().item(), table[:, 3].sum().item()
-        self._add_metrics({"tools/call_frequency": calls / len(table)})
-        self._add_metrics({"tools/failure_frequency": failures / max(calls, 1)})
-        correct_lengths(self._phase_metrics, table[:, 0], table[:, 1] > 0)  # of the model's own tokens
-
-    def _end_trajectories(self, batch: RolloutBatch) -> None:
-        """Add to a rollout which tokens are the model's, and let the environments go."""
-        if self.multi_turn is None:
-            return
-        trajectories = self.current.trajectories
-        if batch.tool_mask is None:
-            batch.tool_mask = token_mask(trajectories, batch.completion_ids.size(1), self.accelerator.device)
-        if "kl" in self._phase_metrics and not self._generates_logps:  # RLOO divides it by the number of all tokens
-            counts = torch.stack([batch.completion_mask.sum(), batch.loss_mask.sum()]).float()
-            everything, own = self.ranks.sum(counts).tolist()
-            self._phase_metrics["kl"][-1] *= everything / max(own, 1.0)
-        self.env_pool.end(trajectories)
+    def _rows_per_pass(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
 
     # Rewards and advantages
 
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, ids: list) -> Tensor:
-        """Return the (all B, F) rewards of completions; rewards see images, and turns with what the prompt began."""
-        current = self.current or CurrentRollout()
-        given = RewardInputs(inputs, *without_hints(prompts, completions, current.hints))
-        if not self._is_stock:
-            given = self.scorer.inputs_of(current, given, ids)
-        elif getattr(self, "rollout_func", None) is None:  # an own rollout may begin answers as it likes
-            given = self.scorer.inputs_of_text(current, given, ids)
-        current.rewards = super()._calculate_rewards(*given, ids)
-        if self.algorithm.config.needs_greedy and self.model.training:
-            current.greedy_rewards = self._score_greedy(given)
-        if not self._is_stock:
-            self.scorer.write(self.state.global_step, current, inputs)
-        return current.rewards
+    def _reward_inputs(self, rollout: Rollout, messages: list[Any]) -> RewardInputs:
+        """Return what rewards are given; they see images, and whole answers where the prompt began them."""
+        hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
+        rows = [
+            {**{k: v for k, v in row.items() if k not in hidden}, "prompt": prompt.messages}
+            for row, prompt in zip(rollout.rows, rollout.prompts, strict=True)
+        ]
+        prompts = [prompt.prompt_for_rewards() for prompt in rollout.prompts]
+        return self.scorer.inputs(rollout, RewardInputs(rows, *without_hints(prompts, messages, rollout.hints)))
 
-    def _score_greedy(self, given: RewardInputs) -> Tensor:
+    def _add_advantages(self, batch: RolloutBatch, rewards: Tensor, logprobs: RolloutLogprobs) -> None:
+        """Give a rollout the advantages of TRL's trainer."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        totals = self.scorer.total(rewards)
+        if self._is_rloo:
+            found = rloo_advantages(
+                totals,
+                size,
+                clip_range=self.reward_clip_range,
+                penalties=self._sequence_penalties(batch, logprobs),
+                is_normalized=self.normalize_advantages,
+            )
+        elif self.multi_objective_aggregation == "normalize_then_sum":
+            found = normalized_advantages(rewards, self.reward_weights, size)
+        else:
+            found = grpo_advantages(totals, size, self.scale_rewards)
+        self.logger.log_rewards(self._phase_metrics, rewards, totals, found.is_std_zero)
+        batch.advantages = self.ranks.local_rows(found.values, len(batch))
+
+    def _sequence_penalties(self, batch: RolloutBatch, logprobs: RolloutLogprobs) -> Tensor | None:
+        """Return (all B,) what RLOO's KL of each completion costs; None without one."""
+        if logprobs.ref is None:
+            return None
+        mask = batch.loss_mask
+        kl = (logprobs.old - logprobs.ref) * mask
+        self._add_metrics({"kl": self.ranks.masked_mean(kl, mask)})
+        return self.beta * self.ranks.gather(kl.sum(dim=1))
+
+    def _score_greedy(self, rollout: Rollout, sampled: RewardInputs) -> Tensor:
         """Return the (B,) reward of the greedy completion of each row's prompt; each prompt is completed once."""
-        encoded = self.current.prompts
-        first = {id(prompt): row for row, prompt in reversed(list(enumerate(encoded)))}
+        first = {id(prompt): row for row, prompt in reversed(list(enumerate(rollout.prompts)))}
         rows = sorted(first.values())
         most = self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max().item()
         padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
-        config = copy.deepcopy(self.generation_config)
-        config.do_sample = False
-        unique = [encoded[row] for row in padded]
-        ids = self.engine.generate(self.model_wrapped, unique, config, self.generation_kwargs)
-        kept = copy.copy(self._pending_extra_logs), copy.copy(self._pending_metrics)
-        table = super()._calculate_rewards(*self.scorer.inputs_of_rows(given, padded, unique, ids), ids)
-        self._pending_extra_logs, self._pending_metrics = kept  # what rewards log is about sampled completions
+        unique = [rollout.prompts[row] for row in padded]
+        ids = self.engine.generate(unique, is_greedy=True).ids
+        table = self._calculate_rewards(*self.scorer.greedy_inputs(sampled, padded, unique, ids), ids)
+        self.logger.forget_pending()  # what rewards log is about sampled completions
         mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()
         values = dict(zip(rows, mine, strict=False))
-        return torch.tensor([values[first[id(prompt)]] for prompt in encoded], device=table.device)
+        return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
 
-    def _assign_advantages(self, rows: list[dict[str, Any]], batch: RolloutBatch) -> ScoredRollout:
-        """Put the algorithm's advantages in place of TRL's, and return what its last hook takes."""
-        current, algorithm = self.current, self.algorithm
-        rollout = ScoredRollout(
-            rows=rows,
-            batch=batch,
-            rewards=current.rewards,
-            totals=self.scorer.total(current.rewards),
-            step=self.state.global_step,
-            metrics=self._metrics["train"],
-            demonstrations=current.demonstrations,
-            greedy_rewards=current.greedy_rewards,
-        )
+    def _replace_advantages(self, rollout: ScoredRollout) -> Advantages | None:
+        """Put the algorithm's advantages in place of TRL's and return those of all processes; None keeps TRL's."""
+        batch, algorithm = rollout.batch, self.algorithm
         if self.kl.coefficient or algorithm.needs_old_logps:
             old = self._old_logprobs(batch)
             rollout.old_logps, rollout.values = old.logps, old.values
@@ -565,18 +616,10 @@ class VLMTrainerMixin:
         if self.critic is not None:
             self.critic.clear()
         if advantages is not None:
-            self._set_advantages(batch, advantages)
+            mine = self.ranks.local_rows(advantages.values, len(batch))
+            batch.advantages = mine if advantages.mask is None else mine[:, : batch.completion_ids.size(1)]
         algorithm.mask_tokens(rollout)
-        return rollout
-
-    def _set_advantages(self, batch: RolloutBatch, advantages: Advantages) -> None:
-        """Put advantages of all processes in place of TRL's in the rollout and in what is logged."""
-        mine = self.ranks.local_rows(advantages.values, len(batch))
-        batch.advantages = mine if advantages.mask is None else mine[:, : batch.completion_ids.size(1)]
-        logged = self._logs["advantages"]
-        for _ in range(len(advantages.values)):
-            logged.pop()
-        logged.extend(advantages.of_completions())
+        return advantages
 
     def _kl_penalties(self, batch: RolloutBatch, old: Tensor) -> Tensor:
         reference = batch.ref_logps if self.beta else self._reference_logps(batch)
@@ -612,8 +655,6 @@ class VLMTrainerMixin:
         return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
 
     def _rows_of(self, batch: RolloutBatch) -> ScoredRows:
-        if self.current is not None and batch.prompts is None:
-            return ScoredRows(self.current.prompts, self.current.media_anywhere)
         return ScoredRows(batch.prompts or [], batch.media_anywhere or [False for _ in MEDIA_KINDS])
 
     def _score_batch(
@@ -634,15 +675,10 @@ class VLMTrainerMixin:
         compute_aux_loss: bool = False,
         **visual: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Score the rollout that is being made, or the micro-batch whose loss was begun last."""
-        current = self.current
-        rows = self._rows if current is None else ScoredRows(current.prompts, current.media_anywhere)
+        """Score the micro-batch whose loss was begun last, for TRL's loss."""
         options = (batch_size, compute_entropy, compute_aux_loss)
-        scores = self._score(model, rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
-        logps = scores.logps
-        if current is not None and current.trajectories and not self._generates_logps:  # RLOO sums them up
-            logps = logps * token_mask(current.trajectories, logits_to_keep, logps.device)
-        return logps, scores.entropies, scores.aux_loss
+        scores = self._score(model, self._rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
+        return scores.logps, scores.entropies, scores.aux_loss
 
     def _score(
         self,
@@ -690,16 +726,16 @@ class VLMTrainerMixin:
         rows = self._rows = self._rows_of(batch)
         if self.model.training:
             self.retry.begin_loss(self._step, len(rows.prompts), self._metrics["train"])
-        if not self._generates_logps and batch.tool_mask is not None:  # RLOO has no mask for tokens of tools
+        if self._is_rloo and batch.tool_mask is not None:  # RLOO has no mask for tokens of tools
             rows.attended, batch.completion_mask = batch.completion_mask, batch.loss_mask
         if self._skips_zero_advantage:
             rows.zero_advantage = ZeroAdvantageRows(batch)
         loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
         if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
             correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
-        return self._with_extra_loss(model, loss, batch) if self.model.training else loss
+        return self._add_extra_loss(model, loss, batch) if self.model.training else loss
 
-    def _with_extra_loss(self, model: nn.Module, loss: Tensor, batch: RolloutBatch) -> Tensor:
+    def _add_extra_loss(self, model: nn.Module, loss: Tensor, batch: RolloutBatch) -> Tensor:
         index = self._step - self.retry.start.micro_step
         place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
@@ -739,22 +775,56 @@ class VLMTrainerMixin:
             return False
         if not self.algorithm.skips_zero_advantage:
             return False
-        kl_in_loss = self.beta != 0.0 and self._generates_logps  # RLOO has it in the reward
+        kl_in_loss = self.beta != 0.0 and not self._is_rloo  # RLOO has it in the reward
         needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
         return not kl_in_loss and not needs_entropy and getattr(self, "top_entropy_quantile", 1.0) == 1.0
 
     # Logs
 
-    def _log_rollout(self, rows: list[dict[str, Any]], images: list[list[Any]], batch: RolloutBatch) -> None:
-        """Put a rollout into the completions table, and hand this process's part of it to who watches the training."""
-        if not self._is_stock:
-            self._log_images([prompt.images for prompt in self.current.prompts])
+    def _log_lengths(self, rollout: Rollout, batch: RolloutBatch) -> None:
+        """Log tokens, lengths and, of rollouts with tools, the numbers of trajectories."""
+        metrics, is_cut = self._phase_metrics, self._is_cut(rollout.ids)
+        tokens = torch.tensor(sum(map(len, rollout.ids)), device=self.accelerator.device) + batch.prompt_mask.sum()
+        if self.model.training:
+            self.state.num_input_tokens_seen += self.ranks.gather(tokens).sum().item()
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        own = [sum(each.tool_mask) for each in rollout.trajectories] or [len(row) for row in rollout.ids]
+        is_sampled = [row not in rollout.demonstrations for row in range(len(rollout.ids))]
+        self.logger.log_lengths(metrics, Lengths(own, is_cut, is_sampled))
+        if rollout.trajectories:
+            self._log_trajectories(rollout.trajectories)
+
+    def _log_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
+        for trajectory in trajectories:
+            for name, value in trajectory_metrics(trajectory).items():
+                self._log_metric(name, value)
+        counts = [[each.num_calls, each.num_failed_calls, 1] for each in trajectories]
+        totals = self.ranks.sum(torch.tensor(counts, device=self.accelerator.device).sum(dim=0)).tolist()
+        self._add_metrics({"tools/call_frequency": totals[0] / totals[2]})
+        self._add_metrics({"tools/failure_frequency": totals[1] / max(totals[0], 1)})
+
+    def _log_rollout(
+        self, rollout: Rollout, messages: list[Any], batch: RolloutBatch, rewards: Tensor, credited: Advantages | None
+    ) -> None:
+        """Put a rollout into the table of completions, and show it to who watches the training."""
+        step = self.state.global_step
+        advantages = Advantages(self.ranks.gather(batch.advantages)) if credited is None else credited
+        prompts = [prompt.messages for prompt in rollout.prompts]
+        self.logger.log_completions(prompts, messages, rewards, advantages.of_completions())
+        self.scorer.write(step, rollout, rollout.rows, rewards)
+        self._log_images([prompt.images for prompt in batch.prompts])
+        self._show(rollout.rows, rollout.images, rollout.turns, batch)
+
+    def _show(
+        self, rows: list[dict[str, Any]], images: list[list[Any]], turns: Sequence[Any], batch: RolloutBatch
+    ) -> None:
+        """Hand this process's part of a rollout to who watches the training; keep text alone for W&B's table."""
         if self.watch_rollout is not None and self.model.training:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             place = SampleLocation(self.state.global_step + 1, self.ranks.index, self.ranks.count)
-            self.watch_rollout(local_rollout(rows, images, batch, self._logs, ends, place, self.current.turns))
+            self.watch_rollout(local_rollout(rows, images, batch, self._logs, ends, place, turns))
         for column in (self._logs["prompt"], self._logs["completion"]) if self.log_completions else ():
-            plain = [plain_messages(messages) for messages in column]  # W&B needs text alone
+            plain = [plain_messages(messages) for messages in column]
             column.clear()
             column.extend(plain)
 

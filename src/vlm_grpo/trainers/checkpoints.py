@@ -1,6 +1,6 @@
-"""Which checkpoint a run can be resumed from: one that was being written when the run was killed is not one.
+"""Finds the checkpoint that a run can be resumed from, and validates that it is complete.
 
-Each checkpoint has a record of its files, so that one that is missing or cut off is found before anything is loaded.
+Each checkpoint has a record of its files, so that a missing or truncated file is found before anything is loaded.
 Nothing of a checkpoint is unpickled here.
 """
 
@@ -28,11 +28,11 @@ SINGLE_WEIGHTS = (*(name for name in FULL_WEIGHTS if name not in INDEXES), "adap
 
 
 def last_complete(folder: str | Path) -> Path | None:
-    """The newest checkpoint of an output folder that is whole; broken newer ones are named in a warning."""
-    found = [
+    """Return the newest complete checkpoint of an output folder; broken newer ones are named in a warning."""
+    checkpoints = [
         (int(match[1]), path) for path in Path(folder).glob("checkpoint-*") if (match := NAME.fullmatch(path.name))
     ]
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(checkpoints, reverse=True):
         problem = validate_checkpoint(path)
         if problem is None:
             return path
@@ -41,10 +41,10 @@ def last_complete(folder: str | Path) -> Path | None:
 
 
 def resumable(folder: str | Path) -> Path | None:
-    """The checkpoint of an output folder that `--resume_from_checkpoint true` means; None when there is none.
+    """Return the checkpoint that `--resume_from_checkpoint true` stands for; None when there is none.
 
     Raises:
-        ValueError: all that is there is from a version that stored pickles; a new start would write over it.
+        ValueError: all checkpoints are from a version that stored pickles; a new start would overwrite them.
     """
     newest = last_complete(folder)
     old = [path for path in Path(folder).glob("checkpoint-*") if newest is None and _pickles(path)]
@@ -54,7 +54,7 @@ def resumable(folder: str | Path) -> Path | None:
 
 
 def check_complete(checkpoint: str | Path) -> None:
-    """Nothing, when a run can be resumed from a checkpoint.
+    """Check that a run can be resumed from a checkpoint.
 
     Raises:
         ValueError: says what is missing or broken.
@@ -73,12 +73,12 @@ def write_record(checkpoint: str | Path) -> None:
 
 
 def validate_checkpoint(checkpoint: str | Path) -> str | None:
-    """What is missing or broken in a checkpoint; None when a run can be resumed from it."""
+    """Return what is missing or broken in a checkpoint; None when a run can be resumed from it."""
     folder = Path(checkpoint)
     state = folder / "trainer_state.json"  # written last
     if not state.is_file():
         return "no trainer_state.json"
-    problem = _object_fault(state)
+    problem = _validate_json_object(state)
     if problem is not None:
         return problem
     pickles = _pickles(folder)
@@ -91,11 +91,11 @@ def validate_checkpoint(checkpoint: str | Path) -> str | None:
         return f"{sorted(broken)[0]} is cut off"
     if not (folder / "latest").is_file() and not any(folder.glob("optimizer*")):
         return "no optimizer state, which --save_only_model leaves out"
-    return _weights_fault(folder) or _record_fault(folder)
+    return _validate_weights(folder) or _validate_record(folder)
 
 
-def _object_fault(path: Path) -> str | None:
-    """What is wrong with a file that must hold a JSON object."""
+def _validate_json_object(path: Path) -> str | None:
+    """Return what is wrong with a file that must hold a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -117,11 +117,11 @@ def _old_format(name: str, folder: Path) -> str:
     )
 
 
-def _record_fault(folder: Path) -> str | None:
+def _validate_record(folder: Path) -> str | None:
     record = folder / RECORD
     if not record.is_file():
-        return _fault_without_record(folder)
-    problem = _object_fault(record)
+        return _validate_without_record(folder)
+    problem = _validate_json_object(record)
     if problem is not None:
         return problem
     for name, size in json.loads(record.read_text(encoding="utf-8")).items():
@@ -129,7 +129,7 @@ def _record_fault(folder: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.suffix == ".json":  # people edit configurations
-            problem = _object_fault(path)
+            problem = _validate_json_object(path)
         elif path.stat().st_size != size:
             problem = f"{name} has {path.stat().st_size} bytes, {size} were written"
         if problem is not None:
@@ -137,8 +137,8 @@ def _record_fault(folder: Path) -> str | None:
     return None
 
 
-def _fault_without_record(folder: Path) -> str | None:
-    """What every Trainer writes must be there; stock TRL stores no rollout, this package a record with each."""
+def _validate_without_record(folder: Path) -> str | None:
+    """Return which of every Trainer's files is missing; this package writes a record with each rollout it saves."""
     if any(folder.glob(f"{FOLDER}/rollout_*")):
         return f"{RECORD} is missing"
     if not any(folder.glob("rng_state*.pth")):
@@ -148,7 +148,7 @@ def _fault_without_record(folder: Path) -> str | None:
     return None
 
 
-def _weights_fault(folder: Path) -> str | None:
+def _validate_weights(folder: Path) -> str | None:
     if (folder / "latest").is_file():  # DeepSpeed's own layout
         step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
         files = list(step.glob("*.pt"))
@@ -174,7 +174,7 @@ def _weights_fault(folder: Path) -> str | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of weights is as long as its header says; nothing but the header is read."""
+    """Return whether a file of weights is as long as its header says; nothing but the header is read."""
     if path.suffix != ".safetensors":
         return zipfile.is_zipfile(path)
     with path.open("rb") as file:

@@ -32,12 +32,12 @@ class DebugLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"LOG_PATH={path}: the folder cannot be made: {error.strerror}") from error
+            raise ValueError(f"LOG_PATH={path}: the folder cannot be created: {error.strerror}") from error
         if not os.access(self.path.parent, os.W_OK):
             raise ValueError(f"LOG_PATH={path}: the folder cannot be written to")
 
-    def file_of(self, reward: str, task: str) -> Path:
-        """Where the lines of one reward on one task go."""
+    def path_of(self, reward: str, task: str) -> Path:
+        """Return the file of one reward on one task."""
         rank = f"_rank{self.rank}" if self.rank else ""
         return self.path.with_name(f"{self.path.stem}_{reward}_{task}{rank}{self.path.suffix}")
 
@@ -48,11 +48,11 @@ class DebugLog:
         completions: Sequence[Any],
         values: Mapping[str, list[float]],
     ) -> None:
-        """A line for every row and reward; `values` holds one number a row, NaN where a reward does not apply."""
+        """Write a line for every row and reward; `values` has one number per row, NaN where a reward does not apply."""
         lines: dict[Path, list[str]] = {}
         for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             record, text = record_of_row(row), completion_text(completion)
-            shown = {
+            entry = {
                 "step": step,
                 "rank": self.rank,
                 "id": record.id,
@@ -64,8 +64,8 @@ class DebugLog:
             }
             for reward, scores in values.items():
                 value = None if math.isnan(scores[number]) else scores[number]
-                line = json.dumps({**shown, "reward": reward, "value": value}, ensure_ascii=False, default=str)
-                lines.setdefault(self.file_of(reward, record.task), []).append(line + "\n")
+                line = json.dumps({**entry, "reward": reward, "value": value}, ensure_ascii=False, default=str)
+                lines.setdefault(self.path_of(reward, record.task), []).append(line + "\n")
         for path, content in lines.items():
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(content)
@@ -77,7 +77,7 @@ def _name(image: Any) -> str:
 
 
 def debug_log(environment: Mapping[str, str], rank: int) -> DebugLog | None:
-    """The log that DEBUG_MODE and LOG_PATH ask for; None without DEBUG_MODE=true.
+    """Return the log that DEBUG_MODE and LOG_PATH configure; None without DEBUG_MODE=true.
 
     Raises:
         ValueError: DEBUG_MODE=true without a LOG_PATH, or one that cannot be written to.

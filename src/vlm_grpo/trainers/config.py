@@ -35,7 +35,7 @@ class VisionFields:
     )
     algorithm_options: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Algorithm hyperparameters as a JSON object; `vlm-grpo algorithms` lists them."},
+        metadata={"help": "Hyperparameters of the algorithm, a JSON object; `vlm-grpo algorithms` lists them."},
     )
     kl_reward_coef: float = field(
         default=0.0,
@@ -148,18 +148,18 @@ class VisionFields:
     )
 
     def judge_settings(self) -> JudgeSettings | None:
-        """What the flags say of the judge; None where none was given, and the environment decides.
+        """Return the judge settings of the flags; None where no flag was given, so that the environment decides.
 
         Raises:
-            ValueError: the variable that shall hold the key is not set.
+            ValueError: the variable of the key is not set.
         """
-        given = {name: getattr(self, f"judge_{name}") for name in ("model", "base_url", *JUDGE_NUMBERS)}
-        given = {name: value for name, value in given.items() if value is not None}
+        values = {name: getattr(self, f"judge_{name}") for name in ("model", "base_url", *JUDGE_NUMBERS)}
+        values = {name: value for name, value in values.items() if value is not None}
         if self.judge_api_key_variable is not None:
-            given["api_key"] = os.environ.get(self.judge_api_key_variable)
-            if not given["api_key"]:
+            values["api_key"] = os.environ.get(self.judge_api_key_variable)
+            if not values["api_key"]:
                 raise ValueError(f"--judge_api_key_variable {self.judge_api_key_variable}: no such variable is set")
-        return JudgeSettings(**given) if given else None
+        return JudgeSettings(**values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON and loggers take them, without passwords and keys."""
@@ -196,11 +196,11 @@ class VisionFields:
 
     @classmethod
     def of(cls, algorithm: str, output_dir: str | None = None, **options: Any) -> VisionFields:
-        """A configuration with the settings of an algorithm, as `--algorithm` gives them; `options` win.
+        """Return a configuration with the settings of an algorithm, as `--algorithm` sets them; `options` win.
 
         Raises:
             KeyError: an unknown algorithm.
-            ValueError: options that it does not go with.
+            ValueError: options that are incompatible with it.
         """
         settings = algorithm_settings(algorithm, options.get("gradient_accumulation_steps", 1))
         if "generation_batch_size" in options:
@@ -208,12 +208,12 @@ class VisionFields:
         return cls(**{"output_dir": output_dir, "algorithm": algorithm, **settings, **options})
 
     def frozen_parts(self) -> list[str]:
-        """Parts of the model, besides the vision tower, that are not trained."""
+        """Return the parts of the model, besides the vision tower, that are not trained."""
         parts = {"projector": self.freeze_projector, "language model": self.freeze_language_model}
         return [part for part, is_frozen in parts.items() if is_frozen]
 
     def reward_options(self) -> dict[str, Any]:
-        """What the built-in rewards take from this configuration."""
+        """Return the options that the built-in rewards take from this configuration."""
         return {
             "max_length": self.max_completion_length,
             "encoder": self.reasoning_encoder,
@@ -266,18 +266,18 @@ def validate_algorithm(name: str, config: AlgorithmConfig, args: Any) -> None:
     config.family.validate(name, config, args)
 
 
-def read_options(given: dict[str, Any] | str, name: str | None, config: AlgorithmConfig) -> dict[str, Any]:
+def read_options(values: dict[str, Any] | str, name: str | None, config: AlgorithmConfig) -> dict[str, Any]:
     """Return `--algorithm_options` as a mapping.
 
     Raises:
         ValueError: it is not a JSON object, or the algorithm has no such option.
     """
     try:
-        options = json.loads(given) if isinstance(given, str) else given
+        options = json.loads(values) if isinstance(values, str) else values
     except ValueError:
         options = None
     if not isinstance(options, dict):
-        raise ValueError(f"--algorithm_options must be a JSON object, got {given!r}")
+        raise ValueError(f"--algorithm_options must be a JSON object, got {values!r}")
     for former, new in RENAMED_OPTIONS.items():
         if former in options:
             logger.warning("--algorithm_options: %s is now called %s; the old name still works", former, new)

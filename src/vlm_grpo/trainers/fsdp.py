@@ -1,8 +1,8 @@
-"""Generation with a model that FSDP2 shards: every process holds all parameters while it generates.
+"""Generation with an FSDP2-sharded model: every process holds all parameters while it generates.
 
-TRL 1.16 generates with the shards as they are: each layer of each token is gathered anew, and processes that end at
-different lengths, or of which one has no image, wait for gathers that the others never join. DeepSpeed ZeRO-3 is
-gathered for generation by TRL; here FSDP2 is, too.
+TRL 1.16 generates with the shards as they are: each layer is gathered again for each token, and processes whose
+completions differ in length, or of which one has no image, wait for gathers that the others never join. TRL gathers
+the parameters of DeepSpeed ZeRO-3 for generation; this module does so for FSDP2.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trl.distributed import DistributedBackend
@@ -29,7 +30,7 @@ class FullParamsBackend(DistributedBackend):
 
 @contextmanager
 def full_params(model: nn.Module) -> Iterator[None]:
-    """All parameters of an FSDP2 model on every process, in the precision that it computes in; then shards again.
+    """Hold all parameters of an FSDP2 model on every process, in its compute precision; then shard them again.
 
     All processes enter together. Inside, any of them may run any modules any number of times.
     """
@@ -51,8 +52,14 @@ def full_params(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def model_for_generation(wrapped: nn.Module, accelerator: Any) -> Iterator[nn.Module]:
-    """The model without its wrapper, with all parameters on this process, whichever way they are distributed."""
-    whole = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
-    with unwrap_model_for_generation(wrapped, accelerator) as model, whole:
+def model_for_generation(wrapped: nn.Module, accelerator: Any, **options: Any) -> Iterator[nn.Module]:
+    """Yield the model without its wrapper and gradients, with all parameters on this process, however they are sharded.
+
+    Args:
+        wrapped: the model as the accelerator wrapped it.
+        accelerator: of the run.
+        options: of TRL's `unwrap_model_for_generation`.
+    """
+    full = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
+    with unwrap_model_for_generation(wrapped, accelerator, **options) as model, torch.no_grad(), full:
         yield model

@@ -16,4 +16,4 @@ class VLMGRPOTrainer(VLMTrainerMixin, GRPOTrainer):
     """
 
     config_class = VLMGRPOConfig
-    _generates_logps = True
+    _is_rloo = False

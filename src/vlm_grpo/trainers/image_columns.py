@@ -10,17 +10,17 @@ from vlm_grpo.data.images import image_ref, open_image
 
 
 def decode_images(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with decoded images in place of references and undecoded ones, for TRL's own path."""
-    found = {}
+    """Return the row with decoded images in place of references and undecoded ones, for TRL's own path."""
+    decoded = {}
     if row.get("image") is not None:
-        found["image"] = open_image(image_ref(row["image"]))
+        decoded["image"] = open_image(image_ref(row["image"]))
     if row.get("images"):
-        found["images"] = [open_image(image_ref(image)) for image in row["images"]]
-    return {**row, **found}
+        decoded["images"] = [open_image(image_ref(image)) for image in row["images"]]
+    return {**row, **decoded}
 
 
 def disable_image_decoding(dataset: Any) -> Any:
-    """The data set with its image columns as `{bytes, path}`, so that no row is decoded before a rollout needs it."""
+    """Return the data set with image columns as `{bytes, path}`: rows are decoded only when a rollout needs them."""
     if isinstance(dataset, dict):
         return type(dataset)({name: disable_image_decoding(part) for name, part in dataset.items()})
     if not isinstance(dataset, Dataset | IterableDataset) or dataset.features is None:
@@ -33,7 +33,7 @@ def disable_image_decoding(dataset: Any) -> Any:
 
 
 def _undecoded_feature(feature: Any) -> Any:
-    """The same feature with `decode=False` in every image below it."""
+    """Return the feature with `decode=False` in every image below it."""
     if isinstance(feature, Image):
         return Image(decode=False, mode=feature.mode)
     if isinstance(feature, dict):

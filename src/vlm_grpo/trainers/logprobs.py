@@ -34,67 +34,67 @@ from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
 
 
 class PaddedRows(NamedTuple):
-    """Samples with their (B, P + C) token ids and attention mask."""
+    """Prompts with their (B, P + C) token ids and attention mask."""
 
-    samples: Sequence[EncodedPrompt]
+    prompts: Sequence[EncodedPrompt]
     input_ids: Tensor
     attention_mask: Tensor
 
 
 def model_inputs(
-    samples: Sequence[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     input_ids: Tensor,
     attention_mask: Tensor,
     completion: int,
     visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
 ) -> dict:
-    """Forward arguments of one chunk of rows, on the host except for what was given.
+    """Return the forward arguments of one chunk of rows; what is collated here is on the host.
 
     Every key that the processor returned reaches the model: none is dropped because a list does not name it.
     """
-    prompt = input_ids.size(1) - completion
+    prompt_length = input_ids.size(1) - completion
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        **visual(samples),
-        **collate_per_token(samples, prompt, completion),
+        **visual(prompts),
+        **collate_per_token(prompts, prompt_length, completion),
     }
 
 
 def padded_logprobs(
     model: nn.Module,
-    samples: Sequence[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
     completion: int,
     chunk: int,
-    place: Callable[[Mapping[str, Any]], dict[str, Any]],
+    to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     compute_aux_loss: bool = False,
-    blanks: Mapping[str, EncodedPrompt] | None = None,
+    dummies: Mapping[str, EncodedPrompt] | None = None,
     visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
     has_values: bool = False,
 ) -> TokenLogprobs:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
 
-    Pixels wait on the host; `place` moves one chunk's tensors to the device. The model must carry TRL's fused LM
-    head, which returns log-probabilities instead of logits. `blanks` maps kinds of media to prompts: a chunk without
-    one gets that prompt as one more row, whose scores are thrown away, so that its vision tower runs as on the other
-    processes. `visual` gives the visual forward arguments of some rows. With `has_values` the model has a
+    Pixels stay on the host; `to_device` moves one chunk's tensors to the device. The model must carry TRL's fused LM
+    head, which returns log-probabilities instead of logits. `dummies` maps kinds of media to prompts: a chunk without
+    one gets that prompt as one more row, whose scores are discarded, so that its vision tower runs as on the other
+    processes. `visual` returns the visual forward arguments of some rows. With `has_values` the model has a
     value head, whose (B, C) values of the states before the tokens are returned too.
     """
     extra = {"output_router_logits": True} if compute_aux_loss else {}
     logps, entropies, aux_losses, values = [], [], [], []
     for start in range(0, input_ids.size(0), chunk):
         rows = PaddedRows(
-            samples[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
+            prompts[start : start + chunk], input_ids[start : start + chunk], attention_mask[start : start + chunk]
         )
-        count = len(rows.samples)
-        for blank in missing_dummies(rows.samples, blanks):
-            rows = with_dummy_row(rows, blank, completion)
-        inputs = place(model_inputs(*rows, completion, visual))
+        count = len(rows.prompts)
+        for dummy in missing_dummies(rows.prompts, dummies):
+            rows = with_dummy_row(rows, dummy, completion)
+        inputs = to_device(model_inputs(*rows, completion, visual))
         labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
         labels[:, :-completion] = -100
         with autocast():
@@ -112,15 +112,15 @@ def padded_logprobs(
     )
 
 
-def with_dummy_row(rows: PaddedRows, blank: EncodedPrompt, completion: int) -> PaddedRows:
-    """The rows and one more: the blank prompt, right before an empty completion. All are padded to its length."""
-    missing = max(0, len(blank.input_ids) + completion - rows.input_ids.size(1))
+def with_dummy_row(rows: PaddedRows, dummy: EncodedPrompt, completion: int) -> PaddedRows:
+    """Return the rows and one more: the dummy prompt before an empty completion. All are padded to its length."""
+    missing = max(0, len(dummy.input_ids) + completion - rows.input_ids.size(1))
     ids, mask = (nn.functional.pad(tensor, (missing, 0)) for tensor in (rows.input_ids, rows.attention_mask))
     row, seen = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
-    place = slice(ids.size(1) - completion - len(blank.input_ids), ids.size(1) - completion)
-    row[0, place] = torch.tensor(blank.input_ids, device=row.device)
-    seen[0, place] = 1
-    return PaddedRows([*rows.samples, blank], torch.cat([ids, row]), torch.cat([mask, seen]))
+    columns = slice(ids.size(1) - completion - len(dummy.input_ids), ids.size(1) - completion)
+    row[0, columns] = torch.tensor(dummy.input_ids, device=row.device)
+    seen[0, columns] = 1
+    return PaddedRows([*rows.prompts, dummy], torch.cat([ids, row]), torch.cat([mask, seen]))
 
 
 @dataclass
@@ -140,15 +140,22 @@ class ScoredRows:
     attended: Tensor | None = None
 
 
+class RolloutLogprobs(NamedTuple):
+    """(B, C) log-probabilities of a new rollout under the policy and under the reference; None where not needed."""
+
+    old: Tensor | None
+    ref: Tensor | None
+
+
 class LogprobModel:
     """Log-probabilities of completions under the policy, the old policy or the reference, packed or padded.
 
     Args:
-        shared_prefix: whether rows that share a prompt are packed; given up where the first rows differ by too much.
-        splitter: into how many parts a packed forward is cut because memory ran out.
+        shared_prefix: whether rows that share a prompt are packed; switched off if the first rows differ by too much.
+        splitter: into how many parts a packed forward is split because memory ran out.
         encoder: gives a dummy prompt for a kind of media that other processes show.
         ranks: collectives of the run.
-        place: moves a forward's tensors to the device.
+        to_device: moves a forward's tensors to the device.
         policy: returns the policy without its wrapper.
         budget: about how many tokens a packed forward takes; None is a fixed number of rows.
         is_sharded: whether parameters are sharded over processes.
@@ -163,7 +170,7 @@ class LogprobModel:
         splitter: ForwardSplitter,
         encoder: PromptEncoder,
         ranks: Ranks,
-        place: Callable[[Mapping[str, Any]], dict[str, Any]],
+        to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
         policy: Callable[[], nn.Module],
         budget: int | None = None,
         is_sharded: bool = False,
@@ -171,7 +178,7 @@ class LogprobModel:
         caches_features: bool = False,
     ) -> None:
         self.shared_prefix, self.splitter, self.encoder, self.ranks = shared_prefix, splitter, encoder, ranks
-        self.place, self.policy, self.budget = place, policy, budget
+        self.to_device, self.policy, self.budget = to_device, policy, budget
         self.is_sharded, self.is_single_process, self.caches_features = is_sharded, is_single_process, caches_features
 
     def __call__(
@@ -192,25 +199,25 @@ class LogprobModel:
             self.cache_features(self.policy(), rows.prompts)
         common = {
             "completion": completion,
-            "place": self.place,
+            "to_device": self.to_device,
             "autocast": self.ranks.accelerator.autocast,
-            "blanks": self._dummies(rows),
+            "dummies": self._dummies(rows),
             "visual": self._visual,
         }
-        given = (rows.prompts, input_ids, attention_mask)
+        padded = (rows.prompts, input_ids, attention_mask)
         options = {"chunk": chunk or len(input_ids), "compute_entropy": compute_entropy, "has_values": has_values}
         if self.shared_prefix.is_on and not self.shared_prefix.is_checked and not compute_aux_loss:
-            self._check_shared_prefix(model, *given, **common)
+            self._check_shared_prefix(model, *padded, **common)
         if not self.shared_prefix.is_on or compute_aux_loss:  # the router's loss counts every token of every row
-            return padded_logprobs(model, *given, **common, **options, compute_aux_loss=compute_aux_loss)
+            return padded_logprobs(model, *padded, **common, **options, compute_aux_loss=compute_aux_loss)
         skipped = None if rows.zero_advantage is None else rows.zero_advantage.rows.tolist()
-        scores = self._packed(model, *given, **common, **options, packing=self._packing(), silent=skipped)
-        return scores if rows.zero_advantage is None else rows.zero_advantage.completed(scores)
+        scores = self._packed(model, *padded, **common, **options, packing=self._packing(), skipped=skipped)
+        return scores if rows.zero_advantage is None else rows.zero_advantage.fill_logprobs(scores)
 
     def cache_features(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> None:
         """Run the vision tower once for each image that has no features yet."""
         with self.ranks.accelerator.autocast():
-            cache_features(backbone(model), unique_prompts(prompts), self.place)
+            cache_features(backbone(model), unique_prompts(prompts), self.to_device)
 
     def _packed(
         self, model: nn.Module, prompts: Sequence[EncodedPrompt], *rows: Tensor, **options: Any
@@ -228,9 +235,9 @@ class LogprobModel:
         model = self.policy()
         return Packing(lambda prompt: prompt_positions(model, prompt), self.budget, self._sync_counts, self.splitter)
 
-    def _sync_counts(self, wanted: int, groups: int) -> tuple[int, int]:
-        """Return the most forwards that a process wants, and the fewest groups that one has."""
-        both = self.ranks.gather(torch.tensor([[wanted, groups]], device=self.ranks.accelerator.device))
+    def _sync_counts(self, num_forwards: int, num_groups: int) -> tuple[int, int]:
+        """Return the most forwards that any process needs, and the fewest groups that any has."""
+        both = self.ranks.gather(torch.tensor([[num_forwards, num_groups]], device=self.ranks.accelerator.device))
         return both[:, 0].max().item(), both[:, 1].min().item()
 
     def _visual(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
@@ -247,7 +254,7 @@ class LogprobModel:
         """
         if self.caches_features or (self.ranks.count == 1 and rows.zero_advantage is None):
             return {}
-        return {kind: self.encoder.blank(kind) for n, kind in enumerate(MEDIA_KINDS) if rows.media_anywhere[n]}
+        return {kind: self.encoder.dummy_prompt(kind) for n, kind in enumerate(MEDIA_KINDS) if rows.media_anywhere[n]}
 
     def _check_shared_prefix(
         self, model: nn.Module, prompts: Sequence[EncodedPrompt], ids: Tensor, mask: Tensor, **common: Any
@@ -263,4 +270,4 @@ class LogprobModel:
         model.train(was_training)
         difference = mean_difference(plain, fast, mask[few, -common["completion"] :])
         worst = self.ranks.gather(torch.tensor([difference], device=ids.device)).max().item()
-        self.shared_prefix.settle(worst, tolerance(plain.dtype, self.ranks.accelerator.mixed_precision))
+        self.shared_prefix.record_check(worst, tolerance(plain.dtype, self.ranks.accelerator.mixed_precision))

@@ -1,4 +1,4 @@
-"""README.md beside a trained model: what it was made of, how it did, and how it is asked. No trainer in here."""
+"""The model card: README.md beside a trained model, with its training, its results and how to use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 NAME = "README.md"
-LAST = 10  # log lines at each end of a training, of which means are shown
+NUM_LOG_LINES = 10  # log lines at each end of a training, of which means are shown
 QUESTION = "What is in the image?"
 SNIPPET = """\
 from PIL import Image
@@ -55,7 +55,7 @@ USER = '{"role": "user", "content": [{"type": "image", "image": image}, {"type":
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a trainer does not know of its run; the command line does.
+    """Facts about a run that the command line knows and the trainer does not.
 
     `question` is QUESTION as the task asks it, `command` is without secrets.
     """
@@ -69,7 +69,7 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the card of a model says.
+    """The contents of a model card.
 
     Args:
         path: of the model's folder, as the snippet loads it.
@@ -77,7 +77,7 @@ class Card:
         trainer: such as GRPO.
         method: of the algorithm, in a line, with its paper.
         rewards: their weights.
-        settings: what else the training was told.
+        settings: further training settings.
         logs: log lines of the Trainer.
         evaluated: metrics of the newest evaluation, with intervals.
         place: step, and steps in all.
@@ -152,8 +152,8 @@ class Card:
             "rewards": ", ".join(f"{name} (weight {weight:g})" for name, weight in self.rewards.items()),
             **self.settings,
         }
-        known = [(name, value) for name, value in rows.items() if value not in (None, "", False)]
-        return "## Training\n\n" + _table(("setting", "value"), known)
+        nonempty_rows = [(name, value) for name, value in rows.items() if value not in (None, "", False)]
+        return "## Training\n\n" + _table(("setting", "value"), nonempty_rows)
 
     def _results(self) -> str:
         text = "## Results\n\n"
@@ -166,9 +166,14 @@ class Card:
         if not lines:
             return text + "Nothing was logged of the training's rewards.\n"
         names = [name for name in lines[-1] if name == "reward" or (name[:8] == "rewards/" and name[-5:] == "/mean")]
-        rows = [(name, *(f"{_mean(part, name):.3f}" for part in (lines[:LAST], lines[-LAST:]))) for name in names]
+        rows = [
+            (name, *(f"{_mean(part, name):.3f}" for part in (lines[:NUM_LOG_LINES], lines[-NUM_LOG_LINES:])))
+            for name in names
+        ]
         head = ("mean of sampled completions", "first log lines", "last log lines")
-        return text + f"While training, over {len(lines[:LAST])} log lines at each end:\n\n" + _table(head, rows)
+        return (
+            text + f"While training, over {len(lines[:NUM_LOG_LINES])} log lines at each end:\n\n" + _table(head, rows)
+        )
 
     def _reproduction(self) -> str:
         if not self.facts.command:
@@ -185,7 +190,7 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _by_flag(words: Sequence[str]) -> list[str]:
-    """A flag and its values on a line."""
+    """Return lines of one flag and its values."""
     lines: list[str] = []
     for word in words:
         if word.startswith("--") or not lines:
@@ -196,14 +201,14 @@ def _by_flag(words: Sequence[str]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows in Markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def settings_of(args: Any, processes: int, adapter: Any = None) -> dict[str, Any]:
-    """Return the settings that a reader wants to know first.
+    """Return the most important settings.
 
     Args:
         args: the training's.

@@ -1,4 +1,4 @@
-"""Says when a training learns nothing: in every group all rewards are equal, so that every advantage is 0."""
+"""Warns when a training learns nothing: in every group all rewards are equal, so every advantage is 0."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from vlm_grpo.algorithms import AlgorithmConfig, configured_algorithm
 
 logger = logging.getLogger(__name__)
 
-STEPS = 20  # without a signal, after which it is said
-ENDS = ("rewards/", "/mean")
-TRUNCATED = 0.9  # share of completions that is called a cause
+STEPS_WITHOUT_SIGNAL = 20  # after which the warning is logged
+MEAN_AFFIXES = ("rewards/", "/mean")
+TRUNCATED = 0.9  # fraction of truncated completions that is named as a cause
 
 
 class NoSignal(TrainerCallback):
     """Warns once when no group's rewards have differed for many steps; `message` is for the page of the training.
 
     Args:
-        is_main: whether this process says it.
+        is_main_process: whether this process logs the warning.
     """
 
-    def __init__(self, is_main: bool) -> None:
-        self.is_main = is_main
+    def __init__(self, is_main_process: bool) -> None:
+        self.is_main_process = is_main_process
         self.message: str | None = None
         self._first = 0  # step of the last log line with a signal
-        self._is_said = False
+        self._has_warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         self._first, self.message = state.global_step, None
@@ -38,11 +38,11 @@ class NoSignal(TrainerCallback):
             return
         if has_signal(logs, configured_algorithm(args)[1]):
             self._first, self.message = state.global_step, None
-        elif state.global_step - self._first >= STEPS:
+        elif state.global_step - self._first >= STEPS_WITHOUT_SIGNAL:
             self.message = message(logs, state.global_step - self._first, args.max_completion_length)
-            if self.is_main and not self._is_said:
+            if self.is_main_process and not self._has_warned:
                 logger.warning("%s", self.message)
-                self._is_said = True
+                self._has_warned = True
 
 
 def has_signal(logs: Mapping[str, Any], algorithm: AlgorithmConfig) -> bool:
@@ -52,40 +52,44 @@ def has_signal(logs: Mapping[str, Any], algorithm: AlgorithmConfig) -> bool:
     """
     if algorithm.family.needs_demonstrations:
         return True
-    spread = [value for name, value in logs.items() if name.startswith(ENDS[0]) and name.endswith("/std")]
     is_of_groups = algorithm.uses_trl_advantage
+    spread = [value for name, value in logs.items() if name.startswith(MEAN_AFFIXES[0]) and name.endswith("/std")]
     return logs["frac_reward_zero_std"] < 1 or (not is_of_groups and any(value > 0 for value in spread))
 
 
 def message(logs: Mapping[str, Any], steps: int, limit: int) -> str:
-    """Return what is said: since when, and the usual causes, those that the log line shows first."""
+    """Return the warning: for how many steps, and the usual causes, those visible in the log line first."""
     return (
         f"No signal for {steps} steps: in every group of completions all rewards are equal, so nothing is learned. "
-        f"{' '.join(_seen(logs, limit)) or _unseen(logs)}"
+        f"{' '.join(_logged_causes(logs, limit)) or _general_causes(logs)}"
     )
 
 
-def _seen(logs: Mapping[str, Any], limit: int) -> list[str]:
-    means = {name[len(ENDS[0]) : -len(ENDS[1])]: value for name, value in logs.items() if _is_mean(name)}
+def _logged_causes(logs: Mapping[str, Any], limit: int) -> list[str]:
+    means = {
+        name[len(MEAN_AFFIXES[0]) : -len(MEAN_AFFIXES[1])]: value for name, value in logs.items() if _is_mean(name)
+    }
     causes = []
     share = logs.get("completions/clipped_ratio", 0.0)
     if share >= TRUNCATED:
-        causes.append(f"{share:.0%} of the completions are cut off at --max_completion_length {limit}: raise it.")
+        causes.append(f"{share:.0%} of the completions are truncated at --max_completion_length {limit}: raise it.")
     if means.get("format") == 0:
-        causes.append("The form that 'format' asks for is never met: look at completions, train on examples first.")
+        causes.append("The format that 'format' requires is never met: look at completions, train on examples first.")
     zero = [name for name, value in means.items() if value == 0 and name != "format"]
     if zero:
         names = ", ".join(map(repr, zero))
-        causes.append(f"No completion earns anything of {names}: too hard, or not for these data (`vlm-grpo check`).")
+        causes.append(
+            f"No completion gets any reward from {names}: too hard, or unsuitable for these data (`vlm-grpo check`)."
+        )
     return causes
 
 
-def _unseen(logs: Mapping[str, Any]) -> str:
+def _general_causes(logs: Mapping[str, Any]) -> str:
     return (
         f"The mean reward is {logs.get('reward', float('nan')):g}: the data may be too easy or too hard for the model, "
-        "completions may be all alike (--temperature), or a reward may give the same to every answer."
+        "completions may be all alike (--temperature), or a reward may be the same for every answer."
     )
 
 
 def _is_mean(name: str) -> bool:
-    return name.startswith(ENDS[0]) and name.endswith(ENDS[1])
+    return name.startswith(MEAN_AFFIXES[0]) and name.endswith(MEAN_AFFIXES[1])

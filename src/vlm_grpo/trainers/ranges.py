@@ -1,6 +1,6 @@
-"""The values that settings may have, in one table: checked for a command line and for every configuration.
+"""The allowed values of settings, in one table; checked for the command line and for every configuration.
 
-Only what a single value says; how settings go together is checked where they meet.
+Only single values are checked here; combinations of settings are checked where they are used.
 """
 
 from __future__ import annotations
@@ -150,14 +150,14 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _is_range(values: object) -> bool:
-    """Whether values are two finite numbers, the lower one first."""
+    """Return whether values are two finite numbers, the lower one first."""
     is_pair = isinstance(values, list | tuple) and len(values) == 2 and all(map(_is_number, values))
     return is_pair and values[0] < values[1]
 
 
 @cache
 def _library_names() -> Mapping[str, tuple[str, ...]]:
-    """The names that the installed libraries know. A kernel of the hub, `org/name`, may stand for an attention."""
+    """Return the names that the installed libraries accept; an attention may also be a Hub kernel, `org/name`."""
     from accelerate.utils import DynamoBackend
     from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

@@ -1,4 +1,4 @@
-"""The synced reference model in a checkpoint: with `--sync_ref_model` it follows the policy, unlike the base model."""
+"""Saves and loads the synced reference model: with `--sync_ref_model` it follows the policy."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def loading_reference(args: Any, coefficient: float) -> Iterator[None]:
 
 
 def check_reference(args: Any, *, is_sharded: bool) -> None:
-    """Refuse checkpoints of a run whose reference model changes while its parameters are sharded.
+    """Check that a changing reference model can be saved: its parameters must not be sharded.
 
     Raises:
-        ValueError: such a reference could not be restored.
+        ValueError: the reference could not be restored.
     """
     if args.sync_ref_model and is_sharded and args.save_strategy != "no":
         raise ValueError(
@@ -63,7 +63,7 @@ def load_reference(checkpoint: str | Path, reference: nn.Module | None) -> None:
     path = state_path(checkpoint, NAME)
     if path.is_file() and reference is None:
         raise ValueError(
-            f"{checkpoint} was written with --sync_ref_model true, and its reference has moved: resume with it"
+            f"{checkpoint} was written with --sync_ref_model true, and its reference has been updated: resume with it"
         )
     if reference is None:
         return

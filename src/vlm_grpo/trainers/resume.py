@@ -1,8 +1,8 @@
-"""Weights back from a checkpoint, under the names that the live model uses, and none that do not fit.
+"""Loads weights from a checkpoint under the names of the live model, and checks that they fit.
 
 `save_pretrained` writes many vision-language models under their hub's key names; loading those names into the live
 model as they stand changes nothing and only warns. `from_pretrained` converts them. Adapters and DeepSpeed's files
-keep the live names, but what does not fit is only warned of too, or not at all.
+keep the live names, but what does not fit only causes a warning, or not even that.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
     saved, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, device_map=None, output_loading_info=True)
     wrong = {kind: sorted(str(key) for key in info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
-        raise ValueError(_misfit(checkpoint, wrong))
+        raise ValueError(_misfit_message(checkpoint, wrong))
     model.load_state_dict(saved.state_dict(), strict=True)
 
 
 def has_full_weights(checkpoint: str | Path) -> bool:
-    """Whether the folder holds a whole model (not only an adapter)."""
+    """Return whether the folder holds a whole model (not only an adapter)."""
     return any((Path(checkpoint) / name).is_file() for name in FULL_WEIGHTS)
 
 
@@ -66,12 +66,12 @@ def check_fit(model: nn.Module, checkpoint: str | Path, *, is_deepspeed: bool) -
     folder = Path(checkpoint)
     by_deepspeed, is_adapter = (folder / "latest").is_file(), hasattr(model, "peft_config")
     if by_deepspeed != is_deepspeed:
-        raise ValueError(_other_run(folder, "with DeepSpeed" if by_deepspeed else "without DeepSpeed"))
+        raise ValueError(_other_run_message(folder, "with DeepSpeed" if by_deepspeed else "without DeepSpeed"))
     has_adapter, is_whole = (folder / ADAPTER).is_file(), has_full_weights(folder)  # FSDP's shards are neither
     if is_adapter and is_whole and not has_adapter:
-        raise ValueError(_other_run(folder, "with all weights"))
+        raise ValueError(_other_run_message(folder, "with all weights"))
     if not is_adapter and has_adapter and not is_whole:
-        raise ValueError(_other_run(folder, "with an adapter alone"))
+        raise ValueError(_other_run_message(folder, "with an adapter alone"))
     if is_deepspeed:
         check_deepspeed_pickles(folder)
         _compare(folder, deepspeed_shapes(folder), trained_shapes(model))
@@ -104,7 +104,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, checkpoint: str | Path) ->
         )
 
 
-def _other_run(folder: Path, how: str) -> str:
+def _other_run_message(folder: Path, how: str) -> str:
     return f"{folder}: this checkpoint was written {how}, this run is not such a run; resume with the flags of that run"
 
 
@@ -119,30 +119,30 @@ def _compare(folder: Path, saved: Shapes, live: Shapes) -> None:
         ],
     }
     if any(wrong.values()):
-        raise ValueError(_misfit(folder, wrong))
+        raise ValueError(_misfit_message(folder, wrong))
 
 
-def _misfit(folder: str | Path, wrong: dict[str, list[str]]) -> str:
-    found = [
+def _misfit_message(folder: str | Path, wrong: dict[str, list[str]]) -> str:
+    parts = [
         f"{len(names)} {kind} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for kind, names in wrong.items()
         if names
     ]
-    return f"{folder}: the weights do not fit this model: {'; '.join(found)}; resume with the flags of the run it is of"
+    return f"{folder}: the weights do not fit this model: {'; '.join(parts)}; resume with the flags of the run it is of"
 
 
 def trained_shapes(model: nn.Module) -> Shapes:
-    """Names and shapes of what is trained."""
+    """Return names and shapes of the trained parameters."""
     return {name: _shape(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def adapter_shapes(model: Any) -> Shapes:
-    """Names, as an adapter's file has them, and shapes of the active adapter."""
+    """Return names, as in an adapter's file, and shapes of the active adapter."""
     from peft import get_peft_model_state_dict
 
     live = dict(model.named_parameters())
-    kept = get_peft_model_state_dict(model, state_dict=live, adapter_name=model.active_adapters[0])
-    return {name: _shape(parameter) for name, parameter in kept.items()}
+    saved = get_peft_model_state_dict(model, state_dict=live, adapter_name=model.active_adapters[0])
+    return {name: _shape(parameter) for name, parameter in saved.items()}
 
 
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -150,14 +150,14 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
 
 
 def file_shapes(path: Path) -> Shapes:
-    """Names and shapes in a file of weights; nothing but its header is read."""
+    """Return names and shapes in a file of weights; nothing but its header is read."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def check_deepspeed_pickles(folder: Path) -> None:
-    """Look, without unpickling, at what DeepSpeed would unpickle.
+    """Check, without unpickling, what DeepSpeed would unpickle.
 
     Raises:
         ValueError: a file names anything but DEEPSPEED_CLASSES and what torch takes for weights; it could run code.
@@ -167,7 +167,7 @@ def check_deepspeed_pickles(folder: Path) -> None:
         try:
             names = set(get_unsafe_globals_in_checkpoint(path)) - DEEPSPEED_CLASSES
         except (UnpicklingError, EOFError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} cannot be read as a file of tensors: {error}; take another checkpoint") from error
+            raise ValueError(f"{path} cannot be read as a file of tensors: {error}; use another checkpoint") from error
         if names:
             raise ValueError(
                 f"{path} asks for {', '.join(sorted(names))}, which could run code when DeepSpeed reads it; resume "
@@ -176,7 +176,7 @@ def check_deepspeed_pickles(folder: Path) -> None:
 
 
 def deepspeed_shapes(folder: Path) -> Shapes:
-    """Names and shapes of what was trained, as DeepSpeed noted them beside its shards."""
+    """Return names and shapes of the trained parameters, as DeepSpeed recorded them beside its shards."""
     step = folder / (folder / "latest").read_text(encoding="utf-8").strip()
     states = torch.load(sorted(step.glob("*model_states.pt"))[0], map_location="cpu", weights_only=True, mmap=True)
     return {name: tuple(shape) for group in states["param_shapes"] for name, shape in group.items()}

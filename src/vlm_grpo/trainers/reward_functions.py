@@ -14,23 +14,24 @@ from vlm_grpo.rewards.adapter import checked_batch_reward, split_spec
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, with_time_limit
 
 
-def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tuple[Any, list[float] | None]:
-    """Callables for names of the reward table, and the weights that the names carried (None if all are 1).
+def named_rewards(
+    reward_funcs: Any, args: Any, environment_rewards: Sequence[Any] = ()
+) -> tuple[Any, list[float] | None]:
+    """Return callables for the names of REWARDS, and the weights that were given with the names (None if all are 1).
 
-    A reward model's folder or name on the hub stays text: TRL loads it.
-
-    Those of the algorithm follow, where they are not among the others, then `own`, those of environments.
+    A reward model's folder or name on the Hub stays text: TRL loads it. The rewards of the algorithm are appended,
+    where they are not listed already, then `environment_rewards`.
 
     Raises:
         KeyError: an unknown name.
         ValueError: weights are given twice.
     """
-    if reward_funcs is None and not own:
+    if reward_funcs is None and not environment_rewards:
         return None, None
-    given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    specs = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     options = args.reward_options() if hasattr(args, "reward_options") else {}
     functions, weights = [], []
-    for item in given:
+    for item in specs:
         if isinstance(item, str) and is_reward_model(item):
             function, weight = split_spec(item)
         elif isinstance(item, str):
@@ -40,17 +41,17 @@ def named_rewards(reward_funcs: Any, args: Any, own: Sequence[Any] = ()) -> tupl
         functions.append(function)
         weights.append(weight)
     if getattr(args, "reward_weights", None) is None:
-        own_weights = None if all(weight == 1.0 for weight in weights) else weights
+        combined_weights = None if all(weight == 1.0 for weight in weights) else weights
     elif any(weight != 1.0 for weight in weights):
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
-        own_weights = list(args.reward_weights)
-    functions, own_weights = _with_those_of_algorithm(make_concurrent(functions), own_weights, args, options)
-    return [*functions, *own], own_weights and own_weights + [1.0] * len(own)
+        combined_weights = list(args.reward_weights)
+    functions, combined_weights = _with_those_of_algorithm(make_concurrent(functions), combined_weights, args, options)
+    return [*functions, *environment_rewards], combined_weights and combined_weights + [1.0] * len(environment_rewards)
 
 
 def _checked(function: Any, seconds: float) -> Any:
-    """A user's function whose values are checked; a model is left to TRL, and what is checked already as it is.
+    """Return a user's function with checked return values; models and functions that are checked already are unchanged.
 
     Raises:
         ValueError: a class.

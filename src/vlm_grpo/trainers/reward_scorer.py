@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from vlm_grpo.rollouts.current import CurrentRollout
-from vlm_grpo.rollouts.decoding import turns_of_text, whole_turn, with_turns
+from vlm_grpo.algorithms.trl import weighted_sum
+from vlm_grpo.rollouts.decoding import add_turns
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.rollouts.rollout import Rollout, whole_turns
 from vlm_grpo.trainers.completion_log import DebugLog
 
 
@@ -47,57 +47,40 @@ class RewardScorer:
         self.encoder, self.answer_space, self.names = encoder, answer_space, list(names)
         self.weights, self.ranks, self.log = weights, ranks, log
 
-    def inputs_of_text(self, current: CurrentRollout, given: RewardInputs, ids: Sequence[list[int]]) -> RewardInputs:
-        """Return the rows with the assistant's turns, for a model without images."""
-        openings, current.turns = turns_of_text(self.encoder.template, self.encoder.decode, given.prompts, ids)
-        return given._replace(rows=with_turns(given.rows, openings, current.turns))
-
-    def inputs_of(self, current: CurrentRollout, given: RewardInputs, ids: Sequence[list[int]]) -> RewardInputs:
+    def inputs(self, rollout: Rollout, sampled: RewardInputs) -> RewardInputs:
         """Return the rows with decoded images, facts and turns, and prompts and completions with their images."""
-        current.turns = [each.shown for each in current.trajectories] or self.whole_turns(current.prompts, ids)
         facts = {
-            id(prompt): {
-                "images": prompt.images,
-                **self.encoder.facts(prompt),
-                "answer_space": self.answer_space,
-            }
-            for prompt in unique_prompts(current.asked)
+            id(prompt): {"images": prompt.images, **self.encoder.image_facts(prompt), "answer_space": self.answer_space}
+            for prompt in unique_prompts(rollout.prompts)
         }
-        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(given.rows, current.asked, strict=True)]
-        rows = with_turns(rows, current.openings, current.turns)
-        for row, trajectory in zip(rows, current.trajectories, strict=False):
+        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(sampled.rows, rollout.prompts, strict=True)]
+        rows = add_turns(rows, rollout.openings, rollout.turns)
+        for row, trajectory in zip(rows, rollout.trajectories, strict=False):
             row["environments"] = trajectory.environment
-        completions = [each.completion(with_images=True) for each in current.trajectories] or given.completions
-        return RewardInputs(rows, [prompt.prompt_for_rewards() for prompt in current.asked], completions)
+        completions = [each.completion(with_images=True) for each in rollout.trajectories] or sampled.completions
+        return RewardInputs(rows, sampled.prompts, completions)
 
-    def inputs_of_rows(
-        self, given: RewardInputs, rows: Sequence[int], prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]
+    def greedy_inputs(
+        self, sampled: RewardInputs, rows: Sequence[int], prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]
     ) -> RewardInputs:
-        """Return what rewards are given of other completions of some rows: of the greedy ones."""
+        """Return what rewards get for the greedy completions of some rows, from what they got for the sampled ones."""
         texts = self.encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
         openings = [prompt.opening for prompt in prompts]
+        turns = whole_turns(prompts, ids, self.encoder.decode)
         return RewardInputs(
-            with_turns([given.rows[row] for row in rows], openings, self.whole_turns(prompts, ids)),
-            [given.prompts[row] for row in rows],
+            add_turns([sampled.rows[row] for row in rows], openings, turns),
+            [sampled.prompts[row] for row in rows],
             [[{"role": "assistant", "content": text}] for text in texts],
         )
 
-    def whole_turns(self, prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]) -> list[Any]:
-        """Return the assistant's turn of each completion, with what its prompt began."""
-        return [
-            whole_turn(prompt.opening, self.encoder.decode(tokens), prompt.messages)
-            for prompt, tokens in zip(prompts, ids, strict=True)
-        ]
-
     def total(self, rewards: Tensor) -> Tensor:
         """Return (B,) weighted sums of (B, F) rewards; NaN where none applied."""
-        total = (rewards * self.weights.to(rewards.device)).nansum(dim=1)
-        return total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+        return weighted_sum(rewards, self.weights)
 
-    def write(self, step: int, current: CurrentRollout, rows: Sequence[dict[str, Any]]) -> None:
-        """Write this process's completions and rewards into the log, in debug mode."""
+    def write(self, step: int, rollout: Rollout, rows: Sequence[dict[str, Any]], rewards: Tensor) -> None:
+        """Write this process's completions and (all B, F) rewards into the log, in debug mode."""
         if self.log is None:
             return
-        mine = self.ranks.local_rows(current.rewards, len(rows)).T.tolist()
-        shown = [{**row, "images": prompt.refs} for row, prompt in zip(rows, current.prompts, strict=True)]
-        self.log.write(step, shown, current.turns, dict(zip(self.names, mine, strict=True)))
+        mine = self.ranks.local_rows(rewards, len(rows)).T.tolist()
+        shown = [{**row, "images": prompt.refs} for row, prompt in zip(rows, rollout.scored_prompts, strict=True)]
+        self.log.write(step, shown, rollout.turns, dict(zip(self.names, mine, strict=True)))

@@ -12,4 +12,4 @@ class VLMRLOOTrainer(VLMTrainerMixin, RLOOTrainer):
     """`trl.RLOOTrainer` for data with images, text, or both. Takes what `VLMGRPOTrainer` takes."""
 
     config_class = VLMRLOOConfig
-    _generates_logps = False
+    _is_rloo = True

@@ -1,4 +1,4 @@
-"""The order of prompts: TRL's, and the same again after a resume."""
+"""The order of prompts: TRL's, and the same after a resume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EpochSampler(RepeatSampler):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop before each epoch."""
+        """Set the epoch; the training loop calls this before each one."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -48,10 +48,10 @@ class EpochSampler(RepeatSampler):
 
 
 def infinite(dataset: IterableDataset, seed: int | None) -> IterableDataset:
-    """The stream, begun again whenever it ends, as a single shard; with a seed, every pass in another order.
+    """Return the stream repeated for ever, as a single shard; with a seed, every pass in another order.
 
-    A stream has no length, so a resumed run cannot know how many passes it has behind it: transformers skips batches in
-    the first pass and finds none when there were more. In an endless stream it skips all that were used. Every process
+    A stream has no length, so a resumed run cannot know how many passes are done: transformers skips batches in the
+    first pass, which has too few if there were several. In an infinite stream it skips all that were used. Each process
     reads all of it and takes its part of each group; see `iterable_dataset` for what shards would do.
 
     Raises:
@@ -71,13 +71,13 @@ def _passes(dataset: IterableDataset, seed: int | None) -> Iterator[dict[str, An
 
 
 def _shuffled(rows: Iterable[dict[str, Any]], generator: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Each row once: one of those held, in whose place the next one is held. Earlier rows tend to come earlier."""
-    held: list[dict[str, Any]] = []
+    """Yield each row once, in a random order, through a shuffle buffer. Earlier rows tend to come earlier."""
+    buffer: list[dict[str, Any]] = []
     for row in rows:
-        if len(held) < SHUFFLE_BUFFER:
-            held.append(row)
+        if len(buffer) < SHUFFLE_BUFFER:
+            buffer.append(row)
             continue
         number = int(generator.integers(SHUFFLE_BUFFER))
-        yield held[number]
-        held[number] = row
-    yield from (held[number] for number in generator.permutation(len(held)))
+        yield buffer[number]
+        buffer[number] = row
+    yield from (buffer[number] for number in generator.permutation(len(buffer)))

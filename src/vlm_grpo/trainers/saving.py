@@ -1,4 +1,4 @@
-"""Writing without losing what is saved already: a disk that gets full, or a kill, costs only what was being written."""
+"""Writes checkpoints and models without losing earlier ones: a full disk or a kill costs only the newest."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SavingError(RuntimeError):
 
 @contextmanager
 def writing_checkpoint(folder: Path, *, model: nn.Module, is_main: bool, wait: Callable[[], None]) -> Iterator[None]:
-    """Let a checkpoint be written into an empty folder; one that lies there already goes only after success.
+    """Let a checkpoint be written into an empty folder; an existing one is deleted only after success.
 
-    Otherwise a folder that is written again could hold files of two runs, and look complete.
+    Otherwise a folder that is overwritten could hold files of two runs, and look complete.
 
     Args:
         folder: of the checkpoint.
@@ -37,33 +37,33 @@ def writing_checkpoint(folder: Path, *, model: nn.Module, is_main: bool, wait: C
     Raises:
         SavingError: writing failed, such as on a full disk.
     """
-    aside = folder.with_name(f"replaced-{folder.name}")  # not checkpoint-*: neither resumed from nor rotated away
+    backup = folder.with_name(f"replaced-{folder.name}")  # not checkpoint-*: neither resumed from nor rotated away
     if is_main:
-        _set_aside(folder, aside)
+        _back_up(folder, backup)
     wait()
     try:
         yield
     except WRITE_ERRORS as error:
-        if is_main and aside.exists():
+        if is_main and backup.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
+            backup.rename(folder)
         raise SavingError(_message(folder, folder.parent, model, error)) from error
     if is_main:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)
 
 
-def _set_aside(folder: Path, aside: Path) -> None:
-    """Empty the place of a checkpoint: a half-written one is deleted, any other is kept until the new one is whole."""
+def _back_up(folder: Path, backup: Path) -> None:
+    """Empty a checkpoint's folder: an incomplete one is deleted, any other is kept until the new one is complete."""
     if (folder / "trainer_state.json").is_file():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        shutil.rmtree(backup, ignore_errors=True)
+        folder.rename(backup)
     elif folder.exists():
         shutil.rmtree(folder)
 
 
 @contextmanager
 def writing_model(folder: Path, *, model: nn.Module, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
-    """The folder into which to write a model; its files are in `folder` in one go once all of them are whole.
+    """Yield a folder to write a model into; its files replace those of `folder` once all of them are complete.
 
     Raises:
         SavingError: writing failed, such as on a full disk; the files in `folder` are as they were.
@@ -85,7 +85,7 @@ def writing_model(folder: Path, *, model: nn.Module, is_main: bool, wait: Callab
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move all that lies in a folder into another, and delete weights there that are older."""
+    """Move all files of a folder into another, and delete older weights there."""
     names = {path.name for path in source.iterdir()}
     for name in names:
         if (target / name).is_dir():
@@ -98,24 +98,24 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _message(what: Path, output: Path, model: nn.Module, error: Exception) -> str:
-    earlier = last_complete(output)
+    earlier, free = last_complete(output), shutil.disk_usage(output).free
     needed = expected_bytes(model) if earlier is None else folder_bytes(earlier)
     known = "no earlier checkpoint is there" if earlier is None else f"{earlier.name} and what came before are whole"
     return (
         f"{what} could not be written: {str(error).splitlines()[0]}\n"
-        f"It takes about {size(needed)}, {size(shutil.disk_usage(output).free)} are free on its disk; {known}. "
+        f"It takes about {readable_bytes(needed)}, {readable_bytes(free)} are free on its disk; {known}. "
         "Make room (or raise the quota, or write elsewhere with --output_dir), then run the same command with "
         "--resume_from_checkpoint true"
     )
 
 
 def folder_bytes(folder: Path) -> int:
-    """How many bytes the files of a folder take."""
+    """Return how many bytes the files of a folder take."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def expected_bytes(model: nn.Module) -> int:
-    """About how many bytes a checkpoint takes: all weights, or the adapter's alone, and Adam's state."""
+    """Return about how many bytes a checkpoint takes: all weights, or the adapter's alone, and Adam's state."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     saved = trained if hasattr(model, "peft_config") else parameters
@@ -127,8 +127,8 @@ def _count(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
 
 
-def size(count: float) -> str:
-    """A number of bytes as people write it: 512 B, 1.5 MB."""
+def readable_bytes(count: float) -> str:
+    """Return a readable number of bytes: 512 B, 1.5 MB."""
     units = ["GB", "MB", "KB", "B"]
     while count >= 1000 and len(units) > 1:
         count /= 1000

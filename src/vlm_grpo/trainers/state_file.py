@@ -1,6 +1,6 @@
 """A file of plain values and tensors: safetensors with JSON inside, so that reading it cannot run code.
 
-A pickle can: whoever may write into a checkpoint could run commands as whoever resumes from it.
+A pickle can: whoever can write into a checkpoint could run commands as the user who resumes from it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from vlm_grpo.io import whole_file
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.rollouts.segment import CompletionSegment
 
-# Names in the file; they stay when a class is renamed.
+# Names in the file: they stay when a class is renamed, so that older checkpoints can be read.
 RECORDS = {"ImageRef": ImageRef, "VideoRef": VideoRef, "Later": CompletionSegment}
 NAMES_OF_RECORDS = {kind: name for name, kind in RECORDS.items()}
 CONTENT = "content"  # the tensor that holds the JSON text; all others have numbers for names
-FOLDER = "training_state"  # of its own: what loads a model may take all safetensors files beside it for weights
+FOLDER = "training_state"  # apart: loading a model may take all safetensors files beside it for weights
 READ_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def state_path(checkpoint: str | Path, name: str) -> Path:
-    """Where a checkpoint holds a part of the state of training that transformers does not know."""
+    """Return the path of a part of the training state that transformers does not know."""
     return Path(checkpoint) / FOLDER / f"{name}.safetensors"
 
 
@@ -132,27 +132,27 @@ class _Decoder:
         return self._objects[kind, inner]
 
 
-def _of_tensor(value: Tensor) -> Tensor:
+def _copy_of_tensor(value: Tensor) -> Tensor:
     return value.detach().cpu().contiguous().clone()
 
 
-def _of_bytes(value: bytes) -> Tensor:
+def _tensor_of_bytes(value: bytes) -> Tensor:
     return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)
 
 
-def _of_image(value: Image.Image) -> Tensor:
+def _tensor_of_image(value: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(open_image(ImageRef(value))))
 
 
-def _of_array(value: np.ndarray) -> Tensor:
+def _tensor_of_array(value: np.ndarray) -> Tensor:
     return torch.from_numpy(value.copy(order="C"))
 
 
 TENSORS: dict[str, tuple[type, Callable[[Any], Tensor]]] = {
-    "tensor": (Tensor, _of_tensor),
-    "bytes": (bytes, _of_bytes),
-    "image": (Image.Image, _of_image),
-    "array": (np.ndarray, _of_array),
+    "tensor": (Tensor, _copy_of_tensor),
+    "bytes": (bytes, _tensor_of_bytes),
+    "image": (Image.Image, _tensor_of_image),
+    "array": (np.ndarray, _tensor_of_array),
 }
 OBJECTS: dict[str, Callable[[Tensor], Any]] = {
     "tensor": lambda tensor: tensor,

@@ -51,7 +51,7 @@ def test_a_captured_step_gives_what_generate_gives(
     seen = []
     monkeypatch.setattr(shared_prefill, "CapturedStep", partial(CapturedStep, record=record))
     monkeypatch.setattr(
-        shared_prefill, "choose", lambda scores, do_sample: seen.append(scores) or scores.argmax(dim=-1)
+        shared_prefill, "choose_tokens", lambda scores, do_sample: seen.append(scores) or scores.argmax(dim=-1)
     )
     with torch.no_grad():
         found = model.generate(**inputs, **options, custom_generate=SharedPrefillGenerate(ROWS, "captured"))
@@ -76,7 +76,7 @@ def test_weights_of_32_bits_decode_under_autocast(
     seen = []
     monkeypatch.setattr(shared_prefill, "CapturedStep", partial(CapturedStep, record=warmed_up))
     monkeypatch.setattr(
-        shared_prefill, "choose", lambda scores, do_sample: seen.append(scores) or scores.argmax(dim=-1)
+        shared_prefill, "choose_tokens", lambda scores, do_sample: seen.append(scores) or scores.argmax(dim=-1)
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)

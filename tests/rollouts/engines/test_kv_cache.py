@@ -12,11 +12,11 @@ from transformers import LlamaConfig
 from transformers.cache_utils import Cache, DummyLayer, DynamicIndexedLayer, DynamicLayer, LinearAttentionLayer
 
 from vlm_grpo.rollouts.engines.kv_cache import (
-    REPEATABLE,
+    REPEATABLE_LAYERS,
     PreallocatedCacheLayer,
-    can_be_fixed,
     repeat_cache,
     static_cache,
+    supports_static_cache,
 )
 
 WINDOW = {"sliding_window": 4}
@@ -47,7 +47,7 @@ def made(kind: type) -> Cache:
 
 @pytest.mark.parametrize("length", [3, 7], ids=["short", "longer than the window"])
 @pytest.mark.parametrize(
-    "kind", [kind for kind in REPEATABLE if kind is not DummyLayer], ids=lambda kind: kind.__name__
+    "kind", [kind for kind in REPEATABLE_LAYERS if kind is not DummyLayer], ids=lambda kind: kind.__name__
 )
 def test_a_repeated_cache_goes_on_as_one_that_had_these_rows_from_the_start(kind: type, length: int):
     """Repeated, then two tokens; then rows leave, then one token more."""
@@ -82,9 +82,9 @@ def test_a_layer_that_grows_has_room_for_the_next_tokens():
     assert len(places) == 1
 
 
-@pytest.mark.parametrize("kind", REPEATABLE, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", REPEATABLE_LAYERS, ids=lambda kind: kind.__name__)
 def test_only_keys_values_and_states_of_fixed_size_go_into_a_fixed_cache(kind: type):
-    assert can_be_fixed(made(kind)) == (kind in (DynamicLayer, LinearAttentionLayer))
+    assert supports_static_cache(made(kind)) == (kind in (DynamicLayer, LinearAttentionLayer))
 
 
 class Text:

@@ -21,9 +21,9 @@ from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines import kv_cache, shared_prefill, token_fields, transformers_compat
 from vlm_grpo.rollouts.engines.shared_prefill import (
     SharedPrefillGenerate,
-    left_to_generate,
     prompt_batch,
     prompt_indices,
+    unsupported_options,
 )
 from vlm_grpo.shared_prefix.compat import validate_generation
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
@@ -259,7 +259,7 @@ def test_what_a_cache_of_one_decoder_does_not_hold_is_refused(setting: str, valu
     ids=str,
 )
 def test_options_that_another_decoding_method_carries_out_are_left_to_it(options: dict, left: list[str]):
-    assert left_to_generate(GenerationConfig(**options)) == left
+    assert unsupported_options(GenerationConfig(**options)) == left
 
 
 def test_beams_are_searched_by_generate(tiny_model: Path, tmp_path: Path):

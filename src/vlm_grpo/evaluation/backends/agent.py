@@ -1,6 +1,6 @@
-"""Episodes of data rows by a model in this process: the agent loop of training, greedy or sampled.
+"""Episodes of data rows by a model in this process, through the multi-turn rollout that training uses.
 
-Up to rounding, an episode does not depend on its batch: each sampled turn has its own random stream.
+Up to rounding, an episode does not depend on its batch: each sampled turn has a random stream of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowComp
 from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
-from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.messages import read_prompt
-from vlm_grpo.rollouts.multi_turn import EpisodeLimits, next_prompt, run_trajectories
+from vlm_grpo.rollouts.multi_turn import EpisodeLimits, GenerateTurns, MultiTurnRollout, next_prompt
 from vlm_grpo.rollouts.trajectory import Trajectory
 
 
@@ -29,7 +29,7 @@ class AgentBackend:
 
     Args:
         model: completes turns; its `max_completion_length` is that of an episode, results of tools included.
-        stage: the environments.
+        env_pool: the environments.
         folder: of the evaluation, for copies of the images that tools showed.
         max_turns: of the model in an episode.
         tool_time_limit: seconds that one call may take.
@@ -40,7 +40,7 @@ class AgentBackend:
     """
 
     model: HFBackend
-    stage: EnvPool
+    env_pool: EnvPool
     folder: Path
     max_turns: int = 8
     tool_time_limit: float = 60.0
@@ -48,7 +48,7 @@ class AgentBackend:
 
     def __post_init__(self) -> None:
         try:
-            self.stage.choose_protocols(self.tool_format, self.model.processor.chat_template)
+            self.env_pool.choose_tool_parsers(self.tool_format, self.model.processor.chat_template)
         except ValueError as error:
             raise EpisodeError(str(error)) from error
 
@@ -60,86 +60,90 @@ class AgentBackend:
         """
         encoder = self.model.encoder()
         for batch in self.model.batches(numbers):
-            yield self._answered(encoder, batch, [dataset[number] for number in batch])
+            yield self._run(encoder, batch, [dataset[number] for number in batch])
 
-    def _answered(
+    def _run(
         self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
     ) -> list[RowCompletions]:
         num_samples = self.model.sampling.num_samples
-        places = [(number, sample) for number in numbers for sample in range(num_samples)]
-        episodes, started_rows = self._begun(encoder, [row for row in rows for _ in range(num_samples)])
-        run_trajectories(episodes, self._turns_of(episodes, places), encoder, self._rules())
-        done = [self._completion(encoder, *item) for item in zip(places, episodes, started_rows, strict=True)]
-        self.stage.end(episodes)
+        samples = [(number, sample) for number in numbers for sample in range(num_samples)]
+        repeated = [row for row in rows for _ in range(num_samples)]
+        trajectories, started_rows, prompts = self._start(encoder, repeated)
+        multi_turn = MultiTurnRollout(encoder, self.model.placeholders, min(self.model.stop_token_ids))
+        facts, limits = {"answer_space": self.model.space}, self._limits()
+        multi_turn.run(trajectories, prompts, facts, limits, self._generate_turns(trajectories, samples))
+        completions = [
+            self._completion(encoder, *item) for item in zip(samples, trajectories, started_rows, strict=True)
+        ]
+        self.env_pool.release(trajectories)
         return [
             RowCompletions(
                 number,
-                {**row, "record": record_of_episode(row, started_rows[place * num_samples])},
-                done[place * num_samples : (place + 1) * num_samples],
+                {**row, "record": record_of_episode(row, started_rows[index * num_samples])},
+                completions[index * num_samples : (index + 1) * num_samples],
             )
-            for place, (number, row) in enumerate(zip(numbers, rows, strict=True))
+            for index, (number, row) in enumerate(zip(numbers, rows, strict=True))
         ]
 
-    def _begun(
+    def _start(
         self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Trajectory], list[dict[str, Any]]]:
-        """Return episodes with their encoded prompts, and the rows as their environments start them."""
+    ) -> tuple[list[Trajectory], list[dict[str, Any]], list[EncodedPrompt]]:
+        """Return trajectories, the rows with their environments' first observations, and their encoded prompts."""
         try:
-            episodes, started_rows = self.stage.begin(rows)
-            samples = encoder.encode(started_rows)
+            trajectories, started_rows = self.env_pool.start(rows)
+            return trajectories, started_rows, encoder.encode(started_rows)
         except (ValueError, OSError, RuntimeError) as error:
             raise EpisodeError(str(error)) from error
-        for episode, sample in zip(episodes, samples, strict=True):
-            episode.begin(sample, self.model.facts(encoder, sample))
-        return episodes, started_rows
 
-    def _rules(self) -> EpisodeLimits:
+    def _limits(self) -> EpisodeLimits:
         return EpisodeLimits(
-            most_tokens=self.model.max_completion_length,
+            max_tokens=self.model.max_completion_length,
             max_turns=self.max_turns,
-            seconds=self.tool_time_limit,
-            ends=self.model.ends,
+            tool_time_limit=self.tool_time_limit,
+            stop_token_ids=self.model.stop_token_ids,
         )
 
-    def _turns_of(self, episodes: Sequence[Trajectory], places: Sequence[tuple[int, int]]) -> Any:
-        """Return a function that generates the next turns of some episodes, at most `room` tokens each."""
-        place_of = {id(episode): place for episode, place in zip(episodes, places, strict=True)}
+    def _generate_turns(self, trajectories: Sequence[Trajectory], samples: Sequence[tuple[int, int]]) -> GenerateTurns:
+        """Return a function that generates the next turns, each with a random stream of its own."""
+        sample_of = {id(trajectory): sample for trajectory, sample in zip(trajectories, samples, strict=True)}
 
-        def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
-            seeds = [self.model.sampling.seed_of(*place_of[id(episode)], episode.turns) for episode in active]
-            return self.model.tokens_after([next_prompt(episode) for episode in active], seeds, room)
+        def generate(active: list[Trajectory], max_new_tokens: int) -> list[list[int]]:
+            seeds = [self.model.sampling.seed_of(*sample_of[id(each)], each.num_turns) for each in active]
+            return self.model.generate([next_prompt(each) for each in active], seeds, max_new_tokens)
 
-        return next_turns
+        return generate
 
     def _completion(
-        self, encoder: PromptEncoder, place: tuple[int, int], episode: Trajectory, started_row: Mapping[str, Any]
+        self, encoder: PromptEncoder, sample: tuple[int, int], trajectory: Trajectory, started_row: Mapping[str, Any]
     ) -> ScoredText:
         """Return the model's last turn, and the whole episode.
 
         Raises:
             RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
         """
-        numbers = _episode_metrics(episode, record_of_row(started_row))
-        turns = episode_trajectory(started_row["prompt"], episode, ImageCopies(self.folder, *place))
+        metrics = _episode_metrics(trajectory, record_of_row(started_row))
+        turns = episode_trajectory(started_row["prompt"], trajectory, ImageCopies(self.folder, *sample))
         return ScoredText(
-            episode.last_text,
-            sum(episode.mask),
-            episode.later.ids[-1] not in self.model.ends,
-            {**self.model.facts(encoder, episode.prompt), "turn_opening": episode.opening},
-            EpisodeResult(numbers, turns),
+            trajectory.last_text,
+            sum(trajectory.tool_mask),
+            trajectory.segment.ids[-1] not in self.model.stop_token_ids,
+            {**self.model.facts(encoder, trajectory.prompt), "turn_opening": trajectory.opening},
+            EpisodeResult(metrics, turns),
         )
 
 
-def _episode_metrics(episode: Trajectory, record: Record) -> dict[str, float]:
+def _episode_metrics(trajectory: Trajectory, record: Record) -> dict[str, float]:
     """Return counts, the environment's reward and its metrics, of a finished episode."""
-    environment = episode.environment
-    counts = {"turns": episode.turns, "calls": episode.calls, "failed_calls": episode.failures}
+    environment = trajectory.environment
+    counts = {"turns": trajectory.num_turns, "calls": trajectory.num_calls, "failed_calls": trajectory.num_failed_calls}
     reward = None
     if hasattr(environment, "get_reward"):
         name = type(environment).__name__
-        reward = call_reward(name, lambda text, record: episode.ask("get_reward"), episode.last_text, record)
+        reward = call_reward(
+            name, lambda text, record: trajectory.call_environment("get_reward"), trajectory.last_text, record
+        )
     rewards = {} if reward is None else {"reward": reward}
-    numbers = {**counts, **rewards, **episode.metrics()}  # metrics last: some follow from the reward
+    numbers = {**counts, **rewards, **trajectory.metrics()}  # metrics last: some follow from the reward
     return {name: float(value) for name, value in numbers.items()}
 
 

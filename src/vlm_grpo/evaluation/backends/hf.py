@@ -1,7 +1,7 @@
-"""Completions of data rows by a model in this process, through the encoder that training uses.
+"""Completions of data rows by a model in this process, through the encoder and engine that training uses.
 
-Only sampling differs from a training rollout: same prompt, same pixels, same left padding. One row's completion does
-not depend on the rows beside it, but for rounding: also drawn ones, since each has a random stream of its own.
+Only sampling differs from a training rollout. Up to rounding, a row's completion does not depend on its batch: each
+sampled one has a random stream of its own.
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
 from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.model_utils import placeholder_ids
-from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, collate_per_token, collate_visual
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
+from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 
-__all__ = ["HFBackend", "ScoredText", "generate_greedy", "left_pad"]
+__all__ = ["HFBackend", "ScoredText", "generate_greedy"]
 
 
 @dataclass
@@ -58,7 +66,7 @@ class HFBackend:
         encoder = self.encoder()
         for batch_numbers in self.batches(numbers):
             batch = [dataset[number] for number in batch_numbers]
-            yield self._answered(encoder, batch_numbers, batch)
+            yield self._complete(encoder, batch_numbers, batch)
 
     def encoder(self) -> PromptEncoder:
         """Return the encoder of prompts, with this model's processor."""
@@ -70,77 +78,93 @@ class HFBackend:
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
 
-    def facts(self, encoder: PromptEncoder, sample: EncodedPrompt) -> dict[str, Any]:
-        """Return the facts about a prompt's images for rewards and environments."""
-        space = answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
-        return {**encoder.facts(sample), "answer_space": space}
+    def facts(self, encoder: PromptEncoder, prompt: EncodedPrompt) -> dict[str, Any]:
+        """Return the facts about a prompt's images for rewards."""
+        return {**encoder.image_facts(prompt), "answer_space": self.space}
 
     @property
-    def ends(self) -> set[int]:
+    def space(self) -> str | None:
+        """The coordinate space of the model's boxes."""
+        return answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
+
+    @property
+    def placeholders(self) -> list[int]:
+        """The image and video tokens, which no completion may contain."""
+        return placeholder_ids(self.model.config, self.processor.tokenizer)
+
+    @property
+    def stop_token_ids(self) -> set[int]:
         """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
 
-    def tokens_after(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
-        """Return the completion of each prompt: at most `most` tokens, up to and including the end token.
+    def generate(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+        """Return the completion of each prompt: at most `max_new_tokens`, up to and including the stop token.
 
         Args:
-            seeds: of each prompt's draws.
+            seeds: of each prompt's random stream.
         """
+        engine = self._engine(max_new_tokens)
         ids: list[list[int]] = []
-        with _eval_mode(self.model):
-            for start in range(0, len(samples), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                ids += self._tokens_of_batch(samples[part], seeds[part], most)
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            noise = _sampling_processors(self.sampling, seeds[part], self.model.device)
+            ids += engine.generate(prompts[part], logits_processor=noise).ids
         return ids
 
-    def _answered(
-        self, encoder: PromptEncoder, numbers: Sequence[int], batch: Sequence[Mapping[str, Any]]
-    ) -> list[RowCompletions]:
-        samples = encoder.encode(batch)
-        num_samples = self.sampling.num_samples
-        jobs = [
-            (sample, self.sampling.seed_of(n, k))
-            for n, sample in zip(numbers, samples, strict=True)
-            for k in range(num_samples)
-        ]
-        prompts, seeds = [sample for sample, _ in jobs], [seed for _, seed in jobs]
-        tokens = self.tokens_after(prompts, seeds, self.max_completion_length)
-        done = [self._completion(encoder, *pair) for pair in zip(prompts, tokens, strict=True)]
-        return [
-            RowCompletions(number, row, done[place * num_samples : (place + 1) * num_samples])
-            for place, (number, row) in enumerate(zip(numbers, batch, strict=True))
-        ]
+    def _engine(self, max_new_tokens: int) -> TransformersEngine:
+        return TransformersEngine(
+            open_model=partial(_eval_mode, self.model),
+            config=self._generation_config(max_new_tokens),
+            to_device=lambda inputs: {name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+            pad_token_id=self._pad_token_id,
+            stop_token_ids=sorted(self.stop_token_ids),
+        )
 
-    def _completion(self, encoder: PromptEncoder, sample: EncodedPrompt, ids: list[int]) -> ScoredText:
-        facts = {**self.facts(encoder, sample), "turn_opening": sample.opening}
-        return ScoredText(sample.opening + encoder.decode(ids), len(ids), ids[-1] not in self.ends, facts)
+    @property
+    def _pad_token_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
-    def _tokens_of_batch(self, samples: Sequence[EncodedPrompt], seeds: Sequence[int], most: int) -> list[list[int]]:
-        model, tokenizer, ends = self.model, self.processor.tokenizer, self.ends
-        padding = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-        inputs = left_pad(samples, padding)
-        # A hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
-        output = model.generate(
-            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        """Return settings of greedy decoding; sampling adds noise to the scores.
+
+        A Hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
+        """
+        return GenerationConfig(
             do_sample=False,
             use_cache=True,  # many checkpoints say false: they were saved by a training
             num_beams=1,
             repetition_penalty=1.0,
-            max_new_tokens=most,
-            eos_token_id=sorted(ends),
-            pad_token_id=padding,
-            suppress_tokens=placeholder_ids(model.config, tokenizer),
-            **_sampling_options(self.sampling, seeds, model.device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.stop_token_ids),
+            pad_token_id=self._pad_token_id,
+            suppress_tokens=self.placeholders,
         )
-        return [_truncate_at_end(ids, ends) for ids in output[:, inputs["input_ids"].size(1) :].tolist()]
+
+    def _complete(
+        self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
+    ) -> list[RowCompletions]:
+        num_samples = self.sampling.num_samples
+        prompts = [prompt for prompt in encoder.encode(rows) for _ in range(num_samples)]
+        seeds = [self.sampling.seed_of(number, sample) for number in numbers for sample in range(num_samples)]
+        tokens = self.generate(prompts, seeds, self.max_completion_length)
+        completions = [self._completion(encoder, *pair) for pair in zip(prompts, tokens, strict=True)]
+        return [
+            RowCompletions(number, row, completions[index * num_samples : (index + 1) * num_samples])
+            for index, (number, row) in enumerate(zip(numbers, rows, strict=True))
+        ]
+
+    def _completion(self, encoder: PromptEncoder, prompt: EncodedPrompt, ids: list[int]) -> ScoredText:
+        facts = {**self.facts(encoder, prompt), "turn_opening": prompt.opening}
+        return ScoredText(prompt.opening + encoder.decode(ids), len(ids), ids[-1] not in self.stop_token_ids, facts)
 
 
 class GumbelNoise(LogitsProcessor):
     """Adds noise so that the argmax is a sample from softmax(scores): the Gumbel-max trick (arXiv:1411.0030).
 
-    Every row has its own random stream, so its draw does not depend on the batch that it is in.
+    Every row has its own random stream, so its sample does not depend on its batch.
     """
 
     def __init__(self, seeds: Sequence[int], device: Any) -> None:
@@ -154,14 +178,14 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() - noise.log()
 
 
-def _sampling_options(sampling: SamplingParams, seeds: Sequence[int], device: Any) -> dict[str, Any]:
-    """Return the arguments that make `generate` sample; none for greedy decoding."""
+def _sampling_processors(sampling: SamplingParams, seeds: Sequence[int], device: Any) -> LogitsProcessorList | None:
+    """Return the processors that make greedy decoding sample; None for greedy completions."""
     if sampling.is_greedy:
-        return {}
-    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
+        return None
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_p < 1:
-        steps.append(TopPLogitsWarper(sampling.top_p))
-    return {"logits_processor": LogitsProcessorList([*steps, GumbelNoise(seeds, device)])}
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList([*warpers, GumbelNoise(seeds, device)])
 
 
 def generate_greedy(
@@ -188,34 +212,13 @@ def generate_greedy(
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """Disable dropout and gradients; afterwards restore the mode of every module."""
+def _eval_mode(model: Any) -> Iterator[Any]:
+    """Yield the model without dropout and gradients; afterwards restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            yield
+            yield model
     finally:
         for module in training:
             module.training = True
-
-
-def left_pad(samples: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, Tensor]:
-    """Return model inputs of some prompts: left-padded (B, P) ids and mask, and their visual tensors."""
-    longest = max(len(sample.input_ids) for sample in samples)
-    ids = torch.full((len(samples), longest), pad_token_id)
-    mask = torch.zeros(len(samples), longest, dtype=torch.long)
-    for row, sample in enumerate(samples):
-        ids[row, longest - len(sample.input_ids) :] = torch.tensor(sample.input_ids)
-        mask[row, longest - len(sample.input_ids) :] = 1
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        **collate_visual(samples),
-        **collate_per_token(samples, longest, 0),
-    }
-
-
-def _truncate_at_end(ids: list[int], ends: set[int]) -> list[int]:
-    length = next((index for index, token in enumerate(ids) if token in ends), None)
-    return ids if length is None else ids[: length + 1]

@@ -305,7 +305,7 @@ function completionNode(completion, query) {
   const sign = completion.advantage > 0 ? "+" : "";
   numbers.append(element("span", completion.advantage > 0 ? "up" : completion.advantage < 0 ? "down" : "",
     `advantage ${sign}${shown(completion.advantage)}`), element("span", "", `${completion.tokens} tokens`));
-  if (completion.is_cut) numbers.append(element("span", "cut", "truncated"));
+  if (completion.is_truncated) numbers.append(element("span", "cut", "truncated"));
   const text = marked(element("div", "text"), completion.text || "(empty)", query);
   node.append(numbers, text);
   if (completion.text.length > 300 || completion.text.split("\n").length > 4) {

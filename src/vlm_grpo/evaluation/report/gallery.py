@@ -130,7 +130,7 @@ def _completion_view(rollout: LoggedRollout, index: int, weights: Mapping[str, f
         "reward": round(sum(weighted), 4) if weighted else None,
         "advantage": round(_finite(rollout.advantages[index]) or 0.0, 4),
         "tokens": int(rollout.lengths[index]),
-        "is_cut": bool(rollout.is_cut[index]),
+        "is_truncated": bool(rollout.is_truncated[index]),
     }
 
 

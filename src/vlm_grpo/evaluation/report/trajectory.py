@@ -55,7 +55,7 @@ class ImageCopies:
 
 
 def episode_trajectory(
-    prompt: Sequence[Mapping[str, Any]], episode: Trajectory, copy: ImageCopies
+    prompt: Sequence[Mapping[str, Any]], trajectory: Trajectory, copy: ImageCopies
 ) -> list[dict[str, Any]]:
     """Return the turns of a finished episode, ready for JSON.
 
@@ -64,11 +64,11 @@ def episode_trajectory(
         copy: keeps the images that are no files of the data.
     """
     turns = [{**message, "content": _content(message["content"], copy)} for message in prompt]
-    texts = [message["content"] for message in episode.messages if message["role"] == "assistant"]
-    results = iter(episode.results)
+    texts = [message["content"] for message in trajectory.messages if message["role"] == "assistant"]
+    results = iter(trajectory.results)
     for number, text in enumerate(texts, 1):
         turns.append({"role": "assistant", "turn": number, "content": text})
-        calls = episode.protocol.calls(text)
+        calls = trajectory.tool_parser.calls(text)
         turns += [
             _tool_turn(result, call.arguments, copy, is_shown=number < len(texts))
             for call, result in zip(calls, results, strict=False)  # fewer results where a call did not end

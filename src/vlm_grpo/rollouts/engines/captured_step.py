@@ -46,10 +46,10 @@ def cuda_graph(run: Run) -> Run:
 
 
 class CapturedStep:
-    """The forward of a model for one more token in each row, over a cache of fixed size; as it is where that fails.
+    """The forward of a model for one more token in each row, over a static cache; eager where it cannot be captured.
 
     Args:
-        record: turns the forward into its replay; it may run it before.
+        record: turns the forward into its replay; it may run the forward first.
     """
 
     def __init__(self, model: nn.Module, record: Callable[[Run], Run] = cuda_graph) -> None:
@@ -61,22 +61,22 @@ class CapturedStep:
     def __call__(self, **inputs: Any) -> Any:
         """Return the output of the model for the inputs of its forward; it is valid until the next call."""
         if self._replay is None:
-            self._inputs = {name: _copied(value) for name, value in inputs.items()}
-            self._replay = self._recorded(inputs[CACHE])
-        elif not all(_fits(self._inputs[name], inputs.get(name)) for name in self._inputs):
+            self._inputs = {name: _copy(value) for name, value in inputs.items()}
+            self._replay = self._capture(inputs[CACHE])
+        elif not all(_has_same_shape(self._inputs[name], inputs.get(name)) for name in self._inputs):
             return self.model(**inputs)
         else:
             for name, value in inputs.items():
                 _overwrite(self._inputs[name], value)
         return self._replay()
 
-    def _recorded(self, cache: Cache) -> Run:
-        """Record the step, or leave it eager with a warning; the cache is as before."""
+    def _capture(self, cache: Cache) -> Run:
+        """Record the step, or leave it eager with a warning; the cache is unchanged."""
 
         def run() -> Any:
             return self.model(**self._inputs)
 
-        state = [(tensor, tensor.clone()) for tensor in _state(cache)]
+        state = [(tensor, tensor.clone()) for tensor in _cache_state(cache)]
         try:
             replay = self.record(run)
         except RuntimeError as error:  # what CUDA raises for what cannot be recorded
@@ -87,33 +87,33 @@ class CapturedStep:
         return replay
 
 
-def _state(cache: Cache) -> Iterator[Tensor]:
-    """Tensors of a cache that a step changes, but for keys and values: those it would write once more, the same."""
+def _cache_state(cache: Cache) -> Iterator[Tensor]:
+    """Yield the tensors of a cache that a step changes, except keys and values, which it would overwrite equally."""
     for layer in cache.layers:
-        yield from _tensors(getattr(layer, "cumulative_length", None))
-        yield from _tensors(getattr(layer, "conv_states", None))
-        yield from _tensors(getattr(layer, "recurrent_states", None))
+        yield from _iter_tensors(getattr(layer, "cumulative_length", None))
+        yield from _iter_tensors(getattr(layer, "conv_states", None))
+        yield from _iter_tensors(getattr(layer, "recurrent_states", None))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _iter_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+            yield from _iter_tensors(item)
 
 
-def _copied(value: Any) -> Any:
-    """A tensor, or the tensors of a mapping, at a place of their own; anything else stays."""
+def _copy(value: Any) -> Any:
+    """Return a copy of a tensor or of a mapping's tensors; anything else stays."""
     if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
+        return {name: _copy(item) for name, item in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _fits(buffer: Any, value: Any) -> bool:
-    """Whether a value can stand at a buffer's place."""
+def _has_same_shape(buffer: Any, value: Any) -> bool:
+    """Return whether a value can be copied into a buffer."""
     if isinstance(buffer, dict):
-        return isinstance(value, dict) and all(_fits(item, value.get(name)) for name, item in buffer.items())
+        return isinstance(value, dict) and all(_has_same_shape(item, value.get(name)) for name, item in buffer.items())
     if isinstance(buffer, Tensor):
         return isinstance(value, Tensor) and value.shape == buffer.shape
     return value is buffer or value == buffer

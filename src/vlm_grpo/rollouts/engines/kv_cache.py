@@ -1,4 +1,4 @@
-"""The cache of a rollout: a prompt's state repeated for its completions, and keys and values grown without copies."""
+"""The KV cache of a rollout: a prompt's state repeated for its completions, grown without copying every token."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from vlm_grpo.shared_prefix.autocast import in_autocast_type
+from vlm_grpo.shared_prefix.autocast import to_autocast_dtype
 
-ROOM = 256  # tokens, in which caches grow
+GROWTH = 256  # tokens, in which caches grow
 # Classes whose `reorder_cache` selects the rows of every state that they hold; a subclass may hold more.
-REPEATABLE = (
+REPEATABLE_LAYERS = (
     DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
@@ -35,34 +35,34 @@ REPEATABLE = (
 
 
 class PreallocatedCacheLayer(DynamicLayer):
-    """A layer that writes new tokens into room that it has; transformers' own copies all of them for each new one.
+    """A layer that writes new tokens into preallocated buffers; transformers' own copies all tokens for each new one.
 
-    `keys` and `values` (B, K, L, D) are views of what is in use.
+    `keys` and `values` (B, K, L, D) are views of the used part.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self._room = (keys, values)  # none yet
+        self._buffers = (keys, values)  # none yet
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         start = self.keys.size(2)
         end = start + key_states.size(2)
-        if end > self._room[0].size(2):
-            self._room = tuple(_with_room(tensor, end + max(ROOM, end // 2)) for tensor in (self.keys, self.values))
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        if end > self._buffers[0].size(2):
+            self._buffers = tuple(_grow(tensor, end + max(GROWTH, end // 2)) for tensor in (self.keys, self.values))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        self._room = (self.keys, self.values)
+        self._buffers = (self.keys, self.values)
 
 
-class FixedLayer(StaticLayer):
-    """A layer of a fixed size that takes keys and values of any type, as layers that grow do.
+class CastingStaticLayer(StaticLayer):
+    """A static layer that casts keys and values to its own dtypes.
 
     Under autocast, keys may be of 32 bits where values are of 16.
     """
@@ -73,24 +73,24 @@ class FixedLayer(StaticLayer):
         return super().update(key_states, value_states, *args, **options)
 
 
-def _with_room(tensor: Tensor, length: int) -> Tensor:
+def _grow(tensor: Tensor, length: int) -> Tensor:
     rows, heads, used, width = tensor.shape
-    room = tensor.new_empty(rows, heads, length, width)
-    room[:, :, :used] = tensor
-    return room
+    buffer = tensor.new_empty(rows, heads, length, width)
+    buffer[:, :, :used] = tensor
+    return buffer
 
 
 def unrepeatable_layers(model: nn.Module) -> list[str]:
     """Return the classes of the model's cache layers whose rows cannot be selected one by one; [] where all can."""
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    return sorted(kind.__name__ for kind in kinds - {*REPEATABLE})
+    return sorted(kind.__name__ for kind in kinds - {*REPEATABLE_LAYERS})
 
 
 def repeat_cache(cache: Cache, rows: Tensor) -> Cache:
-    """Return the cache with its row `rows[b]` in row b, changed in place; layers that only grow become roomy."""
+    """Return the cache with its row `rows[b]` in row b, changed in place; growing layers are preallocated."""
     cache.reorder_cache(rows)
     cache.layers = [
-        PreallocatedCacheLayer(in_autocast_type(layer.keys), in_autocast_type(layer.values))
+        PreallocatedCacheLayer(to_autocast_dtype(layer.keys), to_autocast_dtype(layer.values))
         if type(layer) is DynamicLayer and layer.is_initialized
         else layer
         for layer in cache.layers
@@ -98,19 +98,19 @@ def repeat_cache(cache: Cache, rows: Tensor) -> Cache:
     return cache
 
 
-def can_be_fixed(cache: Cache) -> bool:
+def supports_static_cache(cache: Cache) -> bool:
     """Return whether a cache holds all keys and values, or states of a fixed size, in every layer."""
     return all(type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in cache.layers)
 
 
 def static_cache(cache: Cache, rows: Tensor, model: nn.Module, length: int) -> StaticCache:
     """Return the same in a cache that takes at least `length` tokens and never grows, as compiled steps need it."""
-    room = -(-length // ROOM) * ROOM  # few sizes, so that the step is compiled a few times only
-    static = StaticCache(config=model.config.get_text_config(), max_cache_len=room)
+    size = -(-length // GROWTH) * GROWTH  # few sizes, so that the step is compiled a few times only
+    static = StaticCache(config=model.config.get_text_config(), max_cache_len=size)
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            static.layers[number] = FixedLayer(room)
-            static.update(in_autocast_type(layer.keys[rows]), in_autocast_type(layer.values[rows]), number)
+            static.layers[number] = CastingStaticLayer(size)
+            static.update(to_autocast_dtype(layer.keys[rows]), to_autocast_dtype(layer.values[rows]), number)
         else:
             _copy_states(static, number, layer, rows)
     return static

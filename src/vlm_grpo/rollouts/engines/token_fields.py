@@ -1,4 +1,4 @@
-"""What a forward is told of each token beside its id: attention mask, positions, kinds of tokens."""
+"""Per-token inputs of a forward beside the token ids: attention mask, positions, token types."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 MASK = "attention_mask"
 POSITIONS = "position_ids"
-KINDS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
 @dataclass(frozen=True)
 class TokenFields:
-    """The fields of rows that are being completed: the mask of all tokens so far, the rest of the newest token alone.
+    """The per-token inputs of rows that are being decoded: the mask of all tokens, the rest of the newest token alone.
 
     Attributes:
-        fields: (B, L) mask, (B, 1) kinds, (B, 1) or (k, B, 1) positions; what the model does not take is missing.
+        fields: (B, L) mask, (B, 1) token types, (B, 1) or (k, B, 1) positions; what the model does not take is missing.
     """
 
     fields: Mapping[str, Tensor]
 
     @classmethod
-    def of_prompts(cls, prepared: Mapping[str, Any]) -> TokenFields:
+    def from_prompts(cls, prepared: Mapping[str, Any]) -> TokenFields:
         """Return those of the last token of each prompt; `prepared` has (U, P) and (k, U, P) fields."""
-        given = {name: prepared.get(name) for name in (MASK, POSITIONS, *KINDS)}
-        fields = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        known = {name: prepared.get(name) for name in (MASK, POSITIONS, *TOKEN_TYPES)}
+        fields = {name: value for name, value in known.items() if isinstance(value, Tensor)}
         return cls({name: value if name == MASK else value[..., -1:] for name, value in fields.items()})
 
     def select(self, rows: Tensor) -> TokenFields:
@@ -36,12 +36,12 @@ class TokenFields:
         return TokenFields({name: _select(value, rows) for name, value in self.fields.items()})
 
     def next(self) -> TokenFields:
-        """Return those of the token after: it is seen, it is text, and its position is one further."""
+        """Return those of the next token: attended to, of type text, one position further."""
         return TokenFields({name: _next(name, value) for name, value in self.fields.items()})
 
 
 def _select(value: Tensor, rows: Tensor) -> Tensor:
-    """Rows of (B, L) or (k, B, L); a single row is that of every prompt."""
+    """Select rows of (B, L) or (k, B, L); a single row is that of every prompt."""
     return value.index_select(-2, rows if value.size(-2) > 1 else torch.zeros_like(rows))
 
 

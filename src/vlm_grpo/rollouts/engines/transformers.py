@@ -1,107 +1,99 @@
-"""Completions by transformers in the training process: unique prompts are prefilled once where the cache allows it."""
+"""Completions by transformers, in training and evaluation; unique prompts are prefilled once where possible."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import nn
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl.distributed import DistributedBackend
-from trl.models import unwrap_model_for_generation
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt, unique_prompts
+from vlm_grpo.rollouts.engines.base import Generation
 from vlm_grpo.rollouts.engines.shared_prefill import (
     Decoding,
     SharedPrefillGenerate,
-    left_to_generate,
     prompt_batch,
     prompt_indices,
     trim_completions,
+    unsupported_options,
 )
 from vlm_grpo.shared_prefix.vision_cache import with_features
 
 
 class TransformersEngine:
-    """Generates completions of encoded prompts with the model that is trained.
+    """Generates completions of encoded prompts with a model in this process.
 
     Args:
-        accelerator: of the run.
-        args: of the training.
-        backend: gathers parameters that FSDP shards.
-        place: moves the prompts' tensors to the device.
+        open_model: returns a context with the model to generate with: unwrapped, with all of its parameters on this
+            process, and without gradients.
+        config: how tokens are chosen, and how many.
+        to_device: moves the prompts' tensors to the device.
         pad_token_id: pads prompts on the left.
-        eos_token_ids: end a completion.
-        reason_against: why the model's cache cannot be repeated for the completions of a prompt; None where it can.
+        stop_token_ids: end a completion.
+        shares_prefill: whether each unique prompt is prefilled once, where the settings allow it. Finished rows then
+            leave the batch: a logits processor with a state for each row needs False.
         cache_features: runs the vision tower once for each image of some prompts; None where features change.
-        is_sharded: whether parameters are sharded over processes.
+        decoding: how the tokens after a shared prefill are computed.
     """
 
-    decoding: Decoding | None = None  # how the tokens after a prefill are computed; None: as suits the device
+    needs_whole_groups = False
 
     def __init__(
         self,
         *,
-        accelerator: Accelerator,
-        args: Any,
-        backend: DistributedBackend,
-        place: Callable[[Mapping[str, Any]], dict[str, Any]],
+        open_model: Callable[[], AbstractContextManager[nn.Module]],
+        config: GenerationConfig,
+        to_device: Callable[[Mapping[str, Any]], Mapping[str, Tensor]],
         pad_token_id: int,
-        eos_token_ids: Sequence[int],
-        reason_against: str | None,
-        cache_features: Callable[[nn.Module, Sequence[EncodedPrompt]], None] | None,
-        is_sharded: bool,
+        stop_token_ids: Sequence[int],
+        shares_prefill: bool = False,
+        cache_features: Callable[[nn.Module, Sequence[EncodedPrompt]], None] | None = None,
+        decoding: Decoding = "dynamic",
     ) -> None:
-        self.accelerator, self.args, self.backend, self.place = accelerator, args, backend, place
-        self.pad_token_id, self.eos_token_ids = pad_token_id, eos_token_ids
-        self.reason_against, self.cache_features, self.is_sharded = reason_against, cache_features, is_sharded
-
-    def repeats_cache(self, config: GenerationConfig) -> bool:
-        """Return whether the model's cache can be repeated, and the settings leave decoding to a loop that does so."""
-        is_dynamic = config.cache_implementation in (None, "dynamic")
-        return is_dynamic and self.reason_against is None and not left_to_generate(config)
+        self.open_model, self.config, self.to_device, self.decoding = open_model, config, to_device, decoding
+        self.pad_token_id, self.stop_token_ids = pad_token_id, list(stop_token_ids)
+        self.shares_prefill, self.cache_features = shares_prefill, cache_features
 
     def generate(
         self,
-        wrapped: nn.Module,
         prompts: Sequence[EncodedPrompt],
-        config: GenerationConfig,
-        options: Mapping[str, Any],
         *,
-        shares_prefill: bool = True,
-    ) -> list[list[int]]:
-        """Return the tokens of one completion of each prompt; rows that continue the same prompt share its object.
+        max_new_tokens: int | None = None,
+        is_greedy: bool = False,
+        logits_processor: LogitsProcessorList | None = None,
+    ) -> Generation:
+        """Return one completion of each prompt, up to and including its stop token.
 
         Args:
-            wrapped: the policy as the accelerator has wrapped it.
-            prompts: one for each completion.
-            config: how tokens are chosen, and how many.
-            options: what of it was set for this run, TRL's `generation_kwargs`.
-            shares_prefill: whether each unique prompt may go through the model once.
+            prompts: one for each completion; completions of the same prompt share its object.
+            max_new_tokens: of a completion; None is the limit of the settings.
+            is_greedy: whether the most likely token is taken instead of a sampled one.
+            logits_processor: further processors.
         """
-        method = self._shared_prefill(prompts) if shares_prefill and self.repeats_cache(config) else None
+        config = copy.deepcopy(self.config)
+        if max_new_tokens is not None:
+            config.max_new_tokens = max_new_tokens
+        if is_greedy:
+            config.do_sample = False
+        method = self._shared_prefill(prompts) if self._repeats_cache(config) else None
         rows = prompts if method is None else unique_prompts(prompts)
-        inputs = self.place(prompt_batch(rows, self.pad_token_id))
-        unwrapped = unwrap_model_for_generation(
-            wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            generation_kwargs=options,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
-        whole = self.backend.summon_full_params(wrapped, recurse=False)
-        with unwrapped as model, torch.no_grad(), whole:
+        inputs = self.to_device(prompt_batch(rows, self.pad_token_id))
+        with self.open_model() as model:
             if self.cache_features is not None:
                 self.cache_features(model, prompts)
-                inputs = with_features(inputs, rows)
-            ids = model.generate(**inputs, generation_config=config, custom_generate=method)
-        return trim_completions(ids[:, inputs["input_ids"].size(1) :], self.eos_token_ids)
+                inputs = with_features(dict(inputs), rows)
+            further = {} if logits_processor is None else {"logits_processor": logits_processor}
+            ids = model.generate(**inputs, generation_config=config, custom_generate=method, **further)
+        return Generation(trim_completions(ids[:, inputs["input_ids"].size(1) :], self.stop_token_ids))
+
+    def _repeats_cache(self, config: GenerationConfig) -> bool:
+        """Return whether the settings leave decoding to a loop that repeats the cache of a prompt."""
+        is_dynamic = config.cache_implementation in (None, "dynamic")
+        return self.shares_prefill and is_dynamic and not unsupported_options(config)
 
     def _shared_prefill(self, prompts: Sequence[EncodedPrompt]) -> SharedPrefillGenerate:
-        # Gathered parameters lie elsewhere every time: a captured step would read the old places.
-        is_captured = self.accelerator.device.type == "cuda" and not self.is_sharded
-        decoding = self.decoding or ("captured" if is_captured else "dynamic")
-        return SharedPrefillGenerate(prompt_indices(prompts), decoding, is_alone=is_deepspeed_zero3_enabled())
+        return SharedPrefillGenerate(prompt_indices(prompts), self.decoding, skips_hooks=is_deepspeed_zero3_enabled())
