@@ -442,7 +442,7 @@ class KnownLogprobs:
 def test_demonstrations_stay_out_of_the_sampler_correction(tiny_model: Path, tmp_path: Path):
     """No engine has sampled them: their weight is 1; the weights of sampled tokens are not."""
     trainer = build("luffy", tiny_model, tmp_path, shuffle_dataset=False)
-    trainer.engine = KnownLogprobs(trainer.engine)
+    trainer.collector.engine = KnownLogprobs(trainer.collector.engine)
     (inputs,) = losses_of(trainer)
     weights, is_expert = inputs["importance_sampling_ratio"], inputs["is_expert"][:, 0]
     assert is_expert.sum() == 2 and (weights[is_expert] == 1).all()
