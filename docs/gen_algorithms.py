@@ -76,7 +76,7 @@ The trainer calls the hooks in this order:
 | `advantages(rollout)` | when rewards are known | advantages of all completions or tokens; None is TRL's |
 | `mask_tokens(rollout)` | with advantages set | `rollout.batch.token_mask`, or changed advantages |
 | `finish(rollout)` | end of the rollout | `rollout.batch`, such as replaced completions |
-| `token_loss(inputs)` | each micro-batch | loss of each token without KL term; None is TRL's whole loss |
+| `token_loss(inputs)` | each micro-batch | loss of each token without KL term; TRL's loss if no class overrides it |
 | `value_loss(values, batch)` | each micro-batch | loss of the value model, if there is one |
 | `extra_loss(loss, batch, place, score)` | each micro-batch of a training | the loss combined with that of other data |
 

@@ -78,7 +78,7 @@ def test_the_table_says_what_trl_computes():
     assert len(TABLE) == 26
     for name in ("grpo", "dapo", "rloo", "chord", "clip_cov"):
         config = ALGORITHMS[name]
-        assert config.uses_trl_advantage and config.uses_trl_loss and config.trl_advantage_fn is not None
+        assert config.uses_trl_advantage and config.uses_trl_loss and config.formula_fn is config.trl_advantage_fn
     assert not ALGORITHMS["ppo"].uses_trl_advantage and not ALGORITHMS["opo"].uses_trl_advantage
     assert not any(ALGORITHMS[name].uses_trl_loss for name in ("gmpo", "kl_cov", "luffy", "srft", "hpt", "rloo_grpo"))
     assert [name for name, config in ALGORITHMS.items() if config.needs_greedy] == ["remax"]

@@ -163,6 +163,21 @@ def test_tokens_are_selected_among_the_whole_rollout(tiny_model: Path, tmp_path:
     assert values[inputs["token_mask"]].min() >= values[~inputs["token_mask"]].max()
 
 
+def test_a_selected_token_without_advantage_keeps_its_kl(tiny_model: Path, tmp_path: Path):
+    """One prompt has equal rewards; KL-Cov selects tokens of its completions, so that these must not be skipped."""
+
+    def of_one_prompt(completions: list, **columns: Any) -> list[float]:
+        return [*by_text(completions[:4]), *([0.5] * (len(completions) - 4))]
+
+    options = {"num_iterations": 2, "steps_per_generation": 1, "max_steps": 2, "learning_rate": 1e-2, **SAME_LENGTH}
+    options |= {"algorithm_options": {"share": 0.9, "kl_cov_coef": 10.0}}
+    runs = [
+        trained("kl_cov", tiny_model, tmp_path, of_one_prompt, shared_prefix=way, **options) for way in ("on", "off")
+    ]
+    norms = [run.state.log_history[1]["grad_norm"] for run in runs]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "remax"])
 def test_one_completion_of_a_prompt_is_enough(name: str, tiny_model: Path, tmp_path: Path):
     trainer = trained(name, tiny_model, tmp_path, num_generations=1, per_device_train_batch_size=4)

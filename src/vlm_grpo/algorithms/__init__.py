@@ -53,7 +53,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         formula="A = (r - mean r) / (std r + 1e-4); min(w A, clip(w, 0.8, 1.2) A) + 0.04 KL",
         paper="arXiv:2402.03300",
         settings={**BY_GROUP, "loss_type": "grpo", "epsilon": 0.2, "beta": 0.04, "use_bias_correction_kl": False},
-        trl_advantage_fn=group.grpo,
     ),
     "dr_grpo": AlgorithmConfig(
         summary="reward minus group mean, not divided by the std; token sum over a constant length",
@@ -67,7 +66,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         formula="A as in grpo; sum over tokens / tokens of the micro-batch",
         paper="TRL",
         settings={**BY_GROUP, "loss_type": "bnpo", "epsilon": 0.2, "beta": 0.0},
-        trl_advantage_fn=group.grpo,
     ),
     "dapo": AlgorithmConfig(
         summary="clip-higher, token mean, dynamic sampling, masking and soft punishment of overlong completions",
@@ -83,7 +81,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
             "dynamic_sampling": 10,
         },
         updates_per_rollout=16,
-        trl_advantage_fn=group.grpo,
         rewards={"overlong": 1.0},
     ),
     "gspo": AlgorithmConfig(
@@ -99,7 +96,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
             "beta": 0.0,
         },
         updates_per_rollout=4,
-        trl_advantage_fn=group.grpo,
     ),
     "gmpo": AlgorithmConfig(
         summary="geometric mean of the token ratios, each clipped on one side",
@@ -107,7 +103,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         paper="arXiv:2507.20673",
         settings={**BY_GROUP, "loss_type": "grpo", "beta": 0.0},
         updates_per_rollout=4,
-        trl_advantage_fn=group.grpo,
         loss_fn=group.gmpo_loss,
         unused_settings=("epsilon", "epsilon_high"),
     ),
@@ -118,7 +113,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         family=ClipCov,
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
         updates_per_rollout=8,
-        trl_advantage_fn=group.grpo,
     ),
     "kl_cov": AlgorithmConfig(
         summary="KL penalty on the tokens with the highest covariance of advantage and log-probability",
@@ -127,7 +121,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         family=KLCov,
         settings={**BY_GROUP, **TOKEN_MEAN, "beta": 0.0},
         updates_per_rollout=8,
-        trl_advantage_fn=group.grpo,
         unused_settings=("epsilon", "epsilon_high"),
         min_updates=2,
     ),
@@ -143,14 +136,12 @@ TABLE: Mapping[str, AlgorithmConfig] = {
             "epsilon_high": 2.5e-3,
             "beta": 0.0,
         },
-        trl_advantage_fn=group.grpo,
     ),
     "cispo": AlgorithmConfig(
         summary="stop-gradient importance weight with an upper cap; every token keeps its policy gradient",
         formula="-sg(min(w, 5)) A log p",
         paper="arXiv:2506.13585",
         settings={**BY_GROUP, "loss_type": "cispo", "epsilon_high": 5.0, "beta": 0.0},
-        trl_advantage_fn=group.grpo,
     ),
     "sapo": AlgorithmConfig(
         summary="a sigmoid of the ratio instead of clipping, steeper for negative advantages",
@@ -163,14 +154,12 @@ TABLE: Mapping[str, AlgorithmConfig] = {
             "sapo_temperature_neg": 1.05,
             "beta": 0.0,
         },
-        trl_advantage_fn=group.grpo,
     ),
     "vespo": AlgorithmConfig(
         summary="completions weighted by a gamma density of their ratio: smooth instead of clipped",
         formula="-phi(w) A log p, phi(w) = e^L w^k e^(-L w), w of the completion",
         paper="arXiv:2602.10693",
         settings={**BY_GROUP, "loss_type": "vespo", "beta": 0.0},
-        trl_advantage_fn=group.grpo,
     ),
     "rloo": AlgorithmConfig(
         summary="reward minus the mean of the other completions; a completion is one action",
@@ -278,7 +267,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         paper="arXiv:2508.11408",
         family=CHORD,
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.0},
-        trl_advantage_fn=group.grpo,
     ),
     "uft": AlgorithmConfig(
         summary="completions begin with a part of a demonstration that gets shorter during training",
@@ -286,7 +274,6 @@ TABLE: Mapping[str, AlgorithmConfig] = {
         paper="arXiv:2505.16984",
         family=UFT,
         settings={**BY_GROUP, **TOKEN_MEAN, "epsilon": 0.2, "beta": 0.001, "use_bias_correction_kl": False},
-        trl_advantage_fn=group.grpo,
     ),
 }
 
@@ -414,8 +401,7 @@ def advantages(
         ValueError: the rewards are not whole groups.
         TypeError: an argument is missing or unknown, or the algorithm has no advantage of rewards alone.
     """
-    config = find_algorithm(name)
-    formula = config.advantage_fn or config.trl_advantage_fn
+    formula = find_algorithm(name).formula_fn
     if formula is None:
         raise TypeError(f"{name!r} has no advantage that comes from rewards alone")
     table = torch.as_tensor(rewards, dtype=torch.get_default_dtype())

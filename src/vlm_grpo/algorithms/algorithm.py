@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from vlm_grpo.algorithms.group import group_advantages
+from vlm_grpo.algorithms.group import group_advantages, grpo
 from vlm_grpo.algorithms.losses import AVERAGES, LossInputs
 from vlm_grpo.algorithms.trl import grpo_advantages
 
@@ -44,56 +44,32 @@ class AlgorithmOptions:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What an algorithm may use of the run.
+    """What an algorithm may use of the run."""
 
-    Attributes:
-        args: the training arguments.
-        ranks: collectives.
-        encoder: of prompts.
-        reward_names: one for each reward function.
-        pad_token_id: pads completions.
-        eos_token_ids: tokens that end a completion.
-        demonstration_rows: rows with demonstrations: those with questions of their own, or the training rows.
-    """
-
-    args: Any
-    ranks: Ranks
+    args: Any  # the training arguments
+    ranks: Ranks  # collectives
     encoder: PromptEncoder
-    reward_names: Sequence[str]
+    reward_names: Sequence[str]  # one for each reward function
     pad_token_id: int
     eos_token_ids: Sequence[int]
-    demonstration_rows: Any = None
+    demonstration_rows: Any = None  # rows with questions of their own, or the training rows
 
 
 @dataclass
 class ScoredRollout:
-    """A training rollout when its rewards are known; hooks change `batch` and `metrics`.
+    """A training rollout when its rewards are known; hooks change `batch` and `metrics`."""
 
-    Attributes:
-        rows: of the data, on this process.
-        batch: the B completions of this process.
-        rewards: (all B, F) of the completions of all processes.
-        totals: (all B,) weighted sums of them; NaN if no reward applied.
-        step: the optimizer step, counted from 0.
-        metrics: of training; the last values are those of this rollout.
-        demonstrations: the rows that were not sampled, with their tokens.
-        greedy_rewards: (B,) reward of the greedy completion of each prompt, if the algorithm needs it.
-        old_logps: (B, C) under the policy that sampled the tokens, if the algorithm needs them.
-        values: (B, C) of the value model, if there is one.
-        penalties: (B, C) KL penalty of each token; None without `--kl_reward_coef`.
-    """
-
-    rows: Rows
-    batch: RolloutBatch
-    rewards: Tensor
-    totals: Tensor
-    step: int
-    metrics: Metrics
-    demonstrations: Mapping[int, list[int]] = field(default_factory=dict)
-    greedy_rewards: Tensor | None = None
-    old_logps: Tensor | None = None
-    values: Tensor | None = None
-    penalties: Tensor | None = None
+    rows: Rows  # of the data, on this process
+    batch: RolloutBatch  # the B completions of this process
+    rewards: Tensor  # (all B, F), of the completions of all processes
+    totals: Tensor  # (all B,), weighted sums of them; NaN if no reward applied
+    step: int  # the optimizer step, counted from 0
+    metrics: Metrics  # of training; the last values are those of this rollout
+    demonstrations: Mapping[int, list[int]] = field(default_factory=dict)  # tokens of the rows that were not sampled
+    greedy_rewards: Tensor | None = None  # (B,), of the greedy completion of each prompt, if `config.needs_greedy`
+    old_logps: Tensor | None = None  # (B, C), under the policy that sampled the tokens, if `needs_old_logps`
+    values: Tensor | None = None  # (B, C), of the value model, if `needs_values`
+    penalties: Tensor | None = None  # (B, C), KL penalty of each token, with `--kl_reward_coef`
 
 
 class Advantages(NamedTuple):
@@ -128,7 +104,7 @@ class Algorithm:
     3. `advantages(rollout)`: advantages of all completions or tokens; None keeps TRL's.
     4. `mask_tokens(rollout)`: selects tokens of the whole rollout.
     5. `finish(rollout)`: last changes, such as replaced completions.
-    6. `token_loss(inputs)`: the loss of each token; None is TRL's loss.
+    6. `token_loss(inputs)`: the loss of each token; TRL's loss if no class overrides it.
     7. `value_loss(values, batch)`: the loss of the value model, if there is one.
     8. `extra_loss(loss, ...)`: combines the loss with that of other data.
 
@@ -140,7 +116,7 @@ class Algorithm:
         needs_demonstrations: whether the data must have demonstrations.
         takes_demonstration_rows: whether these may be rows with questions of their own.
         needs_old_logps: whether hooks 3 and 4 read `rollout.old_logps`.
-        needs_values: whether a value model is trained; sets `rollout.values`.
+        needs_values: whether a value model is trained, of the kind of the option `value_model`; sets `rollout.values`.
         skips_zero_advantage: whether a completion with advantage 0 has neither loss nor gradient, so that its forward
             pass can be skipped. False for losses that are not proportional to the advantage.
         state_file: name of the JSON file for `state_dict` in a checkpoint.
@@ -219,9 +195,9 @@ class Algorithm:
     def finish(self, rollout: ScoredRollout) -> None:
         """Make the last changes to a rollout and its metrics, after it has been logged."""
 
-    def token_loss(self, inputs: LossInputs) -> Tensor | None:
-        """Return the (B, C) losses of tokens, without KL and sampler correction; None is TRL's whole loss."""
-        return None if self.config.loss_fn is None else self.call(self.config.loss_fn, inputs)
+    def token_loss(self, inputs: LossInputs) -> Tensor:
+        """Return the (B, C) losses of tokens, without KL and sampler correction; not called where the loss is TRL's."""
+        return self.call(self.config.loss_fn, inputs)
 
     def policy_loss(self, batch: RolloutBatch, scores: TokenLogprobs) -> tuple[Tensor, dict[str, float]]:
         """Return the (B, C) token losses with TRL's sampler correction and KL term, and numbers to log."""
@@ -265,7 +241,7 @@ class AlgorithmConfig:
         trainer: the trainer that runs it, grpo or rloo.
         advantage_fn: from (P, G) rewards to advantages; None is TRL's. Keyword-only parameters are options, except for
             `lengths` (P, G), the tokens of completions, and `greedy` (P,), the rewards of greedy completions.
-        trl_advantage_fn: the advantage that TRL computes with these settings, for reference.
+        trl_advantage_fn: the advantage that TRL computes with these settings if there is no other.
         loss_fn: from `LossInputs` to the (B, C) losses of tokens; None is the family's loss, or TRL's.
         uses_ratio: whether the loss weights tokens by the ratio of new to old probabilities.
         unused_settings: settings that the loss does not use.
@@ -283,7 +259,7 @@ class AlgorithmConfig:
     family: type[Algorithm] = Algorithm
     trainer: str = "grpo"
     advantage_fn: Callable[..., Tensor] | None = None
-    trl_advantage_fn: Callable[..., Tensor] | None = None
+    trl_advantage_fn: Callable[..., Tensor] = grpo
     loss_fn: Callable[..., Tensor] | None = None
     uses_ratio: bool = True
     unused_settings: tuple[str, ...] = ()
@@ -297,6 +273,11 @@ class AlgorithmConfig:
     def uses_trl_advantage(self) -> bool:
         """Whether TRL computes the advantages."""
         return self.advantage_fn is None and self.family.advantages is Algorithm.advantages
+
+    @property
+    def formula_fn(self) -> Callable[..., Tensor] | None:
+        """The advantage as a function of rewards, TRL's included; None if it is not a function of rewards alone."""
+        return self.trl_advantage_fn if self.uses_trl_advantage else self.advantage_fn
 
     @property
     def uses_trl_loss(self) -> bool:

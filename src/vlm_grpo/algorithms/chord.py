@@ -57,7 +57,6 @@ class CHORDOptions(AlgorithmOptions):
     expert_batch: int | None = None
 
     def validate(self, num_generations: int) -> str | None:
-        """Return why the options are invalid; None if they are valid."""
         if not 0 <= self.mu_valley <= self.mu_peak <= 1:
             return "0 <= mu_valley <= mu_peak <= 1 must hold"
         if min(self.mu_warmup, self.mu_decay) < 0:
@@ -90,6 +89,7 @@ class CHORD(DemonstrationAlgorithm):
     """
 
     Options = CHORDOptions
+    options: CHORDOptions
     takes_demonstration_rows = True
     state_file = "expert.json"
 

@@ -50,7 +50,6 @@ class HPTOptions(CorrectnessOptions):
     hpt_threshold: float = 0.0
 
     def validate(self, num_generations: int) -> str | None:
-        """Return why the options are invalid; None if they are valid."""
         return None if 0 <= self.hpt_threshold < 1 else "hpt_threshold must be at least 0 and below 1"
 
 
@@ -58,6 +57,7 @@ class HPT(DemonstrationAlgorithm):
     """One demonstration replaces all completions of a prompt that has too few correct ones."""
 
     Options = HPTOptions
+    options: HPTOptions
     option_functions = (hpt_loss,)
 
     def __init__(self, name: str, config: AlgorithmConfig, run: RunContext) -> None:
@@ -88,7 +88,6 @@ class HPT(DemonstrationAlgorithm):
         rollout.metrics["expert/share_of_prompts"].append(self.ranks.gather(count).sum().item() / len(sft))
 
     def token_loss(self, inputs: LossInputs) -> Tensor:
-        """Return the losses of tokens."""
         return self.call(hpt_loss, inputs)
 
 

@@ -16,29 +16,17 @@ AVERAGES = ("grpo", "dr_grpo", "dapo")
 
 @dataclass(frozen=True)
 class LossInputs:
-    """The tokens of a micro-batch, and what the hooks of an algorithm recorded about them.
+    """The tokens of a micro-batch, and what the hooks of an algorithm recorded about them."""
 
-    Attributes:
-        logps: (B, C) log-probabilities under the policy, with gradient.
-        old_logps: (B, C) log-probabilities under the policy that sampled the tokens.
-        advantages: (B, C) or (B, 1).
-        mask: (B, C), 1 at the tokens that the loss counts.
-        entropies: (B, C) of the policy at each token, without gradient.
-        token_mask: (B, C) of bool, the tokens that the algorithm selected.
-        is_expert: (B, 1) of bool, which completions are demonstrations.
-        is_correct: (B, 1), 1 for a correct completion, -1 for an incorrect one, 0 if unknown.
-        loss_weight: (B, 1) weights of completions.
-    """
-
-    logps: Tensor
-    old_logps: Tensor
-    advantages: Tensor
-    mask: Tensor
-    entropies: Tensor | None = None
-    token_mask: Tensor | None = None
-    is_expert: Tensor | None = None
-    is_correct: Tensor | None = None
-    loss_weight: Tensor | None = None
+    logps: Tensor  # (B, C), log-probabilities under the policy, with gradient
+    old_logps: Tensor  # (B, C), under the policy that sampled the tokens
+    advantages: Tensor  # (B, C) or (B, 1)
+    mask: Tensor  # (B, C), 1 at the tokens that the loss counts
+    entropies: Tensor | None = None  # (B, C), of the policy at each token, without gradient
+    token_mask: Tensor | None = None  # (B, C) of bool, the tokens that the algorithm selected
+    is_expert: Tensor | None = None  # (B, 1) of bool, which completions are demonstrations
+    is_correct: Tensor | None = None  # (B, 1), 1 for a correct completion, -1 for an incorrect one, 0 if unknown
+    loss_weight: Tensor | None = None  # (B, 1), weights of completions
 
     @classmethod
     def of_batch(cls, batch: RolloutBatch, scores: TokenLogprobs) -> LossInputs:

@@ -58,7 +58,6 @@ class LUFFYOptions(AlgorithmOptions):
     expert_rows: int = 1
 
     def validate(self, num_generations: int) -> str | None:
-        """Return why the options are invalid; None if they are valid."""
         most = num_generations - 1
         return None if 1 <= self.expert_rows <= most else f"expert_rows must be 1 to {most}, of {num_generations}"
 
@@ -72,6 +71,7 @@ class LUFFY(DemonstrationAlgorithm):
     """The last completions of each group are demonstrations, rewarded and compared like the sampled ones."""
 
     Options = LUFFYOptions
+    options: LUFFYOptions
     option_functions = (luffy_loss,)
 
     def demonstrations(self, rows: Rows, step: int) -> dict[int, list[int]]:
@@ -110,7 +110,6 @@ class LUFFY(DemonstrationAlgorithm):
             metrics[deviation][-1] = nanstd(values[None]).item()
 
     def token_loss(self, inputs: LossInputs) -> Tensor:
-        """Return the losses of tokens."""
         return self.call(luffy_loss, inputs)
 
 
@@ -118,6 +117,7 @@ class SRFT(LUFFY):
     """SFT and RL at once, weighted by the entropy of the policy."""
 
     Options = SRFTOptions
+    options: SRFTOptions
     option_functions = (srft_loss,)
     skips_zero_advantage = False  # the loss of sampled completions depends on whether they are correct
 
@@ -132,5 +132,4 @@ class SRFT(LUFFY):
         rollout.batch.is_correct = self.ranks.local_rows(correct, len(rollout.batch))[:, None]
 
     def token_loss(self, inputs: LossInputs) -> Tensor:
-        """Return the losses of tokens."""
         return self.call(srft_loss, inputs)

@@ -87,7 +87,6 @@ class PPOOptions(AlgorithmOptions):
     value_model: str = SHARED
 
     def validate(self, num_generations: int) -> str | None:
-        """Return why the options are invalid; None if they are valid."""
         return None if self.value_model in VALUE_MODELS else f"value_model must be one of {', '.join(VALUE_MODELS)}"
 
 
@@ -95,6 +94,7 @@ class PPO(Algorithm):
     """Advantages of tokens by GAE, whitened over all tokens of the rollout."""
 
     Options = PPOOptions
+    options: PPOOptions
     option_functions = (gae, clipped_value_loss)
     needs_values = True
     needs_old_logps = True

@@ -98,5 +98,4 @@ class KLCov(CovarianceAlgorithm):
         rollout.batch.token_mask = self.local_selection(rollout)[1]
 
     def token_loss(self, inputs: LossInputs) -> Tensor:
-        """Return the losses of tokens."""
         return self.call(kl_cov_loss, inputs)

@@ -54,7 +54,6 @@ class UFTOptions(AlgorithmOptions):
     hint_coef: float = 0.001
 
     def validate(self, num_generations: int) -> str | None:
-        """Return why the options are invalid; None if they are valid."""
         if not 0 <= self.hint_low <= self.hint_high <= 1:
             return "0 <= hint_low <= hint_high <= 1 must hold"
         is_valid = min(self.hint_segments, self.hint_steps) >= 1
@@ -69,6 +68,7 @@ class UFT(DemonstrationAlgorithm):
     """GRPO on completions that begin with a hint, and the negative log-likelihood of the hints."""
 
     Options = UFTOptions
+    options: UFTOptions
 
     def hints(self, rows: Rows, step: int) -> list[str]:
         """Return the hint of each row; it is drawn once for each group."""
