@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm_grpo.cli import train
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.trainers.base import VLMTrainerMixin
 
 ON_CPU = "TEST_FSDP_ON_CPU"  # set in the environment of runs that shall shard
