@@ -17,6 +17,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.12",
+        "mypy>=2.4,<3",
         "openai>=2",  # the judge's tests
         "num2words>=0.5",  # the SmolVLM processor asks for it
     ],

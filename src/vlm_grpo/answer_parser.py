@@ -6,7 +6,9 @@ import ast
 import json
 import re
 import unicodedata
-from typing import Any
+from typing import NoReturn
+
+from vlm_grpo.records import Completion
 
 # How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
 THINKING_TAGS = (
@@ -55,7 +57,7 @@ def _is_end_mark(character: str) -> bool:
     return unicodedata.category(character) == "Po" and character not in MEANINGFUL_PUNCTUATION
 
 
-def completion_text(completion: Any) -> str:
+def completion_text(completion: Completion) -> str:
     """Return the text of a completion: itself, or the last assistant message of a conversation."""
     if isinstance(completion, str):
         return completion
@@ -153,7 +155,7 @@ def extract_boxed(text: str) -> str | None:
     return None
 
 
-def extract_json(text: str) -> Any | None:
+def extract_json(text: str) -> object:
     """Return the JSON value that the whole text is, a code fence allowed; None if it is none.
 
     An object that repeats a key is ambiguous, and NaN is not JSON: both give None.
@@ -165,18 +167,18 @@ def extract_json(text: str) -> Any | None:
         return None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key is repeated")
     return value
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def python_literal(text: str) -> Any:
+def python_literal(text: str) -> object:
     """Return the list or object that a text is, as JSON or as Python writes it; the text itself where it is neither."""
     stripped = text.strip()
     if not stripped.startswith(("[", "{")):
@@ -222,7 +224,7 @@ def parse_steps(text: str, task: str = "default") -> list[str]:
 encode_json = json.JSONEncoder(ensure_ascii=False).encode  # built once: json.dumps builds one for each call
 
 
-def ground_truth_text(answer: Any) -> str:
+def ground_truth_text(answer: object) -> str:
     """Return a record's ground truth as text: tags unwrapped, lists and objects as JSON."""
     if isinstance(answer, str):
         return (extract_answer(answer) if "<answer>" in answer else None) or answer.strip()

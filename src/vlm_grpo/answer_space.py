@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.families import coordinate_space
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 
 ANSWER_SPACES = ("thousand", "resized", "original", "unit")
 DEFAULT_SPACE = "original"
@@ -25,7 +29,7 @@ def space_notice(model_type: str, chosen: str | None) -> str | None:
     )
 
 
-def check_answer_space(chosen: str | None, processor: Any) -> None:
+def check_answer_space(chosen: str | None, processor: ProcessorMixin) -> None:
     """Refuse `resized` where it is not known to which size images are resized.
 
     Raises:

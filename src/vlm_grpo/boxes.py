@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from vlm_grpo.answer_parser import extract_json
 
@@ -51,7 +51,7 @@ def boxes_in(text: str) -> list[Box]:
     return [box for _, box in sorted(matches, key=lambda pair: pair[0])]
 
 
-def only_box(value: Any) -> Box | None:
+def only_box(value: object) -> Box | None:
     """Return the one box of a text, list or object; None for no box or several.
 
     Text that begins like a JSON object, or is fenced, must be valid JSON, as for `format`.
@@ -76,7 +76,7 @@ def is_marked_box(answer: str) -> bool:
     return len(items) == 1 and isinstance(items[0], dict) and _is_json_box(items[0]) and only_box(answer) is not None
 
 
-def _is_json_box(item: dict[str, Any]) -> bool:
+def _is_json_box(item: Mapping[str, object]) -> bool:
     corners = item.get("bbox_2d")
     is_box = isinstance(corners, list) and len(corners) == 4 and all(type(x) in (int, float) for x in corners)
     return is_box and {"bbox_2d"} <= set(item) <= {"bbox_2d", "label"} and isinstance(item.get("label", ""), str)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from vlm_grpo.families import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, ProcessorMixin
+
 
 ProcessorSettings = Mapping[str, Any]
 
@@ -38,7 +42,7 @@ def count_image_tokens(processor: Any, model_type: str, size: tuple[int, int]) -
     return inputs["input_ids"][0].tolist().count(_feature_token(processor, model_type))
 
 
-def _feature_token(processor: Any, model_type: str) -> int:
+def _feature_token(processor: ProcessorMixin, model_type: str) -> int:
     family = FAMILIES.get(model_type)
     if family is not None:
         return processor.tokenizer.convert_tokens_to_ids(family.placeholders[0])
@@ -48,7 +52,7 @@ def _feature_token(processor: Any, model_type: str) -> int:
     return token
 
 
-def limit_image_tokens(processor: Any, config: Any, limit: int) -> None:
+def limit_image_tokens(processor: ProcessorMixin, config: PreTrainedConfig, limit: int) -> None:
     """Set the image processor so that no image becomes more tokens than a limit, and its model where it has to know.
 
     An image has one token in its shorter direction at least: one whose sides differ by more than `limit` times (never
@@ -79,19 +83,19 @@ def pixel_unit(images: Any) -> int:
     return (images.patch_size * images.merge_size) ** 2 * frames
 
 
-def is_ranged(images: Any) -> bool:
+def is_ranged(images: object) -> bool:
     """Return whether an image processor resizes to a range of pixel counts."""
     size, edges = getattr(images, "size", None), ("shortest_edge", "longest_edge")
     return size is not None and all(edge in size and size[edge] is not None for edge in edges)
 
 
-def _ranged(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+def _ranged(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     low, high = images.size["shortest_edge"], min(images.size["longest_edge"], limit * pixel_unit(images))
     yield {"size": type(images.size)(**{**dict(images.size), "shortest_edge": min(low, high), "longest_edge": high})}
 
 
-def _patches(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+def _patches(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     """Yield limits of patches. Kimi resizes, then pads to whole tokens: fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
     sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
@@ -111,7 +115,7 @@ def _tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
 
 
-def _slices(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+def _slices(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     for most in range(processor.image_processor.max_slice_nums, 0, -1):
         yield {"max_slice_nums": most}
     for share in range(7, 0, -1):  # then a smaller image
@@ -145,7 +149,7 @@ def _pinpoints(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     yield {"image_grid_pinpoints": [[side, side]]}
 
 
-def _lfm2(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+def _lfm2(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     side = math.ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
     tiles = (limit - images.max_image_tokens) // side**2  # beside the thumbnail
@@ -156,7 +160,7 @@ def _lfm2(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
     yield {**single_tile, "do_image_splitting": False}
 
 
-def _soft_tokens(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
+def _soft_tokens(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     most = processor.image_processor.max_soft_tokens
     fitting = [budget for budget in SOFT_TOKENS if budget <= min(limit, most)]
     yield {"max_soft_tokens": fitting[0] if fitting else SOFT_TOKENS[-1]}
@@ -166,11 +170,11 @@ class Kind(NamedTuple):
     """A kind of image processor: how it is recognized, and its settings for a limit, in falling order of tokens."""
 
     name: str
-    fits: Callable[[Any], bool]
-    settings: Callable[[Any, int], Iterator[ProcessorSettings]]
+    fits: Callable[[object], bool]
+    settings: Callable[[ProcessorMixin, int], Iterator[ProcessorSettings]]
 
 
-def _has(*names: str) -> Callable[[Any], bool]:
+def _has(*names: str) -> Callable[[object], bool]:
     return lambda images: all(hasattr(images, name) for name in names)
 
 

@@ -29,6 +29,8 @@ def load_from_file(kind: str, name: str) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{kind} {name!r}: no such file {path!r}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{kind} {name!r}: {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

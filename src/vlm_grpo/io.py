@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 STARTS = {  # how image files begin
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -57,7 +57,7 @@ def whole_files(paths: Sequence[str | Path], *, sync: bool = True) -> Iterator[l
     partials = [Path(path).with_name(f"{Path(path).name}.partial") for path in paths]
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(partial.open("wb")) for partial in partials]
+            files: list[BinaryIO] = [stack.enter_context(partial.open("wb")) for partial in partials]
             yield files
             for file in files:
                 file.flush()
@@ -76,7 +76,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
 
 
-def json_line(row: Any) -> bytes:
+def json_line(row: object) -> bytes:
     """Return a row as one line of a jsonl file.
 
     Raises:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlm_grpo.families import FAMILIES, Family
 from vlm_grpo.image_tokens import is_ranged, limit_image_tokens, pixel_unit
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedConfig, ProcessorMixin
+
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +31,16 @@ TOWER_MODULES = r".*(visual|vision|audio).*"
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
-def for_language_model(adapter: Any) -> Any:
+def for_language_model(adapter: PeftConfig | None) -> PeftConfig | None:
     """Return a PEFT configuration with the language model's linear layers as its targets, where it names none."""
-    if getattr(adapter, "target_modules", "") is not None:
+    if adapter is None or getattr(adapter, "target_modules", "") is not None:
         return adapter
     excluded = getattr(adapter, "exclude_modules", None) or TOWER_MODULES
-    return replace(adapter, target_modules=LANGUAGE_LINEAR, exclude_modules=excluded)
+    modules: dict[str, Any] = {"target_modules": LANGUAGE_LINEAR, "exclude_modules": excluded}
+    return replace(adapter, **modules)
 
 
-def placeholder_ids(config: Any, processor: Any) -> list[int]:
+def placeholder_ids(config: PreTrainedConfig, processor: ProcessorMixin) -> list[int]:
     """Return the tokens that stand for an image, a video or sound in this model's prompts.
 
     None may be sampled: the next forward would look for the pixels that belong to it.
@@ -41,12 +48,12 @@ def placeholder_ids(config: Any, processor: Any) -> list[int]:
     tokens = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
     family = FAMILIES.get(getattr(config, "model_type", ""))
     if family is not None:
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer: Any = getattr(processor, "tokenizer", processor)
         tokens |= {*tokenizer.convert_tokens_to_ids(list(family.placeholders))} - {tokenizer.unk_token_id}
     return sorted(token for token in tokens if isinstance(token, int))
 
 
-def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+def set_pixel_limits(processor: ProcessorMixin, min_pixels: int | None, max_pixels: int | None) -> None:
     """Limit the pixels of every processed image, for families that resize to a range of pixel counts.
 
     Raises:
@@ -54,8 +61,9 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
     """
     if min_pixels is None and max_pixels is None:
         return
-    image_processor = getattr(processor, "image_processor", None)
-    size, keys = getattr(image_processor, "size", None), ("shortest_edge", "longest_edge")
+    image_processor: Any = getattr(processor, "image_processor", None)
+    keys = ("shortest_edge", "longest_edge")
+    size: Any = getattr(image_processor, "size", None)
     if not is_ranged(image_processor) or not hasattr(image_processor, "merge_size"):
         raise ValueError(
             f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
@@ -70,7 +78,7 @@ def set_pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | N
     image_processor.size = type(size)(**{**dict(size), keys[0]: low, keys[1]: high})
 
 
-def limit_images(processor: Any, config: Any, limits: Any) -> None:
+def limit_images(processor: ProcessorMixin, config: PreTrainedConfig, limits: object) -> None:
     """Limit pixels and tokens of every processed image as `min_pixels`, `max_pixels` and `max_image_tokens` say.
 
     Args:
@@ -85,14 +93,19 @@ def limit_images(processor: Any, config: Any, limits: Any) -> None:
         limit_image_tokens(processor, config, most)
 
 
-def name_experts(model: Any) -> None:
+def model_config(model: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of a model, or of the one that an adapter wraps."""
+    return cast("PreTrainedConfig", model.config)
+
+
+def name_experts(model: nn.Module) -> None:
     """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
-    text = model.config.get_text_config()
+    text = model_config(model).get_text_config()
     if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
         text.num_experts = text.num_local_experts
 
 
-def freeze_vision(model: Any) -> int:
+def freeze_vision(model: nn.Module) -> int:
     """Turn off gradients in the vision tower and return how many parameters that froze.
 
     A projector that the family keeps inside its tower is frozen with it.
@@ -108,13 +121,13 @@ def freeze_vision(model: Any) -> int:
     return frozen
 
 
-def vision_towers(model: Any) -> list[Any]:
+def vision_towers(model: nn.Module) -> list[nn.Module]:
     """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
 
     Raises:
         ValueError: the model has none.
     """
-    model_type = model.config.model_type
+    model_type = model_config(model).model_type
     if model_type in FAMILIES:
         names: tuple[str, ...] = towers_of(FAMILIES[model_type])
     else:
@@ -151,16 +164,18 @@ def part_of(name: str, family: Family) -> str:
     return "language model" if f".{family.language_model}." in path else "head"
 
 
-def freeze_parts(model: Any, parts: Collection[str]) -> None:
+def freeze_parts(model: nn.Module, parts: Collection[str]) -> None:
     """Turn off gradients in some of PARTS.
 
     Raises:
         ValueError: the family's parts are not known, or nothing would be left to train.
     """
-    family = FAMILIES.get(model.config.model_type)
+    family = FAMILIES.get(model_config(model).model_type)
     if family is None:
         flags = ", ".join(f"--freeze_{part.replace(' ', '_')}" for part in parts)
-        raise ValueError(f"{flags}: the modules of {model.config.model_type} are not known; register them in FAMILIES")
+        raise ValueError(
+            f"{flags}: the modules of {model_config(model).model_type} are not known; register them in FAMILIES"
+        )
     for name, parameter in model.named_parameters():
         if part_of(name, family) in parts:
             parameter.requires_grad_(False)
@@ -168,9 +183,9 @@ def freeze_parts(model: Any, parts: Collection[str]) -> None:
         raise ValueError(f"nothing is left to train: {', '.join(parts)} are frozen, and so is the rest")
 
 
-def parameter_table(model: Any) -> str:
+def parameter_table(model: nn.Module) -> str:
     """Return how many parameters each part of the model has and trains; adapters are counted separately."""
-    family = FAMILIES.get(model.config.model_type)
+    family = FAMILIES.get(model_config(model).model_type)
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = "adapter" if "lora_" in name else "all" if family is None else part_of(name, family)

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+# Shapes of data that come from outside or go there. What their values hold is up to a file, a chat template or a model,
+# so whoever reads a value checks it first.
+Row = Mapping[str, Any]  # a row of data, by column: text, numbers, lists, images
+NewRow = dict[str, Any]  # a row that is being made
+JsonObject = dict[str, Any]  # an object of JSON, as it was read or is written
+JsonSchema = Mapping[str, Any]  # a JSON schema, of a tool or of its arguments
+Message = dict[str, Any]  # a chat message: "role", "content" (text or blocks), and "tool_calls" of a model's turn
+Block = dict[str, Any]  # a part of a message: {"type": "text", "text": ...} or {"type": "image", "image": ...}
+Completion: TypeAlias = "str | Sequence[Message] | None"  # what a policy wrote: text, or its turn as messages
+Columns = Mapping[str, Any]  # columns of a batch by name, a value for each row, and what TRL passes beside them
+ModelInputs = dict[str, Any]  # keyword arguments of a model's forward: tensors, and what a family adds
+Prediction = dict[str, Any]  # a line of predictions.jsonl: a row's completions with their scores
+
+ImageSource: TypeAlias = "str | bytes | Image.Image"
+VideoSource: TypeAlias = "str | bytes | np.ndarray | tuple[ImageRef, ...]"
 
 
 @dataclass(frozen=True)
@@ -18,16 +38,20 @@ class ImageRef:
     to this machine or a private network.
     """
 
-    source: Any
+    source: ImageSource
     where: str = ""
     is_private_allowed: bool = False
 
     @cached_property
     def key(self) -> Hashable:
         """Equal for two references to the same image, so that each image is decoded and processed once."""
-        if isinstance(self.source, bytes):
-            return hashlib.blake2b(self.source, digest_size=16).hexdigest()
-        return self.source if isinstance(self.source, str) else id(self.source)
+        return _source_key(self.source)
+
+
+def _source_key(source: object) -> Hashable:
+    if isinstance(source, bytes):
+        return hashlib.blake2b(source, digest_size=16).hexdigest()
+    return source if isinstance(source, str) else id(source)
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,7 @@ class VideoRef:
     the rate at which frames are taken of a file, or were taken before; None is the default.
     """
 
-    source: Any
+    source: VideoSource
     where: str = ""
     fps: float | None = None
     max_frames: int | None = None
@@ -50,7 +74,7 @@ class VideoRef:
         if isinstance(self.source, tuple):
             content: Hashable = tuple(frame.key for frame in self.source)
         else:
-            content = ImageRef(self.source).key
+            content = _source_key(self.source)
         return "video", content, self.fps, self.max_frames
 
 
@@ -64,14 +88,14 @@ class Record:
 
     id: str | int
     question: str
-    answer: Any
+    answer: object
     images: tuple[ImageRef, ...] = ()
     videos: tuple[VideoRef, ...] = ()
     system: str | None = None
-    history: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Message, ...] = ()
     task: str = "default"
     method: str | None = None
     options: tuple[str, ...] = ()
     reference_steps: tuple[str, ...] = ()
     where: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Row = field(default_factory=dict)

@@ -52,7 +52,7 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     return plain, (unquote(parts.username), unquote(parts.password or ""))
 
 
-def redact(value: Any) -> Any:
+def redact(value: object) -> Any:
     """Return a value as it may be written to a file: secrets in its texts and under its names are `[hidden]`.
 
     Mappings, lists and tuples are copied; everything that is neither these nor text stays as it is. A name whose value
@@ -68,7 +68,7 @@ def redact(value: Any) -> Any:
     return value
 
 
-def _redact_item(name: Any, item: Any) -> Any:
+def _redact_item(name: object, item: object) -> object:
     if isinstance(name, str) and is_secret_name(name) and item not in (None, "") and not isinstance(item, bool):
         return HIDDEN
     return redact(item)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vlm_grpo.answer_parser import extract_boxed
 from vlm_grpo.records import Record
@@ -150,12 +149,12 @@ def ideal_completion(record: Record) -> str:
     return answer if record.task == "grounding" else f"<think>The answer can be seen.</think>\n{answer}"
 
 
-def gold_text(answer: Any) -> str:
+def gold_text(answer: object) -> str:
     """Return the gold answer as a model would write it: text as it is, anything else as JSON."""
     return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
 
-def boxed(answer: Any) -> Any:
+def boxed(answer: object) -> object:
     """Return four numbers, or their JSON text, as `{"bbox_2d": [...]}`; anything else unchanged."""
     try:
         value = json.loads(answer) if isinstance(answer, str) else answer
@@ -165,15 +164,15 @@ def boxed(answer: Any) -> Any:
     return {"bbox_2d": value} if is_box else answer
 
 
-def _box_text(answer: Any) -> str:
+def _box_text(answer: object) -> str:
     return gold_text(boxed(answer))
 
 
-def _detections_text(answer: Any) -> str:
+def _detections_text(answer: object) -> str:
     return gold_text(answer) if answer not in (None, [], "", "[]") else "None"
 
 
-def _boxed_text(answer: Any) -> str:
+def _boxed_text(answer: object) -> str:
     r"""Return the answer in `\boxed{}`, without the dollars or the box that it may have already."""
     text = gold_text(answer).strip()
     if text.count("$") == 2 and text[0] == text[-1] == "$":
@@ -182,7 +181,7 @@ def _boxed_text(answer: Any) -> str:
 
 
 # How the gold answer is written inside the answer tags; as it is where a task is not named.
-ANSWER_TEXTS: Mapping[str, Callable[[Any], str]] = {
+ANSWER_TEXTS: Mapping[str, Callable[[object], str]] = {
     "rec": _box_text,
     "grounding": _box_text,
     "ovd": _detections_text,

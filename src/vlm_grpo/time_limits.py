@@ -19,12 +19,18 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias, TypeVar, cast
 
 DEFAULT_TIME_LIMIT = 600.0  # seconds
+REWARD_FLAG = "--reward_time_limit"
 WARN_AFTER = 60.0  # seconds after which a call that has not returned is mentioned
 GRACE_SECONDS = 20.0  # seconds that an interrupted call has, until the process is ended
 COROUTINE_GRACE_SECONDS = 5.0  # seconds after its limit at which a coroutine counts as one that blocks its loop
+
+Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., object])
+SignalHandler: TypeAlias = "Callable[[int, FrameType | None], object] | int | None"  # as signal.signal takes it
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +59,11 @@ class Deadline:
     def restart(self, what: Callable[[], str]) -> None:
         """Restart, for another call."""
         self.what, self.started = what, time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has returned."""
+        return self._is_over.is_set()
 
     def stop(self) -> None:
         """End the watch."""
@@ -87,10 +98,27 @@ class Deadline:
         """Raise _Interrupt in the main thread where it made the call, else KeyboardInterrupt, with the reason above."""
         is_main = self.thread is threading.main_thread()
         if is_main and getattr(signal.getsignal(signal.SIGALRM), "clock", None) is not None:
-            signal.pthread_kill(self.thread.ident, signal.SIGALRM)
+            _kill(self.thread, signal.SIGALRM)
             return
         logger.error("%s", self.message)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        _kill(threading.main_thread(), signal.SIGINT)
+
+
+class _SignalHandler:
+    """Interrupts the main thread's call when its time is over; `signal.getsignal` returns this, with the clock."""
+
+    def __init__(self, clock: Deadline) -> None:
+        self.clock = clock
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.clock.is_expired and not self.clock.is_over:
+            raise _Interrupt
+
+
+def _kill(thread: threading.Thread, number: signal.Signals) -> None:
+    """Send a signal to a thread that runs."""
+    if thread.ident is not None:
+        signal.pthread_kill(thread.ident, number)
 
 
 _deadlines = threading.local()
@@ -98,7 +126,7 @@ _warned_about: set[str] = set()
 
 
 @contextmanager
-def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_time_limit") -> Iterator[Deadline | None]:
+def time_limit(what: Callable[[], str], seconds: float, flag: str = REWARD_FLAG) -> Iterator[Deadline | None]:
     """Limit the time of the calls that are made inside.
 
     Args:
@@ -131,17 +159,11 @@ def time_limit(what: Callable[[], str], seconds: float, flag: str = "--reward_ti
         raise TimeLimitError(clock.message)
 
 
-def _install_signal_handler(clock: Deadline) -> Any:
+def _install_signal_handler(clock: Deadline) -> SignalHandler:
     """Let SIGALRM interrupt this thread, if it is the main one, and return what it did before; None elsewhere."""
     if threading.current_thread() is not threading.main_thread():
         return None
-
-    def interrupt(*_: Any) -> None:
-        if clock.is_expired and not clock._is_over.is_set():
-            raise _Interrupt
-
-    interrupt.clock = clock
-    return signal.signal(signal.SIGALRM, interrupt)
+    return signal.signal(signal.SIGALRM, _SignalHandler(clock))
 
 
 def exit_status_after_hang() -> int:
@@ -165,31 +187,34 @@ def restart_deadline(what: Callable[[], str]) -> None:
         clock.restart(what)
 
 
-def with_time_limit(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+def with_time_limit(function: Function, seconds: float) -> Function:
     """Return a batch reward, or a coroutine function, with a time limit in seconds for each call."""
     name = getattr(function, "__name__", type(function).__name__)
-    call = getattr(function, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
-        async def within_limit(*arguments: Any, **columns: Any) -> Any:
-            return await _await_within(
-                function(*arguments, **columns), f"reward {name!r}{describe_rows(columns)}", seconds
-            )
+    async def await_within_limit(*arguments: object, **columns: object) -> object:
+        running = cast("Awaitable[object]", function(*arguments, **columns))
+        return await _await_within(running, f"reward {name!r}{describe_rows(columns)}", seconds)
 
-    else:
+    def call_within_limit(*arguments: object, **columns: object) -> object:
+        with time_limit(lambda: f"reward {name!r}{describe_rows(columns)}", seconds):
+            return function(*arguments, **columns)
 
-        def within_limit(*arguments: Any, **columns: Any) -> Any:
-            with time_limit(lambda: f"reward {name!r}{describe_rows(columns)}", seconds):
-                return function(*arguments, **columns)
-
+    within_limit: Callable[..., object] = await_within_limit if is_coroutine_function(function) else call_within_limit
     functools.update_wrapper(within_limit, function, updated=())
     within_limit.__name__ = name
     if hasattr(function, "asynchronous"):
-        within_limit.asynchronous = with_time_limit(function.asynchronous, seconds)
-    return within_limit
+        vars(within_limit)["asynchronous"] = with_time_limit(function.asynchronous, seconds)
+
+    return cast("Function", within_limit)
 
 
-async def _await_within(running: Awaitable[Any], what: str, seconds: float) -> Any:
+def is_coroutine_function(function: object) -> bool:
+    """Return whether calling a function, or an object, gives a coroutine."""
+    call = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+async def _await_within(running: Awaitable[Result], what: str, seconds: float) -> Result:
     """Return what a coroutine gives within its time; one that blocks the loop is ended by the clock's thread.
 
     Raises:
@@ -204,14 +229,15 @@ async def _await_within(running: Awaitable[Any], what: str, seconds: float) -> A
         except asyncio.TimeoutError as error:  # noqa: UP041 - another class before Python 3.11
             if time.monotonic() - started < seconds:
                 raise  # its own
-            raise TimeLimitError(_timeout_message(what, seconds, clock.flag)) from error
+            flag = REWARD_FLAG if clock is None else clock.flag
+            raise TimeLimitError(_timeout_message(what, seconds, flag)) from error
 
 
 def _timeout_message(what: str, seconds: float, flag: str) -> str:
     return f"{what}: has not returned for {seconds:g} s ({flag}; 0 is no limit)"
 
 
-def describe_rows(columns: Mapping[str, Any]) -> str:
+def describe_rows(columns: Mapping[str, object]) -> str:
     """Return which rows a batch is of, for an error: ` on rows a.jsonl:1 to a.jsonl:4`."""
     where = columns.get("where") or columns.get("id")
     if not isinstance(where, list | tuple) or not where:
@@ -220,7 +246,7 @@ def describe_rows(columns: Mapping[str, Any]) -> str:
     return f" on row {first}" if first == last else f" on rows {first} to {last}"
 
 
-def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: Any, **options: Any) -> Any:
+def call_method(owner: object, method: str, row: str, seconds: float, *arguments: object, **options: object) -> Any:
     """Return what a method of an environment returns; a coroutine is run to its end.
 
     Args:
@@ -240,7 +266,7 @@ def call_method(owner: Any, method: str, row: str, seconds: float, *arguments: A
             raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-async def await_method(owner: Any, method: str, row: str, seconds: float) -> Any:
+async def await_method(owner: object, method: str, row: str, seconds: float) -> Any:
     """Return what a coroutine method of an environment gives; limits and errors as in `call_method`."""
     place = describe_method_call(owner, method, row)
     try:
@@ -251,12 +277,12 @@ async def await_method(owner: Any, method: str, row: str, seconds: float) -> Any
         raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-def describe_method_call(owner: Any, method: str, row: str) -> str:
+def describe_method_call(owner: object, method: str, row: str) -> str:
     """Return how an error names a method of an environment and its row."""
     return f"environment {type(owner).__name__!r}, {method}()" + (f" on row {row}" if row else "")
 
 
-def describe_row(row: Mapping[str, Any]) -> str:
+def describe_row(row: Mapping[str, object]) -> str:
     """Return how an error names a row: its location, else its id or number."""
     names: Sequence[str] = ("where", "id", "episode")
     return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import (
+        PreTrainedTokenizerBase,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+    )
+
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -50,7 +59,7 @@ def build_tiny_qwen(
     min_pixels: int = 56 * 56,
     max_pixels: int = 224 * 224,
     seed: int = 0,
-) -> tuple[Any, Any]:
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """Return a randomly initialized `(model, processor)` of the Qwen2.5-VL family; the same for the same arguments.
 
     Args:
@@ -85,7 +94,7 @@ def chat_template() -> str:
     return files("vlm_grpo").joinpath("tiny_chat_template.jinja").read_text(encoding="utf-8")
 
 
-def _tokenizer(corpus: Sequence[str], vocabulary: int) -> Any:
+def _tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
     """Return a byte-level BPE tokenizer: every text can be encoded, the words of the corpus cheaply."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +121,7 @@ def _tokenizer(corpus: Sequence[str], vocabulary: int) -> Any:
     )
 
 
-def _processor(tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
+def _processor(tokenizer: PreTrainedTokenizerBase, min_pixels: int, max_pixels: int) -> Qwen2_5_VLProcessor:
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     return Qwen2_5_VLProcessor(
@@ -123,14 +132,19 @@ def _processor(tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
     )
 
 
-def _config(size: TinySize, tokenizer: Any) -> Any:
+def _config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
     from transformers import Qwen2_5_VLConfig
 
     half_head = size.hidden // size.heads // 2
     time = half_head // 4
     height = (half_head - time) // 2
-    token = tokenizer.convert_tokens_to_ids
-    ends = {"bos_token_id": token(PAD), "eos_token_id": token(END), "pad_token_id": token(PAD)}
+
+    def token(name: str) -> int:
+        number = tokenizer.convert_tokens_to_ids(name)
+        assert isinstance(number, int)  # a list is of a list of names
+        return number
+
+    ends: dict[str, Any] = {"bos_token_id": token(PAD), "eos_token_id": token(END), "pad_token_id": token(PAD)}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": size.hidden,
@@ -159,12 +173,13 @@ def _config(size: TinySize, tokenizer: Any) -> Any:
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
-    names = {"image_token_id": VISION[3], "video_token_id": VISION[4]}
-    names |= {"vision_start_token_id": VISION[0], "vision_end_token_id": VISION[1]}
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
         tie_word_embeddings=True,
         **ends,
-        **{key: token(name) for key, name in names.items()},
+        image_token_id=token(VISION[3]),
+        video_token_id=token(VISION[4]),
+        vision_start_token_id=token(VISION[0]),
+        vision_end_token_id=token(VISION[1]),
     )

@@ -9,22 +9,25 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vlm_grpo.answer_parser import extract_json, strip_thinking
+from vlm_grpo.records import JsonSchema
 from vlm_grpo.registry import Registry
 
+Item = TypeVar("Item")
+
 QUOTE = '<|"|>'  # around strings in Gemma's calls
-Schemas = Mapping[str, Mapping[str, Any] | None]  # JSON schemas of the arguments, by the name of the tool
+Schemas = Mapping[str, JsonSchema | None]  # JSON schemas of the arguments, by the name of the tool
 
 
 class ToolCall(NamedTuple):
     """A tool's name and arguments; `name` is None where the call cannot be read."""
 
     name: str | None
-    arguments: Any
+    arguments: object
 
 
 UNREADABLE_CALL = ToolCall(None, None)
@@ -68,7 +71,7 @@ def read_hermes(inside: str, schemas: Schemas) -> list[ToolCall]:
     return [_from_json(value)]
 
 
-def _from_json(value: Any) -> ToolCall:
+def _from_json(value: object) -> ToolCall:
     if isinstance(value, dict) and set(value) == {"name", "arguments"} and isinstance(value["name"], str):
         return ToolCall(value["name"], value["arguments"])
     return UNREADABLE_CALL
@@ -109,7 +112,7 @@ def _from_pairs(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> To
     return ToolCall(name, {key: _value(text, properties.get(key)) for key, text in pairs})
 
 
-def _value(text: str, schema: Any) -> Any:
+def _value(text: str, schema: object) -> object:
     kinds = schema.get("type") if isinstance(schema, Mapping) else None
     if kinds == "string":
         return text
@@ -140,13 +143,13 @@ class _GemmaValue:
     def __init__(self, text: str) -> None:
         self.text, self.place = text, 0
 
-    def whole(self) -> Any:
+    def whole(self) -> object:
         value = self.value()
         if self.place < len(self.text):
             raise ValueError(f"text after the value: {self.text[self.place :][:20]!r}")
         return value
 
-    def value(self) -> Any:
+    def value(self) -> object:
         if self._skips(QUOTE):
             return self._until_quote()
         if self._skips("{"):
@@ -159,7 +162,7 @@ class _GemmaValue:
         self.place = match.end()
         return _finite(json.loads(match[0]))
 
-    def _pair(self) -> tuple[str, Any]:
+    def _pair(self) -> tuple[str, object]:
         if self._skips(QUOTE):
             key = self._until_quote()
             self._expects(":")
@@ -170,8 +173,8 @@ class _GemmaValue:
             key, self.place = match[1], match.end()
         return key, self.value()
 
-    def _items(self, end: str, read: Callable[[], Any]) -> list[Any]:
-        items: list[Any] = []
+    def _items(self, end: str, read: Callable[[], Item]) -> list[Item]:
+        items: list[Item] = []
         while not self._skips(end):
             if items:
                 self._expects(",")
@@ -212,7 +215,7 @@ def _python_call(node: ast.expr) -> ToolCall:
     return UNREADABLE_CALL if any(name is None for name, _ in pairs) else ToolCall(node.func.id, _mapping(pairs))
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr) -> object:
     """Return the value of a literal.
 
     Raises:
@@ -222,13 +225,15 @@ def _literal(node: ast.expr) -> Any:
         return JSON_WORDS[node.id]
     if isinstance(node, ast.List):
         return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        pairs = zip(node.keys, node.values, strict=True)
-        return _mapping([(_literal(key), _literal(value)) for key, value in pairs])
+    if isinstance(node, ast.Dict):
+        keys = [key for key in node.keys if key is not None]  # None stands for `**other`
+        if len(keys) == len(node.keys):
+            pairs = zip(keys, node.values, strict=True)
+            return _mapping([(_literal(key), _literal(value)) for key, value in pairs])
     return _finite(ast.literal_eval(node))
 
 
-def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+def _mapping(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
     """Return the pairs as a JSON object.
 
     Raises:
@@ -240,7 +245,7 @@ def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> str | float | None:
     """Return the value, if JSON can represent it.
 
     Raises:
@@ -261,7 +266,9 @@ def read_mistral(inside: str, schemas: Schemas) -> list[ToolCall]:
         calls = [{k: v for k, v in item.items() if k != "id"} if isinstance(item, dict) else item for item in listed]
         return [_from_json(item) for item in calls] or [UNREADABLE_CALL]
     match = MISTRAL_NAMED.fullmatch(inside)
-    arguments = None if match is None else extract_json(match[2])
+    if match is None:
+        return [UNREADABLE_CALL]
+    arguments = extract_json(match[2])
     return [ToolCall(match[1], arguments) if isinstance(arguments, dict) else UNREADABLE_CALL]
 
 

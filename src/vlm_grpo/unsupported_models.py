@@ -6,7 +6,6 @@ Checked before a model is loaded. What is not listed here, and not in FAMILIES, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 REMOTE_CODE = "a checkpoint with code of its own, which transformers has replaced by classes of another form"
 
@@ -30,7 +29,9 @@ UNSUPPORTED_MODELS: Mapping[str, str] = {
 }
 
 
-def unsupported_reason(config: Mapping[str, Any], known: Mapping[str, Any], *, trust_remote_code: bool) -> str | None:
+def unsupported_reason(
+    config: Mapping[str, object], known: Mapping[str, object], *, trust_remote_code: bool
+) -> str | None:
     """Return why a model cannot be trained and what to use instead; None if it can.
 
     Args:

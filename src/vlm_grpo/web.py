@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -122,7 +123,7 @@ class _Exchange:
             is_ours = isinstance(reason, WebError | TimeoutError)
             self.failure = reason if is_ours and not isinstance(error, urllib.error.HTTPError) else error
 
-    def _read(self, stream: Any) -> None:
+    def _read(self, stream: http.client.HTTPResponse) -> None:
         while block := stream.read1(BLOCK):
             self.body += block
             if len(self.body) > self.limits.size:
@@ -131,7 +132,7 @@ class _Exchange:
             if self.is_over or time.monotonic() > self.end:
                 raise TimeoutError(f"not there within {self.limits.seconds:g} s")
 
-    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
+    def connect(self, address: tuple[str, int], timeout: float | None) -> socket.socket:
         """Return a connection to a server, to the very address that was looked at."""
         infos = _addresses(*address, private=self.limits.private)
         failure: OSError = OSError("no address")
@@ -139,7 +140,8 @@ class _Exchange:
             connection = socket.socket(family, kind, protocol)
             self.sockets.append(connection)
             try:
-                connection.settimeout(max(0.01, min(timeout, self.end - time.monotonic())))
+                left = self.end - time.monotonic()
+                connection.settimeout(max(0.01, left if timeout is None else min(timeout, left)))
                 connection.connect(place)
                 return connection
             except OSError as error:
@@ -155,19 +157,25 @@ class _Exchange:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+# As socket.getaddrinfo returns it: family, kind, protocol, canonical name, and the address.
+AddressInfo = tuple[
+    socket.AddressFamily, socket.SocketKind, int, str, "tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]"
+]
+
+
 def _size(number: int) -> str:
     return f"{number // 2**20} MiB" if number >= 2**20 else f"{number} bytes"
 
 
-def _addresses(host: str, port: int, *, private: bool) -> list[Any]:
+def _addresses(host: str, port: int, *, private: bool) -> list[AddressInfo]:
     """Return what a host's name stands for.
 
     Raises:
         PrivateAddressError: one of its addresses is of this machine or a private network.
     """
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    infos: list[AddressInfo] = [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for *_, place in infos:
-        if not private and is_private(place[0]):
+        if not private and is_private(str(place[0])):
             raise PrivateAddressError(f"{host} is private, {place[0]} (--allow_private_urls allows it)")
     return infos
 
@@ -218,15 +226,15 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
-    def http_open(self, request: urllib.request.Request) -> Any:
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self._kind(request, _Http, http.client.HTTPConnection), request)
 
-    def https_open(self, request: urllib.request.Request) -> Any:
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self._kind(request, _Https, http.client.HTTPSConnection), request)
 
     def _kind(
-        self, request: urllib.request.Request, guarded: Callable[..., Any], plain: Callable[..., Any]
-    ) -> Callable[..., Any]:
+        self, request: urllib.request.Request, guarded: Callable[..., HTTPConnection], plain: type[HTTPConnection]
+    ) -> Callable[..., HTTPConnection]:
         """Return the class of a connection. What is behind a proxy is looked at by the name alone."""
         parts = urlsplit(request.full_url)
         if request.host == parts.netloc:
@@ -236,7 +244,7 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         return plain
 
 
-Connect = Callable[[tuple[str, int], float], socket.socket]
+Connect = Callable[[tuple[str, int], "float | None"], socket.socket]
 
 
 class _Http(http.client.HTTPConnection):

@@ -52,6 +52,12 @@ def test_rewards_can_be_named_and_may_be_the_users(tmp_path: Path, capsys: pytes
     assert f"{tmp_path}/mine.py:half: 0.5\nformat:2: 1" in capsys.readouterr().out
 
 
+def test_a_reward_that_is_awaited_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.py").write_text("async def two(completions, **columns):\n    return [0.25] * len(completions)\n")
+    assert main([*flags(tmp_path, [row(1)]), "--reward_funcs", f"{tmp_path}/mine.py:two"]) == 0
+    assert f"{tmp_path}/mine.py:two: 0.25" in capsys.readouterr().out
+
+
 def test_page_stands_alone_and_escapes_what_data_says(tmp_path: Path):
     page = tmp_path / "preview.html"
     bad = "<script>alert(1)</script>"

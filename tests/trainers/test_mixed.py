@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tests.data.files import turns, write_jsonl
 from tests.support.training import image_rows, length_reward, picture, rewards_of, settings, user
 from vlm_grpo.data import load_dataset
-from vlm_grpo.trainers import base
+from vlm_grpo.trainers import base, rollout_logger
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
@@ -229,7 +229,7 @@ def holds_image(value: Any) -> bool:
 def gathered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by every object that a trainer gathers from all processes."""
     found: list[Any] = []
-    for place in (*(sys.modules[trainer.__module__] for trainer, _ in STOCK), base):
+    for place in (*(sys.modules[trainer.__module__] for trainer, _ in STOCK), base, rollout_logger):
         original = place.gather_object
         monkeypatch.setattr(place, "gather_object", lambda value, call=original: found.append(value) or call(value))
     return found

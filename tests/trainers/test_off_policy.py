@@ -151,7 +151,7 @@ def test_rows_of_the_expert_are_not_sampled(tiny_model: Path, tmp_path: Path, mo
     monkeypatch.setattr(
         TransformersEngine,
         "generate",
-        lambda self, wrapped, prompts, *rest: (sizes.append(len(prompts)), generate(self, wrapped, prompts, *rest))[1],
+        lambda self, prompts, **options: (sizes.append(len(prompts)), generate(self, prompts, **options))[1],
     )
     for options, expected in (({}, 6), ({"expert_rows": 3}, 5)):  # the first two rows have one and two answers
         trained("luffy", tiny_model, tmp_path, algorithm_options=options, shuffle_dataset=False)

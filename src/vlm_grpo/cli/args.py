@@ -10,13 +10,17 @@ import json
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from vlm_grpo.cli.migration import hint as hint_of
 from vlm_grpo.registry import nearest
 
 
-def _flag(help_text: str, default: object = None) -> object:
+def _flag(help_text: str, default: object = None) -> Any:
     return field(default=default, metadata={"help": help_text})
+
+
+FlagValues = dict[str, Any]  # values of flags by name, as a configuration file or the command line sets them
 
 
 @dataclass
@@ -208,7 +212,7 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
     return problems
 
 
-def ineffective_flags(given: list[str], values: dict[str, object]) -> list[str]:
+def ineffective_flags(given: list[str], values: FlagValues) -> list[str]:
     """Return one sentence for each given flag that would do nothing in this run."""
     problems = []
     for prefixes, needed, (name, required) in NEEDS:
@@ -243,7 +247,7 @@ def _is_off(flag: str, value: object) -> bool:
     return value is False or (flag == "val_freq" and value in (0, -1))
 
 
-def validate_environment_flags(values: dict[str, object], has_data: bool) -> list[str]:
+def validate_environment_flags(values: FlagValues, has_data: bool) -> list[str]:
     """Return one sentence for each flag that is incompatible with --environment."""
     problems = []
     if not has_data and (values.get("max_steps") or 0) <= 0:
@@ -257,7 +261,7 @@ def validate_environment_flags(values: dict[str, object], has_data: bool) -> lis
     return problems
 
 
-def validate_streaming_flags(values: dict[str, object]) -> list[str]:
+def validate_streaming_flags(values: FlagValues) -> list[str]:
     """Return one sentence for each flag that is incompatible with --streaming."""
     problems = []
     if (values.get("max_steps") or 0) <= 0:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
+
+from vlm_grpo.cli.args import FlagValues
 
 BATCH, STEPS, ACCUMULATION = "per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps"
 WHOLE, GROUP = "generation_batch_size", "num_generations"
@@ -12,7 +13,7 @@ SEARCHED = 4096  # values of a flag that are tried
 
 
 def validate_batch_sizes(
-    values: Mapping[str, Any], given: Collection[str], algorithm: str | None, min_generations: int = 2
+    values: FlagValues, given: Collection[str], algorithm: str | None, min_generations: int = 2
 ) -> list[str]:
     """Return one sentence if a rollout is not made of whole groups, with the nearest values that fit.
 
@@ -47,7 +48,7 @@ def validate_batch_sizes(
 def _problem(
     product: str,
     size: int,
-    values: Mapping[str, Any],
+    values: FlagValues,
     given: Collection[str],
     suggestions: list[str],
     min_generations: int,
@@ -71,7 +72,7 @@ def _validate_generation_batch(generation_batch: int, group: int, batch: int, pr
     ]
 
 
-def _nearest(value: int, fits: Any, most: int = SEARCHED) -> list[int]:
+def _nearest(value: int, fits: Callable[[int], bool], most: int = SEARCHED) -> list[int]:
     """Return the nearest fitting values below and above."""
     below = next((n for n in range(min(value - 1, most), 0, -1) if fits(n)), None)
     above = next((n for n in range(value + 1, max(most, value) + SEARCHED) if fits(n)), None)
@@ -86,6 +87,6 @@ def _process_count(processes: int) -> str:
     return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
-def _flag_text(name: str, values: Mapping[str, Any], given: Collection[str], algorithm: str | None) -> str:
+def _flag_text(name: str, values: FlagValues, given: Collection[str], algorithm: str | None) -> str:
     source = "" if name in given else f" (of --algorithm {algorithm})" if algorithm and name == STEPS else " (default)"
     return f"--{name} {values[name]}{source}"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.templates import Prompting
 from vlm_grpo.prompts import PROMPTS
-from vlm_grpo.records import Record
+from vlm_grpo.records import JsonObject, Record
 from vlm_grpo.tasks import TASKS
 from vlm_grpo.trainers.model_card import QUESTION, CardFacts
 
 
-def card_facts(script: ScriptArguments, record: Mapping[str, Any], prompting: Prompting) -> CardFacts:
+def card_facts(script: ScriptArguments, record: JsonObject, prompting: Prompting) -> CardFacts:
     """Return the facts for the model card: task, data, command and an example question."""
     task = TASKS[script.task_type]
     facts = CardFacts(script.task_type, list(record["data"]["files"]), record["command"], system=task.system)

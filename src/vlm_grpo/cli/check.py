@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.migration import VALUES
 from vlm_grpo.cli.templates import load_prompting
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import JsonObject
+
+if TYPE_CHECKING:
+    from vlm_grpo.data.parsing import ReaderConfig
+    from vlm_grpo.records import Record
+
 
 PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
@@ -32,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     accuracy: Counter[str] = Counter()
     earned: Counter[tuple[str, str]] = Counter()  # rows of a task that each of its rewards applies to
 
-    def note(record: Any) -> None:
+    def note(record: Record) -> None:
         accuracy.update([describe_method(record)])
         earned.update(_task_rewards(record))
 
@@ -53,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _task_rewards(record: Any) -> dict[tuple[str, str], int]:
+def _task_rewards(record: Record) -> dict[tuple[str, str], int]:
     """Return 1 for each default reward of a record's task that applies to it, else 0."""
     from vlm_grpo.rewards.applicability import is_applicable
     from vlm_grpo.tasks import TASKS
@@ -93,9 +99,15 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_hub_flag(parser: argparse.ArgumentParser) -> None:
     """Add --use_huggingface_dataset, bare or with a value, as in training."""
-    options = {"nargs": "?", "const": True, "default": False, "type": lambda text: text.lower() in ("true", "1", "yes")}
-    help_text = "read --dataset_name (implied by it; kept for old scripts)"
-    parser.add_argument("--use_huggingface_dataset", metavar="true", help=help_text, **options)
+    parser.add_argument(
+        "--use_huggingface_dataset",
+        nargs="?",
+        const=True,
+        default=False,
+        type=lambda text: text.lower() in ("true", "1", "yes"),
+        metavar="true",
+        help="read --dataset_name (implied by it; kept for old scripts)",
+    )
 
 
 def task_name(text: str) -> str:
@@ -114,19 +126,19 @@ def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     return arguments.data_file_paths or arguments.dataset_name
 
 
-def pairing(arguments: argparse.Namespace) -> dict[str, Any]:
+def pairing(arguments: argparse.Namespace) -> JsonObject:
     """Return the options with one entry per file."""
     return {"image_folders": arguments.image_folders, "reward_method": arguments.reward_method}
 
 
-def reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def reader_options(arguments: argparse.Namespace) -> JsonObject:
     """Return the options for reading rows, named as in `load_dataset`."""
     names = ("prompt_key", "answer_key", "image_key", "video_key", "allow_outside", "allow_private_urls")
     ignored = tuple(arguments.ignore_columns or ())
     return {"task": arguments.task_type, "ignore_columns": ignored, **{n: getattr(arguments, n) for n in names}}
 
 
-def reader_config(arguments: argparse.Namespace) -> Any:
+def reader_config(arguments: argparse.Namespace) -> ReaderConfig:
     """Return the options for reading rows as a ReaderConfig."""
     from vlm_grpo.data import ReaderConfig
 

@@ -17,7 +17,9 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(  # type: ignore[override]  # of its overloads only the one without a namespace of another class
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse the command line; exit with status 2 and one sentence for each unknown word."""
         options, unknown_words = self.parse_known_args(args, namespace)
         flags = [word for word in unknown_words if word.startswith("--")]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.command_parser import CommandParser
+from vlm_grpo.records import JsonObject
 
 IGNORED = ("output_dir", "overwrite", "batch_size", "concurrency", "timeout", "retries")
 
@@ -65,7 +65,7 @@ def lines(first: EvaluationRun, second: EvaluationRun, rows: list[int], differen
     return [head, *changed_settings(first.results, second.results), *table]
 
 
-def changed_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def changed_settings(first: JsonObject, second: JsonObject) -> list[str]:
     """Return one line for each setting in which the runs differ."""
     before, after = first.get("settings", {}), second.get("settings", {})
     names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]

@@ -5,26 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.env_args import opening_row
 from vlm_grpo.cli.preview import gold_rewards, reward_text
 from vlm_grpo.cli.templates import Prompting, gold_turn, prompt_end
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import Block, Row
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import is_reward_model
 from vlm_grpo.rewards.accuracy import JUDGE_METHODS, describe_method
 from vlm_grpo.rewards.adapter import split_spec
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
 
 def print_dry_run(
     script: ScriptArguments,
-    training: Any,
-    model: Any,
-    dataset: Any,
+    training: VLMGRPOConfig,
+    model: ModelConfig,
+    dataset: Dataset,
     specs: Sequence[str],
-    prompting: Prompting | UsageError,
+    prompting: Prompting | UsageError | None,
 ) -> None:
     """Print two prompts with their endings, the rewards of the gold answer, and the resolved configuration.
 
@@ -51,7 +58,7 @@ def print_dry_run(
     print("\n".join(f"{name}: {value}" for name, value in sorted(resolved.items()) if value is not None))
 
 
-def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str]) -> list[str]:
+def _scored(script: ScriptArguments, row: Row, specs: Sequence[str]) -> list[str]:
     """Return the rewards that can be computed for the gold answer now: no user rewards, none that need a server."""
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGE_METHODS:
@@ -63,7 +70,7 @@ def _scored(script: ScriptArguments, row: Mapping[str, Any], specs: Sequence[str
     ]
 
 
-def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], options: Mapping[str, Any]) -> None:
+def _show_end(row: Row, prompting: Prompting, specs: list[str], options: Mapping[str, object]) -> None:
     """Print the end of the prompt, the gold completion and its rewards."""
     print(f"the prompt ends with:\n{prompt_end(prompting.template.render(row['prompt']))}")
     if not specs:
@@ -74,7 +81,7 @@ def _show_end(row: Mapping[str, Any], prompting: Prompting, specs: list[str], op
         print(f"its reward {name}: {reward_text(value)}")
 
 
-def _plain(content: Any) -> str:
+def _plain(content: str | Sequence[Block]) -> str:
     if isinstance(content, str):
         return content
     return "".join(block.get("text", f"<{block['type']}>") for block in content)

@@ -6,15 +6,27 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import Row
 from vlm_grpo.registry import unknown_name
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vlm_grpo.cli.args import ScriptArguments
+
+
+EnvironmentFlags: TypeAlias = "argparse.Namespace | ScriptArguments"
+EnvironmentMaker = Callable[[], object]
+# What the trainer takes: one, or those from which the column `environment` of a row chooses.
+EnvironmentFactory = EnvironmentMaker | dict[str, EnvironmentMaker]
 
 OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with their own flag
 
 
-def environment_factory(flags: Any) -> Any:
+def environment_factory(flags: EnvironmentFlags) -> EnvironmentFactory | None:
     """Return the environment factory of `--environment` and its options; None without the flag.
 
     Raises:
@@ -25,7 +37,7 @@ def environment_factory(flags: Any) -> Any:
     return build_environments(flags.environment, flags.environment_options, flag_values) if flags.environment else None
 
 
-def check_environments(flags: Any, has_data: bool) -> None:
+def check_environments(flags: EnvironmentFlags, has_data: bool) -> None:
     """Create every environment once, before data and model are loaded.
 
     Raises:
@@ -44,7 +56,7 @@ def check_environments(flags: Any, has_data: bool) -> None:
         raise UsageError(f"--environment {names} makes its episodes itself: leave the data out")
 
 
-def opening_row(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def opening_row(flags: EnvironmentFlags, row: Row) -> Row:
     """Return a row with the first observation of its environment; unchanged without one."""
     if not flags.environment:
         return row
@@ -58,8 +70,8 @@ def opening_row(flags: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def build_environments(
-    names: Sequence[str], options_text: str | Mapping[str, Any] | None, flag_values: Mapping[str, Any]
-) -> Any:
+    names: Sequence[str], options_text: str | Mapping[str, object] | None, flag_values: Mapping[str, object]
+) -> EnvironmentFactory:
     """Return the trainer's `environment_factory`: one environment, or a mapping from which each row chooses.
 
     Args:
@@ -92,7 +104,7 @@ def makes_episodes(names: Sequence[str]) -> bool:
     return len(names) == 1 and bool(getattr(_environment_class(names[0]), "MAKES_EPISODES", False))
 
 
-def _factory(name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
+def _factory(name: str, options: Mapping[str, object]) -> EnvironmentMaker:
     """Return a factory of environments after creating one, so that wrong options fail before a model is loaded."""
     parameters = _parameters(name)
     for option in options:
@@ -110,13 +122,13 @@ def _parameters(name: str) -> list[str]:
     return list(inspect.signature(_environment_class(name)).parameters)
 
 
-def _environment_class(name: str) -> Callable[..., Any]:
+def _environment_class(name: str) -> Callable[..., object]:
     from vlm_grpo.envs import find_environment
 
     return find_environment(name)
 
 
-def _json_object(options_text: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _json_object(options_text: object) -> dict[str, object]:
     try:
         value = json.loads(options_text) if isinstance(options_text, str) else options_text or {}
     except ValueError:

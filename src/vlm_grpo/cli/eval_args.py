@@ -11,6 +11,7 @@ from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import PRIVATE_HELP, add_hub_flag, task_name
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
+from vlm_grpo.records import JsonObject
 
 DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
@@ -18,12 +19,21 @@ logger = logging.getLogger(__name__)
 
 LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
 ENVIRONMENT_FLAGS = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
-EPISODE_DEFAULTS = {"max_turns": 8, "tool_time_limit": 60.0, "tool_format": "auto", "reward_time_limit": 600.0}
-DATA_FLAGS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
-DATA_FLAGS += ("ignore_columns",)
+EPISODE_DEFAULTS: dict[str, Any] = {
+    "max_turns": 8,
+    "tool_time_limit": 60.0,
+    "tool_format": "auto",
+    "reward_time_limit": 600.0,
+}
+DATA_FLAGS = (
+    *("image_folders", "reward_method", "format_prompt"),
+    *("prompt_key", "answer_key", "image_key", "video_key", "ignore_columns"),
+)
 # Settings without effect on predictions: they may differ when an evaluation is resumed.
-FREE = ("output_dir", "batch_size", "use_cpu", "overwrite", "base_url", "concurrency", "timeout", "retries", "limit")
-FREE += ("use_huggingface_dataset",)
+FREE = (
+    *("output_dir", "batch_size", "use_cpu", "overwrite", "limit", "use_huggingface_dataset"),
+    *("base_url", "concurrency", "timeout", "retries"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,7 +206,7 @@ def _validate_task(options: argparse.Namespace) -> list[str]:
     return []
 
 
-def prediction_settings(options: argparse.Namespace) -> dict[str, Any]:
+def prediction_settings(options: argparse.Namespace) -> JsonObject:
     """Return the settings that predictions depend on."""
     unused = () if options.environment else ("environment", *ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS)
     settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *unused)}

@@ -13,14 +13,24 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.cli.eval_args import DATA_FLAGS, EPISODE_DEFAULTS, parser, prediction_settings, validate
 from vlm_grpo.cli.templates import Prompting
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import JsonObject
 from vlm_grpo.redact import redact, redact_text
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_grpo.evaluation import Evaluation
+    from vlm_grpo.evaluation.backends.hf import HFBackend
+    from vlm_grpo.evaluation.predictions import Backend, Scoring
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +81,7 @@ def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None,
         return None, UsageError(error)
 
 
-def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Any:
+def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -> Dataset:
     """Load and check the data set of the flags; without data the episodes of --environment."""
     from vlm_grpo.data import load_dataset
     from vlm_grpo.evaluation.predictions import check_group
@@ -90,7 +100,8 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
             task=options.task_type,
             allow_outside=options.allow_outside,
             allow_private_urls=options.allow_private_urls,
-            **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
+            think_tags=True if prompting is None else prompting.think_tags,
+            markup=None if prompting is None else prompting.markup,
             **options_given,
         )
         if options.group_by:
@@ -124,7 +135,7 @@ def check_environment_flags(options: argparse.Namespace) -> None:
         raise UsageError(f"--environment {names} has episodes without end: give --limit, how many to play")
 
 
-def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
+def load_scoring(options: argparse.Namespace, dataset: Dataset) -> Scoring:
     """Return the rewards of the task, loaded before the model."""
     from vlm_grpo.evaluation.predictions import Scoring
 
@@ -139,7 +150,7 @@ def load_scoring(options: argparse.Namespace, dataset: Any) -> Any:
     )
 
 
-def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
+def run(options: argparse.Namespace, dataset: Dataset, scoring: Scoring) -> None:
     """Evaluate the remaining rows of this process and write the results of all processes."""
     from accelerate import PartialState
 
@@ -174,7 +185,7 @@ def run(options: argparse.Namespace, dataset: Any, scoring: Any) -> None:
         state.destroy_process_group()
 
 
-def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows: int) -> dict[str, Any]:
+def settings_and_data(options: argparse.Namespace, dataset: Dataset, rows: int) -> JsonObject:
     """Return what the predictions depend on: settings, model files, data."""
     from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
@@ -190,7 +201,7 @@ def settings_and_data(options: argparse.Namespace, dataset: Sequence[Any], rows:
     }
 
 
-def prepare_output_dir(state: Any, folder: Path, facts: dict[str, Any], *, overwrite: bool) -> None:
+def prepare_output_dir(state: PartialState, folder: Path, facts: JsonObject, *, overwrite: bool) -> None:
     """Prepare the output folder on the first process; an error there is raised on all.
 
     Raises:
@@ -212,7 +223,7 @@ def prepare_output_dir(state: Any, folder: Path, facts: dict[str, Any], *, overw
         raise UsageError(problem[0])
 
 
-def load_backend(options: argparse.Namespace, device: Any) -> Any:
+def load_backend(options: argparse.Namespace, device: torch.device) -> Any:
     """Return the backend: a local model on its device, or a server."""
     from vlm_grpo.evaluation.sampling_params import SamplingParams
 
@@ -248,7 +259,7 @@ def load_backend(options: argparse.Namespace, device: Any) -> Any:
     return load_agents(options, local) if options.environment else local
 
 
-def load_agents(options: argparse.Namespace, model: Any) -> Any:
+def load_agents(options: argparse.Namespace, model: HFBackend) -> Backend:
     """Return the backend that runs the model in the environments of the flags."""
     from vlm_grpo.cli.env_args import environment_factory
     from vlm_grpo.evaluation.backends.agent import AgentBackend
@@ -262,7 +273,7 @@ def load_agents(options: argparse.Namespace, model: Any) -> Any:
     )
 
 
-def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
+def load_model(options: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load the model on its device and the processor with the image limits of the flags.
 
     Raises:
@@ -287,7 +298,8 @@ def load_model(options: argparse.Namespace, device: Any) -> tuple[Any, Any]:
         raise UsageError(error) from error
     print_space_notice(options, model.config.model_type)
     patch_glm4v_placeholder_mask(model)
-    return model.to(device), processor
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    return model, processor
 
 
 def print_space_notice(options: argparse.Namespace, model_type: str) -> None:
@@ -300,7 +312,7 @@ def print_space_notice(options: argparse.Namespace, model_type: str) -> None:
         print(f"vlm-grpo evaluate: {notice}", file=sys.stderr)
 
 
-def progress_bar(rows: int, done: int, state: Any) -> Any:
+def progress_bar(rows: int, done: int, state: PartialState) -> Any:
     """Return a progress bar over all rows, starting after those that were done before."""
     from tqdm import tqdm
 
@@ -309,7 +321,7 @@ def progress_bar(rows: int, done: int, state: Any) -> Any:
     return tqdm(total=total, initial=initial, desc="evaluating", unit="row", disable=not state.is_main_process)
 
 
-def save_evaluation(options: argparse.Namespace, evaluation: Any, dataset: Any, facts: dict[str, Any]) -> None:
+def save_evaluation(options: argparse.Namespace, evaluation: Evaluation, dataset: Dataset, facts: JsonObject) -> None:
     """Write the result files to the output folder."""
     from vlm_grpo.evaluation.results import write_results
 
@@ -317,7 +329,7 @@ def save_evaluation(options: argparse.Namespace, evaluation: Any, dataset: Any, 
     write_results(Path(options.output_dir), f"Evaluation of {options.model_name_or_path}", evaluation, dataset, facts)
 
 
-def print_metrics(evaluation: Any, folder: str) -> None:
+def print_metrics(evaluation: Evaluation, folder: str) -> None:
     """Print one line per metric and the paths of the files."""
     print(f"{'metric':<24} value [95 % interval]      examples")
     for name, metric in evaluation.metrics.items():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.args import ScriptArguments
 from vlm_grpo.cli.train_args import UsageError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from vlm_grpo.cli.templates import Prompting
+    from vlm_grpo.trainers.config import VLMGRPOConfig
 
 
-def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
+def with_expert_answers(script: ScriptArguments, dataset: Dataset) -> Dataset:
     """Return the training rows with the answers of --expert_key and --expert_data_file_paths.
 
     Raises:
@@ -26,7 +29,9 @@ def with_expert_answers(script: ScriptArguments, dataset: Any) -> Any:
     return with_experts(dataset, answers) if answers else dataset
 
 
-def load_demonstrations(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> Any:
+def load_demonstrations(
+    script: ScriptArguments, training: VLMGRPOConfig, prompting: Prompting | None = None
+) -> Dataset | None:
     """Return the demonstrations of --expert_data_file_paths; None without any.
 
     Raises:

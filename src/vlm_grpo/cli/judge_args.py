@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from vlm_grpo.records import Row
 from vlm_grpo.redact import redact_text
 from vlm_grpo.rewards import REWARDS, JudgeSettings, has_option
 from vlm_grpo.rewards.accuracy import JUDGE_METHODS
 from vlm_grpo.rewards.judge_client import MODEL, get_judge
+
+if TYPE_CHECKING:
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
 
 FLAGS = ("model", "base_url", "api_key_variable", "timeout", "retries", "concurrency")
 JUDGED_LINE = re.compile(rb'"accu_reward_method"\s*:\s*"(?:judge|llm)"')
 CONNECT_TIMEOUT = 5.0  # seconds for a connection
 
 
-def judge_flags(training: Any) -> list[str]:
+def judge_flags(training: VLMGRPOConfig) -> list[str]:
     """Return the --judge_* flags of this run."""
     return [f"--judge_{name}" for name in FLAGS if getattr(training, f"judge_{name}") is not None]
 
 
-def check_judge(specs: Iterable[str], reward_method: str | None, training: Any) -> None:
+def check_judge(specs: Iterable[str], reward_method: str | None, training: VLMGRPOConfig) -> None:
     """Check that a reward reads the judge flags, and that the judge has a model and a reachable server.
 
     Raises:
@@ -47,7 +52,7 @@ def is_judged(specs: Iterable[str], reward_method: str | None) -> bool:
 
 
 def check_judged_rows(
-    specs: Iterable[str], reward_method: str | None, training: Any, dataset: Iterable[Mapping[str, Any]]
+    specs: Iterable[str], reward_method: str | None, training: VLMGRPOConfig, dataset: Iterable[Row]
 ) -> None:
     """Check that the command line or a record uses the judge if --judge_* flags are set; reads the records.
 
@@ -62,7 +67,7 @@ def check_judged_rows(
         raise ValueError(f"{', '.join(flags)} would have no effect without {needed}")
 
 
-def check_judged_files(specs: Iterable[str], training: Any, paths: Iterable[str]) -> None:
+def check_judged_files(specs: Iterable[str], training: VLMGRPOConfig, paths: Iterable[str]) -> None:
     """Check that the judge has a model if records of jsonl files use it; a quick search before they are parsed.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vlm_grpo.families import Family
@@ -90,7 +90,7 @@ def family_cells(family: Family) -> tuple[str, str, str, str]:
     return prefix, "yes" if family.has_video else "no", family.tools or "-", family.coordinate_space or "-"
 
 
-def first_line(reward: Any) -> str:
+def first_line(reward: object) -> str:
     """Return the first line of a docstring; for a partial function with its bound options."""
     options = ", ".join(f"{name}={value}" for name, value in getattr(reward, "keywords", {}).items())
     line = (getattr(reward, "func", reward).__doc__ or "").strip().splitlines()[0]

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Reader = Callable[[Any], list[str]]  # value to words of the command line; raises ValueError if not accepted
+Reader = Callable[[object], list[str]]  # value to words of the command line; raises ValueError if not accepted
 FILES = (".jsonl", ".json", ".csv")
 
 
@@ -33,7 +32,7 @@ class Change:
     note: str = ""
 
 
-def yaml_text(value: Any) -> str:
+def yaml_text(value: object) -> str:
     """Return a value of a YAML file as it is written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -41,7 +40,7 @@ def yaml_text(value: Any) -> str:
 def renamed_flag(flag: str, example: str, note: str = "") -> Change:
     """Return the change of a flag that has another name here; a list becomes several values."""
 
-    def read(value: Any) -> list[str]:
+    def read(value: object) -> list[str]:
         if isinstance(value, list | tuple):
             return [f"--{flag}", *map(yaml_text, value)]
         return [f"--{flag}={yaml_text(value)}"]
@@ -52,7 +51,7 @@ def renamed_flag(flag: str, example: str, note: str = "") -> Change:
 def fixed_setting(new: str, value: str, note: str = "") -> Change:
     """Return the change of a setting that is fixed here: its one value has no effect, any other is an error."""
 
-    def read(given: Any) -> list[str]:
+    def read(given: object) -> list[str]:
         if yaml_text(given).lower() != value:
             raise ValueError(note or new)
         return []
@@ -60,7 +59,7 @@ def fixed_setting(new: str, value: str, note: str = "") -> Change:
     return Change(new, read, value, note)
 
 
-def _data(value: Any) -> list[str]:
+def _data(value: object) -> list[str]:
     names = [yaml_text(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))]
     if all(Path(name.rpartition("@")[0] or name).suffix in FILES for name in names):
         return [f"--data_file_paths={':'.join(names)}"]
@@ -69,23 +68,23 @@ def _data(value: Any) -> list[str]:
     return [f"--dataset_name={names[0]}"]
 
 
-def _policy_loss(value: Any) -> list[str]:
+def _policy_loss(value: object) -> list[str]:
     return [] if yaml_text(value) in ("ppo", "vanilla", "default") else [f"--algorithm={value}"]
 
 
-def _reward_type(value: Any) -> list[str]:
+def _reward_type(value: object) -> list[str]:
     if yaml_text(value) not in ("sequential", "batch", "function"):
         raise ValueError("the rewards of an environment are used where --environment is given")
     return []
 
 
-def _loggers(value: Any) -> list[str]:
+def _loggers(value: object) -> list[str]:
     names = value if isinstance(value, list) else str(value).strip("[]").replace("'", "").replace('"', "").split(",")
     known = [name for name in (yaml_text(name).strip() for name in names) if name not in ("console", "file", "")]
     return ["--report_to", *known] if known else []
 
 
-def _adamw(value: Any) -> list[str]:
+def _adamw(value: object) -> list[str]:
     if yaml_text(value) != "adamw":
         raise ValueError("--optim NAME, a name of transformers")
     return []

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, ProcessorMixin
+    from trl import ModelConfig
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +32,7 @@ LANGUAGE_ONLY = {
 MOST_PLACES = 5
 
 
-def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[str, Any]]) -> None:
+def check_model(model: ModelConfig, training: VLMGRPOConfig, task: str, dataset: Iterable[Row]) -> None:
     """Check that a model can be trained; warn about large images and unknown coordinate spaces.
 
     Args:
@@ -40,7 +48,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
     config = load_model_config(model, training)
     processor = load_processor(model, training)
     if getattr(processor, "image_processor", None) is None:
-        check_text_alone(model.model_name_or_path, config.model_type, dataset)
+        check_text_alone(model.model_name_or_path or "", config.model_type, dataset)
         return
     check_language_only(training)
     check_images(processor, dataset)
@@ -55,7 +63,7 @@ def check_model(model: Any, training: Any, task: str, dataset: Iterable[Mapping[
         logger.warning(costs)
 
 
-def load_model_config(model: Any, training: Any) -> Any:
+def load_model_config(model: ModelConfig, training: VLMGRPOConfig) -> PreTrainedConfig:
     """Return the model's configuration.
 
     Raises:
@@ -65,7 +73,7 @@ def load_model_config(model: Any, training: Any) -> Any:
 
     from vlm_grpo.unsupported_models import unsupported_reason
 
-    name, options = model.model_name_or_path, {"revision": model.model_revision}
+    name, options = model.model_name_or_path or "", {"revision": model.model_revision}
     check_not_adapter(name)
     trust = bool(training.trust_remote_code)
     try:
@@ -74,12 +82,12 @@ def load_model_config(model: Any, training: Any) -> Any:
         config = None if reason else AutoConfig.from_pretrained(name, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {name!r} cannot be read: {error}") from error
-    if reason:
+    if reason or config is None:
         raise UsageError(f"--model_name_or_path {name}: {reason}")
     return config
 
 
-def load_processor(model: Any, training: Any) -> Any:
+def load_processor(model: ModelConfig, training: VLMGRPOConfig) -> ProcessorMixin:
     """Return the model's processor; a tokenizer for a model without images.
 
     Raises:
@@ -119,7 +127,7 @@ def check_not_adapter(name: str) -> None:
     )
 
 
-def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, Any]]) -> None:
+def check_text_alone(name: str, model_type: str, dataset: Iterable[Row]) -> None:
     """Check that no row has images or videos if the model reads text only.
 
     Raises:
@@ -133,7 +141,7 @@ def check_text_alone(name: str, model_type: str, dataset: Iterable[Mapping[str, 
             )
 
 
-def check_language_only(training: Any) -> None:
+def check_language_only(training: VLMGRPOConfig) -> None:
     """Check that no flag is set that TRL supports for language models only.
 
     Raises:
@@ -144,7 +152,7 @@ def check_language_only(training: Any) -> None:
         raise UsageError("\n  ".join(["wrong flags:", *problems]))
 
 
-def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
+def check_images(processor: ProcessorMixin, dataset: Iterable[Row]) -> None:
     """Check that every row has an image if the processor needs one.
 
     Raises:
@@ -164,14 +172,14 @@ def check_images(processor: Any, dataset: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def limit(processor: Any, config: Any, limits: Any) -> None:
+def limit(processor: ProcessorMixin, config: PreTrainedConfig, limits: object) -> None:
     """Apply the image limits of the flags, so that an impossible limit fails before the model is loaded."""
     from vlm_grpo.model_utils import limit_images
 
     limit_images(processor, config, limits)
 
 
-def cost_notice(processor: Any, model_type: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
+def cost_notice(processor: ProcessorMixin, model_type: str, rows: Iterable[Row]) -> str | None:
     """Return a warning about images with very many tokens in the given rows; None if there are none."""
     from vlm_grpo.data.images import image_ref, image_size
     from vlm_grpo.image_tokens import count_image_tokens, is_ranged

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
 
 # What each flash attention of transformers needs: the module to import, and how to install it.
 FLASH_PACKAGES = {
@@ -27,7 +33,7 @@ REPORTERS = {
 }
 
 
-def validate_flags(model: Any, training: Any) -> list[str]:
+def validate_flags(model: ModelConfig, training: VLMGRPOConfig) -> list[str]:
     """Return one sentence for each conflict between flags, on any machine."""
     name = quantization_flag(model)
     if name is None:
@@ -48,7 +54,7 @@ def validate_flags(model: Any, training: Any) -> list[str]:
     return problems
 
 
-def missing_requirements(model: Any, training: Any) -> list[str]:
+def missing_requirements(model: ModelConfig, training: VLMGRPOConfig) -> list[str]:
     """Return one sentence for each missing requirement of the run on this machine."""
     problems = []
     name = quantization_flag(model)
@@ -66,7 +72,7 @@ def missing_requirements(model: Any, training: Any) -> list[str]:
     return problems
 
 
-def missing_packages(training: Any) -> list[str]:
+def missing_packages(training: VLMGRPOConfig) -> list[str]:
     """Return one sentence for each missing package of a flag, with the command to install it."""
     problems = []
     if getattr(training, "use_vllm", False) and not is_installed("vllm"):
@@ -98,7 +104,7 @@ def missing_flash_attention(implementation: str | None, device: str) -> list[str
     return []
 
 
-def attention_flag(model: Any, training: Any) -> str | None:
+def attention_flag(model: ModelConfig, training: VLMGRPOConfig) -> str | None:
     """Return the attention implementation that the flags ask for."""
     options = getattr(training, "model_init_kwargs", None)
     requested = options.get("attn_implementation") if isinstance(options, dict) else None
@@ -113,11 +119,11 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def quantization_flag(model: Any) -> str | None:
+def quantization_flag(model: ModelConfig) -> str | None:
     """Return the flag that requests quantized weights; None without one."""
     return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(model, name)), None)
 
 
-def uses_fsdp(training: Any) -> bool:
+def uses_fsdp(training: VLMGRPOConfig) -> bool:
     """Return whether --fsdp or accelerate's launcher enables FSDP."""
     return bool(training.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.cli.check import add_data_flags, data_source, pairing, reader_options
@@ -18,6 +18,7 @@ from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.preview_space import box_converter
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP, GoldTurn, gold_turn, load_prompting, parse_kwargs
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import ImageRef, Row
 from vlm_grpo.redact import redact_text
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class SampleView:
     """
 
     where: str
-    parts: list[tuple[str, list[Any]]]
+    parts: list[tuple[str, list[Picture | str]]]
     templated: str | None
     completion: str
     rewards: dict[str, float | str | None]
@@ -111,9 +112,7 @@ def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
     ]
 
 
-def _view_row(
-    row: Mapping[str, Any], specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool
-) -> SampleView:
+def _view_row(row: Row, specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool) -> SampleView:
     from vlm_grpo.rewards.accuracy import describe_method
     from vlm_grpo.tasks import TASKS
 
@@ -142,16 +141,16 @@ def _view_row(
 
 
 def gold_rewards(
-    specs: Sequence[str], gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    specs: Sequence[str], gold: GoldTurn, row: Row, options: Mapping[str, object] | None = None
 ) -> dict[str, float | str | None]:
     """Return what each reward gives the gold turn; `options` are those of `resolve_rewards`."""
     return {spec: _gold_reward(spec, gold, row, options or {}) for spec in specs}
 
 
-def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Mapping[str, Any]) -> float | str | None:
+def _gold_reward(spec: str, gold: GoldTurn, row: Row, options: Mapping[str, object]) -> float | str | None:
     """Return what one reward gives the gold turn; text when the reward needs something that is not installed."""
     from vlm_grpo.rewards import is_reward_model, resolve_rewards
-    from vlm_grpo.rewards.adapter import WHOLE_TURNS
+    from vlm_grpo.rewards.adapter import WHOLE_TURNS, call_batch_reward
 
     if is_reward_model(spec):
         return "not computed: a reward model"
@@ -160,7 +159,8 @@ def _gold_reward(spec: str, gold: GoldTurn, row: Mapping[str, Any], options: Map
     columns |= {"turn_opening": [gold.opening], WHOLE_TURNS: [_assistant(gold.opening + gold.completion)]}
     try:
         (function,), _ = resolve_rewards([spec], **options)
-        return function(prompts=[row["prompt"]], completions=[_assistant(gold.completion)], **columns)[0]
+        completions = [_assistant(gold.completion)]
+        return call_batch_reward(function, prompts=[row["prompt"]], completions=completions, **columns)[0]
     except ImportError as error:
         return f"not computed: {error}"
 

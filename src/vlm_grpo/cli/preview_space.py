@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-DatasetRow = Mapping[str, Any]
+from vlm_grpo.records import Row
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 
-def box_converter(model: str | None, flag: str | None) -> Callable[[DatasetRow], DatasetRow]:
+def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
     """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
 
     Without both, rows stay unchanged.
@@ -31,7 +34,7 @@ def box_converter(model: str | None, flag: str | None) -> Callable[[DatasetRow],
     space = answer_space(model_type, flag)
     notice = _Notice(model_type, flag)
 
-    def convert(row: DatasetRow) -> DatasetRow:
+    def convert(row: Row) -> Row:
         notice(row["task"])
         return place_box(
             row, space, _processed_sizes(row, processor) if space == "resized" else [None] * len(row["images"])
@@ -56,14 +59,14 @@ class _Notice:
             self.line = None
 
 
-def _processed_sizes(row: DatasetRow, processor: Any) -> list[tuple[int, int] | None]:
+def _processed_sizes(row: Row, processor: ProcessorMixin) -> list[tuple[int, int] | None]:
     from vlm_grpo.rollouts.encoder import PromptEncoder
 
     encoder = PromptEncoder(processor, {})
     return encoder.processed_sizes(encoder.encode([row])[0])
 
 
-def place_box(row: DatasetRow, space: str, resized: list[tuple[int, int] | None]) -> DatasetRow:
+def place_box(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
     """Return the row with the single gold box of its record in a space; other rows unchanged."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts

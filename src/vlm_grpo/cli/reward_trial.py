@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlm_grpo.cli.templates import Prompting, gold_turn
 from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.import_utils import is_file_spec
+from vlm_grpo.records import Columns, Row
 from vlm_grpo.rewards import resolve_rewards
-from vlm_grpo.rewards.adapter import WHOLE_TURNS
+from vlm_grpo.rewards.adapter import WHOLE_TURNS, call_batch_reward
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, TimeLimitError
+
+if TYPE_CHECKING:
+    from vlm_grpo.rollouts.chat_template import ChatTemplate
+    from vlm_grpo.trainers.config import VLMGRPOConfig
 
 
 class Trial(NamedTuple):
@@ -26,8 +29,8 @@ class Trial(NamedTuple):
 
 def try_rewards(
     specs: Sequence[str],
-    dataset: Iterable[Mapping[str, Any]],
-    template: Any,
+    dataset: Iterable[Row],
+    template: ChatTemplate | None,
     *,
     space: str | None = None,
     time_limit: float = DEFAULT_TIME_LIMIT,
@@ -57,15 +60,15 @@ def try_rewards(
 
 
 def show_trials(
-    specs: Sequence[str], dataset: Iterable[Mapping[str, Any]], prompting: Prompting | None, training: Any
+    specs: Sequence[str], dataset: Iterable[Row], prompting: Prompting | None, training: VLMGRPOConfig
 ) -> None:
     """Try the user rewards of a run and print their values on the first process.
 
     Raises:
         UsageError, TimeLimitError: as `try_rewards`.
     """
-    options = {"space": training.answer_space, "time_limit": training.reward_time_limit}
-    trials = try_rewards(specs, dataset, None if prompting is None else prompting.template, **options)
+    template, limit = None if prompting is None else prompting.template, training.reward_time_limit
+    trials = try_rewards(specs, dataset, template, space=training.answer_space, time_limit=limit)
     if training.process_index == 0:
         print("".join(f"{line}\n" for line in trial_lines(trials)), end="")
 
@@ -79,11 +82,10 @@ def trial_lines(trials: Iterable[Trial]) -> list[str]:
     ]
 
 
-def _value(spec: str, columns: Mapping[str, Any], where: str, time_limit: float) -> float | None:
+def _value(spec: str, columns: Columns, where: str, time_limit: float) -> float | None:
     (function,), _ = resolve_rewards([spec], time_limit=time_limit)
     try:
-        values = function(**columns)
-        return (asyncio.run(values) if inspect.iscoroutine(values) else values)[0]
+        return call_batch_reward(function, **columns)[0]
     except TimeLimitError:
         raise
     except (RuntimeError, TypeError, ValueError, ImportError) as error:
@@ -101,7 +103,7 @@ def _place(error: BaseException, path: str) -> str:
     return f"\nat {path}:{lines[-1]}" if lines else ""
 
 
-def _columns(row: Mapping[str, Any], template: Any, space: str | None) -> dict[str, Any]:
+def _columns(row: Row, template: ChatTemplate | None, space: str | None) -> Columns:
     """Return the arguments that trainers pass to a reward, for one row."""
     from transformers import TrainerState
 

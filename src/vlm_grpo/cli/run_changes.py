@@ -10,15 +10,20 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from vlm_grpo.cli.run_record import FORMAT, read_record
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +63,9 @@ class FirstStep(TrainerCallback):
 
     has_begun = False
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: object
+    ) -> None:
         self.has_begun = True
 
 
@@ -67,23 +74,23 @@ class SettingChange:
     """One changed setting; `reason` says why it must not change, None if it may."""
 
     name: str
-    then: Any
-    now: Any
+    then: object
+    now: object
     reason: str | None = None
 
 
-def compare_records(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[SettingChange]:
+def compare_records(then: JsonObject, now: JsonObject, step: int) -> list[SettingChange]:
     """Return the differences of two records, forbidden ones first; `step` is that of the checkpoint."""
     differences = [*_model_changes(then, now), *_data_changes(then, now), *_setting_changes(then, now, step)]
     differences += _changed("reward", _rewards(then), _rewards(now))
-    differences += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now.get(key))]
+    differences += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now[key])]
     for key in ("processes", "distributed", "commit"):
         if then.get(key) != now.get(key):
             differences.append(SettingChange(key, then.get(key), now.get(key)))
     return sorted(differences, key=lambda change: change.reason is None)
 
 
-def _setting_changes(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> Iterator[SettingChange]:
+def _setting_changes(then: JsonObject, now: JsonObject, step: int) -> Iterator[SettingChange]:
     for part in ("script", "training", "model"):
         old_values, values = then.get(part) or {}, now[part]
         for name in [name for name in values if name not in READ_APART and not WITHOUT_EFFECT.fullmatch(name)]:
@@ -115,7 +122,7 @@ def _state_of(algorithm: str | None) -> tuple[bool, bool]:
     return (recipe is not None and recipe.credit is not None, recipe is not None and recipe.expert is not None)
 
 
-def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[SettingChange]:
+def _model_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]:
     """Yield changes of the model, compared by its files; the folder may have moved."""
     before, after = then.get("base_model") or {}, now["base_model"]
     if before.get("files") and before.get("files") == after["files"]:
@@ -124,15 +131,15 @@ def _model_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     if names[0] == names[1] and before.get("files") != after["files"]:
         names = [f"{names[0]} (files {before.get('files')})", f"{names[1]} (files {after['files']})"]
     if names[0] != names[1]:
-        yield SettingChange("--model_name_or_path", *names, "the checkpoint is of another model")
+        yield SettingChange("--model_name_or_path", names[0], names[1], "the checkpoint is of another model")
 
 
-def _shown_model(model: Mapping[str, Any]) -> str:
+def _shown_model(model: JsonObject) -> str:
     revision = model.get("revision")
     return f"{model.get('name')}" + (f" at {revision}" if revision not in (None, "main") else "")
 
 
-def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[SettingChange]:
+def _data_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]:
     """Yield changes of the data files: compared by content and order; rows may be corrected or removed."""
     before, after = then.get("data") or {}, now["data"]
     old, new = before.get("files") or {}, after["files"]
@@ -147,13 +154,13 @@ def _data_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[S
         yield SettingChange(f"content of {Path(path).name}", old[path], new[path])
 
 
-def _rewards(record: Mapping[str, Any]) -> dict[str, float]:
+def _rewards(record: JsonObject) -> dict[str, float]:
     from vlm_grpo.rewards.adapter import split_spec
 
     return dict(split_spec(spec) for spec in (record.get("script") or {}).get("reward_funcs") or [])
 
 
-def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[SettingChange]:
+def _changed(kind: str, then: JsonObject | None, now: JsonObject) -> list[SettingChange]:
     """Return the entries of two mappings that differ."""
     before = then or {}
     names = dict.fromkeys([*before, *now])
@@ -164,7 +171,7 @@ def _changed(kind: str, then: Mapping[str, Any] | None, now: Mapping[str, Any]) 
     ]
 
 
-def check_changes(checkpoint: str | Path, record: Mapping[str, Any], *, is_main: bool) -> None:
+def check_changes(checkpoint: str | Path, record: JsonObject, *, is_main: bool) -> None:
     """Compare a run with the one that wrote the checkpoint it resumes; print the differences once.
 
     Raises:
@@ -200,7 +207,7 @@ def table(differences: list[SettingChange]) -> str:
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= WIDTH else f"...{text[3 - WIDTH :]}"
 

@@ -18,14 +18,26 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from vlm_grpo.data.paths import split_paths
 from vlm_grpo.io import write_whole
+from vlm_grpo.records import JsonObject
 from vlm_grpo.redact import redact, redact_command
 from vlm_grpo.rewards.adapter import split_spec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from trl import ModelConfig
+
+    from vlm_grpo.cli.args import ScriptArguments
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+    from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+    from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
 
 NAME = "run.json"
 EARLIER = re.compile(r"run_(\d+)\.json")
@@ -37,8 +49,14 @@ WEIGHTS = (".safetensors", ".bin")
 
 
 def run_record(
-    script: Any, training: Any, model: Any, dataset: Any, *, rewards: Sequence[str], command: Sequence[str]
-) -> dict[str, Any]:
+    script: ScriptArguments,
+    training: VLMGRPOConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    *,
+    rewards: Sequence[str],
+    command: Sequence[str],
+) -> JsonObject:
     """Return the record of a run that is about to begin.
 
     Args:
@@ -71,21 +89,21 @@ def run_record(
     return redact(to_json_types(record))
 
 
-def _distributed(training: Any) -> Any:
+def _distributed(training: VLMGRPOConfig) -> str:
     """Return the kind of distributed training; accelerate's state reports FSDP only once a trainer exists."""
     shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return "FSDP" if shards else training.distributed_state.distributed_type
 
 
-def save_record(trainer: Any, record: Mapping[str, Any]) -> None:
+def save_record(trainer: VLMGRPOTrainer | VLMRLOOTrainer, record: JsonObject) -> None:
     """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
-        write_run_record(record, trainer.args.output_dir)
+        write_run_record(record, trainer.args.output_dir or "")
     trainer.add_callback(RecordInCheckpoints(record))
 
 
-def write_run_record(record: Mapping[str, Any], folder: str | Path) -> Path:
+def write_run_record(record: JsonObject, folder: str | Path) -> Path:
     """Write `run.json` to a folder; an existing one is renamed to the next `run_1.json`, `run_2.json`, ..."""
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +114,7 @@ def write_run_record(record: Mapping[str, Any], folder: str | Path) -> Path:
     return path
 
 
-def copy_run_record(record: Mapping[str, Any], folder: str | Path) -> None:
+def copy_run_record(record: JsonObject, folder: str | Path) -> None:
     """Write `run.json` to a checkpoint, replacing an existing one."""
     write_whole(Path(folder) / NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -104,15 +122,15 @@ def copy_run_record(record: Mapping[str, Any], folder: str | Path) -> None:
 class RecordInCheckpoints(TrainerCallback):
     """Write the record of the run to each of its checkpoints; a resumed run is compared with it."""
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: JsonObject) -> None:
         self.record = record
 
-    def on_save(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: object) -> None:
         if args.should_save:
-            copy_run_record(self.record, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            copy_run_record(self.record, Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
 
 
-def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
+def read_record(checkpoint: str | Path) -> JsonObject | None:
     """Return the record of the run that wrote a checkpoint: its own, else that of its output_dir; None without any."""
     for folder in (Path(checkpoint), Path(checkpoint).absolute().parent):
         try:
@@ -124,7 +142,7 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def to_json_types(value: Any) -> Any:
+def to_json_types(value: object) -> object:
     """Convert a value to JSON types."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -139,7 +157,7 @@ def to_json_types(value: Any) -> Any:
     return str(value)
 
 
-def _training(training: Any) -> dict[str, Any]:
+def _training(training: VLMGRPOConfig) -> JsonObject:
     """Return the training arguments; the Trainer writes a placeholder for a token also where none is set."""
     values = training.to_dict()
     return {
@@ -148,7 +166,7 @@ def _training(training: Any) -> dict[str, Any]:
     }
 
 
-def _data_paths(script: Any) -> list[str]:
+def _data_paths(script: ScriptArguments) -> list[str]:
     return [
         *split_paths(script.data_file_paths),
         *split_paths(script.expert_data_file_paths),
@@ -156,7 +174,7 @@ def _data_paths(script: Any) -> list[str]:
     ]
 
 
-def _code_paths(script: Any, rewards: Sequence[str]) -> list[str]:
+def _code_paths(script: ScriptArguments, rewards: Sequence[str]) -> list[str]:
     """Return the user's files with rewards, environments and prompts."""
     specs = [*rewards, *(script.environment or [])]
     code = [f"{name.rpartition('.py:')[0]}.py" for name in specs if ".py:" in name]

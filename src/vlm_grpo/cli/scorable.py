@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.train_args import UsageError
+from vlm_grpo.records import Row
 from vlm_grpo.rewards import REWARDS
 from vlm_grpo.rewards.adapter import split_spec
 from vlm_grpo.rewards.applicability import FORMAT_REWARDS, is_applicable, requirement
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +26,7 @@ MOST_ROWS = 20_000  # checked for every reward; later rows only while a reward h
 MOST_PLACES = 5
 
 
-def check_rows_enough(training: Any, dataset: Any) -> None:
+def check_rows_enough(training: VLMGRPOConfig, dataset: Dataset) -> None:
     """Check that the data fill one rollout; otherwise nothing would be trained.
 
     Raises:
@@ -28,6 +35,8 @@ def check_rows_enough(training: Any, dataset: Any) -> None:
     if not isinstance(dataset, Sized):
         return
     batch, generations = training.generation_batch_size, training.num_generations
+    if not batch or not generations:
+        return
     prompts = batch // generations
     if len(dataset) < prompts:
         size = f"--per_device_train_batch_size {training.per_device_train_batch_size}"
@@ -50,7 +59,7 @@ class Coverage:
     without: dict[str, str] = field(default_factory=dict)  # the first row that a reward does not apply to
     unscored: list[str] = field(default_factory=list)
 
-    def add(self, row: Mapping[str, Any], number: int) -> None:
+    def add(self, row: Row, number: int) -> None:
         """Count one row."""
         where = str(row.get("where") or f"row {number}")
         record, has_score = row["record"], False
@@ -68,7 +77,7 @@ class Coverage:
             self.unscored.append(where)
 
 
-def check_scorable(specs: Sequence[str], dataset: Any) -> None:
+def check_scorable(specs: Sequence[str], dataset: Dataset) -> None:
     """Check that every reward applies to some row; warn about rewards that apply to some only, and unscored rows.
 
     User rewards and format rewards are not checked. Streams are not read ahead.
@@ -98,7 +107,7 @@ def check_scorable(specs: Sequence[str], dataset: Any) -> None:
         logger.warning("%s rows are scored by format rewards only: %s", f"{len(coverage.unscored):,}", places)
 
 
-def _rows(dataset: Any, coverage: Coverage) -> Iterable[Mapping[str, Any]]:
+def _rows(dataset: Dataset, coverage: Coverage) -> Iterable[Row]:
     """Yield the first rows; more while a reward has not applied to any."""
     for number in range(len(dataset)):
         if number >= MOST_ROWS and all(coverage.applied[name] for name in coverage.names):

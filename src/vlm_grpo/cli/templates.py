@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_grpo.cli.train_args import UsageError
 from vlm_grpo.file_checks import check_regular
+from vlm_grpo.records import JsonObject, Row
 
 if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+    from trl import ModelConfig
+
     from vlm_grpo.cli.args import ScriptArguments
     from vlm_grpo.rollouts.chat_template import ChatTemplate
+    from vlm_grpo.trainers.config import VLMGRPOConfig
 
 KWARGS_FLAG = "--chat_template_kwargs"
 PATH_HELP = "chat template in place of the processor's own, a jinja file"
@@ -31,7 +36,7 @@ class Prompting:
         template: the chat template with the variables of the command line.
     """
 
-    processor: Any
+    processor: ProcessorMixin
     template: ChatTemplate
 
     @property
@@ -50,7 +55,9 @@ class Prompting:
         return markup_tokens(self.processor)
 
 
-def load_prompting(name: str, options: Mapping[str, Any] | None, path: str | None = None, **loading: Any) -> Prompting:
+def load_prompting(
+    name: str, options: Mapping[str, object] | None, path: str | None = None, **loading: Any
+) -> Prompting:
     """Load the prompt settings of a model's processor.
 
     Args:
@@ -99,7 +106,7 @@ def check_supported(name: str, *, trust_remote_code: bool, revision: str | None)
         raise UsageError(f"--model_name_or_path {name}: {reason}")
 
 
-def check_template(processor: Any, name: str) -> None:
+def check_template(processor: ProcessorMixin, name: str) -> None:
     """Check that a processor can render messages to a prompt.
 
     Raises:
@@ -132,7 +139,7 @@ def read_template(path: str) -> str:
     return text
 
 
-def parse_kwargs(text: str | None) -> dict[str, Any] | None:
+def parse_kwargs(text: str | None) -> JsonObject | None:
     """Return the variables that a flag holds as JSON; None without the flag.
 
     Raises:
@@ -149,7 +156,7 @@ def parse_kwargs(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
+def trained_kwargs(model: str) -> tuple[JsonObject, Path] | None:
     """Return the chat template variables of a model's training and the run.json they come from; None without one.
 
     run.json is in the checkpoint or in its parent, the output folder.
@@ -162,13 +169,13 @@ def trained_kwargs(model: str) -> tuple[dict[str, Any], Path] | None:
     return None
 
 
-def _as_object(value: Any) -> dict[str, Any]:
+def _as_object(value: JsonObject | str | None) -> JsonObject:
     """Return the variables stored in run.json; earlier versions stored the repr of a dict."""
     return dict((ast.literal_eval(value) if isinstance(value, str) else value) or {})
 
 
 def find_prompting(
-    script: ScriptArguments, training: Any, model: Any
+    script: ScriptArguments, training: VLMGRPOConfig, model: ModelConfig
 ) -> tuple[Prompting, None] | tuple[None, UsageError]:
     """Load the prompt settings of the model's processor, or return the error.
 
@@ -180,12 +187,15 @@ def find_prompting(
     loading = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
     try:
         options = training.chat_template_kwargs
-        return load_prompting(model.model_name_or_path, options, script.chat_template_path, **loading), None
+        options = options if isinstance(options, dict) else None
+        return load_prompting(model.model_name_or_path or "", options, script.chat_template_path, **loading), None
     except UsageError as error:
         return None, error
 
 
-def custom_processor(script: ScriptArguments, training: Any, model: Any, prompting: Prompting | None) -> Any:
+def custom_processor(
+    script: ScriptArguments, training: VLMGRPOConfig, model: ModelConfig, prompting: Prompting | None
+) -> ProcessorMixin | None:
     """Return the processor with --chat_template_path, loaded as TRL does; None if TRL shall load it."""
     if script.chat_template_path is None or prompting is None:
         return None
@@ -205,7 +215,7 @@ class GoldTurn(NamedTuple):
     completion: str
 
 
-def gold_turn(row: Mapping[str, Any], template: ChatTemplate | None) -> GoldTurn:
+def gold_turn(row: Row, template: ChatTemplate | None) -> GoldTurn:
     """Return the gold turn of a row; without a template the prompt opens no part of it."""
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.tasks import ideal_completion

@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.cli.args import ScriptArguments, help_text
 from vlm_grpo.cli.env_args import check_environments, environment_factory
@@ -23,6 +23,15 @@ from vlm_grpo.cli.templates import Prompting, custom_processor, find_prompting
 from vlm_grpo.cli.train_args import UsageError, parse
 from vlm_grpo.redact import redact_text
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+    from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+    from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
+
 logger = logging.getLogger(__name__)
 
 GO_ON = "resume with the same command and --resume_from_checkpoint true"
@@ -30,8 +39,10 @@ BROKEN_MEDIA = (
     "; the run ends here and its checkpoints are valid: fix the file or remove its row, then resume with "
     "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before training"
 )
-DATA_OPTIONS = ("image_folders", "reward_method", "format_prompt", "prompt_key", "answer_key", "image_key", "video_key")
-DATA_OPTIONS += ("ignore_columns",)
+DATA_OPTIONS = (
+    *("image_folders", "reward_method", "format_prompt"),
+    *("prompt_key", "answer_key", "image_key", "video_key", "ignore_columns"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,9 +99,9 @@ def run(argv: list[str]) -> int:
     from vlm_grpo.model_utils import parameter_table
 
     check_model(model, training, script.task_type, () if script.environment else dataset)
-    if prompting_error is not None:
-        raise prompting_error
-    with lock_output_dir(training.output_dir) if training.process_index == 0 else nullcontext():
+    if prompting is None:
+        raise prompting_error or UsageError("the processor cannot be loaded")
+    with lock_output_dir(training.output_dir or "") if training.process_index == 0 else nullcontext():
         start = resume_point(training)
         record = run_record(script, training, model, dataset, rewards=reward_specs(script), command=argv)
         if start is not None:
@@ -104,14 +115,14 @@ def run(argv: list[str]) -> int:
             raise UsageError(f"the model or the trainer cannot be built: {error}") from error
         save_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
-        if training.process_index == 0:
+        if training.process_index == 0 and trainer.model is not None:
             print(parameter_table(trainer.model))
         status = train_and_save(trainer, start)
     shutdown_distributed(status)
     return status
 
 
-def train_and_save(trainer: Any, start: str | None) -> int:
+def train_and_save(trainer: VLMGRPOTrainer | VLMRLOOTrainer, start: str | None) -> int:
     """Train, optionally from a checkpoint, and save the model to output_dir; a full disk ends with one line.
 
     Returns:
@@ -142,7 +153,7 @@ def train_and_save(trainer: Any, start: str | None) -> int:
         if trainer.args.should_save:
             checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
             print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} is written; {GO_ON}", file=sys.stderr)
-        return stop.code
+        return int(stop.code or 0)
     trainer.save_state()
     return 0
 
@@ -161,7 +172,9 @@ def shutdown_distributed(status: int = 0) -> None:
         os._exit(status)
 
 
-def load_data(script: ScriptArguments, training: Any, prompting: Prompting | None = None) -> tuple[Any, Any]:
+def load_data(
+    script: ScriptArguments, training: VLMGRPOConfig, prompting: Prompting | None = None
+) -> tuple[Dataset, Dataset | None]:
     """Return the training rows (a stream with --streaming) and, with --val_split_ratio, the held-out rows."""
     from vlm_grpo.data import load_dataset, val_split
 
@@ -179,7 +192,8 @@ def load_data(script: ScriptArguments, training: Any, prompting: Prompting | Non
             mixture=script.mixture,
             mixture_seed=training.seed,
             streaming=script.streaming,
-            **({} if prompting is None else {"think_tags": prompting.think_tags, "markup": prompting.markup}),
+            think_tags=True if prompting is None else prompting.think_tags,
+            markup=None if prompting is None else prompting.markup,
             **options,
         )
         dataset = with_expert_answers(script, dataset)
@@ -202,7 +216,7 @@ def reward_specs(script: ScriptArguments) -> list[str]:
     return [f"{name}:{weight:g}" for name, weight in TASKS[script.task_type].rewards.items()]
 
 
-def check_rewards(script: ScriptArguments, training: Any) -> None:
+def check_rewards(script: ScriptArguments, training: VLMGRPOConfig) -> None:
     """Load every reward once, so that errors show before data and model are loaded.
 
     Raises:
@@ -231,7 +245,7 @@ def check_rewards(script: ScriptArguments, training: Any) -> None:
         raise UsageError(f"wrong flags:\n  {flags} without a reward such as 'reasoning' would have no effect")
 
 
-def check_row_flags(script: ScriptArguments, training: Any, dataset: Any) -> None:
+def check_row_flags(script: ScriptArguments, training: VLMGRPOConfig, dataset: Dataset) -> None:
     """Check that the rows make use of the flags.
 
     Raises:
@@ -247,7 +261,7 @@ def check_row_flags(script: ScriptArguments, training: Any, dataset: Any) -> Non
         raise UsageError(str(error)) from error
 
 
-def check_machine(model: Any, training: Any) -> None:
+def check_machine(model: ModelConfig, training: VLMGRPOConfig) -> None:
     """Check the requirements of the run on this machine.
 
     Raises:
@@ -261,13 +275,13 @@ def check_machine(model: Any, training: Any) -> None:
 
 def build_trainer(
     script: ScriptArguments,
-    training: Any,
-    model: Any,
-    dataset: Any,
-    held_out: Any,
+    training: VLMGRPOConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    held_out: Dataset | None,
     prompting: Prompting | None = None,
-    demonstrations: Any = None,
-) -> Any:
+    demonstrations: Dataset | None = None,
+) -> VLMGRPOTrainer | VLMRLOOTrainer:
     """Build the trainer with model, adapters and rewards."""
     from trl import get_peft_config, get_quantization_config
 
@@ -281,7 +295,7 @@ def build_trainer(
     }
     training.model_init_kwargs = {
         **{name: value for name, value in load_options.items() if value is not None},
-        **(training.model_init_kwargs or {}),
+        **(training.model_init_kwargs if isinstance(training.model_init_kwargs, dict) else {}),
     }
     kind = VLMGRPOTrainer if script.trainer == "grpo" else VLMRLOOTrainer
     trainer = kind(
@@ -305,7 +319,7 @@ def build_trainer(
     return trainer
 
 
-def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None:
+def add_evaluation(trainer: VLMGRPOTrainer | VLMRLOOTrainer, script: ScriptArguments, held_out: Dataset) -> None:
     """Add greedy evaluation on the held-out rows, as set by --val_before_train, --val_freq and --eval_strategy."""
     from vlm_grpo.evaluation.callback import GreedyEvaluation
     from vlm_grpo.trainers.fsdp import model_for_generation
@@ -322,7 +336,7 @@ def add_evaluation(trainer: Any, script: ScriptArguments, held_out: Any) -> None
     )
 
 
-def resume_point(training: Any) -> str | None:
+def resume_point(training: VLMGRPOConfig) -> str | None:
     """Return the checkpoint of --resume_from_checkpoint; `true` is the newest complete one, or None without any.
 
     Raises:
@@ -335,7 +349,7 @@ def resume_point(training: Any) -> str | None:
         return None
     if str(value).lower() == "true":
         try:
-            newest = resumable(training.output_dir)
+            newest = resumable(training.output_dir or "")
         except ValueError as error:
             raise UsageError(f"--resume_from_checkpoint: {error}") from error
         if newest is None:

@@ -9,9 +9,11 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlm_grpo.cli.args import (
+    FlagValues,
     ScriptArguments,
     argv_value,
     flag_names,
@@ -27,6 +29,13 @@ from vlm_grpo.cli.translation import nested, translate, translate_keys
 from vlm_grpo.redact import redact_text
 from vlm_grpo.registry import unknown_name
 
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from vlm_grpo.cli.trl_parser import FlagParser
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
+
 TRAINERS = ["grpo", "rloo"]
 logger = logging.getLogger(__name__)
 
@@ -41,8 +50,10 @@ CONFIGURATION_ERRORS = (
     *(ImportError, OSError, RuntimeError, NotImplementedError),
 )
 
+Configurations: TypeAlias = "tuple[ScriptArguments, VLMGRPOConfig, ModelConfig]"
 
-def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
+
+def parse(argv: list[str]) -> Configurations:
     """Parse a command line into script arguments, training configuration and model configuration.
 
     Raises:
@@ -60,18 +71,19 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, Any, Any]:
     parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
     values, value_problems = parser.read(argv, {**config, "trainer": trainer})
     value_problems += _validate_values(values, algorithm, given)
-    parts = [] if value_problems else _configurations(parser, argv, problems)
-    if parts:
+    parts = None if value_problems else _configurations(parser, argv, problems)
+    if parts is not None:
         values = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
         problems += validate_flags(parts[2], parts[1]) + _validate_mappings(values)
     problems += value_problems + _validate_combinations(values, algorithm, given)
     _raise_problems(problems)
+    assert parts is not None  # else there is a problem
     script, training, model = parts
     script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
     return script, training, model
 
 
-def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], dict[str, Any]]:
+def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], FlagValues]:
     """Translate flags and keys of other systems in the command line and the config file.
 
     A nested config file becomes words at the beginning of the command line, so that later flags override it.
@@ -93,7 +105,7 @@ def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], d
     return _canonical_algorithm(words, config)
 
 
-def _canonical_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def _canonical_algorithm(argv: list[str], config: FlagValues) -> tuple[list[str], FlagValues]:
     """Return both with the canonical name of the algorithm."""
     name = argv_value(argv, "algorithm")
     if name:
@@ -103,7 +115,7 @@ def _canonical_algorithm(argv: list[str], config: dict[str, Any]) -> tuple[list[
     return argv, config
 
 
-def _flag_parser(trainer: str) -> Any:
+def _flag_parser(trainer: str) -> FlagParser:
     from trl import ModelConfig
 
     from vlm_grpo.cli.trl_parser import FlagParser
@@ -112,17 +124,18 @@ def _flag_parser(trainer: str) -> Any:
     return FlagParser((ScriptArguments, VLMGRPOConfig if trainer == "grpo" else VLMRLOOConfig, ModelConfig))
 
 
-def _configurations(parser: Any, argv: list[str], problems: list[str]) -> list[Any]:
-    """Return the three configurations; if TRL or transformers raise, add a problem and return an empty list."""
+def _configurations(parser: FlagParser, argv: list[str], problems: list[str]) -> Configurations | None:
+    """Return the three configurations; if TRL or transformers raise, add a problem and return None."""
     try:
-        return list(parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
+        script, training, model = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        return script, training, model
     except CONFIGURATION_ERRORS as error:
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         problems.append(text if isinstance(error, ValueError | KeyError) else f"{type(error).__name__}: {text}")
-        return []
+        return None
 
 
-def _validate_mappings(values: dict[str, Any]) -> list[str]:
+def _validate_mappings(values: FlagValues) -> list[str]:
     """Return one sentence for each `*_kwargs` flag that is not a JSON object."""
     return [
         f"--{name} {value}: must be a JSON object"
@@ -132,8 +145,8 @@ def _validate_mappings(values: dict[str, Any]) -> list[str]:
 
 
 def _without_unknown_flags(
-    argv: list[str], config: dict[str, Any], trainer: str, problems: list[str]
-) -> tuple[list[str], dict[str, Any]]:
+    argv: list[str], config: FlagValues, trainer: str, problems: list[str]
+) -> tuple[list[str], FlagValues]:
     """Return command line and config without flags unknown to this trainer; each one adds a problem."""
     for name in dict.fromkeys([*flag_names(argv), *config]):
         if unknown := unknown_flags([f"--{name}"], trainer):
@@ -143,7 +156,7 @@ def _without_unknown_flags(
     return argv, config
 
 
-def _validate_values(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+def _validate_values(values: FlagValues, algorithm: str | None, given: list[str]) -> list[str]:
     """Return one sentence for each invalid value, and for batch sizes that do not fit."""
     from vlm_grpo.trainers.ranges import range_problems
 
@@ -171,7 +184,7 @@ def validate_output_dir(output_dir: str | None) -> list[str]:
     return []
 
 
-def _validate_combinations(values: dict[str, Any], algorithm: str | None, given: list[str]) -> list[str]:
+def _validate_combinations(values: FlagValues, algorithm: str | None, given: list[str]) -> list[str]:
     """Return one sentence for each conflicting or ineffective flag, and for a missing model."""
     if not values:  # the parser found no flags to speak of
         return []
@@ -183,7 +196,7 @@ def _validate_combinations(values: dict[str, Any], algorithm: str | None, given:
     return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 
-def _algorithms() -> Any:
+def _algorithms() -> ModuleType:
     """Import the algorithms lazily: they import torch, which `--help` must not."""
     from vlm_grpo import algorithms
 
@@ -195,7 +208,7 @@ def _raise_problems(problems: list[str]) -> None:
         raise UsageError("\n  ".join(["wrong flags:", *dict.fromkeys(problems)]))
 
 
-def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: list[str]) -> tuple[str | None, str]:
+def _algorithm_and_trainer(argv: list[str], config: FlagValues, problems: list[str]) -> tuple[str | None, str]:
     """Return the algorithm, and the trainer: the given one, else the algorithm's, else GRPO.
 
     Unknown or conflicting names are added to `problems`.
@@ -218,7 +231,7 @@ def _algorithm_and_trainer(argv: list[str], config: dict[str, Any], problems: li
     return algorithm, trainer or needed or "grpo"
 
 
-def _recipe(algorithm: str | None, argv: list[str], config: dict[str, Any]) -> dict[str, Any]:
+def _recipe(algorithm: str | None, argv: list[str], config: FlagValues) -> FlagValues:
     """Return the settings of the algorithm, without `steps_per_generation` if the rollout size is given."""
     if algorithm is None:
         return {}
@@ -241,7 +254,7 @@ def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
     return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unused & set(given))]
 
 
-def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
+def _config_values(argv: list[str], problems: list[str]) -> FlagValues:
     """Return the mapping of the file of --config; empty without one, or if it cannot be read (a problem)."""
     path = argv_value(argv, "config")
     try:
@@ -251,7 +264,7 @@ def _config_values(argv: list[str], problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> FlagValues:
     """Return the mapping from flag to value in a YAML file, and set the variables of its `env`.
 
     Raises:

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from vlm_grpo.cli.args import FlagValues
 from vlm_grpo.cli.migration import SECTIONS, VALUES, Change, change_of_flag, change_of_key
 
 ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]+)(?:,([^}]*))?\}")
@@ -40,14 +40,14 @@ def translate(argv: list[str], known: Collection[str]) -> Translation:
     return translation
 
 
-def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+def nested(config: FlagValues) -> FlagValues:
     """Return the keys of a nested YAML file with dots between their parts, without this package's own."""
     sections = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
     sections |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
     return dict(_flat(sections, ""))
 
 
-def translate_keys(keys: Mapping[str, Any]) -> Translation:
+def translate_keys(keys: FlagValues) -> Translation:
     """Translate dotted keys with their values; null values are skipped."""
     translation = Translation()
     _keys({key: value for key, value in keys.items() if value is not None}, translation)
@@ -56,7 +56,8 @@ def translate_keys(keys: Mapping[str, Any]) -> Translation:
 
 def _groups(argv: list[str]) -> Iterator[tuple[str | None, list[str]]]:
     """Yield each flag with the words that follow it; words before the first flag have none."""
-    flag, values = None, []
+    flag: str | None = None
+    values: list[str] = []
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             yield flag, values
@@ -95,7 +96,7 @@ def _flag(word: str, values: list[str], known: Collection[str], translation: Tra
     _apply(f"--{name}", change, all_values[0] if len(all_values) == 1 else all_values or ["true"], system, translation)
 
 
-def _keys(keys: Mapping[str, Any], translation: Translation) -> None:
+def _keys(keys: FlagValues, translation: Translation) -> None:
     """Translate dotted keys; `policy_loss_fn` overrides `adv_estimator` as the algorithm."""
     parts: dict[str, Translation] = {}
     for key, value in keys.items():
@@ -116,7 +117,7 @@ def _keys(keys: Mapping[str, Any], translation: Translation) -> None:
         translation.notes += part.notes
 
 
-def _apply(name: str, change: Change, value: Any, system: str, translation: Translation) -> None:
+def _apply(name: str, change: Change, value: object, system: str, translation: Translation) -> None:
     original = f"{name}{' ' if name.startswith('--') else '='}{' '.join(value) if isinstance(value, list) else value}"
     try:
         words = None if change.read is None else change.read(value)
@@ -131,7 +132,7 @@ def _apply(name: str, change: Change, value: Any, system: str, translation: Tran
     translation.notes.append(f"{name} as {' '.join(words) or change.new} ({system})")
 
 
-def _flat(mapping: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
+def _flat(mapping: Mapping[str, object], start: str) -> Iterator[tuple[str, object]]:
     for name, value in mapping.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{start}{name}.")
@@ -139,7 +140,7 @@ def _flat(mapping: Mapping[str, Any], start: str) -> Iterator[tuple[str, Any]]:
             yield f"{start}{name}", value
 
 
-def _resolved(value: Any) -> Any:
+def _resolved(value: object) -> object:
     """Substitute environment variables, `${oc.env:NAME,default}`, in a value.
 
     Raises:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
+from transformers.hf_argparser import DataClassType
 from trl import TrlParser
 
-from vlm_grpo.cli.args import argv_value, without_flag
+from vlm_grpo.cli.args import FlagValues, argv_value, without_flag
 
 EXPECTED = {"invalid int value": "must be a whole number", "invalid float value": "must be a number"}
 
@@ -15,16 +17,16 @@ EXPECTED = {"invalid int value": "must be a whole number", "invalid float value"
 class ParsedFlags(NamedTuple):
     """The value of every flag (the default if the given one is invalid), and a sentence for each problem."""
 
-    values: dict[str, Any]
+    values: FlagValues
     problems: list[str]
 
 
 class FlagParser(TrlParser):
     """TRL's parser, with `read` beside its own methods."""
 
-    def __init__(self, types: tuple[type, ...]) -> None:
+    def __init__(self, types: Sequence[type]) -> None:
         """Take the dataclasses whose fields are the flags."""
-        super().__init__(types, exit_on_error=False, add_help=False)
+        super().__init__([DataClassType(kind) for kind in types], exit_on_error=False, add_help=False)
         for action in self._actions:
             if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":  # None is a value too
                 action.nargs, action.const = "?", True
@@ -33,11 +35,11 @@ class FlagParser(TrlParser):
             elif action.dest == "reward_clip_range":  # of TRL's parser a text, cut into characters
                 action.nargs, action.type = 2, float
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raise in place of ending the process."""
         raise argparse.ArgumentError(None, message)
 
-    def read(self, argv: list[str], config: dict[str, Any]) -> ParsedFlags:
+    def read(self, argv: list[str], config: FlagValues) -> ParsedFlags:
         """Parse a command line of known flags, after a config file has set their defaults."""
         problems = self._validate_config(config)
         while True:
@@ -56,7 +58,7 @@ class FlagParser(TrlParser):
             stray = [f"{word!r} belongs to no flag" for word in unknown_words]
             return ParsedFlags(vars(namespace), [*problems, *stray])
 
-    def _validate_config(self, config: dict[str, Any]) -> list[str]:
+    def _validate_config(self, config: FlagValues) -> list[str]:
         """Return one sentence for each config value that is not a choice of its flag; argparse does not check them."""
         return [
             f"--{action.dest} {config[action.dest]}: must be one of {', '.join(map(str, action.choices))}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from vlm_grpo.data.errors import FieldProblem, show_value
 from vlm_grpo.prompts import MARKER
@@ -24,16 +23,16 @@ class Conversation:
     question: str = ""
     system: str | None = None
     history: list[dict[str, str]] = field(default_factory=list)
-    answer: Any = None
+    answer: object = None
     answer_field: str | None = None
-    images: list[Any] | None = None
+    images: list[object] | None = None
 
     @property
-    def inline(self) -> list[Any]:
+    def inline(self) -> list[object]:
         return [None] * self.question.count(MARKER) if self.images is None else self.images
 
 
-def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
+def read_turns(value: object, key: str) -> tuple[Conversation, list[FieldProblem]]:
     """Parse a list of turns into a conversation and its problems.
 
     Roles: system at most once and first, then human and gpt alternating, starting with human.
@@ -52,7 +51,7 @@ def read_turns(value: Any, key: str) -> tuple[Conversation, list[FieldProblem]]:
     return _conversation(turns, key, problems), problems
 
 
-def _turn(turn: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, Any]:
+def _turn(turn: object, field_name: str, problems: list[FieldProblem]) -> tuple[str, object]:
     expected = '{"from": "human" or "gpt" or "system", "value": ...}'
     if not isinstance(turn, Mapping):
         problems.append((field_name, f"{type(turn).__name__} {show_value(turn)}", expected))
@@ -67,7 +66,7 @@ def _turn(turn: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str
     return role or "", turn.get(name)
 
 
-def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldProblem]) -> Conversation:
+def _conversation(turns: list[tuple[str, object]], key: str, problems: list[FieldProblem]) -> Conversation:
     conversation = Conversation(images=[])
     last = len(turns) - 1
     for number, (role, content) in enumerate(turns):
@@ -78,7 +77,7 @@ def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldPr
             content = json.dumps(content, ensure_ascii=False)
         text, images = _flatten(content, f"{key}[{number}].value", problems)
         if role == "user":
-            conversation.images += images
+            conversation.images = [*(conversation.images or []), *images]
         elif any(image is not None for image in images):
             problems.append((f"{key}[{number}].value", "an image", f"text only in a turn of the {role}"))
         if role == "system":
@@ -92,24 +91,26 @@ def _conversation(turns: list[tuple[str, Any]], key: str, problems: list[FieldPr
     return conversation
 
 
-def _gold(content: Any) -> Any:
+def _gold(content: object) -> object:
     """Return the gold answer of a turn: text blocks are joined, other lists and objects are JSON and stay."""
-    is_blocks = isinstance(content, list) and content and all(_is_text_block(block) for block in content)
-    return "".join(block["text"] for block in content) if is_blocks else content
+    if isinstance(content, list) and content and all(_is_text_block(block) for block in content):
+        return "".join(block["text"] for block in content)
+    return content
 
 
-def _is_text_block(block: Any) -> bool:
+def _is_text_block(block: object) -> bool:
     return isinstance(block, Mapping) and block.get("type") == "text" and isinstance(block.get("text"), str)
 
 
-def _flatten(content: Any, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[Any]]:
+def _flatten(content: object, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[object]]:
     """Return text with a marker for every image, and an entry for each: None, or the image of the block."""
     if isinstance(content, str):
         return content, [None] * content.count(MARKER)
     if not isinstance(content, list | tuple):
         problems.append((field_name, f"{type(content).__name__} {show_value(content)}", "text"))
         return "", []
-    text, images = "", []
+    text = ""
+    images: list[object] = []
     for number, block in enumerate(content):
         if _is_text_block(block):
             text += block["text"]

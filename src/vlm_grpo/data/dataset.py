@@ -16,7 +16,7 @@ from vlm_grpo.data.readers import Source, open_sources, parse_source_row
 from vlm_grpo.data.readers.streaming import Stream, open_stream
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
-from vlm_grpo.records import Record
+from vlm_grpo.records import NewRow, Record
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RowTransform:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[object]]:
         """Return the columns of the rows; equal numbers share a record, missing columns are None."""
         numbers = [int(number) for number in batch["row"]]
         records = {number: self.record(number) for number in dict.fromkeys(numbers)}
@@ -81,7 +81,7 @@ class RowTransform:
             raise DataError(parsed.problems)
         return parsed.record
 
-    def row(self, record: Record) -> dict[str, Any]:
+    def row(self, record: Record) -> NewRow:
         """Return the row of a record for trainers and rewards."""
         task = TASKS[record.task]
         prompt = self.prompt or PROMPTS[task.prompt]
@@ -149,10 +149,10 @@ class StreamedRows:
         self.check = check
         self.warned: set[str] = set()
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
+    def __call__(self) -> Iterator[NewRow]:
         for stream in self.streams:
             for parsed in stream.parsed_rows(check=self.check):
-                if any(not problem.is_warning for problem in parsed.problems):
+                if parsed.record is None or any(not problem.is_warning for problem in parsed.problems):
                     raise DataError(parsed.problems)
                 self._warn(parsed.problems)
                 yield self.make(parsed.record)
@@ -169,7 +169,7 @@ class StreamedRows:
                 logger.warning("%s: %s: expected %s; more such rows may follow", *problem.cells[::2], problem.expected)
 
 
-def iterable_dataset(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDataset:
+def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
     """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
     Rows may hold any object: without features, nothing converts them to Arrow. Every process reads the single shard as
@@ -182,7 +182,7 @@ def iterable_dataset(rows: Callable[[], Iterator[dict[str, Any]]]) -> IterableDa
     return IterableDataset(ExamplesIterable(_numbered, {"rows": rows}))
 
 
-def _numbered(rows: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _numbered(rows: Callable[[], Iterator[NewRow]]) -> Iterator[tuple[tuple[int, int], NewRow]]:
     return (((0, number), row) for number, row in enumerate(rows()))
 
 
@@ -233,14 +233,17 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    keys |= {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls, "ignored": tuple(ignore_columns)}
-    config = ReaderConfig(task=task, markup=None if markup is None else tuple(markup), **keys)
+    keys: dict[str, Any] = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key}
+    keys |= {"video_key": video_key, "allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    keys["markup"] = None if markup is None else tuple(markup)
+    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
-    options = {"image_folders": image_folders, "reward_method": reward_method, "config": config}
+    opener = open_stream if streaming else None
+    result = open_sources(
+        source, image_folders=image_folders, reward_method=reward_method, config=config, opener=opener
+    )
     if streaming:
-        return _stream(open_sources(source, **options, opener=open_stream), prompt, check, mixture, think_tags)
-    result = open_sources(source, **options)
+        return _stream(result, prompt, check, mixture, think_tags)
     shares, problems = file_shares(mixture, source, result)
     _raise_or_warn([*problems, *result.problems], result.sources if check else [])
     numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None

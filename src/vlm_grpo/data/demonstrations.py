@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlm_grpo.data.dataset import RowTransform, row_dataset
 from vlm_grpo.data.errors import DataError, Problem, show_value
@@ -26,6 +26,7 @@ from vlm_grpo.data.readers import split_entries
 from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, content_lines, parse_line
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PromptTemplate
+from vlm_grpo.records import NewRow, Row
 from vlm_grpo.tasks import ANSWER_TEXTS, gold_text
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ExpertAnswer(NamedTuple):
     where: str
 
 
-def expert_answers(row: Mapping[str, Any]) -> list[ExpertAnswer]:
+def expert_answers(row: Row) -> list[ExpertAnswer]:
     """Return the expert's answers to a row.
 
     Raises:
@@ -80,13 +81,13 @@ def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnsw
     return answers
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, RawRow]]:
     for number, _, line in content_lines(path):
         where = f"{path}:{number}"
         yield where, parse_line(line, where)
 
 
-def _read_line(row: Any, where: str, experts: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
+def _read_line(row: RawRow, where: str, experts: dict[str, list[ExpertAnswer]], problems: list[Problem]) -> None:
     if isinstance(row, Problem):
         problems.append(row)
         return
@@ -136,7 +137,7 @@ def _stream(dataset: IterableDataset, experts: dict[str, list[ExpertAnswer]]) ->
     return iterable_dataset(lambda: (with_answers(row, experts) for row in dataset))
 
 
-def with_answers(row: Mapping[str, Any], experts: Mapping[str, Sequence[ExpertAnswer]]) -> dict[str, Any]:
+def with_answers(row: Row, experts: Mapping[str, Sequence[ExpertAnswer]]) -> NewRow:
     """Return the row with the answers for its id appended to its own; an invalid column is left unchanged."""
     try:
         answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
@@ -149,12 +150,14 @@ class ExpertTransform:
     """Transform that adds expert answers to rows; can be pickled for loader processes."""
 
     def __init__(
-        self, make: Callable[[Any], dict[str, list[Any]]], experts: Mapping[str, Sequence[ExpertAnswer]]
+        self,
+        make: Callable[[Mapping[str, Sequence[int]]], dict[str, list[object]]],
+        experts: Mapping[str, Sequence[ExpertAnswer]],
     ) -> None:
         self.make = make
         self.experts = experts
 
-    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[object]]:
         columns = self.make(batch)
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         made = [with_answers(row, self.experts) for row in rows]
@@ -204,7 +207,7 @@ def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[
     )
 
 
-def check_experts(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], list[int]], limit: int) -> int:
+def check_experts(rows: Iterable[Row], encode: Callable[[str], list[int]], limit: int) -> int:
     """Validate all expert answers; return how many rows have one.
 
     Args:
@@ -285,11 +288,13 @@ def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | I
 class MappedTransform:
     """Transform that changes rows one by one; can be pickled for loader processes."""
 
-    def __init__(self, make: Callable[[Any], dict[str, list[Any]]], change: Callable[[dict[str, Any]], dict[str, Any]]):
+    def __init__(
+        self, make: Callable[[Mapping[str, Sequence[int]]], dict[str, list[object]]], change: Callable[[Row], NewRow]
+    ):
         self.make = make
         self.change = change
 
-    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[object]]:
         """Return the columns of the changed rows."""
         columns = self.make(batch)
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -297,7 +302,7 @@ class MappedTransform:
         return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def _rename_columns(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_columns(names: tuple[str, ...], row: Row) -> NewRow:
     values = [row.get(name) for name in names]
     answer = (
         values[0]
@@ -309,7 +314,7 @@ def _rename_columns(names: tuple[str, ...], row: Mapping[str, Any]) -> dict[str,
     return {**row, COLUMN: answer}
 
 
-def format_demonstration(thinking: Any, solution: Any, *, task: str) -> str:
+def format_demonstration(thinking: object, solution: object, *, task: str) -> str:
     """Combine reasoning and answer into the completion format of a task; existing tags are kept."""
     thought, answer = gold_text(thinking).strip(), gold_text(solution).strip()
     if task == "vqa":
@@ -385,7 +390,12 @@ def _split_answer(row: RawRow, where: str) -> RawRow:
     key = next((name for name in QUESTION_KEYS if row.get(name) is not None), None)
     turns = row.get(key) if key else None
     last = turns[-1] if isinstance(turns, list) and turns else None
-    if isinstance(last, Mapping) and last.get("from", last.get("role")) in ASSISTANT:
+    if (
+        key
+        and isinstance(turns, list)
+        and isinstance(last, Mapping)
+        and last.get("from", last.get("role")) in ASSISTANT
+    ):
         content = last.get("value", last.get("content"))
         return {**_without_answers(row), key: turns[:-1], COLUMN: _text(content)}
     answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
@@ -396,10 +406,11 @@ def _split_answer(row: RawRow, where: str) -> RawRow:
     return {**_without_answers(row), COLUMN: _text(answer)}
 
 
-def _without_answers(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_answers(row: Row) -> NewRow:
     return {name: value for name, value in row.items() if name not in ANSWER_KEYS and name != "task"}
 
 
-def _text(content: Any) -> str:
-    blocks = isinstance(content, list) and all(isinstance(block, Mapping) and "text" in block for block in content)
-    return "".join(str(block["text"]) for block in content) if blocks else gold_text(content)
+def _text(content: object) -> str:
+    if isinstance(content, list) and all(isinstance(block, Mapping) and "text" in block for block in content):
+        return "".join(str(block["text"]) for block in content)
+    return gold_text(content)

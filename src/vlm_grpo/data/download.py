@@ -9,9 +9,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 
 from vlm_grpo.io import whole_file
 
@@ -105,7 +104,7 @@ def check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
-def _open_request(url: str, part: Path) -> Any | None:
+def _open_request(url: str, part: Path) -> HTTPResponse | None:
     """Request the missing bytes, or the whole file, and return the response; None when nothing is missing."""
     size_before, tag = _size(part), _tag_file(part)
     headers = {"Accept-Encoding": "identity"}

@@ -71,7 +71,7 @@ def known_name(value: object, known: Sequence[str]) -> str:
 
 def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
     """Return aligned text: at most `shown` lines of problems, then a count for each kind."""
-    rows = [HEADER, *(problem.cells for problem in problems[:shown])]
+    rows: list[tuple[str, ...]] = [HEADER, *(problem.cells for problem in problems[:shown])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

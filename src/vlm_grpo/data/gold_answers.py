@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vlm_grpo.answer_parser import ground_truth_text, python_literal
 from vlm_grpo.boxes import boxes_in
@@ -16,7 +15,7 @@ ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignor
 VERL = "reward_model"  # verl's column: {"style": "rule", "ground_truth": ...}
 
 
-def unwrap_answer(value: Any) -> Any:
+def unwrap_answer(value: object) -> object:
     """Return the answer inside an assistant chat message or verl's reward model; any other value unchanged."""
     if not isinstance(value, Mapping):
         return value
@@ -25,14 +24,14 @@ def unwrap_answer(value: Any) -> Any:
     return value["ground_truth"] if "ground_truth" in value and "style" in value else value
 
 
-def answers_equal(first: Any, second: Any) -> bool:
+def answers_equal(first: object, second: object) -> bool:
     """Return whether two gold answers are equal as text, as JSON, or as boxes."""
     texts = [ground_truth_text(unwrap_answer(value)) for value in (first, second)]
     boxes = [boxes_in(text) for text in texts]
     return normalize_text(texts[0]) == normalize_text(texts[1]) or (bool(boxes[0]) and boxes[0] == boxes[1])
 
 
-def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
+def option_letter(value: object, options: Sequence[str]) -> tuple[object, str | None]:
     """Convert an option index from 0, as in ScienceQA, to the option's letter; return other values unchanged.
 
     The second result is what was expected if the number is no index or is ambiguous. A number that is the text of an
@@ -43,15 +42,16 @@ def option_letter(value: Any, options: Sequence[str]) -> tuple[Any, str | None]:
     texts = [option.strip() for option in options]
     text_index = texts.index(str(value)) if str(value) in texts else None
     number_index = value if 0 <= value < len(options) else None
-    if text_index is None and number_index is None:
+    index = number_index if text_index is None else text_index
+    if index is None:
         return value, f"the number of one of the {len(options)} options, counted from 0, or its letter or text"
-    if text_index is not None and number_index not in (None, text_index):
+    if text_index is not None and number_index is not None and number_index != text_index:
         letters = LETTERS[text_index], LETTERS[number_index]
         return value, "a letter: it is the text of option {} and the number of {}".format(*letters)
-    return LETTERS[number_index if text_index is None else text_index], None
+    return LETTERS[index], None
 
 
-def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
+def parse_shape_answer(value: object, *, is_list: bool) -> object:
     """Parse a gold answer of boxes or masks; Python literals are read like JSON.
 
     Args:
@@ -64,7 +64,7 @@ def parse_shape_answer(value: Any, *, is_list: bool) -> Any:
     return python_literal(value)
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: object) -> bool:
     """Return whether all numbers in a value are finite; JSON can hold infinity as 1e999."""
     if isinstance(value, list | dict):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -57,7 +56,7 @@ MAX_ASPECT_RATIO = 200  # times the shorter side; Qwen's image processors refuse
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
-def image_ref(value: Any, where: str = "") -> ImageRef:
+def image_ref(value: object, where: str = "") -> ImageRef:
     """Return a reference to an image: a path, URL, base64 text, bytes, `{bytes, path}` or PIL image. Decodes nothing.
 
     Raises:
@@ -77,7 +76,7 @@ def image_ref(value: Any, where: str = "") -> ImageRef:
     raise ValueError(f"{where}: an image must be a path, URL, base64 text, bytes or a PIL image, got {value!r:.80}")
 
 
-def _payload(value: Any) -> Any:
+def _payload(value: str | bytes) -> bytes:
     """Return the bytes under the key `bytes`; in JSON they are base64 text."""
     return base64.b64decode(value) if isinstance(value, str) else value
 
@@ -172,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any:
+def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> str | io.BytesIO:
     """Return an input for PIL or PyAV: a path, or a file in memory for bytes and URLs.
 
     Raises:
@@ -181,13 +180,15 @@ def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> Any
     source = ref.source
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if not isinstance(source, str):
+        raise TypeError(f"expected a path, URL or bytes, got {type(source).__name__}")
     if source.startswith(URL_STARTS):
         return io.BytesIO(fetch_url(source, replace(limits, private=ref.is_private_allowed)))
     check_regular(source)
     return source
 
 
-def media_name(source: Any) -> str:
+def media_name(source: object) -> str:
     """Return the name of an image or video for error messages."""
     if not isinstance(source, str):
         return "an embedded image"
@@ -213,7 +214,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         from PIL import ImageCms
 
         profile = ImageCms.createProfile
-        return ImageCms.profileToProfile(image, profile("LAB"), profile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, profile("LAB"), profile("sRGB"), outputMode="RGB")
+        return converted or image  # None only where it converts in place
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.errors import Problem
 from vlm_grpo.data.paths import split_paths
@@ -20,7 +20,7 @@ FLAG = "--mixture"
 
 
 def file_shares(
-    mixture: str | Sequence[str | float] | None, source: Any, result: OpenResult
+    mixture: str | Sequence[str | float] | None, source: object, result: OpenResult
 ) -> tuple[list[Fraction], list[Problem]]:
     """Return the share of each file (none without a mixture) and the problems of the shares."""
     if mixture is None:
@@ -37,7 +37,7 @@ def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[
 
     They may have any sum: `70:30` and `7:3` are equal.
     """
-    entries = split_paths(mixture)
+    entries = split_paths(mixture if isinstance(mixture, str) else [str(share) for share in mixture])
     if len(entries) != files:
         return [], [Problem(FLAG, "number", f"{len(entries)} for {files} data files", f"{files}, one for each file")]
     shares = [_share(entry) for entry in entries]

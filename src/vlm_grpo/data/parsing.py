@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.data.conversations import Conversation, read_turns
@@ -31,7 +31,7 @@ from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.data.target_validation import BOX_COLUMNS, DETECTION_TASKS, SHAPE_TASKS, validate_shapes
 from vlm_grpo.data.videos import video_items, video_ref
 from vlm_grpo.prompts import MARKER, VIDEO_MARKER
-from vlm_grpo.records import ImageRef, Record, VideoRef
+from vlm_grpo.records import ImageRef, Record, Row, VideoRef
 from vlm_grpo.rewards.accuracy import METHODS
 from vlm_grpo.tasks import TASKS
 
@@ -67,7 +67,7 @@ class ParsedRow(NamedTuple):
     videos: tuple[VideoRef, ...] = ()
 
 
-def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderConfig) -> ParsedRow:
+def parse_row(row: Row, where: str, number: int, config: ReaderConfig) -> ParsedRow:
     """Parse a row into a record or its problems. `number` is the id of a row without one."""
     if config.ignored:
         row = {name: value for name, value in row.items() if name not in config.ignored}
@@ -80,7 +80,7 @@ def parse_row(row: Mapping[str, Any], where: str, number: int, config: ReaderCon
     return ParsedRow(None if failed else record, reader.problems, record.images, record.videos)
 
 
-def parse_raw_row(raw: Mapping[str, Any] | Problem, where: str, number: int, config: ReaderConfig) -> ParsedRow:
+def parse_raw_row(raw: Row | Problem, where: str, number: int, config: ReaderConfig) -> ParsedRow:
     """Parse a raw row, which may already be a problem."""
     return ParsedRow(None, [raw]) if isinstance(raw, Problem) else parse_row(raw, where, number, config)
 
@@ -88,7 +88,7 @@ def parse_raw_row(raw: Mapping[str, Any] | Problem, where: str, number: int, con
 class _RowParser:
     """Parse the fields of one row and collect their problems."""
 
-    def __init__(self, row: Mapping[str, Any], where: str, config: ReaderConfig) -> None:
+    def __init__(self, row: Row, where: str, config: ReaderConfig) -> None:
         self.row = row
         self.where = where
         self.config = config
@@ -147,14 +147,16 @@ class _RowParser:
                 self.wrong(key, "empty text", "a question")
             return Conversation(question=value)
         if key != "conversations" and not isinstance(value, list | tuple):
-            self.wrong(key, f"{type(value).__name__} {show_value(value)}", "text, or a list of chat messages")
+            self.wrong(
+                key or "options", f"{type(value).__name__} {show_value(value)}", "text, or a list of chat messages"
+            )
             return Conversation()
         conversation, problems = read_turns(value, key)
         for field, found, expected in problems:
             self.wrong(field, found, expected)
         return conversation
 
-    def answer(self, conversation: Conversation, options: tuple[str, ...]) -> Any:
+    def answer(self, conversation: Conversation, options: tuple[str, ...]) -> object:
         """Return the gold answer without `<answer>` tags, from the answer column or the last gpt turn."""
         field, value = self.answer_field(conversation)
         if field is None:
@@ -174,7 +176,7 @@ class _RowParser:
         task = self.row.get("task") or self.config.task
         return parse_shape_answer(value, is_list=task in DETECTION_TASKS) if task in SHAPE_TASKS else value
 
-    def answer_field(self, conversation: Conversation) -> tuple[str | None, Any]:
+    def answer_field(self, conversation: Conversation) -> tuple[str | None, object]:
         """Return the field of the gold answer and its value; a second, different answer is a problem."""
         if self.config.answer_key is not None:
             field = self.key(self.config.answer_key, ANSWER_KEYS, "the answer")
@@ -213,7 +215,7 @@ class _RowParser:
             return [self.image(f"{key}[{number}]", item) for number, item in enumerate(value)]
         return [self.image(key, value)]
 
-    def image(self, field: str, value: Any) -> ImageRef | None:
+    def image(self, field: str, value: object) -> ImageRef | None:
         """Return a reference to one image; paths are joined with the image folder and must stay in it."""
         try:
             ref = image_ref(value, self.where)
@@ -270,7 +272,7 @@ class _RowParser:
             has_letters = list(map(str, value)) == list(LETTERS[: len(value)])
             value = list(value.values()) if has_letters else value
         is_list = isinstance(value, list | tuple) and all(type(item) in (str, int, float) for item in value)
-        if not is_list or len(value) > len(LETTERS):
+        if key and (not is_list or len(value) > len(LETTERS)):
             self.wrong(key, f"{type(value).__name__} {show_value(value)}", "a list of at most 26 texts")
             return ()
         return strip_option_letters([str(item) for item in value])
@@ -320,14 +322,14 @@ class _RowParser:
             self.wrong(key or "question", f"{markers} {VIDEO_MARKER} markers", have)
         return tuple(ref for ref in refs if ref is not None)
 
-    def check_box(self, answer: Any, task: str, images: int) -> None:
+    def check_box(self, answer: object, task: str, images: int) -> None:
         """Check the gold box or mask and its columns; null columns count as missing."""
         columns = [name for name in BOX_COLUMNS if name in self.row]
         self.used.update(name for name in columns if self.row[name] is None)
         for problem in validate_shapes(self.row, answer, task, images) if answer is not None else ():
             self.wrong(*problem)
 
-    def video(self, field: str, value: Any) -> VideoRef | None:
+    def video(self, field: str, value: object) -> VideoRef | None:
         """Return a reference to one video; paths of the file or its frames must stay inside the image folder."""
         try:
             ref = video_ref(value, self.where)
@@ -337,6 +339,11 @@ class _RowParser:
             return None
         if isinstance(ref.source, tuple):
             frames = [self.image(field, frame) for frame in ref.source]
-            return replace(ref, source=tuple(frames)) if None not in frames else None
-        path = self.image(field, ref.source) if isinstance(ref.source, str) else ref
-        return path and replace(ref, source=path.source, is_private_allowed=path.is_private_allowed)
+            found = tuple(frame for frame in frames if frame is not None)
+            return replace(ref, source=found) if len(found) == len(frames) else None
+        if not isinstance(ref.source, str):
+            return ref
+        path = self.image(field, ref.source)
+        if path is None:
+            return None
+        return VideoRef(str(path.source), ref.where, ref.fps, ref.max_frames, path.is_private_allowed)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from vlm_grpo.answer_parser import extract_json
 from vlm_grpo.boxes import boxes_in
 from vlm_grpo.data.errors import show_value
 from vlm_grpo.data.images import URL_STARTS, image_size
-from vlm_grpo.records import ImageRef, Record
+from vlm_grpo.records import ImageRef, JsonObject, Record
 from vlm_grpo.rewards.accuracy import ground_truth_text, infer_method
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "max": 1.0}
@@ -65,7 +64,7 @@ class Statistics:
                 f"{record.where} repeats {first}{'' if first_answer == answer else ', other answer'}"
             )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return all statistics as JSON values."""
         top = self.answers.most_common(self.common)
         return {
@@ -147,7 +146,7 @@ def quantiles(values: array[int]) -> dict[str, float]:
     return {**named, "mean": round(sum(values) / len(values), 1)}
 
 
-def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+def summary_lines(summary: JsonObject) -> Iterator[str]:
     """Yield the numbers as aligned text."""
     tabular = {name: value for name, value in summary.items() if isinstance(value, Mapping) and "mean" in value}
     for name, value in summary.items():
@@ -177,5 +176,5 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         yield "  ".join([line[0].ljust(widths[0]), *cells])
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from vlm_grpo.answer_parser import ground_truth_text
 from vlm_grpo.boxes import extent
 from vlm_grpo.data.errors import FieldProblem, show_value
 from vlm_grpo.masks import MAX_TERMS, MIN_TERMS, TERMS, RLEMask, decode_regions, region_iou, validate_shape
+from vlm_grpo.records import Row
 from vlm_grpo.rewards.detection import parse_target_detections
 from vlm_grpo.rewards.iou import target_box
 from vlm_grpo.rewards.mask import target_mask
 from vlm_grpo.tasks import TASKS
+
+EXTENTS = {"thousand": 1000, "unit": 1}  # the largest coordinate of spaces that are the same for every image
 
 BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
@@ -24,7 +26,7 @@ DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, 
 BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
-def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
+def validate_shapes(row: Row, answer: object, task: str, images: int) -> Iterator[FieldProblem]:
     """Yield problems of the gold boxes or mask that a task needs, and of box columns in any row."""
     if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
         yield from validate_box(row, answer, task, images)
@@ -34,7 +36,7 @@ def validate_shapes(row: Mapping[str, Any], answer: Any, task: str, images: int)
         yield from validate_mask(row, answer)
 
 
-def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) -> Iterator[FieldProblem]:
+def validate_box(row: Row, answer: object, task: str, images: int) -> Iterator[FieldProblem]:
     """Yield problems that would make a box reward raise or be constant: of the columns, then of the box.
 
     The box is validated if the task has a box reward.
@@ -49,7 +51,7 @@ def validate_box(row: Mapping[str, Any], answer: Any, task: str, images: int) ->
         yield from _validate_box_answer(answer, None if expected else space)
 
 
-def validate_space(space: Any) -> str | None:
+def validate_space(space: object) -> str | None:
     """Return what was expected if a value is not a coordinate space; None if it is."""
     try:
         extent(str(space), (1, 1), None)
@@ -58,26 +60,26 @@ def validate_space(space: Any) -> str | None:
     return None
 
 
-def _validate_box_answer(answer: Any, space: str | None) -> Iterator[FieldProblem]:
+def _validate_box_answer(answer: object, space: str | None) -> Iterator[FieldProblem]:
     box = target_box(answer)
     if box is None:
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", BOX_FORM
     elif not box.area:
         yield "answer", show_value(answer), "x1 < x2 and y1 < y2, both above 0"
-    elif space in ("thousand", "unit"):
-        largest = extent(space, (0, 0), None)[0]
+    elif space in EXTENTS:
+        largest = EXTENTS[space]
         if max(box) > largest:
             yield "answer", show_value(answer), f"coordinates from 0 to {largest} in the space {space!r}"
 
 
-def validate_detections(answer: Any) -> Iterator[FieldProblem]:
+def validate_detections(answer: object) -> Iterator[FieldProblem]:
     """Yield a problem if the gold answer is not a list of detections."""
     if parse_target_detections(ground_truth_text(answer)) is None:
         hint = "; `bbox` may mean corners or COCO's x, y, width, height" if "bbox'" in repr(answer) else ""
         yield "answer", f"{type(answer).__name__} {show_value(answer)}", f"a list of boxes, {DETECTION_FORM}{hint}"
 
 
-def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]:
+def validate_mask(row: Row, answer: object) -> Iterator[FieldProblem]:
     """Yield problems of mask, `terms` and shape that would make the mask reward raise or be constant."""
     truth = None
     try:
@@ -100,7 +102,7 @@ def validate_mask(row: Mapping[str, Any], answer: Any) -> Iterator[FieldProblem]
         yield from _validate_overlap(row, answer, truth)
 
 
-def _validate_overlap(row: Mapping[str, Any], answer: Any, truth: RLEMask) -> Iterator[FieldProblem]:
+def _validate_overlap(row: Row, answer: object, truth: RLEMask) -> Iterator[FieldProblem]:
     """Yield a problem if the gold shape does not overlap the mask, most often because of its coordinate space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
     image_extent = None if validate_space(space) else extent(str(space), size, None)

@@ -72,9 +72,8 @@ def _validate_by_decoding(ref: ImageRef) -> str | None:
 
 def _looks_whole(ref: ImageRef) -> bool:
     """Return whether header and end of file match; False means that the image must be decoded to know."""
-    file = media_source(ref)
-    file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115
-    with file:
+    source = media_source(ref)
+    with open(source, "rb") if isinstance(source, str) else source as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             raise OSError("the file is empty")
@@ -88,7 +87,7 @@ def _looks_whole(ref: ImageRef) -> bool:
                 image.verify()
     if kind == "WEBP":
         return True  # opening one reads and checks the whole container
-    return END_MARKS.get(kind, tail + b"?") in tail
+    return kind in END_MARKS and END_MARKS[kind] in tail
 
 
 SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge

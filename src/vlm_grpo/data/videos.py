@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from vlm_grpo.data.images import (
     open_image,
 )
 from vlm_grpo.file_checks import check_regular
-from vlm_grpo.records import VideoRef
+from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.web import Limits
 
 VIDEO_LIMITS = Limits(size=1024 * 2**20, seconds=300.0)
@@ -35,7 +35,7 @@ class Clip(NamedTuple):
     fps: float
 
 
-def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
+def video_ref(value: object, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
     """Return a reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
 
     `fps` is the rate at which frames are taken of a file, and for a list of frames the rate that they were taken at.
@@ -64,7 +64,7 @@ def video_ref(value: Any, where: str = "", *, fps: float | None = None, max_fram
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def video_items(value: Any) -> list[Any]:
+def video_items(value: object) -> list[object]:
     """Return the videos in a column: one or a list. A list of image files is the frames of one video."""
     if not isinstance(value, list | tuple):
         return [value]
@@ -108,7 +108,7 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
     if isinstance(ref.source, np.ndarray):
         return _thinned(ref.source.astype(np.uint8, copy=False), ref.fps or FPS, limit)
     if isinstance(ref.source, tuple):
-        return _thinned(_stacked(ref), ref.fps or FPS, limit)
+        return _thinned(_stacked(ref.source, ref.where), ref.fps or FPS, limit)
     return _decoded(ref, limit, count)
 
 
@@ -132,11 +132,11 @@ def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
     return None
 
 
-def _stacked(ref: VideoRef) -> np.ndarray:
-    frames = [np.asarray(open_image(frame)) for frame in ref.source]
+def _stacked(refs: Sequence[ImageRef], where: str) -> np.ndarray:
+    frames = [np.asarray(open_image(ref)) for ref in refs]
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:
-        raise ValueError(f"{ref.where or 'video'}: the frames of a video must have one size, got {sorted(sizes)}")
+        raise ValueError(f"{where or 'video'}: the frames of a video must have one size, got {sorted(sizes)}")
     return np.stack(frames)
 
 
@@ -158,7 +158,7 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     except ImportError as error:
         raise ImportError("reading video files needs PyAV: pip install 'vlm_grpo[video]'") from error
     try:
-        with av.open(media_source(ref, VIDEO_LIMITS)) as container:
+        with av.open(media_source(ref, VIDEO_LIMITS), mode="r") as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
             stream = container.streams.video[0]

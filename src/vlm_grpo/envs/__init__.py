@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 from vlm_grpo.envs.environment import Environment, ToolError
 from vlm_grpo.envs.tool_parser import make_tool_call_str, parse_tool_call_str
@@ -16,7 +15,7 @@ from vlm_grpo.registry import Registry
 
 __all__ = ["ENVIRONMENTS", "Environment", "ToolError", "find_environment", "make_tool_call_str", "parse_tool_call_str"]
 
-ENVIRONMENTS: Registry[str | Callable[..., Any]] = Registry(
+ENVIRONMENTS: Registry[str | Callable[..., object]] = Registry(
     "environment",
     {
         "pick_image": "vlm_grpo.envs.pick_image:PickImage",
@@ -28,7 +27,7 @@ ENVIRONMENTS: Registry[str | Callable[..., Any]] = Registry(
 )
 
 
-def find_environment(name: str | Callable[..., Any]) -> Callable[..., Any]:
+def find_environment(name: str | Callable[..., object]) -> Callable[..., object]:
     """Return the factory of an environment: a name of ENVIRONMENTS, `file.py:Class`, or a factory itself.
 
     Raises:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.envs.environment import Environment, ToolError
-from vlm_grpo.records import Record
+from vlm_grpo.records import Block, Record, Row
 from vlm_grpo.registry import Registry
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
 from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from PIL import Image
 
@@ -76,8 +76,9 @@ class AgentCode(Environment):
         self._score, self._bonus = SCORES[score], tool_bonus
         settings = SandboxSettings(time_limit=time_limit, memory_mb=memory_mb, max_pixels=MAX_PIXELS)
         self._sandbox = shared_sandbox(settings, backend)
+        self._image: Image.Image
 
-    def reset(self, **row: Any) -> str | list[dict[str, Any]]:
+    def reset(self, **row: object) -> str | list[Block]:
         """Begin with the image of a row; it is shown here where it was damaged here.
 
         Raises:
@@ -96,7 +97,7 @@ class AgentCode(Environment):
         self._image = self._damaged(row)
         return [{"type": "image", "image": self._image}]
 
-    def run_python(self, code: str) -> list[dict[str, Any]]:
+    def run_python(self, code: str) -> list[Block]:
         """Run Python on the image. It is `image` (PIL, RGB) and the file input.png; Image of PIL and np are there.
 
         Leave the repaired image in `result` to look at it. What the code prints is shown, too. Every call begins with
@@ -114,7 +115,7 @@ class AgentCode(Environment):
             self._failed += 1
             raise
 
-    def _run(self, code: Any) -> SandboxResult:
+    def _run(self, code: object) -> SandboxResult:
         if not isinstance(code, str) or not code.strip():
             raise ToolError(f"code must be Python, got {code!r:.100}")
         try:
@@ -125,7 +126,7 @@ class AgentCode(Environment):
             raise ToolError("\n".join(part for part in (_clean(result.stdout), _clean(result.stderr)) if part))
         return result
 
-    def _shown(self, result: SandboxResult) -> list[dict[str, Any]]:
+    def _shown(self, result: SandboxResult) -> list[Block]:
         """Return the image and the output, with a note on what is missing.
 
         Raises:
@@ -172,7 +173,7 @@ class AgentCode(Environment):
     def _points(self) -> float:
         return self._score(self._text, self._record) or 0.0
 
-    def _damaged(self, row: Mapping[str, Any]) -> Image.Image:
+    def _damaged(self, row: Row) -> Image.Image:
         from vlm_grpo.envs.corruptions import corrupt
 
         where = _where(self._record)
@@ -194,7 +195,7 @@ def pixel_similarity(image: Image.Image, original: Image.Image) -> float:
     return float(1 - np.abs(pixels - np.asarray(original.convert("RGB"), dtype=np.float32)).mean() / 255)
 
 
-def _first_image(row: Mapping[str, Any], record: Record) -> Image.Image:
+def _first_image(row: Row, record: Record) -> Image.Image:
     from vlm_grpo.data.images import image_ref, open_image
 
     images = row.get("images") or record.images
@@ -203,7 +204,7 @@ def _first_image(row: Mapping[str, Any], record: Record) -> Image.Image:
     return open_image(image_ref(images[0], record.where))
 
 
-def _original(row: Mapping[str, Any], record: Record) -> Image.Image | None:
+def _original(row: Row, record: Record) -> Image.Image | None:
     from vlm_grpo.data.images import image_ref, open_image
 
     value = row.get("original") or record.extra.get("original")

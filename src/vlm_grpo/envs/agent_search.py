@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from vlm_grpo.envs.environment import Environment, ToolError
-from vlm_grpo.envs.retrieval.bm25 import SHORTEST, SearchResult, open_index
-from vlm_grpo.envs.web_search import ProviderSettings, truncate, web_search
+from vlm_grpo.envs.retrieval.bm25 import SHORTEST, SearchIndex, SearchResult, open_index
+from vlm_grpo.envs.web_search import ProviderSettings, WebSearch, truncate, web_search
 from vlm_grpo.records import Record
 from vlm_grpo.registry import Registry
 from vlm_grpo.rewards.accuracy import accuracy_reward
@@ -66,10 +65,12 @@ class AgentSearch(Environment):
         _check(index, provider, top=top, max_searches=max_searches, passage_characters=passage_characters)
         self.top, self.max_searches, self.passage_characters = top, max_searches, passage_characters
         self.score, self.tool_bonus = SCORES[score], tool_bonus
-        self.source: Any = open_index(index) if index else web_search(_settings(provider, timeout, retries, rate))
+        self.source: SearchIndex | WebSearch = (
+            open_index(index) if index else web_search(_settings(provider, timeout, retries, rate))
+        )
         self.reset(answer=" ")
 
-    def reset(self, **row: Any) -> str:
+    def reset(self, **row: object) -> str:
         """Begin with the question of a row.
 
         Raises:
@@ -102,7 +103,7 @@ class AgentSearch(Environment):
             or "Nothing was found; try other words."
         )
 
-    def _results(self, query: Any) -> list[SearchResult]:
+    def _results(self, query: object) -> list[SearchResult]:
         if self.searches >= self.max_searches:
             raise ToolError(f"no more than {self.max_searches} searches; answer now")
         if not isinstance(query, str) or not query.strip():

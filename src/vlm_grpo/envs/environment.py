@@ -9,8 +9,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from vlm_grpo.records import Block, JsonObject, Message
+
 RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics")
-Content = str | list[dict[str, Any]]  # text, or blocks of text and images
+Tool = Callable[..., object]  # a method with type hints and a docstring; what it returns is shown to the model
+Content = str | list[Block]  # text, or blocks of text and images
 
 
 class ToolError(Exception):
@@ -89,14 +92,14 @@ class Environment:
         return {}
 
 
-def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
+def tools_of(environment: object) -> dict[str, Tool]:
     """Return an environment's tools by name: its bound public methods except the hooks (RESERVED)."""
     methods = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     names = [name for name, _ in methods if not name.startswith("_") and name not in RESERVED]
     return {name: getattr(environment, name) for name in names}
 
 
-def tool_schema(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
+def tool_schema(name: str, tool: Tool) -> JsonObject:
     """Return the JSON schema of a tool, built from its type hints and its Google-style docstring.
 
     Raises:
@@ -113,7 +116,7 @@ def tool_schema(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def validate_environment(name: str, environment: Any) -> None:
+def validate_environment(name: str, environment: object) -> None:
     """Check before the first rollout that episodes can run in an object.
 
     Raises:
@@ -127,7 +130,7 @@ def validate_environment(name: str, environment: Any) -> None:
         tool_schema(tool_name, tool)
 
 
-def append_observation(prompt: list[dict[str, Any]], observation: Content | None) -> list[dict[str, Any]]:
+def append_observation(prompt: list[Message], observation: Content | None) -> list[Message]:
     """Return the prompt with the observation of `reset` appended to its last turn; without a prompt, as a user turn."""
     if observation is None or observation == "":
         return prompt
@@ -141,16 +144,16 @@ def append_observation(prompt: list[dict[str, Any]], observation: Content | None
     return [*prompt[:-1], {**last, "content": joined}]
 
 
-def blocks_of(content: Content | None) -> list[dict[str, Any]]:
+def blocks_of(content: Content | None) -> list[Block]:
     """Return content as a list of blocks; empty text gives no block."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [dict(block) for block in content or []]
 
 
-def merge_text_blocks(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def merge_text_blocks(blocks: Sequence[Block]) -> list[Block]:
     """Return the blocks with adjacent text merged: some templates render only the first text block of a turn."""
-    joined: list[dict[str, Any]] = []
+    joined: list[Block] = []
     for block in blocks:
         if joined and block["type"] == joined[-1]["type"] == "text":
             joined[-1] = {**joined[-1], "text": joined[-1]["text"] + block["text"]}

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.envs.environment import Environment, ToolError
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import Block, ImageRef, NewRow
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -66,14 +66,14 @@ class PickImage(Environment):
         self.seed = seed
         self.done = False
 
-    def reset(self, episode: int = 0, seed: int | None = None, **row: Any) -> list[dict[str, Any]]:
+    def reset(self, episode: int = 0, seed: int | None = None, **row: object) -> list[Block]:
         """Begin the episode of a number."""
         draw = random.Random(f"{self.seed if seed is None else seed}/{episode}")
         names = draw.sample(sorted(self.by_name), self.candidates)
         random_index = draw.randrange(self.candidates)
         self.correct = random_index if self.fixed is None else self.fixed
         self.outcome, self.done = "no_call", False
-        blocks: list[dict[str, Any]] = []
+        blocks: list[Block] = []
         for number, name in enumerate(names):
             image = ImageRef(draw.choice(self.by_name[name]), f"episode {episode}")
             blocks += [{"type": "text", "text": f"{number}: "}, {"type": "image", "image": image}]
@@ -142,6 +142,6 @@ def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
     return iterable_dataset(partial(_rows, seed, first))
 
 
-def _rows(seed: int, first: int) -> Iterator[dict[str, Any]]:
+def _rows(seed: int, first: int) -> Iterator[NewRow]:
     for episode in count(first):
         yield {"prompt": [], "episode": episode, "seed": seed, "where": f"episode {episode}"}

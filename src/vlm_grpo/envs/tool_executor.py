@@ -6,17 +6,17 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vlm_grpo.envs.environment import ToolError
+from vlm_grpo.envs.environment import Content, Tool, ToolError
 from vlm_grpo.envs.tool_parser import ToolResult
 from vlm_grpo.tool_call_formats import ToolCall
 
 logger = logging.getLogger(__name__)
 
-ToolMap = Mapping[str, Callable[..., Any]]
+ToolMap = Mapping[str, Tool]
 MAX_CONCURRENT = 64  # episodes whose calls run side by side
 
 
@@ -68,7 +68,8 @@ def _call_within(job: ToolJob, call: ToolCall, seconds: float) -> ToolResult | N
 
 def _call(job: ToolJob, call: ToolCall) -> ToolResult:
     try:
-        return ToolResult(call.name or "", _to_content(_resolve_tool(job, call)(**call.arguments)))
+        tool, arguments = _resolve_tool(job, call)
+        return ToolResult(call.name or "", _to_content(tool(**arguments)))
     except ToolError as error:
         return ToolResult(call.name or "", f"Error: {error}", is_failure=True)
     except Exception as error:  # whatever a tool raises, the episode continues
@@ -76,8 +77,8 @@ def _call(job: ToolJob, call: ToolCall) -> ToolResult:
         return ToolResult(call.name or "", f"Error: {type(error).__name__}: {error}", is_failure=True)
 
 
-def _resolve_tool(job: ToolJob, call: ToolCall) -> Callable[..., Any]:
-    """Return the tool, if there is one of that name and it takes these arguments.
+def _resolve_tool(job: ToolJob, call: ToolCall) -> tuple[Tool, Mapping[str, object]]:
+    """Return the tool and its arguments, if there is one of that name and it takes these arguments.
 
     Raises:
         ToolError: otherwise.
@@ -91,14 +92,13 @@ def _resolve_tool(job: ToolJob, call: ToolCall) -> Callable[..., Any]:
         inspect.signature(tools[call.name]).bind(**call.arguments)
     except TypeError as error:
         raise ToolError(f"{call.name}: {error}") from error
-    return tools[call.name]
+    return tools[call.name], call.arguments
 
 
-def _to_content(value: Any) -> Any:
+def _to_content(value: object) -> Content:
     """Return a tool's return value as content: blocks stay, anything else becomes text."""
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
-    is_blocks = (
-        isinstance(value, list) and value and all(isinstance(block, dict) and "type" in block for block in value)
-    )
-    return value if is_blocks else str(value)
+    if isinstance(value, list) and value and all(isinstance(block, dict) and "type" in block for block in value):
+        return value
+    return str(value)

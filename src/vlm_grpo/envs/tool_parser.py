@@ -8,16 +8,20 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple, Protocol, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_type_hints
 
 from vlm_grpo.answer_parser import extract_json, strip_thinking
-from vlm_grpo.envs.environment import Content, blocks_of, merge_text_blocks, tool_schema
+from vlm_grpo.envs.environment import Content, Tool, blocks_of, merge_text_blocks, tool_schema
+from vlm_grpo.records import Block, JsonObject, JsonSchema, Message
 from vlm_grpo.rewards.tool_call import offered_tools
 from vlm_grpo.tool_call_formats import TOOL_CALL_FORMATS, Schemas, ToolCall, ToolCallFormat, find_tool_call_format
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TOOL_FORMATS = ("auto", "native", "hermes", "tags")
 # Stands for the generated turn while the text around its results is rendered.
@@ -40,10 +44,13 @@ class ToolParser(Protocol):
         example: a well-formed call, shown to the model after one that cannot be parsed.
     """
 
-    is_native: bool
-    example: str
+    @property
+    def is_native(self) -> bool: ...
 
-    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    @property
+    def example(self) -> str: ...
+
+    def prompt(self, messages: list[Message], schemas: Sequence[JsonSchema]) -> list[Message]:
         """Return the messages with a description of the tools."""
 
     def calls(self, text: str) -> list[ToolCall]:
@@ -52,13 +59,13 @@ class ToolParser(Protocol):
     def without_calls(self, text: str) -> str:
         """Return the text of an assistant turn without its calls."""
 
-    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+    def turn(self, results: Sequence[ToolResult]) -> tuple[Message, str]:
         """Return an assistant turn with the calls of these results, and the text that it ends with.
 
         It replaces the generated turn while a chat template renders what follows, and contains PLACEHOLDER_TURN.
         """
 
-    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+    def answer(self, results: Sequence[ToolResult]) -> list[Message]:
         """Return the messages that pass results to the model."""
 
 
@@ -79,7 +86,7 @@ class NativeToolParser:
     def example(self) -> str:
         return self.form.example
 
-    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def prompt(self, messages: list[Message], schemas: Sequence[JsonSchema]) -> list[Message]:
         return messages
 
     def calls(self, text: str) -> list[ToolCall]:
@@ -88,12 +95,12 @@ class NativeToolParser:
     def without_calls(self, text: str) -> str:
         return self.form.block.sub("", text).strip()
 
-    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+    def turn(self, results: Sequence[ToolResult]) -> tuple[Message, str]:
         functions = [{"name": result.name, "arguments": {"placeholder": PLACEHOLDER_TURN}} for result in results]
         calls = [{"type": "function", "id": call_id(n), "function": each} for n, each in enumerate(functions)]
         return {"role": "assistant", "content": "", "tool_calls": calls}, self.form.end
 
-    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+    def answer(self, results: Sequence[ToolResult]) -> list[Message]:
         return [
             {"role": "tool", "name": result.name, "tool_call_id": call_id(n), "content": blocks_of(result.content)}
             for n, result in enumerate(results)
@@ -116,7 +123,7 @@ class HermesToolParser:
     is_native: bool = False
     example: str = TOOL_CALL_FORMATS["hermes"].example
 
-    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def prompt(self, messages: list[Message], schemas: Sequence[JsonSchema]) -> list[Message]:
         return with_system_text(messages, _render("hermes.jinja", tools=[json.dumps(schema) for schema in schemas]))
 
     def calls(self, text: str) -> list[ToolCall]:
@@ -125,10 +132,10 @@ class HermesToolParser:
     def without_calls(self, text: str) -> str:
         return TOOL_CALL_FORMATS["hermes"].block.sub("", text).strip()
 
-    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+    def turn(self, results: Sequence[ToolResult]) -> tuple[Message, str]:
         return {"role": "assistant", "content": blocks_of(PLACEHOLDER_TURN)}, PLACEHOLDER_TURN
 
-    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+    def answer(self, results: Sequence[ToolResult]) -> list[Message]:
         return [{"role": "user", "content": _wrap_results(results, "tool_response")}]
 
 
@@ -146,9 +153,7 @@ class TagToolParser:
     is_native: bool = False
 
     @classmethod
-    def from_tools(
-        cls, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
-    ) -> TagToolParser:
+    def from_tools(cls, tools: Mapping[str, Tool], tags: Mapping[str, str] | None = None) -> TagToolParser:
         """Return the parser of some tools; `tags` maps a tag to its tool's name, by default each name is its own tag.
 
         Raises:
@@ -167,7 +172,7 @@ class TagToolParser:
                 numbers.add(name)
         return cls(tag_tools, frozenset(numbers))
 
-    def prompt(self, messages: list[dict[str, Any]], schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def prompt(self, messages: list[Message], schemas: Sequence[JsonSchema]) -> list[Message]:
         return with_system_text(messages, _render("tags.jinja", tools=self.tools))
 
     def calls(self, text: str) -> list[ToolCall]:
@@ -186,7 +191,7 @@ class TagToolParser:
         tag = next(iter(self.tools), "TAG")
         return f"<{tag}>TEXT</{tag}>"
 
-    def turn(self, results: Sequence[ToolResult]) -> tuple[dict[str, Any], str]:
+    def turn(self, results: Sequence[ToolResult]) -> tuple[Message, str]:
         return {"role": "assistant", "content": blocks_of(PLACEHOLDER_TURN)}, PLACEHOLDER_TURN
 
     def _call(self, tag: str, text: str) -> ToolCall:
@@ -194,12 +199,12 @@ class TagToolParser:
         value = extract_json(text) if name in self.numbers else None
         return ToolCall(name, {argument: value if isinstance(value, int | float) else text})
 
-    def answer(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
+    def answer(self, results: Sequence[ToolResult]) -> list[Message]:
         return [{"role": "user", "content": _wrap_results(results, "result")}]
 
 
 def find_tool_parser(
-    name: str, template: str | None, tools: Mapping[str, Callable[..., Any]], tags: Mapping[str, str] | None = None
+    name: str, template: str | None, tools: Mapping[str, Tool], tags: Mapping[str, str] | None = None
 ) -> ToolParser:
     """Return the tool parser of a name in TOOL_FORMATS; `auto` is `native` where the template's calls can be parsed.
 
@@ -223,7 +228,7 @@ def find_tool_parser(
     return NativeToolParser(form, offered_tools([tool_schema(*item) for item in tools.items()]))
 
 
-def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+def with_system_text(messages: list[Message], text: str) -> list[Message]:
     """Return the messages with text appended to the system turn, or with a new system turn."""
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": text}, *messages]
@@ -232,12 +237,12 @@ def with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str
     return [{**messages[0], "content": longer}, *messages[1:]]
 
 
-def make_tool_call_str(name: str, arguments: Mapping[str, Any]) -> str:
+def make_tool_call_str(name: str, arguments: Mapping[str, object]) -> str:
     """Return a tool call as a model writes it; `parse_tool_call_str` parses it."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': dict(arguments)})}\n</tool_call>"
 
 
-def parse_tool_call_str(text: str) -> tuple[str, dict[str, Any]] | None:
+def parse_tool_call_str(text: str) -> tuple[str, JsonObject] | None:
     """Return name and arguments of the only call in a text; None for no call, several, or one that cannot be parsed."""
     calls = TOOL_CALL_FORMATS["hermes"].calls(text)
     if len(calls) != 1 or calls[0].name is None or not isinstance(calls[0].arguments, dict):
@@ -245,21 +250,21 @@ def parse_tool_call_str(text: str) -> tuple[str, dict[str, Any]] | None:
     return calls[0].name, calls[0].arguments
 
 
-def _wrap_results(results: Sequence[ToolResult], tag: str) -> list[dict[str, Any]]:
+def _wrap_results(results: Sequence[ToolResult], tag: str) -> list[Block]:
     """Return the results as blocks, each between tags; adjacent text is merged."""
-    blocks: list[dict[str, Any]] = []
+    blocks: list[Block] = []
     for number, result in enumerate(results):
         begin = f"{'' if number == 0 else chr(10)}<{tag}>\n"
         blocks += [*blocks_of(begin), *blocks_of(result.content), *blocks_of(f"\n</{tag}>")]
     return merge_text_blocks(blocks)
 
 
-def _render(name: str, **values: Any) -> str:
+def _render(name: str, **values: object) -> str:
     return _template(name).render(**values).strip()
 
 
 @cache
-def _template(name: str) -> Any:
+def _template(name: str) -> Template:
     from jinja2 import Environment, StrictUndefined
 
     source = files("vlm_grpo.envs").joinpath(name).read_text(encoding="utf-8")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.answer_parser import strip_thinking
 from vlm_grpo.envs.environment import Environment, ToolError
+from vlm_grpo.records import Block, Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,9 +63,13 @@ class VisualCode(Environment):
         self._weights = _validate_weights(WEIGHTS if weights is None else weights)
         self._max_renders, self._javascript = max_renders, javascript
         self._width, self._height = width, height
+        self._design: Render | None = None
+        self._page: str | None = None
+        self._similarity: Similarity | None = None
+        self._renders = 0
         self._begin(None, SIZE)
 
-    def reset(self, **row: Any) -> list[dict[str, Any]]:
+    def reset(self, **row: object) -> list[Block]:
         """Start an episode and return the task, with a picture of the design if the row has none."""
         image, html = _image(row), _html(row)
         self._begin(image, self._viewport(image))
@@ -75,7 +80,7 @@ class VisualCode(Environment):
         image_blocks = [] if image is not None else [{"type": "image", "image": self._design.image()}]
         return [*image_blocks, {"type": "text", "text": self._task()}]
 
-    def render(self, html: str) -> list[dict[str, Any]]:
+    def render(self, html: str) -> list[Block]:
         """Render a page and look at it.
 
         Args:
@@ -117,9 +122,9 @@ class VisualCode(Environment):
         from vlm_grpo.envs.browser.renderer import Render
 
         self._size = size
-        self._design: Render | None = None if image is None else Render.of_image(_resize(image, size))
-        self._page: str | None = None
-        self._similarity: Similarity | None = None
+        self._design = None if image is None else Render.of_image(_resize(image, size))
+        self._page = None
+        self._similarity = None
         self._renders = 0
 
     def _viewport(self, image: Image.Image | None) -> tuple[int, int]:
@@ -129,7 +134,7 @@ class VisualCode(Environment):
             return self._width, self._height
         scale = min(1.0, MAX_LENGTH / max(image.size))
         if self._width or self._height:
-            scale = self._width / image.width if self._width else self._height / image.height
+            scale = self._width / image.width if self._width else (self._height or 0) / image.height
         return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
     def _task(self) -> str:
@@ -174,14 +179,14 @@ def _validate_weights(weights: Mapping[str, float]) -> dict[str, float]:
     return dict(weights)
 
 
-def _image(row: Mapping[str, Any]) -> Image.Image | None:
+def _image(row: Row) -> Image.Image | None:
     from vlm_grpo.data.images import image_ref, open_image
 
     images = row.get("images") or []
     return open_image(image_ref(images[0])) if images else None
 
 
-def _html(row: Mapping[str, Any]) -> str | None:
+def _html(row: Row) -> str | None:
     """Return the page of the design: a column of the row, or of its record's `extra`."""
     html = row.get("html") or getattr(row.get("record"), "extra", {}).get("html")
     if html is not None and not isinstance(html, str):
@@ -189,7 +194,7 @@ def _html(row: Mapping[str, Any]) -> str | None:
     return html
 
 
-def _where(row: Mapping[str, Any]) -> str:
+def _where(row: Row) -> str:
     where = getattr(row.get("record"), "where", "")
     return f"{where}: " if where else ""
 

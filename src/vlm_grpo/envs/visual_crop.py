@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image
 
 from vlm_grpo.boxes import Box, convert
 from vlm_grpo.envs.environment import Environment, ToolError
+from vlm_grpo.records import Block
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
 
@@ -30,7 +30,7 @@ class VisualCrop(Environment):
             raise ValueError(f"max_crops must be at least 1, got {max_crops}")
         self.max_crops, self.tool_bonus, self.space = max_crops, tool_bonus, space
 
-    def reset(self, **row: Any) -> str:
+    def reset(self, **row: object) -> str:
         """Begin with the images of a row."""
         self.record = record_of_row(row)
         self.images: Sequence[Image.Image] = []
@@ -42,13 +42,13 @@ class VisualCrop(Environment):
         images: Sequence[Image.Image],
         processed_sizes: Sequence[tuple[int, int] | None],
         answer_space: str | None,
-        **facts: Any,
+        **facts: object,
     ) -> None:
         """Store the row's images, the sizes in which the model sees them, and the space of its boxes."""
         self.images, self.sizes = images, processed_sizes
         self.box_space = self.space or answer_space or "original"
 
-    def zoom(self, box: list[float], image: int = 0) -> list[dict[str, Any]]:
+    def zoom(self, box: list[float], image: int = 0) -> list[Block]:
         """Show a part of an image, enlarged.
 
         Args:
@@ -63,7 +63,7 @@ class VisualCrop(Environment):
         self.crops += 1
         return [{"type": "image", "image": self.images[image].crop(part)}]
 
-    def _part(self, box: Any, image: int) -> tuple[int, int, int, int]:
+    def _part(self, box: object, image: int) -> tuple[int, int, int, int]:
         """Return the box in pixels of the original image, clipped to it and not too small to see.
 
         Raises:

@@ -24,11 +24,11 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.retrieval.bm25 import SearchResult
+from vlm_grpo.records import JsonObject
 from vlm_grpo.registry import Registry
 from vlm_grpo.web import HEADERS, Limits, TooLargeError, fetch_bytes
 
@@ -51,7 +51,7 @@ class Request:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: Mapping[str, Any] | None = None
+    body: JsonObject | None = None
 
 
 class RequestFailure(Exception):
@@ -242,9 +242,12 @@ class WebSearch:
     """Results of one service. Equal queries are one request, also across threads."""
 
     def __init__(self, settings: ProviderSettings) -> None:
+        if settings.provider is None or settings.base_url is None or settings.api_key is None:
+            raise ValueError("search provider: settings are missing; ProviderSettings.complete reads them")
         self.settings = settings
         self.provider = PROVIDERS[settings.provider]
-        self.place = urlsplit(settings.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
+        self.base_url, self.api_key = settings.base_url, settings.api_key
+        self.place = urlsplit(self.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
         self.cache = _ResultCache(settings.cache)
         self.pace = RateLimiter(settings.rate)
         self.lock = threading.Lock()
@@ -295,7 +298,7 @@ class WebSearch:
         Raises:
             ToolError: says what happened last.
         """
-        request = self.provider.request(self.settings.base_url, self.settings.api_key, query, top)
+        request = self.provider.request(self.base_url, self.api_key, query, top)
         last = RequestFailure("too many searches at the same time; try again later")
         for attempt in range(self.settings.retries + 1):
             if not self.pace.wait(end):
@@ -330,13 +333,14 @@ class WebSearch:
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise RequestFailure("an answer that cannot be read", may_pass=False) from None
 
-    def _result(self, item: Mapping[str, Any]) -> SearchResult:
+    def _result(self, item: JsonObject) -> SearchResult:
         values = [item.get(column) for column in self.provider.columns]
         texts = ["" if value is None else str(value)[:MAX_RESULT_LENGTH] for value in values]
-        if len(self.settings.api_key) >= MIN_KEY_LENGTH:  # a service may repeat what it was sent
-            texts = [text.replace(self.settings.api_key, "[key]") for text in texts]
+        if len(self.api_key) >= MIN_KEY_LENGTH:  # a service may repeat what it was sent
+            texts = [text.replace(self.api_key, "[key]") for text in texts]
         score = item.get("score")
-        return SearchResult(*texts, float(score) if isinstance(score, int | float) else None)
+        link, title, passage = texts
+        return SearchResult(link, title, passage, float(score) if isinstance(score, int | float) else None)
 
 
 class _ResultCache:
@@ -360,7 +364,7 @@ class _ResultCache:
         self._do("INSERT OR REPLACE INTO found VALUES (?, ?)", name, json.dumps(results))
         self._do("DELETE FROM found WHERE rowid <= (SELECT max(rowid) FROM found) - ?", MAX_CACHED_QUERIES)
 
-    def _do(self, sql: str, *values: Any) -> Any:
+    def _do(self, sql: str, *values: object) -> tuple[str, ...] | None:
         try:
             with self.lock:
                 return self.base.execute(sql, values).fetchone()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.evaluation.aggregate import Metric, episode_names, load_scorer, metric_names, summarize
 from vlm_grpo.evaluation.predictions import Backend, Scoring
 from vlm_grpo.evaluation.sampling_params import SamplingParams, check_pass_k
+from vlm_grpo.records import Prediction, Row
 from vlm_grpo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
 
 __all__ = ["Evaluation", "Metric", "SamplingParams", "evaluate", "load_scorer", "metric_names", "predict"]
 
@@ -24,7 +29,7 @@ class Evaluation:
 
     task: str
     metrics: dict[str, Metric]
-    predictions: list[dict[str, Any]]
+    predictions: list[Prediction]
     groups: dict[str, dict[str, Metric]] = field(default_factory=dict)
 
     @property
@@ -34,9 +39,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
-    processor: Any,
-    dataset: Sequence[Mapping[str, Any]],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: Sequence[Row],
     *,
     task: str = "default",
     limit: int | None = None,
@@ -46,7 +51,7 @@ def evaluate(
     num_samples: int = 1,
     pass_k: Sequence[int] = (),
     group_by: str | None = None,
-    reward_options: Mapping[str, Any] | None = None,
+    reward_options: Mapping[str, object] | None = None,
     **generation: Any,
 ) -> Evaluation:
     """Complete every row, greedily by default, and score the completions.
@@ -77,9 +82,10 @@ def evaluate(
     return summary(task, predictions, seed, pass_k)
 
 
-def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
+def summary(task: str, predictions: list[Prediction], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
     """Return the evaluation of some predictions."""
-    names, numbers = metric_names(task), set()
+    numbers: set[str] = set()
+    names = metric_names(task)
     if any("episode" in prediction for prediction in predictions):
         names, numbers = episode_names(names, predictions)
     names = list(dict.fromkeys([names[0], *(f"pass@{k}" for k in pass_k), *names[1:]]))
@@ -94,38 +100,38 @@ def summary(task: str, predictions: list[dict[str, Any]], seed: int = 0, pass_k:
 
 
 def predict(
-    model: Any,
-    processor: Any,
-    dataset: Sequence[Mapping[str, Any]],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: Sequence[Row],
     numbers: Sequence[int],
     *,
     task: str | None = None,
     scoring: Scoring | None = None,
-    reward_options: Mapping[str, Any] | None = None,
+    reward_options: Mapping[str, object] | None = None,
     on_batch: Callable[[int], None] | None = None,
     **generation: Any,
-) -> list[dict[str, Any]]:
+) -> list[Prediction]:
     """Return one prediction for each numbered row, in their order, by a model in this process.
 
     `scoring`, or `task` and `reward_options`, define the scores.
     """
     from vlm_grpo.evaluation.backends.hf import HFBackend
 
-    scoring = scoring or Scoring(task, reward_options)
+    scoring = scoring or Scoring(task or "default", reward_options)
     return predict_with(HFBackend(model, processor, **generation), dataset, numbers, scoring, on_batch=on_batch)
 
 
 def predict_with(
     backend: Backend,
-    dataset: Sequence[Mapping[str, Any]],
+    dataset: Sequence[Row],
     numbers: Sequence[int],
     scoring: Scoring,
     *,
     on_batch: Callable[[int], None] | None = None,
-    keep: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> list[dict[str, Any]]:
+    keep: Callable[[list[Prediction]], None] | None = None,
+) -> list[Prediction]:
     """Return one prediction for each numbered row, in their order; `keep` receives those of each finished batch."""
-    by_row: dict[int, dict[str, Any]] = {}
+    by_row: dict[int, Prediction] = {}
     for batch in backend(dataset, numbers):
         predictions = scoring.predictions(batch)
         if keep is not None:
@@ -147,7 +153,7 @@ def shard(rows: int, rank: int, ranks: int) -> list[int]:
     return [(rank + ranks * position) % rows for position in range(each)]
 
 
-def unique_rows(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def unique_rows(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Return all ranks' predictions in the order of the data, each row once."""
     by_row = {prediction["row"]: prediction for prediction in predictions}
     return [by_row[row] for row in sorted(by_row)]

@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS, EVIDENCE, TASK_METRICS, Value, dataset_metric
-from vlm_grpo.records import Record
+from vlm_grpo.evaluation.dataset_metrics import (
+    DATASET_METRICS,
+    EVIDENCE,
+    TASK_METRICS,
+    PreparedEvidence,
+    Value,
+    dataset_metric,
+)
+from vlm_grpo.records import JsonObject, Prediction, Record
 from vlm_grpo.rewards import REWARDS, resolve_rewards
+from vlm_grpo.rewards.adapter import call_batch_reward
 from vlm_grpo.tasks import TASKS
 
 RESAMPLES = 2000
@@ -59,12 +67,12 @@ def evidence_names(task: str) -> list[str]:
     return list(dict.fromkeys(DATASET_METRICS[name].evidence for name in metric_names(task) if name in DATASET_METRICS))
 
 
-def collect_evidence(names: Sequence[str], completion: str, record: Record) -> dict[str, Any]:
+def collect_evidence(names: Sequence[str], completion: str, record: Record) -> JsonObject:
     """Return the evidence of one completion."""
     return {name: EVIDENCE[name](completion, record) for name in names}
 
 
-def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) -> Scorer:
+def load_scorer(names: Sequence[str], options: Mapping[str, object] | None = None) -> Scorer:
     """Return a function from texts and their records to the named rewards; None where one does not apply.
 
     What a reward needs (the sentence encoder) is loaded now; `options` are those of `resolve_rewards`.
@@ -76,13 +84,13 @@ def load_scorer(names: Sequence[str], options: Mapping[str, Any] | None = None) 
     rewards, _ = resolve_rewards(list(names), **(options or {}))
 
     def scores(texts: Sequence[str], records: Sequence[Record]) -> list[dict[str, float | None]]:
-        columns = [reward(completions=texts, record=list(records)) for reward in rewards]
+        columns = [call_batch_reward(reward, completions=texts, record=list(records)) for reward in rewards]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     return scores
 
 
-def episode_names(of_task: Sequence[str], predictions: Sequence[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
+def episode_names(of_task: Sequence[str], predictions: Sequence[Prediction]) -> tuple[list[str], set[str]]:
     """Return the metrics that apply to any episode, and which of them are numbers rather than fractions."""
     scored = dict.fromkeys(name for prediction in predictions for name in prediction["scores"])
     first = [name for name in ("success", "reward") if name in scored]
@@ -93,7 +101,7 @@ def episode_names(of_task: Sequence[str], predictions: Sequence[Mapping[str, Any
 
 
 def summarize(
-    predictions: Sequence[Mapping[str, Any]], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
+    predictions: Sequence[Prediction], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
 ) -> dict[str, Metric]:
     """Return every named metric with its interval, each over the predictions that it applies to.
 
@@ -101,7 +109,7 @@ def summarize(
         numbers: names of those that are no shares.
     """
     metrics: dict[str, Metric] = {}
-    prepared: dict[Any, Any] = {}
+    prepared: PreparedEvidence = {}
     for name in names:
         values = metric_values(predictions, name)
         if name in DATASET_METRICS:
@@ -111,13 +119,13 @@ def summarize(
     return metrics
 
 
-def metric_values(predictions: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+def metric_values(predictions: Sequence[Prediction], name: str) -> list[Any]:
     """Return the scores of a reward, or the evidence of a dataset metric, where it applies."""
     values = [prediction_value(prediction, name) for prediction in predictions]
     return [value for value in values if value is not None]
 
 
-def prediction_value(prediction: Mapping[str, Any], name: str) -> Any:
+def prediction_value(prediction: Prediction, name: str) -> Any:
     """Return a prediction's score, or its evidence of each completion; None where the metric does not apply."""
     if name not in DATASET_METRICS:
         return prediction["scores"].get(name)
@@ -140,7 +148,7 @@ def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
 
 
 def dataset_metric_with_interval(
-    name: str, evidence: Sequence[Any], seed: int = 0, prepared: dict[Any, Any] | None = None
+    name: str, evidence: Sequence[Sequence[object]], seed: int = 0, prepared: PreparedEvidence | None = None
 ) -> Metric:
     """Return the dataset metric of all examples and its 95 % bootstrap interval.
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
 from vlm_grpo.evaluation import Evaluation, metric_names, predict, shard, summary, unique_rows
+from vlm_grpo.records import Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+    from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +48,13 @@ class GreedyEvaluation(TrainerCallback):
 
     def __init__(
         self,
-        trainer: Any,
-        held_out: Sequence[Mapping[str, Any]],
+        trainer: VLMGRPOTrainer | VLMRLOOTrainer,
+        held_out: Sequence[Row],
         *,
         task: str,
         val_before_train: bool,
         val_freq: float,
-        unwrap: Callable[[Any, Any], AbstractContextManager[Any]],
+        unwrap: Callable[[nn.Module, Accelerator], AbstractContextManager[Any]],
         batch_size: int | None = None,
     ) -> None:
         if val_freq < 0:
@@ -65,36 +75,42 @@ class GreedyEvaluation(TrainerCallback):
         if trainer is not None:
             trainer.evaluate_greedily = self.run
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.periods = self._periods(state)
         if self.val_before_train and state.global_step == 0:
             self.trainer.evaluate()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._periods(state) > self.periods:
             self.periods = self._periods(state)
             control.should_evaluate = True
 
-    def _periods(self, state: Any) -> int:
+    def _periods(self, state: TrainerState) -> int:
         """Return how many whole periods have passed; 3 steps of 0.1 epochs are 0.3 up to rounding."""
         return math.floor((state.epoch or 0) / self.val_freq + 1e-6) if self.val_freq else 0
 
     def run(self) -> dict[str, float]:
         """Evaluate now, on all ranks together, and return what was logged."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
+        args: Any = trainer.args
+        processor: Any = trainer.processing_class
         numbers = shard(len(self.held_out), accelerator.process_index, accelerator.num_processes)
         with self.unwrap(trainer.model_wrapped, accelerator) as model:
             mine = predict(
                 model,
-                trainer.processing_class,
+                processor,
                 self.held_out,
                 numbers,
                 task=self.task,
-                reward_options=trainer.args.reward_options(),
-                batch_size=self.batch_size or trainer.args.per_device_eval_batch_size,
-                max_completion_length=trainer.args.max_completion_length,
+                reward_options=args.reward_options(),
+                batch_size=self.batch_size or args.per_device_eval_batch_size,
+                max_completion_length=args.max_completion_length,
                 template_options=getattr(trainer, "chat_template_kwargs", None),
-                answer_space=getattr(trainer.args, "answer_space", None),
+                answer_space=getattr(args, "answer_space", None),
             )
         self.last = summary(self.task, unique_rows(gather_object(mine)))
         trainer.evaluated = self.last.metrics

@@ -8,13 +8,13 @@ from fractions import Fraction
 from itertools import product
 from math import comb
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlm_grpo.evaluation.aggregate import prediction_value
 from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS, Value, dataset_metric
 from vlm_grpo.evaluation.strict_json import loads
+from vlm_grpo.records import JsonObject, Prediction
 
 RESAMPLES, PERMUTATIONS = 2000, 10_000
 MAX_EXACT = 14  # nonzero differences up to which all sign changes are enumerated
@@ -29,8 +29,8 @@ class EvaluationRun:
     """A finished evaluation, read from its folder."""
 
     folder: Path
-    results: Mapping[str, Any]
-    predictions: Mapping[int, dict[str, Any]]
+    results: JsonObject
+    predictions: Mapping[int, Prediction]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def permutation(changes: np.ndarray, seed: int = 0) -> float:
 
 
 def dataset_metric_difference(
-    name: str, pairs: Sequence[tuple[list[Any], list[Any]]], seed: int = 0
+    name: str, pairs: Sequence[tuple[list[object], list[object]]], seed: int = 0
 ) -> Difference | None:
     """Return the difference of a dataset metric; its permutation test swaps the two runs' answers to some examples.
 
@@ -197,7 +197,7 @@ def dataset_metric_difference(
     low, high = np.quantile(changes, (0.025, 0.975)) + (values[1] - values[0]) - changes.mean()  # as in aggregate.py
     change = abs(values[1] - values[0]) - 1e-9
     flips = [_values_of_both(value, np.ones(count), random.random(count) < 0.5) for _ in range(resamples)]
-    large = sum(abs(second - first) >= change for first, second in flips)
+    large = sum(abs(pair[1] - pair[0]) >= change for pair in flips if pair is not None)
     return Difference(
         name, *values, float(low), float(high), (1 + large) / (1 + resamples), "paired permutation", count
     )

@@ -22,6 +22,8 @@ from vlm_grpo.rewards.detection import detection_pair
 from vlm_grpo.rewards.mask import answer_extent, expected_terms, target_mask
 
 Value = Callable[[np.ndarray], "float | None"]
+# What metrics of the same evidence share: by `DatasetMetric.prepare`, what it made of each completion's evidence.
+PreparedEvidence = dict[Callable[[Sequence[Any]], Any], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np
     return regions_to_mask(regions, *size) if regions else None, regions_to_mask([truth.boundaries], *size)
 
 
-def detection_evidence(completion: str, record: Record) -> dict[str, list[list[Any]]] | None:
+def detection_evidence(completion: str, record: Record) -> dict[str, list[list[object]]] | None:
     """Return target and predicted boxes with labels, in the space of the answer; None when the truth is no list."""
     pair = detection_pair(completion, record)
     if pair is None:
@@ -92,7 +94,7 @@ def cumulative_iou(pixels: np.ndarray, weights: np.ndarray) -> float | None:
     return float(shared / covered) if covered else None
 
 
-EVIDENCE: Mapping[str, Callable[[str, Record], Any]] = {"mask": mask_evidence, "boxes": detection_evidence}
+EVIDENCE: Mapping[str, Callable[[str, Record], object]] = {"mask": mask_evidence, "boxes": detection_evidence}
 
 AP50 = partial(average_precision, ious=slice(0, 1))
 DATASET_METRICS: Mapping[str, DatasetMetric] = {
@@ -112,7 +114,7 @@ TASK_METRICS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def dataset_metric(name: str, evidence: Sequence[Sequence[Any]], prepared: dict[Any, Any] | None = None) -> Value:
+def dataset_metric(name: str, evidence: Sequence[Sequence[object]], prepared: PreparedEvidence | None = None) -> Value:
     """Return a dataset metric as a function of the examples' weights (N,); examples may have several completions.
 
     Args:

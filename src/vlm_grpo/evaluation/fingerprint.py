@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from vlm_grpo.records import ImageRef, Record, VideoRef
+from vlm_grpo.records import ImageRef, Record, Row, VideoRef
 
 WEIGHTS = (".safetensors", ".bin", ".json")
 
@@ -29,11 +28,11 @@ def record_digest(record: Record) -> str:
     """
     facts = [record.question, record.answer, list(record.options), list(record.reference_steps), record.method]
     extra = {name: record.extra[name] for name in ("box_space", "box_image", "mask") if name in record.extra}
-    media = [_medium(ref) for ref in (*record.images, *record.videos)]
+    media = [_medium(ref) for ref in record.images] + [_medium(ref) for ref in record.videos]
     return digest([json.dumps([*facts, extra, media], sort_keys=True, default=str)])
 
 
-def _medium(ref: ImageRef | VideoRef) -> list[Any]:
+def _medium(ref: ImageRef | VideoRef) -> list[object]:
     source = ref.source
     if isinstance(source, bytes):
         return [hashlib.blake2b(source, digest_size=8).hexdigest()]
@@ -45,7 +44,7 @@ def _medium(ref: ImageRef | VideoRef) -> list[Any]:
     return [path.name, path.stat().st_size] if "://" not in source and path.is_file() else [source]
 
 
-def data_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def data_digest(rows: Iterable[Row]) -> dict[str, str]:
     """Return digests of some rows: `data` of their records, `prompts` of their messages."""
     pairs = [(record_digest(row["record"]), json.dumps(row["prompt"], sort_keys=True, default=str)) for row in rows]
     return {"data": digest(pair[0] for pair in pairs), "prompts": digest(pair[1] for pair in pairs)}

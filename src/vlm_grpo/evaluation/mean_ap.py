@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from vlm_grpo.records import JsonObject
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
 
 MAX_DETECTIONS = 100  # detections of one label in one image, as in COCO
 RECALLS = np.linspace(0, 1, 101)
@@ -61,7 +67,7 @@ def _label_precision(label: LabelMatches, weights: np.ndarray, ious: slice) -> f
     return float(np.mean([row[np.searchsorted(part, RECALLS)] for row, part in zip(padded, recall, strict=True)]))
 
 
-def match_labels(evidence: Sequence[Mapping[str, Any]]) -> list[LabelMatches]:
+def match_labels(evidence: Sequence[JsonObject]) -> list[LabelMatches]:
     """Return every label that is true somewhere, with its detections matched by COCOeval.
 
     Args:
@@ -95,7 +101,7 @@ def match_labels(evidence: Sequence[Mapping[str, Any]]) -> list[LabelMatches]:
         return [_match_label(coco, number, sorted(where[name]), len(evidence)) for name, number in numbers.items()]
 
 
-def _match_label(coco: Sequence[Any], label: int, examples: list[int], size: int) -> LabelMatches:
+def _match_label(coco: Sequence[COCO], label: int, examples: list[int], size: int) -> LabelMatches:
     """Match one label, only on the examples that have it, since matching takes time."""
     from pycocotools.cocoeval import COCOeval
 
@@ -107,7 +113,7 @@ def _match_label(coco: Sequence[Any], label: int, examples: list[int], size: int
     return _join_images(judge.evalImgs, size)
 
 
-def _annotations(evidence: Sequence[Mapping[str, Any]], key: str, numbers: Mapping[str, int]) -> Any:
+def _annotations(evidence: Sequence[JsonObject], key: str, numbers: Mapping[str, int]) -> Iterator[JsonObject]:
     identifier = 0
     for example, entry in enumerate(evidence):
         for label, *rest in entry[key]:
@@ -120,7 +126,7 @@ def _annotations(evidence: Sequence[Mapping[str, Any]], key: str, numbers: Mappi
             yield {**common, "bbox": box, "area": box[2] * box[3], "score": rest[0]}
 
 
-def _join_images(images: Sequence[Mapping[str, Any] | None], size: int) -> LabelMatches:
+def _join_images(images: Sequence[JsonObject | None], size: int) -> LabelMatches:
     """Return one label's results of all its images, in COCO's order: by confidence, then by image."""
     scores, examples, is_match, truths = (
         [np.zeros(0)],

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
+from vlm_grpo.records import JsonObject, Prediction
 
 HEADER, LINES, FINISHED = "partial.json", "predictions.partial-*.jsonl", "results.json"
 
@@ -22,7 +22,7 @@ class ResumeError(ValueError):
     """The output folder does not hold the beginning of this evaluation."""
 
 
-def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def open_cache(folder: Path, settings: JsonObject, *, overwrite: bool = False) -> None:
     """Get a folder ready, in one process, before any work: a new evaluation, or the same one again.
 
     Args:
@@ -50,7 +50,7 @@ def open_cache(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = F
     write_whole(header, json.dumps(json_settings, indent=1) + "\n")
 
 
-def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_settings(folder: Path, before: JsonObject, now: JsonObject) -> None:
     """Raise a ResumeError that names every setting that differs."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if names:
@@ -61,9 +61,9 @@ def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
         )
 
 
-def read_predictions(folder: Path) -> list[dict[str, Any]]:
+def read_predictions(folder: Path) -> list[Prediction]:
     """Return all complete predictions, each row once."""
-    by_row: dict[int, dict[str, Any]] = {}
+    by_row: dict[int, Prediction] = {}
     for path in sorted(folder.glob(LINES)):
         for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line end was cut short
             prediction = json.loads(line)
@@ -80,7 +80,7 @@ class PredictionWriter:
             complete_size = self.path.read_bytes().rfind(b"\n") + 1
             os.truncate(self.path, complete_size)
 
-    def __call__(self, predictions: Sequence[Mapping[str, Any]]) -> None:
+    def __call__(self, predictions: Sequence[Prediction]) -> None:
         lines = "".join(dumps(entry, ensure_ascii=False, default=str) + "\n" for entry in predictions)
         with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.write(lines)

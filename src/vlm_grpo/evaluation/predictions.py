@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from vlm_grpo.evaluation.aggregate import collect_evidence, evidence_names, load_scorer, reward_names
 from vlm_grpo.evaluation.fingerprint import record_digest
 from vlm_grpo.evaluation.sampling_params import pass_at_k
-from vlm_grpo.records import Record
+from vlm_grpo.records import JsonObject, Message, Prediction, Record, Row
 from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
@@ -28,7 +28,7 @@ class EpisodeResult(NamedTuple):
     """An episode: its numbers (turns, calls, reward, the environment's metrics) and its turns, ready for JSON."""
 
     numbers: Mapping[str, float]
-    trajectory: Sequence[Mapping[str, Any]]
+    trajectory: Sequence[Message]
 
 
 class ScoredText(NamedTuple):
@@ -41,7 +41,7 @@ class ScoredText(NamedTuple):
     text: str
     num_tokens: int | None
     is_truncated: bool
-    facts: Mapping[str, Any] = MappingProxyType({})
+    facts: Mapping[str, object] = MappingProxyType({})
     episode: EpisodeResult | None = None
 
 
@@ -49,16 +49,14 @@ class RowCompletions(NamedTuple):
     """A row's number, the row, and its completions."""
 
     number: int
-    row: Mapping[str, Any]
+    row: Row
     completions: list[ScoredText]
 
 
 class Backend(Protocol):
     """The interface of backends, which complete rows. Yields some rows at a time, in any order."""
 
-    def __call__(
-        self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]
-    ) -> Iterator[list[RowCompletions]]: ...
+    def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]: ...
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Scoring:
     """
 
     task: str
-    reward_options: Mapping[str, Any] | None = None
+    reward_options: Mapping[str, object] | None = None
     pass_k: Sequence[int] = ()
     group_by: str | None = None
     of_episodes: bool = False
@@ -91,7 +89,7 @@ class Scoring:
         self.judged = SUCCESS if self.of_episodes else self.names[0]
         self.scorer = load_scorer(self.names, self.reward_options)
 
-    def predictions(self, rows: Sequence[RowCompletions]) -> list[dict[str, Any]]:
+    def predictions(self, rows: Sequence[RowCompletions]) -> list[Prediction]:
         """Return one prediction for each row; the completions of all rows are scored together."""
         records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in rows]
         flat = [
@@ -105,9 +103,7 @@ class Scoring:
             for entry, record in zip(rows, records, strict=True)
         ]
 
-    def _prediction(
-        self, entry: RowCompletions, record: Record, scores: list[dict[str, float | None]]
-    ) -> dict[str, Any]:
+    def _prediction(self, entry: RowCompletions, record: Record, scores: list[dict[str, float | None]]) -> JsonObject:
         scores = [
             _merge_episode_metrics(row, completion.episode)
             for row, completion in zip(scores, entry.completions, strict=True)
@@ -163,7 +159,7 @@ def group_of(record: Record, name: str) -> str:
     return NO_GROUP if value is None else str(value)
 
 
-def check_group(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+def check_group(rows: Sequence[Row], name: str) -> None:
     """Refuse a column that no row has.
 
     Raises:
@@ -187,7 +183,7 @@ def _merge_episode_metrics(
     return {**first, **scores, **{name: value for name, value in episode.numbers.items() if name not in scores}}
 
 
-def _episode(episode: EpisodeResult | None) -> dict[str, Any]:
+def _episode(episode: EpisodeResult | None) -> JsonObject:
     return {} if episode is None else {"episode": dict(episode.numbers), "trajectory": list(episode.trajectory)}
 
 
@@ -195,7 +191,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _to_json_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _to_json_facts(facts: Mapping[str, Any]) -> JsonObject:
     """Return the facts with sizes as lists, as JSON returns them."""
     sizes = ("image_sizes", "processed_sizes")
     return {
@@ -205,6 +201,6 @@ def _to_json_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _columns(record: Record) -> dict[str, Any]:
+def _columns(record: Record) -> JsonObject:
     """Return the columns of the true box or mask, so that a report can be drawn without the data."""
     return {name: record.extra[name] for name in OVERLAY_COLUMNS if record.extra.get(name) is not None}

@@ -6,16 +6,17 @@ Episodes also leave copies of the images that tools returned, written during the
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.evaluation.report.page import evaluation_report
 from vlm_grpo.evaluation.report.trajectory import remove_unused
 from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
+from vlm_grpo.records import JsonObject, Row
 
 if TYPE_CHECKING:
     from vlm_grpo.evaluation import Evaluation
@@ -34,9 +35,7 @@ PACKAGES = (
 )
 
 
-def write_results(
-    folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Any], facts: Mapping[str, Any]
-) -> None:
+def write_results(folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Row], facts: JsonObject) -> None:
     """Write the files to the folder; results.json comes last, so that it marks a complete evaluation.
 
     Args:
@@ -64,7 +63,7 @@ def write_results(
     write_whole(folder / "results.json", dumps(results, indent=1, default=str) + "\n")
 
 
-def _as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(metrics: JsonObject) -> JsonObject:
     return {name: asdict(metric) for name, metric in metrics.items()}
 
 

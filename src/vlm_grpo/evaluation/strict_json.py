@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 
-def dumps(value: Any, **options: Any) -> str:
+def dumps(value: object, **options: Any) -> str:
     """Return the value as JSON, with null for a number that is not finite; options are those of `json.dumps`."""
     try:
         return json.dumps(value, allow_nan=False, **options)
@@ -16,7 +16,7 @@ def dumps(value: Any, **options: Any) -> str:
         return json.dumps(finite(value), allow_nan=False, **options)
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Return a copy of nested mappings and sequences with None for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

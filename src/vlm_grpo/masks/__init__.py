@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from vlm_grpo.masks.raster import fill_polygon, region_iou, regions_to_mask, run
 from vlm_grpo.masks.rle import RLEMask, read_rle, write_rle
 from vlm_grpo.masks.schema import MAX_TERMS, MIN_TERMS, TERMS, UNIT, read_shape, validate_shape, write_part
 from vlm_grpo.masks.simplify import simplify_polygon
+from vlm_grpo.records import JsonObject
 from vlm_grpo.registry import Registry
 
 __all__ = [
@@ -80,7 +80,7 @@ CODECS: Registry[Codec] = Registry(
 
 def encode_mask(
     mask: np.ndarray, codec: str = "chebyshev", terms: int = TERMS, starts: int = 1, extent: Extent = (1000, 1000)
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the shape of a mask, (H, W): one part for each of its largest components, at most 4; holes are filled.
 
     Args:
@@ -109,7 +109,7 @@ def encode_mask(
 
 def _encode_part(
     codec: Codec, points: np.ndarray, terms: int, starts: int, scale: np.ndarray, size: tuple[int, int]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the part whose curve covers the contour's region best, among several start points."""
     box = _box(points * scale)
     rotations = [np.roll(points, -start, axis=0) for start in start_points(points, starts)]
@@ -148,7 +148,7 @@ def _center_and_half(box: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np
 
 
 def decode_regions(
-    value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
+    value: object, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> list[np.ndarray] | None:
     """Return the run boundaries (raster.py) of each part of a shape on an image; None as in `decode_mask`."""
     shape = read_shape(value, terms)
@@ -159,7 +159,7 @@ def decode_regions(
 
 
 def decode_mask(
-    value: Any, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
+    value: object, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> np.ndarray | None:
     """Return the mask, (height, width) of bool, of a shape or its JSON text: the union of its parts.
 
@@ -169,7 +169,8 @@ def decode_mask(
     return None if parts is None else regions_to_mask(parts, height, width)
 
 
-def fit_iou(mask: np.ndarray, value: Any, extent: Extent = (1000, 1000)) -> float:
+def fit_iou(mask: np.ndarray, value: object, extent: Extent = (1000, 1000)) -> float:
     """Return the IoU, 0 to 1, of a mask with a shape, the upper bound of its reward; 0 for an invalid shape."""
-    parts = decode_regions(value, *mask.shape, extent)
+    height, width = mask.shape
+    parts = decode_regions(value, height, width, extent)
     return 0.0 if parts is None else region_iou(parts, run_boundaries(mask))

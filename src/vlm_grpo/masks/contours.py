@@ -34,7 +34,7 @@ def _borders(mask: np.ndarray) -> list[np.ndarray]:
 
     padded = np.pad(mask.astype(np.float64), 1)
     tracer = contourpy.contour_generator(z=padded, name="serial", fill_type=contourpy.FillType.OuterOffset)
-    points, offsets = tracer.filled(0.5, 2.0)
+    points, offsets = tracer.filled(0.5, 2.0)  # type: ignore[misc]  # its type is of every fill_type
     return [part[: ends[1] - 1] for part, ends in zip(points, offsets, strict=True)]  # the last repeats the first
 
 

@@ -80,7 +80,7 @@ class Series:
         """
         target = np.concatenate([points, points[:1]])
         t = np.linspace(-1, 1, len(target))
-        best, least = None, np.inf
+        best, least = np.zeros((self.terms, 2)), np.inf
         for turn in range(ROUNDS + 1):
             values = self.values(t)
             coefficients = self._solve(values, target)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from vlm_grpo.records import JsonObject
 
 MAX_CHARACTERS = 7  # characters of one number: 35 bits
 MAX_SIDE = 100_000  # pixels of a side
@@ -29,7 +31,7 @@ class RLEMask(NamedTuple):
         return int((self.boundaries[1::2] - self.boundaries[::2]).sum())
 
 
-def read_rle(value: Any) -> RLEMask:
+def read_rle(value: object) -> RLEMask:
     """Return the mask of an RLE object.
 
     Raises:
@@ -52,7 +54,7 @@ def read_rle(value: Any) -> RLEMask:
     return _read(size[0], size[1], counts)
 
 
-def write_rle(mask: np.ndarray) -> dict[str, Any]:
+def write_rle(mask: np.ndarray) -> JsonObject:
     """Return the RLE object of a mask, (H, W), with counts as text."""
     from pycocotools import mask as coco
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
 from vlm_grpo.answer_parser import extract_json
 from vlm_grpo.masks.contours import MAX_PARTS
+from vlm_grpo.records import JsonObject
 
 KEYS: Mapping[str, tuple[str, ...]] = {"chebyshev": ("x", "y"), "fourier": ("x", "y"), "polygon": ("points",)}
 TERMS = 8  # of a shape whose data say nothing else
@@ -25,12 +26,12 @@ class Part(NamedTuple):
     rows: np.ndarray
 
 
-def parse_object(value: Any) -> Any:
+def parse_object(value: object) -> object:
     """Return a shape as it is, or the JSON value of a text; None for a text without one."""
     return extract_json(value) if isinstance(value, str) else value
 
 
-def validate_shape(value: Any, terms: int | None = None) -> str | None:
+def validate_shape(value: object, terms: int | None = None) -> str | None:
     """Return what a shape or its JSON text violates; None for a well-formed one.
 
     `terms` is how many numbers each axis must have (a polygon: at most as many points); None takes any number from
@@ -47,29 +48,31 @@ def validate_shape(value: Any, terms: int | None = None) -> str | None:
     return next((fault for part in parts if (fault := _validate_part(codec, part, terms))), None)
 
 
-def read_shape(value: Any, terms: int | None = None) -> tuple[str, list[Part]] | None:
+def read_shape(value: object, terms: int | None = None) -> tuple[str, list[Part]] | None:
     """Return codec and parts of a shape or its JSON text; None for one that `validate_shape` rejects."""
     value = parse_object(value)
     if validate_shape(value, terms) is not None:
+        return None
+    if not isinstance(value, Mapping):
         return None
     ((codec, parts),) = value.items()
     return codec, [Part(np.array(part["bbox_2d"], dtype=float), _rows(codec, part)) for part in parts]
 
 
-def write_part(codec: str, box: list[float], rows: np.ndarray) -> dict[str, Any]:
+def write_part(codec: str, box: list[float], rows: np.ndarray) -> JsonObject:
     """Return one part as it stands in an answer; `rows` are whole numbers, (n, 2)."""
     numbers = rows.astype(int)
     values = [numbers.tolist()] if codec == "polygon" else numbers.T.tolist()
     return {"bbox_2d": box, **dict(zip(KEYS[codec], values, strict=True))}
 
 
-def _rows(codec: str, part: Mapping[str, Any]) -> np.ndarray:
+def _rows(codec: str, part: Mapping[str, object]) -> np.ndarray:
     if codec == "polygon":
         return np.array(part["points"], dtype=float)
     return np.array([part["x"], part["y"]], dtype=float).T
 
 
-def _validate_part(codec: str, part: Any, terms: int | None) -> str | None:
+def _validate_part(codec: str, part: object, terms: int | None) -> str | None:
     keys = ("bbox_2d", *KEYS[codec])
     if not isinstance(part, Mapping) or set(part) != set(keys):
         return f"shapes with exactly {', '.join(keys)}"
@@ -81,8 +84,8 @@ def _validate_part(codec: str, part: Any, terms: int | None) -> str | None:
     )
 
 
-def _validate_axes(x: Any, y: Any, terms: int | None) -> str | None:
-    if not all(_are_numbers(axis, MAX_NUMBER) for axis in (x, y)):
+def _validate_axes(x: object, y: object, terms: int | None) -> str | None:
+    if not _are_numbers(x, MAX_NUMBER) or not _are_numbers(y, MAX_NUMBER):
         return f"x and y as lists of numbers from -{MAX_NUMBER} to {MAX_NUMBER}"
     least, most = (MIN_TERMS, MAX_TERMS) if terms is None else (terms, terms)
     if len(x) != len(y) or not least <= len(x) <= most:
@@ -90,7 +93,7 @@ def _validate_axes(x: Any, y: Any, terms: int | None) -> str | None:
     return None
 
 
-def _validate_points(points: Any, terms: int | None) -> str | None:
+def _validate_points(points: object, terms: int | None) -> str | None:
     most = MAX_TERMS if terms is None else terms
     if not isinstance(points, list | tuple) or not MIN_TERMS <= len(points) <= most:
         return f"{MIN_TERMS} to {most} points"
@@ -99,7 +102,7 @@ def _validate_points(points: Any, terms: int | None) -> str | None:
     return None
 
 
-def _are_numbers(values: Any, largest: float) -> bool:
+def _are_numbers(values: object, largest: float) -> TypeGuard[Sequence[float]]:
     """Return whether a value is a list of finite numbers up to `largest`; true and false are not numbers."""
     return isinstance(values, list | tuple) and all(
         type(number) in (int, float) and abs(number) <= largest for number in values

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.file_checks import check_regular
-from vlm_grpo.records import Record
+from vlm_grpo.records import Message, Record
 from vlm_grpo.registry import Registry, unknown_name
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MARKER = "<image>"
 VIDEO_MARKER = "<video>"
@@ -33,17 +36,17 @@ class PromptTemplate:
     text: str
     path: str | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without the compiled template, which cannot be pickled."""
         return {"name": self.name, "text": self.text, "path": self.path}
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _compiled(self) -> Template:
         from jinja2 import Environment, StrictUndefined
 
         return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(self.text)
 
-    def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[dict[str, Any]]:
+    def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[Message]:
         """Chat messages whose contents are lists of text blocks and empty image blocks.
 
         `system` is used when the record has no system turn. Markers count in user turns only; images

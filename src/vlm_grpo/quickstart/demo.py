@@ -17,14 +17,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.quickstart.run import QuickstartRun
+from vlm_grpo.synthetic.digits import DigitFiles
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_grpo.evaluation import Evaluation
+    from vlm_grpo.evaluation.report.chart import Curve
+
 
 TASK = "default"
 LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
-GENERATION = {"batch_size": 99, "max_completion_length": 24}
+GENERATION: dict[str, Any] = {"batch_size": 99, "max_completion_length": 24}
 # One thread: results do not depend on the number of cores, and such a small model gains little from more. If a user
 # sets more, waiting threads sleep: on a busy machine, spinning takes five times as long.
 ENVIRONMENT = {
@@ -62,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def run_stages(run: QuickstartRun) -> tuple[Any, Any, Any, list[str]]:
+def run_stages(run: QuickstartRun) -> tuple[Evaluation, Evaluation, Curve, list[str]]:
     """Run all stages; return the evaluations before and after RL, the reward curve and the training command."""
     from transformers.utils import logging as transformers_logging
 
@@ -77,7 +86,7 @@ def run_stages(run: QuickstartRun) -> tuple[Any, Any, Any, list[str]]:
     return before, after, curve, command
 
 
-def prepare_digits(run: QuickstartRun) -> Any:
+def prepare_digits(run: QuickstartRun) -> DigitFiles:
     """Write the images and jsonl files."""
     from vlm_grpo.synthetic import write_digits
 
@@ -87,14 +96,14 @@ def prepare_digits(run: QuickstartRun) -> Any:
     return files
 
 
-def load_digits(run: QuickstartRun, path: Path, images: Path) -> Any:
+def load_digits(run: QuickstartRun, path: Path, images: Path) -> Dataset:
     """Return the rows of one jsonl file."""
     from vlm_grpo.data import load_dataset
 
     return load_dataset(str(path), image_folders=str(images), task=TASK)
 
 
-def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
+def warm_start(run: QuickstartRun, files: DigitFiles) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build the model, train it on the answer format and partly wrong labels, and save it."""
     import torch
 
@@ -120,14 +129,16 @@ def warm_start(run: QuickstartRun, files: Any) -> tuple[Any, Any]:
     return model, processor
 
 
-def load(folder: Path) -> tuple[Any, Any]:
+def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Return a saved model and its processor."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
-def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, files: Any) -> Any:
+def evaluate_stage(
+    run: QuickstartRun, name: str, model: PreTrainedModel, processor: ProcessorMixin, files: DigitFiles
+) -> Evaluation:
     """Return greedy answers to all held-out images."""
     from vlm_grpo.evaluation import evaluate
 
@@ -138,7 +149,7 @@ def evaluate_stage(run: QuickstartRun, name: str, model: Any, processor: Any, fi
     return evaluation
 
 
-def training_command(run: QuickstartRun, files: Any) -> list[str]:
+def training_command(run: QuickstartRun, files: DigitFiles) -> list[str]:
     """Return the command line of the training, as a user would type it."""
     import vlm_grpo
 
@@ -173,7 +184,7 @@ def training_command(run: QuickstartRun, files: Any) -> list[str]:
     return words
 
 
-def train(run: QuickstartRun, command: list[str]) -> Any:
+def train(run: QuickstartRun, command: list[str]) -> Curve:
     """Run the training command with a progress bar and a log file; return the reward curve.
 
     Raises:
@@ -187,7 +198,7 @@ def train(run: QuickstartRun, command: list[str]) -> Any:
         log_path.open("w", encoding="utf-8") as log,
         child_process(command, environment) as process,
     ):
-        for line in process.stdout:
+        for line in process.stdout or ():
             log.write(line)
             tail.append(line)
             if accuracy := re.search(r"'rewards/accuracy/mean': '?([\d.]+)", line):
@@ -210,10 +221,11 @@ def child_process(command: list[str], environment: dict[str, str]) -> Iterator[s
         if process.poll() is None:
             process.terminate()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
-def reward_curve(folder: Path) -> Any:
+def reward_curve(folder: Path) -> Curve:
     """Return the accuracy of sampled completions at every step, from the trainer's log."""
     from vlm_grpo.evaluation.report.chart import Curve
 
@@ -222,7 +234,7 @@ def reward_curve(folder: Path) -> Any:
     return Curve([step for step, _ in points], [value for _, value in points], "accuracy reward of sampled answers")
 
 
-def save_results(run: QuickstartRun, before: Any, after: Any, curve: Any, command: list[str]) -> None:
+def save_results(run: QuickstartRun, before: Evaluation, after: Evaluation, curve: Curve, command: list[str]) -> None:
     """Write report, picture and results, and print the table."""
     from vlm_grpo.evaluation.results import versions
     from vlm_grpo.io import write_whole
@@ -244,7 +256,7 @@ def save_results(run: QuickstartRun, before: Any, after: Any, curve: Any, comman
     print_table(run, before, after, curve)
 
 
-def print_table(run: QuickstartRun, before: Any, after: Any, curve: Any) -> None:
+def print_table(run: QuickstartRun, before: Evaluation, after: Evaluation, curve: Curve) -> None:
     """Print the results table and the paths of the output files."""
     tenth = max(1, len(curve.values) // 10)
     first, last = (sum(part) / len(part) for part in (curve.values[:tenth], curve.values[-tenth:]))
@@ -259,8 +271,10 @@ def print_table(run: QuickstartRun, before: Any, after: Any, curve: Any) -> None
     print(f"report:  {run.folder / 'report.html'}\npicture: {run.folder / 'picture.png'}")
 
 
-def check_accuracies(before: float, after: float) -> int:
+def check_accuracies(before: float | None, after: float | None) -> int:
     """Return 0 if the accuracies are within LIMITS; otherwise print the reason and return 1."""
+    if before is None or after is None:
+        raise ValueError("the evaluation has no accuracy")
     if before <= LIMITS[0] and after >= LIMITS[1]:
         return 0
     expected = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.evaluation.report.chart import Curve, save_picture
 from vlm_grpo.evaluation.report.page import ExampleCard, Section, answer_of, thumbnail, write_report
@@ -13,15 +13,18 @@ from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
 
 if TYPE_CHECKING:
+    from vlm_grpo.evaluation import Evaluation
     from vlm_grpo.quickstart.run import QuickstartRun
 
 
-def write_outputs(run: QuickstartRun, before: Any, after: Any, curve: Curve, command: list[str]) -> None:
+def write_outputs(run: QuickstartRun, before: Evaluation, after: Evaluation, curve: Curve, command: list[str]) -> None:
     """Write everything into the run's folder."""
     for name, evaluation in (("before", before), ("after", after)):
         lines = [dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
         write_whole(run.folder / f"predictions_{name}.jsonl", "".join(lines))
     start, end = before.main.value, after.main.value
+    if start is None or end is None:
+        raise ValueError("the evaluation has no accuracy")
     marks = ((0, start, f"held out {start:.1%}"), (curve.steps[-1], end, f"held out {end:.1%}"))
     curve = replace(curve, marks=marks)
     cards = one_card_per_digit(before, after)
@@ -30,7 +33,7 @@ def write_outputs(run: QuickstartRun, before: Any, after: Any, curve: Curve, com
     write_report(run.folder / "report.html", title, lead(before), sections(run, before, after, curve, cards, command))
 
 
-def one_card_per_digit(before: Any, after: Any) -> list[ExampleCard]:
+def one_card_per_digit(before: Evaluation, after: Evaluation) -> list[ExampleCard]:
     """Return a card for the first held-out image of each digit, independent of the answers."""
     first: dict[str, int] = {}
     for index, prediction in enumerate(before.predictions):
@@ -50,7 +53,7 @@ def one_card_per_digit(before: Any, after: Any) -> list[ExampleCard]:
     ]
 
 
-def lead(before: Any) -> str:
+def lead(before: Evaluation) -> str:
     """Return an introduction for readers of the page without context."""
     return (
         "A Qwen2.5-VL of about one million parameters was built from its configuration and taught, with supervised "
@@ -61,7 +64,12 @@ def lead(before: Any) -> str:
 
 
 def sections(
-    run: QuickstartRun, before: Any, after: Any, curve: Curve, cards: list[ExampleCard], command: list[str]
+    run: QuickstartRun,
+    before: Evaluation,
+    after: Evaluation,
+    curve: Curve,
+    cards: list[ExampleCard],
+    command: list[str],
 ) -> list[Section]:
     """Return the parts of the page."""
     metrics = [[name, str(before.metrics[name]), str(after.metrics[name])] for name in before.metrics]

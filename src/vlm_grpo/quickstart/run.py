@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 
 STAGES = ("digits", "warm start", "before", "training", "after", "report")
 
@@ -43,7 +47,7 @@ class QuickstartRun:
         return self.folder / self.trainer
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Any]:
+    def stage(self, name: str, total: int, unit: str) -> Iterator[tqdm]:
         """Show a progress bar during a stage and record its time."""
         from tqdm import tqdm
 

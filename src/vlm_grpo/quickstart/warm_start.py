@@ -9,7 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+from vlm_grpo.records import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_grpo.rollouts.encoder import EncodedPrompt
+
 
 WRONG_SHARE = 0.7
 LEARNING_RATE = 1e-3
@@ -32,14 +41,14 @@ def completion(answer: str) -> str:
 class Encoded:
     """One row's prompt and its taught completion, as tokens."""
 
-    sample: Any
+    sample: EncodedPrompt
     target: list[int]
 
 
 def warm_up(
-    model: Any,
-    processor: Any,
-    rows: Sequence[Any],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Sequence[Row],
     *,
     steps: int,
     batch_size: int = 32,
@@ -54,13 +63,21 @@ def warm_up(
     source = random.Random(seed)
     taught = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
     encoded = encode_rows(processor, [rows[index] for index in range(len(rows))], taught)
-    options = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "on_step": on_step}
-    return fit(model, processor, encoded, source, **options)
+    return fit(
+        model,
+        processor,
+        encoded,
+        source,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        on_step=on_step,
+    )
 
 
 def fit(
-    model: Any,
-    processor: Any,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     encoded: Sequence[Encoded],
     source: random.Random,
     *,
@@ -90,7 +107,7 @@ def fit(
     return losses
 
 
-def encode_rows(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> list[Encoded]:
+def encode_rows(processor: ProcessorMixin, rows: Sequence[Row], taught: Sequence[str]) -> list[Encoded]:
     """Encode rows with their target completions."""
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.rollouts.encoder import PromptEncoder
@@ -102,7 +119,7 @@ def encode_rows(processor: Any, rows: Sequence[Any], taught: Sequence[str]) -> l
     ]
 
 
-def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
+def _batch(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
     """Return model inputs: prompts padded on the left, completions on the right; labels cover completions only."""
     import torch
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.answer_parser import completion_text
+from vlm_grpo.records import Completion
 from vlm_grpo.registry import Registry
 from vlm_grpo.rewards.accuracy import accuracy_reward, judge_reward, prepare_accuracy, prepare_judge
-from vlm_grpo.rewards.adapter import RewardFn, batch_reward, call_reward, record_from, split_spec
+from vlm_grpo.rewards.adapter import BatchReward, RewardFn, batch_reward, call_reward, record_from, split_spec
 from vlm_grpo.rewards.coco_ap import od_ap_reward
 from vlm_grpo.rewards.count import count_reward
 from vlm_grpo.rewards.detection import detection_reward, ovd_reward
@@ -82,7 +83,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
 SLOW_REWARDS = ("judge", "accuracy")  # these may wait for other processes or a server
 
 
-def score(name: str, completion: Any, **columns: Any) -> float | None:
+def score(name: str, completion: Completion, **columns: Any) -> float | None:
     """Return the reward of one completion, a text or TRL's list of messages; None where the reward does not apply.
 
     `columns` are the record's values (`answer`, `task`, `options`, `reference_steps`, ...), or a `record`.
@@ -96,7 +97,7 @@ def score(name: str, completion: Any, **columns: Any) -> float | None:
     return call_reward(name, reward, text, record, **messages)
 
 
-def make_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
+def make_reward(name: str, **options: object) -> Callable[..., list[float | None]]:
     """Return the reward as a callable for any TRL trainer, `reward(prompts, completions, **columns)`.
 
     What the reward needs (an encoder, say) is loaded here: a training fails now, not after its first rollout.
@@ -127,7 +128,7 @@ def has_option(spec: str, option: str) -> bool:
     return name in REWARDS and option in inspect.signature(REWARDS[name]).parameters
 
 
-def make_concurrent(functions: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+def make_concurrent(functions: Sequence[BatchReward]) -> list[BatchReward]:
     """Return the rewards of a TRL trainer, the slow ones as coroutine functions if there are several.
 
     TRL scores plain functions one after the other and awaits all coroutines together, so that a judge and the
@@ -139,7 +140,7 @@ def make_concurrent(functions: Sequence[Callable[..., Any]]) -> list[Callable[..
     return [getattr(function, "asynchronous", function) if function in slow else function for function in functions]
 
 
-def resolve_rewards(specs: list[str], **options: Any) -> tuple[list[Callable[..., list[float | None]]], list[float]]:
+def resolve_rewards(specs: list[str], **options: object) -> tuple[list[BatchReward], list[float]]:
     """Return callables and weights for `NAME[:WEIGHT]` and `path/to/file.py:function[:WEIGHT]`.
 
     Each option that is not None (`max_length`, `encoder`, ...) goes to the rewards that have it.
@@ -159,7 +160,7 @@ def is_reward_model(spec: str) -> bool:
     return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
 
 
-def _resolve(name: str, options: Mapping[str, Any]) -> Callable[..., list[float | None]]:
+def _resolve(name: str, options: Mapping[str, Any]) -> BatchReward:
     if ".py:" in name:
         seconds = options.get("time_limit", DEFAULT_TIME_LIMIT)
         with time_limit(lambda: f"reward {name!r}: importing its file", seconds):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from vlm_grpo.answer_parser import (
     extract_json,
@@ -93,7 +92,7 @@ def list_items(value: str) -> list[str]:
     return [normalize_text(item) if isinstance(item, str) else _normalize_item(item) for item in elements]
 
 
-def _normalize_item(item: Any) -> str:
+def _normalize_item(item: object) -> str:
     return repr(item) if type(item) in (int, float) else normalize_text(json.dumps(item, sort_keys=True))
 
 
@@ -125,7 +124,9 @@ def llm_judge(answer: str, truth: str, record: Record, judge: JudgeSettings | No
     if score is not None:
         return score
     fallback = record.extra.get("fallback_method")
-    return METHODS[fallback if fallback in METHODS and fallback not in JUDGE_METHODS else "auto"](answer, truth, record)
+    if not isinstance(fallback, str) or fallback not in METHODS or fallback in JUDGE_METHODS:
+        fallback = "auto"
+    return METHODS[fallback](answer, truth, record)
 
 
 def _judge_query(answer: str, truth: str, record: Record) -> JudgeQuery:
@@ -250,7 +251,8 @@ def prepare_accuracy(
     `log_metric(name, value)` is told how many answers were for the judge (`judge/asked`) and how many were scored
     without it (`judge/fallbacks`).
     """
-    pairs, queries = [], []
+    pairs: list[tuple[str, str]] = []
+    queries: list[JudgeQuery] = []
     for completion, record in zip(completions, records, strict=True):
         if record.answer is None:
             continue
@@ -258,9 +260,10 @@ def prepare_accuracy(
         method = method_of(record)
         is_math = method == "math" or (method == "auto" and infer_method(truth, record.options) == "math")
         answer = predicted_answer(completion, record) if is_math or method in JUDGE_METHODS else None
-        if answer is not None:
-            pair = (normalize_width(truth), normalize_width(answer))
-            (pairs if is_math else queries).append(pair if is_math else _judge_query(answer, truth, record))
+        if answer is not None and is_math:
+            pairs.append((normalize_width(truth), normalize_width(answer)))
+        elif answer is not None:
+            queries.append(_judge_query(answer, truth, record))
     with ThreadPoolExecutor(1) as thread:
         judge_future = thread.submit(_query_judge, queries, judge, log_metric) if queries else None
         if pairs:

@@ -6,13 +6,18 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 from vlm_grpo.answer_parser import completion_text
-from vlm_grpo.records import Record
-from vlm_grpo.time_limits import restart_deadline
+from vlm_grpo.records import Columns, Completion, Record, Row
+from vlm_grpo.time_limits import is_coroutine_function, restart_deadline
+
+RewardValues = list["float | None"]
+# As TRL calls a reward: (completions, prompts=..., **columns); a coroutine function is awaited.
+BatchReward = Callable[..., "RewardValues | Awaitable[RewardValues]"]
 
 
 class RewardFn(Protocol):
@@ -42,29 +47,29 @@ INAPPLICABLE_ROLLOUTS = 10  # consecutive rollouts in which a reward applies to 
 logger = logging.getLogger(__name__)
 
 
-def record_at(columns: Mapping[str, Sequence[Any]], row: int) -> Record:
+def record_at(columns: Columns, row: int) -> Record:
     """Return the record of one row: the `record` column, or one built from the columns that TRL passes."""
     if "record" in columns and isinstance(columns["record"][row], Record):
         return with_facts(columns["record"][row], {name: columns[name][row] for name in FACTS if name in columns})
     return record_from({name: column[row] for name, column in columns.items() if _is_column(column, row)})
 
 
-def with_facts(record: Record, facts: Mapping[str, Any]) -> Record:
+def with_facts(record: Record, facts: Mapping[str, object]) -> Record:
     """Return the record with more columns in `extra`, such as FACTS."""
     return replace(record, extra={**record.extra, **facts}) if facts else record
 
 
-def record_of_row(row: Mapping[str, Any]) -> Record:
+def record_of_row(row: Row) -> Record:
     """Return the record of a data row: its `record`, or one built from its columns."""
     record = row.get("record")
     return record if isinstance(record, Record) else record_from(row)
 
 
-def _is_column(column: Any, row: int) -> bool:
+def _is_column(column: object, row: int) -> bool:
     return isinstance(column, list | tuple) and len(column) > row
 
 
-def record_from(values: Mapping[str, Any]) -> Record:
+def record_from(values: Row) -> Record:
     """Return a record built from named values; values that are not fields of a record go to `extra`."""
     aliased = {
         name: next((values[key] for key in keys if values.get(key) is not None), None)
@@ -84,7 +89,7 @@ def record_from(values: Mapping[str, Any]) -> Record:
 
 
 def batch_reward(
-    name: str, reward: RewardFn, *, prepare: Callable[..., None] | None = None, **options: Any
+    name: str, reward: RewardFn, *, prepare: Callable[..., None] | None = None, **options: object
 ) -> Callable[..., list[float | None]]:
     """Return `reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
 
@@ -96,7 +101,7 @@ def batch_reward(
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
     watch = InapplicableRewardWarning(name)
 
-    def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+    def score_batch(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> list[float | None]:
         tokens = columns.pop("completion_ids", None)
         turns = columns.pop(WHOLE_TURNS, completions)
         texts = [completion_text(turn) for turn in turns]
@@ -114,15 +119,27 @@ def batch_reward(
         watch.note(values)
         return values
 
-    async def asynchronous(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+    async def asynchronous(
+        completions: Sequence[Completion], prompts: object = None, **columns: Any
+    ) -> list[float | None]:
         return await asyncio.to_thread(score_batch, completions, prompts, **columns)
 
     score_batch.__name__ = asynchronous.__name__ = name
-    score_batch.asynchronous = asynchronous
+    vars(score_batch)["asynchronous"] = asynchronous
     return score_batch
 
 
-def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **options: Any) -> float | None:
+def call_batch_reward(reward: BatchReward, **columns: Any) -> RewardValues:
+    """Return what a batch reward gives; a coroutine function is run to its end."""
+    values = reward(**columns)
+    return values if isinstance(values, list | tuple) else asyncio.run(_awaited(values))
+
+
+async def _awaited(values: Awaitable[RewardValues]) -> RewardValues:
+    return await values
+
+
+def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **options: object) -> float | None:
     """Return the reward's value; an exception or a non-finite value ends the run with an error that names the record.
 
     Raises:
@@ -151,7 +168,8 @@ def to_reward_value(value: object, blame: Callable[[], str]) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value if isinstance(value, int | float) else value.item())  # or a number of numpy or torch
+        item = value if isinstance(value, int | float) else getattr(value, "item")()  # noqa: B009 - of numpy or torch
+        number = float(item)
     except (AttributeError, ValueError, RuntimeError, TypeError):
         raise TypeError(f"{blame()}: must return a number or None, got {value!r:.200}") from None
     except OverflowError:
@@ -170,57 +188,54 @@ class InapplicableRewardWarning:
     def __init__(self, name: str) -> None:
         self.name = name
         self.empty = 0
+        self.has_warned = False
 
     def note(self, values: Sequence[float | None]) -> None:
         """Take note of the values of one rollout's rows."""
         self.empty = self.empty + 1 if values and all(value is None for value in values) else 0
-        if self.empty == INAPPLICABLE_ROLLOUTS:
+        if self.empty == INAPPLICABLE_ROLLOUTS and not self.has_warned:
             logger.warning(
                 "reward %r applied to no row of %d rollouts in a row (it returned None each time) and has taught "
                 "nothing; check that the data have what it needs, or leave it out",
                 self.name,
                 self.empty,
             )
-            self.note = lambda values: None  # warn once
+            self.has_warned = True
 
 
-def checked_batch_reward(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def checked_batch_reward(name: str, function: Callable[..., object]) -> BatchReward:
     """Return a user's `function(prompts, completions, **columns)` with errors and values checked as in `call_reward`.
 
     A coroutine function stays one.
     """
     watch = InapplicableRewardWarning(name)
 
-    def check(values: Any, arguments: tuple[Any, ...], columns: Mapping[str, Any]) -> list[float | None]:
+    def check(values: object, arguments: tuple[object, ...], columns: Columns) -> list[float | None]:
         numbers = _batch_values(name, values, arguments, columns)
         watch.note(numbers)
         return numbers
 
-    call = getattr(function, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+    async def await_batch(*arguments: object, **columns: object) -> list[float | None]:
+        try:
+            values = await cast("Awaitable[object]", function(*arguments, **columns))
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
+        return check(values, arguments, columns)
 
-        async def score_batch(*arguments: Any, **columns: Any) -> list[float | None]:
-            try:
-                values = await function(*arguments, **columns)
-            except (Exception, SystemExit) as error:
-                raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
-            return check(values, arguments, columns)
+    def score_batch(*arguments: object, **columns: object) -> list[float | None]:
+        try:
+            values = function(*arguments, **columns)
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
+        return check(values, arguments, columns)
 
-    else:
-
-        def score_batch(*arguments: Any, **columns: Any) -> list[float | None]:
-            try:
-                values = function(*arguments, **columns)
-            except (Exception, SystemExit) as error:
-                raise RuntimeError(f"reward {name!r}: {type(error).__name__}: {error}") from error
-            return check(values, arguments, columns)
-
-    score_batch.__name__ = name
-    score_batch.__wrapped__ = function
-    return score_batch
+    checked: BatchReward = await_batch if is_coroutine_function(function) else score_batch
+    vars(checked).update(__wrapped__=function)
+    checked.__name__ = name
+    return checked
 
 
-def _batch_values(name: str, values: Any, arguments: tuple[Any, ...], columns: Mapping[str, Any]) -> list[float | None]:
+def _batch_values(name: str, values: object, arguments: tuple[object, ...], columns: Columns) -> list[float | None]:
     completions = columns.get("completions", arguments[-1] if arguments else ())
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple) or len(values) != len(completions):
@@ -228,13 +243,16 @@ def _batch_values(name: str, values: Any, arguments: tuple[Any, ...], columns: M
         raise TypeError(f"reward {name!r}: must return a list of {len(completions)} numbers or None, got {got}")
     record_columns = {key: column for key, column in columns.items() if key not in BATCH_PARAMETERS}
     return [
-        to_reward_value(value, lambda row=row: _location(name, record_at(record_columns, row)))
-        for row, value in enumerate(values)
+        to_reward_value(value, partial(_row_location, name, record_columns, row)) for row, value in enumerate(values)
     ]
 
 
 def _location(name: str, record: Record) -> str:
     return f"reward {name!r} on record {record.id!r} {record.where}".rstrip()
+
+
+def _row_location(name: str, columns: Columns, row: int) -> str:
+    return _location(name, record_at(columns, row))
 
 
 def split_spec(spec: str) -> tuple[str, float]:

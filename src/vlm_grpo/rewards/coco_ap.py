@@ -34,7 +34,7 @@ def mean_average_precision(pair: DetectionPair, thresholds: Sequence[float] = TH
     labels = {item.label for item in (*pair.predicted, *pair.target)}
     total = 0.0
     for label in sorted(labels & {item.label for item in pair.target}):
-        predicted, target = ([item for item in side if item.label == label] for side in pair)
+        predicted, target = ([item for item in side if item.label == label] for side in (pair.predicted, pair.target))
         total += label_average_precision(predicted, target, thresholds)
     return total / len(labels)
 
@@ -102,5 +102,5 @@ def od_length(answer: str, truth: str, record: Record) -> float | None:
     pair = pair_detections(answer, truth, record)
     if pair is None:
         return None
-    surplus = len(pair.predicted) > len(pair.target) > 0 if pair.predicted else False
-    return mean_average_precision(pair) * (len(pair.target) / len(pair.predicted) if surplus else 1.0)
+    true, given = len(pair.target), len(pair.predicted or [])
+    return mean_average_precision(pair) * (true / given if given > true > 0 else 1.0)

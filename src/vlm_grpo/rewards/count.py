@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from vlm_grpo.answer_parser import ground_truth_text, parse_answer
@@ -58,4 +59,5 @@ def count_reward(completion: str, record: Record, *, is_partial: bool = False) -
         return 1.0
     if not is_partial:
         return 0.0
-    return float(0.5 * max(0, 1 - abs(predicted.value - target.value) / max(1, abs(target.value))))
+    difference, truth = abs(Fraction(predicted.value - target.value)), abs(Fraction(target.value))
+    return 0.5 * float(max(Fraction(0), 1 - difference / max(Fraction(1), truth)))

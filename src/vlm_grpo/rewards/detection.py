@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,9 +28,10 @@ def matched_ious(pair: DetectionPair, above: float = IOU_THRESHOLD) -> np.ndarra
 
     One to one, labels equal, IoU of at least `above`, and the sum as large as it can be (Hungarian matching).
     """
-    values = iou_matrix(pair.predicted, pair.target)
+    predicted = pair.predicted or []
+    values = iou_matrix(predicted, pair.target)
     values[values < above] = 0.0
-    ious = np.zeros(len(pair.predicted))
+    ious = np.zeros(len(predicted))
     if values.any():
         from scipy.optimize import linear_sum_assignment  # 0.3 s, only where boxes are matched
 
@@ -161,7 +162,7 @@ def parse_target_detections(text: str) -> list[Detection] | None:
     return None if detections is None or any(item.label == UNREADABLE for item in detections) else detections
 
 
-def _parse_detection(item: Any) -> Detection:
+def _parse_detection(item: object) -> Detection:
     """Return the entry as a detection; one of area zero, which matches nothing, where it cannot be parsed."""
     if isinstance(item, list):
         item = {"bbox_2d": item}
@@ -171,13 +172,13 @@ def _parse_detection(item: Any) -> Detection:
         label, confidence = item.get("label", ""), item.get("Confidence", item.get("confidence"))
         if box is not None and isinstance(label, str) and (confidence is None or _is_probability(confidence)):
             has_confidence = confidence is not None
-            share = float(confidence) if has_confidence else 1.0
+            share = 1.0 if confidence is None else float(confidence)
             name = normalize_text(label) or label.strip().lower()  # an article alone is a name all the same
             return Detection(box, name, share, has_confidence, is_thousand)
     return Detection(Box(0.0, 0.0, 0.0, 0.0), UNREADABLE)
 
 
-def _parse_box(value: Any) -> Box | None:
+def _parse_box(value: object) -> Box | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
     if not all(type(number) in (int, float) and abs(number) <= MAX_COORDINATE for number in value):
@@ -185,8 +186,8 @@ def _parse_box(value: Any) -> Box | None:
     return Box(*(max(0.0, float(number)) for number in value))
 
 
-def _is_probability(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+def _is_probability(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _fill_in_labels(predicted: Sequence[Detection], target: Sequence[Detection]) -> list[Detection]:
@@ -207,7 +208,7 @@ def _in_answer_space(item: Detection, record: Record, is_truth: bool = False) ->
     return item._replace(box=in_answer_space(item.box, record, "thousand" if item.is_thousand else None))
 
 
-def _sort_key(item: Detection) -> tuple[Any, ...]:
+def _sort_key(item: Detection) -> tuple[object, ...]:
     """Sort by label, then by falling confidence, so that the order in which a list was written never counts."""
     return item.label, -item.confidence, item.has_confidence, item.box
 

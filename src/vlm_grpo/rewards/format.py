@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from vlm_grpo.answer_parser import CLOSE, OPEN, extract_boxed, extract_json, normalize_thinking_tags, strip_glm_box
 from vlm_grpo.boxes import is_marked_box
@@ -55,15 +54,17 @@ def _format_score(text: str, record: Record) -> float:
 
 def _think_and_answer(text: str) -> str | None:
     match = THINK_AND_ANSWER.fullmatch(text)
-    is_complete = match is not None and all(text.count(tag) == 1 for tag in TAGS)
-    return (match[2].strip() or None) if is_complete else None
+    if match is None or any(text.count(tag) != 1 for tag in TAGS):
+        return None
+    return match[2].strip() or None
 
 
 def _only_answer(text: str) -> str | None:
     """Return the content of the answer block if the text is nothing else."""
     match = ANSWER_ONLY.fullmatch(text)
-    whole = match is not None and not any(tag in match[1] for tag in TAGS)
-    return (match[1].strip() or None) if whole else None
+    if match is None or any(tag in match[1] for tag in TAGS):
+        return None
+    return match[1].strip() or None
 
 
 def _is_vqa(text: str) -> bool:
@@ -75,7 +76,7 @@ def _is_vqa(text: str) -> bool:
     return listed and isinstance(value["answer"], str) and bool(value["answer"].strip())
 
 
-def _are_corners(value: Any) -> bool:
+def _are_corners(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) for x in value)
 
 
@@ -88,15 +89,15 @@ def _is_detections(answer: str) -> bool:
     return bool(value) and all(isinstance(item, dict) and is_form(item) for item in value)
 
 
-def _is_confident(item: dict[str, Any]) -> bool:
+def _is_confident(item: Mapping[str, object]) -> bool:
     if not {"Position", "Confidence"} <= set(item) <= {"Position", "Confidence", "label"}:
         return False
     confidence, label = item["Confidence"], item.get("label", "")
-    sure = type(confidence) in (int, float) and 0 <= confidence <= 1
+    sure = isinstance(confidence, int | float) and not isinstance(confidence, bool) and 0 <= confidence <= 1
     return sure and isinstance(label, str) and _are_corners(item["Position"])
 
 
-def _is_labelled(item: dict[str, Any]) -> bool:
+def _is_labelled(item: Mapping[str, object]) -> bool:
     return set(item) == {"bbox_2d", "label"} and isinstance(item["label"], str) and _are_corners(item["bbox_2d"])
 
 

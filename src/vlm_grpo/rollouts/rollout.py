@@ -20,7 +20,6 @@ class Rollout:
         rows: of the data, with the hints and the observations of environments.
         prompts: encoded, before any completion.
         trajectories: where there are tools or environments.
-        hints: text with which the answer of each row begins; empty without hints.
         demonstrations: tokens of completions that are not sampled, by row.
         ids: tokens of the completions.
         logprobs: of these tokens as the engine sampled them; None where the engine is the policy itself.
@@ -30,7 +29,6 @@ class Rollout:
     rows: list[dict[str, Any]]
     prompts: list[EncodedPrompt]
     trajectories: list[Trajectory] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
     demonstrations: dict[int, list[int]] = field(default_factory=dict)
     ids: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float | None]] | None = None

@@ -95,19 +95,19 @@ def attention(
 def _group(group: Group, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> list[Tensor]:
     """Return the outputs (1, H, length, D) of a group's prefix and of its segments."""
     outputs, middle = [], group.start + group.prefix
-    prefix = [tensor[:, :, group.start : middle] for tensor in (query, key, value)]
+    queries, keys, values = (tensor[:, :, group.start : middle] for tensor in (query, key, value))
     if group.prefix:
-        outputs.append(scaled_dot_product_attention(*prefix, is_causal=True, scale=scaling))
+        outputs.append(scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling))
     if group.lengths:
         parts = [_pad_segments(tensor[0, :, middle : group.end], group.lengths) for tensor in (query, key, value)]
         rows, _, longest, _ = parts[0].shape
-        keys, values = (
+        all_keys, all_values = (
             torch.cat([shared.expand(rows, -1, -1, -1), segment], dim=2)
-            for shared, segment in zip(prefix[1:], parts[1:], strict=True)
+            for shared, segment in zip((keys, values), parts[1:], strict=True)
         )
         # Padding stands behind the tokens of its segment: causality alone hides it from them.
         seen = torch.ones(longest, group.prefix + longest, dtype=torch.bool, device=query.device).tril(group.prefix)
-        output = scaled_dot_product_attention(parts[0], keys, values, attn_mask=seen, scale=scaling)
+        output = scaled_dot_product_attention(parts[0], all_keys, all_values, attn_mask=seen, scale=scaling)
         outputs.append(_unpad_segments(output, group.lengths))
     return outputs
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from vlm_grpo.model_utils import model_config
 from vlm_grpo.rollouts.engines.kv_cache import unrepeatable_layers
 from vlm_grpo.shared_prefix import attention
 from vlm_grpo.shared_prefix.packed_logprobs import backbone, select_scored_positions
 from vlm_grpo.shared_prefix.vision_cache import encode_unique_images
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
 logger = logging.getLogger(__name__)
 
+MARK = "has_shared_prefix_hooks"  # attribute of a backbone whose hooks are there
 MODES = ("auto", "on", "off")
 # Largest mean difference of log-probabilities between the two paths. Rounding alone gives 1e-6 and a few hundredths.
 FULL_PRECISION_TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 0.1
@@ -26,7 +32,7 @@ CROSS_ATTENTION = ("cross_attention_layers", "cross_layer_interval")
 
 def validate_generation(model: nn.Module) -> str | None:
     """Return why a prompt's cache cannot be repeated for its completions; None where it can."""
-    config = model.config
+    config = model_config(model)
     if config.is_encoder_decoder:
         return "an encoder with a cache of its own"
     if any(hasattr(config.get_text_config(), name) for name in CROSS_ATTENTION):
@@ -37,7 +43,7 @@ def validate_generation(model: nn.Module) -> str | None:
 
 def validate_scoring(model: nn.Module) -> str | None:
     """Return why completions of this model cannot share their prompt when they are scored; None where they can."""
-    text = model.config.get_text_config()
+    text = model_config(model).get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     checks = [
         (not attention.is_supported(text._attn_implementation), "attention other than sdpa or flash attention"),
@@ -51,7 +57,7 @@ def validate_scoring(model: nn.Module) -> str | None:
     return next((reason for is_so, reason in checks if is_so), None)
 
 
-def _has_sliding_window(text: Any) -> bool:
+def _has_sliding_window(text: PreTrainedConfig) -> bool:
     """Return whether the model has a sliding window in unlisted layers."""
     window = getattr(text, "sliding_window", None)
     return not getattr(text, "layer_types", None) and bool(window) and getattr(text, "use_sliding_window", True)
@@ -102,8 +108,8 @@ class SharedPrefixState:
             "scoring", f"log-probabilities {difference:.1e} from those of the plain path (at most {allowed:.0e})"
         )
 
-    def _text_configs(self) -> list[Any]:
-        return [model.config.get_text_config() for model in self.models]
+    def _text_configs(self) -> list[PreTrainedConfig]:
+        return [model_config(model).get_text_config() for model in self.models]
 
     def report_unsupported(self, what: str, reason: str) -> None:
         """Warn that sampling or scoring takes the plain path.
@@ -112,7 +118,8 @@ class SharedPrefixState:
             ValueError: the mode is `on`.
         """
         model = self.models[0]
-        name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+        base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+        name = type(model if base is None else base()).__name__
         if self.mode == "on":
             raise ValueError(f"--shared_prefix on: {name} cannot share prompts in {what}: {reason}; use auto or off")
         logger.warning(
@@ -122,10 +129,10 @@ class SharedPrefixState:
 
 def add_hooks(below_head: nn.Module) -> None:
     """Add the forward hooks for packed rows to a backbone; once, however many trainers use the model."""
-    if not hasattr(below_head, "takes_shared_prompts"):
+    if not hasattr(below_head, MARK):
         below_head.register_forward_pre_hook(encode_unique_images, with_kwargs=True)
         below_head.register_forward_hook(select_scored_positions, with_kwargs=True)
-        below_head.has_shared_prefix_hooks = True
+        setattr(below_head, MARK, True)
 
 
 def tolerance(dtype: torch.dtype, mixed_precision: str) -> float:

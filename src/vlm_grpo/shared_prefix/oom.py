@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+Part = TypeVar("Part")
+Scores = TypeVar("Scores")
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +47,11 @@ class ForwardSplitter:
         size = -(-len(rows) // self.parts)
         return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
+    def run(self, forward: Callable[[Part], Scores], part: Part) -> Scores:
         """Run the forward of a part; where rows are split, its activations are recomputed in the backward pass."""
         if self.parts == 1 or not torch.is_grad_enabled():
-            return forward(*args)
-        return checkpoint(forward, *args, use_reentrant=False)
+            return forward(part)
+        return checkpoint(forward, part, use_reentrant=False)
 
 
 def free_memory() -> None:

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_visual, missing_dummies
 from vlm_grpo.rollouts.segment import full_row
 from vlm_grpo.shared_prefix.batching import split_into_forwards
@@ -32,11 +33,12 @@ class TokenLogprobs(NamedTuple):
 
 def backbone(model: nn.Module) -> nn.Module:
     """Return the model below its head, also inside an adapter."""
-    unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return unwrapped.base_model
+    base_of: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    unwrapped = model if base_of is None else base_of()
+    return cast("nn.Module", unwrapped.base_model)
 
 
-def select_scored_positions(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+def select_scored_positions(module: nn.Module, args: tuple, kwargs: ModelInputs, output: Any) -> Any:
     """Keep, as a forward hook of the backbone, only the positions of a packed row that predict something."""
     layout: Layout | None = kwargs.get("packed")
     if layout is not None:
@@ -101,11 +103,11 @@ def packed_logprobs(
     completion: int,
     chunk: int,
     packing: Packing,
-    to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
+    to_device: Callable[[ModelInputs], ModelInputs],
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     dummies: Mapping[str, EncodedPrompt] | None = None,
-    visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
+    visual: Callable[[Sequence[EncodedPrompt]], ModelInputs] = collate_visual,
     skipped: Sequence[bool] | None = None,
     has_values: bool = False,
 ) -> TokenLogprobs:
@@ -123,7 +125,7 @@ def packed_logprobs(
     else:
         forwards = split_into_forwards(prompts, [len(text) for text in texts], packing.budget, packing.sync_counts)
     logps = torch.zeros(len(texts), completion, device=input_ids.device)  # (B, C)
-    entropies = logps if compute_entropy else None
+    entropies = logps
     values = logps
 
     def forward(packed: Packed) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -138,11 +140,11 @@ def packed_logprobs(
         token_logps, entropy, value = packing.splitter.run(forward, packed)
         indices = (torch.tensor(live)[packed.rows], packed.columns)
         logps = logps + _table(token_logps, indices, logps)
-        if compute_entropy:
+        if entropy is not None:
             entropies = entropies + _table(entropy, indices, logps)
         if value is not None:
             values = values + _table(value, indices, logps)
-    return TokenLogprobs(logps, entropies, None, values if has_values else None)
+    return TokenLogprobs(logps, entropies if compute_entropy else None, None, values if has_values else None)
 
 
 def _scored_rows(rows: list[int], prompts: Sequence[EncodedPrompt], texts: Sequence[list[int]]) -> list[int]:
@@ -151,7 +153,7 @@ def _scored_rows(rows: list[int], prompts: Sequence[EncodedPrompt], texts: Seque
     return live or [min(rows, key=lambda row: len(prompts[row].input_ids))]
 
 
-def packed_inputs(packed: Packed, visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]]) -> dict[str, Any]:
+def packed_inputs(packed: Packed, visual: Callable[[Sequence[EncodedPrompt]], ModelInputs]) -> ModelInputs:
     """Return the forward arguments of a packed row: those of `visual` for its prompts, and where completions are."""
     return {
         "input_ids": packed.input_ids,

@@ -77,7 +77,10 @@ def pack(
         members.setdefault(id(prompt), []).append(row)
     first = [prompts[rows[0]] for rows in members.values()]
     ids: list[int] = []
-    positions, groups, scored, labels, rows, columns = [], [], [], [], [], []
+    scored: list[int] = []
+    labels: list[int] = []
+    columns: list[int] = []
+    positions, groups, rows = [], [], []
     for prompt, numbers in zip([*first, *dummies], [*members.values(), *([] for _ in dummies)], strict=True):
         start, position_ids = len(ids), positions_of(prompt)
         last = len(prompt.input_ids) - 1

@@ -11,8 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
+from vlm_grpo.records import NewRow
 from vlm_grpo.synthetic.example import Example
 
 QUESTION = "Which digit is this?"
@@ -71,12 +73,12 @@ def _name(number: int) -> str:
     return f"digit_{number:04d}.png"
 
 
-def _picture(pixels: Any, side: int) -> Image.Image:
+def _picture(pixels: np.ndarray, side: int) -> Image.Image:
     """Return the image with grey levels 0 to 16 scaled to 0 to 255."""
     return Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _row(number: int, digit: Any) -> dict[str, Any]:
+def _row(number: int, digit: Any) -> NewRow:
     return {
         "id": number,
         "image": _name(number),
@@ -84,5 +86,5 @@ def _row(number: int, digit: Any) -> dict[str, Any]:
     }
 
 
-def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_jsonl(path: Path, rows: list[NewRow]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from PIL import Image
+
+from vlm_grpo.records import Row
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Example:
     """
 
     question: str
-    answer: Any
+    answer: object
     images: tuple[Image.Image, ...] = ()
     frames: tuple[Image.Image, ...] = ()
     clip: bytes = b""
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Row = field(default_factory=dict)
 
 
 ExampleFactory = Callable[[Random, int, int], Example]  # (random, number of the example, side in pixels)

@@ -9,6 +9,9 @@ from PIL import ImageDraw, ImageFont
 INK = (35, 35, 40)
 
 
+Color = str | tuple[int, ...]
+
+
 @lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return the font, `size` pixels high."""
@@ -16,13 +19,13 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def draw_text(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, fill: object = INK, anchor: str = "mm"
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, fill: Color = INK, anchor: str = "mm"
 ) -> None:
     """Put text at a point; `anchor` as in Pillow, by default its middle."""
     pen.text(at, text, font=font(round(size)), fill=fill, anchor=anchor)
 
 
-def draw_times_sign(pen: ImageDraw.ImageDraw, at: tuple[float, float], size: float, fill: object = INK) -> None:
+def draw_times_sign(pen: ImageDraw.ImageDraw, at: tuple[float, float], size: float, fill: Color = INK) -> None:
     """Draw a times sign around a point; the font has none."""
     (x, y), half = at, size / 2
     for lean in (-half, half):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
 
+from vlm_grpo.records import JsonObject
 from vlm_grpo.synthetic.example import Example
 from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
@@ -23,6 +23,6 @@ def ovd_example(random: Random, number: int, side: int) -> Example:
     return Example(f"<image>Find every {kind}.", answer, (draw(shapes, side, random.choice(GROUNDS)),))
 
 
-def gold_detection(shape: Shape) -> dict[str, Any]:
+def gold_detection(shape: Shape) -> JsonObject:
     """Return the gold detection of a shape: its box in thousandths, with full confidence."""
     return {"Position": shape.box(SPACE), "Confidence": 1.0}

@@ -59,8 +59,8 @@ def _post(outline: list[Point]) -> list[Point]:
 def _beside(random: Random, outline: list[Point], color: str) -> Shape:
     """Return a small square of another color in the corner that is farthest from an outline."""
     x, y = (sum(values) / len(outline) for values in zip(*outline, strict=True))
-    corner = [0.1 if value > 0.5 else 0.9 for value in (x, y)]
-    return Shape("square", color, *corner, random.uniform(0.05, 0.07))
+    left, top = (0.1 if value > 0.5 else 0.9 for value in (x, y))
+    return Shape("square", color, left, top, random.uniform(0.05, 0.07))
 
 
 def _mask(outline: list[Point], covers: list[list[Point]], side: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from html import escape
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -92,12 +92,12 @@ def _page(random: Random, side: int, kind: str) -> WebPage:
 
 
 def _text(
-    side: int, left: float, top: float, width: float, text: str, size: float, height: float = 0, **look: object
+    side: int, left: float, top: float, width: float, text: str, size: float, height: float = 0, **look: Any
 ) -> Block:
     """Return a block with lengths in fractions of the side; the default height is one line."""
     letters = max(9, round(size * side))
     high = round(height * side) or round(1.4 * letters)
-    return Block(round(left * side), round(top * side), round(width * side), high, text, letters, **look)  # type: ignore[arg-type]
+    return Block(round(left * side), round(top * side), round(width * side), high, text, letters, **look)
 
 
 def _bar(random: Random, side: int, fill: str, edge: str) -> list[Block]:

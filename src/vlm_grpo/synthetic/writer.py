@@ -9,14 +9,26 @@ import shutil
 import tempfile
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
+from PIL import Image
+
+from vlm_grpo.records import NewRow
 from vlm_grpo.synthetic.example import Example, ExampleFactory
 from vlm_grpo.tasks import TASKS
 
 HELD_OUT = 5  # one of so many examples
 SMALLEST = 112  # pixels; text is not legible below
 TRIES = 100  # draws of an example that is in the set already
+
+
+class ToySettings(TypedDict):
+    """What decides a data set, as toy.json holds it: its name, rows, seed, and side of the images in pixels."""
+
+    data: str
+    rows: int
+    seed: int
+    side: int
 
 
 class ToyFiles(NamedTuple):
@@ -36,7 +48,7 @@ def write_examples(
     if side < SMALLEST:
         raise ValueError(f"--side must be at least {SMALLEST} pixels, got {side}")
     target = Path(folder)
-    settings = {"data": name, "rows": rows, "seed": seed, "side": side}
+    settings: ToySettings = {"data": name, "rows": rows, "seed": seed, "side": side}
     if not _is_there(target, settings):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -49,7 +61,7 @@ def write_examples(
     return ToyFiles(target / "train.jsonl", target / "held_out.jsonl", target / "images")
 
 
-def _is_there(target: Path, settings: dict[str, Any]) -> bool:
+def _is_there(target: Path, settings: ToySettings) -> bool:
     """Return whether the folder already holds this data set.
 
     Raises:
@@ -67,7 +79,7 @@ def _is_there(target: Path, settings: dict[str, Any]) -> bool:
     raise ValueError(f"--output_dir {target} holds {holds}; choose another folder or remove it")
 
 
-def _write(folder: Path, factory: ExampleFactory, settings: dict[str, Any]) -> None:
+def _write(folder: Path, factory: ExampleFactory, settings: ToySettings) -> None:
     (folder / "images").mkdir()
     held_out = max(1, settings["rows"] // HELD_OUT)
     lines = []
@@ -80,7 +92,7 @@ def _write(folder: Path, factory: ExampleFactory, settings: dict[str, Any]) -> N
     (folder / "toy.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
-def _new(factory: ExampleFactory, settings: dict[str, Any], number: int, seen: set[str]) -> Example:
+def _new(factory: ExampleFactory, settings: ToySettings, number: int, seen: set[str]) -> Example:
     """Return an example that is not in the set yet, so that held-out examples are not trained on."""
     for attempt in range(TRIES):
         random = Random(f"{settings['data']} {settings['seed']} {number} {attempt}")
@@ -101,12 +113,12 @@ def _fingerprint(example: Example) -> str:
     return digest.hexdigest()
 
 
-def _row(example: Example, number: int, folder: Path, name: str) -> dict[str, Any]:
+def _row(example: Example, number: int, folder: Path, name: str) -> NewRow:
     """Return a line of jsonl; its pictures are written to the folder."""
     stem = f"{name}_{number:05d}"
     images = _save(example.images, folder, stem)
     frames = _save(example.frames, folder, f"{stem}_frame")
-    row: dict[str, Any] = {"id": f"{name}-{number}"}
+    row: NewRow = {"id": f"{name}-{number}"}
     if images:
         row["image"] = images[0] if len(images) == 1 else images
     if frames:
@@ -118,7 +130,7 @@ def _row(example: Example, number: int, folder: Path, name: str) -> dict[str, An
     return {**row, "conversations": turns, "task": name if name in TASKS else "default", **example.columns}
 
 
-def _save(images: tuple[Any, ...], folder: Path, stem: str) -> list[str]:
+def _save(images: tuple[Image.Image, ...], folder: Path, stem: str) -> list[str]:
     """Write images as PNG; return their names."""
     names = [f"{stem}.png"] if len(images) == 1 else [f"{stem}_{number}.png" for number in range(len(images))]
     for name, image in zip(names, images, strict=True):

@@ -15,7 +15,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from vlm_grpo.model_utils import (
     placeholder_ids,
 )
 from vlm_grpo.rollouts.batch import RolloutBatch
-from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
+from vlm_grpo.rollouts.collector import RolloutCollector
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     TOOLS_COLUMN,
@@ -61,13 +60,10 @@ from vlm_grpo.rollouts.messages import MEDIA_COLUMNS
 from vlm_grpo.rollouts.multi_turn import (
     EpisodeLimits,
     MultiTurnRollout,
-    next_prompt,
-    trajectory_metrics,
 )
 from vlm_grpo.rollouts.prompt_lengths import drop_long_prompts
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.rollouts.rollout import Rollout
-from vlm_grpo.rollouts.trajectory import Trajectory
 from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask, thumbnails
 from vlm_grpo.shared_prefix.compat import SharedPrefixState, validate_generation
 from vlm_grpo.shared_prefix.oom import ForwardSplitter
@@ -98,7 +94,7 @@ from vlm_grpo.trainers.reference import check_reference, load_reference, save_re
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
-from vlm_grpo.trainers.rollout_logger import Lengths, RolloutLogger
+from vlm_grpo.trainers.rollout_logger import RolloutLogger
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
@@ -182,7 +178,6 @@ class VLMTrainerMixin:
         self.ranks = Ranks(self.accelerator)
         self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
         self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
-        self._has_warned_about_tags = False
         log = debug_log(os.environ, self.accelerator.process_index)
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
@@ -240,15 +235,6 @@ class VLMTrainerMixin:
             decoding="captured" if is_captured else "dynamic",
         )
 
-    def _open_for_generation(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        return model_for_generation(
-            model,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            generation_kwargs=self.generation_kwargs,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
-
     def _generate_by_trl(
         self, ids: list[list[int]], images: list[Any] | None, fields: dict[str, Any], count: int
     ) -> Generation:
@@ -269,14 +255,26 @@ class VLMTrainerMixin:
         return Trainer._prepare_inputs(self, tensors)
 
     def _build_rollouts(self) -> None:
-        """Make the part that runs environments.
+        """Make the parts that sample completions.
 
         Raises:
             ValueError: this run cannot have tools.
         """
-        self.multi_turn: MultiTurnRollout | None = None
-        if self.env_pool is None:
-            return
+        self.multi_turn = None if self.env_pool is None else self._build_multi_turn(self.env_pool)
+        self.collector = RolloutCollector(
+            self.encoder,
+            self.engine,
+            self.env_pool,
+            self.multi_turn,
+            self._episode_limits,
+            self.ranks,
+            pad_token_id=self._tokenizer.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            masks_truncated=self.mask_truncated_completions,
+            facts={"answer_space": self._answer_space},
+        )
+
+    def _build_multi_turn(self, env_pool: EnvPool) -> MultiTurnRollout:
         if self.use_vllm:
             raise ValueError("--use_vllm does not go with tools or environments; leave it out")
         if self.args.use_transformers_continuous_batching:
@@ -287,17 +285,17 @@ class VLMTrainerMixin:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
-        self.env_pool.choose_tool_parsers(self.args.tool_format, template)
+        env_pool.choose_tool_parsers(self.args.tool_format, template)
         placeholders = placeholder_ids(self.model.config, self.processing_class)
-        self.multi_turn = MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
+        return MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
 
     @property
     def _episode_limits(self) -> EpisodeLimits:
         # Ours, or TRL's limit where that is tighter: it counts the turns that call tools, and one more answers.
         iterations = getattr(self.args, "max_tool_calling_iterations", None)
-        turns = self.args.max_turns if iterations is None else min(self.args.max_turns, iterations + 1)
-        stop_token_ids = set(self.eos_token_ids)
-        return EpisodeLimits(self.max_completion_length, turns, self.args.tool_time_limit, stop_token_ids)
+        turns, seconds = getattr(self.args, "max_turns", 1), getattr(self.args, "tool_time_limit", 0.0)
+        turns = turns if iterations is None else min(turns, iterations + 1)
+        return EpisodeLimits(self.max_completion_length, turns, seconds, set(self.eos_token_ids))
 
     def _build_algorithm(self) -> None:
         """Make the parts that turn rewards into a loss.
@@ -425,21 +423,19 @@ class VLMTrainerMixin:
             return self._roll_out_by_function(rows)
         if self.critic is not None:
             self.critic.clear()
-        rollout = self._begin_rollout(rows)
-        self._complete(rollout)
-        messages = self._messages(rollout)
-        batch = self._collate(rollout)
+        rollout, hints = self._sample(rows)
+        messages = self.collector.messages(rollout, parses_responses=not self._is_rloo)
+        batch = self.collector.to_batch(rollout)
         self._log_lengths(rollout, batch)
         logprobs = self._add_logprobs(batch)
-        sampled = self._reward_inputs(rollout, messages)
+        sampled = self._reward_inputs(rollout, messages, hints)
         rewards = self._calculate_rewards(*sampled, rollout.ids)
         self.logger.flush_pending(self._phase_metrics, len(rows))
         greedy = self._score_greedy(rollout, sampled) if self.advantages.needs_greedy and self.model.training else None
         self._add_advantages(batch, rewards, logprobs)
         credited = self._assign_credit(batch, rewards, greedy)
         self._log_rollout(rollout, messages, batch, rewards, credited)
-        if self.env_pool is not None:
-            self.env_pool.release(rollout.trajectories)
+        self.collector.release(rollout)
         batch.prompts = drop_images(batch.prompts)
         if self.off_policy is not None and self.model.training:
             totals, step = self.scorer.total(rewards), self.state.global_step
@@ -459,80 +455,16 @@ class VLMTrainerMixin:
         self._show(rows, [row.get("images") or [] for row in rows], (), batch)
         return batch, rewards
 
-    def _begin_rollout(self, rows: list[dict[str, Any]]) -> Rollout:
-        """Encode what is asked: rows with hints, and with what environments show first."""
-        step = self.state.global_step
-        off_policy = self.off_policy if self.model.training else None
+    def _sample(self, rows: list[dict[str, Any]]) -> tuple[Rollout, list[str]]:
+        """Return completions of rows, and the hints that the rows' answers begin with; no list at all without hints."""
+        step, off_policy = self.state.global_step, self.off_policy if self.model.training else None
         demonstrations = {} if off_policy is None else off_policy.demonstrations(rows, step)
         hints = [] if off_policy is None else off_policy.hints(rows, step)
         asked = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
-        trajectories: list[Trajectory] = []
-        if self.env_pool is not None:
-            trajectories, asked = self.env_pool.start(asked)
-        prompts = self.encoder.encode(asked)
-        if not self._has_warned_about_tags:
-            self._has_warned_about_tags = warn_about_tags(prompts[0].opening, prompts[0].messages)
-        return Rollout(asked, prompts, trajectories, hints, demonstrations)
+        return self.collector.collect(asked, demonstrations, self._generating), hints
 
-    def _complete(self, rollout: Rollout) -> None:
-        """Sample the completions of a rollout, by environments turn by turn; demonstrations take the place of some."""
-        with nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm):
-            if self.multi_turn is not None:
-                facts = {"answer_space": self._answer_space}
-                given = (rollout.trajectories, rollout.prompts, facts, self._episode_limits)
-                generate = partial(self._generate_turns, rollout.prompts[0])
-                self.multi_turn.run(*given, generate, self.ranks.any)
-                self.multi_turn.drop_broken(rollout.trajectories)
-                rollout.ids = [trajectory.segment.ids for trajectory in rollout.trajectories]
-                return
-            count = len(rollout.prompts)
-            # One is sampled in any case: other processes may wait for this one's part of the model.
-            is_needed = (
-                range(count) if self.engine.needs_whole_groups else set(range(count)) - {*rollout.demonstrations}
-            )
-            sampled = sorted(is_needed) or [0]
-            generation = self.engine.generate([rollout.prompts[row] for row in sampled])
-        place = {row: number for number, row in enumerate(sampled)}
-        known = rollout.demonstrations
-        rollout.ids = [known[row] if row in known else generation.ids[place[row]] for row in range(count)]
-        if generation.logprobs is not None:  # TRL leaves a token without one out of the sampler's correction
-            logps = generation.logprobs
-            rollout.logprobs = [[None] * len(known[row]) if row in known else logps[place[row]] for row in range(count)]
-
-    def _generate_turns(self, spare: EncodedPrompt, trajectories: Sequence[Trajectory], room: int) -> list[list[int]]:
-        """Return one more turn of each; without any the spare prompt is continued, for other processes to go on."""
-        prompts = [next_prompt(each) for each in trajectories] or [spare]
-        return self.engine.generate(prompts, max_new_tokens=room).ids[: len(trajectories)]
-
-    def _messages(self, rollout: Rollout) -> list[Any]:
-        """Return the completions as messages, or as text where their prompts are text."""
-        rollout.add_turns(self.encoder.decode)
-        if rollout.trajectories:
-            return [each.completion() for each in rollout.trajectories]
-        parses = not self._is_rloo
-        return completion_messages(self._tokenizer, rollout.prompts, rollout.ids, parses_responses=parses)
-
-    def _collate(self, rollout: Rollout) -> RolloutBatch:
-        """Return the tensors of a rollout; what its rows show on any process belongs to them."""
-        batch = RolloutBatch.collate(
-            rollout.scored_prompts,
-            rollout.ids,
-            pad_token_id=self._tokenizer.pad_token_id,
-            device=self.accelerator.device,
-            masks=[each.tool_mask for each in rollout.trajectories] or None,
-            logprobs=rollout.logprobs,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
-        if self.mask_truncated_completions:
-            batch.mask_rows(torch.tensor(self._is_cut(rollout.ids), device=self.accelerator.device))
-        if not self._is_rloo:
-            batch.num_items_in_batch = self.ranks.gather(batch.loss_mask.sum()).sum()
-        batch.media_anywhere = self.ranks.any_media({kind for prompt in batch.prompts for kind in prompt.media})
-        return batch
-
-    def _is_cut(self, ids: Sequence[list[int]]) -> list[bool]:
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        return [row[-1] not in ends for row in ids]
+    def _generating(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm)
 
     def _add_logprobs(self, batch: RolloutBatch) -> RolloutLogprobs:
         """Score a new rollout under the policy and the reference, as far as the loss or the rewards need it."""
@@ -546,7 +478,7 @@ class VLMTrainerMixin:
             if self.beta != 0.0:
                 ref = self._reference_logps(batch)
         if self._is_rloo:
-            batch.old_sequence_logps = (old * batch.loss_mask).sum(dim=1)
+            batch.old_sequence_logps, batch.num_items_in_batch = (old * batch.loss_mask).sum(dim=1), None
             return RolloutLogprobs(old, ref)
         batch.old_logps, batch.ref_logps = old, ref
         if corrects_sampler:
@@ -564,7 +496,7 @@ class VLMTrainerMixin:
 
     # Rewards and advantages
 
-    def _reward_inputs(self, rollout: Rollout, messages: list[Any]) -> RewardInputs:
+    def _reward_inputs(self, rollout: Rollout, messages: list[Any], hints: list[str]) -> RewardInputs:
         """Return what rewards are given; they see images, and whole answers where the prompt began them."""
         hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
         rows = [
@@ -572,7 +504,7 @@ class VLMTrainerMixin:
             for row, prompt in zip(rollout.rows, rollout.prompts, strict=True)
         ]
         prompts = [prompt.prompt_for_rewards() for prompt in rollout.prompts]
-        return self.scorer.inputs(rollout, RewardInputs(rows, *with_hints(prompts, messages, rollout.hints)))
+        return self.scorer.inputs(rollout, RewardInputs(rows, *with_hints(prompts, messages, hints)))
 
     def _add_advantages(self, batch: RolloutBatch, rewards: Tensor, logprobs: RolloutLogprobs) -> None:
         """Give a rollout the advantages of TRL's trainer."""
@@ -809,25 +741,14 @@ class VLMTrainerMixin:
 
     def _log_lengths(self, rollout: Rollout, batch: RolloutBatch) -> None:
         """Log tokens, lengths and, of rollouts with tools, the numbers of trajectories."""
-        metrics, is_cut = self._phase_metrics, self._is_cut(rollout.ids)
-        tokens = torch.tensor(sum(map(len, rollout.ids)), device=self.accelerator.device) + batch.prompt_mask.sum()
+        metrics = self._phase_metrics
+        tokens = batch.prompt_mask.sum() + sum(map(len, rollout.ids))
         if self.model.training:
             self.state.num_input_tokens_seen += self.ranks.gather(tokens).sum().item()
         metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-        own = [sum(each.tool_mask) for each in rollout.trajectories] or [len(row) for row in rollout.ids]
-        is_sampled = [row not in rollout.demonstrations for row in range(len(rollout.ids))]
-        self.logger.log_lengths(metrics, Lengths(own, is_cut, is_sampled))
+        self.logger.log_lengths(metrics, rollout, self.collector.is_truncated(rollout))
         if rollout.trajectories:
-            self._log_trajectories(rollout.trajectories)
-
-    def _log_trajectories(self, trajectories: Sequence[Trajectory]) -> None:
-        for trajectory in trajectories:
-            for name, value in trajectory_metrics(trajectory).items():
-                self._log_metric(name, value)
-        counts = [[each.num_calls, each.num_failed_calls, 1] for each in trajectories]
-        totals = self.ranks.sum(torch.tensor(counts, device=self.accelerator.device).sum(dim=0)).tolist()
-        self._add_metrics({"tools/call_frequency": totals[0] / totals[2]})
-        self._add_metrics({"tools/failure_frequency": totals[1] / max(totals[0], 1)})
+            self.logger.log_trajectories(metrics, rollout.trajectories)
 
     def _log_rollout(
         self, rollout: Rollout, messages: list[Any], batch: RolloutBatch, rewards: Tensor, credited: Advantages | None

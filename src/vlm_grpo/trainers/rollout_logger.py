@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from vlm_grpo.algorithms.advantages import nanstd
+from vlm_grpo.rollouts.multi_turn import trajectory_metrics
 from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.rollouts.rollout import Rollout
+from vlm_grpo.rollouts.trajectory import Trajectory
 
 Metrics = MutableMapping[str, list[float]]
-
-
-class Lengths(NamedTuple):
-    """Of one process's completions (B,).
-
-    Attributes:
-        tokens: that the model wrote.
-        is_cut: whether the limit on its length ended a completion.
-        is_sampled: whether the policy sampled it; demonstrations are left out of the statistics, if not all are such.
-    """
-
-    tokens: list[int]
-    is_cut: list[bool]
-    is_sampled: list[bool]
 
 
 class RolloutLogger:
@@ -34,7 +23,6 @@ class RolloutLogger:
 
     Args:
         ranks: collectives of the run.
-        metrics: returns TRL's lists of values of the phase, by name.
         table: TRL's columns of completions.
         pending_metrics: values that reward functions logged, by name.
         pending_columns: what they logged of each completion, by column.
@@ -52,10 +40,12 @@ class RolloutLogger:
         self.ranks, self.table, self.names = ranks, table, list(names)
         self.pending_metrics, self.pending_columns = pending_metrics, pending_columns
 
-    def log_lengths(self, metrics: Metrics, lengths: Lengths) -> None:
-        """Log the lengths of completions, in tokens."""
-        facts = torch.tensor(list(zip(*lengths, strict=True)), dtype=torch.float, device=self.ranks.device)
-        table = self.ranks.gather(facts)
+    def log_lengths(self, metrics: Metrics, rollout: Rollout, is_truncated: Sequence[bool]) -> None:
+        """Log how many tokens the policy wrote in each completion; demonstrations count only where all are such."""
+        lengths = [sum(each.tool_mask) for each in rollout.trajectories] or [len(ids) for ids in rollout.ids]
+        is_sampled = [row not in rollout.demonstrations for row in range(len(lengths))]
+        facts = list(zip(lengths, is_truncated, is_sampled, strict=True))
+        table = self.ranks.gather(torch.tensor(facts, dtype=torch.float, device=self.ranks.device))
         if table[:, 2].any():
             table = table[table[:, 2] > 0]
         tokens, is_cut = table[:, 0], table[:, 1] > 0
@@ -65,6 +55,16 @@ class RolloutLogger:
             metrics[f"completions/mean_{name}"].append(values.mean().item())
             metrics[f"completions/min_{name}"].append(values.min().item())
             metrics[f"completions/max_{name}"].append(values.max().item())
+
+    def log_trajectories(self, metrics: Metrics, trajectories: Sequence[Trajectory]) -> None:
+        """Log the numbers of trajectories, and how often tools were called and failed."""
+        for trajectory in trajectories:
+            for name, value in trajectory_metrics(trajectory).items():
+                self.pending_metrics.setdefault(name, []).append(value)
+        counts = [[each.num_calls, each.num_failed_calls, 1] for each in trajectories]
+        totals = self.ranks.sum(torch.tensor(counts, device=self.ranks.device).sum(dim=0)).tolist()
+        metrics["tools/call_frequency"].append(totals[0] / totals[2])
+        metrics["tools/failure_frequency"].append(totals[1] / max(totals[0], 1))
 
     def log_rewards(self, metrics: Metrics, rewards: Tensor, totals: Tensor, is_std_zero: Tensor) -> None:
         """Log means and deviations of (all B, F) rewards and of their (all B,) weighted sums."""

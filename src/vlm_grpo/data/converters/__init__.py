@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from vlm_grpo.data.converters import llava, parquet, swift
-from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, Row, UnsupportedField, convert_row
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, UnsupportedField, convert_row
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.parsing import ReaderConfig
-from vlm_grpo.data.readers.text_files import JsonlSource, json_source
+from vlm_grpo.data.readers.text_files import JsonlSource, RawRow, json_source
 from vlm_grpo.io import json_line, whole_file
+from vlm_grpo.records import Row
 from vlm_grpo.registry import Registry
 
 RowFactory = Callable[[], Iterator[tuple[str, Row]]]
@@ -29,7 +30,7 @@ class FileFormat:
         uses_folder, needs_folder: whether the image folder has an effect; whether it is required.
     """
 
-    read: Callable[[Path, str], Iterator[tuple[str, Row | Problem]]]
+    read: Callable[[Path, str], Iterator[tuple[str, RawRow]]]
     write: Callable[[Path, RowFactory, str, list[Problem]], int]
     to_jsonl: Callable[[Row, str], Row]
     from_jsonl: Callable[[Row, str], Row]
@@ -37,13 +38,13 @@ class FileFormat:
     needs_folder: bool = False
 
 
-def read_jsonl(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
+def read_jsonl(path: Path, folder: str) -> Iterator[tuple[str, RawRow]]:
     """Yield the objects in the lines of a file."""
     source = JsonlSource(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
 
-def read_json(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]:
+def read_json(path: Path, folder: str) -> Iterator[tuple[str, RawRow]]:
     """Yield the objects in a json array, or in the lines of a file."""
     source = json_source(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))

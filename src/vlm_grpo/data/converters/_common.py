@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from vlm_grpo.data.conversations import ROLES
-from vlm_grpo.data.converters.roundtrip import Row, UnsupportedField
+from vlm_grpo.data.converters.roundtrip import UnsupportedField
+from vlm_grpo.records import JsonObject, NewRow, Row
 
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 IMAGES = ("images", "image")
@@ -25,7 +25,7 @@ def roles_and_texts(row: Row) -> list[tuple[str, str]]:
     return [_turn(turn, f"conversations[{number}]") for number, turn in enumerate(turns)]
 
 
-def _turn(turn: Any, field: str) -> tuple[str, str]:
+def _turn(turn: object, field: str) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
         raise UnsupportedField(field, turn, '{"from": ..., "value": ...}')
     speaker = turn.get("from", turn.get("role"))
@@ -39,20 +39,20 @@ def _turn(turn: Any, field: str) -> tuple[str, str]:
     return "assistant", answer_text(value)
 
 
-def build_conversation(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def build_conversation(pairs: list[tuple[str, str]]) -> list[JsonObject]:
     """Return the turns of (role, text) pairs; the last answer is decoded if it is JSON as `as_text` writes it."""
-    turns: list[dict[str, Any]] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
+    turns: list[JsonObject] = [{"from": SPEAKERS[role], "value": text} for role, text in pairs]
     if pairs and pairs[-1][0] == "assistant":
         turns[-1]["value"] = parse_answer_text(pairs[-1][1])
     return turns
 
 
-def answer_text(value: Any) -> str:
+def answer_text(value: object) -> str:
     """Return an answer as text; lists and objects become JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def parse_answer_text(text: str) -> Any:
+def parse_answer_text(text: str) -> object:
     """Invert `as_text`: decode JSON that it wrote; return any other text unchanged."""
     if not text.startswith(("{", "[")):
         return text
@@ -63,18 +63,18 @@ def parse_answer_text(text: str) -> Any:
     return value if answer_text(value) == text else text
 
 
-def image_list(row: Row) -> list[Any]:
+def image_list(row: Row) -> list[object]:
     """Return the images of a row in the conversations form."""
-    value = next((row[name] for name in IMAGES if row.get(name)), [])
+    value: object = next((row[name] for name in IMAGES if row.get(name)), [])
     return list(value) if isinstance(value, list) else [value]
 
 
-def image_column(images: list[Any]) -> dict[str, Any]:
+def image_column(images: Sequence[object]) -> NewRow:
     """Return the image column for these images: none, a single one, or a list."""
     return {} if not images else {"image": images[0] if len(images) == 1 else images}
 
 
-def other_columns(row: Row, used: tuple[str, ...], reserved: tuple[str, ...]) -> Row:
+def other_columns(row: Row, used: tuple[str, ...], reserved: tuple[str, ...]) -> NewRow:
     """Return the columns that are not `used`; they keep their names in the other format.
 
     Raises:

@@ -14,16 +14,16 @@ from vlm_grpo.data.converters._common import (
     other_columns,
     roles_and_texts,
 )
-from vlm_grpo.data.converters.roundtrip import Row
+from vlm_grpo.records import NewRow, Row
 
 
-def to_jsonl(row: Row) -> Row:
+def to_jsonl(row: Row) -> NewRow:
     """Return the row with its JSON answer decoded to a list or object."""
     columns = other_columns(row, ("conversations", *IMAGES), ())
     return {**columns, **image_column(image_list(row)), "conversations": build_conversation(roles_and_texts(row))}
 
 
-def from_jsonl(row: Row) -> Row:
+def from_jsonl(row: Row) -> NewRow:
     """Return the row with every answer as text."""
     columns = other_columns(row, ("conversations", *IMAGES), ())
     turns = [{"from": SPEAKERS[role], "value": text} for role, text in roles_and_texts(row)]

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.converters._common import (
     IMAGES,
@@ -22,11 +22,12 @@ from vlm_grpo.data.converters._common import (
     other_columns,
     roles_and_texts,
 )
-from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, Row, UnsupportedField, json_digest
+from vlm_grpo.data.converters.roundtrip import ROUNDTRIP, UnsupportedField, json_digest
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.images import URL_STARTS, image_ref
 from vlm_grpo.data.paths import in_folder, leaves_folder
 from vlm_grpo.io import content_name, whole_file, write_once
+from vlm_grpo.records import NewRow, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,7 @@ GROUP_BYTES = 16 * 2**20  # bytes of images after which a row group ends early
 METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
 
 
-def to_jsonl(row: Row) -> Row:
+def to_jsonl(row: Row) -> NewRow:
     """Return a row in the conversations form."""
     for name in ("problem", "answer"):
         if not isinstance(row.get(name), str):
@@ -50,7 +51,7 @@ def to_jsonl(row: Row) -> Row:
     return {**other_columns(row, FORMAT_COLUMNS, JSONL_COLUMNS), **image_column(names), "conversations": turns}
 
 
-def from_jsonl(row: Row) -> Row:
+def from_jsonl(row: Row) -> NewRow:
     """Return a row of a parquet file: one question and its answer, which becomes text."""
     pairs = roles_and_texts(row)
     if [role for role, _ in pairs] != ["user", "assistant"]:
@@ -68,7 +69,7 @@ def from_jsonl(row: Row) -> Row:
     }
 
 
-def _entry(image: Any) -> Row:
+def _entry(image: object) -> NewRow:
     if not isinstance(image, str) or not isinstance(image_ref(image).source, str):
         raise UnsupportedField("image", image, "a path or URL")
     return {"name": image, "path": None if CONTENT_NAME.fullmatch(image) else image}
@@ -102,7 +103,7 @@ def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
         raise DataError([Problem(str(path), "file", str(error), "a parquet file that can be read")]) from error
 
 
-def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> Row | Problem:
+def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> NewRow | Problem:
     converted = {name: value for name, value in row.items() if value is not None}
     try:
         for name in json_names & converted.keys():
@@ -113,7 +114,7 @@ def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> Row | 
     return {**converted, "images": images} if images else converted
 
 
-def _to_file(image: Any, folder: str) -> Row:
+def _to_file(image: object, folder: str) -> NewRow:
     """Write an image to the folder: under its path if that file already holds it, else named by its content."""
     if isinstance(image, str):
         image = {"path": image}
@@ -185,7 +186,7 @@ def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | No
     return {name: None if kind is not None and pa.types.is_null(kind) else kind for name, kind in types.items()}
 
 
-def _type_of(value: Any) -> pa.DataType | None:
+def _type_of(value: object) -> pa.DataType | None:
     import pyarrow as pa
 
     try:
@@ -267,7 +268,7 @@ def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem
         yield group
 
 
-def _with_bytes(image: Row, folder: str) -> Row:
+def _with_bytes(image: Row, folder: str) -> NewRow:
     content = None if _is_outside(image) else Path(in_folder(folder, image["name"])).read_bytes()
     return {"bytes": content, "path": image["path"]}
 

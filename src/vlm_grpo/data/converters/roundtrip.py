@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
 
 from vlm_grpo.data.errors import show_value
+from vlm_grpo.records import Row
 
 ROUNDTRIP = "kept"  # the column; part of the file format
-Row = dict[str, Any]
 
 
 class UnsupportedField(ValueError):
     """A row has a field that the target format cannot represent: the field, what was found, what was expected."""
 
-    def __init__(self, field: str, found: Any, expected: str) -> None:
+    def __init__(self, field: str, found: object, expected: str) -> None:
         found_text = found if isinstance(found, str) and "\n" not in found and len(found) < 70 else show_value(found)
         self.cells = field, found_text, expected
         super().__init__(": ".join(self.cells))
@@ -46,7 +45,7 @@ def convert_row(row: Row, source: str, forward: Callable[[Row], Row], back: Call
     return {**result, ROUNDTRIP: {"form": source, "of": json_digest(result), "set": lost, "drop": drop}}
 
 
-def _is_restored(name: str, value: Any, restored: Row) -> bool:
+def _is_restored(name: str, value: object, restored: Row) -> bool:
     return name in restored and json_digest(restored[name]) == json_digest(value)
 
 
@@ -59,7 +58,7 @@ def _split_roundtrip(row: Row, target: str) -> tuple[Row, Row | None]:
     return plain, metadata if metadata.get("of") == json_digest(plain) else None
 
 
-def json_digest(value: Any) -> str:
+def json_digest(value: object) -> str:
     """Return a digest that is equal for equal JSON values, whatever the order of keys; 1, 1.0 and true differ."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

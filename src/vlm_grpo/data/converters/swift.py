@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from vlm_grpo.data.converters._common import (
     IMAGES,
@@ -21,9 +20,10 @@ from vlm_grpo.data.converters._common import (
     other_columns,
     roles_and_texts,
 )
-from vlm_grpo.data.converters.roundtrip import Row, UnsupportedField
+from vlm_grpo.data.converters.roundtrip import UnsupportedField
 from vlm_grpo.data.images import URL_STARTS
 from vlm_grpo.data.paths import in_folder
+from vlm_grpo.records import NewRow, Row
 
 SPACES = {"real": "original", "norm1": "unit", "norm1000": "thousand"}
 TYPES = {space: kind for kind, space in SPACES.items()}
@@ -33,7 +33,7 @@ JSONL_COLUMNS = ("conversations", *IMAGES)
 BOXES = ("box_space", "box_image")
 
 
-def to_jsonl(row: Row, folder: str) -> Row:
+def to_jsonl(row: Row, folder: str) -> NewRow:
     """Return a row in the conversations form; boxes are put in place of their marks and become the answer.
 
     Paths of images inside `folder` become relative to it.
@@ -54,20 +54,21 @@ def to_jsonl(row: Row, folder: str) -> Row:
     return {**columns, **image_column(names), "conversations": build_conversation(pairs), **place}
 
 
-def from_jsonl(row: Row, folder: str) -> Row:
+def from_jsonl(row: Row, folder: str) -> NewRow:
     """Return a row of ms-swift: boxes of the answer (`bbox_2d`) move to `objects`, paths become absolute."""
     pairs = roles_and_texts(row)
     images = image_list(row)
+    paths = [image for image in images if isinstance(image, str)]
     for image in images:
         if not isinstance(image, str):
             raise UnsupportedField("image", image, "a path or URL")
-    converted: Row = {"messages": [{"role": role, "content": text} for role, text in pairs]}
+    converted: NewRow = {"messages": [{"role": role, "content": text} for role, text in pairs]}
     if images:
-        converted["images"] = [_absolute(folder, image) for image in images]
-    used_columns = JSONL_COLUMNS
+        converted["images"] = [_absolute(folder, path) for path in paths]
+    used_columns: tuple[str, ...] = JSONL_COLUMNS
     last = row["conversations"][-1]
     answer = last.get("value", last.get("content"))
-    boxes: list[Any] = []
+    boxes: list[object] = []
     if pairs[-1][0] == "assistant" and isinstance(answer, dict | list):
         text = json.dumps(_mark_boxes(answer, boxes), ensure_ascii=False)
         if boxes:
@@ -77,7 +78,7 @@ def from_jsonl(row: Row, folder: str) -> Row:
     return {**other_columns(row, used_columns, FORMAT_COLUMNS), **converted}
 
 
-def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
+def _pairs(messages: object) -> Iterator[tuple[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise UnsupportedField("messages", messages, "a list of messages")
     for number, message in enumerate(messages):
@@ -89,7 +90,7 @@ def _pairs(messages: Any) -> Iterator[tuple[str, str]]:
         yield role, message["content"]
 
 
-def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[str, str]], Row]:
+def _with_boxes(pairs: list[tuple[str, str]], objects: object) -> tuple[list[tuple[str, str]], Row]:
     """Return the conversation with boxes and names in place of their marks, and the columns of the box space."""
     boxes, names, place = _objects(objects)
     marks = [mark for _, text in pairs for mark in MARK.findall(text)]
@@ -108,7 +109,7 @@ def _with_boxes(pairs: list[tuple[str, str]], objects: Any) -> tuple[list[tuple[
     return filled, place if boxes else {}
 
 
-def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
+def _objects(objects: object) -> tuple[list[object], list[str], Row]:
     """Return boxes, names and the columns with the coordinate space and image of the boxes."""
     if not isinstance(objects, dict):
         raise UnsupportedField("objects", objects, '{"ref": [...], "bbox": [...]}')
@@ -125,7 +126,7 @@ def _objects(objects: Any) -> tuple[list[Any], list[str], Row]:
     return boxes, names, {"box_space": SPACES[kind], **({"box_image": numbers[0]} if numbers else {})}
 
 
-def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
+def _fill_marks(text: str, queues: dict[str, Iterator[object]]) -> str:
     """Return the text with its marks replaced by names, or by boxes as JSON."""
 
     def behind(match: re.Match[str]) -> str:
@@ -135,7 +136,7 @@ def _fill_marks(text: str, queues: dict[str, Iterator[Any]]) -> str:
     return MARK.sub(behind, text)
 
 
-def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
+def _answer(text: str, queues: dict[str, Iterator[object]]) -> str:
     """Return the answer as JSON; marks without other text become one box or a list of boxes."""
     if not MARK.sub("", text).strip(" ,\n"):
         boxes: list[Row] = []
@@ -153,7 +154,7 @@ def _answer(text: str, queues: dict[str, Iterator[Any]]) -> str:
         raise UnsupportedField("messages", text, "an answer that is only <bbox> marks, or JSON around them") from None
 
 
-def _mark_boxes(value: Any, boxes: list[Any]) -> Any:
+def _mark_boxes(value: object, boxes: list[object]) -> object:
     """Return the answer with a mark in place of every `bbox_2d`; append the boxes to `boxes`."""
     if isinstance(value, list):
         return [_mark_boxes(item, boxes) for item in value]
@@ -167,12 +168,13 @@ def _mark_boxes(value: Any, boxes: list[Any]) -> Any:
     return converted
 
 
-def _is_box(value: Any) -> bool:
-    numbers = isinstance(value, list) and len(value) == 4 and all(type(side) in (int, float) for side in value)
-    return numbers and all(map(math.isfinite, value))
+def _is_box(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    return all(type(side) in (int, float) and math.isfinite(side) for side in value)
 
 
-def _space(row: Row, boxes: int) -> Row:
+def _space(row: Row, boxes: int) -> NewRow:
     space = row.get("box_space") or "original"
     if not isinstance(space, str) or space not in TYPES:
         raise UnsupportedField("box_space", space, f"one of {', '.join(TYPES)}")

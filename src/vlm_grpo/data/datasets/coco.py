@@ -23,7 +23,7 @@ from vlm_grpo.data.readers.text_files import unreadable
 from vlm_grpo.file_checks import check_regular
 from vlm_grpo.masks import encode_mask, fit_iou, read_rle, write_rle
 from vlm_grpo.masks.raster import regions_to_mask
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import ImageRef, JsonObject, NewRow, Row
 
 SLACK = 1.0  # pixels by which a box may pass the border before it counts as wrong; it is cut off there
 PARTS = ("images", "annotations", "categories")
@@ -64,6 +64,15 @@ class Instances:
     problems: list[Problem] = field(default_factory=list)
     unusable: set[tuple[int, int]] = field(default_factory=set)
 
+    def entries(self, part: str) -> dict[int, Any]:
+        """Return the entries of one of PARTS, by id."""
+        parts: dict[str, dict[int, Any]] = {
+            "images": self.images,
+            "annotations": self.objects,
+            "categories": self.categories,
+        }
+        return parts[part]
+
 
 def read_instances(path: str | Path) -> Instances:
     """Read images, objects and categories of a file; an invalid entry becomes a Problem and is skipped.
@@ -82,7 +91,7 @@ def read_instances(path: str | Path) -> Instances:
     return instances
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
+def _load(path: Path) -> dict[str, list[JsonObject]]:
     try:
         check_regular(path)
         content = json.loads(path.read_bytes())
@@ -99,13 +108,9 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _add_entry(instances: Instances, part: str, index: int, entry: Any) -> None:
+def _add_entry(instances: Instances, part: str, index: int, entry: object) -> None:
     """Add an entry, or its problems."""
-    entries: dict[int, Any] = {
-        "images": instances.images,
-        "annotations": instances.objects,
-        "categories": instances.categories,
-    }[part]
+    entries = instances.entries(part)
     where = f"{instances.name} {part}[{index}]"
     if not isinstance(entry, Mapping) or type(entry.get("id")) is not int:
         value = show_value(entry.get("id") if isinstance(entry, Mapping) else entry)
@@ -121,13 +126,13 @@ def _add_entry(instances: Instances, part: str, index: int, entry: Any) -> None:
         instances.unusable.add((entry["image_id"], entry["category_id"]))
 
 
-def _validate_category(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
+def _validate_category(entry: Row, instances: Instances) -> Iterator[FieldProblem]:
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
         yield "name", show_value(name), "the name of a category"
 
 
-def _validate_image(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
+def _validate_image(entry: Row, instances: Instances) -> Iterator[FieldProblem]:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         yield "file_name", show_value(name), "the name of an image file"
@@ -136,7 +141,7 @@ def _validate_image(entry: Mapping[str, Any], instances: Instances) -> Iterator[
             yield side, show_value(entry.get(side)), "a whole number of pixels"
 
 
-def _validate_object(entry: Mapping[str, Any], instances: Instances) -> Iterator[FieldProblem]:
+def _validate_object(entry: Row, instances: Instances) -> Iterator[FieldProblem]:
     image = instances.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
     if image is None:
         yield "image_id", show_value(entry.get("image_id")), "the id of an image of this file"
@@ -144,7 +149,7 @@ def _validate_object(entry: Mapping[str, Any], instances: Instances) -> Iterator
         yield "category_id", show_value(entry.get("category_id")), "the id of a category of this file"
     box = entry.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-    if not numbers or not all(map(math.isfinite, box)):
+    if not isinstance(box, list) or not numbers or not all(map(math.isfinite, box)):
         yield "bbox", show_value(box), "four numbers: x, y, width, height"
     elif image is not None:
         yield from _outside(box, image)
@@ -158,7 +163,7 @@ def _outside(box: list[float], image: CocoImage) -> Iterator[FieldProblem]:
         yield "bbox", show_value(box), f"a box inside its image of {image.width} x {image.height} pixels"
 
 
-def _object(entry: Mapping[str, Any], instances: Instances) -> CocoObject:
+def _object(entry: Row, instances: Instances) -> CocoObject:
     image = instances.images[entry["image_id"]]
     x, y, width, height = entry["bbox"]
     right, bottom = min(x + width, image.width), min(y + height, image.height)
@@ -174,7 +179,7 @@ MAKERS = {
 }
 
 
-def category_rows(instances: Instances) -> Iterator[CocoRow]:
+def category_rows(instances: Instances) -> Iterator[NewRow]:
     """Yield a `rec` row for each category that occurs exactly once in an image, and not as a crowd."""
     for objects in _by_image_and_category(instances):
         if len(objects) == 1:
@@ -183,7 +188,7 @@ def category_rows(instances: Instances) -> Iterator[CocoRow]:
             yield box_row(f"image{target.image_id}_ann{target.id}", f"the {name}", target, instances)
 
 
-def detection_rows(instances: Instances) -> Iterator[CocoRow]:
+def detection_rows(instances: Instances) -> Iterator[NewRow]:
     """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
     for objects in _by_image_and_category(instances):
         image, category = instances.images[objects[0].image_id], objects[0].category_id
@@ -203,13 +208,13 @@ def _by_image_and_category(instances: Instances) -> Iterator[list[CocoObject]]:
             yield groups[key]
 
 
-def box_row(name: str, question: str, target: CocoObject, instances: Instances) -> CocoRow:
+def box_row(name: str, question: str, target: CocoObject, instances: Instances) -> NewRow:
     row = _row(name, question, {"bbox_2d": list(target.box)}, instances.images[target.image_id])
     category = instances.categories[target.category_id]
     return {**row, "task": "rec", "box_space": "original", "ann_id": target.id, "category": category}
 
 
-def _row(name: str, question: str, answer: Any, image: CocoImage) -> CocoRow:
+def _row(name: str, question: str, answer: object, image: CocoImage) -> NewRow:
     turns = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]
     size = {"width": image.width, "height": image.height}
     return {"id": name, "image": image.file_name, "conversations": turns, "image_id": image.id, **size}
@@ -222,7 +227,7 @@ def _thousandths(box: Box, image: CocoImage) -> list[int]:
     return [x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)]
 
 
-def size_problems(rows: Sequence[CocoRow], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
+def size_problems(rows: Sequence[NewRow], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
     """Yield the id of each image that is missing, unreadable or of another size than annotated, and the problem."""
     for number, path in {row["image_id"]: row["image"] for row in rows}.items():
         image = instances.images[number]
@@ -242,7 +247,6 @@ def size_problems(rows: Sequence[CocoRow], instances: Instances, folder: str) ->
 
 OVERHANG = 10.0  # pixels by which a polygon may leave its image; what does is cut off
 SEGMENTATION_FORMATS = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
-CocoRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ class Segment:
     image: CocoImage
     category: str
     question: str
-    segmentation: Any
+    segmentation: object
     where: str
 
 
@@ -271,7 +275,7 @@ class ShapeOptions:
 class SegResult(NamedTuple):
     """Result of converting a segment: a row, a problem, or the `reason` why it was left out."""
 
-    row: CocoRow | None = None
+    row: NewRow | None = None
     problem: Problem | None = None
     reason: str | None = None
 
@@ -299,7 +303,7 @@ def segment_targets(instances: Instances, path: str | Path, max_same: int) -> It
             yield Segment(target, image, name, question, entries[index].get("segmentation"), where)
 
 
-def _is_known(entry: Any, instances: Instances) -> bool:
+def _is_known(entry: object, instances: Instances) -> bool:
     return isinstance(entry, Mapping) and type(entry.get("id")) is int and entry["id"] in instances.objects
 
 
@@ -326,7 +330,7 @@ def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
     return SegResult({**row, **metadata, "box_space": "thousand", "fit_iou": round(fit, 4), "mask": write_rle(mask)})
 
 
-def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
+def segmentation_mask(value: object, height: int, width: int) -> np.ndarray:
     """Return the mask, (height, width) of bool, of a segmentation, filled as COCO's own tools fill it.
 
     Raises:
@@ -348,8 +352,7 @@ def segmentation_mask(value: Any, height: int, width: int) -> np.ndarray:
     return coco.decode(coco.merge(coco.frPyObjects(value, height, width))).astype(bool)
 
 
-def _is_polygon(value: Any) -> bool:
-    numbers = isinstance(value, list) and all(
-        type(number) in (int, float) and math.isfinite(number) for number in value
-    )
-    return numbers and len(value) >= 6 and len(value) % 2 == 0
+def _is_polygon(value: object) -> bool:
+    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in value)

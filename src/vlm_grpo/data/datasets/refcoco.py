@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_grpo.data.datasets.coco import CocoRow, Instances, box_row
+from vlm_grpo.data.datasets.coco import Instances, NewRow, box_row
 from vlm_grpo.data.errors import DataError, Problem, show_value
 from vlm_grpo.data.readers.text_files import unreadable
 from vlm_grpo.file_checks import check_regular
+from vlm_grpo.records import JsonObject
 
 PICKLE_ERRORS = (EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError, ImportError)
 
@@ -59,7 +60,7 @@ def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[P
         where = f"{path} [{index}] (ref_id {show_value(number)})"
         entry_problems = list(_validate_ref(entry, instances, ref_ids))
         problems += [Problem(where, *problem) for problem in entry_problems]
-        if not entry_problems:
+        if not entry_problems and isinstance(number, int):
             ref_ids.add(number)
             sentences = tuple(
                 Sentence(sentence["sent_id"], sentence["sent"].strip()) for sentence in entry["sentences"]
@@ -68,7 +69,7 @@ def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[P
     return refs, problems
 
 
-def _load(path: Path) -> list[Any]:
+def _load(path: Path) -> list[JsonObject]:
     expected = "a pickled list of references: lists, dicts, numbers and text only"
     try:
         content = _unpickled(path)
@@ -81,7 +82,7 @@ def _load(path: Path) -> list[Any]:
     return content
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path) -> object:
     """Return the content of a pickle; text written by Python 2 is bytes there, in most files ASCII."""
     check_regular(path)
     try:
@@ -92,7 +93,7 @@ def _unpickled(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin-1").load()
 
 
-def _validate_ref(entry: Any, instances: Instances, ref_ids: set[int]) -> Iterator[tuple[str, str, str]]:
+def _validate_ref(entry: object, instances: Instances, ref_ids: set[int]) -> Iterator[tuple[str, str, str]]:
     if not isinstance(entry, Mapping):
         yield "ref", f"{type(entry).__name__} {show_value(entry)}", "a dict"
         return
@@ -109,7 +110,7 @@ def _validate_ref(entry: Any, instances: Instances, ref_ids: set[int]) -> Iterat
     yield from _validate_sentences(entry.get("sentences"))
 
 
-def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
+def _validate_sentences(sentences: object) -> Iterator[tuple[str, str, str]]:
     if not isinstance(sentences, list | tuple) or not sentences:
         yield "sentences", show_value(sentences), 'a list of {"sent_id": ..., "sent": ...}'
         return
@@ -121,7 +122,7 @@ def _validate_sentences(sentences: Any) -> Iterator[tuple[str, str, str]]:
             yield f"sentences[{number}].sent_id", show_value(sentence.get("sent_id")), "a whole number"
 
 
-def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[CocoRow]:
+def referring_rows(refs: Sequence[Ref], instances: Instances, *, first_only: bool = False) -> Iterator[NewRow]:
     """Yield a `rec` row for each expression, or for the first of each reference; boxes are in original pixels."""
     for ref in refs:
         target = instances.objects[ref.object_id]

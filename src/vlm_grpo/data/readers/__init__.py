@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
 ROWS_SEARCHED = 1000  # per file, for a column
 SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
-READERS: dict[str, Callable[[str, ReaderConfig], Any]] = {
+READERS: dict[str, Callable[[str, ReaderConfig], Source]] = {
     ".jsonl": JsonlSource,
     ".json": json_source,
     ".csv": csv_source,
@@ -56,7 +56,7 @@ def open_sources(
     image_folders: str | Sequence[str] | None = None,
     reward_method: str | Sequence[str] | None = None,
     config: ReaderConfig | None = None,
-    opener: Callable[[Any, ReaderConfig], Any] | None = None,
+    opener: Callable[[str | Path | Dataset, ReaderConfig], object] | None = None,
 ) -> OpenResult:
     """Open everything that `source` names; only line offsets are read.
 
@@ -73,14 +73,16 @@ def open_sources(
     """
     config = config or ReaderConfig()
     _ = TASKS[config.task]
-    entries = [source] if not isinstance(source, str | list | tuple) else split_entries(source)
+    entries: Sequence[str | Path | Dataset] = (
+        [source] if not isinstance(source, str | list | tuple) else split_entries(source)
+    )
     folder_entries = split_paths(image_folders)
     folders = match_files(
         rejoin_names(folder_entries) if isinstance(image_folders, str) else folder_entries, len(entries)
     )
     methods = match_files(split_paths(reward_method), len(entries))
     result = OpenResult(problems=_bad_options(len(entries), image_folders, folders, reward_method, methods))
-    if result.problems:
+    if result.problems or folders is None or methods is None:
         return result
     for entry, folder, method in zip(entries, folders, methods, strict=True):
         if str(entry) in ("", "."):
@@ -103,7 +105,7 @@ def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem
     return [Problem("--ignore_columns", "column", repr(name), expected, True) for name in missing]
 
 
-def split_entries(source: str | Sequence[str]) -> list[Any]:
+def split_entries(source: str | Sequence[str]) -> list[str]:
     """Split a string or list into its files; a string that exists as a path is one entry.
 
     `a.jsonl@train` is `a.jsonl`: RLLaVA also names a split for files, which have only one.
@@ -126,7 +128,11 @@ def rejoin_names(entries: list[str]) -> list[str]:
 
 
 def _bad_options(
-    files: int, image_folders: Any, folders: list[str] | None, reward_method: Any, methods: list[str] | None
+    files: int,
+    image_folders: str | Sequence[str] | None,
+    folders: list[str] | None,
+    reward_method: str | Sequence[str] | None,
+    methods: list[str] | None,
 ) -> list[Problem]:
     problems = []
     if not files:
@@ -144,7 +150,7 @@ def _bad_options(
     return problems
 
 
-def _open(entry: Any, config: ReaderConfig) -> Source:
+def _open(entry: object, config: ReaderConfig) -> Source:
     from vlm_grpo.data.readers.hub import HubSource, hub_source
 
     if not isinstance(entry, str | Path):
@@ -154,7 +160,7 @@ def _open(entry: Any, config: ReaderConfig) -> Source:
     return hub_source(str(entry), config) if reader is None else reader(str(entry), config)
 
 
-def check_type(entry: Any, *allowed: str) -> None:
+def check_type(entry: object, *allowed: str) -> None:
     """Check that an entry is one of these classes of `datasets`.
 
     Raises:

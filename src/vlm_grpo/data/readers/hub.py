@@ -10,6 +10,7 @@ from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.data.readers.text_files import RawRow, unreadable
 from vlm_grpo.file_checks import check_regular
+from vlm_grpo.records import NewRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,20 +51,20 @@ class HubSource:
         return arrow_rows(self.dataset, self.labels)
 
 
-def arrow_rows(dataset: Any, labels: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+def arrow_rows(dataset: Dataset, labels: dict[str, list[str]]) -> Iterator[NewRow]:
     """Yield all rows of a data set in Arrow's format, a few at a time."""
     for table in dataset.iter(batch_size=CHUNK):
         for row in table.to_pylist():
             yield named_labels(row, labels)
 
 
-def label_names(dataset: Any) -> dict[str, list[str]]:
+def label_names(dataset: Dataset) -> dict[str, list[str]]:
     """Return the label names of each ClassLabel column."""
     features = dataset.features or {}
     return {key: feature.names for key, feature in features.items() if type(feature).__name__ == "ClassLabel"}
 
 
-def named_labels(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
+def named_labels(row: NewRow, labels: dict[str, list[str]]) -> NewRow:
     """Replace class label numbers by their names, in place, and return the row."""
     for key, names in labels.items():
         if row[key] is not None and row[key] >= 0:
@@ -86,7 +87,7 @@ def hub_source(source: str, config: ReaderConfig) -> HubSource:
     return HubSource(source, hub_dataset(source), config)
 
 
-def hub_dataset(source: str, **options: Any) -> Any:
+def hub_dataset(source: str, **options: Any) -> Dataset:
     """Load the data set of `hub_source`; `streaming=True` reads it lazily, without download or copy.
 
     Raises:
@@ -109,7 +110,7 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in (".parquet", ".arrow")
 
 
-def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) -> Any:
+def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) -> Dataset:
     if not path.is_dir():
         _check_regular(path)
     if path.suffix in (".parquet", ".arrow"):
@@ -145,7 +146,7 @@ def _from_disk(path: Path, split: str | None, source: str) -> Dataset:
     return loaded[name]
 
 
-def _load(source: str, name: str, **options: Any) -> Any:
+def _load(source: str, name: str, **options: Any) -> Dataset:
     import datasets
 
     try:

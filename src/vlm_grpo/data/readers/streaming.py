@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.parsing import ParsedRow, ReaderConfig, parse_raw_row
@@ -18,6 +18,9 @@ from vlm_grpo.data.readers import check_type
 from vlm_grpo.data.readers.hub import arrow_rows, hub_dataset, label_names
 from vlm_grpo.data.readers.text_files import RawRow, content_lines, csv_rows, parse_line
 from vlm_grpo.data.validation import check_row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Stream:
             yield parsed._replace(problems=check_row(parsed)) if check else parsed
 
 
-def open_stream(entry: Any, config: ReaderConfig) -> Stream:
+def open_stream(entry: object, config: ReaderConfig) -> Stream:
     """Return the stream of a jsonl or csv file, or of Hugging Face data, after checking that it has a first row.
 
     Raises:
@@ -46,7 +49,7 @@ def open_stream(entry: Any, config: ReaderConfig) -> Stream:
     return stream
 
 
-def _reader(entry: Any) -> Callable[[], Iterator[tuple[str, RawRow]]]:
+def _reader(entry: object) -> Callable[[], Iterator[tuple[str, RawRow]]]:
     if not isinstance(entry, str | Path):
         check_type(entry, "Dataset", "IterableDataset")
         return partial(_hub_rows, "dataset", entry)
@@ -77,7 +80,7 @@ def _check_not_array(path: Path) -> None:
         raise DataError([Problem(str(path), "file", "a JSON array", expected)])
 
 
-def _hub_rows(name: str, dataset: Any) -> Iterator[tuple[str, RawRow]]:
+def _hub_rows(name: str, dataset: Dataset) -> Iterator[tuple[str, RawRow]]:
     """Yield rows as Arrow stores them, as `HubSource` reads them."""
     labels, count = label_names(dataset), 0
     try:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import csv
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.parsing import ReaderConfig
 from vlm_grpo.file_checks import check_regular
+from vlm_grpo.records import NewRow, Row
 
 BOM = b"\xef\xbb\xbf"
-RawRow = Mapping[str, Any] | Problem
+RawRow = Row | Problem
 
 
 class JsonlSource:
@@ -104,7 +104,7 @@ class RepeatedKeyError(ValueError):
     """A JSON object repeats a key, so that one value would be lost silently."""
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Build a dict from key-value pairs.
 
     Raises:
@@ -191,7 +191,7 @@ def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemoryS
     if not items:
         raise DataError([Problem(str(path), "file", "an empty array", "at least one row")])
     places = [f"[{number}]" for number in range(len(items))]
-    rows = [
+    rows: list[RawRow] = [
         item if isinstance(item, dict) else Problem(f"{path}{place}", "item", type(item).__name__, "a JSON object")
         for place, item in zip(places, items, strict=True)
     ]
@@ -233,7 +233,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
         raise DataError([Problem(str(path), "file", "no rows", "a header line and at least one row")])
 
 
-def _csv_row(row: dict[str, Any], where: str) -> RawRow:
+def _csv_row(row: NewRow, where: str) -> RawRow:
     if "" in row and isinstance(row[""], list):
         return Problem(where, "line", f"{len(row[''])} cells more than the header", "one cell for each column")
     try:
@@ -242,7 +242,7 @@ def _csv_row(row: dict[str, Any], where: str) -> RawRow:
         return Problem(where, "line", str(error), "every key of an object once")
 
 
-def _csv_cell(cell: str | None) -> Any:
+def _csv_cell(cell: str | None) -> object:
     if not cell:
         return None
     if cell[0] not in "[{":

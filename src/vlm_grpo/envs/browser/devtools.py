@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import json
 import logging
@@ -19,10 +20,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from vlm_grpo.envs.browser.chromium import FLAGS, INSTALL, NO_SANDBOX, BrowserError, BrowserGone, check_browser, netless
 from vlm_grpo.envs.browser.profiles import Profile
+from vlm_grpo.records import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ JOIN_SECONDS = 5
 PART = 2**16  # bytes that are written at a time
 LONGEST_MESSAGE = 256 * 2**20  # bytes
 
-Event = Callable[[str, dict[str, Any]], None]  # (method, parameters)
+Event = Callable[[str, JsonObject], None]  # (method, parameters)
 
 
 class Chromium:
@@ -56,7 +58,7 @@ class Chromium:
         binary = check_browser()
         self.memory = memory
         self._numbers = itertools.count(1)
-        self._pending: dict[int, Future[dict[str, Any]]] = {}
+        self._pending: dict[int, Future[JsonObject]] = {}
         self._listeners: dict[str, Event] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -124,16 +126,16 @@ class Chromium:
         else:
             self._listeners[session] = listener
 
-    def send(self, method: str, parameters: dict[str, Any] | None = None, session: str = "") -> Future[dict[str, Any]]:
+    def send(self, method: str, parameters: JsonObject | None = None, session: str = "") -> Future[JsonObject]:
         """Call a method of the protocol; its answer comes in a future.
 
         Raises:
             BrowserGone: it has ended.
         """
-        message: dict[str, Any] = {"id": next(self._numbers), "method": method, "params": parameters or {}}
+        message: JsonObject = {"id": next(self._numbers), "method": method, "params": parameters or {}}
         if session:
             message["sessionId"] = session
-        answer: Future[dict[str, Any]] = Future()
+        answer: Future[JsonObject] = Future()
         try:
             with self._lock:
                 if self._ended.is_set():
@@ -146,7 +148,9 @@ class Chromium:
             raise BrowserGone(f"the browser does not listen: {error}") from error
         return answer
 
-    def call(self, method: str, parameters: dict[str, Any] | None = None, session: str = "", *, seconds: float) -> Any:
+    def call(
+        self, method: str, parameters: JsonObject | None = None, session: str = "", *, seconds: float
+    ) -> JsonObject:
         """Call a method and wait for its answer.
 
         Raises:
@@ -172,13 +176,13 @@ class Chromium:
         with contextlib.suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _read(self, pipe: BinaryIO) -> None:
+    def _read(self, pipe: io.BufferedReader) -> None:
         with pipe, contextlib.suppress(OSError):
             for message in _messages(pipe):
                 self._dispatch(json.loads(message))
         self._end("it crashed or was killed")
 
-    def _dispatch(self, message: dict[str, Any]) -> None:
+    def _dispatch(self, message: JsonObject) -> None:
         if "id" not in message:
             listener = self._listeners.get(message.get("sessionId", ""))
             if listener is not None:
@@ -243,7 +247,7 @@ def _write(pipe: BinaryIO, content: bytes) -> None:
         view = view[os.write(pipe.fileno(), view[:PART]) :]
 
 
-def _messages(pipe: BinaryIO) -> Iterator[bytes]:
+def _messages(pipe: io.BufferedReader) -> Iterator[bytes]:
     """Yield the messages; stop at one that is too long to be an answer about a page."""
     parts: list[bytes] = []
     length = 0

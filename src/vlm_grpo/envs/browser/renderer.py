@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from PIL import Image
 
@@ -214,13 +215,13 @@ def _close_tab(tab: Tab) -> bool:
     return tab.browser.is_running
 
 
-def shared_renderer(**options: float) -> Renderer:
+def shared_renderer(**options: Any) -> Renderer:
     """Return this process's renderer for these options of Renderer; its browser ends with the process."""
     return _renderer(os.getpid(), tuple(sorted(options.items())))
 
 
 @lru_cache
-def _renderer(process: int, options: tuple[tuple[str, float], ...]) -> Renderer:
+def _renderer(process: int, options: tuple[tuple[str, Any], ...]) -> Renderer:
     renderer = Renderer(**dict(options))
 
     def end() -> None:

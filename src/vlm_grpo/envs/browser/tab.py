@@ -11,11 +11,12 @@ import base64
 import contextlib
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vlm_grpo.boxes import Box
 from vlm_grpo.envs.browser.chromium import BrowserError
 from vlm_grpo.envs.browser.devtools import Chromium
+from vlm_grpo.records import JsonObject
 
 PAGE = "https://page.invalid/"
 SET_UP_SECONDS = 30.0
@@ -49,6 +50,9 @@ class RenderJob(NamedTuple):
     height: int
     javascript: bool = False
     data_urls: bool = False
+
+
+Result = TypeVar("Result")
 
 
 class Line(NamedTuple):
@@ -125,19 +129,20 @@ class Tab:
             raise PageError(f"it did not load: {answer['errorText']}")
         self._wait(self._loaded)
 
-    def _ask(self, method: str, parameters: dict[str, Any] | None = None, *, top: bool = False) -> dict[str, Any]:
+    def _ask(self, method: str, parameters: JsonObject | None = None, *, top: bool = False) -> JsonObject:
         return self._wait(self.browser.send(method, parameters, "" if top else self._session))
 
-    def _wait(self, future: Future[Any]) -> Any:
+    def _wait(self, future: Future[Result]) -> Result:
         """Return a future's result if it arrives before the deadline and before the page crashes."""
-        wait((future, self._crashed), max(0.0, self._deadline - time.monotonic()), FIRST_COMPLETED)
+        waited: tuple[Future[Any], ...] = (future, self._crashed)
+        wait(waited, max(0.0, self._deadline - time.monotonic()), FIRST_COMPLETED)
         if future.done():
             return future.result()
         if self._crashed.done():
             raise PageError(f"it crashed, or took more than {self.browser.memory} MiB; make the page simpler")
         raise TimeoutError
 
-    def _on_event(self, method: str, parameters: dict[str, Any]) -> None:
+    def _on_event(self, method: str, parameters: JsonObject) -> None:
         with contextlib.suppress(InvalidStateError, BrowserError):
             if method == "Fetch.requestPaused":
                 self._answer(parameters)
@@ -146,7 +151,7 @@ class Tab:
             elif method == "Inspector.targetCrashed":
                 self._crashed.set_result(None)
 
-    def _answer(self, request: dict[str, Any]) -> None:
+    def _answer(self, request: JsonObject) -> None:
         """Serve the page once; refuse every other request, a second one for the page included."""
         job, number = self._job, request["requestId"]
         if job is None or request["request"]["url"] != PAGE:
@@ -173,7 +178,7 @@ def policy(job: RenderJob) -> str:
     return "; ".join([*rules, "sandbox"])
 
 
-def read_snapshot(snapshot: dict[str, Any]) -> tuple[tuple[Line, ...], tuple[Box, ...]]:
+def read_snapshot(snapshot: JsonObject) -> tuple[tuple[Line, ...], tuple[Box, ...]]:
     """Return the lines of text and the boxes of a page, from DOMSnapshot.captureSnapshot."""
     strings, document = snapshot["strings"], snapshot["documents"][0]
     layout, names = document["layout"], document["nodes"]["nodeName"]
@@ -201,7 +206,7 @@ def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
     return name in REPLACED or color not in CLEAR or picture != "none" or shadow != "none" or has_edges
 
 
-def _lines(document: dict[str, Any], strings: list[str], scrolled: tuple[float, float]) -> list[Line]:
+def _lines(document: JsonObject, strings: list[str], scrolled: tuple[float, float]) -> list[Line]:
     """Return each line of each text; the browser counts in UTF-16 units."""
     layout, found = document["layout"], document["textBoxes"]
     lines = []

@@ -7,13 +7,15 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_grpo.data.errors import DataError, Problem, show_value
 from vlm_grpo.data.parsing import ReaderConfig
+from vlm_grpo.data.readers import Source
 from vlm_grpo.data.readers.hub import SAVED, SAVED_DICT, hub_source
 from vlm_grpo.data.readers.text_files import JsonlSource, csv_source, json_source, unreadable
 from vlm_grpo.file_checks import check_regular
+from vlm_grpo.records import Row
 
 TEXTS = (".txt", ".md")
 ROWS = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
@@ -89,13 +91,13 @@ def _text_file(path: Path, name: str) -> Document | Problem:
     return Document(name, heading[1].strip() if heading else path.stem, text)
 
 
-def _rows(source: Any, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
+def _rows(source: Source, keys: ColumnNames, known: Mapping[str, str]) -> Iterator[tuple[str, Document | Problem]]:
     for number, row in enumerate(source.rows()):
         where = source.where(number)
         yield where, row if isinstance(row, Problem) else _document(row, where, keys, str(len(known)))
 
 
-def _document(row: Mapping[str, Any], where: str, keys: ColumnNames, number: str) -> Document | Problem:
+def _document(row: Row, where: str, keys: ColumnNames, number: str) -> Document | Problem:
     """Return the document in a row; one problem lists all that is wrong with it."""
     values = {}
     for name, column_name, default in (("id", keys.id, number), ("title", keys.title, ""), ("text", keys.text, None)):

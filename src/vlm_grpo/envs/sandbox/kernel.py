@@ -194,8 +194,9 @@ def _filter(name: str, process: int) -> list[Step]:
     owners = [(EQUAL, 0, 1, command) for command in (SET_OWNER, SET_SIGNAL, SET_OWNER_EX)]
     steps += _only(FCNTL[column], 1, owners, is_allowed=False)
     for numbers in DENIED.values():
-        if numbers[column] is not None:
-            steps += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, REFUSE | errno.EPERM)]
+        number = numbers[column]
+        if number is not None:
+            steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE | errno.EPERM)]
     return [*steps, (RETURN, 0, 0, ALLOW)]
 
 

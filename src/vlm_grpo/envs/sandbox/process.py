@@ -38,10 +38,11 @@ class Starter:
     def __init__(self, backend: str, settings: Mapping[str, Any]) -> None:
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        worker_settings = {**settings, "room": BACKENDS[backend], "readable": readable(), "packages": packages()}
+        paths = readable()
+        worker_settings = {**settings, "room": BACKENDS[backend], "readable": paths, "packages": packages()}
         command = [sys.executable, "-I", "-B", "-c", BOOT, str(theirs.fileno()), json.dumps(worker_settings), *CODE]
         if backend.startswith("bubblewrap"):
-            command = [*bubblewrap(worker_settings["readable"], settings["disk_mb"]), *command]
+            command = [*bubblewrap(paths, settings["disk_mb"]), *command]
         with theirs:
             self.process = subprocess.Popen(
                 command,

@@ -118,8 +118,8 @@ class ScriptRun:
         answer, out, err = (
             bytes(self.buffers[file]) for file in (self.worker.answer, self.worker.out, self.worker.err)
         )
-        is_whole = self.report is not None and len(self.report) == REPORT.size
-        status, cpu = REPORT.unpack(self.report) if is_whole else (None, 0.0)
+        report = self.report if self.report is not None and len(self.report) == REPORT.size else None
+        status, cpu = (None, 0.0) if report is None else REPORT.unpack(report)
         return ScriptOutcome(answer, out, err, seconds, status, cpu, self.stopped)
 
     def _exchange(self) -> None:

@@ -56,8 +56,8 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
         if os.fork() == 0:
             control.close()
             supervise(files, {**settings, "own_size": own_size})
-        for file in files:
-            os.close(file)
+        for descriptor in files:
+            os.close(descriptor)
 
 
 def _import() -> None:
@@ -259,19 +259,19 @@ def run_script(request: int, answer: int, max_pixels: int) -> NoReturn:
     os._exit(0)
 
 
-def _names(pixels: bytes, width: int, height: int) -> dict[str, Any]:
+def _names(pixels: bytes, width: int, height: int) -> dict[str, object]:
     """Return a script's globals: `image`, also as the file input.png, Pillow's `Image`, numpy as `np`."""
     import numpy
     from PIL import Image
 
-    names: dict[str, Any] = {"__name__": "__main__", "Image": Image, "np": numpy}
+    names: dict[str, object] = {"__name__": "__main__", "Image": Image, "np": numpy}
     if width:
-        names["image"] = Image.frombytes("RGB", (width, height), pixels)
-        names["image"].save("input.png", compress_level=1)
+        image = names["image"] = Image.frombytes("RGB", (width, height), pixels)
+        image.save("input.png", compress_level=1)
     return names
 
 
-def _execute(code: str, names: dict[str, Any]) -> bytes:
+def _execute(code: str, names: dict[str, object]) -> bytes:
     linecache.cache[SCRIPT] = (len(code), None, code.splitlines(keepends=True), SCRIPT)
     try:
         exec(compile(code, SCRIPT, "exec"), names)
@@ -292,7 +292,7 @@ def _explain(error: BaseException) -> None:
     sys.stderr.write("".join(f"{line[:MAX_LINE_LENGTH]}\n" for line in lines[-MAX_LINES:]))
 
 
-def _pixels(result: Any, max_pixels: int) -> bytes:
+def _pixels(result: object, max_pixels: int) -> bytes:
     """Return size and RGB values of an image or array; nothing for None.
 
     Raises:

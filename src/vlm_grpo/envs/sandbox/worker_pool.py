@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlm_grpo.envs.sandbox.process import Starter
 from vlm_grpo.envs.sandbox.script_run import ScriptLimits, ScriptOutcome, ScriptRun, Worker
@@ -29,7 +29,7 @@ class IdleWorker(NamedTuple):
 class WorkerPool:
     """A pool of `size` idle workers; each runs one script and is replaced."""
 
-    def __init__(self, backend: str, settings: Mapping[str, Any], size: int) -> None:
+    def __init__(self, backend: str, settings: Mapping[str, object], size: int) -> None:
         self.backend, self.settings, self.size = backend, settings, size
         self.process = os.getpid()
         self.lock = threading.Lock()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_grpo.evaluation.report.cards import ExampleCard
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 BLUE, GREEN, RED, INK, GRID = "#1d5fd0", "#1a7f37", "#c62828", "#3b4252", "#dfe3ea"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 300, 52, 110, 14, 40
@@ -59,7 +64,7 @@ def curve_svg(curve: Curve) -> str:
     )
 
 
-def _axes(place: object, last: int) -> str:
+def _axes(place: Callable[[float, float], tuple[float, float]], last: int) -> str:
     parts = []
     for percent in (0, 25, 50, 75, 100):
         x, y = place(0, percent / 100)
@@ -86,7 +91,7 @@ def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[Exa
     figure = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)  # no display and no global state
     figure.suptitle(title, fontsize=14, color=INK)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.05)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1), wspace=0.05).flatten()
     _draw_curve(left.subplots(), curve)
     columns = max(1, (len(cards) + 1) // 2)
     axes = right.subplots(2, columns, squeeze=False).flatten()
@@ -98,7 +103,7 @@ def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[Exa
     return Path(path)
 
 
-def _draw_curve(axis: object, curve: Curve) -> None:
+def _draw_curve(axis: Axes, curve: Curve) -> None:
     axis.plot(curve.steps, curve.values, color=BLUE, alpha=0.3, linewidth=1)
     axis.plot(curve.steps, smooth(curve.values), color=BLUE, linewidth=2.5, label=curve.label)
     for step, share, label in curve.marks:
@@ -111,7 +116,7 @@ def _draw_curve(axis: object, curve: Curve) -> None:
     axis.legend(loc="lower right", frameon=False)
 
 
-def _draw_card(axis: object, card: ExampleCard) -> None:
+def _draw_card(axis: Axes, card: ExampleCard) -> None:
     from matplotlib.image import imread
 
     axis.imshow(imread(io.BytesIO(card.images[0])), cmap="gray")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vlm_grpo.evaluation.comparison import Difference, EvaluationRun
 from vlm_grpo.evaluation.report.page import is_correct, ranking_score
@@ -85,7 +84,7 @@ def _sample_view(first: EvaluationRun, second: EvaluationRun, row: int, name: st
     return SampleView(pair[1], answers, change, [_file(source, folder) for source in pair[1]["images"]], tags, of_tools)
 
 
-def _file(source: str | None, folder: str | None) -> Any:
+def _file(source: str | None, folder: str | None) -> str | None:
     """Return the image's path; if it is gone, the file of its name in the folder."""
     if source is None:
         return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -23,7 +23,15 @@ from vlm_grpo.evaluation.report.gallery import restore_gallery as restored_galle
 from vlm_grpo.evaluation.report.learning_curves import Curves, point_of, script_dumps
 from vlm_grpo.evaluation.report.learning_curves import restore_curves as restored_curves
 from vlm_grpo.io import whole_file
+from vlm_grpo.records import JsonObject
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from vlm_grpo.trainers.grpo import VLMGRPOTrainer
+    from vlm_grpo.trainers.rloo import VLMRLOOTrainer
+
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +63,7 @@ class ReportFolder:
         self._written = {path.name for path in self.images.iterdir() if IMAGE_NAME.fullmatch(path.name)}
         self._write_state()
 
-    def add_logs(self, step: int, logs: Mapping[str, Any]) -> None:
+    def add_logs(self, step: int, logs: Mapping[str, object]) -> None:
         """Take in one log line."""
         point = point_of(step, logs)
         if point.values:
@@ -69,7 +77,7 @@ class ReportFolder:
             self._written.add(name)
         self._append("group", self.gallery.add(group))
 
-    def write_page(self, facts: Mapping[str, Any]) -> None:
+    def write_page(self, facts: JsonObject) -> None:
         """Write the page, then delete the images that it shows no more."""
         head, script, tail = _template()
         data = f'{{"facts":{script_dumps(facts)},{self.curves.encoded()},{self.gallery.encoded()}}}'
@@ -78,7 +86,7 @@ class ReportFolder:
             (self.images / name).unlink(missing_ok=True)
         self._written &= self.gallery.image_names
 
-    def _append(self, kind: str, content: Mapping[str, Any]) -> None:
+    def _append(self, kind: str, content: JsonObject) -> None:
         if self._tail > max(TAIL_BYTES, self._whole):
             self._write_state()
             return
@@ -86,7 +94,7 @@ class ReportFolder:
             self._tail += file.write(_state_line({kind: content}))
 
     def _write_state(self) -> None:
-        lines: list[dict[str, Any]] = [{"strides": [self.curves.stride, self.gallery.stride]}]
+        lines: list[JsonObject] = [{"strides": [self.curves.stride, self.gallery.stride]}]
         lines += [{"point": line} for line in self.curves.lines()]
         lines += [{"group": group} for group in self.gallery.groups]
         content = b"".join(_state_line(line) for line in lines)
@@ -94,7 +102,7 @@ class ReportFolder:
         self._whole, self._tail = len(content), 0
 
 
-def _state_line(content: Mapping[str, Any]) -> bytes:
+def _state_line(content: JsonObject) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
@@ -139,10 +147,10 @@ class LiveReport(TrainerCallback):
         folder: of the page, if not `output_dir/report`.
     """
 
-    def __init__(self, trainer: Any, folder: str | Path | None = None) -> None:
+    def __init__(self, trainer: VLMGRPOTrainer | VLMRLOOTrainer, folder: str | Path | None = None) -> None:
         self.trainer = trainer
         self.report: ReportFolder | None = None  # while training, on the main process
-        self.folder = Path(folder or Path(trainer.args.output_dir) / "report")
+        self.folder = Path(folder or Path(trainer.args.output_dir or "") / "report")
         self._latest: LoggedRollout | None = None  # not shown yet
         self._started = (0.0, 0)  # when, and at which step
         self._has_failed = False
@@ -151,9 +159,11 @@ class LiveReport(TrainerCallback):
 
     def watch(self, rollout: LoggedRollout) -> None:
         """Keep what is shown of the newest rollout until the next logging step."""
-        self._latest = rollout.first(GROUPS * self.trainer.num_generations)
+        self._latest = rollout.first(GROUPS * (self.trainer.num_generations or 1))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: object
+    ) -> None:
         if not self.trainer.accelerator.is_main_process:
             return
         self._started = (time.time(), state.global_step)
@@ -163,12 +173,19 @@ class LiveReport(TrainerCallback):
             last_step = self.report.curves.last_step
             for entry in state.log_history:  # of a training whose report was not written or is not there any more
                 if entry["step"] > last_step:
-                    self.report.add_logs(entry["step"], entry)
+                    self.report.add_logs(int(entry["step"]), entry)
         except OSError as error:
             self._failed(error)
         self._write(state)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, object] | None = None,
+        **_: object,
+    ) -> None:
         if self.report is None:
             return
         try:
@@ -178,22 +195,26 @@ class LiveReport(TrainerCallback):
             self._failed(error)
         self._write(state)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: object
+    ) -> None:
         if self.report is not None:
             self._write(state, is_over=True)
             self.report = None
 
     def _add_groups(self) -> None:
         rollout, self._latest = self._latest, None
-        if rollout is None:
+        if rollout is None or self.report is None:
             return
         trainer = self.trainer
         weights = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
-        groups, images = groups_of(rollout, trainer.num_generations, weights)
+        groups, images = groups_of(rollout, trainer.num_generations or 1, weights)
         for group in groups:
             self.report.add_group(group, images)
 
-    def _write(self, state: Any, is_over: bool = False) -> None:
+    def _write(self, state: TrainerState, is_over: bool = False) -> None:
+        if self.report is None:
+            return
         try:
             self.report.write_page(self._facts(state, is_over))
         except OSError as error:
@@ -204,13 +225,13 @@ class LiveReport(TrainerCallback):
             logger.warning("%s could not be written, the training goes on without: %s", self.folder, error)
         self._has_failed = True
 
-    def _facts(self, state: Any, is_over: bool) -> dict[str, Any]:
+    def _facts(self, state: TrainerState, is_over: bool) -> JsonObject:
         """Return the head of the page."""
         since, first = self._started
         now = time.time()
-        model = str(getattr(self.trainer.model.config, "_name_or_path", "") or "")
+        model = str(getattr(getattr(self.trainer.model, "config", None), "_name_or_path", "") or "")
         return {
-            "title": Path(self.trainer.args.output_dir).resolve().name,
+            "title": Path(self.trainer.args.output_dir or "").resolve().name,
             "model": Path(model).name if Path(model).is_dir() else model,
             "trainer": type(self.trainer).__name__,
             "processes": self.trainer.accelerator.num_processes,

@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation.report.learning_curves import script_dumps
+from vlm_grpo.records import Completion, JsonObject, Row
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout, content_text
 
 NEWEST = 24  # groups
@@ -29,7 +29,7 @@ IMAGE_BYTES = 40_000
 COMPLETION_LENGTH, PROMPT_LENGTH, TRUTH_LENGTH = 2000, 1000, 300  # characters
 # Control characters, what turns the direction of writing, and halves of characters, which no file can hold.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-CompletionGroup = dict[str, Any]  # as it stands in the page, and `number`: how many groups there were before it
+CompletionGroup = JsonObject  # as it stands in the page, and `number`: how many groups there were before it
 
 
 @dataclass
@@ -121,7 +121,7 @@ def groups_of(
     return groups, images
 
 
-def _completion_view(rollout: LoggedRollout, index: int, weights: Mapping[str, float]) -> dict[str, Any]:
+def _completion_view(rollout: LoggedRollout, index: int, weights: Mapping[str, float]) -> JsonObject:
     rewards = {name: _finite(values[index]) for name, values in rollout.rewards.items()}
     weighted = [weights.get(name, 1.0) * value for name, value in rewards.items() if value is not None]
     return {
@@ -138,7 +138,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def representative_completions(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def representative_completions(completions: Sequence[JsonObject]) -> list[JsonObject]:
     """Return the completions of a small group; of a large one the best, the worst and some between, best first."""
     if len(completions) <= COMPLETIONS:
         return list(completions)
@@ -155,14 +155,15 @@ def truncate_text(text: str, limit: int) -> str:
     return UNSEEN.sub("\ufffd", text)
 
 
-def messages_text(completion: Any) -> str:
+def messages_text(completion: Completion) -> str:
     """Return the text of a completion; of one with several turns all of them, each after its role."""
     if isinstance(completion, str) or len(completion or []) <= 1:
         return completion_text(completion)
-    return "\n".join(f"[{message.get('role')}] {content_text(message.get('content'))}" for message in completion)
+    turns = completion or []
+    return "\n".join(f"[{message.get('role')}] {content_text(message.get('content'))}" for message in turns)
 
 
-def prompt_text(prompt: Any) -> str:
+def prompt_text(prompt: object) -> str:
     """Return a prompt as text, without the system turn; images and videos as `[image]` and `[video]`."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return str(prompt or "")
@@ -172,12 +173,12 @@ def prompt_text(prompt: Any) -> str:
     return "\n".join(f"[{message.get('role')}] {content_text(message.get('content'))}" for message in turns)
 
 
-def _target_text(row: Mapping[str, Any]) -> str:
+def _target_text(row: Row) -> str:
     value = next((row[name] for name in ("answer", "solution") if row.get(name) is not None), "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def encode_images(sources: Sequence[Any]) -> dict[str, bytes]:
+def encode_images(sources: Sequence[object]) -> dict[str, bytes]:
     """Return JPEG files named by their content; an image that cannot be read is left out."""
     contents = []
     for source in sources:
@@ -188,7 +189,7 @@ def encode_images(sources: Sequence[Any]) -> dict[str, bytes]:
     return {f"{hashlib.sha256(content).hexdigest()[:16]}.jpg": content for content in contents}
 
 
-def encode_image(source: Any) -> bytes:
+def encode_image(source: object) -> bytes:
     """Return JPEG bytes of an image, at most 256 pixels long and 40,000 bytes."""
     image = open_image(image_ref(source))
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)

@@ -10,7 +10,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from vlm_grpo.records import JsonObject
 
 POINTS = 1000  # an even number
 MARKS = 400
@@ -27,13 +28,13 @@ class CurvePoint:
     count: int
     values: dict[str, float]
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> JsonObject:
         """Return the point as it is written into a file."""
         values = {name: float(f"{value:.6g}") for name, value in self.values.items()}
         return {"step": self.step, "count": self.count, "values": values}
 
 
-def point_of(step: int, logs: Mapping[str, Any]) -> CurvePoint:
+def point_of(step: int, logs: Mapping[str, object]) -> CurvePoint:
     """Return the finite numbers of one log line that are plotted."""
     values = {
         name: float(value)
@@ -102,7 +103,7 @@ class Curves:
         last = [*self.points[-1:], *self.marks[-1:], *([self.open] if self.open else [])]
         return max((point.step for point in last), default=-1)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[JsonObject]:
         """Yield all that `restore_curves` needs, in order."""
         for point in self.points:
             yield point.line()
@@ -132,12 +133,12 @@ def _round(value: float) -> float | int:
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 
-def script_dumps(value: Any) -> str:
+def script_dumps(value: object) -> str:
     """Return JSON that may stand inside a script element of a page."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def restore_curves(stride: int, lines: list[dict[str, Any]]) -> Curves:
+def restore_curves(stride: int, lines: list[JsonObject]) -> Curves:
     """Return the curves that `Curves.lines()` and the log lines after them describe."""
     curves = Curves(stride)
     for line in lines:

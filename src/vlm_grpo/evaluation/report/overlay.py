@@ -5,15 +5,15 @@ Coordinates are thousandths of the image's width and height, so that a drawing f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vlm_grpo.boxes import Box, convert, extent, only_box
 from vlm_grpo.evaluation.dataset_metrics import mask_pair
-from vlm_grpo.records import Record
+from vlm_grpo.records import JsonObject, Prediction, Record
 from vlm_grpo.rewards.iou import target_box
 
 MAX_BOXES = 60  # of one kind on an image; the rest would only hide the others
@@ -25,11 +25,11 @@ class OverlayBox(NamedTuple):
 
     image: int
     kind: str
-    box: tuple[float, float, float, float]
+    box: Box
     label: str = ""
 
 
-def boxes_of(prediction: Mapping[str, Any]) -> list[OverlayBox]:
+def boxes_of(prediction: Prediction) -> list[OverlayBox]:
     """Return the true and the predicted boxes of a prediction; none where its truth is no box."""
     facts = prediction.get("facts") or {}
     sizes = facts.get("image_sizes")
@@ -49,14 +49,14 @@ def boxes_of(prediction: Mapping[str, Any]) -> list[OverlayBox]:
         entries = [(kind, box, space, "") for kind, box, space in pairs if box is not None]
         entries = entries if entries and entries[0][0] == "true" else []
     boxes = [(kind, in_thousandths(box, space, facts, image), label) for kind, box, space, label in entries]
-    return [OverlayBox(image, kind, tuple(box), label) for kind, box, label in boxes if box is not None]
+    return [OverlayBox(image, kind, box, label) for kind, box, label in boxes if box is not None]
 
 
-def _predicted_box(prediction: Mapping[str, Any]) -> Box | None:
+def _predicted_box(prediction: Prediction) -> Box | None:
     return only_box(prediction["predicted"] or "")
 
 
-def _detections(evidence: Mapping[str, Any]) -> list[tuple[str, Box, str]]:
+def _detections(evidence: JsonObject) -> list[tuple[str, Box, str]]:
     """Return kind, box and label of the boxes of evidence, by falling confidence."""
     right = [("true", Box(*box), str(label)) for label, *box in evidence["truth"]]
     found = sorted(evidence["found"], key=lambda item: -item[1])
@@ -64,7 +64,7 @@ def _detections(evidence: Mapping[str, Any]) -> list[tuple[str, Box, str]]:
     return [*right[:MAX_BOXES], *given[:MAX_BOXES]]
 
 
-def in_thousandths(box: Box, space: str, facts: Mapping[str, Any], image: int) -> Box | None:
+def in_thousandths(box: Box, space: str, facts: JsonObject, image: int) -> Box | None:
     """Return a box in thousandths of its image; None where the size of the space is unknown."""
     original = tuple(facts["image_sizes"][image])
     resized = (facts.get("processed_sizes") or [None] * (image + 1))[image]
@@ -73,7 +73,7 @@ def in_thousandths(box: Box, space: str, facts: Mapping[str, Any], image: int) -
     return convert(box, space, "thousand", original, resized and tuple(resized))
 
 
-def masks_of(prediction: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray] | None:
+def masks_of(prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray] | None:
     """Return the predicted and the true mask, (H, W) of bool; None where one of them is missing."""
     record = Record(prediction["id"], "", prediction["answer"], extra=prediction.get("facts") or {})
     return mask_pair(prediction["predicted"], record)
@@ -99,7 +99,7 @@ def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture) > 127
 
 
-def as_json(boxes: Sequence[OverlayBox]) -> list[list[Any]]:
+def as_json(boxes: Sequence[OverlayBox]) -> list[list[object]]:
     """Return boxes for the page's script: image, kind, left, top, width, height, label."""
     rows = []
     for image, kind, (x1, y1, x2, y2), label in boxes:

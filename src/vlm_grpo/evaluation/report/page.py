@@ -10,15 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.evaluation.aggregate import Metric
 from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg
 from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
 from vlm_grpo.evaluation.report.trajectory import trajectory_images
 from vlm_grpo.evaluation.sampling_params import GRADED
 from vlm_grpo.io import write_whole
+from vlm_grpo.records import Prediction, Row
+
+if TYPE_CHECKING:
+    from vlm_grpo.evaluation import Evaluation
+
 
 THUMBNAIL = 224  # pixels, the longer side
 MAX_GROUPS = 40  # in the page's table
@@ -55,7 +61,7 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def thumbnail(source: Any, where: str = "") -> bytes:
+def thumbnail(source: object, where: str = "") -> bytes:
     """Return PNG bytes of an image in any format of the data; small ones keep their size."""
     image = open_image(image_ref(source, where))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -64,7 +70,7 @@ def thumbnail(source: Any, where: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer") -> CardAnswer:
+def answer_of(prediction: Prediction, metric: str, label: str = "answer") -> CardAnswer:
     """Return a prediction's parsed answer; its whole completion if there is none."""
     score = prediction["scores"][metric]
     text = prediction["predicted"]
@@ -73,7 +79,7 @@ def answer_of(prediction: Mapping[str, Any], metric: str, label: str = "answer")
     return CardAnswer(label, display_text[:300], is_right)
 
 
-def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
+def evaluation_report(path: str | Path, title: str, evaluation: Evaluation, rows: Sequence[Row]) -> Path:
     """Write the page of one evaluation: its metrics, and all examples to search, filter and sort by score.
 
     Args:
@@ -97,7 +103,7 @@ def evaluation_report(path: str | Path, title: str, evaluation: Any, rows: Seque
     )
 
 
-def ranking_score(scores: Mapping[str, Any]) -> str:
+def ranking_score(scores: Mapping[str, object]) -> str:
     """Return the reward that ranks examples: the task's own, or the IoU that it thresholds.
 
     Of episodes it is the environment's, if it has one.
@@ -106,20 +112,20 @@ def ranking_score(scores: Mapping[str, Any]) -> str:
     return "iou" if first.startswith("iou@") and "iou" in scores else first
 
 
-def is_correct(scores: Mapping[str, Any]) -> bool | None:
+def is_correct(scores: Mapping[str, float | None]) -> bool | None:
     """Return whether the answer is correct by the task's own reward; None where that is graded or does not apply."""
     name, value = next(iter(scores.items()))
     return None if value is None or name in GRADED or not math.isfinite(value) else value >= 0.5
 
 
-def _sample_view(
-    prediction: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, folder: Path
-) -> SampleView:
+def _sample_view(prediction: Prediction, rows: Sequence[Row], name: str, folder: Path) -> SampleView:
     tags = [prediction["group"]] if "group" in prediction else []
+    media: Sequence[object]
+    of_tools: Sequence[object]
     if "trajectory" in prediction:
         media, of_tools = (trajectory_images(prediction, folder, of_tools=is_tools) for is_tools in (False, True))
     else:
-        media, of_tools = RowImages(rows, prediction["row"], len(prediction["images"])), []
+        media, of_tools = RowImages(rows, prediction["row"], len(prediction["images"])), ()
     answers = [("answer", prediction, is_correct(prediction["scores"]))]
     return SampleView(prediction, answers, prediction["scores"].get(name), media, tags, of_tools)
 
@@ -127,27 +133,27 @@ def _sample_view(
 class RowImages(Sequence):
     """The images of a row, loaded on access."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], row: int, count: int) -> None:
+    def __init__(self, rows: Sequence[Row], row: int, count: int) -> None:
         self.rows = rows
         self.row = row
-        self.count = count
+        self.length = count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, number: int) -> Any:
-        if not 0 <= number < self.count:
+    def __getitem__(self, number: int) -> object:  # type: ignore[override]  # no slices
+        if not 0 <= number < self.length:
             raise IndexError(number)
         return self.rows[self.row]["images"][number]
 
 
-def metric_table(metrics: Mapping[str, Any]) -> SummaryTable:
+def metric_table(metrics: Mapping[str, Metric]) -> SummaryTable:
     """Return every metric with its interval."""
     rows = [[name, str(value), f"{value.count:,}"] for name, value in metrics.items()]
     return SummaryTable("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
 
 
-def group_tables(evaluation: Any) -> list[SummaryTable]:
+def group_tables(evaluation: Evaluation) -> list[SummaryTable]:
     """Return the metrics of the largest groups; nothing if examples have none."""
     if not evaluation.groups:
         return []

@@ -15,20 +15,27 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.evaluation.report.overlay import as_json, boxes_of, masks_of, paint_masks
+from vlm_grpo.evaluation.report.overlay import OverlayBox, as_json, boxes_of, masks_of, paint_masks
 from vlm_grpo.evaluation.report.trajectory import final_text, page_turns, question_text
 from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
+from vlm_grpo.records import JsonObject, Prediction
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 
 SIDE = 320  # pixels of a thumbnail's longer side
 TINY = 100  # pixels: images no larger are kept as they are
 IMAGE_BYTES, MAX_WITH_IMAGES = 10_000_000, 1000  # of all thumbnails in a page, as base64; examples with images
 MAX_EXAMPLES, TEXT_LENGTH, TEXT_BYTES = 20_000, 1500, 12_000_000
+
+Thumbnail = tuple[str, int, int]  # a data URI, width and height
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,12 @@ class SampleView:
     prompt, and `of_tools` those that tools showed in all answers, both in the order of the trajectories.
     """
 
-    prediction: Mapping[str, Any]
-    answers: Sequence[tuple[str, Mapping[str, Any], bool | None]]
+    prediction: Prediction
+    answers: Sequence[tuple[str, Prediction, bool | None]]
     score: float | None
-    media: Sequence[Any] = ()
+    media: Sequence[object] = ()
     tags: Sequence[str] = field(default_factory=list)
-    of_tools: Sequence[Any] = ()
+    of_tools: Sequence[object] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def write_page(path: str | Path, page: SamplesPage, examples: Sequence[SampleVie
 
 def order_by_interest(examples: Sequence[SampleView]) -> list[int]:
     """Return example numbers, lowest and highest scores alternating; those without a score come last."""
-    scored = sorted((n for n, e in enumerate(examples) if _is_number(e.score)), key=lambda n: examples[n].score)
+    scores = {n: e.score for n, e in enumerate(examples) if e.score is not None and _is_number(e.score)}
+    scored = sorted(scores, key=scores.__getitem__)
     turns = [n for place in range(len(scored)) for n in (scored[place], scored[-1 - place])]
     rest = [n for n, example in enumerate(examples) if not _is_number(example.score)]
     return list(dict.fromkeys([*turns, *rest]))
@@ -130,7 +138,7 @@ def _notes(examples: Sequence[SampleView], included: int, pictured: int) -> list
     return notes
 
 
-def _entry(example: SampleView, length: int) -> dict[str, Any]:
+def _entry(example: SampleView, length: int) -> JsonObject:
     """Return the example for the page's script, without its images."""
     prediction, of_tools = example.prediction, count()
     return {
@@ -146,9 +154,9 @@ def _entry(example: SampleView, length: int) -> dict[str, Any]:
     }
 
 
-def _boxes(example: SampleView) -> list[Any]:
+def _boxes(example: SampleView) -> list[OverlayBox]:
     """Return the true boxes once, and the predicted ones of every answer."""
-    overlays = []
+    overlays: list[OverlayBox] = []
     for number, (_, prediction, _) in enumerate(example.answers):
         boxes = boxes_of(prediction)
         overlays += [
@@ -160,8 +168,8 @@ def _boxes(example: SampleView) -> list[Any]:
 
 
 def _answer(
-    label: str, prediction: Mapping[str, Any], is_right: bool | None, length: int, of_tools: Iterator[int]
-) -> dict[str, Any]:
+    label: str, prediction: Prediction, is_right: bool | None, length: int, of_tools: Iterator[int]
+) -> JsonObject:
     scores = {name: value for name, value in prediction["scores"].items() if value is not None}
     text = final_text(prediction)
     answer = {
@@ -177,11 +185,11 @@ def _answer(
     return {**answer, "k": [str(part["predicted"])[:80] for part in samples[:32]]} if samples else answer
 
 
-def _plain(answer: Any) -> str:
+def _plain(answer: object) -> str:
     return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer, ensure_ascii=False)
 
 
-def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[SampleView], order: Iterable[int]) -> int:
+def _add_pictures(entries: Mapping[int, JsonObject], examples: Sequence[SampleView], order: Iterable[int]) -> int:
     """Add thumbnails to the first entries until the budget is spent; return how many got theirs."""
     spent = pictured = 0
     for number in order:
@@ -199,10 +207,10 @@ def _add_pictures(entries: Mapping[int, dict[str, Any]], examples: Sequence[Samp
     return pictured
 
 
-def _pictures(example: SampleView) -> list[list[Any] | None]:
+def _pictures(example: SampleView) -> list[Thumbnail | None]:
     """Return data URI, width and height of each image; None for one that can no longer be read."""
-    pictures: list[list[Any] | None] = []
-    masked: list[list[Any]] = []
+    pictures: list[Thumbnail | None] = []
+    masked: list[Thumbnail] = []
     target = int((example.prediction.get("facts") or {}).get("box_image") or 0)
     for number, medium in enumerate(example.media):
         try:
@@ -216,7 +224,7 @@ def _pictures(example: SampleView) -> list[list[Any] | None]:
     return [*pictures, *masked]  # boxes refer to images by number
 
 
-def _picture(medium: Any) -> list[Any] | None:
+def _picture(medium: object) -> Thumbnail | None:
     try:
         image = open_image(image_ref(medium))
     except (OSError, ValueError):
@@ -225,22 +233,22 @@ def _picture(medium: Any) -> list[Any] | None:
     return _address(image)
 
 
-def _masked(image: Image.Image, example: SampleView) -> list[list[Any]]:
+def _masked(image: Image.Image, example: SampleView) -> list[Thumbnail]:
     """Return the image with the masks of each answer; none where the example has no mask."""
     masks = [masks_of(prediction) for _, prediction, _ in example.answers]
     return [_address(paint_masks(image, *pair)) for pair in masks if pair is not None]
 
 
-def _address(image: Image.Image) -> list[Any]:
+def _address(image: Image.Image) -> Thumbnail:
     """Return data URI, width and height: PNG for tiny images, whose pixels should be seen, otherwise JPEG."""
     file = io.BytesIO()
     is_tiny = max(image.size) <= TINY
     image.convert("RGB").save(file, format="PNG" if is_tiny else "JPEG", **({} if is_tiny else {"quality": 80}))
     kind = "png" if is_tiny else "jpeg"
-    return [f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii"), *image.size]
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii"), *image.size
 
 
-def script_json(value: Any) -> Any:
+def script_json(value: object) -> Markup:
     """Return JSON that can stand inside a script element."""
     from markupsafe import Markup
 

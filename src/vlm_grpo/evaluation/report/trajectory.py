@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.images import image_ref, open_image
-from vlm_grpo.envs.environment import blocks_of
+from vlm_grpo.envs.environment import Content, blocks_of
 from vlm_grpo.envs.tool_parser import ToolResult
+from vlm_grpo.records import Block, JsonObject, Message, Prediction
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.trajectory import Trajectory
@@ -40,23 +41,21 @@ class ImageCopies:
     def __init__(self, folder: Path, row: int, sample: int) -> None:
         self.folder, self.name, self.count = folder, f"{row}-{sample}", 0
 
-    def __call__(self, image: Any) -> str | None:
+    def __call__(self, image: object) -> str | None:
         try:
             picture = open_image(image_ref(image))
         except ValueError:
             return None
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
-        suffix, options = (".png", {}) if max(picture.size) <= LOSSLESS_SIDE else (".jpg", {"quality": 85})
+        suffix = ".png" if max(picture.size) <= LOSSLESS_SIDE else ".jpg"
         path = self.folder / FOLDER / f"{self.name}-{self.count}{suffix}"
         self.count += 1
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, **options)
+        picture.save(path, quality=85)  # of JPEG; PNG has none
         return f"{FOLDER}/{path.name}"
 
 
-def episode_trajectory(
-    prompt: Sequence[Mapping[str, Any]], trajectory: Trajectory, copy: ImageCopies
-) -> list[dict[str, Any]]:
+def episode_trajectory(prompt: Sequence[Message], trajectory: Trajectory, copy: ImageCopies) -> list[Message]:
     """Return the turns of a finished episode, ready for JSON.
 
     Args:
@@ -76,7 +75,7 @@ def episode_trajectory(
     return turns
 
 
-def _tool_turn(result: ToolResult, arguments: Any, copy: ImageCopies, *, is_shown: bool) -> dict[str, Any]:
+def _tool_turn(result: ToolResult, arguments: object, copy: ImageCopies, *, is_shown: bool) -> Message:
     return {
         "role": "tool",
         "name": result.name,
@@ -87,11 +86,11 @@ def _tool_turn(result: ToolResult, arguments: Any, copy: ImageCopies, *, is_show
     }
 
 
-def _content(content: Any, copy: ImageCopies) -> Any:
+def _content(content: Content, copy: ImageCopies) -> Content:
     return content if isinstance(content, str) else [_block(block, copy, is_of_data=True) for block in content]
 
 
-def _block(block: Mapping[str, Any], copy: ImageCopies, *, is_of_data: bool) -> dict[str, Any]:
+def _block(block: Block, copy: ImageCopies, *, is_of_data: bool) -> Block:
     """Return a block without pixels. Files that a tool showed may be gone tomorrow: they are copied."""
     if block["type"] not in ("image", "video"):
         return dict(block)
@@ -104,20 +103,20 @@ def _block(block: Mapping[str, Any], copy: ImageCopies, *, is_of_data: bool) -> 
     return {"type": "image", "image": None} if name is None else {"type": "image", "file": name}
 
 
-def image_blocks(turns: Iterable[Mapping[str, Any]], *, of_tools: bool) -> Iterator[Mapping[str, Any]]:
+def image_blocks(turns: Iterable[Message], *, of_tools: bool) -> Iterator[Block]:
     """Yield the image blocks of tools, or all others, in order."""
     for turn in turns:
         if (turn["role"] == "tool") == of_tools and not isinstance(turn["content"], str):
             yield from (block for block in turn["content"] if block["type"] == "image")
 
 
-def trajectory_images(prediction: Mapping[str, Any], folder: Path, *, of_tools: bool) -> list[Any]:
+def trajectory_images(prediction: Prediction, folder: Path, *, of_tools: bool) -> list[object]:
     """Return the images of a prediction in this folder: those of tools, or the prompt's."""
     blocks = image_blocks(prediction.get("trajectory", ()), of_tools=of_tools)
     return [str(folder / block["file"]) if "file" in block else block["image"] for block in blocks]
 
 
-def remove_unused(folder: Path, predictions: Iterable[Mapping[str, Any]]) -> None:
+def remove_unused(folder: Path, predictions: Iterable[Prediction]) -> None:
     """Remove copies of an earlier evaluation that this one has not replaced."""
     samples = (sample for prediction in predictions for sample in prediction.get("samples", [prediction]))
     turns = [turn for sample in samples for turn in sample.get("trajectory", [])]
@@ -128,9 +127,7 @@ def remove_unused(folder: Path, predictions: Iterable[Mapping[str, Any]]) -> Non
             path.unlink(missing_ok=True)
 
 
-def page_turns(
-    trajectory: Sequence[Mapping[str, Any]], length: int, of_tools: Iterator[int] | None = None
-) -> list[dict[str, Any]]:
+def page_turns(trajectory: Sequence[Message], length: int, of_tools: Iterator[int] | None = None) -> list[Message]:
     """Return the turns for a page, each with its role, its blocks, and the model's number or the tool's call.
 
     A block is a text, or [is it a tool's, number of the image].
@@ -143,7 +140,7 @@ def page_turns(
     return [_page_turn(turn, numbers[turn["role"] == "tool"], length) for turn in trajectory]
 
 
-def _page_turn(turn: Mapping[str, Any], numbers: Iterator[int], length: int) -> dict[str, Any]:
+def _page_turn(turn: Message, numbers: Iterator[int], length: int) -> JsonObject:
     is_tool = turn["role"] == "tool"
     content = turn["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -154,14 +151,14 @@ def _page_turn(turn: Mapping[str, Any], numbers: Iterator[int], length: int) -> 
     return {"r": "tool", "c": call_text(turn), "b": blocks_of_turn, **marks, **({} if turn["is_shown"] else {"u": 1})}
 
 
-def _page_block(block: Mapping[str, Any], numbers: Iterator[int], length: int, *, is_tool: bool) -> Any:
+def _page_block(block: Block, numbers: Iterator[int], length: int, *, is_tool: bool) -> object:
     if block["type"] == "image":
         return [int(is_tool), next(numbers)]
     text = block["text"] if block["type"] == "text" else f"({block['type']})"
     return text if len(text) <= length else text[:length] + "…"
 
 
-def call_text(turn: Mapping[str, Any]) -> str:
+def call_text(turn: Message) -> str:
     """Return the call that a tool's turn answers: `zoom(box=[1, 2, 3, 4])`."""
     arguments = turn["arguments"]
     if not isinstance(arguments, Mapping):
@@ -170,14 +167,14 @@ def call_text(turn: Mapping[str, Any]) -> str:
     return f"{turn['name']}({arguments_text[:CALL_LENGTH]}{'…' if len(arguments_text) > CALL_LENGTH else ''})"
 
 
-def question_text(prediction: Mapping[str, Any]) -> str:
+def question_text(prediction: Prediction) -> str:
     """Return the question without markers; of an episode what follows the last image."""
     parts = str(prediction["question"]).split("<image>")
     after = parts[-1].strip()
     return after if after and "trajectory" in prediction else "".join(parts).strip()
 
 
-def final_text(prediction: Mapping[str, Any]) -> str | None:
+def final_text(prediction: Prediction) -> str | None:
     """Return the answer of a prediction; of an episode without one, its last call or else its last turn."""
     trajectory = prediction.get("trajectory")
     if prediction["predicted"] is not None or not trajectory:
