@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_functions_stay_short(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_no_file_name_stands_in_two_folders():
+    counts = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_class_name_stands_in_two_files():
+    """A reader who searches for a class finds one."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in FILES)
+    counts = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in counts.items() if count > 1 and not name.startswith("_")] == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.errors import DataError
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
 from vlm_grpo.trainers.config import VLMGRPOConfig

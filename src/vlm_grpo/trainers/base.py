@@ -50,7 +50,7 @@ from vlm_grpo.rollouts.encoder import (
     PromptEncoder,
     drop_images,
 )
-from vlm_grpo.rollouts.engines.base import Generation, RolloutEngine
+from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.rollouts.engines.trl import TRLEngine
 from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
