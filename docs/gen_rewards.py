@@ -81,51 +81,54 @@ INTRODUCTION = """# Rewards
 
 <!-- Written by `python docs/gen_rewards.py`; a test fails when it is out of date. -->
 
-A reward is a function of one completion and its record that returns a number, or None where it does not apply to the
-record. `--reward_funcs accuracy format:0.5` chooses and weighs them; `make_reward(name, **options)` gives the callable
-for any TRL trainer, `score(name, completion, **columns)` the value of one completion. The answer is what stands in the
-last `<answer>` block outside the thinking (for the task `vqa`, the JSON object's `answer`); training and evaluation
-read it with the same parser. No reward goes above 1, and none raises on any text.
+A reward is a function of one completion and its record. It returns a number, or None if it does not apply to the
+record. Select and weight rewards with `--reward_funcs accuracy format:0.5`. `make_reward(name, **options)` returns a
+callable for any TRL trainer; `score(name, completion, **columns)` scores a single completion. The answer is the content
+of the last `<answer>` block outside the thinking (for the task `vqa`, the value of `answer` in the JSON object).
+Training and evaluation use the same parser. No built-in reward exceeds 1 or raises an exception, whatever the text.
 
-**What a reward reads is the assistant's whole turn.** Some chat templates write its beginning: Qwen3.5's thinking one
-ends a prompt with `<think>`, others skip the thought with `<think></think>`, and the last turn of a row may be the
-assistant's. What was sampled goes on from there. The rewards below, and own functions `(completion, record)` or
-`(text, ground_truth)`, get that opening and what was sampled as one text, in which the special tokens that mark
-thoughts, boxes and tool calls are kept. An answer, box, `\\boxed{}` or call inside a thought never counts, finished or
-not, whichever marks the family uses (`<think>`, `[THINK]`, `<|channel>thought`, `◁think▷`, ...); text before a
-thought's end without a beginning is a thought too. GLM's `<|begin_of_box|>...<|end_of_box|>` around an answer is left
-out, and it stands for the answer block where there is none. `length` and `overlong` count sampled tokens.
+**Rewards see the assistant's whole turn.** Some chat templates write the start of the turn into the prompt: that of
+Qwen3.5 with thinking ends a prompt with `<think>`, others skip thinking with `<think></think>`, and the last turn of a
+row may be an assistant turn that the model continues. The rewards below, and your own functions `(completion, record)`
+or `(text, ground_truth)`, receive this opening and the sampled text as one string, including the special tokens that
+delimit thoughts, boxes and tool calls. An answer, box, `\\boxed{}` or call inside a thinking block is ignored, whether
+or not the block is closed and whichever delimiters the family uses (`<think>`, `[THINK]`, `<|channel>thought`,
+`◁think▷`, ...). Text before a closing delimiter without an opening one is thinking as well. GLM's
+`<|begin_of_box|>...<|end_of_box|>` is stripped from an answer, and replaces the answer block if there is none. `length`
+and `overlong` count sampled tokens.
 
-An own reward in TRL's form, `(prompts, completions, **columns)`, gets TRL's `completions`, what was sampled without
-special tokens, and beside them the columns `whole_turns` and `turn_opening`. TRL's own trainers know of no opening:
-there, rewards read the completions.
+Your own reward in TRL's form, `(prompts, completions, **columns)`, receives TRL's `completions` (the sampled text
+without special tokens) and the additional columns `whole_turns` and `turn_opening`. TRL's own trainers do not provide
+these columns; there, rewards see only the completions.
 
-A reward returns a finite number within float32, or None where it does not apply. NaN, an infinity, 1e300 or text stops
-the run and names the reward and the record, and so does an exception, `SystemExit` too; weights are finite as well. A
-reward that was None for every row of 10 rollouts in a row is named in a warning, once. A reward file that cannot be
-imported, or a function that takes other arguments, is refused before the data are read.
+A reward must return a finite number within the range of float32, or None. NaN, infinity, 1e300, text or an exception
+(including `SystemExit`) stops the run with an error that names the reward and the record. Weights must be finite too.
+If a reward is None for every row of 10 consecutive rollouts, a warning is logged once. If a reward file cannot be
+imported, or a function has an unknown signature, an error is raised before the data are read.
 
-The values below are computed by the rewards themselves. `reasoning`, `reasoning_ordered` and `causal` use the encoder
-`overlap` here, the share of common words, so that no model has to be loaded; by default they embed the steps.
+The values below are computed by the rewards themselves. Here, `reasoning`, `reasoning_ordered` and `causal` use the
+encoder `overlap` (fraction of common words), so that no model has to be loaded; by default they use sentence
+embeddings.
 """
 METHODS_NOTE = """## Accuracy methods
 
-Of `accuracy`, by the record's `accu_reward_method`, or for a whole file by `--reward_method`. `default`, `llm`, `map`,
-`odLength` and `weighted_sum` are VLM-R1's names.
+The method of `accuracy` is set per record by `accu_reward_method`, or for a whole run by `--reward_method`. `default`,
+`llm`, `map`, `odLength` and `weighted_sum` are VLM-R1's names.
 
-Text is compared in one form of Unicode (NFKC): full-width characters and punctuation, composed and decomposed accents
-are the same, and marks that end a sentence are left out in any script; `exact` knows composition alone. A choice may
-stand before or in a Chinese phrase ("B、狗", "答案是B"), and may be several letters ("AC", "A and C"). With options,
-mathematics takes the letter and the text. A list as the true answer must be given as a whole: where any one of several
-answers will do, use the rewards `exact_match` or `word_f1`, which take the best of them.
+Text is compared after Unicode normalization (NFKC), which unifies full-width characters and punctuation, and composed
+and decomposed accents; punctuation at the end of a sentence is ignored in any script. `exact` only unifies composition
+(NFC). A choice may precede or be part of a Chinese phrase ("B、狗", "答案是B") and may have several letters ("AC",
+"A and C"). For mathematics with options, both the letter and the text of the option are accepted. If the gold answer
+is a list, the whole list is required; for several alternative answers, use the rewards `exact_match` or `word_f1`,
+which score the best match.
 
-| method | right is |
+| method | a correct answer is |
 |---|---|"""
 JUDGE = """
 ## A judge
 
-`judge`, and `accuracy` with the method `judge` (`llm` is the same), ask a language model behind any OpenAI-compatible
-server (`pip install "vlm_grpo[judge]"`):
+`judge`, and `accuracy` with the method `judge` (or its alias `llm`), query a language model behind any
+OpenAI-compatible server (`pip install "vlm_grpo[judge]"`):
 
 ```bash
 vllm serve Qwen/Qwen3-4B-Instruct-2507 --port 8001 &
@@ -138,37 +141,38 @@ vlm-grpo train ... --reward_funcs judge format:0.5 \\
 | `model` | `--judge_model` | `JUDGE_MODEL` | none |
 | `base_url` | `--judge_base_url` | `JUDGE_BASE_URL`, `OPENAI_BASE_URL` | OpenAI |
 | `api_key` | `--judge_api_key_variable NAME` | `JUDGE_API_KEY`, `OPENAI_API_KEY` | a placeholder |
-| `timeout` | `--judge_timeout` | | 30 seconds for each try |
+| `timeout` | `--judge_timeout` | | 30 seconds per attempt |
 | `retries` | `--judge_retries` | | 2 |
-| `concurrency` | `--judge_concurrency` | | 16 requests of each process |
+| `concurrency` | `--judge_concurrency` | | 16 requests per process |
 
-A flag wins over the environment. The key is named by its variable, because flags are written to `run.json`. The
-evaluation reads the environment alone.
+Flags override the environment. The API key is passed as the name of an environment variable because flags are recorded
+in `run.json`. Evaluation reads the environment only.
 
-The answers of a batch are asked about together, each distinct one once. Where there is no verdict (time limit,
-connection, status, a reply without a score) the answer is scored by the record's own accuracy method instead: one
-warning, and the metrics `judge/asked` and `judge/fallbacks` count them. After as many failures in a row as there are
-requests at a time, the rest of the batch is not asked about. A score beyond 0 to 1 is moved into it. The model sees
-question, reference and answer as one JSON object, never the reasoning; an answer that speaks of scores or to its judge
-is not shown to it, but scored by the accuracy method.
+All answers of a batch are sent concurrently, identical queries only once. If the judge returns no score (timeout,
+connection error, error status, or a reply without a score), the answer is scored by the record's own accuracy method
+instead. This is logged once and counted in the metrics `judge/asked` and `judge/fallbacks`. After as many consecutive
+failures as `concurrency` allows requests, the rest of the batch is not sent. Scores are clipped to the range 0 to 1.
+The model sees the question, the reference and the answer as one JSON object, never the reasoning. An answer that
+mentions scores or addresses the judge is not sent but scored by the accuracy method.
 """
 
 
-# Each gives 1 for a right answer; the code of a form, and what there is to know of it.
+# By signature: code that scores 1 for a correct answer, and a description.
 OWN_REWARDS: Mapping[str, tuple[str, str]] = {
     "record": (
         """def exact(completion, record):
     return float(f"<answer>{record.answer}</answer>" in completion)""",
-        "`completion` is the assistant's whole turn as text; `record` has `question`, `answer` as the data hold it, "
-        "`images`, `task`, `options`, `reference_steps`, and all other columns in `record.extra`. Keyword parameters "
-        "`num_tokens` and `messages` are filled in.",
+        "`completion` is the assistant's whole turn as text; `record` has `question`, `answer` (as in the data), "
+        "`images`, `task`, `options`, `reference_steps`, and all other columns in `record.extra`. The keyword "
+        "parameters `num_tokens` and `messages` are passed if the function has them.",
     ),
     "text": (
         """def exact(response, ground_truth):
     return 1.0 if f"<answer>{ground_truth}</answer>" in response else 0.0""",
-        '`ground_truth` is text: the answer 5 is `"5"`, lists and objects are JSON, `<answer>` tags are taken off. The '
-        "second parameter may be called `gt`, `answer`, `solution`, `truth`, `target`, `label`, `reference`, `gold` or "
-        "`expected`; beside a first one called `response`, `predict`, `predict_str`, `prediction` or `pred` anything.",
+        '`ground_truth` is text: the answer 5 is `"5"`, lists and objects are JSON, `<answer>` tags are removed. The '
+        "second parameter may also be named `gt`, `answer`, `solution`, `truth`, `target`, `label`, `reference`, "
+        "`gold` or `expected`. It may have any name if the first is `response`, `predict`, `predict_str`, "
+        "`prediction` or `pred`.",
     ),
     "columns": (
         """import re
@@ -178,51 +182,53 @@ def exact(completions, solution, **kwargs):
     texts = [completion[0]["content"] for completion in completions]
     truths = [re.search("<answer>(.*?)</answer>", text)[1].strip() for text in solution]
     return [float(f"<answer>{truth}</answer>" in text) for text, truth in zip(texts, truths)]""",
-        "All completions at once, as lists of messages, and a list for each column; a function must end with "
-        "`**kwargs`. It may be a coroutine function. Columns of the data come as they are. Where the data have none of "
-        "that name, VLM-R1's columns are there as VLM-R1 makes them: `problem` (the question without `<image>`), "
-        "`solution` (`<answer> 5 </answer>`), `image_path` (a list of paths), `accu_reward_method` (`default` without "
-        "one); and `ground_truth`, the answer as text.",
+        "Called with all completions as lists of messages, and a list per column. The parameters must end with "
+        "`**kwargs`; the function may be a coroutine function. Columns of the data are passed unchanged. VLM-R1's "
+        "columns are added unless the data have columns of these names: `problem` (the question without `<image>`), "
+        "`solution` (`<answer> 5 </answer>`), `image_path` (a list of paths), `accu_reward_method` (`default` if not "
+        "set), and also `ground_truth`, the answer as text.",
     ),
     "reward_input": (
         """def compute_score(reward_input: dict) -> dict:
     right = float(f"<answer>{reward_input['ground_truth']}</answer>" in reward_input["response"])
     return {"overall": 0.9 * right + 0.1, "format": 1.0, "accuracy": right}""",
-        "`response`, `response_length` in tokens, `ground_truth` as text, and the row's other columns. `overall` is "
-        "the reward, the other numbers are logged as `compute_score/format` and so on. Told by the name `reward_input` "
-        "or by an annotation `dict`.",
+        "The dict has `response`, `response_length` in tokens, `ground_truth` as text, and the row's other columns. "
+        "`overall` is the reward; the other numbers are logged as `compute_score/format` and so on. Recognized by the "
+        "parameter name `reward_input` or the annotation `dict`.",
     ),
     "reward_inputs": (
         """def compute_score(reward_inputs: list) -> list:
     right = [float(f"<answer>{one['ground_truth']}</answer>" in one["response"]) for one in reward_inputs]
     return [{"overall": value, "accuracy": value} for value in right]""",
-        "The same for all completions at once. Told by the name `reward_inputs` or by an annotation `list`.",
+        "The same for all completions at once. Recognized by the parameter name `reward_inputs` or the annotation "
+        "`list`.",
     ),
     "verl": (
         """def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": float(f"<answer>{ground_truth}</answer>" in solution_str)}""",
-        "Called by keywords, told by the parameter `solution_str`. `data_source` is the row's column or its task, "
-        "`extra_info` the row's column or all other columns. A number, or a dict with `score`.",
+        "Called with keyword arguments; recognized by the parameter `solution_str`. `data_source` is the row's column "
+        "of that name or its task, `extra_info` the row's column of that name or all other columns. Returns a number, "
+        "or a dict with `score`.",
     ),
 }
 OWN_HEAD = """## Your own
 
-`--reward_funcs file.py:function` or `file.py:function:WEIGHT`. What a function is called with goes by its parameters,
-in the forms of this package and of the systems that users come from:
+Use `--reward_funcs file.py:function` or `file.py:function:WEIGHT`. The parameters of a function determine how it is
+called. The signatures of this package and of several other systems are supported:
 """
 OWN_TAIL = """
-A function of none of these forms is refused with this list, before the data are read. Before the model is loaded each
-own reward is called once, with the right answer of the first row as the completion: what it raises ends the run with
-the line in its file, what it gives is printed (also by `--dry_run`). `vlm-grpo preview --reward_funcs file.py:function`
-shows it for more rows. Tokens, and sizes of images as the model sees them, are stand-ins there.
+Any other signature raises an error that lists these, before the data are read. Before the model is loaded, each of your
+rewards is called once with the gold answer of the first row as the completion: its value is printed (also by
+`--dry_run`), and an exception ends the run with the line in your file. `vlm-grpo preview --reward_funcs
+file.py:function` shows the values for more rows; token counts and processed image sizes are placeholders there.
 
-An own reward has `--reward_time_limit` seconds for each call (600; 0 is no limit), also while its file is imported.
-After a minute it is mentioned; at the limit the run ends with a line that names the reward and the row, on several
-processes all of them. Rewards of the table, a judge among them, have limits of their own.
+Each call of your reward, and the import of its file, is limited to `--reward_time_limit` seconds (default 600; 0
+disables the limit). A warning is logged after a minute. At the limit the run ends, on all processes, with an error that
+names the reward and the row. Built-in rewards, including the judge, have limits of their own.
 
-A reward that applies to no row of a run is refused before the model is loaded, and one that applies to some rows only
-is said once: `iou` without a true box, `reasoning` without `reference_steps`, `mcq` whose truth names no option. Rows
-that are scored for their form alone are named.
+A reward that applies to no row of the data raises an error before the model is loaded; a reward that applies to only
+some rows is reported once: `iou` without a target box, `reasoning` without `reference_steps`, `mcq` with a gold answer
+that names no option. Rows that are scored by their format alone are listed.
 """
 
 
@@ -271,7 +277,7 @@ def _entry(name: str) -> list[str]:
 
 
 def _body(reward: Any) -> list[str]:
-    """Return the rest of its docstring: the text as it is, the arguments as a list."""
+    """Return the rest of a reward's docstring, with the arguments as a list."""
     text, _, arguments = inspect.cleandoc(reward.__doc__ or "").partition("\nArgs:\n")
     paragraphs = text.split("\nRaises:\n")[0].split("\n\n")[1:]
     lines = [line for paragraph in paragraphs for line in ("", *paragraph.strip().splitlines())]
@@ -281,14 +287,14 @@ def _body(reward: Any) -> list[str]:
 
 
 def value_of(name: str) -> float | None:
-    """Return what the reward makes of its example."""
+    """Return the reward of its example."""
     example = EXAMPLES[name]
     columns = {key: [value] for key, value in example.columns.items()}
     return make_reward(name, **example.options)([example.completion], **columns)[0]
 
 
 def main(argv: list[str]) -> int:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     write_whole(argv[0] if argv else PAGE, page())
     return 0
 

@@ -23,7 +23,7 @@ def test_good_data_exits_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no problems"
     assert (
-        said[1].startswith("the reward accuracy of 1 rows is auto: By the type of the true answer") and len(said) == 2
+        said[1].startswith("the reward accuracy of 1 rows is auto: By the type of the gold answer") and len(said) == 2
     )
 
 
@@ -37,7 +37,7 @@ def test_what_accuracy_is_for_a_task_is_said(task: str, said: str, tmp_path: Pat
     assert main([*words, "--task_type", task]) == 0
     out = capsys.readouterr().out
     assert f"accuracy of 2 rows is {said}" in out
-    assert "accuracy of 1 rows is exact: Equal but for surrounding white space" in out
+    assert "accuracy of 1 rows is exact: Equal, ignoring surrounding whitespace" in out
     assert preview([*words, "--task_type", task, "--reward_funcs", "accuracy"]) == 0
     assert f"accuracy is {said}" in capsys.readouterr().out
 

@@ -46,7 +46,7 @@ def words(folder: Path, *entries: dict[str, Any], **flags: object) -> list[str]:
 def test_a_reward_that_applies_to_no_row_is_refused(tmp_path: Path):
     with pytest.raises(UsageError) as error:
         run(words(tmp_path, COUNT, COUNT, reward_funcs="accuracy format iou:2 reasoning_overlap"))
-    assert "reward 'iou' applies to none of the 2 rows: it needs one box as the true answer" in str(error.value)
+    assert "reward 'iou' applies to none of the 2 rows: it needs one box as the gold answer" in str(error.value)
     assert "reward 'reasoning_overlap' applies to none of the 2 rows: it needs the column reference_steps" in str(
         error.value
     )

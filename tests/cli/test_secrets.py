@@ -55,7 +55,7 @@ def test_a_judge_gets_the_password_and_no_log_has_it(caplog: pytest.LogCaptureFi
             reward(["<answer>a b</answer>"], answer=["b a"])
             assert seen[0]["key"].startswith("Basic ")
             assert "pa55word" not in repr(settings) and "pa55word" not in repr(Judge)
-    assert "gave no verdict" in caplog.text and "HTTP Request" in caplog.text
+    assert "returned no score" in caplog.text and "HTTP Request" in caplog.text
     assert "pa55word" not in caplog.text
 
 

@@ -54,7 +54,7 @@ def test_check_is_the_command(tmp_path: Path):
     words = ["--data_file_paths", path, "--image_folders", images]
     good = run_tool("check", *words)
     assert good.returncode == 0
-    assert good.stdout.startswith("no problems\nthe reward accuracy of 1 rows is auto: By the type of the true answer")
+    assert good.stdout.startswith("no problems\nthe reward accuracy of 1 rows is auto: By the type of the gold answer")
     (images / "0.png").unlink()
     bad = run_tool("check", *words)
     assert bad.returncode == 1 and "a.jsonl:1 " in bad.stdout and "no such file" in bad.stdout

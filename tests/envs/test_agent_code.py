@@ -150,7 +150,7 @@ def test_the_original_may_stand_in_the_record():
 
 
 def test_rows_that_cannot_be_played_are_refused():
-    with pytest.raises(ValueError, match=r"data\.jsonl:3: agent_code needs a true answer, got None"):
+    with pytest.raises(ValueError, match=r"data\.jsonl:3: agent_code needs a gold answer, got None"):
         AgentCode().reset(record=Record("a", "?", None, where="data.jsonl:3"))
     with pytest.raises(ValueError, match="agent_code needs an image in every row, got none"):
         AgentCode().reset(**row())

@@ -132,7 +132,7 @@ def test_names_and_files_that_do_not_exist(index: str, tmp_path: Path):
 
 @pytest.mark.parametrize("answer", [None, "", []])
 def test_a_row_needs_an_answer(index: str, answer: Any):
-    with pytest.raises(ValueError, match="needs a true answer"):
+    with pytest.raises(ValueError, match="needs a gold answer"):
         AgentSearch(index=index).reset(question="q", answer=answer)
 
 

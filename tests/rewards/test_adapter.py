@@ -195,7 +195,7 @@ def test_a_reward_that_applies_to_no_row_is_named_once(caplog: pytest.LogCapture
         ),
         ("def f(a, b, c): return 1.0", r"must take .*; got f\(a, b, c\)"),
         ("def f(completions, answer): return [1.0]", r"must end with \*\*columns"),
-        ("async def f(completion, record): return 1.0", "a coroutine function must take all at once"),
+        ("async def f(completion, record): return 1.0", "a coroutine function must take whole batches"),
         ("class f: pass", "must be a function, got a class"),
         ("f = 1.0", "must be a function, got float"),
         ("x = 1\ndef f(completion, record) return 1.0", r"mine\.py:2: SyntaxError"),

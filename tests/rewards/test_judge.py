@@ -110,7 +110,7 @@ def test_without_a_verdict_accuracy_decides_and_it_is_counted(
         reward(texts, **columns)
     assert metrics == [("judge/asked", 3), ("judge/fallbacks", 3)] * 2
     assert [record.message.split(" (")[0] for record in caplog.records if record.name == judge_client.__name__] == [
-        f"judge m at {server.url} gave no verdict"
+        f"judge m at {server.url} returned no score"
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_column_of_the_data_is_given_as_it_is():
 def test_a_column_that_is_not_there_is_named():
     function = to_batch_reward("f", lambda completions, teacher, **columns: [0.0])
     with pytest.raises(
-        RuntimeError, match=r"reward 'f': TypeError: asks for teacher, which the data do not have; .*scene"
+        RuntimeError, match=r"reward 'f': TypeError: requires teacher, which is not in the data; .*scene"
     ):
         function(completions=["a"], **COLUMNS)
 
@@ -143,5 +143,5 @@ def test_a_column_that_is_not_there_is_named():
 @pytest.mark.parametrize("code", [FUNCTIONS["reward_input"], FUNCTIONS["reward_inputs"], FUNCTIONS["verl"]])
 def test_a_dict_without_the_reward_is_refused(code: str):
     function = function_of(code.replace("'overall'", "'total'").replace("'score'", "'total'"))
-    with pytest.raises(RuntimeError, match=r"reward 'f'.*a dict must have the reward under 'overall' or 'score'"):
+    with pytest.raises(RuntimeError, match=r"reward 'f'.*a dict must have the reward as 'overall' or 'score'"):
         to_batch_reward("f", function)(prompts=["q"], completions=[MESSAGES], **COLUMNS)

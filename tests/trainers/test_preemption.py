@@ -148,7 +148,7 @@ with preemption.listening():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what all processes got
     print("alive", flush=True)
-    preemption._since -= 60
+    preemption._signalled_at -= 60
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
 """

@@ -39,7 +39,7 @@ class RowGroups:
 
 
 def sample_held_out(groups: Sequence[Sequence[int]], count: int, seed: int) -> set[int]:
-    """Return the rows of randomly chosen whole groups, at most `wanted` rows; equal for equal seeds.
+    """Return the rows of randomly chosen whole groups, at most `count` rows in total; deterministic for a seed.
 
     Raises:
         ValueError: every group is larger, or nothing would be left.

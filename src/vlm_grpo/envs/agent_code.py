@@ -86,7 +86,7 @@ class AgentCode(Environment):
         """
         self._record = record_of_row(row)
         if self._record.answer in (None, "", []):
-            raise ValueError(f"{_where(self._record)}agent_code needs a true answer, got {self._record.answer!r}")
+            raise ValueError(f"{_where(self._record)}agent_code needs a gold answer, got {self._record.answer!r}")
         self._original = _original(row, self._record)
         self._calls = self._failed = 0
         self._repaired: Image.Image | None = None

@@ -79,7 +79,7 @@ class AgentSearch(Environment):
         self.record = record_of_row(row)
         if self.record.answer in (None, "", []):
             raise ValueError(
-                f"{self.record.where or 'row'}: agent_search needs a true answer, got {row.get('answer')!r}"
+                f"{self.record.where or 'row'}: agent_search needs a gold answer, got {row.get('answer')!r}"
             )
         self.searches = self.found = self.failed_searches = 0
         self.text = ""

@@ -15,7 +15,7 @@ from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
 NO_GROUP = "(none)"
-EPISODE_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a true answer is scored by
+EPISODE_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a gold answer is scored with
 SUCCESS = "success"  # the metric of an environment that says whether an episode is solved
 OVERLAY_COLUMNS = ("box_space", "box_image", "mask", "terms")
 
@@ -67,7 +67,7 @@ class Scoring:
         pass_k: the k of each pass@k, which goes to the scores beside the rewards.
         group_by: the column that names each example's group.
         of_episodes: completions are episodes: their numbers are scores too, and pass@k counts those that are solved.
-        has_answers: score by the task's rewards too; episodes without data have no true answers.
+        has_answers: score by the task's rewards too; episodes without data have no gold answers.
 
     Raises:
         KeyError: an unknown task.

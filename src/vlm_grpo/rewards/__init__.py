@@ -68,7 +68,7 @@ REWARDS: Registry[RewardFn] = Registry(
     },
 )
 
-# What makes a reward fast on a whole batch: called with all completions and records before they are scored one by one.
+# Batch steps of slow rewards: called with all completions and records before they are scored one by one.
 PREPARE: Mapping[str, Callable[..., None]] = {
     "accuracy": prepare_accuracy,
     "length": prepare_accuracy,
@@ -80,11 +80,11 @@ PREPARE: Mapping[str, Callable[..., None]] = {
 }
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
-SLOW_REWARDS = ("judge", "accuracy")  # these may wait for other processes or a server
+SLOW_REWARDS = ("judge", "accuracy")  # may wait for worker processes or a server
 
 
 def score(name: str, completion: Completion, **columns: Any) -> float | None:
-    """Return the reward of one completion, a text or TRL's list of messages; None where the reward does not apply.
+    """Return the reward of one completion, a text or TRL's list of messages; None if the reward does not apply.
 
     `columns` are the record's values (`answer`, `task`, `options`, `reference_steps`, ...), or a `record`.
 
@@ -100,11 +100,11 @@ def score(name: str, completion: Completion, **columns: Any) -> float | None:
 def make_reward(name: str, **options: object) -> Callable[..., list[float | None]]:
     """Return the reward as a callable for any TRL trainer, `reward(prompts, completions, **columns)`.
 
-    What the reward needs (an encoder, say) is loaded here: a training fails now, not after its first rollout.
+    Resources of the reward, such as an encoder, are loaded here, so that errors occur before the first rollout.
 
     Raises:
-        KeyError: an unknown name.
-        TypeError: an option that the reward does not have.
+        KeyError: the name is unknown.
+        TypeError: the reward has no such option.
         ImportError: a package of an extra is missing.
     """
     reward = REWARDS[name]
@@ -129,10 +129,10 @@ def has_option(spec: str, option: str) -> bool:
 
 
 def make_concurrent(functions: Sequence[BatchReward]) -> list[BatchReward]:
-    """Return the rewards of a TRL trainer, the slow ones as coroutine functions if there are several.
+    """Return the rewards for a TRL trainer, with slow ones replaced by coroutine functions if there are several.
 
-    TRL scores plain functions one after the other and awaits all coroutines together, so that a judge and the
-    verification of mathematics take as long as the slower of them.
+    TRL calls plain functions one after the other but awaits coroutines concurrently, so that a judge and math-verify
+    take only as long as the slower of them.
     """
     slow = [function for function in functions if getattr(function, "__name__", "") in SLOW_REWARDS]
     if len(slow) < 2:
@@ -143,11 +143,11 @@ def make_concurrent(functions: Sequence[BatchReward]) -> list[BatchReward]:
 def resolve_rewards(specs: list[str], **options: object) -> tuple[list[BatchReward], list[float]]:
     """Return callables and weights for `NAME[:WEIGHT]` and `path/to/file.py:function[:WEIGHT]`.
 
-    Each option that is not None (`max_length`, `encoder`, ...) goes to the rewards that have it.
+    Each option that is not None (`max_length`, `encoder`, ...) is passed to the rewards that have it.
 
     Raises:
-        KeyError: an unknown name.
-        ValueError: a weight that is no number, a file or function that does not exist.
+        KeyError: a name is unknown.
+        ValueError: a weight is not a number, or a file or function does not exist.
     """
     set_options = {name: value for name, value in options.items() if value is not None}
     pairs = [split_spec(spec) for spec in specs]
@@ -155,7 +155,7 @@ def resolve_rewards(specs: list[str], **options: object) -> tuple[list[BatchRewa
 
 
 def is_reward_model(spec: str) -> bool:
-    """Return whether `NAME[:WEIGHT]` is a reward model, which TRL loads: a folder, or `org/name` of the hub."""
+    """Return whether `NAME[:WEIGHT]` is a reward model that TRL loads: a folder, or `org/name` on the Hub."""
     name = split_spec(spec)[0]
     return name not in REWARDS and (Path(name).is_dir() or HUB_NAME.fullmatch(name) is not None)
 

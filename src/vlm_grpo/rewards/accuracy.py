@@ -32,36 +32,36 @@ from vlm_grpo.rewards.numeric import parse_date, parse_quantity, quantities_equa
 from vlm_grpo.tasks import TASKS
 
 JUDGE_METHODS = ("judge", "llm")
-NO_DEFECT = "no defect"  # how VLM-R1's data of user interfaces say that a list of defects is empty
+NO_DEFECT = "no defect"  # an empty list of defects in VLM-R1's GUI data
 YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
 def exact(answer: str, truth: str, record: Record) -> float | None:
-    """Equal but for surrounding white space."""
+    """Equal, ignoring surrounding whitespace."""
     return float(unicodedata.normalize("NFC", answer.strip()) == unicodedata.normalize("NFC", truth.strip()))
 
 
 def text(answer: str, truth: str, record: Record) -> float | None:
-    """Equal but for case, white space, articles and trailing punctuation."""
+    """Equal, ignoring case, whitespace, articles and trailing punctuation."""
     return float(normalize_text(answer) == normalize_text(truth))
 
 
 def mcq(answer: str, truth: str, record: Record) -> float | None:
-    """The same letter or letters, or the text of the right option; not applicable when the truth names no option."""
+    """The same letter or letters, or the text of the correct option; not applicable if the gold answer names none."""
     target = parse_choices(truth, record.options)
     return None if target is None else float(parse_choices(answer, record.options) == target)
 
 
 def yes_no(answer: str, truth: str, record: Record) -> float | None:
-    """The same of yes and no, as whole words; not applicable when the truth is neither (or both)."""
+    """The same of yes and no, as a whole word; not applicable if the gold answer has neither (or both)."""
     target = set(YES_NO.findall(normalize_nfkc(truth).lower()))
     return None if len(target) != 1 else float(set(YES_NO.findall(normalize_nfkc(answer).lower())) == target)
 
 
 def numeric(answer: str, truth: str, record: Record) -> float | None:
-    """The same number in the same unit, or the same day; not applicable when the truth is neither.
+    """The same number in the same unit, or the same date; not applicable if the gold answer is neither.
 
-    A `tolerance` column (relative) of the record widens what counts as the same.
+    The record's column `tolerance` sets the allowed relative error.
     """
     truth, answer = _plain_number(truth), _plain_number(answer)
     day = parse_date(truth)
@@ -79,7 +79,7 @@ def _plain_number(text: str) -> str:
 
 
 def math_equal(answer: str, truth: str, record: Record) -> float | None:
-    """Equal as mathematics, by math-verify with the truth as gold."""
+    """Mathematically equal to the gold answer, by math-verify."""
     return float(is_equivalent(normalize_width(truth), normalize_width(answer)))
 
 
@@ -97,7 +97,7 @@ def _normalize_item(item: object) -> str:
 
 
 def multiset_equal(answer: str, truth: str, record: Record) -> float | None:
-    """The same items, each as often, in any order; `No Defect` alone is the empty list."""
+    """The same items with the same counts, in any order; `No Defect` alone is the empty list."""
     return float(_item_counts(answer) == _item_counts(truth))
 
 
@@ -107,7 +107,7 @@ def _item_counts(value: str) -> Counter[str]:
 
 
 def json_equal(answer: str, truth: str, record: Record) -> float | None:
-    """The same JSON, whatever its spacing and the order of its keys; not applicable when the truth is none."""
+    """The same JSON value, ignoring whitespace and key order; not applicable if the gold answer is not JSON."""
     target = extract_json(truth)
     return None if target is None else float(extract_json(answer) == target)
 
@@ -118,7 +118,7 @@ def list_equal(answer: str, truth: str, record: Record) -> float | None:
 
 
 def llm_judge(answer: str, truth: str, record: Record, judge: JudgeSettings | None = None) -> float | None:
-    """What a language model says, 0 to 1; where it says nothing, the record's `fallback_method`, else `auto`."""
+    """The score of a language model, 0 to 1; if there is none, the record's `fallback_method`, else `auto`."""
     client = get_judge(judge)
     score = None if is_prompt_injection(answer) else client.score(_judge_query(answer, truth, record))
     if score is not None:
@@ -134,18 +134,18 @@ def _judge_query(answer: str, truth: str, record: Record) -> JudgeQuery:
 
 
 def auto(answer: str, truth: str, record: Record) -> float | None:
-    """By the type of the true answer: a choice, yes or no, a number or day, a list, mathematics, otherwise text."""
+    """By the type of the gold answer: choice, yes or no, number or date, list, mathematics, otherwise text."""
     return METHODS[infer_method(truth, record.options)](answer, truth, record)
 
 
 def default(answer: str, truth: str, record: Record) -> float | None:
-    """By the task: `iou` for rec and grounding, `mask_iou` for seg, ...; `auto` for a task without a method."""
+    """By the task: `iou` for rec and grounding, `mask_iou` for seg, ...; `auto` for tasks without a method."""
     return METHODS[task_method(record.task) or "auto"](answer, truth, record)
 
 
 @lru_cache(maxsize=65536)
 def infer_method(truth: str, options: tuple[str, ...]) -> str:
-    """Return the method for a ground truth: choice, yes or no, number or date, list, mathematics, otherwise text."""
+    """Return the method for a gold answer: choice, yes or no, number or date, list, mathematics, otherwise text."""
     if options and parse_choices(truth, options) is not None:
         return "mcq"
     if normalize_text(truth) in ("yes", "no"):
@@ -176,7 +176,7 @@ METHODS: Registry[Callable[[str, str, Record], float | None]] = Registry(
         "detection": detection,
         "od_ap": od_ap,
         "od_ap50": od_ap50,
-        "map": od_ap,  # VLM-R1's names, with this package's meaning of an invented label
+        "map": od_ap,  # VLM-R1's names; unknown labels are scored as in this package
         "odLength": od_length,
         "weighted_sum": weighted_sum,
         "judge": llm_judge,
@@ -188,14 +188,14 @@ METHODS: Registry[Callable[[str, str, Record], float | None]] = Registry(
 def accuracy_reward(
     completion: str, record: Record, *, tolerance: float | None = None, judge: JudgeSettings | None = None
 ) -> float | None:
-    """Return 1.0 for a correct answer by the record's method, else 0.0; None without a ground truth.
+    """Return 1.0 for a correct answer by the record's method, else 0.0; None without a gold answer.
 
-    The task names the method where the record does not: the IoU of boxes for rec and grounding, of masks for seg.
+    If the record names no method, that of its task is used: IoU of boxes for rec and grounding, of masks for seg.
     Boxes, masks, lists of boxes and judged answers get a score from 0 to 1.
 
     Args:
-        tolerance: The relative error that a number may have (default: integers exact, decimals 1e-6).
-        judge: Which model decides where the method is `judge`; default: from the environment.
+        tolerance: Allowed relative error of numbers (default: 0 for integers, 1e-6 for decimals).
+        judge: Model for the method `judge`; read from the environment by default.
     """
     if record.answer is None:
         return None
@@ -214,7 +214,7 @@ def method_of(record: Record) -> str:
     """Return the record's own method, else its task's, else `auto`; `default` counts as no method."""
     record_method = None if record.method == "default" else record.method
     method = record_method or task_method(record.task) or "auto"
-    # The prompt of such a row asks for a letter, also where the task is mathematics.
+    # The prompt of a row with options asks for a letter, even if the task is math.
     is_choice = record_method is None and method == "math" and record.options and record.answer is not None
     return (
         "mcq" if is_choice and parse_choices(ground_truth_text(record.answer), record.options) is not None else method
@@ -222,19 +222,19 @@ def method_of(record: Record) -> str:
 
 
 def task_method(task: str) -> str | None:
-    """Return how a task scores accuracy; None leaves it to the type of the ground truth."""
+    """Return the accuracy method of a task; None if it depends on the type of the gold answer."""
     return TASKS[task].method if task in TASKS else None
 
 
 def describe_method(record: Record) -> str:
-    """Return what `accuracy` means for a record, for users: the method, where it comes from, and what is correct."""
+    """Return a description of how `accuracy` scores a record: the method, its origin and what counts as correct."""
     method = method_of(record)
     by = f" (task {record.task})" if record.method in (None, "default") and task_method(record.task) else ""
     return f"{method}{by}: {(METHODS[method].__doc__ or '').strip().splitlines()[0]}"
 
 
 def predicted_answer(completion: str, record: Record) -> str | None:
-    r"""Return the completion's answer; a record scored as mathematics may also give it in `\boxed{}`."""
+    r"""Return the answer in a completion; for records scored as mathematics, `\boxed{}` is accepted as well."""
     as_math = record.method == "math" and record.task == "default"
     return parse_answer(completion, "math" if as_math else record.task)
 
@@ -246,10 +246,10 @@ def prepare_accuracy(
     judge: JudgeSettings | None = None,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Verify the mathematics and ask the judge about these completions, all at the same time.
+    """Run math-verify and the judge on these completions concurrently and cache the results.
 
-    `log_metric(name, value)` is told how many answers were for the judge (`judge/asked`) and how many were scored
-    without it (`judge/fallbacks`).
+    `log_metric(name, value)` receives the number of answers for the judge (`judge/asked`) and the number scored by
+    another method instead (`judge/fallbacks`).
     """
     pairs: list[tuple[str, str]] = []
     queries: list[JudgeQuery] = []
@@ -286,14 +286,14 @@ def _query_judge(
 def judge_reward(
     completion: str, record: Record, *, judge: JudgeSettings | None = None, tolerance: float | None = None
 ) -> float | None:
-    """Return a language model's score of the answer, 0 to 1; 0 without an answer, None without a ground truth.
+    """Return a language model's score of the answer, 0 to 1; 0 without an answer, None without a gold answer.
 
-    Where the model gives no score (a failed request, a reply without one) or the answer is a prompt injection, the
-    record's own accuracy method decides. Only the answer is shown to the model, never the reasoning.
+    The record's own accuracy method is used instead if the model returns no score (a failed request, or a reply without
+    one) or if the answer looks like a prompt injection. The model sees only the answer, never the reasoning.
 
     Args:
-        judge: Which model and server; default: from the environment (JUDGE_MODEL, JUDGE_BASE_URL, JUDGE_API_KEY).
-        tolerance: As for `accuracy`, where that decides.
+        judge: Model and server; read from JUDGE_MODEL, JUDGE_BASE_URL and JUDGE_API_KEY by default.
+        tolerance: As for `accuracy`, for answers that it scores instead.
     """
     return accuracy_reward(completion, _with_judge_method(record), judge=judge, tolerance=tolerance)
 
@@ -305,7 +305,7 @@ def prepare_judge(
     judge: JudgeSettings | None = None,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Ask about all answers at the same time.
+    """Query the judge about all answers concurrently and cache its scores.
 
     Raises:
         ValueError: no model is named.

@@ -1,4 +1,4 @@
-"""Adapt a reward of one completion to TRL's batch callables, with checked values and errors that name the record."""
+"""Adapt a reward of one completion to TRL's batch interface; check its values and name the record in errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BatchReward = Callable[..., "RewardValues | Awaitable[RewardValues]"]
 
 
 class RewardFn(Protocol):
-    """A reward of one completion, `(completion, record) -> float | None`; None where it does not apply to the record.
+    """A reward of one completion, `(completion, record) -> float | None`; None if it does not apply to the record.
 
     Further parameters are keyword-only options. `num_tokens` (length of the completion) and `messages` (the whole turn)
-    are passed to functions that name them.
+    are passed to functions that have these parameters.
     """
 
     def __call__(self, completion: str, record: Record, /, *args: Any, **options: Any) -> float | None: ...
@@ -35,13 +35,13 @@ FIELD_ALIASES = {
     "method": ("accu_reward_method", "method"),
     "options": ("options", "choices"),
 }
-# What is known of a row only with its model: (width, height) of each image, original and as the model sees it, the
-# coordinate space in which the model answers, and what the prompt has written of the assistant's turn.
+# Columns that depend on the model: (width, height) of each image, original and as processed, the coordinate space of
+# the model's answers, and the part of the assistant's turn that the prompt already contains.
 FACTS = ("image_sizes", "processed_sizes", "answer_space", "turn_opening")
-# Of each completion the turn that it is part of: text or messages with the prompt's opening, and the model's markers.
+# Column with the assistant's whole turn: text or messages, including the opening in the prompt and special tokens.
 WHOLE_TURNS = "whole_turns"
 BATCH_PARAMETERS = ("prompts", "completions")
-FLOAT32_MAX = 3.4028234663852886e38  # of a float32
+FLOAT32_MAX = 3.4028234663852886e38
 INAPPLICABLE_ROLLOUTS = 10  # consecutive rollouts in which a reward applies to no row, before a warning
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def record_at(columns: Columns, row: int) -> Record:
 
 
 def with_facts(record: Record, facts: Mapping[str, object]) -> Record:
-    """Return the record with more columns in `extra`, such as FACTS."""
+    """Return the record with additional columns in `extra`, such as FACTS."""
     return replace(record, extra={**record.extra, **facts}) if facts else record
 
 
@@ -91,11 +91,12 @@ def record_from(values: Row) -> Record:
 def batch_reward(
     name: str, reward: RewardFn, *, prepare: Callable[..., None] | None = None, **options: object
 ) -> Callable[..., list[float | None]]:
-    """Return `reward(prompts, completions, **columns)` for any TRL trainer, from a reward of one completion.
+    """Return a reward of one completion as `reward(prompts, completions, **columns)` for any TRL trainer.
 
-    The reward is given the assistant's whole turn where the trainer knows it (`whole_turns`), else the completion.
-    `prepare` sees the whole batch first; `options` are the reward's keyword arguments. The callable's `asynchronous` is
-    the same as a coroutine function: TRL awaits all of those together, so that slow rewards do not wait for each other.
+    The reward is called with the assistant's whole turn if the trainer provides it (`whole_turns`), else with the
+    completion. `prepare` is called first with the whole batch; `options` are keyword arguments of the reward. The
+    attribute `asynchronous` is an equivalent coroutine function: TRL awaits those concurrently, so that slow rewards do
+    not wait for each other.
     """
     parameters = inspect.signature(reward).parameters
     preparing = set(inspect.signature(prepare).parameters) if prepare else set()
@@ -130,7 +131,7 @@ def batch_reward(
 
 
 def call_batch_reward(reward: BatchReward, **columns: Any) -> RewardValues:
-    """Return what a batch reward gives; a coroutine function is run to its end."""
+    """Call a batch reward and return its values; the coroutine of an async reward is run to completion."""
     values = reward(**columns)
     return values if isinstance(values, list | tuple) else asyncio.run(_awaited(values))
 
@@ -140,18 +141,18 @@ async def _awaited(values: Awaitable[RewardValues]) -> RewardValues:
 
 
 def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **options: object) -> float | None:
-    """Return the reward's value; an exception or a non-finite value ends the run with an error that names the record.
+    """Call a reward and return its value; errors name the reward and the record.
 
     Raises:
-        RuntimeError: the reward raised, or asked the process to end.
-        TypeError: it returned something else than a number or None.
-        ValueError: it returned a number that no loss can take.
+        RuntimeError: the reward raised an exception or called `sys.exit`.
+        TypeError: it returned neither a number nor None.
+        ValueError: it returned NaN, infinity or a number outside float32.
     """
     restart_deadline(lambda: _location(name, record))
     try:
         value = reward(completion, record, **options)
     except ImportError:
-        raise  # says what to install; the record is not the cause
+        raise  # its message names the package to install; the record is not the cause
     except (Exception, SystemExit) as error:
         where = _location(name, record)
         raise RuntimeError(f"{where}: {type(error).__name__}: {error}\ncompletion: {completion!r:.2000}") from error
@@ -159,11 +160,11 @@ def call_reward(name: str, reward: RewardFn, completion: str, record: Record, **
 
 
 def to_reward_value(value: object, blame: Callable[[], str]) -> float | None:
-    """Return what a reward gave as a float; None, not applicable, stays None. `blame` names reward and record.
+    """Convert a reward's return value to a float; None (not applicable) stays None. `blame` names reward and record.
 
     Raises:
-        TypeError: it is neither a number nor None.
-        ValueError: it is NaN, infinite, or too large for float32, in which TRL keeps rewards.
+        TypeError: the value is neither a number nor None.
+        ValueError: it is NaN, infinite or too large for float32, the type in which TRL stores rewards.
     """
     if value is None:
         return None
@@ -177,7 +178,7 @@ def to_reward_value(value: object, blame: Callable[[], str]) -> float | None:
     if not abs(number) <= FLOAT32_MAX:
         raise ValueError(
             f"{blame()}: must return a finite number within float32 (at most {FLOAT32_MAX:.4g}), got "
-            f"{value!r:.200}; return None where the reward does not apply"
+            f"{value!r:.200}; return None if the reward does not apply"
         )
     return number
 
@@ -191,12 +192,12 @@ class InapplicableRewardWarning:
         self.has_warned = False
 
     def note(self, values: Sequence[float | None]) -> None:
-        """Take note of the values of one rollout's rows."""
+        """Record the values of one rollout."""
         self.empty = self.empty + 1 if values and all(value is None for value in values) else 0
         if self.empty == INAPPLICABLE_ROLLOUTS and not self.has_warned:
             logger.warning(
-                "reward %r applied to no row of %d rollouts in a row (it returned None each time) and has taught "
-                "nothing; check that the data have what it needs, or leave it out",
+                "reward %r applied to no row in %d consecutive rollouts (it always returned None) and had no effect; "
+                "check that the data have the columns it needs, or remove it",
                 self.name,
                 self.empty,
             )
@@ -204,9 +205,9 @@ class InapplicableRewardWarning:
 
 
 def checked_batch_reward(name: str, function: Callable[..., object]) -> BatchReward:
-    """Return a user's `function(prompts, completions, **columns)` with errors and values checked as in `call_reward`.
+    """Wrap a user's `function(prompts, completions, **columns)` to check values and errors as in `call_reward`.
 
-    A coroutine function stays one.
+    The wrapper of a coroutine function is a coroutine function.
     """
     watch = InapplicableRewardWarning(name)
 
@@ -256,10 +257,10 @@ def _row_location(name: str, columns: Columns, row: int) -> str:
 
 
 def split_spec(spec: str) -> tuple[str, float]:
-    """Return name and weight (default 1.0) of `NAME:WEIGHT` or `file.py:function:WEIGHT`.
+    """Split `NAME:WEIGHT` or `file.py:function:WEIGHT` into name and weight (default 1.0).
 
     Raises:
-        ValueError: what stands for the weight is not a finite number.
+        ValueError: the weight is not a finite number.
     """
     head, colon, tail = spec.rpartition(":")
     if not colon or head.endswith(".py") or (len(head) == 1 and head.isalpha()):

@@ -1,4 +1,4 @@
-"""Whether a reward applies to a record, decided before training. Loads no encoder and asks no server."""
+"""Determine before training whether a reward applies to a record, without an encoder or a judge."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FORMAT_REWARDS = ("format", "repetition", "overlong")
 ANSWER_REWARDS = ("accuracy", "judge", "length")
 STEP_REWARDS = ("reasoning", "reasoning_overlap", "reasoning_ordered", "causal")
 REQUIREMENTS: Mapping[str, str] = {
-    "accuracy": "a true answer that its method can read",
-    "count": "a number as the true answer",
-    "count_partial": "a number as the true answer",
+    "accuracy": "a gold answer that its method can parse",
+    "count": "a number as the gold answer",
+    "count_partial": "a number as the gold answer",
     **dict.fromkeys(STEP_REWARDS, "the column reference_steps"),
-    **dict.fromkeys(("iou", "iou@0.3", "iou@0.5", "iou@0.7", "iou^2", "giou", "center"), "one box as the true answer"),
-    **dict.fromkeys(("detection", "ovd", "od_ap", "od_ap50"), "a list of boxes as the true answer"),
+    **dict.fromkeys(("iou", "iou@0.3", "iou@0.5", "iou@0.7", "iou^2", "giou", "center"), "one box as the gold answer"),
+    **dict.fromkeys(("detection", "ovd", "od_ap", "od_ap50"), "a list of boxes as the gold answer"),
     "mask_iou": "the column mask",
 }
 
 
 def is_applicable(name: str, record: Record) -> bool:
-    """Return whether a reward of the table gives completions of a record a number; without one it is None for all."""
+    """Return whether a built-in reward applies to a record, i.e. does not return None for all of its completions."""
     if name in FORMAT_REWARDS:
         return True
     if record.answer is None:
@@ -40,5 +40,5 @@ def is_applicable(name: str, record: Record) -> bool:
 
 
 def requirement(name: str) -> str:
-    """Return what a record must have for a reward, in a few words."""
-    return REQUIREMENTS.get(name, "a true answer")
+    """Describe what a record needs for a reward to apply."""
+    return REQUIREMENTS.get(name, "a gold answer")

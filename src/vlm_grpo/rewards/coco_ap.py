@@ -12,16 +12,16 @@ from vlm_grpo.rewards.detection import Detection, DetectionPair, detection_pair,
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as pycocotools rounds them
 RECALLS = np.linspace(0.0, 1.0, 101)
-MAX_DETECTIONS = 100  # boxes a label that COCO looks at
+MAX_DETECTIONS = 100  # boxes per label that COCO evaluates
 
 
 def od_ap_reward(completion: str, record: Record, *, thresholds: Sequence[float] = THRESHOLDS) -> float | None:
-    """Return COCO AP over IoU 0.50 to 0.95, the mean over true and invented labels; None when the truth is no list.
+    """Return COCO AP at IoU 0.50 to 0.95, the mean over target and predicted labels; None without a list of boxes.
 
-    An invented label is a class of false positives only, so its AP is 0; so is that of entries that cannot be parsed. A
-    box without a confidence has confidence 1. Among boxes of equal confidence the wrong ones rank first, so that twenty
-    equal boxes score a twentieth. Surplus boxes of a lower confidence cost nothing once all true ones are matched:
-    that is how AP is defined, and why `detection` is the better reward.
+    A label that does not occur in the gold answer is a class of false positives with AP 0; so is an entry that cannot
+    be parsed. A box without a confidence has confidence 1. Ties in confidence are broken in favor of wrong boxes, so
+    that twenty equal boxes score 1/20. Surplus boxes of lower confidence cost nothing once all target boxes are
+    matched: this follows from the definition of AP, and is why `detection` is the better reward.
     """
     pair = detection_pair(completion, record)
     return None if pair is None else mean_average_precision(pair, thresholds)
@@ -56,7 +56,7 @@ def label_average_precision(predicted: list[Detection], target: list[Detection],
 
 
 def _true_positives(rows: list[list[float]], threshold: float) -> list[bool]:
-    """Return whether each box, by falling confidence, matches a true box that no box before it matched."""
+    """Return whether each box, in order of decreasing confidence, matches a target box that is still unmatched."""
     matched_columns: set[int] = set()
     hits = []
     for row in rows:
@@ -70,7 +70,7 @@ def _true_positives(rows: list[list[float]], threshold: float) -> list[bool]:
 
 
 def _interpolated_precision(hits: list[bool], true: int) -> float:
-    """Return the interpolated precision, the mean over 101 recalls; `hits` are ordered by falling confidence."""
+    """Return the interpolated precision, the mean over 101 recalls; `hits` are ordered by decreasing confidence."""
     ranks = [rank for rank, hit in enumerate(hits, 1) if hit]
     reached, best, total = _recalls_reached(true), 0.0, 0.0
     for hit_count in range(len(ranks), 0, -1):
@@ -86,19 +86,19 @@ def _recalls_reached(true: int) -> tuple[int, ...]:
 
 
 def od_ap(answer: str, truth: str, record: Record) -> float | None:
-    """The `od_ap` reward: COCO AP, invented labels counted."""
+    """The `od_ap` reward: COCO AP, in which predicted labels that do not occur in the gold answer count as 0."""
     pair = pair_detections(answer, truth, record)
     return None if pair is None else mean_average_precision(pair)
 
 
 def od_ap50(answer: str, truth: str, record: Record) -> float | None:
-    """The `od_ap50` reward: COCO AP at IoU 0.5, invented labels counted."""
+    """The `od_ap50` reward: COCO AP at IoU 0.5, in which labels that do not occur in the gold answer count as 0."""
     pair = pair_detections(answer, truth, record)
     return None if pair is None else mean_average_precision(pair, (0.5,))
 
 
 def od_length(answer: str, truth: str, record: Record) -> float | None:
-    """`od_ap`, times true / given where more boxes are given than there are."""
+    """`od_ap`, multiplied by target / predicted count if there are more predicted than target boxes."""
     pair = pair_detections(answer, truth, record)
     if pair is None:
         return None

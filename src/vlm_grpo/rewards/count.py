@@ -21,7 +21,7 @@ MAX_LENGTH = 300  # characters; longer answers are not parsed
 
 @lru_cache(maxsize=65536)
 def parse_count(text: str) -> Quantity | None:
-    """Return the only number in a text with its noun, "there are three red cubes"; None for none or several."""
+    """Return the only number in a text with its noun, as in "there are three red cubes"; None unless there is one."""
     text = text.strip()
     quantity = parse_quantity(text)
     if quantity is not None or len(text) > MAX_LENGTH:
@@ -42,10 +42,10 @@ def parse_count(text: str) -> Quantity | None:
 
 
 def count_reward(completion: str, record: Record, *, is_partial: bool = False) -> float | None:
-    """Return 1.0 when the only number in the answer is the true one, else 0.0; None when the truth is no number.
+    """Return 1.0 if the only number in the answer is correct, else 0.0; None if the gold answer is not a number.
 
-    "3", "3 cubes" and "There are three cubes." are the number 3; units that both name must agree. With `is_partial` a
-    wrong number scores 0.5 * (1 - |predicted - true| / max(1, true)), at least 0.
+    "3", "3 cubes" and "There are three cubes." all mean 3; if both answers have a unit, the units must agree. With
+    `is_partial`, a wrong number scores max(0, 0.5 * (1 - |predicted - target| / max(1, target))).
     """
     target = None if record.answer is None else parse_count(ground_truth_text(record.answer))
     if target is None:

@@ -1,8 +1,8 @@
-"""Rewards for a list of labelled boxes by the best one-to-one matching with the true ones; how such lists are read.
+"""Rewards for a list of labelled boxes, by optimal one-to-one matching with the target boxes; the parser of such lists.
 
-Two forms are read, in any mixture: `{"bbox_2d": [x1, y1, x2, y2], "label": "dog"}`, in the space in which the model's
-family answers, and `{"Position": [x1, y1, x2, y2], "Confidence": 0.9}`, always 0 to 1000 of each side. Both may carry
-`label` and `Confidence`. "None" or an empty list says that nothing is there. COCO's average precision is in coco_ap.py.
+Two formats are accepted, also mixed: `{"bbox_2d": [x1, y1, x2, y2], "label": "dog"}`, in the coordinate space of the
+model family, and `{"Position": [x1, y1, x2, y2], "Confidence": 0.9}`, always 0 to 1000 per side. Both may have `label`
+and `Confidence`. "None" or an empty list means that there is no object. COCO's average precision is in coco_ap.py.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from vlm_grpo.records import Record
 from vlm_grpo.rewards.iou import in_answer_space
 from vlm_grpo.rewards.mcq import normalize_text
 
-IOU_THRESHOLD = 0.5  # IoU from which on a box is the true one
+IOU_THRESHOLD = 0.5  # minimum IoU of a match
 
 
 def matched_ious(pair: DetectionPair, above: float = IOU_THRESHOLD) -> np.ndarray:
     """Return the IoU of each predicted box with its matched target box, (predicted,); 0 without a match.
 
-    One to one, labels equal, IoU of at least `above`, and the sum as large as it can be (Hungarian matching).
+    Matches are one to one, with equal labels and an IoU of at least `above`, and maximize the sum (Hungarian matching).
     """
     predicted = pair.predicted or []
     values = iou_matrix(predicted, pair.target)
     values[values < above] = 0.0
     ious = np.zeros(len(predicted))
     if values.any():
-        from scipy.optimize import linear_sum_assignment  # 0.3 s, only where boxes are matched
+        from scipy.optimize import linear_sum_assignment  # takes 0.3 s: imported only if there are boxes to match
 
         rows, columns = linear_sum_assignment(values, maximize=True)
         ious[rows] = values[rows, columns]
@@ -41,17 +41,18 @@ def matched_ious(pair: DetectionPair, above: float = IOU_THRESHOLD) -> np.ndarra
 
 
 def detection_reward(completion: str, record: Record, *, above: float = IOU_THRESHOLD) -> float | None:
-    """Return the sum of IoU of boxes matched by label at IoU >= `above` / max(true, predicted); None for no list.
+    """Return the sum of the IoUs of matched boxes / max(targets, predictions); None if the gold answer is not a list.
 
-    Surplus boxes, duplicates, invented labels and entries that cannot be read make `predicted` larger. "None" (or an
-    empty list) scores 1 where there is no object and 0 elsewhere; an answer that is not a list scores 0.
+    Boxes match if their labels are equal and their IoU is at least `above`. Surplus boxes, duplicates, wrong labels and
+    unparsable entries all count as predictions. "None" or an empty list scores 1 if there is no object and 0 otherwise;
+    an answer that is not a list scores 0.
     """
     pair = detection_pair(completion, record)
     return None if pair is None else matched_iou_score(pair, above)
 
 
 def matched_iou_score(pair: DetectionPair, above: float = IOU_THRESHOLD) -> float:
-    """Return the sum of matched IoU over the longer list, 0 to 1; 1 for two empty lists."""
+    """Return the summed IoU of matched boxes divided by the longer list's length, 0 to 1; 1 for two empty lists."""
     if pair.predicted is None:
         return 0.0
     longer = max(len(pair.predicted), len(pair.target))
@@ -59,13 +60,13 @@ def matched_iou_score(pair: DetectionPair, above: float = IOU_THRESHOLD) -> floa
 
 
 def ovd_reward(completion: str, record: Record, *, above: float = IOU_THRESHOLD) -> float | None:
-    """Return half `detection`, half calibrated confidence, -0.5 to 1; None when the truth is no list.
+    """Return the mean of `detection` and a calibration score, -0.5 to 1; None if the gold answer is not a list.
 
-    The second half is the sum of 2ch - c^2 over the given boxes / max(true, given), where c is the confidence and h is
-    1 for a matched box, else 0. It is the Brier score moved so that a box which its writer gives no chance adds nothing
-    (2ch - c^2 = h^2 - (c - h)^2): a box that is correct with probability p scores p^2 in expectation with c = p
-    and less with any other c, so that neither "always 1" nor many boxes of confidence 0 help. A confident invention
-    costs; a box without a confidence counts as confidence 0. Two empty lists score 1.
+    The calibration score is the sum of 2ch - c^2 over the predicted boxes / max(targets, predictions), where c is the
+    confidence and h is 1 for a matched box, else 0. It is a Brier score shifted such that a box of confidence 0 adds
+    nothing (2ch - c^2 = h^2 - (c - h)^2). A box that is correct with probability p has the expected score p^2 for c = p
+    and less for any other c, so neither "always 1" nor many boxes of confidence 0 pay off. Confident false positives
+    are penalized; a box without a confidence counts as confidence 0. Two empty lists score 1.
     """
     pair = detection_pair(completion, record)
     if pair is None:
@@ -79,13 +80,13 @@ def ovd_reward(completion: str, record: Record, *, above: float = IOU_THRESHOLD)
 
 
 def detection(answer: str, truth: str, record: Record) -> float | None:
-    """The `detection` reward: matched IoU over the longer list."""
+    """The `detection` reward: summed IoU of matched boxes divided by the longer list's length."""
     pair = pair_detections(answer, truth, record)
     return None if pair is None else matched_iou_score(pair)
 
 
 def weighted_sum(answer: str, truth: str, record: Record) -> float | None:
-    """0.7 of `detection`, and 0.3 for neither missing nor inventing boxes: 1 - (share missed + share surplus) / 2."""
+    """0.7 * `detection` + 0.3 * (1 - (fraction of target boxes missed + fraction of predictions unmatched) / 2)."""
     pair = pair_detections(answer, truth, record)
     if pair is None or not pair.predicted or not pair.target:
         return None if pair is None else matched_iou_score(pair)
@@ -117,14 +118,14 @@ class DetectionPair(NamedTuple):
 
 
 def detection_pair(completion: str, record: Record) -> DetectionPair | None:
-    """Return the boxes of a completion and of its record; None when the ground truth is no list of boxes."""
+    """Return the boxes of a completion and of its record; None if the gold answer is not a list of boxes."""
     if record.answer is None:
         return None
     return pair_detections(parse_answer(completion, record.task) or "", ground_truth_text(record.answer), record)
 
 
 def pair_detections(answer: str, truth: str, record: Record) -> DetectionPair | None:
-    """Return the lists of an answer and a ground truth in one space; None when the truth is no list of boxes."""
+    """Return predicted and target boxes in one coordinate space; None if the gold answer is not a list of boxes."""
     target = parse_target_detections(truth)
     if target is None:
         return None
@@ -138,7 +139,7 @@ def pair_detections(answer: str, truth: str, record: Record) -> DetectionPair | 
 
 
 def parse_detections(text: str) -> list[Detection] | None:
-    """Return the entries of a list in the order of the text, parsable or not; None when it is no list."""
+    """Return the entries of a list in the order of the text, parsable or not; None if the text is not a list."""
     if text.strip().rstrip(".").lower() == "none":
         return []
     value = extract_json(text)
@@ -149,9 +150,9 @@ def parse_detections(text: str) -> list[Detection] | None:
 
 @lru_cache(maxsize=4096)
 def parse_target_detections(text: str) -> list[Detection] | None:
-    """Return the entries of a ground truth; None when it is no list, or one of them cannot be parsed.
+    """Return the entries of a gold answer; None if it is not a list or an entry cannot be parsed.
 
-    What data sets write is read more freely than what models do: Python's spelling of a list, "No objects".
+    Gold answers are parsed more leniently than completions: Python literals and "No objects" are accepted.
     """
     value = python_literal(text)
     detections = (
@@ -163,7 +164,7 @@ def parse_target_detections(text: str) -> list[Detection] | None:
 
 
 def _parse_detection(item: object) -> Detection:
-    """Return the entry as a detection; one of area zero, which matches nothing, where it cannot be parsed."""
+    """Return the entry as a detection; if it cannot be parsed, a box of area zero, which matches nothing."""
     if isinstance(item, list):
         item = {"bbox_2d": item}
     if isinstance(item, dict) and ("bbox_2d" in item) != ("Position" in item):
@@ -173,7 +174,7 @@ def _parse_detection(item: object) -> Detection:
         if box is not None and isinstance(label, str) and (confidence is None or _is_probability(confidence)):
             has_confidence = confidence is not None
             share = 1.0 if confidence is None else float(confidence)
-            name = normalize_text(label) or label.strip().lower()  # an article alone is a name all the same
+            name = normalize_text(label) or label.strip().lower()  # a label may be an article alone, such as "A"
             return Detection(box, name, share, has_confidence, is_thousand)
     return Detection(Box(0.0, 0.0, 0.0, 0.0), UNREADABLE)
 
@@ -191,7 +192,7 @@ def _is_probability(value: object) -> bool:
 
 
 def _fill_in_labels(predicted: Sequence[Detection], target: Sequence[Detection]) -> list[Detection]:
-    """Return the predicted entries with the target's label where that has only one, and they or it leave it out."""
+    """Return the predictions with the only target label filled in, if they or the targets have no label."""
     labels = {item.label for item in target}
     if len(labels) != 1:
         return list(predicted)
@@ -209,16 +210,16 @@ def _in_answer_space(item: Detection, record: Record, is_truth: bool = False) ->
 
 
 def _sort_key(item: Detection) -> tuple[object, ...]:
-    """Sort by label, then by falling confidence, so that the order in which a list was written never counts."""
+    """Return a key that sorts by label, then by decreasing confidence, so that the order of a list does not matter."""
     return item.label, -item.confidence, item.has_confidence, item.box
 
 
 def iou_matrix(predicted: Sequence[Detection], target: Sequence[Detection]) -> np.ndarray:
-    """Return the IoU of all pairs, (predicted, target); 0 where labels differ or a box has no area."""
+    """Return the IoU of all pairs, (predicted, target); 0 for different labels and boxes without area."""
     if not predicted or not target:
         return np.zeros((len(predicted), len(target)))
-    one = np.array([item.box for item in predicted])[:, None]  # (given, 1, 4)
-    other = np.array([item.box for item in target])[None]  # (1, right, 4)
+    one = np.array([item.box for item in predicted])[:, None]  # (predicted, 1, 4)
+    other = np.array([item.box for item in target])[None]  # (1, target, 4)
     shared = np.clip(np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2]), 0, None)
     shared = shared[..., 0] * shared[..., 1]
     union = _areas(one) + _areas(other) - shared

@@ -1,4 +1,4 @@
-"""Whether a completion has the format that its task asks for."""
+"""Reward for a completion in the format of its task."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ OPENED_THINKING = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>((?:(?!</?th
 TASKS_WITHOUT_THINKING = (
     "vqa",
     "grounding",
-)  # tasks whose completions hold no thought unless the prompt has opened one
+)  # no thinking block is expected unless the prompt opens one
 BOX_TASKS = ("rec", "grounding")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_reward(completion: str, record: Record) -> float:
-    """Return 1.0 when the whole turn is what the task asks for, and nothing else; otherwise 0.0.
+    """Return 1.0 if the whole turn has exactly the format of the task, else 0.0.
 
-    vqa: one JSON object with exactly `reasoning_steps` and `answer`. grounding: one answer block. All others: one think
-    block, one answer block. What the answer block must hold is in ANSWER_FORMATS; for seg it is a shape with the
-    record's number of terms, for rec and grounding one box as JSON or in the markup of a family.
+    vqa: one JSON object with exactly the keys `reasoning_steps` and `answer`. grounding: one answer block. All others:
+    one think block followed by one answer block. ANSWER_FORMATS defines the content of the answer block; for seg it is
+    a shape with the record's number of terms, for rec and grounding one box as JSON or in the markup of a model family.
 
-    Where the prompt has opened or skipped a thought (`turn_opening`), the turn of every task begins with that thought,
-    which may mention any tag but its own.
+    If the prompt opens or skips a thinking block (`turn_opening`), the turn starts with that block in every task. The
+    block may contain any tag except its own.
     """
     text, opening = normalize_thinking_tags(completion), normalize_thinking_tags(record.extra.get("turn_opening") or "")
     if OPEN in opening or CLOSE in opening:
@@ -107,7 +107,7 @@ def _is_boxed(answer: str) -> bool:
     return inside is not None and answer.startswith("\\boxed{") and answer[len("\\boxed{") : -1].strip() == inside
 
 
-# What must stand in the answer block; any text where a task is not named.
+# Required content of the answer block; any text for other tasks.
 ANSWER_FORMATS: Mapping[str, Callable[[str], bool]] = {
     "rec": is_marked_box,
     "grounding": is_marked_box,

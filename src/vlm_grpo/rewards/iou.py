@@ -1,7 +1,7 @@
 """IoU rewards of one box in the answer with the target box of the record.
 
-The answer is in the space in which the model's family answers (`answer_space`, which trainer and evaluation know), the
-truth in the record's `box_space`, by default pixels of the original image. Both are compared in the answer's space.
+The answer is in the coordinate space of the model family (`answer_space`, set by the trainer and the evaluation), the
+target in the record's `box_space`, by default pixels of the original image. They are compared in the answer's space.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vlm_grpo.records import Record
 
 
 class BoxPair(NamedTuple):
-    """The answer's only box (None for no box or several) and the true one."""
+    """The answer's only box (None for no box or several) and the target box."""
 
     predicted: Box | None
     target: Box
 
 
 def box_pair(completion: str, record: Record) -> BoxPair | None:
-    """Return the boxes to compare, in the space of the answer; None when the record has no single box."""
+    """Return the boxes to compare, in the space of the answer; None if the record does not have exactly one box."""
     target = target_box(record.answer)
     if target is None:
         return None
@@ -30,10 +30,10 @@ def box_pair(completion: str, record: Record) -> BoxPair | None:
 
 
 def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
-    """Return the box in the space of the model's answers; unchanged where space or sizes are unknown.
+    """Return the box converted to the space of the model's answers; unchanged if the space or sizes are unknown.
 
-    `source` is the space that it is in, by default that of the truth, the record's `box_space`. With several images,
-    `box_image` of the record says which one the box is on; the first without it.
+    `source` is the current space of the box, by default the record's `box_space`. With several images, the record's
+    `box_image` is the index of the image that the box refers to (default: the first).
     """
     facts = record.extra
     space, sizes = facts.get("answer_space"), facts.get("image_sizes")
@@ -45,7 +45,7 @@ def in_answer_space(box: Box, record: Record, source: str | None = None) -> Box:
 
 
 def target_box(answer: object) -> Box | None:
-    """Return the record's box, from a list, an object with `bbox_2d` or their text."""
+    """Return the record's box from a list, an object with `bbox_2d`, or either as text."""
     return _parse_target_box(answer) if isinstance(answer, str) else None if answer is None else only_box(answer)
 
 
@@ -55,11 +55,11 @@ def _parse_target_box(answer: str) -> Box | None:
 
 
 def iou_reward(completion: str, record: Record, *, above: float | None = None, power: float = 1.0) -> float | None:
-    """Return the IoU of the answer's box with the target box, 0 to 1; None when the record has no box.
+    """Return the IoU of the answer's box with the target box, 0 to 1; None if the record has no box.
 
     Args:
-        above: 1.0 when the IoU exceeds this, else 0.0 (the RefCOCO protocol at 0.5).
-        power: Exponent of the IoU; 2 rewards precise boxes more.
+        above: Return 1.0 if the IoU exceeds this threshold, else 0.0 (the RefCOCO protocol uses 0.5).
+        power: Exponent of the IoU; 2 favors precise boxes.
     """
     pair = box_pair(completion, record)
     if pair is None:
@@ -69,14 +69,14 @@ def iou_reward(completion: str, record: Record, *, above: float | None = None, p
 
 
 def box_overlap(answer: str, truth: str, record: Record) -> float | None:
-    """The IoU of the answer's only box with the true box, 0 to 1; not applicable when the truth is no single box."""
+    """The IoU of the answer's only box with the gold box, 0 to 1; not applicable unless there is one gold box."""
     target = target_box(record.answer)
     predicted = only_box(answer)
     return None if target is None else 0.0 if predicted is None else iou(predicted, in_answer_space(target, record))
 
 
 def giou_reward(completion: str, record: Record) -> float | None:
-    """Return the generalized IoU (arXiv:1902.09630) as (giou + 1) / 2; no box, or one without area, is 0."""
+    """Return the generalized IoU (arXiv:1902.09630) as (giou + 1) / 2; 0 without a box, or for one without area."""
     pair = box_pair(completion, record)
     if pair is None:
         return None
@@ -84,7 +84,7 @@ def giou_reward(completion: str, record: Record) -> float | None:
 
 
 def center_reward(completion: str, record: Record) -> float | None:
-    """Return 1.0 when the center of the answer's box lies inside the target box; its size does not count: add `iou`."""
+    """Return 1.0 if the center of the answer's box is inside the target box; combine with `iou`, as size is ignored."""
     pair = box_pair(completion, record)
     if pair is None:
         return None

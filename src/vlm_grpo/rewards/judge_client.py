@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL, BASE_URL, API_KEY = "JUDGE_MODEL", "JUDGE_BASE_URL", "JUDGE_API_KEY"  # in the environment
-MAX_ANSWER_LENGTH = 4000  # characters; no judge is asked about a longer answer
-MAX_CACHED_SCORES = 100_000  # verdicts
+MAX_ANSWER_LENGTH = 4000  # characters; longer answers are not sent to the judge
+MAX_CACHED_SCORES = 100_000
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
 INSTRUCTION = """You grade answers to questions about images. The user's message is one JSON object: a question, the \
 reference answer, which is right, and the answer to grade. Say how far the answer to grade means the same as the \
@@ -55,15 +55,16 @@ PROMPT_INJECTION = re.compile(
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """The judge's model and requests; None is read from the environment.
+    """Model, server and request limits of a judge. Values of None are read from the environment.
 
     Args:
-        model: Its name on the server; JUDGE_MODEL.
-        base_url: Of the server, such as http://localhost:11434/v1; JUDGE_BASE_URL, else OPENAI_BASE_URL, else OpenAI.
-        api_key: JUDGE_API_KEY, else OPENAI_API_KEY, else a placeholder, which local servers accept.
-        timeout: Seconds for one request. An answer takes at most (retries + 1) times that, and the pauses between.
-        retries: How often a request that failed (connection, time limit, status 408, 409, 429 or 5xx) is repeated.
-        concurrency: Requests at a time.
+        model: Name of the model on the server (JUDGE_MODEL).
+        base_url: URL of the server, such as http://localhost:11434/v1 (JUDGE_BASE_URL, then OPENAI_BASE_URL, then
+            OpenAI).
+        api_key: API key (JUDGE_API_KEY, then OPENAI_API_KEY, then a placeholder, which local servers accept).
+        timeout: Seconds per request. An answer takes at most (retries + 1) times that, plus the pauses in between.
+        retries: Number of retries after a failed request (connection, time limit, status 408, 409, 429 or 5xx).
+        concurrency: Maximum number of concurrent requests.
     """
 
     model: str | None = None
@@ -77,7 +78,7 @@ class JudgeSettings:
         """Return these settings with the missing ones read from the environment.
 
         Raises:
-            ValueError: no model is named, or a number is out of range.
+            ValueError: no model is configured, or a number is out of range.
         """
         variables = os.environ if environment is None else environment
         model = self.model or variables.get(MODEL)
@@ -95,7 +96,7 @@ class JudgeSettings:
 
 
 class JudgeQuery(NamedTuple):
-    """A question, its ground truth and the answer to score."""
+    """A question, its gold answer and the answer to score."""
 
     question: str
     truth: str
@@ -103,7 +104,7 @@ class JudgeQuery(NamedTuple):
 
 
 class Judge:
-    """Scores of one model on one server, cached; a query without a score is sent again in the next call.
+    """Client of one judge model on one server. Scores are cached; a query that failed is sent again in the next call.
 
     Raises:
         ImportError: the package openai is missing.
@@ -116,7 +117,7 @@ class Judge:
             raise ImportError("a judge needs the package openai: pip install 'vlm_grpo[judge]'") from error
         self.settings = settings
         self.cache: dict[JudgeQuery, float] = {}
-        self.unscored: Counter[JudgeQuery] = Counter()  # how often `score` will want what no verdict was given on
+        self.unscored: Counter[JudgeQuery] = Counter()  # failed queries of `prepare`: calls of `score` still expected
         self.has_warned = False
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="judge", daemon=True).start()
@@ -125,7 +126,7 @@ class Judge:
         self.failures = 0  # in a row
 
     def scores(self, queries: Sequence[JudgeQuery]) -> list[float | None]:
-        """Return a score from 0 to 1 for each query, each distinct one sent once; None where the server gave none."""
+        """Return a score from 0 to 1 per query, None if the server gave none. Identical queries are sent once."""
         if len(self.cache) + len(queries) > MAX_CACHED_SCORES:
             self.cache.clear()
             self.unscored.clear()
@@ -138,13 +139,13 @@ class Judge:
         return [self.cache.get(query) for query in queries]
 
     def prepare(self, queries: Sequence[JudgeQuery]) -> int:
-        """Ask about all cases whose `score` will be wanted next, and say how many have no verdict."""
+        """Fetch the scores of queries that `score` will be called with next; return how many have no score."""
         missing = [query for query, score in zip(queries, self.scores(queries), strict=True) if score is None]
         self.unscored.update(missing)
         return len(missing)
 
     def score(self, query: JudgeQuery) -> float | None:
-        """Return the score of one query; one that `prepare` got no score for is not sent again."""
+        """Return the score of one query; one that failed in `prepare` is not sent again."""
         if self.unscored[query] > 0 and query not in self.cache:
             self.unscored[query] -= 1
             return None
@@ -165,7 +166,7 @@ class Judge:
     async def _ask(self, client: AsyncOpenAI, query: JudgeQuery) -> float | None:
         async with self.semaphore:
             if self.failures >= max(2, self.settings.concurrency):
-                return None  # the server is gone: the rest of these cases shall not wait for it
+                return None  # the server is unreachable: skip the remaining queries of this batch
             reply, reason = await self._reply(client, query)
             if reply is None:
                 self.failures += 1
@@ -218,8 +219,8 @@ class Judge:
             self.has_warned = True
             where = f"{self.settings.model} at {self.settings.base_url or 'OpenAI'}"
             logger.warning(
-                "judge %s gave no verdict (%s); such answers are scored by `accuracy` and counted in the metric "
-                "judge/fallbacks; this is said once",
+                "judge %s returned no score (%s); such answers are scored by `accuracy` instead and counted in the "
+                "metric judge/fallbacks; this warning is shown once",
                 redact_text(where),
                 redact_text(reason),
             )
@@ -234,19 +235,19 @@ def get_judge(settings: JudgeSettings | None) -> Judge:
     """Return the judge of these settings, one per process.
 
     Raises:
-        ValueError: no model is named.
+        ValueError: no model is configured.
         ImportError: the package openai is missing.
     """
     return _cached_judge((settings or JudgeSettings()).complete(), os.getpid())
 
 
 def is_prompt_injection(answer: str) -> bool:
-    """Return whether an answer addresses its judge, mentions scores or is too long; no judge is asked about it."""
+    """Return whether an answer addresses its judge, mentions scores or is too long, and must not be sent to a judge."""
     return len(answer) > MAX_ANSWER_LENGTH or PROMPT_INJECTION.search(answer) is not None
 
 
 def response_content(body: str) -> str:
-    """Return the text of the first choice in a chat completion's body; the body itself where it has none."""
+    """Return the text of the first choice of a chat completion; the body itself if it has none."""
     value: Any = extract_json(body)
     try:
         content = value["choices"][0]["message"]["content"]

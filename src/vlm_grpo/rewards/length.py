@@ -10,7 +10,7 @@ from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.judge_client import JudgeSettings
 
 NGRAM = 6
-LONG_WORD = 20  # characters a word on average: no language with spaces gets there
+LONG_WORD = 20  # characters per word on average; languages with spaces stay below
 
 
 def cosine_length_reward(
@@ -21,9 +21,9 @@ def cosine_length_reward(
     max_length: int = 1024,
     judge: JudgeSettings | None = None,
 ) -> float | None:
-    """Return 1.0 for a short correct answer, 0.5 at the limit; -1.0 for a short wrong one, -0.5 at the limit.
+    """Return 1.0 for a correct answer of length 0, falling to 0.5 at the limit; for a wrong one -1.0, rising to -0.5.
 
-    Cosine between the two ends (arXiv:2502.03373, eq. 1); the length is clamped at the limit, so that it never wraps.
+    The interpolation is a cosine (arXiv:2502.03373, eq. 1). Lengths above the limit are clamped, so it never wraps.
     """
     accuracy = accuracy_reward(completion, record, judge=judge)
     if accuracy is None:
@@ -37,7 +37,7 @@ def cosine_length_reward(
 def overlong_reward(
     completion: str, record: Record, *, num_tokens: int | None = None, max_length: int = 1024, cache: int | None = None
 ) -> float | None:
-    """Return DAPO's overlong punishment (arXiv:2503.14476, eq. 13): 0 up to the cache, falling to -1 at the limit."""
+    """Return DAPO's overlong penalty (arXiv:2503.14476, eq. 13): 0 up to limit - cache, then falling to -1."""
     length = len(completion.split()) if num_tokens is None else num_tokens
     cache = max(1, max_length // 5) if cache is None else cache
     return -min(1.0, max(0.0, (length - (max_length - cache)) / cache))
@@ -46,7 +46,7 @@ def overlong_reward(
 def repetition_reward(completion: str, record: Record, *, ngram: int = NGRAM) -> float:
     """Return minus the fraction of repeated n-grams of words, or of repeated boxes, -1 to 0 (arXiv:2502.03373).
 
-    Without spaces, as in some languages, n-grams are of characters.
+    In text without spaces, as in some languages, n-grams of characters are used.
     """
     words = completion.lower().split()
     if len(completion) > LONG_WORD * max(1, len(words)):

@@ -1,7 +1,7 @@
-"""Reward for an instance mask that is written as a shape (`vlm_grpo.masks`), against the record's true mask.
+"""Reward for an instance mask written as a shape (`vlm_grpo.masks`), compared with the record's target mask.
 
-The truth is the record's column `mask`, COCO's RLE of the original image, not the shape that its answer holds: that one
-is only as good as its codec. The box of the answer's shape is in the space in which the model's family answers.
+The target is the record's column `mask` (COCO RLE of the original image), not the shape in its gold answer, which is
+only as accurate as its codec. The box of the answer's shape is in the coordinate space of the model family.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vlm_grpo.records import Record
 
 
 def mask_iou_reward(completion: str, record: Record) -> float | None:
-    """Return the IoU, 0 to 1, of the answer's shape with the true mask; None when the record has no `mask`.
+    """Return the IoU, 0 to 1, of the answer's shape with the target mask; None if the record has no `mask`.
 
-    An answer that is not a well-formed shape, or has a wrong number of terms, scores 0.
+    An answer that is not a well-formed shape, or has the wrong number of terms, scores 0.
 
     Raises:
-        ValueError: the true mask is broken.
+        ValueError: the target mask is invalid.
     """
     answer = extract_answer(completion)
     return mask_overlap("" if answer is None else answer, "", record)
@@ -40,10 +40,10 @@ def mask_overlap(answer: str, truth: str, record: Record) -> float | None:
 
 
 def target_mask(value: object) -> RLEMask | None:
-    """Return the mask of a column, an RLE object or its JSON text; None without a value.
+    """Return the mask in a column, an RLE object or its JSON text; None without a value.
 
     Raises:
-        ValueError: it is not such an object; the message says what must hold.
+        ValueError: the value is not a valid RLE object; the message says what is expected.
     """
     if isinstance(value, str):
         try:
@@ -54,14 +54,15 @@ def target_mask(value: object) -> RLEMask | None:
 
 
 def expected_terms(record: Record) -> int:
-    """Return how many numbers each axis of an answer has: the record's `terms`, by default 8."""
+    """Return the number of coefficients per axis in an answer: the record's `terms`, 8 by default."""
     return record.extra.get("terms") or TERMS
 
 
 def answer_extent(record: Record, truth: RLEMask) -> Size:
     """Return the image's width and height in the space of the model's answers, or the record's if that is unknown.
 
-    With several images, `box_image` of the record says which one the mask is on; the first without it.
+    With several images, the record's `box_image` is the index of the image that the mask refers to (default: the
+    first).
     """
     facts = record.extra
     space, sizes = facts.get("answer_space"), facts.get("image_sizes")

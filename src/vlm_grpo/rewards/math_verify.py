@@ -1,7 +1,7 @@
 """Mathematical equivalence of expressions by math-verify, in worker processes with a time limit.
 
-Symbolic simplification can run for minutes on a short text. A worker that exceeds the limit is killed and replaced,
-the answer counts as not equal, and the other answers of the batch do not wait for it.
+Symbolic simplification of a short text can take minutes. A worker that exceeds the limit is killed and replaced, its
+answer counts as not equal, and the other answers of the batch do not wait for it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _verify(pair: tuple[str, str], workers: queue.LifoQueue[_Worker]) -> bool:
 @lru_cache(maxsize=1)
 def _idle_workers(process: int) -> queue.LifoQueue[_Worker]:
     """Return the workers of this process; a forked process starts its own."""
-    workers: queue.LifoQueue[_Worker] = queue.LifoQueue()  # last in, first out: one worker serves a slow trickle
+    workers: queue.LifoQueue[_Worker] = queue.LifoQueue()  # last in, first out: occasional pairs reuse one worker
     for _ in range(WORKERS):
         workers.put(_Worker())
     return workers
@@ -87,14 +87,14 @@ class _Worker:
         line = self.read(self.process, TIME_LIMIT)
         if line is None:
             self.stop()
-            logger.warning("math: no verdict within %g s on the answer %.80r; it counts as wrong", TIME_LIMIT, pair[1])
+            logger.warning("math: no result within %g s for the answer %.80r; scored as wrong", TIME_LIMIT, pair[1])
         return line == b"true\n"
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the process, wait until its libraries are loaded, and return it: the limit is then for the pair alone.
+        """Start the process and return it once its libraries are loaded, so that the limit covers the pair alone.
 
         Raises:
-            RuntimeError: it ended instead, or did not become ready.
+            RuntimeError: the process ended or did not become ready in time.
         """
         # -c instead of -m: a user's own main module is never imported again
         command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {SERVE}"]
@@ -112,7 +112,7 @@ class _Worker:
 
     @staticmethod
     def read(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-        """Return the next line; None when it does not come in time or the process has ended."""
+        """Return the next line; None on a timeout or if the process has ended."""
         line, end, stdout = b"", time.monotonic() + seconds, _pipe(process.stdout)
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([stdout], [], [], max(0.0, end - time.monotonic()))
@@ -140,10 +140,10 @@ SERVE = "from vlm_grpo.rewards.math_verify import serve; serve()"
 
 def serve() -> None:
     """Answer each line of standard input ([truth, answer] as JSON) with true or false."""
-    logging.disable(logging.CRITICAL)  # math-verify's complaints about unreadable answers
-    verify_pair(r"\frac{1}{2}", "0.5")  # what the first pair would have to load is loaded before the clock runs
+    logging.disable(logging.CRITICAL)  # math-verify's warnings about answers that it cannot parse
+    verify_pair(r"\frac{1}{2}", "0.5")  # load everything before the time limit of the first pair starts
     _write_line("ready")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # this pipe is not read from here on; it would block when full
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads this pipe any more; it would block when full
     for line in sys.stdin:
         truth, answer = json.loads(line)
         _write_line(json.dumps(verify_pair(truth, answer)))
@@ -158,7 +158,7 @@ def _write_line(word: str) -> None:
 def verify_pair(truth: str, answer: str) -> bool:
     """Return math-verify's result for one pair, in this process and without a time limit.
 
-    math-verify reads X as x; a pair that writes the same symbol in another case is not equal.
+    math-verify treats X as x; a pair that writes a symbol in different cases is not equal here.
     """
     from math_verify import parse, verify
 
@@ -174,5 +174,5 @@ def _symbols_differ_in_case(truth: str, answer: str) -> bool:
 
 
 def _dollars(value: str) -> str:
-    """Return the value as inline mathematics, where math-verify looks first."""
+    """Return the value as inline LaTeX, which math-verify parses first."""
     return value if "$" in value or "\\boxed" in value else f"${value}$"

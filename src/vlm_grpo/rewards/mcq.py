@@ -1,4 +1,4 @@
-"""Parse which lettered option an answer chooses."""
+"""Parse the letter of the option that an answer chooses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from vlm_grpo.answer_parser import normalize_nfkc, python_literal, strip_end_punctuation
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-# Scripts without spaces: a word there may follow a letter at once. Kana, Han, Hangul.
+# Scripts in which a word may follow a letter without a space: Kana, Han, Hangul.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 LEAD = (
     r"(?:(?:the\s+)?(?:(?:correct|right|final|best)\s+)?(?:answer|option|choice)\s*(?:is|:)*\s*:?\s*"
@@ -37,7 +37,7 @@ def normalize_text(value: str) -> str:
 def parse_choice(value: str, options: tuple[str, ...] = ()) -> str | None:
     """Return the lower-case letter of an answer ("(B)", "B.", "B dog", "the answer is B") or of the option it repeats.
 
-    None when it names none, or two: a letter with another option's text, or several letters.
+    None if it names no option or more than one: several letters, or a letter with the text of another option.
     """
     texts = [normalize_text(LABEL.sub("", option, count=1)) for option in options]
     text = strip_end_punctuation(normalize_nfkc(value).strip().strip("*").strip())
@@ -56,7 +56,7 @@ def parse_choice(value: str, options: tuple[str, ...] = ()) -> str | None:
 def parse_choices(value: str, options: tuple[str, ...] = ()) -> frozenset[str] | None:
     """Return the lower-case letters of an answer: one as in `parse_choice`, or several, "AC", "A, C", "(A) and (C)".
 
-    None when it names none, one twice, or one beyond the options. Several letters must be capitals.
+    None if it names no option, one option twice, or a letter without an option. Several letters must be upper case.
     """
     single = parse_choice(value, options)
     if single is not None:
@@ -85,7 +85,7 @@ def _letter(index: int) -> str:
 
 
 def _names_option(match: re.Match[str], texts: list[str]) -> bool:
-    """Return whether an unmarked letter is a choice: "B dog" where B is the dog; without options not "A dog"."""
+    """Return whether a bare letter is a choice: "B dog" is if B is the dog; "A dog" is not without options."""
     if AFFIRMED.fullmatch(match[4]):
         return True
     if texts or not match[3]:

@@ -45,9 +45,9 @@ class Quantity(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def parse_quantity(text: str) -> Quantity | None:
-    """Return the number with an optional unit that a text is; None for anything else ("3-5", "2019-05-01", "3 or 4").
+    """Parse a text that is one number with an optional unit; None otherwise ("3-5", "2019-05-01", "3 or 4").
 
-    Thousands separators, fractions, percent, scientific notation and a currency sign in front are read.
+    Thousands separators, fractions, percent, scientific notation and a leading currency sign are accepted.
     """
     text = _strip_number(text)
     match = NUMBER.fullmatch(text) if len(text) <= MAX_DIGITS else None
@@ -62,7 +62,7 @@ def parse_quantity(text: str) -> Quantity | None:
 
 
 def _strip_number(text: str) -> str:
-    """Return the text without surrounding white space, a full stop and LaTeX's dollar signs."""
+    """Return the text without surrounding whitespace, a final period and LaTeX dollar signs."""
     text = text.strip().replace("−", "-").removesuffix(".")
     return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" else text
 
@@ -84,9 +84,9 @@ def _value(match: re.Match[str]) -> Fraction | int | None:
 
 
 def quantities_equal(predicted: Quantity, target: Quantity, tolerance: float | None = None) -> bool:
-    """Return whether both are the same amount: "10 cm" equals "0.1 m", "12 cm" does not equal "12 kg".
+    """Return whether both are the same quantity: "10 cm" equals "0.1 m", "12 cm" does not equal "12 kg".
 
-    `tolerance` is relative; without one integers are exact and decimals may differ by 1e-6.
+    `tolerance` is relative; by default integers must be exact and decimals may differ by 1e-6.
     """
     allowed = (0.0 if target.is_integer else 1e-6) if tolerance is None else tolerance
     value: Fraction | int | None = predicted.value
@@ -105,13 +105,13 @@ def quantities_equal(predicted: Quantity, target: Quantity, tolerance: float | N
 
 @lru_cache(maxsize=4096)
 def _normalize_unit(unit: str) -> str:
-    """Return the unit as written; words that are not units of measurement in lower case and singular."""
+    """Return a known unit as written, and any other noun in lower case and singular."""
     plain = " ".join(unit.rstrip(".!?,;: ").split())
     return plain if parse_unit(plain) is not None else plain.lower().removesuffix("s")
 
 
 def convert_unit(value: Fraction | int, unit: str, target: str) -> Fraction | None:
-    """Return the value in the target unit; None where the units are incompatible, or one is unknown."""
+    """Return the value in the target unit; None if the units are incompatible or one is unknown."""
     one, other = parse_unit(unit.rstrip(".!?,;: ")), parse_unit(target.rstrip(".!?,;: "))
     if one is None or other is None or one.dimensionality != other.dimensionality:
         return None
@@ -124,7 +124,7 @@ def convert_unit(value: Fraction | int, unit: str, target: str) -> Fraction | No
 
 @lru_cache(maxsize=4096)
 def parse_unit(text: str) -> Unit | None:
-    """Return the unit that a text names (empty text is the pure number, "%" a hundredth); None for no unit."""
+    """Parse a unit: an empty text is dimensionless, "%" is a hundredth; None for an unknown unit."""
     from pint.errors import PintError
 
     text = "percent" if text == "%" else text.replace("²", "^2").replace("³", "^3")
@@ -133,14 +133,14 @@ def parse_unit(text: str) -> Unit | None:
     for spelling in dict.fromkeys((text, text.lower())):
         try:
             return _unit_registry().parse_units(spelling.replace("^", "**"))
-        except (PintError, ValueError, TypeError, AttributeError):  # what pint raises on words that are not units
+        except (PintError, ValueError, TypeError, AttributeError):  # pint raises these on words that are not units
             continue
     return None
 
 
 @lru_cache(maxsize=1)
 def _unit_registry() -> UnitRegistry:
-    """Return pint's registry of units, built at the first conversion (half a second)."""
+    """Return pint's unit registry, built on first use (half a second)."""
     from pint import UnitRegistry
 
     return UnitRegistry(autoconvert_offset_to_baseunit=True)
@@ -148,7 +148,7 @@ def _unit_registry() -> UnitRegistry:
 
 @lru_cache(maxsize=65536)
 def parse_date(text: str) -> date | None:
-    """Return the date that a text gives in one of DATE_FORMATS; None for anything else."""
+    """Parse a date in one of DATE_FORMATS; None for anything else."""
     text = text.strip().rstrip(".")
     if not (8 <= len(text) <= 20 and text[-1].isdigit()):
         return None

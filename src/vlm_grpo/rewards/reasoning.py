@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ENCODER = "all-MiniLM-L6-v2"
-# Cosine above which two steps say the same, by encoder (arXiv:2603.13099).
+# Cosine similarity above which two steps match, by encoder (arXiv:2603.13099).
 THRESHOLDS = {
     "all-MiniLM-L6-v2": 0.45,
     "all-MiniLM-L12-v2": 0.47,
     "all-mpnet-base-v2": 0.48,
     "all-distilroberta-v1": 0.35,
 }
-OVERLAP = "overlap"  # in place of an encoder: the share of common words
+OVERLAP = "overlap"  # instead of an encoder: the fraction of common words
 OVERLAP_THRESHOLD = 0.5
 MAX_CACHED_EMBEDDINGS = 200_000  # embeddings; 300 MB at 384 numbers each
-BATCH_SIZE = 256  # sentences a forward pass
+BATCH_SIZE = 256  # sentences per forward pass
 
 
 def matched_pairs(similarity: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Return one-to-one pairs of predicted and reference steps, in the predicted order.
+    """Match predicted and reference steps one to one; return the pairs in the predicted order.
 
-    `similarity` is (predicted, reference). Pairs strictly above the threshold are taken in falling order, each step at
-    most once.
+    `similarity` is (predicted, reference). Pairs strictly above the threshold are matched greedily by decreasing
+    similarity, each step at most once.
     """
     predicted, reference = similarity.shape
     rows, columns = np.nonzero(similarity > threshold)
@@ -72,12 +72,12 @@ def reasoning_reward(
 
     Args:
         encoder: A sentence-transformers model, by name or folder; `overlap` compares words and loads nothing.
-        device: Where it runs, such as "cpu" or "cuda".
-        threshold: Similarity that a pair must exceed; default: the encoder's own (arXiv:2603.13099).
+        device: Device of the encoder, such as "cpu" or "cuda".
+        threshold: Minimum similarity of a pair, exclusive; by default that of the encoder (arXiv:2603.13099).
 
     Raises:
         ImportError: sentence-transformers is missing (extra `reasoning`).
-        ValueError: an encoder without a known threshold, and none given.
+        ValueError: the encoder has no known threshold and `threshold` is None.
     """
     table = step_similarity(completion, record, encoder, device)
     return None if table is None else match_f1(table, threshold_of(encoder) if threshold is None else threshold)
@@ -134,23 +134,23 @@ def _words(text: str) -> frozenset[str]:
 
 
 def threshold_of(encoder: str) -> float:
-    """Return the threshold of an encoder, by the last part of its name.
+    """Return the threshold of an encoder, looked up by the last part of its name.
 
     Raises:
-        ValueError: none is known.
+        ValueError: no threshold is known for it.
     """
     if encoder == OVERLAP:
         return OVERLAP_THRESHOLD
     name = Path(encoder).name
     if name not in THRESHOLDS:
         message = unknown_name("encoder", name, list(THRESHOLDS))
-        raise ValueError(f"{message}; give the threshold of another encoder yourself (--reasoning_threshold)")
+        raise ValueError(f"{message}; set --reasoning_threshold for any other encoder")
     return THRESHOLDS[name]
 
 
 @lru_cache(maxsize=4)
 def load_embedder(encoder: str, device: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """Return a function from sentences to unit vectors (sentences, dimensions), which embeds each distinct one once.
+    """Return a cached function from sentences to unit vectors, (sentences, dimensions).
 
     Raises:
         ImportError: sentence-transformers is missing.
@@ -177,7 +177,7 @@ def _load_model(encoder: str, device: str) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         message = "reward 'reasoning' needs sentence-transformers: pip install 'vlm_grpo[reasoning]'"
-        hint = "'reasoning_overlap' compares words and needs nothing; so does the encoder 'overlap'"
+        hint = "'reasoning_overlap', or the encoder 'overlap', compares words and needs no package"
         raise ImportError(f"{message}; {hint}") from error
     from transformers.integrations import deepspeed
 
@@ -205,12 +205,12 @@ def reasoning_ordered_reward(
     device: str = "cpu",
     threshold: float | None = None,
 ) -> float | None:
-    """Return match F1 * (1 - share + share * order), order 0 to 1 of the matched steps; None without reference steps.
+    """Return match F1 * (1 - share + share * order score of the matched steps, 0 to 1); None without reference steps.
 
     Args:
-        share: How much of the F1 depends on the order, 0 to 1.
-        measure: `kendall`, (tau + 1) / 2 of the matched pairs, or `longest`, the longest rising subsequence over their
-            number. With fewer than two pairs the order is 1.
+        share: Fraction of the F1 that depends on the order, 0 to 1.
+        measure: `kendall` is (tau + 1) / 2 of the matched pairs, `longest` the length of the longest increasing
+            subsequence divided by the number of pairs. With fewer than two pairs the order score is 1.
         encoder, device, threshold: As for `reasoning`.
 
     Raises:
@@ -228,14 +228,14 @@ def reasoning_ordered_reward(
 
 
 def kendall(places: Sequence[int]) -> float:
-    """Return (Kendall's tau + 1) / 2 of distinct numbers: the fraction of pairs in ascending order."""
+    """Return (Kendall's tau + 1) / 2 of distinct numbers, i.e. the fraction of pairs in ascending order."""
     pairs = len(places) * (len(places) - 1) / 2
     return sum(one < other for at, one in enumerate(places) for other in places[at + 1 :]) / pairs
 
 
 def longest_increasing(places: Sequence[int]) -> float:
     """Return the length of the longest increasing subsequence of distinct numbers, as a fraction of their count."""
-    ends: list[int] = []  # the smallest end of a rising subsequence of each length
+    ends: list[int] = []  # the smallest last element of an increasing subsequence of each length
     for place in places:
         at = bisect_left(ends, place)
         ends[at : at + 1] = [place]
@@ -261,11 +261,11 @@ def causal_reward(
     """Return 0.6 + 0.4 * match F1 for a correct answer, 0.3 * 0.4 * match F1 for a wrong one; None without a reference.
 
     Args:
-        right: Score of a correct answer without any step.
-        wrong: What share of the steps' worth is left when the answer is wrong.
-        steps: Score of all steps.
+        right: Reward of a correct answer without any matched step.
+        wrong: Factor on the reward of the steps if the answer is wrong.
+        steps: Reward of the steps at a match F1 of 1.
         encoder, device, threshold: As for `reasoning`.
-        tolerance, judge: As for `accuracy`; above 0.5 is right.
+        tolerance, judge: As for `accuracy`; an answer is correct if its accuracy is above 0.5.
     """
     accuracy = accuracy_reward(completion, record, tolerance=tolerance, judge=judge)
     f1 = reasoning_reward(completion, record, encoder=encoder, device=device, threshold=threshold)
@@ -284,6 +284,6 @@ def prepare_causal(
     judge: JudgeSettings | None = None,
     log_metric: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Verify, ask and embed for all completions at the same time."""
+    """Run the encoder, math-verify and the judge on all completions and cache the results."""
     prepare_reasoning(completions, records, encoder=encoder, device=device, threshold=threshold)
     prepare_accuracy(completions, records, judge=judge, log_metric=log_metric)

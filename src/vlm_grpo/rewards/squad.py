@@ -19,9 +19,7 @@ SCRIPT_WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u9fff"
 TOKEN = re.compile(rf"(?<![\w.])-?\d+(?:[.,:/-]\d+)*|[$€£¥%]|[{SCRIPT_WITHOUT_SPACES}]|[^\W{SCRIPT_WITHOUT_SPACES}]+")
 INSIDE_WORD = re.compile(r"(?<=[^\W\d])[.'’](?=[^\W\d]|\s|$)")  # "u.s.", "don't"
 THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-SINGLE_WORD_ANSWERS = frozenset(
-    ("yes", "no", "none")
-)  # a word that is the whole answer, and shares nothing with others
+SINGLE_WORD_ANSWERS = frozenset(("yes", "no", "none"))  # compared as whole answers: no partial credit
 
 
 @lru_cache(maxsize=65536)
@@ -33,12 +31,12 @@ def normalized_words(text: str) -> tuple[str, ...]:
 
 
 def word_f1_reward(completion: str, record: Record) -> float | None:
-    """Return the word F1 of the answer with the best of the accepted answers; None without a ground truth."""
+    """Return the highest word F1 of the answer with any accepted answer; None without a gold answer."""
     return _best_score(_f1, completion, record)
 
 
 def exact_match_reward(completion: str, record: Record) -> float | None:
-    """Return 1.0 when the answer's words equal those of an accepted answer, else 0.0; None without a ground truth."""
+    """Return 1.0 if the answer has the same words as an accepted answer, else 0.0; None without a gold answer."""
     return _best_score(lambda predicted, target: float(predicted == target), completion, record)
 
 
@@ -53,7 +51,7 @@ def _best_score(
 
 
 def accepted_answers(answer: object) -> list[str]:
-    """Return the accepted answers as text: one, or each of a list."""
+    """Return the accepted answers as text: the items of a list, or the single answer."""
     if answer is None:
         return []
     items = answer if isinstance(answer, list | tuple) else [answer]
@@ -61,7 +59,7 @@ def accepted_answers(answer: object) -> list[str]:
 
 
 def _f1(predicted: tuple[str, ...], target: tuple[str, ...]) -> float:
-    """Return 2 * common / (predicted + target), with multiplicity; 0 for yes against anything else."""
+    """Return 2 * common / (predicted + target), with multiplicity; 0 if they differ and one is yes, no or none."""
     if predicted != target and any(
         len(words) == 1 and words[0] in SINGLE_WORD_ANSWERS for words in (predicted, target)
     ):

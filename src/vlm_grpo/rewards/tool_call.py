@@ -1,4 +1,4 @@
-"""Reward for well-formed tool calls: tools that were offered, with arguments that their schema allows."""
+"""Reward for well-formed tool calls: calls of an offered tool whose arguments match its schema."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def tool_call_reward(
 ) -> float | None:
     """Return the fraction of well-formed tool calls; 0 without a call or with a wrong final answer.
 
-    A call is written outside the thinking in one of TOOL_CALL_FORMATS (JSON in `<tool_call>`, or as Qwen3.5, Gemma,
-    GLM, LFM2 and Mistral do), or is one of the messages' `tool_calls`. It is well-formed when the record's `tools`
-    (JSON schemas of functions, or names) offer that tool and allow its arguments. None when the record offers no tools,
-    or when the correctness of the answer cannot be determined.
+    Calls are parsed from the text outside the thinking in one of TOOL_CALL_FORMATS (JSON in `<tool_call>`, or the
+    formats of Qwen3.5, Gemma, GLM, LFM2 and Mistral) and from the messages' `tool_calls`. A call is well-formed if the
+    record's `tools` (JSON schemas of functions, or names) contain the tool and its schema accepts the arguments. None
+    if the record has no tools, or if the correctness of the answer cannot be determined.
 
     Args:
-        messages: The whole completion where it has several turns; the adapter gives it.
-        even_if_wrong: Pay for calls whatever the final answer is. A policy then learns to call for the call's sake.
-        tolerance, judge: as for `accuracy`, which decides whether the final answer is right.
+        messages: The whole completion if it has several turns; set by the adapter.
+        even_if_wrong: Reward calls regardless of the final answer. A policy then learns calls for their own sake.
+        tolerance, judge: As for `accuracy`, which determines whether the final answer is correct.
     """
     offered = offered_tools(record.extra.get("tools"))
     if not offered:
@@ -56,7 +56,7 @@ def extract_tool_calls(completion: Completion, schemas: Schemas | None = None) -
     """Return the tool calls of a text, or of the assistant's turns in a list of messages.
 
     Args:
-        schemas: of the arguments of each tool, for forms that write numbers and strings alike.
+        schemas: JSON schema of each tool's arguments, for formats that do not distinguish numbers from strings.
     """
     if isinstance(completion, str):
         return parse_tool_calls(completion, schemas)
@@ -74,7 +74,7 @@ def extract_tool_calls(completion: Completion, schemas: Schemas | None = None) -
 
 
 def _from_openai(call: object) -> ToolCall:
-    """Return a call in the format of TRL and OpenAI, with arguments as an object or as its JSON text."""
+    """Convert a call in the format of TRL and OpenAI, whose arguments are an object or JSON text."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return UNREADABLE_CALL
@@ -83,7 +83,7 @@ def _from_openai(call: object) -> ToolCall:
 
 
 def offered_tools(tools: object) -> dict[str, JsonSchema | None]:
-    """Return each offered tool's name and the JSON schema of its arguments (None where only the name is known)."""
+    """Return the JSON schema of each offered tool's arguments by name; None if only the name is known."""
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
@@ -99,7 +99,7 @@ def offered_tools(tools: object) -> dict[str, JsonSchema | None]:
 
 
 def are_valid_arguments(arguments: object, schema: JsonSchema | None) -> bool:
-    """Return whether arguments are an object that the schema allows; unknown arguments are not."""
+    """Return whether arguments are an object that the schema accepts; unknown arguments are rejected."""
     if not isinstance(arguments, Mapping):
         return False
     if schema is None:
@@ -118,18 +118,18 @@ def matches_schema(value: object, schema: JsonSchema) -> bool:
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Validator:
-    """Return the validator of a schema given as JSON text."""
+    """Return the validator of a schema in JSON text."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
         Draft202012Validator.check_schema(json.loads(schema))
     except SchemaError as error:
-        raise ValueError(f"no JSON schema: {error.message}") from error
+        raise ValueError(f"invalid JSON schema: {error.message}") from error
     return Draft202012Validator(json.loads(schema))
 
 
 def _drop_none(schema: object) -> object:
-    """Return the schema without the keys that Arrow filled with None."""
+    """Return the schema without keys that are None (Arrow adds them)."""
     if isinstance(schema, Mapping):
         return {name: _drop_none(part) for name, part in schema.items() if part is not None}
     return [_drop_none(part) for part in schema] if isinstance(schema, list) else schema

@@ -1,7 +1,7 @@
-"""User-defined reward functions, recognized by their parameters: this package's, TRL's and VLM-R1's, RLLaVA's, verl's.
+"""Reward functions of users, with the signatures of this package, TRL and VLM-R1, RLLaVA, or verl.
 
-What each signature is called with is in SIGNATURES; docs/rewards.md shows one function of each. Values are checked in
-adapter.py.
+A function's signature is recognized by its parameters. SIGNATURES lists all of them; docs/rewards.md shows an example
+of each. Returned values are checked in adapter.py.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from vlm_grpo.records import Columns, Completion, Record
 from vlm_grpo.rewards.adapter import BATCH_PARAMETERS, BatchReward, batch_reward, checked_batch_reward, record_at
 from vlm_grpo.time_limits import is_coroutine_function
 
-RECORD_NAMES = ("record", "row", "")  # of a second parameter, leading underscores left out
+RECORD_NAMES = ("record", "row", "")  # names of the second parameter, without underscores
 TRUTH_NAMES = ("ground_truth", "gt", "answer", "solution", "truth", "target", "label", "reference", "gold", "expected")
-RESPONSE_NAMES = ("response", "predict", "predict_str", "prediction", "pred")  # beside these a truth may have any name
+RESPONSE_NAMES = ("response", "predict", "predict_str", "prediction", "pred")  # then the second may have any name
 VERL_NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
-TOTAL_KEYS = ("overall", "score")  # the entry of a dict that is the reward: RLLaVA's, verl's
+TOTAL_KEYS = ("overall", "score")  # key of the reward in a returned dict: RLLaVA's, verl's
 
 
-UserReward = Callable[..., object]  # takes one of SIGNATURES; what it returns is checked
+UserReward = Callable[..., object]  # has one of SIGNATURES; its return value is checked
 
 
 class RewardSignature(NamedTuple):
     """A signature of reward functions.
 
     Attributes:
-        shape: its parameters, as messages show them.
-        source: where it comes from.
-        adapt: makes a batch reward of the function's name and the function.
+        shape: its parameters, as shown in messages.
+        source: the system that it comes from.
+        adapt: converts a function's name and the function to a batch reward.
     """
 
     shape: str
@@ -41,7 +41,7 @@ class RewardSignature(NamedTuple):
 
 
 def find_signature(function: UserReward) -> str | None:
-    """Return the name in SIGNATURES that a function's parameters match; None if they match none."""
+    """Return the name in SIGNATURES that matches a function's parameters; None if there is none."""
     signature = inspect.signature(function)
     parameters = signature.parameters
     if any(name in BATCH_PARAMETERS for name in parameters):
@@ -70,7 +70,7 @@ def _binds(signature: inspect.Signature, values: Sequence[object], names: Sequen
 
 
 def _signature_of_one(parameter: inspect.Parameter) -> str | None:
-    """Return RLLaVA's signature of a single parameter: one dict, or the list of all."""
+    """Return which of RLLaVA's signatures a single parameter means: one dict, or a list of all dicts."""
     annotation = str(getattr(parameter.annotation, "__name__", parameter.annotation)).strip("'\"").lower()
     if parameter.name == "reward_inputs" or annotation.startswith(("list", "sequence")):
         return "reward_inputs"
@@ -86,10 +86,10 @@ def _signature_of_two(first: inspect.Parameter, second: inspect.Parameter) -> st
 
 
 def to_batch_reward(name: str, function: UserReward) -> BatchReward:
-    """Return a batch reward from a user's function with any of SIGNATURES.
+    """Convert a user's function with any of SIGNATURES to a batch reward.
 
     Raises:
-        TypeError: the function takes something else.
+        TypeError: the function has another signature.
     """
     signature = inspect.signature(function)
     form = find_signature(function)
@@ -97,22 +97,22 @@ def to_batch_reward(name: str, function: UserReward) -> BatchReward:
         raise TypeError(f"must take {accepted_signatures()}; got {name}{signature}")
     if form == "columns":
         if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
-            raise TypeError(f"must end with **columns, which takes the columns it does not name, got {name}{signature}")
+            raise TypeError(f"must end with **columns to accept all columns of the data, got {name}{signature}")
     elif inspect.iscoroutinefunction(function):
-        raise TypeError(f"a coroutine function must take all at once, (completions, **columns), got {name}{signature}")
+        raise TypeError(f"a coroutine function must take whole batches (completions, **columns), got {name}{signature}")
     return SIGNATURES[form].adapt(name, function)
 
 
 def accepted_signatures() -> str:
-    """Return the forms in a line, for messages."""
+    """Return the accepted signatures in one line, for messages."""
     return ", ".join(f"{form.shape} as in {form.source}" for form in SIGNATURES.values())
 
 
 def load_user_reward(name: str) -> BatchReward:
-    """Return the function that `path/to/file.py:function` names as a batch reward.
+    """Load the function `path/to/file.py:function` as a batch reward.
 
     Raises:
-        ValueError: no such file or function, or it cannot be called as a reward is.
+        ValueError: the file or function does not exist, or it does not have the signature of a reward.
     """
     function = load_from_file("reward", name)
     if not callable(function) or inspect.isclass(function):
@@ -125,24 +125,24 @@ def load_user_reward(name: str) -> BatchReward:
 
 
 class _RewardComponents:
-    """The other entries of the dicts that a reward returns; their means become metrics."""
+    """Collects the additional entries of the dicts that a reward returns; their means become metrics."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.values: dict[str, list[float]] = {}
 
     def total(self, value: object) -> object:
-        """Return the reward in what a function gave, a number or a dict, and keep the dict's other numbers.
+        """Return the reward in a function's return value, a number or a dict; collect the other numbers of a dict.
 
         Raises:
-            TypeError: a dict without a reward.
+            TypeError: the dict contains no reward.
         """
         if not isinstance(value, Mapping):
             return value
         key = next((key for key in TOTAL_KEYS if key in value), None)
         if key is None:
             raise TypeError(
-                f"a dict must have the reward under {' or '.join(map(repr, TOTAL_KEYS))}, got {dict(value)!r:.200}"
+                f"a dict must have the reward as {' or '.join(map(repr, TOTAL_KEYS))}, got {dict(value)!r:.200}"
             )
         for part, number in value.items():
             if part != key and isinstance(number, int | float):
@@ -150,7 +150,7 @@ class _RewardComponents:
         return value[key]
 
     def log(self, log_metric: Callable[[str, float], None] | None) -> None:
-        """Tell the trainer the means, `NAME/PART`, and forget the values."""
+        """Log the means as `NAME/PART` and clear the values."""
         values, self.values = self.values, {}
         if log_metric is None:
             return
@@ -159,7 +159,7 @@ class _RewardComponents:
 
 
 def _per_completion(name: str, call: Callable[[str, Record, int], object]) -> BatchReward:
-    """Return a batch reward from a function of text, record and number of tokens that returns a number or a dict."""
+    """Convert a function of text, record and number of tokens that returns a number or a dict to a batch reward."""
     parts = _RewardComponents(name)
 
     def reward(completion: str, record: Record, *, num_tokens: int | None = None) -> Any:
@@ -209,7 +209,7 @@ def _adapt_reward_inputs(name: str, function: UserReward) -> BatchReward:
 
 
 def _reward_input(text: str, record: Record, tokens: int) -> dict[str, object]:
-    """Return what RLLaVA passes to a reward; the row's other columns are included."""
+    """Return the argument of RLLaVA's rewards, which includes the row's other columns."""
     return {
         **record.extra,
         "response": text,
@@ -232,7 +232,7 @@ def _adapt_verl(name: str, function: UserReward) -> BatchReward:
 
 
 def _adapt_columns(name: str, function: UserReward) -> BatchReward:
-    """Return a batch reward from one of TRL's signature, with VLM-R1's columns beside those of the data."""
+    """Convert a reward with TRL's signature; VLM-R1's columns are added to those of the data."""
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
@@ -245,7 +245,7 @@ def _adapt_columns(name: str, function: UserReward) -> BatchReward:
         }
         if missing := [key for key in needed if key not in available]:
             have = ", ".join(key for key in available if key not in BATCH_PARAMETERS)
-            raise TypeError(f"asks for {', '.join(missing)}, which the data do not have; their columns are {have}")
+            raise TypeError(f"requires {', '.join(missing)}, which is not in the data; available columns: {have}")
         return available
 
     async def await_all(completions: Sequence[Completion], prompts: object = None, **columns: Any) -> object:

@@ -139,8 +139,8 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
     ]
     clip = values.get("reward_clip_range")
     if clip is not None and not _is_range(clip):
-        shown = clip if isinstance(clip, str) else " ".join(map(str, clip))
-        problems.append(f"--reward_clip_range {shown}: must be two numbers, the lower one first")
+        text = clip if isinstance(clip, str) else " ".join(map(str, clip))
+        problems.append(f"--reward_clip_range {text}: must be two numbers, the lower one first")
     if values.get("remove_unused_columns") is True:
         problems.append("--remove_unused_columns: must be false, rewards read the columns that the model does not")
     optim_args = values.get("optim_args")

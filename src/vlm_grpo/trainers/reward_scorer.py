@@ -82,5 +82,5 @@ class RewardScorer:
         if self.log is None:
             return
         mine = self.ranks.local_rows(rewards, len(rows)).T.tolist()
-        shown = [{**row, "images": prompt.refs} for row, prompt in zip(rows, rollout.scored_prompts, strict=True)]
-        self.log.write(step, shown, rollout.turns, dict(zip(self.names, mine, strict=True)))
+        logged_rows = [{**row, "images": prompt.refs} for row, prompt in zip(rows, rollout.scored_prompts, strict=True)]
+        self.log.write(step, logged_rows, rollout.turns, dict(zip(self.names, mine, strict=True)))
