@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_grpo.algorithms.group import group_advantages, grpo
 from vlm_grpo.algorithms.losses import AVERAGES, LossInputs
-from vlm_grpo.algorithms.trl import grpo_advantages
+from vlm_grpo.algorithms.trl_advantages import grpo_advantages
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch

@@ -32,7 +32,7 @@ from vlm_grpo.algorithms.algorithm import MicroStep, RunContext
 from vlm_grpo.algorithms.demonstration_encoder import validate_demonstrations
 from vlm_grpo.algorithms.kl_controller import KLController
 from vlm_grpo.algorithms.losses import LossAverage
-from vlm_grpo.algorithms.trl import grpo_advantages, normalized_advantages, rloo_advantages
+from vlm_grpo.algorithms.trl_advantages import grpo_advantages, normalized_advantages, rloo_advantages
 from vlm_grpo.algorithms.uft import with_hint, without_hints
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.io import write_whole
