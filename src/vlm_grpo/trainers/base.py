@@ -583,7 +583,9 @@ class VLMTrainerMixin:
         self, batch: RolloutBatch, model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
     ) -> TokenLogprobs:
         """Return what the completions of a rollout or micro-batch have under a model."""
-        visual = {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
+        visual = (
+            {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
+        )
         chunk = chunk or self.args.per_device_train_batch_size
         return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
 
