@@ -1,10 +1,10 @@
-"""Does every algorithm learn? The digits of the quickstart, each recipe, several seeds: rewards before and after.
+"""Does every algorithm learn? The digits of the quickstart, each algorithm, several seeds: rewards before and after.
 
 python benchmarks/algorithms.py [--algorithms grpo opo] [--seeds 0 1 2] [--rollouts 250] [--output FILE.json]
 python benchmarks/algorithms.py --report FILE.json      the table on standard output, docs/algorithms.png
 
 All start from the same warm start of their seed, sample 64 completions a rollout (8 of each prompt) and use the same
-learning rate, with the exceptions in OWN; a recipe that cuts a rollout into several updates takes as many smaller ones.
+learning rate, with the exceptions in OWN; one with several updates per rollout takes as many smaller ones.
 The curve is the share of right answers among sampled completions. A run adds itself to the output file, so that one
 that was stopped goes on.
 """
@@ -47,8 +47,8 @@ def expert_file(run: QuickstartRun, files: Any) -> Path:
 
 def command(name: str, run: QuickstartRun, files: Any, folder: Path, rollouts: int) -> list[str]:
     """The training command of an algorithm."""
-    recipe = ALGORITHMS[name]
-    updates = math.gcd(recipe.mini_batches, BATCH // GROUP)
+    config = ALGORITHMS[name]
+    updates = math.gcd(config.updates_per_rollout, BATCH // GROUP)
     flags = {
         "algorithm": name,
         "model_name_or_path": run.warm,
@@ -72,7 +72,7 @@ def command(name: str, run: QuickstartRun, files: Any, folder: Path, rollouts: i
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "use_cpu": True,
-        **({"expert_data_file_paths": expert_file(run, files)} if recipe.expert else {}),
+        **({"expert_data_file_paths": expert_file(run, files)} if config.family.needs_demonstrations else {}),
         **OWN.get(name, {}),
     }
     words = [sys.executable, str(ROOT / "src" / "vlm_grpo" / "grpo_jsonl.py")]

@@ -176,8 +176,12 @@ def watch_images(processor: Any) -> None:
 
 
 def watch_trainer(trainer: Any) -> None:
-    """Charge the phases of a step where TRL enters them."""
-    trainer._generate_single_turn = within("generate", trainer._generate_single_turn)
+    """Charge the phases of a step where TRL enters them, and where this package does."""
+    if hasattr(trainer, "completion_logprobs"):
+        trainer.engine.generate = within("generate", trainer.engine.generate)
+        trainer.completion_logprobs = within("old/reference", trainer.completion_logprobs)
+    else:
+        trainer._generate_single_turn = within("generate", trainer._generate_single_turn)
     trainer._get_per_token_logps_and_entropies = within(
         lambda: "forward" if torch.is_grad_enabled() else "old/reference", trainer._get_per_token_logps_and_entropies
     )

@@ -39,7 +39,7 @@ THINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
             "`GRPO`, `REINFORCE++`, `DR-GRPO`, `GRPO-PassK`, `GAE`",
             "accepted with any case and punctuation; `GAE` is `ppo`",
         ),
-        ("`@register_ppo` on a class", "a function of rewards, or a `Recipe` ([algorithms.md](algorithms.md))"),
+        ("`@register_ppo` on a class", "a function of rewards, or an `Algorithm` ([algorithms.md](algorithms.md))"),
         ("LUFFY with the columns `thinking` and `solution`", "`--expert_key thinking+solution`"),
         ("CHORD with a separate SFT data set", "`--expert_data_file_paths sft.jsonl`, whose rows have questions"),
     ),

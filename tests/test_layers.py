@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vlm_grpo"
 LAYERS = {
     "io": 0, "redact": 0, "file_checks": 0, "web": 0, "time_limits": 0,
     "registry": 0, "records": 0, "answer_parser": 0, "boxes": 0, "masks": 0, "tool_call_formats": 0, "import_utils": 0,
-    "rewards": 1, "prompts": 1, "algorithms": 1, "families": 1, "tasks": 1,
+    "rewards": 1, "prompts": 1, "families": 1, "tasks": 1,
     "answer_space": 2, "data": 2, "envs": 2, "image_tokens": 2, "model_utils": 2, "synthetic": 2, "tiny": 2,
     "unsupported_models": 2,
-    "rollouts": 3, "shared_prefix": 3,
+    "algorithms": 3, "rollouts": 3, "shared_prefix": 3,
     "trainers": 4,
     "evaluation": 5,
     "cli": 6, "grpo_jsonl": 6, "quickstart": 6,
@@ -55,6 +56,18 @@ def test_functions_stay_short(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_no_file_name_stands_in_two_folders():
+    counts = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_class_name_stands_in_two_files():
+    """A reader who searches for a class finds one."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in FILES)
+    counts = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in counts.items() if count > 1 and not name.startswith("_")] == []
 
 
 @pytest.mark.parametrize(

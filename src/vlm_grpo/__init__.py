@@ -24,6 +24,8 @@ _HOME = {
     "TASKS": "vlm_grpo.tasks",
     "PROMPTS": "vlm_grpo.prompts",
     "ALGORITHMS": "vlm_grpo.algorithms",
+    "Algorithm": "vlm_grpo.algorithms",
+    "AlgorithmConfig": "vlm_grpo.algorithms",
     "Environment": "vlm_grpo.envs",
     "ToolError": "vlm_grpo.envs",
 }

@@ -16,7 +16,7 @@ CONFIGURATIONS = {
     "synced_reference": {"beta": 0.1, "sync_ref_model": "true", "ref_model_sync_steps": 3},
     "dynamic_sampling": {"dynamic_sampling": 3, "gradient_accumulation_steps": 2},
     "ppo": {"algorithm": "ppo", "num_iterations": 2},
-    "kl_in_reward": {"kl_in_reward": 0.1, "kl_target": 0.01, "steps_per_generation": 3},
+    "kl_reward": {"kl_reward_coef": 0.1, "kl_target": 0.01, "steps_per_generation": 3},
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_grpo.algorithms import ALGORITHMS, recipe_settings
+from vlm_grpo.algorithms import ALGORITHMS, algorithm_settings
 from vlm_grpo.cli.train_args import UsageError, parse
 
 QUICK = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--num_generations", "4"]
@@ -20,10 +20,10 @@ def jsonl(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_algorithm_sets_its_recipe_and_other_flags_win(name: str, jsonl: list[str]):
+def test_algorithm_sets_its_settings_and_other_flags_win(name: str, jsonl: list[str]):
     script, training, _ = parse([*jsonl, "--algorithm", name, "--gradient_accumulation_steps", "2"])
     assert script.trainer == ALGORITHMS[name].trainer
-    for setting, value in recipe_settings(name, accumulation=2).items():
+    for setting, value in algorithm_settings(name, accumulation=2).items():
         assert getattr(training, setting) == value, setting
     _, training, _ = parse([*jsonl, "--algorithm", name, "--beta", "0.3"])
     assert training.beta == 0.3
@@ -72,11 +72,14 @@ def test_an_algorithm_from_a_file_with_its_options(jsonl: list[str], tmp_path: P
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("class MyAlgo: pass", r"is a class, as for RLLaVA's @register_ppo; here .* see 'Your own'"),
+        (
+            "class MyAlgo: pass",
+            r"is a class, as for RLLaVA's @register_ppo, but not a subclass .* see 'Your own'",
+        ),
         ("from rllava.ppo import register_ppo", "No module named 'rllava'; algorithms here need nothing of rllava"),
     ],
 )
-def test_a_class_is_no_algorithm(code: str, said: str, jsonl: list[str], tmp_path: Path):
+def test_a_class_of_another_framework_is_no_algorithm(code: str, said: str, jsonl: list[str], tmp_path: Path):
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(UsageError, match=said):
         parse([*jsonl, "--algorithm", f"{tmp_path / 'mine.py'}:MyAlgo"])
@@ -99,8 +102,8 @@ def test_flags_that_would_do_nothing_or_contradict(words: str, message: str, jso
 
 
 def test_a_reference_model_may_follow_the_policy_where_its_kl_is_in_the_reward(jsonl: list[str]):
-    assert parse([*jsonl, "--beta", "0", "--sync_ref_model", "true", "--kl_in_reward", "0.1"])[1].sync_ref_model
-    with pytest.raises(UsageError, match="--sync_ref_model has no effect without --beta above 0 or --kl_in_reward"):
+    assert parse([*jsonl, "--beta", "0", "--sync_ref_model", "true", "--kl_reward_coef", "0.1"])[1].sync_ref_model
+    with pytest.raises(UsageError, match="--sync_ref_model has no effect without --beta above 0 or --kl_reward_coef"):
         parse([*jsonl, "--beta", "0", "--sync_ref_model", "true"])
 
 

@@ -31,7 +31,7 @@ WRONG = {
     "val_freq": ("-2", "-0.5", "inf"),
     "lora_r": ("0",),
     "lora_dropout": ("1", "-0.1"),
-    "kl_in_reward": ("nan", "-inf"),
+    "kl_reward_coef": ("nan", "-inf"),
     **dict.fromkeys(("loss_type", "scale_rewards", "importance_sampling_level", "cache_implementation"), ("nope", "")),
     "remove_unused_columns": ("true",),
     **dict.fromkeys(("multi_objective_aggregation", "attn_implementation"), ("nope",)),

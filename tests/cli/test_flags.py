@@ -59,7 +59,7 @@ TESTED = {
     *("max_pixels", "min_pixels", "max_prompt_length", "freeze_vision_modules", "max_image_tokens", "answer_space"),
     *("freeze_projector", "freeze_language_model", "shared_prefix", "max_tokens_per_forward"),
     *("reasoning_encoder", "reasoning_device", "reasoning_threshold"),
-    *("kl_in_reward", "kl_estimator", "kl_target"),  # tests/trainers/test_kl_controller.py
+    *("kl_reward_coef", "kl_estimator", "kl_target"),  # tests/trainers/test_kl_reward.py
     *("value_learning_rate", "value_warmup_steps"),  # tests/trainers/test_critic.py
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
     "reward_time_limit",  # tests/cli/test_hanging.py

@@ -27,6 +27,22 @@ def test_a_training_flag_under_its_former_name(tmp_path: Path, caplog: pytest.Lo
     assert [record.message.count("--tool_protocol as --tool_format=tags") for record in caplog.records] == [1]
 
 
+def test_the_kl_coefficient_under_its_former_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        _, training, _ = parse([*TRAIN, f"--output_dir={tmp_path}", "--kl_in_reward", "0.5"])
+    assert training.kl_reward_coef == 0.5
+    assert [record.message.count("--kl_in_reward as --kl_reward_coef=0.5") for record in caplog.records] == [1]
+
+
+def test_an_option_of_an_algorithm_under_its_former_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    words = [*TRAIN, f"--output_dir={tmp_path}", "--algorithm", "hpt", "--algorithm_options", '{"rescue_at": 0.25}']
+    with caplog.at_level(logging.WARNING):
+        _, training, _ = parse(words)
+    assert training.algorithm_options == {"hpt_threshold": 0.25}
+    said = "--algorithm_options: rescue_at is now called hpt_threshold; the old name still works"
+    assert [record.message for record in caplog.records] == [said]
+
+
 def test_a_config_file_with_a_former_name(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("tool_protocol: hermes\n", encoding="utf-8")
     flags = [*TRAIN, f"--output_dir={tmp_path}", "--environment", "visual_crop", f"--config={tmp_path / 'c.yaml'}"]

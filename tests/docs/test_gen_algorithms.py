@@ -9,6 +9,7 @@ import pytest
 
 from docs.gen_algorithms import page
 from tests.support.training import image_rows, length_reward, settings
+from vlm_grpo.algorithms import find_algorithm
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 
@@ -23,6 +24,8 @@ def test_the_example_of_an_own_algorithm_trains(tiny_model: Path, tmp_path: Path
     (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 20
     (tmp_path / "mine.py").write_text(code)
+    entries = [find_algorithm(f"{tmp_path / 'mine.py'}:{name}") for name in ("median_advantage", "Unclipped")]
+    assert [(each.uses_trl_advantage, each.uses_trl_loss) for each in entries] == [(False, True), (True, False)]
     chosen = settings(tmp_path, max_steps=1, algorithm_options={"strength": 0.5})
     args = VLMGRPOConfig.of(f"{tmp_path / 'mine.py'}:mine", **chosen)
     trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())

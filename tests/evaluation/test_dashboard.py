@@ -196,7 +196,7 @@ def test_a_process_finds_its_own_part_of_what_was_gathered():
         completion_mask=torch.tensor([[1, 1, 0], [0, 0, 0]]),  # a truncated completion is left out of the loss
         advantages=torch.tensor([0.25, -0.25]),
     )
-    found = local_rollout([{}, {}], [[], []], output, logs, [2, 0], SampleLocation(step=8, rank=1, world=2))
+    found = local_rollout([{}, {}], [[], []], output, logs, [2, 0], SampleLocation(step=8, rank=1, world_size=2))
     assert (found.completions, found.rewards) == (["C", "D"], {"accuracy": [3.0, 4.0]})
     assert (found.lengths, found.is_truncated, found.advantages, found.step) == (
         [2, 3],

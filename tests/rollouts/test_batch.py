@@ -24,11 +24,19 @@ def test_a_batch_has_trls_names_in_a_dict_and_comes_back():
     batch = batch_of([5], [7, 8], **given, others={"pixel_values": torch.zeros(3, 4)})
     values = batch.to_trl_dict()
     renamed = {"old_per_token_logps", "old_logps", "ref_per_token_logps", "sampling_per_token_logps", "samples"}
-    assert renamed | {"chosen", "is_expert", "verdict", "weight", "hint_tokens", "pixel_values"} <= values.keys()
+    own = {"token_mask", "is_expert", "is_correct", "loss_weight", "num_hint_tokens"}
+    assert renamed | own | {"pixel_values"} <= values.keys()
     assert values["image_anywhere"].item() and not values["video_anywhere"].item()
     back = RolloutBatch.from_trl_dict(values)
     assert back.media_anywhere == [True, False] and back.prompts is batch.prompts and back.others == batch.others
     assert all(getattr(back, name) is one for name in optional if name not in ("prompts", "media_anywhere"))
+
+
+def test_a_dict_of_an_earlier_version_is_read():
+    former = {name: torch.full((1, 1), n) for n, name in enumerate(("chosen", "verdict", "weight", "hint_tokens"))}
+    batch = RolloutBatch.from_trl_dict({**batch_of([5], [7]).to_trl_dict(), **former})
+    now = (batch.token_mask, batch.is_correct, batch.loss_weight, batch.num_hint_tokens)
+    assert [each.item() for each in now] == [0, 1, 2, 3] and former.keys().isdisjoint(batch.to_trl_dict())
 
 
 def test_what_a_run_does_not_have_is_not_in_the_dict():

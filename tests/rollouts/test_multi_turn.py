@@ -40,8 +40,7 @@ def test_a_truncated_turn_ends_the_episode(tiny_model: Path, tmp_path: Path):
 def test_results_beyond_the_length_limit_are_not_shown(tiny_model: Path, tmp_path: Path):
     """The second picture has no room: the episode ends with the call for it."""
     whole = int(rollout(gallery_trainer("grpo", tiny_model, tmp_path))["completion_mask"][0].sum())
-    trainer = gallery_trainer("grpo", tiny_model, tmp_path)
-    trainer.max_completion_length = whole - 12
+    trainer = gallery_trainer("grpo", tiny_model, tmp_path, max_completion_length=whole - 12)
     output = rollout(trainer)
     real = output["completion_mask"][0] == 1
     assert output["completion_ids"].size(1) <= whole - 12

@@ -136,8 +136,7 @@ def test_a_placeholder_that_the_model_writes_drops_that_completion_alone(tiny_mo
 def test_packed_and_padded_logprobs_agree_where_completions_have_images(family: str, tmp_path: Path):
     """In other families too, and training goes through."""
     FAMILIES_TINY[family](tmp_path / "model")
-    trainer = gallery_trainer("grpo", tmp_path / "model", tmp_path, max_steps=1)
-    trainer.max_completion_length = 1500
+    trainer = gallery_trainer("grpo", tmp_path / "model", tmp_path, max_steps=1, max_completion_length=1500)
     output = rollout(trainer)
     packed = logps_of(trainer, output)
     trainer.shared_prefix.is_on = False

@@ -25,10 +25,11 @@ def weights_apart(*trainers: Any) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_and_padded_training_are_the_same(kind: str, tiny_model: Path, tmp_path: Path):
-    options = {"beta": 0.1, "num_iterations": 2, "max_steps": 4}
-    runs = [gallery_trainer(kind, tiny_model, tmp_path / mode, shared_prefix=mode, **options) for mode in ("on", "off")]
-    for trainer in runs:
-        trainer.train()
+    runs = []
+    for mode in ("on", "off"):
+        options = {"shared_prefix": mode, "beta": 0.1, "num_iterations": 2, "max_steps": 4}
+        runs.append(gallery_trainer(kind, tiny_model, tmp_path / mode, **options))
+        runs[-1].train()
     apart = differences(*runs)
     assert apart["logs"] < 1e-5
     assert apart["weights"] < 1e-4  # Adam's first steps are as large for the smallest gradients
@@ -125,7 +126,7 @@ def test_options_that_are_incompatible_with_tools_are_refused(
         {"algorithm": "ppo", "steps_per_generation": 1},
         {"algorithm": "gspo", "steps_per_generation": 1},
         {"algorithm": "reinforce_plus_plus"},
-        {"kl_in_reward": 0.1},
+        {"kl_reward_coef": 0.1},
         {"dynamic_sampling": 2},
         {"mask_truncated_completions": True},
         {"gradient_checkpointing": True},

@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm_grpo.cli import train
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.rollouts.engines.base import Generation
-from vlm_grpo.rollouts.engines.transformers import TransformersEngine
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.trainers.base import VLMTrainerMixin
 
 ON_CPU = "TEST_FSDP_ON_CPU"  # set in the environment of runs that shall shard
@@ -44,14 +43,20 @@ def scripted_of(prompts: Sequence[EncodedPrompt]) -> Generation:
 
 
 def replace_completions() -> None:
-    """Let the engine generate, and then put scripted completions in place of the sampled ones."""
-    sample = TransformersEngine.generate
+    """Let a trainer's engine generate, and then put scripted completions in place of the sampled ones."""
+    run = VLMTrainerMixin.train
 
-    def generate(self: TransformersEngine, prompts: Sequence[EncodedPrompt], **options: Any) -> Generation:
-        sample(self, prompts, **options)
-        return scripted_of(prompts)
+    def train_on_scripts(self: Any, *args: Any, **options: Any) -> Any:
+        sample = self.engine.generate
 
-    TransformersEngine.generate = generate
+        def generate(prompts: Sequence[EncodedPrompt], **settings: Any) -> Generation:
+            sample(prompts, **settings)
+            return scripted_of(prompts)
+
+        self.engine.generate = generate
+        return run(self, *args, **options)
+
+    VLMTrainerMixin.train = train_on_scripts
 
 
 def check_memory_after_rollouts() -> None:

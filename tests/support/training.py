@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout
 
 WORDS = "what color is the shape "

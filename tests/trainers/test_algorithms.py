@@ -12,18 +12,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.training import differences, image_rows, settings
 from vlm_grpo.algorithms import ALGORITHMS, advantages, register_algorithm
-from vlm_grpo.algorithms.token_masks import covariances
+from vlm_grpo.algorithms.token_mask import covariances
 from vlm_grpo.evaluation.backends.hf import generate_greedy
 from vlm_grpo.rewards.adapter import batch_reward
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 
-OWN = [name for name, recipe in ALGORITHMS.items() if not recipe.is_advantage_trls and recipe.advantage is not None]
+OWN = [name for name, config in ALGORITHMS.items() if config.advantage_fn is not None]
 SAME_LENGTH = {"generation_kwargs": {"min_new_tokens": 8}}
 
 
-# What a recipe for large models needs to run on completions of 8 tokens that never end and on 16 rows.
+# What settings for large models need to run on completions of 8 tokens that never end and on 16 rows.
 TINY = {"dapo": {"mask_truncated_completions": False, "steps_per_generation": 2}}
 
 
@@ -38,7 +38,7 @@ def build(name: str, model: Path, folder: Path, reward: Any = by_text, **options
     chosen = settings(folder, **{"per_device_train_batch_size": 8, "max_steps": 1, **TINY.get(name, {}), **options})
     args = config.of(name, chosen.pop("output_dir"), **chosen)
     rows = image_rows(16)
-    if ALGORITHMS[name].expert is not None:
+    if ALGORITHMS[name].family.needs_demonstrations:
         rows = rows.add_column("expert", [["1. 2. 3"]] * len(rows))
     return trainer(str(model), reward, args, train_dataset=rows)
 
@@ -68,7 +68,7 @@ def rollout_of(trainer: Any) -> tuple[dict[str, Any], list[float], list[float]]:
 def test_the_loss_sees_the_algorithms_advantages(name: str, tiny_model: Path, tmp_path: Path):
     """Computed anew from the logged rewards; all completions have eight tokens. What is logged is what was used."""
     inputs, rewards, logged = rollout_of(build(name, tiny_model, tmp_path, **SAME_LENGTH))
-    wants = "lengths" in inspect.signature(ALGORITHMS[name].advantage).parameters
+    wants = "lengths" in inspect.signature(ALGORITHMS[name].advantage_fn).parameters
     expected = advantages(name, rewards, 4, **({"lengths": [8] * 8} if wants else {}))
     assert expected.abs().max() > 0
     assert torch.allclose(torch.tensor(logged), expected, atol=1e-5)
@@ -109,7 +109,7 @@ def test_remax_scores_greedy_turns_where_rewards_read_whole_turns(tiny_model: Pa
     assert len(texts) == 8 + 2 and set(texts[8:]) <= greedy and not set(texts[:8]) & set(texts[8:])
 
 
-PACKED = [name for name, recipe in ALGORITHMS.items() if name != "bnpo" and recipe.mini_batches == 1]
+PACKED = [name for name, config in ALGORITHMS.items() if name != "bnpo" and config.updates_per_rollout == 1]
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -124,7 +124,7 @@ def test_an_optimizer_step_does_not_depend_on_its_micro_batches(name: str, tiny_
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in ALGORITHMS.items() if recipe.mini_batches > 1])
+@pytest.mark.parametrize("name", [name for name, config in ALGORITHMS.items() if config.updates_per_rollout > 1])
 def test_updates_do_not_depend_on_their_micro_batches(name: str, tiny_model: Path, tmp_path: Path):
     """Two updates of a rollout, each of one or of two micro-batches."""
     options = {"max_steps": 2, "learning_rate": 1e-2, "algorithm_options": OPTIONS.get(name), **SAME_LENGTH}
@@ -146,7 +146,7 @@ def test_options_of_an_algorithm_reach_its_loss(name: str, options: dict, tiny_m
     assert differences(*runs)["weights"] > 1e-4
 
 
-def test_a_choice_of_tokens_is_that_of_the_whole_rollout(tiny_model: Path, tmp_path: Path):
+def test_tokens_are_selected_among_the_whole_rollout(tiny_model: Path, tmp_path: Path):
     """A fifth of 8 x 8 tokens, those of highest covariance; the log-probabilities are those before the first step."""
     trainer = build(
         "kl_cov",
@@ -159,8 +159,23 @@ def test_a_choice_of_tokens_is_that_of_the_whole_rollout(tiny_model: Path, tmp_p
     )
     inputs, _, _ = rollout_of(trainer)
     values = covariances(inputs["advantages"][:, None], inputs["old_per_token_logps"], inputs["completion_mask"])
-    assert inputs["chosen"].sum() == 12
-    assert values[inputs["chosen"]].min() >= values[~inputs["chosen"]].max()
+    assert inputs["token_mask"].sum() == 12
+    assert values[inputs["token_mask"]].min() >= values[~inputs["token_mask"]].max()
+
+
+def test_a_selected_token_without_advantage_keeps_its_kl(tiny_model: Path, tmp_path: Path):
+    """One prompt has equal rewards; KL-Cov selects tokens of its completions, so that these must not be skipped."""
+
+    def of_one_prompt(completions: list, **columns: Any) -> list[float]:
+        return [*by_text(completions[:4]), *([0.5] * (len(completions) - 4))]
+
+    options = {"num_iterations": 2, "steps_per_generation": 1, "max_steps": 2, "learning_rate": 1e-2, **SAME_LENGTH}
+    options |= {"algorithm_options": {"share": 0.9, "kl_cov_coef": 10.0}}
+    runs = [
+        trained("kl_cov", tiny_model, tmp_path, of_one_prompt, shared_prefix=way, **options) for way in ("on", "off")
+    ]
+    norms = [run.state.log_history[1]["grad_norm"] for run in runs]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "remax"])
@@ -196,7 +211,7 @@ def differences_of_weights(one: Any, other: Any) -> float:
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
 def test_an_own_loss_is_averaged_as_trls(loss_type: str, tiny_model: Path, tmp_path: Path):
     """The plain ratio as an objective, against TRL's loss with a clip that nothing reaches, with a KL term."""
-    objective = lambda tokens: -tokens.advantages * (tokens.logps - tokens.old).exp()  # noqa: E731
+    objective = lambda inputs: -inputs.advantages * (inputs.logps - inputs.old_logps).exp()  # noqa: E731
     name = f"plain_{loss_type}"
     if name not in ALGORITHMS:
         register_algorithm(name, objective=objective, settings={"scale_rewards": "group"})
@@ -235,7 +250,7 @@ def test_what_does_not_go_together_is_refused(name: str, options: dict, message:
         VLMGRPOConfig.of(name, **{**settings(tmp_path), **options})
 
 
-def test_a_configuration_of_an_algorithm_is_its_recipe(tmp_path: Path):
+def test_a_configuration_of_an_algorithm_has_its_settings(tmp_path: Path):
     options = {"gradient_accumulation_steps": 2, "epsilon": 0.1, "bf16": False, "use_cpu": True}
     args = VLMGRPOConfig.of("gspo", str(tmp_path), **options)
     assert args.algorithm == "gspo" and args.importance_sampling_level == "sequence"

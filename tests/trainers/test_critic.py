@@ -120,7 +120,7 @@ def test_the_value_loss_is_that_of_the_current_and_the_old_values(tiny_model: Pa
 
 def test_the_kl_penalises_tokens(tiny_model: Path, tmp_path: Path):
     """With lambda 1 a return is the reward minus the KL from its token on."""
-    options = {**TWO_UPDATES, "max_steps": 4, "algorithm_options": {"lam": 1.0}, "kl_in_reward": 3.0}
+    options = {**TWO_UPDATES, "max_steps": 4, "algorithm_options": {"lam": 1.0}, "kl_reward_coef": 3.0}
     trainer = build("ppo", tiny_model, tmp_path, **options)
     _, second = rollouts_of(trainer)
     rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))
@@ -219,7 +219,7 @@ def test_a_tools_answer_is_stepped_over_on_trls_own_path(
     rows = load_dataset(str(tmp_path / "a.jsonl"), image_folders=str(tmp_path))
     options = {
         "max_steps": 4,
-        "kl_in_reward": coefficient,
+        "kl_reward_coef": coefficient,
         "algorithm_options": {"lam": 1.0, "value_model": kind},
         **FAST,
         **updates,
@@ -294,7 +294,7 @@ def test_one_update_of_a_rollout_is_allowed(tiny_model: Path, tmp_path: Path):
         (
             "ppo",
             {"algorithm_options": {"clip": 0.1}},
-            "has no option 'clip'; it has gamma, lam, value_clip, value_coef",
+            "has no option 'clip'; it has value_model, gamma, lam, value_clip",
         ),
         ("ppo", {"multi_objective_aggregation": "normalize_then_sum"}, "--algorithm ppo has its own advantage"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from tests.evaluation.test_dashboard import data_of
 from tests.support.training import image_rows, settings
+from vlm_grpo.algorithms import ALGORITHMS, TRL_SETTINGS
 from vlm_grpo.evaluation.report.dashboard import LiveReport
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
@@ -67,7 +68,7 @@ def test_the_usual_causes(logs: dict[str, float], causes: list[str]):
 
 def test_algorithms_that_compare_beyond_groups_learn_from_equal_groups():
     differs = {**SILENT, "rewards/a/std": 0.3}
-    assert not has_signal(differs, None) and not has_signal(differs, "dr_grpo")
-    assert has_signal(differs, "reinforce_plus_plus") and has_signal(differs, "ppo")
-    assert not has_signal({**SILENT, "rewards/a/std": 0.0}, "ppo")
-    assert has_signal(SILENT, "luffy"), "from the expert"
+    assert not has_signal(differs, TRL_SETTINGS) and not has_signal(differs, ALGORITHMS["dr_grpo"])
+    assert has_signal(differs, ALGORITHMS["reinforce_plus_plus"]) and has_signal(differs, ALGORITHMS["ppo"])
+    assert not has_signal({**SILENT, "rewards/a/std": 0.0}, ALGORITHMS["ppo"])
+    assert has_signal(SILENT, ALGORITHMS["luffy"]), "from the expert"

@@ -15,18 +15,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.data.files import write_jsonl
 from tests.support.scripted import scripted_of
 from tests.support.training import differences, image_rows, settings
-from vlm_grpo.algorithms.expert import segments
+from vlm_grpo.algorithms.hpt import replace_completions
+from vlm_grpo.algorithms.uft import segments
 from vlm_grpo.data.demonstrations import demonstrations
 from vlm_grpo.data.errors import DataError
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.logprobs import TokenLogprobs
-from vlm_grpo.trainers.off_policy import replace_completions, with_demonstrations
 
 NAMES = ("luffy", "srft", "hpt", "chord", "uft")
 ANSWERS = (
@@ -166,7 +166,7 @@ def test_srft_sees_what_is_right(tiny_model: Path, tmp_path: Path):
         trainer = build("srft", tiny_model, tmp_path, algorithm_options={"correct_above": bar}, shuffle_dataset=False)
         (inputs,) = losses_of(trainer)
         rewards = torch.tensor(list(trainer._logs["rewards"]["by_text"]))
-        assert torch.equal(inputs["verdict"][:, 0], torch.where(rewards > bar, 1.0, -1.0))
+        assert torch.equal(inputs["is_correct"][:, 0], torch.where(rewards > bar, 1.0, -1.0))
         bars[bar] = trainer.state.log_history[0]["grad_norm"]
     assert bars[0.45] != bars[2.0]
     flat = build("srft", tiny_model, tmp_path, data=image_rows(8).add_column("expert", [["red"]] * 8))
@@ -262,9 +262,9 @@ def test_chord_imitates_demonstrations_with_questions_of_their_own(tiny_model: P
 
 def test_chord_takes_every_row_once_in_a_pass(tiny_model: Path, tmp_path: Path):
     trainer = build("chord", tiny_model, tmp_path)
-    assert trainer.sft_loss.stream.rows == [0, 1, 2, 3, 5, 6, 7]  # the fifth has no answer
-    passes = [trainer.sft_loss.stream.take(7) for _ in range(2)]
-    assert all(sorted(number for number, _ in taken) == trainer.sft_loss.stream.rows for taken in passes)
+    assert trainer.algorithm.stream.rows == [0, 1, 2, 3, 5, 6, 7]  # the fifth has no answer
+    passes = [trainer.algorithm.stream.take(7) for _ in range(2)]
+    assert all(sorted(number for number, _ in taken) == trainer.algorithm.stream.rows for taken in passes)
     assert passes[0] != [(number, 0) for number, _ in passes[1]]
 
 
@@ -272,7 +272,7 @@ def test_mu_follows_the_step(tiny_model: Path, tmp_path: Path):
     options = {"mu_warmup": 2, "mu_decay": 2, "mu_peak": 0.5, "mu_valley": 0.1}
     trainer = trained("chord", tiny_model, tmp_path, max_steps=5, algorithm_options=options)
     assert [entry["expert/mu"] for entry in trainer.state.log_history[:5]] == pytest.approx([0, 0.25, 0.5, 0.3, 0.1])
-    assert trainer.sft_loss.stream.position == 4 * 2  # a quarter of eight completions, but nothing where mu is 0
+    assert trainer.algorithm.stream.position == 4 * 2  # a quarter of eight completions, but nothing where mu is 0
 
 
 def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path):
@@ -288,13 +288,13 @@ def test_a_hint_begins_the_answers_of_a_prompt(tiny_model: Path, tmp_path: Path)
         assert trainer._tokenizer.decode(samples[0].input_ids).endswith("<|im_start|>assistant\n" + hint)
     hints = {"".join(segments(answer, 5)) for row in rows()[:2]["expert"] for answer in row}
     assert all(any(message[0]["content"].startswith(hint) for hint in hints) for message in seen)
-    assert inputs["hint_tokens"] == sum(sample.answer_prefix_length for sample in inputs["samples"])
+    assert inputs["num_hint_tokens"] == sum(sample.answer_prefix_length for sample in inputs["samples"])
     assert {len(prompt) for prompt in trainer._logs["prompt"]} == {2}  # the log shows the hint as a turn
-    draw, step = trainer.off_policy.draw, trainer.state.global_step
+    draw, step = trainer.algorithm.random_of, trainer.state.global_step
     here = draw(0, step).integers(1 << 30)
     assert draw(0, step).integers(1 << 30) == here != draw(1, step).integers(1 << 30)
     trainer.state.global_step += 1
-    assert trainer.off_policy.draw(0, trainer.state.global_step).integers(1 << 30) != here
+    assert trainer.algorithm.random_of(0, trainer.state.global_step).integers(1 << 30) != here
 
 
 def test_the_loss_of_hints_is_their_mean_over_tokens(same_completions: None, tiny_model: Path, tmp_path: Path):
@@ -346,14 +346,14 @@ def test_other_answers_do_not_go_on_with_a_checkpoint(tiny_model: Path, tmp_path
     common = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trained("chord", tiny_model, tmp_path, **common)
     again = build("chord", tiny_model, tmp_path, data=rows(7), **common)
-    with pytest.raises(ValueError, match="drawn with rows 7, now 6: resume with the former"):
+    with pytest.raises(ValueError, match="drawn with rows 7, now 6: resume with the original values"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 OPTIONS = {
     "luffy": [{"expert_rows": 2}, {"luffy_gamma": 0.5}],
     "srft": [{"correct_above": 0.2}, {"srft_sft": 5.0}, {"srft_rl": 0.5}],
-    "hpt": [{"correct_above": 0.75, "rescue_at": 0.6}],
+    "hpt": [{"correct_above": 0.75, "hpt_threshold": 0.6}],
     "chord": [{"mu_warmup": 0, "expert_batch": 5}, {"mu_warmup": 0, "expert_batch": 3, "phi": True}],
     "uft": [
         {"hint_high": 0.05},
@@ -381,10 +381,11 @@ def test_the_reward_that_decides_can_be_named(tiny_model: Path, tmp_path: Path):
     args = settings(tmp_path, per_device_train_batch_size=8, max_completion_length=LIMIT)
     for wanted, index in ((None, 0), ("other", 1)):
         made = VLMGRPOConfig.of("hpt", algorithm_options={"correct_reward": wanted}, **args)
-        assert VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows()).off_policy.judge == index
+        trainer = VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows())
+        assert trainer.algorithm.correctness.index == index
     made = VLMGRPOConfig.of("hpt", algorithm_options={}, **args)
     trainer = VLMGRPOTrainer(str(tiny_model), ["format", by_text], made, train_dataset=rows())
-    assert trainer.off_policy.judge == 1  # a form is not an answer
+    assert trainer.algorithm.correctness.index == 1  # a form is not an answer
     made = VLMGRPOConfig.of("hpt", algorithm_options={"correct_reward": "acuracy"}, **args)
     with pytest.raises(ValueError, match="correct_reward must be one of by_text, other, got 'acuracy'"):
         VLMGRPOTrainer(str(tiny_model), [by_text, other], made, train_dataset=rows())
@@ -425,11 +426,27 @@ def test_an_answer_of_a_stream_is_looked_at_as_it_comes(tiny_model: Path, tmp_pa
         trained("luffy", tiny_model, tmp_path, data=bad)
 
 
-def test_answers_stay_out_of_the_samplers_correction():
-    """None where TRL expects a log-probability means a weight of 1 for that token."""
+class KnownLogprobs:
+    """An engine that also returns log-probabilities, as vLLM does, far from those of the policy."""
 
-    sampled = [[1, 2], [3, 4, 5]], [[-0.1, -0.2], [-0.3, -0.4, -0.5]]
-    assert with_demonstrations(*sampled, {1: [7, 8]}) == ([[1, 2], [7, 8]], [[-0.1, -0.2], [None, None]])
+    needs_whole_groups = False
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def generate(self, prompts: Any, **options: Any) -> Generation:
+        ids = self.engine.generate(prompts, **options).ids
+        return Generation(ids, [[-1.0] * len(row) for row in ids])
+
+
+def test_demonstrations_stay_out_of_the_sampler_correction(tiny_model: Path, tmp_path: Path):
+    """No engine has sampled them: their weight is 1; the weights of sampled tokens are not."""
+    trainer = build("luffy", tiny_model, tmp_path, shuffle_dataset=False)
+    trainer.collector.engine = KnownLogprobs(trainer.collector.engine)
+    (inputs,) = losses_of(trainer)
+    weights, is_expert = inputs["importance_sampling_ratio"], inputs["is_expert"][:, 0]
+    assert is_expert.sum() == 2 and (weights[is_expert] == 1).all()
+    assert (weights[~is_expert] != 1).any(dim=1).all()
 
 
 def test_replaced_rows_have_no_past():

@@ -12,7 +12,7 @@ from tests.trainers.test_distributed import assert_equal_steps, train, weights, 
 OPTIONS = {
     "luffy": {},
     "srft": {},
-    "hpt": {"correct_above": 0.7, "rescue_at": 0.3},
+    "hpt": {"correct_above": 0.7, "hpt_threshold": 0.3},
     "chord": {"mu_warmup": 0, "expert_batch": 3},  # one process has a row that counts less than the other's
     "uft": {"hint_high": 0.5, "hint_coef": 0.5},
 }

@@ -15,11 +15,11 @@ from tests.support.agents import Speaker
 from tests.support.environments import Gallery, call, scripted_turns
 from tests.support.templates import published, tokenizer_with, with_template
 from tests.support.training import picture, rewards_of, scripted_completions, settings, user
+from vlm_grpo.algorithms.demonstration_encoder import demonstration_encoder
 from vlm_grpo.evaluation import predict
 from vlm_grpo.rollouts.decoding import TurnDecoder
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
-from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
 

@@ -11,7 +11,7 @@ from tests.support.value_models import saved_value_model
 from tests.trainers.test_distributed import train, weights, write_data
 from vlm_grpo.trainers.resume import deepspeed_shapes
 
-OVER_TWO = {"algorithm": "ppo", "gradient_checkpointing": True, "value_learning_rate": 1e-2, "kl_in_reward": 0.5}
+OVER_TWO = {"algorithm": "ppo", "gradient_checkpointing": True, "value_learning_rate": 1e-2, "kl_reward_coef": 0.5}
 ADAPTED = {"use_peft": True, "lora_r": 4, "lora_alpha": 64, "lora_dropout": 0}
 
 

@@ -60,7 +60,7 @@ CONFIGURATIONS = [
     {"algorithm": "dapo", "dynamic_sampling": 2, "mask_truncated_completions": False},
     {"algorithm": "kl_cov", **ONE_STEP, "num_iterations": 2},
     {"algorithm": "reinforce_plus_plus", **ONE_STEP},
-    {"kl_in_reward": 0.1, "kl_target": 0.01},
+    {"kl_reward_coef": 0.1, "kl_target": 0.01},
     {"shared_prefix": "off", "optim": "adafactor"},
     {"lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 0.1},
 ]
@@ -148,7 +148,7 @@ with preemption.listening():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what all processes got
     print("alive", flush=True)
-    preemption._since -= 60
+    preemption._signalled_at -= 60
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
 """

@@ -73,7 +73,7 @@ def test_a_step_without_memory_is_taken_again_in_parts(
     trainer = build(tiny_model, tmp_path, kind, **OPTIONS)
     trainer.shared_prefix.is_checked = True
     limited(first_layer(trainer), limit, where, lambda: trainer.retry.loss_step >= micro_step)
-    rollouts, counted, log = count_calls(trainer, "_generate"), [], trainer.log
+    rollouts, counted, log = count_calls(trainer.collector, "collect"), [], trainer.log
     trainer.log = lambda *args: (counted.append(len(trainer._metrics["train"]["entropy"])), log(*args))
     with caplog.at_level(logging.WARNING):
         trainer.train()

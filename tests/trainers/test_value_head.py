@@ -122,7 +122,7 @@ def test_a_saved_model_is_a_plain_one(tiny_model: Path, tmp_path: Path):
     assert weights(tmp_path / "gathered").keys() == weights(tiny_model).keys()
 
 
-OVER_TWO = {"algorithm": "ppo", "gradient_checkpointing": True, "value_learning_rate": 1e-2, "kl_in_reward": 0.5}
+OVER_TWO = {"algorithm": "ppo", "gradient_checkpointing": True, "value_learning_rate": 1e-2, "kl_reward_coef": 0.5}
 
 
 @pytest.mark.multiprocess

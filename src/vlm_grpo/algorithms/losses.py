@@ -1,57 +1,74 @@
-"""Losses that TRL does not have, for each token: log-probabilities and advantages in, (B, C) losses out."""
+"""What token losses are given, and how a micro-batch averages them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vlm_grpo.rollouts.batch import RolloutBatch
+    from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
+
+AVERAGES = ("grpo", "dr_grpo", "dapo")
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """The tokens of a micro-batch.
+    """The tokens of a micro-batch, and what the hooks of an algorithm recorded about them."""
 
-    Attributes:
-        logps: (B, C) log-probabilities under the policy, with their gradient.
-        old: (B, C) log-probabilities when they were sampled.
-        advantages: (B, C) or (B, 1).
-        mask: (B, C), 1 where a token is scored.
-        marks: further (B, C) or (B, 1) tensors of the rollout, such as the tokens that an algorithm chose.
-        entropies: (B, C), of the policy at each token, without gradient; None where nobody computed them.
-    """
+    logps: Tensor  # (B, C), log-probabilities under the policy, with gradient
+    old_logps: Tensor  # (B, C), under the policy that sampled the tokens
+    advantages: Tensor  # (B, C) or (B, 1)
+    mask: Tensor  # (B, C), 1 at the tokens that the loss counts
+    entropies: Tensor | None = None  # (B, C), of the policy at each token, without gradient
+    token_mask: Tensor | None = None  # (B, C) of bool, the tokens that the algorithm selected
+    is_expert: Tensor | None = None  # (B, 1) of bool, which completions are demonstrations
+    is_correct: Tensor | None = None  # (B, 1), 1 for a correct completion, -1 for an incorrect one, 0 if unknown
+    loss_weight: Tensor | None = None  # (B, 1), weights of completions
 
-    logps: Tensor
-    old: Tensor
-    advantages: Tensor
-    mask: Tensor
-    marks: Mapping[str, Tensor] = field(default_factory=dict)
-    entropies: Tensor | None = None
-
-
-def gmpo(tokens: LossInputs, *, gmpo_clip: float = 0.4) -> Tensor:
-    """-A w, with w the geometric mean of a completion's token ratios (arXiv:2507.20673).
-
-    Each log-ratio is clipped on the one side where it would make the step larger: at +`gmpo_clip` for A > 0, at
-    -`gmpo_clip` for A < 0.
-    """
-    sign = torch.where(tokens.advantages >= 0, 1.0, -1.0)
-    ratios = sign * torch.clamp(sign * (tokens.logps - tokens.old), max=gmpo_clip)
-    count = tokens.mask.sum(dim=1, keepdim=True).clamp(min=1)
-    weight = ((ratios * tokens.mask).sum(dim=1, keepdim=True) / count).exp()  # (B, 1)
-    return (-tokens.advantages * weight).expand_as(tokens.logps)
+    @classmethod
+    def of_batch(cls, batch: RolloutBatch, scores: TokenLogprobs) -> LossInputs:
+        """Return the inputs for a micro-batch and its scores under the policy."""
+        return cls(
+            logps=scores.logps,
+            old_logps=scores.logps.detach() if batch.old_logps is None else batch.old_logps,
+            advantages=batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None],
+            mask=batch.loss_mask,
+            entropies=scores.entropies.detach(),
+            token_mask=batch.token_mask,
+            is_expert=batch.is_expert,
+            is_correct=batch.is_correct,
+            loss_weight=batch.loss_weight,
+        )
 
 
-def whole_completion(tokens: LossInputs, *, clip: float = 0.2) -> Tensor:
-    """The clipped ratio of whole completions, exp of the sum of log-ratios: RLOO's single action (arXiv:2402.14740)."""
-    ratio = ((tokens.logps - tokens.old) * tokens.mask).sum(dim=1, keepdim=True).exp()  # (B, 1)
-    clipped = ratio.clamp(1 - clip, 1 + clip)
-    return -torch.min(ratio * tokens.advantages, clipped * tokens.advantages).expand_as(tokens.logps)
+@dataclass(frozen=True)
+class LossAverage:
+    """The average of token losses in a micro-batch, as its share of an optimizer step, by TRL's `--loss_type`."""
 
+    loss_type: str
+    max_completion_length: int
+    steps_per_generation: int
+    num_processes: int
 
-def kl_cov(tokens: LossInputs, *, kl_cov_coef: float = 1.0) -> Tensor:
-    """-A w without clipping, and |log w| times a coefficient for the tokens that `highest` chose (arXiv:2505.22617)."""
-    log_ratio = tokens.logps - tokens.old
-    loss = -tokens.advantages * log_ratio.exp()
-    return loss + kl_cov_coef * log_ratio.abs() * tokens.marks["chosen"]
+    def __call__(
+        self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor, accumulation: int, is_training: bool
+    ) -> Tensor:
+        """Return the average of (B, C) losses where the mask is 1.
+
+        Args:
+            losses: of tokens.
+            mask: 1 at tokens that count.
+            tokens_of_rollout: number of tokens that count in the whole rollout, on all processes.
+            accumulation: micro-batches of the optimizer step; 1 in an evaluation.
+            is_training: an evaluation has the whole rollout in one batch.
+        """
+        sums = (losses * mask).sum(dim=1)
+        if self.loss_type == "grpo":
+            return (sums / mask.sum(dim=1).clamp(min=1)).mean() / accumulation
+        if self.loss_type == "dr_grpo":
+            return sums.sum() / (len(sums) * self.max_completion_length * accumulation)
+        tokens = tokens_of_rollout.clamp(min=1) / self.num_processes
+        return sums.sum() / (tokens * accumulation / self.steps_per_generation if is_training else tokens)

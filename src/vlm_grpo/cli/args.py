@@ -110,7 +110,7 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("vespo_",), "--loss_type vespo", ("loss_type", "vespo")),
     (("ref_model_",), "--sync_ref_model", ("sync_ref_model", "")),
     (("use_bias_correction_kl",), "--beta above 0", ("beta", "")),
-    (("sync_ref_model",), "--beta above 0 or --kl_in_reward", ("beta|kl_in_reward", "")),
+    (("sync_ref_model",), "--beta above 0 or --kl_reward_coef", ("beta|kl_reward_coef", "")),
     (
         (
             *("val_before_train", "val_freq", "per_device_eval_batch_size", "eval_strategy", "eval_on_start"),

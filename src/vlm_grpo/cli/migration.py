@@ -162,8 +162,8 @@ RLLAVA: Mapping[str, Change] = {
     "algorithm.adv_estimator": renamed_flag("algorithm", "grpo", "`gae` is `ppo`"),
     "algorithm.policy_loss_fn": Change("--algorithm", _policy_loss, "dapo", "overrides adv_estimator"),
     "algorithm.clip_range": renamed_flag("epsilon", "0.2"),
-    "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_in_reward"),
-    "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_in_reward"),
+    "algorithm.kl_coef": Change("--beta (KL in the loss) or --kl_reward_coef"),
+    "algorithm.use_kl_loss": Change("--beta above 0 (KL in the loss) or --kl_reward_coef"),
     "algorithm.disable_kl": Change("--beta 0"),
     "algorithm.strategy": Change(CHORD),
     "algorithm.expert_data_ratio": Change("--algorithm_options '{\"expert_batch\": 8}', demonstrations per step"),
@@ -223,7 +223,10 @@ FLEET: Mapping[str, Change] = {
     "use_lora": renamed_flag("use_peft", "false"),
 }
 # Old names of flags of this package.
-RENAMED: Mapping[str, Change] = {"tool_protocol": renamed_flag("tool_format", "native")}
+RENAMED: Mapping[str, Change] = {
+    "tool_protocol": renamed_flag("tool_format", "native"),
+    "kl_in_reward": renamed_flag("kl_reward_coef", "0.1"),
+}
 # Values of other systems for flags of this package: (flag, value) to (system, value here); None drops the flag.
 VALUES: Mapping[tuple[str, str], tuple[str, str | None]] = {
     ("dataset_name", "this_is_not_used"): ("VLM-R1", None),

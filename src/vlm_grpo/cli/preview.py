@@ -31,7 +31,7 @@ RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full
 
 
 @dataclass(frozen=True)
-class SampleView:
+class RowView:
     """One row of the preview. `parts` are (role, pieces); a piece is text, or an image with its caption.
 
     `accuracy` describes the accuracy reward if it is used.
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
+def preview(source: str, arguments: argparse.Namespace) -> list[RowView]:
     """Return the first rows of a data set, rendered and scored."""
     from vlm_grpo.data import load_dataset
 
@@ -112,7 +112,7 @@ def preview(source: str, arguments: argparse.Namespace) -> list[SampleView]:
     ]
 
 
-def _view_row(row: Row, specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool) -> SampleView:
+def _view_row(row: Row, specs: list[str] | None, template: ChatTemplate | None, *, with_images: bool) -> RowView:
     from vlm_grpo.rewards.accuracy import describe_method
     from vlm_grpo.tasks import TASKS
 
@@ -137,7 +137,7 @@ def _view_row(row: Row, specs: list[str] | None, template: ChatTemplate | None, 
     rewards = gold_rewards(specs, gold, row)
     templated = None if template is None else template.render(row["prompt"])
     accuracy = describe_method(row["record"]) if any(spec.split(":")[0] == "accuracy" for spec in specs) else None
-    return SampleView(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
+    return RowView(f"{row['where']} (id {row['id']})", parts, templated, gold.completion, rewards, accuracy)
 
 
 def gold_rewards(
@@ -192,7 +192,7 @@ def _picture(ref: ImageRef, with_thumbnail: bool) -> Picture:
     return Picture(caption, "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
 
 
-def view_text(view: SampleView) -> str:
+def view_text(view: RowView) -> str:
     """Return one row as plain text."""
     lines = [f"=== {view.where}"]
     for role, pieces in view.parts:
@@ -211,7 +211,7 @@ def reward_text(value: float | str | None) -> str:
     return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def views_html(views: list[SampleView]) -> str:
+def views_html(views: list[RowView]) -> str:
     """Return a page without outside parts: every row with its images where the model sees them."""
     from jinja2 import Environment
 

@@ -115,11 +115,11 @@ def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
 
 
 def _state_of(algorithm: str | None) -> tuple[bool, bool]:
-    """Return whether an algorithm has a value model, and expert data."""
-    from vlm_grpo.algorithms import find_algorithm
+    """Return whether an algorithm has a value model, and demonstrations."""
+    from vlm_grpo.algorithms import TRL_SETTINGS, find_algorithm
 
-    recipe = find_algorithm(algorithm) if algorithm else None
-    return (recipe is not None and recipe.credit is not None, recipe is not None and recipe.expert is not None)
+    family = (find_algorithm(algorithm) if algorithm else TRL_SETTINGS).family
+    return family.needs_values, family.needs_demonstrations
 
 
 def _model_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]:

@@ -62,13 +62,13 @@ def parse(argv: list[str]) -> Configurations:
     problems: list[str] = []
     argv, config = _translate_flags(argv, problems)
     algorithm, trainer = _algorithm_and_trainer(argv, config, problems)
-    recipe = _recipe(algorithm, argv, config)
+    settings = _settings(algorithm, argv, config)
     argv, config = _without_unknown_flags(argv, config, trainer, problems)
     given = [*flag_names(argv), *config]
     argv = _prepare_cpu_deepspeed(argv, given)
     parser = _flag_parser(trainer)
     argv = without_flag(argv, "trainer")  # judged already
-    parser.set_defaults_with_config(**{**recipe, **config, "trainer": trainer})
+    parser.set_defaults_with_config(**{**settings, **config, "trainer": trainer})
     values, value_problems = parser.read(argv, {**config, "trainer": trainer})
     value_problems += _validate_values(values, algorithm, given)
     parts = None if value_problems else _configurations(parser, argv, problems)
@@ -189,10 +189,11 @@ def _validate_combinations(values: FlagValues, algorithm: str | None, given: lis
     if not values:  # the parser found no flags to speak of
         return []
     problems = ineffective_flags([name for name in given if name in values], values) + _unused_flags(algorithm, given)
-    if algorithm is None or _algorithms().find_algorithm(algorithm).expert is None:
-        with_plan = [name for name, recipe in _algorithms().ALGORITHMS.items() if recipe.expert is not None]
+    if algorithm is None or not _algorithms().find_algorithm(algorithm).family.needs_demonstrations:
+        known = _algorithms().ALGORITHMS.items()
+        with_demonstrations = [name for name, config in known if config.family.needs_demonstrations]
         unused = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
-        problems += [f"--{name} has no effect without --algorithm {', '.join(with_plan)}" for name in unused]
+        problems += [f"--{name} has no effect without --algorithm {', '.join(with_demonstrations)}" for name in unused]
     return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
 
 
@@ -231,7 +232,7 @@ def _algorithm_and_trainer(argv: list[str], config: FlagValues, problems: list[s
     return algorithm, trainer or needed or "grpo"
 
 
-def _recipe(algorithm: str | None, argv: list[str], config: FlagValues) -> FlagValues:
+def _settings(algorithm: str | None, argv: list[str], config: FlagValues) -> FlagValues:
     """Return the settings of the algorithm, without `steps_per_generation` if the rollout size is given."""
     if algorithm is None:
         return {}
@@ -239,7 +240,7 @@ def _recipe(algorithm: str | None, argv: list[str], config: FlagValues) -> FlagV
     accumulation = str(argv_value(argv, name) or config.get(name, 1))
     # one that is no whole number above 0 is found with the other wrong values
     is_usable = accumulation.isdecimal() and len(accumulation) < 10
-    settings = _algorithms().recipe_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
+    settings = _algorithms().algorithm_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
     if "generation_batch_size" in [*flag_names(argv), *config]:
         settings.pop("steps_per_generation", None)
     return settings
@@ -249,8 +250,9 @@ def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
     """Return one sentence for each given flag that the algorithm does not use."""
     if algorithm is None:
         return []
-    recipe = _algorithms().find_algorithm(algorithm)
-    unused = {*recipe.unread, *(() if recipe.is_advantage_trls else ("scale_rewards", "multi_objective_aggregation"))}
+    entry = _algorithms().find_algorithm(algorithm)
+    of_advantage = () if entry.uses_trl_advantage else ("scale_rewards", "multi_objective_aggregation")
+    unused = {*entry.unused_settings, *of_advantage}
     return [f"--{flag} has no effect with --algorithm {algorithm}" for flag in sorted(unused & set(given))]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_grpo.evaluation.report.page import evaluation_report
-from vlm_grpo.evaluation.report.trajectory import remove_unused
+from vlm_grpo.evaluation.report.trajectory_view import remove_unused
 from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
 from vlm_grpo.records import JsonObject, Row

@@ -19,13 +19,15 @@ KEYS = {
     "old_sequence_logps": "old_logps",
     "ref_logps": "ref_per_token_logps",
     "sampling_logps": "sampling_per_token_logps",
-    "token_mask": "chosen",
-    "is_correct": "verdict",
-    "loss_weight": "weight",
-    "num_hint_tokens": "hint_tokens",
 }
-OF_PROMPTS = ("prompt_ids", "prompt_mask")  # padded on the left; all other (B, C) tensors on the right
-FILL = {"tool_mask": 1}
+FORMER_KEYS = {  # in checkpoints of earlier versions
+    "chosen": "token_mask",
+    "verdict": "is_correct",
+    "weight": "loss_weight",
+    "hint_tokens": "num_hint_tokens",
+}
+PROMPT_FIELDS = ("prompt_ids", "prompt_mask")  # padded on the left; all other (B, C) tensors on the right
+PADDING_VALUES = {"tool_mask": 1}
 
 
 @dataclass
@@ -124,15 +126,15 @@ class RolloutBatch:
 
     def mask_rows(self, is_masked: Tensor) -> None:
         """Leave rows out of attention and loss: (B,) of bool."""
-        kept = (~is_masked)[:, None].int()
-        self.completion_mask = self.completion_mask * kept
+        row_mask = (~is_masked)[:, None].int()
+        self.completion_mask = self.completion_mask * row_mask
         if self.tool_mask is not None:
-            self.tool_mask = self.tool_mask * kept
+            self.tool_mask = self.tool_mask * row_mask
 
     @classmethod
     def from_trl_dict(cls, values: Mapping[str, Any]) -> RolloutBatch:
         """Return the batch that a dict of TRL's holds."""
-        known = {KEYS.get(name, name): name for name in _field_names()}
+        known = {**FORMER_KEYS, **{KEYS.get(name, name): name for name in _field_names()}}
         anywhere = [f"{kind}_anywhere" for kind in MEDIA_KINDS]
         media = [bool(values[key]) for key in anywhere] if anywhere[0] in values else None
         others = {key: value for key, value in values.items() if key not in known and key not in anywhere}
@@ -161,19 +163,19 @@ class RolloutBatch:
         return self.loss_mask if self.is_expert is None else self.loss_mask * ~self.is_expert
 
     def select(self, rows: Sequence[int]) -> RolloutBatch:
-        """Return these rows alone, in this order; what belongs to no row stays as it is."""
+        """Return these rows in this order; fields without rows are unchanged."""
         rows = list(rows)
 
-        def chosen(value: Any) -> Any:
+        def select_rows(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value if value.ndim == 0 else value[rows]
             return [value[row] for row in rows] if isinstance(value, list) else value
 
-        return self._changed(lambda name, value: chosen(value))
+        return self._map_fields(select_rows)
 
     @classmethod
     def concat(cls, batches: Sequence[RolloutBatch], pad_token_id: int) -> RolloutBatch:
-        """Return the rows of all batches in their order, padded to the longest; of what is no row's the first one's."""
+        """Return the rows of all batches in order, padded to the longest; fields without rows are the first batch's."""
         tables = [batch.to_trl_dict() for batch in batches]
         result: dict[str, Any] = {}
         for name, value in tables[0].items():
@@ -189,19 +191,19 @@ class RolloutBatch:
     def shuffle_groups(self) -> RolloutBatch:
         """Return whole groups in a random order; TRL's own shuffle would scatter their completions.
 
-        As many random numbers are drawn as TRL draws; a group stands where the first of its rows came to stand.
+        As many random numbers are drawn as TRL draws; a group takes the place of the first of its rows.
         """
         group_of = {row: group for group in prompt_groups(self.prompts) for row in group}
-        drawn = torch.randperm(len(self)).tolist()
+        permutation = torch.randperm(len(self)).tolist()
         return self.select(
-            [row for group in {id(group_of[row]): group_of[row] for row in drawn}.values() for row in group]
+            [row for group in {id(group_of[row]): group_of[row] for row in permutation}.values() for row in group]
         )
 
-    def _changed(self, change: Callable[[str, Any], Any]) -> RolloutBatch:
-        """Return the batch with every field of rows changed."""
-        own = {name: change(name, getattr(self, name)) for name in _field_names()}
-        others = {name: change(name, value) for name, value in self.others.items()}
-        return RolloutBatch(**own, media_anywhere=self.media_anywhere, others=others)
+    def _map_fields(self, function: Callable[[Any], Any]) -> RolloutBatch:
+        """Return the batch with a function applied to every field that has rows."""
+        fields_of_rows = {name: function(getattr(self, name)) for name in _field_names()}
+        others = {name: function(value) for name, value in self.others.items()}
+        return RolloutBatch(**fields_of_rows, media_anywhere=self.media_anywhere, others=others)
 
 
 def _field_names() -> list[str]:
@@ -211,19 +213,19 @@ def _field_names() -> list[str]:
 def _padded(name: str, values: Sequence[Tensor], pad_token_id: int) -> list[Tensor]:
     if values[0].ndim < 2:
         return list(values)
-    fill = pad_token_id if name.endswith("_ids") else FILL.get(name, 0)
+    fill = pad_token_id if name.endswith("_ids") else PADDING_VALUES.get(name, 0)
     longest = max(value.size(1) for value in values)
     missing = [longest - value.size(1) for value in values]
-    sides = [(count, 0) if name in OF_PROMPTS else (0, count) for count in missing]
+    sides = [(count, 0) if name in PROMPT_FIELDS else (0, count) for count in missing]
     return [torch.nn.functional.pad(value, side, value=fill) for value, side in zip(values, sides, strict=True)]
 
 
 def prompt_groups(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
     """Return the numbers of neighbouring rows that continue the same prompt."""
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for row, prompt in enumerate(prompts):
         if row and prompt is prompts[row - 1]:
-            found[-1].append(row)
+            groups[-1].append(row)
         else:
-            found.append([row])
-    return found
+            groups.append([row])
+    return groups

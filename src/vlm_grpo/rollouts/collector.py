@@ -12,7 +12,7 @@ import torch
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
-from vlm_grpo.rollouts.engines.base import RolloutEngine
+from vlm_grpo.rollouts.engines.engine import RolloutEngine
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.multi_turn import EpisodeLimits, MultiTurnRollout, next_prompt
 from vlm_grpo.rollouts.ranks import Ranks

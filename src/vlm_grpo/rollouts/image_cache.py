@@ -43,7 +43,7 @@ class CachedImageProcessor:
         options = {**options, "return_tensors": "pt"}
         flat = _flatten(images)
         if len(flat) != len(self.expected_keys):
-            raise RuntimeError(f"{len(self.announced)} images were expected, the processor passed {len(flat)}")
+            raise RuntimeError(f"{len(self.expected_keys)} images were expected, the processor passed {len(flat)}")
         joined = self._process_each(flat, options)
         if joined is None:  # this family pads the images of one prompt to a common shape
             self.counters.processed += len(flat)

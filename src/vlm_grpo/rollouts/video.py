@@ -1,6 +1,6 @@
-"""Videos where families differ: what a processor or model cannot take is refused, GLM-4V's placeholders are told apart.
+"""Videos where families differ: checks what a processor or model supports, and tells GLM-4V's placeholders apart.
 
-Refused are videos at all, or beside images in one prompt, or of unequal length in one batch.
+Some support no videos, none beside images in one prompt, or none of unequal length in one batch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class TensorVideoProcessor:
 
 
 def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
-    """Along which dimension a family joins the tensors of several images: the first, but for packed patches.
+    """Return the dimension along which a family concatenates the tensors of several images: 0 but for packed patches.
 
-    MiniCPM-V packs the patches of all slices along the last dimension of one row, and tells them apart by
+    MiniCPM-V packs the patches of all slices along the last dimension of one row, separated by
     `target_sizes`.
     """
     sizes = {"pixel_values": "target_sizes", "pixel_values_videos": "target_sizes_videos"}.get(name)
@@ -44,16 +44,16 @@ def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
 
 
 def completion_types(processor: Any) -> dict[str, int]:
-    """Return what the per-token fields of a completion are, where that is not 0.
+    """Return the values of a completion's per-token fields, where they are not 0.
 
     PaliGemma reads tokens of type 0 in both directions and those of type 1 causally: its completions are of type 1, or
-    they would be scored with their own future in sight (arXiv:2407.07726, section 3.1).
+    they would be scored with attention to later tokens (arXiv:2407.07726, section 3.1).
     """
     return {"token_type_ids": 1} if type(processor).__name__ == PALIGEMMA else {}
 
 
 def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
-    """Refuse a prompt whose media this processor cannot read.
+    """Check that this processor supports the media of a prompt.
 
     Raises:
         ValueError: as `check_videos`, or it has no image and the processor needs one.
@@ -64,7 +64,7 @@ def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
 
 
 def check_videos(prompt: Prompt, processor: Any) -> None:
-    """Refuse a prompt whose videos this processor would leave out.
+    """Check that this processor supports the videos of a prompt.
 
     Raises:
         ValueError: it has no part for videos, or its chat template no place, or it puts a video's frames where the
@@ -85,7 +85,7 @@ def check_videos(prompt: Prompt, processor: Any) -> None:
 
 
 def check_frames(videos: Sequence[Tensor]) -> None:
-    """Refuse (videos, frames, C, H, W) tensors of unequal length: padding frames would be counted as real ones.
+    """Check that (videos, frames, C, H, W) tensors have equal lengths: padding frames would be counted as real ones.
 
     Raises:
         ValueError: the videos of a batch differ in their number of frames.
@@ -99,7 +99,7 @@ def check_frames(videos: Sequence[Tensor]) -> None:
 
 
 def patch_glm4v_placeholder_mask(*models: nn.Module | None) -> None:
-    """Let GLM-4V take images and videos in one batch; other families stay as they are.
+    """Let GLM-4V process images and videos in one batch; other families are unchanged.
 
     Its processor writes image placeholders for frames too, between marks of a video. The model of transformers 5.23
     takes all of them for both, and a batch that has both fails.
@@ -121,12 +121,12 @@ class _PlaceholderMask:
     ) -> tuple[Tensor, Tensor]:
         if input_ids is None:
             return self.stock(input_ids, inputs_embeds, image_features=image_features, video_features=video_features)
-        begun, ended = (
+        num_starts, num_ends = (
             (input_ids == token).cumsum(1)
             for token in (self.config.video_start_token_id, self.config.video_end_token_id)
         )
-        places, in_video = input_ids == self.config.image_token_id, begun > ended  # (B, T)
-        masks = {"image": places & ~in_video, "video": places & in_video}
+        is_placeholder, in_video = input_ids == self.config.image_token_id, num_starts > num_ends  # (B, T)
+        masks = {"image": is_placeholder & ~in_video, "video": is_placeholder & in_video}
         for kind, features in (("image", image_features), ("video", video_features)):
             if features is not None and int(masks[kind].sum()) * inputs_embeds.size(-1) != torch.numel(features):
                 raise ValueError(f"{int(masks[kind].sum())} {kind} placeholders for {len(features)} features")
@@ -134,7 +134,7 @@ class _PlaceholderMask:
 
 
 def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
-    """Small copies of decoded images: the only form in which images ever cross ranks."""
+    """Return small copies of decoded images, the only form in which images are gathered across ranks."""
 
     def shrink(image: Any) -> Any:
         small = image.copy()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,13 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_tensor_dict, use_adapter
 
-from vlm_grpo.algorithms import Recipe, find_algorithm, options_of
-from vlm_grpo.algorithms.expert import CHORD, SRFT, UFT
-from vlm_grpo.algorithms.trl import grpo_advantages, normalized_advantages, rloo_advantages
+from vlm_grpo.algorithms import Advantages, Algorithm, ScoredRollout, configured_algorithm
+from vlm_grpo.algorithms.algorithm import MicroStep, RunContext
+from vlm_grpo.algorithms.demonstration_encoder import validate_demonstrations
+from vlm_grpo.algorithms.kl_controller import KLController
+from vlm_grpo.algorithms.losses import LossAverage
+from vlm_grpo.algorithms.trl_advantages import grpo_advantages, normalized_advantages, rloo_advantages
+from vlm_grpo.algorithms.uft import with_hint, without_hints
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.io import write_whole
 from vlm_grpo.model_utils import (
@@ -50,7 +53,7 @@ from vlm_grpo.rollouts.encoder import (
     PromptEncoder,
     drop_images,
 )
-from vlm_grpo.rollouts.engines.base import Generation, RolloutEngine
+from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.rollouts.engines.trl import TRLEngine
 from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
@@ -70,27 +73,17 @@ from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
-from vlm_grpo.trainers.advantage_estimation import AdvantageEstimator, Advantages
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.completion_log import debug_log
 from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
-from vlm_grpo.trainers.demonstration_encoder import demonstration_encoder
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
-from vlm_grpo.trainers.kl_controller import KLController, loading_reference
 from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
-from vlm_grpo.trainers.off_policy import (
-    OffPolicyRollout,
-    build_off_policy_config,
-    with_hint,
-    with_hints,
-)
-from vlm_grpo.trainers.policy_loss import LossAverage, PolicyLoss
 from vlm_grpo.trainers.preemption import Preemption
-from vlm_grpo.trainers.reference import check_reference, load_reference, save_reference
+from vlm_grpo.trainers.reference import check_reference, load_reference, loading_reference, save_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
@@ -98,7 +91,6 @@ from vlm_grpo.trainers.rollout_logger import RolloutLogger
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
-from vlm_grpo.trainers.sft_loss import MicroStep, SFTLoss
 from vlm_grpo.trainers.state_file import load_state, save_state, state_path
 from vlm_grpo.trainers.step_retry import StepRetry, StepStart
 
@@ -122,7 +114,10 @@ class VLMTrainerMixin:
     def __init__(self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **options: Any) -> None:
         options |= by_name(super().__init__, rest)
         demonstrations, dataset = options.pop("demonstrations", None), options.get("train_dataset")
-        off_policy = build_off_policy_config(args, dataset, demonstrations, model, options.get("processing_class"))
+        data = {"rows": dataset, "demonstrations": demonstrations}
+        given = {"model": model, "processor": options.get("processing_class")}
+        name, config = configured_algorithm(args)
+        validate_demonstrations(name, config.family, args, **data, **given)
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
@@ -137,19 +132,18 @@ class VLMTrainerMixin:
         if options.get("peft_config") is not None:
             options["peft_config"] = for_language_model(options["peft_config"])
         handler = signal.getsignal(signal.SIGTERM)
-        with loading_reference(args, getattr(args, "kl_in_reward", 0.0)):
+        with loading_reference(args, getattr(args, "kl_reward_coef", 0.0)):
             super().__init__(model, reward_funcs, args, **options)
         self.beta = self.args.beta
         self._take_over_preemption(handler)
         self._prepare_model()
         self._build_parts()
         self._build_rollouts()
-        self._build_algorithm()
         self._prepare_rows()
-        self._build_off_policy(off_policy, demonstrations)
+        self._build_algorithm(demonstrations)
         self.dynamic_sampler: DynamicSampler | None = None
         if rounds := getattr(self.args, "dynamic_sampling", 0):
-            check_dynamic_sampling(self, self._is_stock)
+            check_dynamic_sampling(self, self._has_rollout_func)
             pad = self._tokenizer.pad_token_id
             self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
 
@@ -182,7 +176,7 @@ class VLMTrainerMixin:
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
         self.scorer = RewardScorer(self.encoder, self._answer_space, names, weights, self.ranks, log)
-        can_share = self._is_vlm and not self._is_stock
+        can_share = self._is_vlm and not self._has_rollout_func
         mode = getattr(self.args, "shared_prefix", "auto") if can_share else "off"
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self.shared_prefix, self.splitter = SharedPrefixState(mode, models), ForwardSplitter()
@@ -218,7 +212,7 @@ class VLMTrainerMixin:
                 can_share=is_in_process and mode != "off" and self.vllm_tensor_parallel_size == 1,
             )
         self._generate_with_cache()
-        reason = None if self._is_stock else validate_generation(model)
+        reason = None if self._has_rollout_func else validate_generation(model)
         if mode != "off" and reason is not None:
             self.shared_prefix.report_unsupported("sampling", reason)
         is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
@@ -297,60 +291,39 @@ class VLMTrainerMixin:
         turns = turns if iterations is None else min(turns, iterations + 1)
         return EpisodeLimits(self.max_completion_length, turns, seconds, set(self.eos_token_ids))
 
-    def _build_algorithm(self) -> None:
+    def _build_algorithm(self, demonstrations: Any) -> None:
         """Make the parts that turn rewards into a loss.
 
         Raises:
             ValueError: the algorithm needs what this run does not have.
         """
-        name = getattr(self.args, "algorithm", None)
-        recipe: Recipe | None = find_algorithm(name) if name else None
-        options = getattr(self.args, "algorithm_options", None) or {}
-        self.recipe = recipe
-        self.advantages = AdvantageEstimator(name, recipe, options, self.args, self.ranks)
-        if self.advantages.needs_greedy and (self.use_vllm or self._is_stock or self.env_pool):
+        name, config = configured_algorithm(self.args)
+        if config.needs_greedy and (self.use_vllm or self._has_rollout_func or self.env_pool):
             what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
-        coefficient, target = getattr(self.args, "kl_in_reward", 0.0), getattr(self.args, "kl_target", None)
+        if config.family.needs_demonstrations and (self._has_rollout_func or self.env_pool is not None):
+            raise ValueError(f"--algorithm {name} does not work with tools, environments or a rollout function")
+        run = RunContext(
+            args=self.args,
+            ranks=self.ranks,
+            encoder=self.encoder,
+            reward_names=self.reward_func_names,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_ids=self.eos_token_ids,
+            demonstration_rows=self.train_dataset if demonstrations is None else demonstrations,
+        )
+        self.algorithm: Algorithm = config.family(name, config, run)
+        coefficient, target = getattr(self.args, "kl_reward_coef", 0.0), getattr(self.args, "kl_target", None)
         self.kl = KLController(coefficient, target, getattr(self.args, "kl_estimator", "k1"), self.ranks)
-        has_values = check_value_model(self, recipe)
-        gather = self._dist.gather_params
-        self.critic = ValueModel(self.model, recipe, options, self.args, self.ranks, gather) if has_values else None
-        objective = recipe.objective if recipe else None
-        self.policy_loss = (
-            PolicyLoss(objective, options_of(objective, options), self.beta, self.ranks) if objective else None
-        )
-        self.loss_average = LossAverage(
-            getattr(self, "loss_type", "grpo"),
-            self.max_completion_length,
-            self.args.steps_per_generation,
-            self.ranks.count,
-        )
+        self.critic: ValueModel | None = None
+        if config.family.needs_values:
+            check_value_model(self)
+            kind = self.algorithm.options.value_model
+            self.critic = ValueModel(self.model, kind, self.args, self.ranks, self._dist.gather_params)
+        loss_type, length = getattr(self, "loss_type", "grpo"), self.max_completion_length
+        self.loss_average = LossAverage(loss_type, length, self.args.steps_per_generation, self.ranks.count)
         self.no_signal = NoSignal(self.accelerator.is_main_process)
         self.add_callback(self.no_signal)
-
-    def _build_off_policy(self, config: Any, demonstrations: Any) -> None:
-        """Make the parts that learn from demonstrations.
-
-        Raises:
-            ValueError: tools, an own rollout or a model of text alone.
-        """
-        self.off_policy: OffPolicyRollout | None = None
-        self.sft_loss: SFTLoss | None = None
-        if config is None:
-            return
-        if self._is_stock or self.env_pool is not None:
-            raise ValueError(
-                f"--algorithm {self.args.algorithm} needs a model with a processor, and no tools or rollout function"
-            )
-        limit, pad = self.args.max_completion_length, self._tokenizer.pad_token_id
-        encode = demonstration_encoder(self.processing_class, self.eos_token_ids, limit, self.chat_template_kwargs)
-        self.off_policy = OffPolicyRollout(
-            config, encode, self.reward_func_names, self.args, pad, self.eos_token_ids, self.ranks
-        )
-        if isinstance(config, CHORD | UFT):
-            rows = self.train_dataset if demonstrations is None else demonstrations
-            self.sft_loss = SFTLoss(config, rows, self.encoder, encode, self.args, pad, self.ranks)
 
     def _prepare_rows(self) -> None:
         """Drop rows with over-long prompts; begin a stream again at its end."""
@@ -378,7 +351,7 @@ class VLMTrainerMixin:
             self.generation_kwargs["use_cache"] = True  # laid over it again
 
     @property
-    def _is_stock(self) -> bool:
+    def _has_rollout_func(self) -> bool:
         """Whether a `rollout_func` of the user's samples the completions; TRL then pads, scores and logs them."""
         return getattr(self, "rollout_func", None) is not None
 
@@ -419,7 +392,7 @@ class VLMTrainerMixin:
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
-        if self._is_stock:
+        if self._has_rollout_func:
             return self._roll_out_by_function(rows)
         if self.critic is not None:
             self.critic.clear()
@@ -431,15 +404,25 @@ class VLMTrainerMixin:
         sampled = self._reward_inputs(rollout, messages, hints)
         rewards = self._calculate_rewards(*sampled, rollout.ids)
         self.logger.flush_pending(self._phase_metrics, len(rows))
-        greedy = self._score_greedy(rollout, sampled) if self.advantages.needs_greedy and self.model.training else None
+        needs_greedy = self.algorithm.config.needs_greedy and self.model.training
+        greedy = self._score_greedy(rollout, sampled) if needs_greedy else None
         self._add_advantages(batch, rewards, logprobs)
-        credited = self._assign_credit(batch, rewards, greedy)
-        self._log_rollout(rollout, messages, batch, rewards, credited)
+        scored = ScoredRollout(
+            rows=rows,
+            batch=batch,
+            rewards=rewards,
+            totals=self.scorer.total(rewards),
+            step=self.state.global_step,
+            metrics=self._metrics["train"],
+            demonstrations=rollout.demonstrations,
+            greedy_rewards=greedy,
+        )
+        advantages = self._replace_advantages(scored) if self.model.training else None
+        self._log_rollout(rollout, messages, batch, rewards, advantages)
         self.collector.release(rollout)
         batch.prompts = drop_images(batch.prompts)
-        if self.off_policy is not None and self.model.training:
-            totals, step = self.scorer.total(rewards), self.state.global_step
-            self.off_policy.finish(rows, batch, rollout.demonstrations, rewards, totals, step, self._metrics["train"])
+        if self.model.training:
+            self.algorithm.finish(scored)
         return batch, rewards
 
     def _roll_out_by_function(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
@@ -449,17 +432,21 @@ class VLMTrainerMixin:
         rows = [decode_images(row) for row in rows]
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(rows))
         rewards = self.logger.last_rewards(len(rows) * self.ranks.count)
-        credited = self._assign_credit(batch, rewards, None)
-        if credited is not None:
-            self.logger.replace_advantages(credited.of_completions())
+        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
+        scored = ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
+        advantages = self._replace_advantages(scored) if self.model.training else None
+        if advantages is not None:
+            self.logger.replace_advantages(advantages.of_completions())
         self._show(rows, [row.get("images") or [] for row in rows], (), batch)
+        if self.model.training:
+            self.algorithm.finish(scored)
         return batch, rewards
 
     def _sample(self, rows: list[dict[str, Any]]) -> tuple[Rollout, list[str]]:
         """Return completions of rows, and the hints that the rows' answers begin with; no list at all without hints."""
-        step, off_policy = self.state.global_step, self.off_policy if self.model.training else None
-        demonstrations = {} if off_policy is None else off_policy.demonstrations(rows, step)
-        hints = [] if off_policy is None else off_policy.hints(rows, step)
+        step = self.state.global_step
+        hints = self.algorithm.hints(rows, step) if self.model.training else []
+        demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
         asked = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
         return self.collector.collect(asked, demonstrations, self._generating), hints
 
@@ -504,7 +491,7 @@ class VLMTrainerMixin:
             for row, prompt in zip(rollout.rows, rollout.prompts, strict=True)
         ]
         prompts = [prompt.prompt_for_rewards() for prompt in rollout.prompts]
-        return self.scorer.inputs(rollout, RewardInputs(rows, *with_hints(prompts, messages, hints)))
+        return self.scorer.inputs(rollout, RewardInputs(rows, *without_hints(prompts, messages, hints)))
 
     def _add_advantages(self, batch: RolloutBatch, rewards: Tensor, logprobs: RolloutLogprobs) -> None:
         """Give a rollout the advantages of TRL's trainer."""
@@ -548,37 +535,24 @@ class VLMTrainerMixin:
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
 
-    def _assign_credit(self, batch: RolloutBatch, rewards: Tensor, greedy: Tensor | None) -> Advantages | None:
-        """Put the algorithm's advantages in place of TRL's, and return those of all processes; None leaves TRL's."""
-        if not self.model.training:
-            return None
-        mask, recipe = batch.loss_mask, self.recipe
-        needs_old = self.kl.coefficient or (recipe is not None and (recipe.credit or recipe.choice))
-        old = self._old_logprobs(batch) if needs_old else None
-        penalties = self._kl_penalties(batch, old.logps) if self.kl.coefficient else None
-        if recipe is not None and not recipe.has_ratio:
+    def _replace_advantages(self, rollout: ScoredRollout) -> Advantages | None:
+        """Put the algorithm's advantages in place of TRL's and return those of all processes; None keeps TRL's."""
+        batch, algorithm = rollout.batch, self.algorithm
+        if self.kl.coefficient or algorithm.needs_old_logps:
+            old = self._old_logprobs(batch)
+            rollout.old_logps, rollout.values = old.logps, old.values
+        if self.kl.coefficient:
+            rollout.penalties = self._kl_penalties(batch, rollout.old_logps)
+        if not algorithm.config.uses_ratio:
             batch.old_logps = None
-        totals = self.scorer.total(rewards)
+        advantages = algorithm.advantages(rollout)
         if self.critic is not None:
-            credit = self.critic.credit(self.ranks.local_rows(totals, len(batch)), old.values, mask, penalties)
-            batch.values, batch.returns = credit.values, credit.returns
-            found = Advantages(credit.advantages, credit.mask)
-            if not math.isnan(credit.explained_variance):
-                self._add_metrics({"explained_variance": credit.explained_variance})
             self.critic.clear()
-        else:
-            found = self.advantages.estimate(totals, mask, penalties, greedy)
-        if found is not None:
-            mine = self.ranks.local_rows(found.values, len(batch))
-            batch.advantages = mine if found.mask is None else mine[:, : batch.completion_ids.size(1)]
-        if recipe is not None and recipe.choice is not None:
-            local = batch.advantages[:, None].expand_as(mask)
-            chosen = self.advantages.token_mask(local, old.logps, mask, self.state.global_step)
-            if recipe.drops_chosen:
-                batch.advantages = local.masked_fill(chosen, 0.0)
-            else:
-                batch.token_mask = chosen
-        return found
+        if advantages is not None:
+            mine = self.ranks.local_rows(advantages.values, len(batch))
+            batch.advantages = mine if advantages.mask is None else mine[:, : batch.completion_ids.size(1)]
+        algorithm.mask_tokens(rollout)
+        return advantages
 
     def _kl_penalties(self, batch: RolloutBatch, old: Tensor) -> Tensor:
         reference = batch.ref_logps if self.beta else self._reference_logps(batch)
@@ -609,7 +583,9 @@ class VLMTrainerMixin:
         self, batch: RolloutBatch, model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
     ) -> TokenLogprobs:
         """Return what the completions of a rollout or micro-batch have under a model."""
-        visual = {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._is_stock else {}
+        visual = (
+            {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
+        )
         chunk = chunk or self.args.per_device_train_batch_size
         return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
 
@@ -656,7 +632,7 @@ class VLMTrainerMixin:
         if rows.attended is not None:
             attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
         given = (input_ids, attention_mask, completion)
-        if not self._is_stock:
+        if not self._has_rollout_func:
             flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
             scores = self.logprobs(model, rows, *given, chunk=chunk, **flags, has_values=has_values)
             if has_values:
@@ -692,23 +668,24 @@ class VLMTrainerMixin:
         loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
         if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
             correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
-        if self.sft_loss is None or not self.model.training:
-            return loss
-        number = self._step - self.retry.start.micro_step
-        place = MicroStep(self.state.global_step, number, self.current_gradient_accumulation_steps)
+        return self._add_extra_loss(model, loss, batch) if self.model.training else loss
+
+    def _add_extra_loss(self, model: nn.Module, loss: Tensor, batch: RolloutBatch) -> Tensor:
+        index = self._step - self.retry.start.micro_step
+        place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
         def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *given: Any) -> Tensor:
             return self._score(model, ScoredRows(prompts, anywhere), *given).logps
 
-        loss, logs = self.sft_loss.add(loss, score, batch, place)
+        loss, logs = self.algorithm.extra_loss(loss, batch, place, score)
         self._add_metrics(logs)
         return loss
 
     def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
-        if self.policy_loss is None:
+        if self.algorithm.config.uses_trl_loss:
             return super()._compute_loss(model, batch.to_trl_dict())
         scores = self._score_batch(model, batch, self._rows, None, True)
-        losses, logs = self.policy_loss(scores, batch)
+        losses, logs = self.algorithm.policy_loss(batch, scores)
         self._add_metrics(logs)
         return self._average(losses, batch.loss_mask, batch)
 
@@ -716,7 +693,7 @@ class VLMTrainerMixin:
         self.critic.clear()
         is_warming_up = self.critic.is_warming_up(self.state.global_step)
         policy = self._loss_of_policy(model, batch)
-        losses, mask = self.critic.losses(batch)
+        losses, mask = self.algorithm.value_loss(self.critic.take(), batch)
         self._add_metrics({"value_loss": self.ranks.masked_mean(losses, mask)})
         loss = self._average(losses, mask, batch)
         return loss + (0.0 * policy if is_warming_up else policy)
@@ -728,10 +705,10 @@ class VLMTrainerMixin:
 
     @property
     def _skips_zero_advantage(self) -> bool:
-        """Whether a row without advantage contributes nothing to the loss: no KL, no entropy term, no verdict."""
-        if not self.shared_prefix.is_on or self._is_stock or self.aux_loss_enabled or self.critic is not None:
+        """Whether a completion with advantage 0 contributes nothing to the loss: no KL, no entropy term."""
+        if not self.shared_prefix.is_on or self._has_rollout_func or self.aux_loss_enabled:
             return False
-        if self.off_policy is not None and isinstance(self.off_policy.config, SRFT):
+        if not self.algorithm.skips_zero_advantage:
             return False
         kl_in_loss = self.beta != 0.0 and not self._is_rloo  # RLOO has it in the reward
         needs_entropy = getattr(self, "_entropy_bonus_enabled", False) or getattr(self, "use_adaptive_entropy", False)
@@ -868,13 +845,12 @@ class VLMTrainerMixin:
 
     def _card(self, folder: Path) -> Card:
         adapters = getattr(self.model, "peft_config", {})
-        name = getattr(self.args, "algorithm", None)
-        recipe = find_algorithm(name) if name else None
+        name, config = configured_algorithm(self.args)
         return Card(
             path=self.args.hub_model_id or str(folder.parent if folder.name == PARTIAL else folder),
             base_model=str(getattr(self.model.config, "_name_or_path", "") or ""),
-            trainer=self._name if recipe is None else name,
-            method=f"{recipe.summary} ({recipe.paper})" if recipe else f"Method: arXiv:{self._paper['id']}.",
+            trainer=name or self._name,
+            method=f"{config.summary} ({config.paper})" if name else f"Method: arXiv:{self._paper['id']}.",
             rewards=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
             settings=settings_of(self.args, self.accelerator.num_processes, next(iter(adapters.values()), None)),
             logs=self.state.log_history,
@@ -896,9 +872,9 @@ class VLMTrainerMixin:
         """TRL's, without the value head in what DeepSpeed gathered from parameters."""
         super()._save(output_dir, state_dict=without_value_head(state_dict))
 
-    def _json_states(self) -> list[KLController | SFTLoss]:
+    def _json_states(self) -> list[KLController | Algorithm]:
         """Return the parts whose state is a few numbers in a JSON file of a checkpoint."""
-        return [self.kl, *([self.sft_loss] if self.sft_loss is not None else [])]
+        return [self.kl, self.algorithm]
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The Trainer's, and the state of every part; the record of what was written comes last."""
@@ -908,7 +884,7 @@ class VLMTrainerMixin:
             state = part.state_dict()
             if state and self.args.process_index == 0:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(output_dir) / part.file, json.dumps(state) + "\n")
+                write_whole(Path(output_dir) / part.state_file, json.dumps(state) + "\n")
         if self.critic is not None:
             self.critic.save(output_dir)
         super()._save_rng_state(output_dir)
@@ -928,7 +904,7 @@ class VLMTrainerMixin:
         place = (self.args.process_index, self.encoder, self.accelerator.device)
         self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
         for part in self._json_states():
-            path = Path(checkpoint) / part.file
+            path = Path(checkpoint) / part.state_file
             if path.is_file():
                 part.load_state_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         path = self._left_over_path(checkpoint)

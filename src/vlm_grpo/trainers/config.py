@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig, RLOOConfig
 
-from vlm_grpo.algorithms import Recipe, find_algorithm, recipe_settings
-from vlm_grpo.algorithms.expert import build_config
+from vlm_grpo.algorithms import AlgorithmConfig, algorithm_settings, configured_algorithm
+from vlm_grpo.algorithms.kl_controller import validate_kl_reward
 from vlm_grpo.answer_space import ANSWER_SPACES
 from vlm_grpo.redact import redact
 from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT
-from vlm_grpo.trainers.critic import check_values
-from vlm_grpo.trainers.kl_controller import check_penalty
-from vlm_grpo.trainers.policy_loss import check_objective
 from vlm_grpo.trainers.preemption import check_preemption
 from vlm_grpo.trainers.ranges import range_problems
 
+logger = logging.getLogger(__name__)
+
 JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
+RENAMED_OPTIONS = {"rescue_at": "hpt_threshold"}  # of --algorithm_options
 
 
 @dataclass
@@ -30,23 +31,26 @@ class VisionFields:
 
     algorithm: str | None = field(
         default=None,
-        metadata={"help": "A published recipe by name (`vlm-grpo algorithms`); other flags still win."},
+        metadata={"help": "A published algorithm by name (`vlm-grpo algorithms`); other flags override it."},
     )
     algorithm_options: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Hyperparameters of the algorithm, a JSON object; `vlm-grpo algorithms` lists them."},
     )
-    kl_in_reward: float = field(
+    kl_reward_coef: float = field(
         default=0.0,
-        metadata={"help": "Subtract this much of the KL from the reference model from the reward (default 0)."},
+        metadata={"help": "Coefficient of the KL from the reference model as a penalty in the reward (default 0)."},
     )
     kl_estimator: str = field(
         default="k1",
-        metadata={"help": "Estimator of --kl_in_reward: k1, k2 or k3 (default k1).", "choices": ["k1", "k2", "k3"]},
+        metadata={
+            "help": "Estimator of the KL in the reward: k1, k2 or k3 (default k1).",
+            "choices": ["k1", "k2", "k3"],
+        },
     )
     kl_target: float | None = field(
         default=None,
-        metadata={"help": "KL of a token, in nats, that --kl_in_reward is adapted to (default: it stays as it is)."},
+        metadata={"help": "KL per token, in nats, that --kl_reward_coef is adapted to (default: it is fixed)."},
     )
     value_learning_rate: float | None = field(
         default=None,
@@ -171,22 +175,24 @@ class VisionFields:
         return {name: redact({name: value})[name] if type(value) in plain else value for name, value in fields}
 
     def __post_init__(self) -> None:
-        recipe = find_algorithm(self.algorithm) if self.algorithm else None
-        if problems := range_problems(vars(self), recipe.min_generations if recipe is not None else 2):
+        config = configured_algorithm(self)[1]
+        if problems := range_problems(vars(self), config.min_generations):
             raise ValueError("\n  ".join(problems))
         try:
             super().__post_init__()
         except ValueError as error:  # one of TRL's last checks; those after it are of vLLM's importance ratios
             is_single = self.num_generations == 1 and "at least 2 generations" in str(error)
-            if not (is_single and recipe is not None and recipe.min_generations == 1):
+            if not (is_single and config.min_generations == 1):
                 raise
         if self.algorithm_options is not None:
-            self.algorithm_options = read_options(self.algorithm_options, self.algorithm)
-        if recipe is not None:
-            check_algorithm(self.algorithm, recipe, self)
+            self.algorithm_options = read_options(self.algorithm_options, self.algorithm, config)
+        if self.algorithm:
+            validate_algorithm(self.algorithm, config, self)
         check_preemption(self)
-        check_penalty(self, recipe)
-        check_values(self, recipe)
+        validate_kl_reward(self, is_rloo=not isinstance(self, GRPOConfig))
+        values = {"value_learning_rate": self.value_learning_rate, "value_warmup_steps": self.value_warmup_steps}
+        for name in [name for name, value in values.items() if value and not config.family.needs_values]:
+            raise ValueError(f"--{name} has no effect without a value model; --algorithm ppo has one")
 
     @classmethod
     def of(cls, algorithm: str, output_dir: str | None = None, **options: Any) -> VisionFields:
@@ -196,7 +202,7 @@ class VisionFields:
             KeyError: an unknown algorithm.
             ValueError: options that are incompatible with it.
         """
-        settings = recipe_settings(algorithm, options.get("gradient_accumulation_steps", 1))
+        settings = algorithm_settings(algorithm, options.get("gradient_accumulation_steps", 1))
         if "generation_batch_size" in options:
             settings.pop("steps_per_generation", None)
         return cls(**{"output_dir": output_dir, "algorithm": algorithm, **settings, **options})
@@ -237,44 +243,34 @@ class VLMRLOOConfig(VisionFields, RLOOConfig):
     """`trl.RLOOConfig` with pixel limits, vision freezing and the reasoning encoder."""
 
 
-def check_algorithm(name: str, recipe: Recipe, args: Any) -> None:
-    """Refuse what an algorithm cannot be combined with.
+def validate_algorithm(name: str, config: AlgorithmConfig, args: Any) -> None:
+    """Check that an algorithm can run with these arguments.
 
     Raises:
-        ValueError: says what, why, and what to do instead.
+        ValueError: names the conflict and what to do.
     """
     trainer = "grpo" if isinstance(args, GRPOConfig) else "rloo"
-    if trainer != recipe.trainer:
-        raise ValueError(f"--algorithm {name} runs with --trainer {recipe.trainer}, not with --trainer {trainer}")
-    if recipe.objective is not None:
-        check_objective(name, recipe, args)
+    if trainer != config.trainer:
+        raise ValueError(f"--algorithm {name} runs with --trainer {config.trainer}, not with --trainer {trainer}")
     updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
-    if recipe.is_on_policy and updates > 1:
+    if config.is_on_policy and updates > 1:
         raise ValueError(
             f"--algorithm {name} is exactly on-policy: one update for each rollout, got {updates:g}; leave out "
             "--num_iterations, --steps_per_generation and --generation_batch_size"
         )
-    if updates < recipe.min_updates:
+    if updates < config.min_updates:
         raise ValueError(
-            f"--algorithm {name} needs at least {recipe.min_updates} updates for each rollout, got {updates:g}: before "
-            "the first one nothing has moved; set --steps_per_generation or --num_iterations"
+            f"--algorithm {name} needs at least {config.min_updates} updates for each rollout, got {updates:g}: in the "
+            "first one the policy equals the old policy; set --steps_per_generation or --num_iterations"
         )
-    if recipe.expert is not None:
-        build_config(name, recipe.expert, args.algorithm_options or {}, args.num_generations)
-        if getattr(args, "dynamic_sampling", 0):
-            raise ValueError(f"--dynamic_sampling does not go with --algorithm {name}: an expert gives its signal")
-    if not recipe.is_advantage_trls and args.multi_objective_aggregation != "sum_then_normalize":
-        raise ValueError(
-            f"--multi_objective_aggregation {args.multi_objective_aggregation} has no effect: --algorithm {name} has "
-            "its own advantage, of the weighted sum of rewards"
-        )
+    config.family.validate(name, config, args)
 
 
-def read_options(values: dict[str, Any] | str, name: str | None) -> dict[str, Any]:
+def read_options(values: dict[str, Any] | str, name: str | None, config: AlgorithmConfig) -> dict[str, Any]:
     """Return `--algorithm_options` as a mapping.
 
     Raises:
-        ValueError: no JSON object, or the algorithm has no such option.
+        ValueError: it is not a JSON object, or the algorithm has no such option.
     """
     try:
         options = json.loads(values) if isinstance(values, str) else values
@@ -282,7 +278,11 @@ def read_options(values: dict[str, Any] | str, name: str | None) -> dict[str, An
         options = None
     if not isinstance(options, dict):
         raise ValueError(f"--algorithm_options must be a JSON object, got {values!r}")
-    known = find_algorithm(name).options if name else {}
+    for former, new in RENAMED_OPTIONS.items():
+        if former in options:
+            logger.warning("--algorithm_options: %s is now called %s; the old name still works", former, new)
+            options = {new if option == former else option: value for option, value in options.items()}
+    known = config.options
     for option in options:
         if option not in known:
             raise ValueError(

@@ -1,24 +1,21 @@
 """PPO's value model (arXiv:1707.06347) inside a training: its values, loss, learning rate and file.
 
-It sees the state before each token and says what the completion will still earn. Its modules are in `value_head.py`.
+It predicts, at each token, the expected return of the rest of the completion. Its modules are in `value_head.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlm_grpo.algorithms import Recipe, options_of
-from vlm_grpo.algorithms.values import OWN, SHARED, VALUE_MODELS, explained_variance, token_rewards, whiten
-from vlm_grpo.rollouts.batch import RolloutBatch
+from vlm_grpo.algorithms.ppo import OWN, SHARED
 from vlm_grpo.rollouts.ranks import Ranks
-from vlm_grpo.trainers.policy_loss import AVERAGES
 from vlm_grpo.trainers.value_head import (
     NAME,
     OwnValueModel,
@@ -32,23 +29,12 @@ from vlm_grpo.trainers.value_head import (
 LEARNING_RATES = {SHARED: 1e-4, OWN: 1e-5}
 
 
-class Credit(NamedTuple):
-    """Advantages (all B, C) of all processes' tokens with their mask, and this process's (B, C) values and returns."""
-
-    advantages: Tensor
-    mask: Tensor
-    values: Tensor
-    returns: Tensor
-    explained_variance: float
-
-
 class ValueModel:
     """PPO's value model: its head in the policy, the values of passes, its loss, its groups of parameters, its file.
 
     Args:
         policy: gets the head, before anything wraps or shards it.
-        recipe: of an algorithm that credits tokens by values.
-        options: those of the algorithm.
+        kind: SHARED or OWN.
         args: of the training.
         ranks: collectives of the run.
         gather_params: gathers parameters that ZeRO-3 shards.
@@ -57,14 +43,12 @@ class ValueModel:
     def __init__(
         self,
         policy: nn.Module,
-        recipe: Recipe,
-        options: Mapping[str, Any],
+        kind: str,
         args: Any,
         ranks: Ranks,
         gather_params: Callable[..., Any],
     ) -> None:
-        self.recipe, self.options, self.args, self.ranks = recipe, options, args, ranks
-        self.kind: str = options.get("value_model", SHARED)
+        self.kind, self.args, self.ranks = kind, args, ranks
         self.gather_params = gather_params
         self.policy = policy
         self.head: ValueHead = add_value_head(policy, self.kind, gather_params)
@@ -120,26 +104,14 @@ class ValueModel:
         """The (B, C) values of the last pass."""
         return self._values[-1]
 
-    def credit(self, rewards: Tensor, values: Tensor, mask: Tensor, penalties: Tensor | None) -> Credit:
-        """Return advantages and returns of tokens, from (B,) rewards and the policy's (B, C) values of them."""
-        options = options_of(self.recipe.credit, self.options)
-        found = self.recipe.credit(token_rewards(rewards, mask, penalties), values, mask, **options)
-        gathered = self.ranks.gather_padded(found.advantages, values, found.returns, mask)
-        advantages, seen, returns, everywhere = gathered
-        share = explained_variance(seen, returns, everywhere)
-        return Credit(whiten(advantages, everywhere), everywhere, values, found.returns, share)
+    def take(self) -> Tensor:
+        """Return the (B, C) values of the last pass, and forget them."""
+        return self._values.pop()
 
     def is_warming_up(self, step: int) -> bool:
         """Return whether the policy stands still at an optimizer step; the head then leaves it untouched."""
         self.head.is_alone = step < self.args.value_warmup_steps
         return self.head.is_alone
-
-    def losses(self, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-        """Return the (B, C) losses of the values of the last pass, and their mask."""
-        returns = batch.returns  # NaN for completions without a reward
-        mask = batch.loss_mask * ~returns.isnan()
-        options = options_of(self.recipe.value_loss, self.options)
-        return self.recipe.value_loss(self._values.pop(), batch.values, returns.nan_to_num(nan=0.0), **options), mask
 
     def add_param_groups(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the model's parameters into groups of their own; the head is the last."""
@@ -183,14 +155,12 @@ def without_value_head(state_dict: dict[str, Tensor] | None) -> dict[str, Tensor
     return {name: value for name, value in state_dict.items() if not name.startswith(f"{NAME}.")}
 
 
-def check_value_model(trainer: Any, recipe: Recipe | None) -> bool:
-    """Return whether a trainer of this algorithm has a value model.
+def check_value_model(trainer: Any) -> None:
+    """Check that a run can train a value model.
 
     Raises:
-        ValueError: the run is of a kind that cannot train one.
+        ValueError: it cannot.
     """
-    if recipe is None or recipe.credit is None:
-        return False
     if trainer.is_fsdp_enabled:
         raise ValueError(
             f"--algorithm {trainer.args.algorithm} does not go with FSDP, which would not shard its value head; use "
@@ -203,40 +173,4 @@ def check_value_model(trainer: Any, recipe: Recipe | None) -> bool:
         raise ValueError(
             "an optimizer in the DeepSpeed file gives the value head no learning rate of its own; leave that "
             "section out and use --optim and --learning_rate"
-        )
-    return True
-
-
-def check_values(args: Any, recipe: Recipe | None) -> None:
-    """Refuse settings of the value model that are wrong, that would do nothing, or that it cannot be combined with.
-
-    Raises:
-        ValueError: says which, and what to do instead.
-    """
-    rate, steps = args.value_learning_rate, args.value_warmup_steps
-    if recipe is None or recipe.credit is None:
-        for name in [name for name, given in (("value_learning_rate", rate), ("value_warmup_steps", steps)) if given]:
-            raise ValueError(f"--{name} has no effect without a value model; --algorithm ppo has one")
-        return
-    kind = (args.algorithm_options or {}).get("value_model", SHARED)
-    if kind not in VALUE_MODELS:
-        raise ValueError(f"--algorithm_options: value_model must be one of {', '.join(VALUE_MODELS)}, got {kind!r}")
-    if rate is not None and rate <= 0:
-        raise ValueError(f"--value_learning_rate must be above 0, got {rate:g}")
-    if steps < 0:
-        raise ValueError(f"--value_warmup_steps must not be negative, got {steps}")
-    if args.loss_type not in AVERAGES:
-        raise ValueError(
-            f"--algorithm {args.algorithm} takes --loss_type {', '.join(AVERAGES)}, got {args.loss_type}: its value "
-            "loss is averaged in the same way"
-        )
-    if args.sync_ref_model:
-        raise ValueError(
-            f"--sync_ref_model does not go with --algorithm {args.algorithm}: TRL pairs the parameters of both models, "
-            "and the reference has no value head; leave it out"
-        )
-    if getattr(args, "dynamic_sampling", 0):
-        raise ValueError(
-            f"--dynamic_sampling leaves out groups of equal rewards, from which --algorithm {args.algorithm} does "
-            "learn: it compares them with values; leave it out"
         )

@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from datasets import IterableDataset
 from torch import Tensor
 
-from vlm_grpo.algorithms.advantages import NO_SPREAD, nanstd
+from vlm_grpo.algorithms.group import NO_SPREAD, nanstd
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.ranks import Ranks

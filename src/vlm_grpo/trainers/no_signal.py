@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vlm_grpo.algorithms import find_algorithm
+from vlm_grpo.algorithms import AlgorithmConfig, configured_algorithm
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class NoSignal(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         if not logs or "frac_reward_zero_std" not in logs:
             return
-        if has_signal(logs, getattr(args, "algorithm", None)):
+        if has_signal(logs, configured_algorithm(args)[1]):
             self._first, self.message = state.global_step, None
         elif state.global_step - self._first >= STEPS_WITHOUT_SIGNAL:
             self.message = message(logs, state.global_step - self._first, args.max_completion_length)
@@ -45,15 +45,14 @@ class NoSignal(TrainerCallback):
                 self._has_warned = True
 
 
-def has_signal(logs: Mapping[str, Any], algorithm: str | None) -> bool:
+def has_signal(logs: Mapping[str, Any], algorithm: AlgorithmConfig) -> bool:
     """Return whether rewards differed: within a group, or anywhere for algorithms that compare beyond groups.
 
-    Those with an expert learn from its answers in any case.
+    Algorithms with demonstrations learn from these in any case.
     """
-    recipe = find_algorithm(algorithm) if algorithm else None
-    if recipe is not None and recipe.expert is not None:
+    if algorithm.family.needs_demonstrations:
         return True
-    is_of_groups = recipe is None or (recipe.is_advantage_trls and recipe.credit is None)
+    is_of_groups = algorithm.uses_trl_advantage
     spread = [value for name, value in logs.items() if name.startswith(MEAN_AFFIXES[0]) and name.endswith("/std")]
     return logs["frac_reward_zero_std"] < 1 or (not is_of_groups and any(value > 0 for value in spread))
 

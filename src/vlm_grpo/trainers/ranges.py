@@ -66,7 +66,7 @@ BELOW_ONE = Interval(0, 1, is_high_excluded=True)
 SOME_SHARE = Interval(0, 1, is_low_excluded=True)
 
 RANGES: Mapping[str, Interval] = {
-    "num_generations": _whole(2),  # a recipe may allow 1
+    "num_generations": _whole(2),  # some algorithms allow 1
     **dict.fromkeys(("seed", "data_seed"), _whole(0, 2**32 - 1)),  # numpy takes no others
     "max_steps": _whole(1, also=(-1,)),
     "num_train_epochs": POSITIVE,
@@ -139,8 +139,8 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
     ]
     clip = values.get("reward_clip_range")
     if clip is not None and not _is_range(clip):
-        shown = clip if isinstance(clip, str) else " ".join(map(str, clip))
-        problems.append(f"--reward_clip_range {shown}: must be two numbers, the lower one first")
+        text = clip if isinstance(clip, str) else " ".join(map(str, clip))
+        problems.append(f"--reward_clip_range {text}: must be two numbers, the lower one first")
     if values.get("remove_unused_columns") is True:
         problems.append("--remove_unused_columns: must be false, rewards read the columns that the model does not")
     optim_args = values.get("optim_args")

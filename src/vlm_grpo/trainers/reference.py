@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ from torch import nn
 from vlm_grpo.trainers.state_file import state_path
 
 NAME = "reference_model"
+
+
+@contextmanager
+def loading_reference(args: Any, coefficient: float) -> Iterator[None]:
+    """Make TRL load a reference model, which it does only if `args.beta` is not 0 when the trainer is built."""
+    before = getattr(args, "beta", None)
+    if not coefficient or before:
+        yield
+        return
+    args.beta = coefficient
+    try:
+        yield
+    finally:
+        args.beta = before
 
 
 def check_reference(args: Any, *, is_sharded: bool) -> None:

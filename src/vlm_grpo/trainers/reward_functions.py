@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from vlm_grpo.algorithms import find_algorithm
+from vlm_grpo.algorithms import configured_algorithm
 from vlm_grpo.rewards import is_reward_model, make_concurrent, resolve_rewards
 from vlm_grpo.rewards.adapter import checked_batch_reward, split_spec
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, with_time_limit
@@ -71,9 +71,8 @@ def _checked(function: Any, seconds: float) -> Any:
 def _with_those_of_algorithm(
     functions: list[Any], weights: list[float] | None, args: Any, options: dict[str, Any]
 ) -> tuple[list[Any], list[float] | None]:
-    name = getattr(args, "algorithm", None)
     known = {getattr(function, "__name__", "") for function in functions}
-    missing = {key: w for key, w in (find_algorithm(name).rewards if name else {}).items() if key not in known}
+    missing = {key: w for key, w in configured_algorithm(args)[1].rewards.items() if key not in known}
     if not missing:
         return functions, weights
     added, _ = resolve_rewards(list(missing), **options)

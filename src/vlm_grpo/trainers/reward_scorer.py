@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vlm_grpo.algorithms.trl import weighted_sum
+from vlm_grpo.algorithms.trl_advantages import weighted_sum
 from vlm_grpo.rollouts.decoding import add_turns
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks
@@ -82,5 +82,5 @@ class RewardScorer:
         if self.log is None:
             return
         mine = self.ranks.local_rows(rewards, len(rows)).T.tolist()
-        shown = [{**row, "images": prompt.refs} for row, prompt in zip(rows, rollout.scored_prompts, strict=True)]
-        self.log.write(step, shown, rollout.turns, dict(zip(self.names, mine, strict=True)))
+        logged_rows = [{**row, "images": prompt.refs} for row, prompt in zip(rows, rollout.scored_prompts, strict=True)]
+        self.log.write(step, logged_rows, rollout.turns, dict(zip(self.names, mine, strict=True)))

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from vlm_grpo.algorithms.advantages import nanstd
+from vlm_grpo.algorithms.group import nanstd
 from vlm_grpo.rollouts.multi_turn import trajectory_metrics
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.rollouts.rollout import Rollout

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
-from vlm_grpo.algorithms.values import OWN
+from vlm_grpo.algorithms.ppo import OWN
 from vlm_grpo.families import FAMILIES
 from vlm_grpo.model_utils import part_of
 from vlm_grpo.shared_prefix.packed_logprobs import backbone

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_grpo.evaluation.backends.hf import HFBackend
 from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowCompletions, ScoredText
-from vlm_grpo.evaluation.report.trajectory import ImageCopies, episode_trajectory
+from vlm_grpo.evaluation.report.trajectory_view import ImageCopies, episode_trajectory
 from vlm_grpo.records import Record
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlm_grpo.evaluation.comparison import Difference, EvaluationRun
 from vlm_grpo.evaluation.report.page import is_correct, ranking_score
 from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
-from vlm_grpo.evaluation.report.trajectory import trajectory_images
+from vlm_grpo.evaluation.report.trajectory_view import trajectory_images
 
 SORTS = (
     ("change", "largest change first"),

@@ -17,7 +17,7 @@ from vlm_grpo.evaluation.aggregate import Metric
 from vlm_grpo.evaluation.report.cards import CardAnswer, ExampleCard
 from vlm_grpo.evaluation.report.chart import Curve, curve_svg
 from vlm_grpo.evaluation.report.samples import SamplesPage, SampleView, SummaryTable, write_page
-from vlm_grpo.evaluation.report.trajectory import trajectory_images
+from vlm_grpo.evaluation.report.trajectory_view import trajectory_images
 from vlm_grpo.evaluation.sampling_params import GRADED
 from vlm_grpo.io import write_whole
 from vlm_grpo.records import Prediction, Row

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.evaluation.report.overlay import OverlayBox, as_json, boxes_of, masks_of, paint_masks
-from vlm_grpo.evaluation.report.trajectory import final_text, page_turns, question_text
+from vlm_grpo.evaluation.report.trajectory_view import final_text, page_turns, question_text
 from vlm_grpo.evaluation.strict_json import dumps
 from vlm_grpo.io import write_whole
 from vlm_grpo.records import JsonObject, Prediction

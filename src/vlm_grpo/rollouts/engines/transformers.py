@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt, unique_prompts
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.shared_prefill import (
     Decoding,
     SharedPrefillGenerate,

@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, collate_visual
-from vlm_grpo.rollouts.engines.base import Generation
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.vllm import vllm_prompts
 
 GenerateTurn = Callable[[list[list[int]], list[Any] | None, dict[str, Any], int], Generation]

@@ -1,24 +1,19 @@
-"""Advantages against numbers worked out by hand: lengths 4, 2, 3, 6; rewards graded or 0 and 1."""
+"""The group family against numbers worked out by hand: lengths 4, 2, 3, 6; graded or binary rewards."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 from vlm_grpo.algorithms import advantages as by_name
-from vlm_grpo.algorithms import find_algorithm, recipe_settings, register_algorithm
-from vlm_grpo.algorithms.advantages import nanstd
-from vlm_grpo.algorithms.losses import gmpo
-from vlm_grpo.registry import Registry
+from vlm_grpo.algorithms.group import gmpo_loss, nanstd, sequence_ratio_loss
+from vlm_grpo.algorithms.losses import LossInputs
 
 LENGTHS = [4, 2, 3, 6]
 GRADED = [1.0, 0.2, 0.5, 0.0]
 BINARY = [1.0, 0.0, 0.0, 1.0]
 TWO = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
 SINGLE_TOKENS = [1] * 8
-
 WORKED = [
     ("grpo", GRADED, {}, [1.3217, -0.5172, 0.1724, -0.9769]),
     ("grpo", BINARY, {}, [0.8659, -0.8659, -0.8659, 0.8659]),
@@ -97,33 +92,21 @@ def test_what_is_missing_is_named(arguments: tuple, message: str):
         by_name(*arguments)
 
 
-OWN = """
-import torch
-
-def best_only(rewards, *, bonus=0.0):
-    \"\"\"All others get nothing.\"\"\"
-    best = rewards == rewards.max(dim=1, keepdim=True).values
-    return best.to(rewards.dtype) + bonus * best
-"""
+@pytest.mark.parametrize(("advantage", "weight"), [(1.0, 0.9672), (-1.0, 1.1052)])
+def test_gmpo_clips_the_side_that_makes_the_step_larger(advantage: float, weight: float):
+    """Log-ratios .6, -.6, .1: clipped to .4, -.6, .1 (mean -.0333) for A > 0, to .6, -.4, .1 (mean .1) for A < 0."""
+    ratios = torch.tensor([[0.6, -0.6, 0.1, 9.0]])
+    tokens = LossInputs(ratios, torch.zeros(1, 4), torch.tensor([[advantage]]), torch.tensor([[1, 1, 1, 0]]))
+    assert torch.allclose(gmpo_loss(tokens), torch.full((1, 4), -advantage * weight), atol=1e-4)
 
 
-def test_an_algorithm_of_ones_own_from_a_file(tmp_path: Path):
-    (tmp_path / "mine.py").write_text(OWN)
-    name = f"{tmp_path / 'mine.py'}:best_only"
-    assert by_name(name, GRADED, 4).tolist() == [1, 0, 0, 0]
-    assert by_name(name, GRADED, 4, bonus=0.5).tolist() == [1.5, 0, 0, 0]
-    recipe = find_algorithm(name)
-    assert (recipe.summary, recipe.options) == ("All others get nothing.", {"bonus": 0.0})
-    with pytest.raises(ValueError, match=r"mine.py has no 'worst_only'; its functions are best_only"):
-        find_algorithm(f"{tmp_path / 'mine.py'}:worst_only")
-    with pytest.raises(ValueError, match="no such file"):
-        find_algorithm("nowhere.py:mine")
-
-
-def test_a_registered_algorithm_is_listed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vlm_grpo.algorithms.ALGORITHMS", Registry("algorithm", {}))
-    recipe = register_algorithm("mine", objective=gmpo, settings={"beta": 0.1}, mini_batches=2)
-    assert find_algorithm("mine") is recipe and recipe.is_advantage_trls
-    assert recipe_settings("mine", 3) == {"loss_type": "dapo", "beta": 0.1, "steps_per_generation": 6}
-    with pytest.raises(ValueError, match="'mine' exists already"):
-        register_algorithm("mine")
+def test_a_completion_is_one_action():
+    """Log-ratios .1, -.1, -.5, 0 sum to -.5: ratio .6065, clipped to .8 where that makes the loss larger."""
+    for advantage, expected in ((1.0, -0.6065), (-1.0, 0.8)):
+        tokens = LossInputs(
+            torch.tensor([[-0.5, -1.5, -2.5, -0.1]]),
+            torch.tensor([[-0.6, -1.4, -2.0, -0.1]]),
+            torch.tensor([[advantage]]),
+            torch.ones(1, 4),
+        )
+        assert torch.allclose(sequence_ratio_loss(tokens), torch.full((1, 4), expected), atol=1e-4)

@@ -16,13 +16,14 @@ from tests.support.training import differences, image_rows, settings
 from tests.trainers.test_algorithms import SAME_LENGTH, build, by_text, trained
 from tests.trainers.test_distributed import assert_equal_steps, train, write_data
 from vlm_grpo.algorithms import ALGORITHMS
-from vlm_grpo.algorithms.advantages import EPSILON
+from vlm_grpo.algorithms.group import EPSILON
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 
 MOVED = {"max_steps": 2, "learning_rate": 2e-2, "beta": 0.0}  # the second rollout is of a policy that has moved
-SAMPLED = [name for name, recipe in ALGORITHMS.items() if recipe.trainer == "grpo" and recipe.expert is None]
+OF_GRPO = {name: config for name, config in ALGORITHMS.items() if config.trainer == "grpo"}
+SAMPLED = [name for name, config in OF_GRPO.items() if not config.family.needs_demonstrations]
 
 
 def last_rollout(trainer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -48,7 +49,7 @@ def last_rollout(trainer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("shared_prefix", ["auto", "off"])
 def test_the_kl_of_a_completion_is_subtracted_from_its_reward(shared_prefix: str, tiny_model: Path, tmp_path: Path):
     """Dr.GRPO by hand. The loss itself has no KL, and the logged reward is what the rewards paid."""
-    trainer = build("dr_grpo", tiny_model, tmp_path, kl_in_reward=2.0, shared_prefix=shared_prefix, **MOVED)
+    trainer = build("dr_grpo", tiny_model, tmp_path, kl_reward_coef=2.0, shared_prefix=shared_prefix, **MOVED)
     rewards, mask, policy, reference, advantages = last_rollout(trainer)
     kl = ((policy - reference) * mask).sum(dim=1)
     penalised = (rewards - 2.0 * kl).view(2, 4)
@@ -65,7 +66,7 @@ def test_the_kl_of_a_completion_is_subtracted_from_its_reward(shared_prefix: str
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
 def test_trls_scaling_of_rewards_stays(scale: str, tiny_model: Path, tmp_path: Path):
     """No algorithm by name: the reward is penalised before it is centred and scaled."""
-    options = {"scale_rewards": scale, "kl_in_reward": 2.0, "kl_estimator": "k2", **MOVED}
+    options = {"scale_rewards": scale, "kl_reward_coef": 2.0, "kl_estimator": "k2", **MOVED}
     args = VLMGRPOConfig(**settings(tmp_path, per_device_train_batch_size=8, **options))
     trainer = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows(16))
     rewards, mask, policy, reference, advantages = last_rollout(trainer)
@@ -77,7 +78,7 @@ def test_trls_scaling_of_rewards_stays(scale: str, tiny_model: Path, tmp_path: P
 
 def test_reinforce_plus_plus_credits_tokens(tiny_model: Path, tmp_path: Path):
     """A_t = r - beta times the KL from t on, normalised over all tokens; each token has an advantage of its own."""
-    trainer = build("reinforce_plus_plus", tiny_model, tmp_path, kl_in_reward=2.0, **MOVED)
+    trainer = build("reinforce_plus_plus", tiny_model, tmp_path, kl_reward_coef=2.0, **MOVED)
     rewards, mask, policy, reference, advantages = last_rollout(trainer)
     kl = (policy - reference) * mask
     returns = torch.stack([rewards - 2.0 * kl[:, start:].sum(dim=1) for start in range(kl.size(1))], dim=1)
@@ -95,7 +96,7 @@ def test_every_algorithm_takes_the_penalty(name: str, tiny_model: Path, tmp_path
         del options["steps_per_generation"]
     if ALGORITHMS[name].settings.get("dynamic_sampling"):
         options["dynamic_sampling"] = 0
-    runs = [trained(name, tiny_model, tmp_path, kl_in_reward=given, **options) for given in (0.0, 50.0)]
+    runs = [trained(name, tiny_model, tmp_path, kl_reward_coef=given, **options) for given in (0.0, 50.0)]
     assert differences(*runs)["weights"] > 1e-4
     assert runs[1].ref_model is not None and runs[0].ref_model is None
 
@@ -105,14 +106,14 @@ def test_k3_is_trls_kl(tiny_model: Path, tmp_path: Path):
 
     With both on, both are logged, and the loss still has its own.
     """
-    options = {**MOVED, "max_steps": 3, "beta": 0.1, "kl_in_reward": 0.5, "kl_estimator": "k3"}
+    options = {**MOVED, "max_steps": 3, "beta": 0.1, "kl_reward_coef": 0.5, "kl_estimator": "k3"}
     for entry in trained("grpo", tiny_model, tmp_path, **options).state.log_history[1:3]:
         assert entry["kl"] > 1e-4 and entry["kl_in_reward"] == pytest.approx(entry["kl"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["grpo", "reinforce_plus_plus"])
 def test_a_step_does_not_depend_on_its_micro_batches(name: str, tiny_model: Path, tmp_path: Path):
-    options = {"max_steps": 3, "learning_rate": 1e-3, "kl_in_reward": 5.0, "kl_target": 0.1, **SAME_LENGTH}
+    options = {"max_steps": 3, "learning_rate": 1e-3, "kl_reward_coef": 5.0, "kl_target": 0.1, **SAME_LENGTH}
     whole = trained(name, tiny_model, tmp_path, **options)
     parts = trained(name, tiny_model, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
     for one, other in zip(whole.state.log_history[:3], parts.state.log_history[:3], strict=True):
@@ -133,7 +134,7 @@ def peft_model(folder: Path) -> Any:
 @pytest.mark.parametrize("is_given", [False, True], ids=["new_adapter", "given_adapter"])
 def test_an_adapter_needs_no_second_model(is_given: bool, tiny_model: Path, tmp_path: Path):
     """The reference is the policy without its new adapter, or with the adapter that it was given: at first KL 0."""
-    options = {"kl_in_reward": 0.1, "max_steps": 2, "learning_rate": 2e-2}
+    options = {"kl_reward_coef": 0.1, "max_steps": 2, "learning_rate": 2e-2}
     args = VLMGRPOConfig(**settings(tmp_path, **options))
     adapter = None if is_given else LoraConfig(target_modules=["q_proj", "v_proj"])
     model = peft_model(tiny_model) if is_given else str(tiny_model)
@@ -146,7 +147,7 @@ def test_an_adapter_needs_no_second_model(is_given: bool, tiny_model: Path, tmp_
 def test_a_resumed_run_has_the_adapted_coefficient(tiny_model: Path, tmp_path: Path):
     """Checkpoint 3 lies in the middle of the second rollout; from there on it is the same run, bit for bit."""
     options = {
-        "kl_in_reward": 0.5,
+        "kl_reward_coef": 0.5,
         "kl_target": 0.1,
         "steps_per_generation": 2,
         "max_steps": 6,
@@ -166,20 +167,20 @@ def test_a_resumed_run_has_the_adapted_coefficient(tiny_model: Path, tmp_path: P
 
 
 def test_a_fixed_coefficient_leaves_no_file(tiny_model: Path, tmp_path: Path):
-    trained("dr_grpo", tiny_model, tmp_path, kl_in_reward=0.5, save_strategy="steps", save_steps=1)
+    trained("dr_grpo", tiny_model, tmp_path, kl_reward_coef=0.5, save_strategy="steps", save_steps=1)
     assert not (tmp_path / "checkpoint-1" / "kl_in_reward.json").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_in_reward": -0.1}, "--kl_in_reward must not be negative, got -0.1"),
-        ({"kl_in_reward": 0.1, "kl_target": 0.0}, "--kl_target must be above 0"),
-        ({"kl_in_reward": 0.1, "kl_estimator": "k4"}, "--kl_estimator must be one of k1, k2, k3, got 'k4'"),
-        ({"kl_target": 0.1}, "--kl_target has no effect without --kl_in_reward"),
-        ({"kl_estimator": "k3"}, "--kl_estimator has no effect without --kl_in_reward"),
-        ({"kl_in_reward": 0.1, "multi_objective_aggregation": "normalize_then_sum"}, "scales every reward by itself"),
-        ({"kl_in_reward": 0.1, "algorithm": "luffy"}, "does not go with --algorithm luffy: an expert's completions"),
+        ({"kl_reward_coef": -0.1}, "--kl_reward_coef must be >= 0, got -0.1"),
+        ({"kl_reward_coef": 0.1, "kl_target": 0.0}, "--kl_target must be above 0"),
+        ({"kl_reward_coef": 0.1, "kl_estimator": "k4"}, "--kl_estimator must be one of k1, k2, k3, got 'k4'"),
+        ({"kl_target": 0.1}, "--kl_target has no effect without --kl_reward_coef"),
+        ({"kl_estimator": "k3"}, "--kl_estimator has no effect without --kl_reward_coef"),
+        ({"kl_reward_coef": 0.1, "multi_objective_aggregation": "normalize_then_sum"}, "scales every reward by itself"),
+        ({"kl_reward_coef": 0.1, "algorithm": "luffy"}, "does not go with --algorithm luffy: demonstrations"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict, message: str, tmp_path: Path):
@@ -189,14 +190,14 @@ def test_what_does_not_go_together_is_refused(options: dict, message: str, tmp_p
 
 def test_rloo_has_its_own(tmp_path: Path):
     with pytest.raises(ValueError, match=r"RLOO has the KL in its reward already; leave it out and use --beta 0\.1"):
-        VLMRLOOConfig(**settings(tmp_path, kl_in_reward=0.1))
+        VLMRLOOConfig(**settings(tmp_path, kl_reward_coef=0.1))
 
 
 @pytest.mark.multiprocess
 def test_two_processes_equal_one(tiny_model: Path, tmp_path: Path):
     """Returns of tokens are normalised over those of both; completions of the ranks differ in length."""
     write_data(tmp_path)
-    options = {"algorithm": "reinforce_plus_plus", "kl_in_reward": 3.0, "kl_target": 0.1}
+    options = {"algorithm": "reinforce_plus_plus", "kl_reward_coef": 3.0, "kl_target": 0.1}
     one, two = (
         train(mode, "grpo", tiny_model, tmp_path, max_steps=3, save_strategy="no", **options) for mode in ("one", "ddp")
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_grpo.algorithms.advantages import EPSILON, dr_grpo, grpo, nanstd, rloo
+from vlm_grpo.algorithms.group import EPSILON, dr_grpo, grpo, nanstd, rloo
 
 SCALES = ("group", "batch", "none")
 
