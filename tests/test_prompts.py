@@ -153,7 +153,7 @@ def test_a_leading_marker_leaves_the_images_of_earlier_turns_alone(tmp_path: Pat
         ("{{ question ", r"mine\.jinja:1: unexpected"),
         ("a\n{% if question %}", r"mine\.jinja:2: Unexpected end"),
         ("{{ qestion }}", "unknown variable 'qestion'; did you mean 'question'"),
-        ("no variable", r"must write \{\{ question \}\}"),
+        ("no variable", r"must contain \{\{ question \}\}"),
         (b"\xff", "must be UTF-8"),
         (None, "No such file"),
     ],

@@ -141,7 +141,7 @@ def test_processes_make_the_same_file(coco: Path, tmp_path: Path):
         ([[1, 2, 3, 4, 5, "6"]], "each polygon with at least three points"),
         ([[1, 2, 3, 4, 5, 1e9]], "points inside the image of 160 x 107 pixels"),
         ([[-50, 2, 3, 4, 5, 6]], "points inside the image of 160 x 107 pixels"),
-        ({"size": [HEIGHT, WIDTH], "counts": [5]}, "must be 17120 pixels long together"),
+        ({"size": [HEIGHT, WIDTH], "counts": [5]}, "must sum to 17120 pixels"),
         ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "RLE of 107 x 160 pixels (height, width)"),
         ({"counts": [5]}, 'must be {"size"'),
     ],
