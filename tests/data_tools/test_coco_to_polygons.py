@@ -263,5 +263,5 @@ def test_a_server_without_coco_is_named(server: str, tmp_path: Path):
     done = convert(tmp_path / "fetched", tmp_path / "out", "--download", "--url", server, "--split", "val2014")
     assert (
         done.returncode == 2
-        and f"{server}/annotations/annotations_trainval2014.zip: the server says 404" in done.stderr
+        and f"{server}/annotations/annotations_trainval2014.zip: the server responded 404" in done.stderr
     )
