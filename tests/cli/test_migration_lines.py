@@ -127,7 +127,7 @@ def absolute_paths(folder: Path) -> None:
     path = one_row(folder, image=f"{folder}/x.png", conversations=turns("<image>q", "a"))
     assert load_dataset(path)[0]["images"][0].source == f"{folder}/x.png"
     assert len(load_dataset(path, image_folders=str(write_images(folder)), allow_outside=True)) == 1
-    with pytest.raises(DataError, match="without an image folder any absolute path; --allow_outside allows others"):
+    with pytest.raises(DataError, match="without an image folder, any absolute path; --allow_outside allows others"):
         load_dataset(path, image_folders=str(write_images(folder)))
 
 

@@ -84,7 +84,7 @@ def test_images_without_a_marker_come_first_with_a_warning():
     record = read(row)
     assert record.question == "<image><image>Is <image> odd?"
     assert sources(record) == ["0.png", "1.png", "2.png"]
-    expected = "a marker for every image; those without come first"
+    expected = "a marker for every image; images without one are placed first"
     assert complaints(row) == [("conversations", "1 <image> markers for 3 images", expected)]
 
 
