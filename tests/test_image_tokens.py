@@ -96,7 +96,7 @@ def test_an_image_of_very_many_tokens_is_told_of_with_the_flag(folder_of: Any):
     processor = hub_sized(folder_of("qwen2_5_vl"), "qwen2_5_vl")
     rows = [{"images": [picture(0)]}, {"images": [picture(1, 4000, 3000)]}, {"images": None}]
     assert cost_notice(processor, "qwen2_5_vl", rows) == (
-        "an image of 4000 x 3000 pixels in the first rows becomes 15,301 tokens, in every completion's prompt; set "
+        "an image of 4000 x 3000 pixels in the first rows has 15,301 tokens, in every completion's prompt; set "
         "--max_pixels or --max_image_tokens, such as --max_image_tokens 1024"
     )
     assert cost_notice(processor, "qwen2_5_vl", rows[:1]) is None and cost_notice(processor, "qwen2_5_vl", []) is None

@@ -69,4 +69,4 @@ def test_a_file_system_without_locks_is_warned_of(
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", no_locks)
     with lock_output_dir(tmp_path):
-        assert "this file system has no locks" in caplog.text
+        assert "this file system does not support locks" in caplog.text

@@ -114,7 +114,7 @@ PROMPT = (
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        ([], 2, "give either"),
+        ([], 2, "set either"),
         (["--data_file_paths", "none.jsonl"], 1, "no such file"),
         (["--data_file_paths", "a.jsonl", "--overwrite"], 2, "--overwrite has no effect without --json"),
         (["--data_file_paths", "a.jsonl", "--top", "0"], 2, "at least 1"),
