@@ -50,5 +50,5 @@ def test_an_evaluation_with_such_scores_is_written_and_shown(tmp_path: Path):
 
 def test_predictions_that_are_no_json_are_not_compared(tmp_path: Path):
     folder = write_run(tmp_path / "a", [0.0, math.nan])
-    with pytest.raises(CompareError, match="NaN is no number of JSON"):
+    with pytest.raises(CompareError, match="NaN is not a JSON number"):
         read_run(folder)
