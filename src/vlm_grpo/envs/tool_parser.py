@@ -1,4 +1,4 @@
-"""Tool formats: how the prompt describes tools, how tool calls are parsed, and how results are returned to the model.
+"""Tool formats: descriptions of tools in the prompt, parsing of tool calls, and messages with their results.
 
 A tool parser works on messages and text; tokens are handled by `rollouts/observations.py`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TOOL_FORMATS = ("auto", "native", "hermes", "tags")
-# Stands for the generated turn while the text around its results is rendered.
+# Placeholder of the generated turn while the text around its results is rendered.
 PLACEHOLDER_TURN = "(a turn of the assistant)"
 
 
