@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,14 @@ def test_a_registered_algorithm_is_listed(monkeypatch: pytest.MonkeyPatch):
     assert algorithm_settings("mine", 3) == {"loss_type": "dapo", "beta": 0.1, "steps_per_generation": 6}
     with pytest.raises(ValueError, match="'mine' exists already"):
         register_algorithm("mine")
+
+
+def test_the_names_are_known_without_the_trainers():
+    code = (
+        "import sys, vlm_grpo.algorithms; print([n for n in ('trl', 'transformers', 'datasets') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_table_says_what_trl_computes():

@@ -83,9 +83,9 @@ def leading_image(folder: Path) -> None:
 
 def no_class(folder: Path) -> None:
     (folder / "mine.py").write_text("class MyAlgo: pass\ndef mine(rewards): return rewards\n")
-    with pytest.raises(ValueError, match="an algorithm is a function from rewards"):
+    with pytest.raises(ValueError, match=r"not a subclass of vlm_grpo\.algorithms\.Algorithm"):
         find_algorithm(f"{folder}/mine.py:MyAlgo")
-    assert find_algorithm(f"{folder}/mine.py:mine").advantage is not None
+    assert find_algorithm(f"{folder}/mine.py:mine").advantage_fn is not None
 
 
 def luffys_columns(folder: Path) -> None:

@@ -32,7 +32,7 @@ from vlm_grpo.algorithms.algorithm import MicroStep, RunContext
 from vlm_grpo.algorithms.demonstration_encoder import validate_demonstrations
 from vlm_grpo.algorithms.kl_controller import KLController
 from vlm_grpo.algorithms.losses import LossAverage
-from vlm_grpo.algorithms.trl import grpo_advantages, normalized_advantages, rloo_advantages
+from vlm_grpo.algorithms.trl_advantages import grpo_advantages, normalized_advantages, rloo_advantages
 from vlm_grpo.algorithms.uft import with_hint, without_hints
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.io import write_whole
@@ -143,7 +143,7 @@ class VLMTrainerMixin:
         self._build_algorithm(demonstrations)
         self.dynamic_sampler: DynamicSampler | None = None
         if rounds := getattr(self.args, "dynamic_sampling", 0):
-            check_dynamic_sampling(self, self._is_stock)
+            check_dynamic_sampling(self, self._has_rollout_func)
             pad = self._tokenizer.pad_token_id
             self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
 
@@ -176,7 +176,7 @@ class VLMTrainerMixin:
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
         self.scorer = RewardScorer(self.encoder, self._answer_space, names, weights, self.ranks, log)
-        can_share = self._is_vlm and not self._is_stock
+        can_share = self._is_vlm and not self._has_rollout_func
         mode = getattr(self.args, "shared_prefix", "auto") if can_share else "off"
         models = [self.accelerator.unwrap_model(each) for each in (self.model, self.ref_model) if each is not None]
         self.shared_prefix, self.splitter = SharedPrefixState(mode, models), ForwardSplitter()
@@ -212,7 +212,7 @@ class VLMTrainerMixin:
                 can_share=is_in_process and mode != "off" and self.vllm_tensor_parallel_size == 1,
             )
         self._generate_with_cache()
-        reason = None if self._is_stock else validate_generation(model)
+        reason = None if self._has_rollout_func else validate_generation(model)
         if mode != "off" and reason is not None:
             self.shared_prefix.report_unsupported("sampling", reason)
         is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
@@ -298,10 +298,10 @@ class VLMTrainerMixin:
             ValueError: the algorithm needs what this run does not have.
         """
         name, config = configured_algorithm(self.args)
-        if config.needs_greedy and (self.use_vllm or self._is_stock or self.env_pool):
+        if config.needs_greedy and (self.use_vllm or self._has_rollout_func or self.env_pool):
             what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
             raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
-        if config.family.needs_demonstrations and (self._is_stock or self.env_pool is not None):
+        if config.family.needs_demonstrations and (self._has_rollout_func or self.env_pool is not None):
             raise ValueError(f"--algorithm {name} does not work with tools, environments or a rollout function")
         run = RunContext(
             args=self.args,
@@ -351,7 +351,7 @@ class VLMTrainerMixin:
             self.generation_kwargs["use_cache"] = True  # laid over it again
 
     @property
-    def _is_stock(self) -> bool:
+    def _has_rollout_func(self) -> bool:
         """Whether a `rollout_func` of the user's samples the completions; TRL then pads, scores and logs them."""
         return getattr(self, "rollout_func", None) is not None
 
@@ -392,7 +392,7 @@ class VLMTrainerMixin:
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
-        if self._is_stock:
+        if self._has_rollout_func:
             return self._roll_out_by_function(rows)
         if self.critic is not None:
             self.critic.clear()
@@ -583,7 +583,9 @@ class VLMTrainerMixin:
         self, batch: RolloutBatch, model: nn.Module, compute_entropy: bool = False, chunk: int | None = None
     ) -> TokenLogprobs:
         """Return what the completions of a rollout or micro-batch have under a model."""
-        visual = {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._is_stock else {}
+        visual = (
+            {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
+        )
         chunk = chunk or self.args.per_device_train_batch_size
         return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
 
@@ -630,7 +632,7 @@ class VLMTrainerMixin:
         if rows.attended is not None:
             attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
         given = (input_ids, attention_mask, completion)
-        if not self._is_stock:
+        if not self._has_rollout_func:
             flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
             scores = self.logprobs(model, rows, *given, chunk=chunk, **flags, has_values=has_values)
             if has_values:
@@ -704,7 +706,7 @@ class VLMTrainerMixin:
     @property
     def _skips_zero_advantage(self) -> bool:
         """Whether a completion with advantage 0 contributes nothing to the loss: no KL, no entropy term."""
-        if not self.shared_prefix.is_on or self._is_stock or self.aux_loss_enabled:
+        if not self.shared_prefix.is_on or self._has_rollout_func or self.aux_loss_enabled:
             return False
         if not self.algorithm.skips_zero_advantage:
             return False

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vlm_grpo.algorithms.trl import weighted_sum
+from vlm_grpo.algorithms.trl_advantages import weighted_sum
 from vlm_grpo.rollouts.decoding import add_turns
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_grpo.algorithms.trl import grpo_advantages, normalized_advantages, rloo_advantages, weighted_sum
+from vlm_grpo.algorithms.trl_advantages import grpo_advantages, normalized_advantages, rloo_advantages, weighted_sum
 
 NAN = float("nan")
 # Means 1 and 3 (of two), spreads 1 and 1.4142.
