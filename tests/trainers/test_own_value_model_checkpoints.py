@@ -9,7 +9,7 @@ import torch
 
 from tests.support.training import differences, image_rows, settings
 from tests.support.value_models import ppo_trainer, saved_value_model
-from tests.trainers.test_critic import head_of
+from tests.support.values import head_of
 from tests.trainers.test_distributed import weights
 from vlm_grpo.trainers.config import VLMGRPOConfig
 
