@@ -187,6 +187,6 @@ KINDS = (
     Kind("resolutions of tiles", _has("image_grid_pinpoints"), _pinpoints),
     Kind("tiles and tokens", _has("max_image_tokens", "max_tiles"), _lfm2),
     Kind("a budget of tokens", _has("max_soft_tokens"), _soft_tokens),
-    Kind("the longest edge", lambda images: hasattr(images, "patch_size") and "longest_edge" in (images.size or {}),
+    Kind("the longest edge", lambda images: hasattr(images, "patch_size") and "longest_edge" in (getattr(images, "size", None) or {}),
          _longest_edge),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from vlm_grpo.data.readers import Source, open_sources, parse_source_row
 from vlm_grpo.data.readers.streaming import Stream, open_stream
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
-from vlm_grpo.records import NewRow, Record
+from vlm_grpo.records import NewRow, Record, Row
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class StreamedRows:
                 logger.warning("%s: %s: expected %s; more such rows may follow", *problem.cells[::2], problem.expected)
 
 
-def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
+def iterable_dataset(rows: Callable[[], Iterator[Row]]) -> IterableDataset:
     """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
     Rows may hold any object: without features, nothing converts them to Arrow. Every process reads the single shard as
@@ -182,7 +182,7 @@ def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
     return IterableDataset(ExamplesIterable(_numbered, {"rows": rows}))
 
 
-def _numbered(rows: Callable[[], Iterator[NewRow]]) -> Iterator[tuple[tuple[int, int], NewRow]]:
+def _numbered(rows: Callable[[], Iterator[Row]]) -> Iterator[tuple[tuple[int, int], Row]]:
     return (((0, number), row) for number, row in enumerate(rows()))
 
 
@@ -238,10 +238,8 @@ def load_dataset(
     keys["markup"] = None if markup is None else tuple(markup)
     config = ReaderConfig(task=task, ignored=tuple(ignore_columns), **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
-    opener = open_stream if streaming else None
-    result = open_sources(
-        source, image_folders=image_folders, reward_method=reward_method, config=config, opener=opener
-    )
+    files = {"image_folders": image_folders, "reward_method": reward_method}
+    result = open_sources(source, **files, config=config, opener=open_stream if streaming else None)
     if streaming:
         return _stream(result, prompt, check, mixture, think_tags)
     shares, problems = file_shares(mixture, source, result)
