@@ -137,7 +137,8 @@ def report(path: Path) -> None:
     from vlm_grpo.evaluation.report.chart import smooth
 
     results = json.loads(path.read_text(encoding="utf-8"))
-    print("| algorithm | first tenth | last tenth | rise, by seed | rollouts to +0.2, by seed |\n|---|---|---|---|---|")
+    print("| algorithm | first tenth | last tenth | improvement, by seed | rollouts to +0.2, by seed |")
+    print("|---|---|---|---|---|")
     columns = 5
     rows = math.ceil(len(results) / columns)
     figure = Figure(figsize=(12, 1.9 * rows + 0.4), dpi=110, layout="constrained")

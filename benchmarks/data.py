@@ -34,7 +34,7 @@ SEED = 5
 
 
 class Opening(NamedTuple):
-    """What one case cost: seconds to open, growth of the peak memory in MiB, rows made a second afterwards."""
+    """Cost of one case: seconds to open, increase of peak memory in MiB, random rows per second afterwards."""
 
     seconds: float
     grown: float
@@ -198,7 +198,7 @@ def main() -> None:
             Image.effect_noise((320, 240), 50).convert("RGB").save(folder / f"{number}.png")
         if not options.only_streaming:
             print(f"target: {TARGET} s for 1,000,000 rows")
-            print(f"{'rows':<34} {'MiB':>5} {'seconds':>8} {'rows/s':>9} {'peak + MiB':>10} {'rows made/s':>11}")
+            print(f"{'rows':<34} {'MiB':>5} {'seconds':>8} {'rows/s':>9} {'peak + MiB':>10} {'random/s':>11}")
             run_cases(folder, list(CASES), options, print_opening)
         heads = ("limit MiB", "first, s", "rows/s", f"{EARLY} + MiB", "end + MiB")
         print(f"{'streamed':<34} {'MiB':>5} " + " ".join(f"{head:>10}" for head in heads))

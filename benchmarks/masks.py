@@ -82,19 +82,19 @@ def fits(samples: list[Sample], groups: dict[str, np.ndarray]) -> None:
     """Print IoU of masks with their shapes, and masks encoded a second."""
     names = " ".join(f"{name:>10}" for name in (*groups, "blobs"))
     drawn = blobs()
-    head = f"{'mean':>6} {'median':>7} {'p10':>6} {names} {'letters':>8} {'/s':>6}"
+    head = f"{'mean':>6} {'median':>7} {'p10':>6} {names} {'chars':>8} {'/s':>6}"
     print(f"{'codec':<10} {'terms':>5} {'starts':>6} {head}")
     for codec, terms, starts in SETTINGS:
         started = time.process_time()
         shapes = [encode_mask(sample.mask, codec, terms, starts) for sample in samples]
         speed = len(samples) / (time.process_time() - started)
         scores = np.array([fit_iou(sample.mask, shape) for sample, shape in zip(samples, shapes, strict=True)])
-        letters = np.mean([len(json.dumps(shape)) for shape in shapes])
+        characters = np.mean([len(json.dumps(shape)) for shape in shapes])
         means = [scores[chosen].mean() for chosen in groups.values()]
         means.append(np.mean([fit_iou(blob, encode_mask(blob, codec, terms, starts)) for blob in drawn]))
         parts = " ".join(f"{mean:>10.3f}" for mean in means)
         shown = f"{scores.mean():>6.3f} {np.median(scores):>7.3f} {np.quantile(scores, 0.1):>6.3f} {parts}"
-        print(f"{codec:<10} {terms:>5} {starts:>6} {shown} {letters:>8.0f} {speed:>6.0f}")
+        print(f"{codec:<10} {terms:>5} {starts:>6} {shown} {characters:>8.0f} {speed:>6.0f}")
 
 
 def scoring(samples: list[Sample], repeats: int = 5) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Counting objects in one image or in several.
-# Edit the paths, then: bash run_scripts/run_grpo_counting.sh
+# Counting objects in one or several images.
+# Edit the paths, then run: bash run_scripts/run_grpo_counting.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

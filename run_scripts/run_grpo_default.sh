@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Questions of any kind with short answers: reasoning in think tags, then the answer.
-# Edit the paths, then: bash run_scripts/run_grpo_default.sh
+# Any questions with short answers: reasoning in think tags, then the answer.
+# Edit the paths, then run: bash run_scripts/run_grpo_default.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

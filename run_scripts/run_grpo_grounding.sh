@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Grounding: one box for a description, without reasoning.
-# Edit the paths, then: bash run_scripts/run_grpo_grounding.sh
+# Grounding: the bounding box of a described object, without reasoning.
+# Edit the paths, then run: bash run_scripts/run_grpo_grounding.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two screenshots before and after an action: list the defects.
-# Edit the paths, then: bash run_scripts/run_grpo_gui.sh
+# GUI defects: list the defects shown by two screenshots, before and after an action.
+# Edit the paths, then run: bash run_scripts/run_grpo_gui.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mathematics with figures: the answer in \boxed{}, checked with math-verify.
-# Edit the paths, then: bash run_scripts/run_grpo_math.sh
+# Math problems with figures: the answer in \boxed{}, compared with math-verify.
+# Edit the paths, then run: bash run_scripts/run_grpo_math.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

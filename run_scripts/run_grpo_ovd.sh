@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Open-vocabulary detection: all objects of the kind that is asked for, with confidence.
-# Edit the paths, then: bash run_scripts/run_grpo_ovd.sh
+# Open-vocabulary detection: all objects of the requested category, with a confidence.
+# Edit the paths, then run: bash run_scripts/run_grpo_ovd.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

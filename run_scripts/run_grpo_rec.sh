@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Referring expressions: full fine-tuning with GRPO and DeepSpeed ZeRO-3.
-# Edit the paths, then: bash run_scripts/run_grpo_rec.sh
+# Edit the paths, then run: bash run_scripts/run_grpo_rec.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Referring expressions with LoRA on the language model.
-# Edit the paths, then: bash run_scripts/run_grpo_rec_lora.sh
+# Edit the paths, then run: bash run_scripts/run_grpo_rec_lora.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

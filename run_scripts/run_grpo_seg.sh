@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Segmentation: the contour of what is described, as 8 Chebyshev coefficients on each axis.
-# Edit the paths, then: bash run_scripts/run_grpo_seg.sh
+# Segmentation: the outline of a described object as 8 Chebyshev coefficients per axis.
+# Edit the paths, then run: bash run_scripts/run_grpo_seg.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

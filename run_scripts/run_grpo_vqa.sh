@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Visual question answering with reasoning steps, from a data set saved with save_to_disk.
-# Edit the paths, then: bash run_scripts/run_grpo_vqa.sh
+# Edit the paths, then run: bash run_scripts/run_grpo_vqa.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# GRPO on several nodes: run it on each with NODE_RANK and MASTER_ADDR set.
-# Edit the paths, then: bash run_scripts/run_multinode.sh
+# GRPO on several nodes: run this script on each node with NODE_RANK and MASTER_ADDR set.
+# Edit the paths, then run: bash run_scripts/run_multinode.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

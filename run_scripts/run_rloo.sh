@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same pipeline with RLOO: counting with the KL inside the reward.
-# Edit the paths, then: bash run_scripts/run_rloo.sh
+# RLOO instead of GRPO: counting, with the KL penalty in the reward.
+# Edit the paths, then run: bash run_scripts/run_rloo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

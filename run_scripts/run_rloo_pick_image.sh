@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# An agent that picks the right one of several images by a tool call, with RLOO and DeepSpeed ZeRO-3:
+# Train an agent to pick the requested one of several images with a tool call, with RLOO and DeepSpeed ZeRO-3:
 #   python data_tools/make_toy.py --task pick_image --output_dir toy_images
 #   bash run_scripts/run_rloo_pick_image.sh --data_root toy_images --train_steps 200 --num_rollouts 4
-# Also known: --model_id, --candidates_per_episode (4), --fixed_correct_index (0; -1 draws the place),
-# --per_device_batch_size, --use_lora (true or false), --gpus, --output_dir. Flags after -- go to the training command.
+# Other flags: --model_id, --candidates_per_episode (4), --fixed_correct_index (0; -1 samples the index),
+# --per_device_batch_size, --use_lora (true or false), --gpus, --output_dir. Flags after -- are passed to the trainer.
 set -euo pipefail
 
 MODEL="Qwen/Qwen2.5-VL-3B-Instruct"

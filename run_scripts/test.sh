@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the package with its test dependencies into a virtual environment of its own and runs every test.
-# Usage: bash run_scripts/test.sh [--extended] [pytest arguments]       VENV=dir chooses another place than .venv-test
-# --extended runs the slower campaigns too, and then the trainers' tests with the newest transformers that setup.py
-# allows; the oldest is that of configs/constraints.txt.
+# Install the package with its test dependencies into a separate virtual environment and run all tests.
+# Usage: bash run_scripts/test.sh [--extended] [pytest arguments]
+# --extended also runs the slow campaigns, and then the trainers' tests with the newest transformers that setup.py allows
+# (configs/constraints.txt pins the oldest).
+# Environment: VENV is the folder of the virtual environment (default .venv-test).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV="${VENV:-.venv-test}"
@@ -13,13 +14,13 @@ if [ ! -f "$STAMP" ]; then
   "$VENV/bin/python" -m pip install --quiet -c configs/constraints.txt -e ".[dev,reasoning,deepspeed,video]"
   touch "$STAMP"
 fi
-# A browser and a sandbox, for the tests that are skipped without them; only root of a Debian system can install them.
+# Some tests are skipped without a browser and a sandbox. Only root on a Debian-based system can install them.
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v chromium && command -v bwrap; } > /dev/null; then
   echo "Installing chromium and bubblewrap ..."
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium bubblewrap fonts-liberation; } \
-    > /dev/null 2>&1 || echo "They cannot be installed here: their tests are skipped." >&2
+    > /dev/null 2>&1 || echo "The installation failed: tests that need them are skipped." >&2
 fi
-# One worker for each core, up to four, each with one thread.
+# One worker per core, at most four, each with one thread.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$VENV/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
 case " $* " in

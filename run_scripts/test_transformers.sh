@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs the trainers' tests with another version of transformers than configs/constraints.txt names.
+# Run the trainers' tests with another version of transformers than the one in configs/constraints.txt.
 # Usage: bash run_scripts/test_transformers.sh 5.24.0 [pytest arguments]
-# VENV=dir: where run_scripts/test.sh has installed everything else (default .venv-test); only transformers, and what it
-# asks for in another version, is installed beside it.
+# Environment: VENV is the virtual environment of run_scripts/test.sh (default .venv-test). It is not changed: the other
+# transformers, and dependencies that it needs in other versions, are installed into a second environment on top of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-VERSION="${1:?which version of transformers? e.g. run_scripts/test_transformers.sh 5.24.0}"
+VERSION="${1:?version of transformers missing, e.g. run_scripts/test_transformers.sh 5.24.0}"
 shift
 BASE="$(realpath "${VENV:-.venv-test}")"
 OTHER=".venv-transformers-$VERSION"
 if [ ! -x "$BASE/bin/python" ]; then
-  echo "$BASE: no virtual environment there; run run_scripts/test.sh first, it makes one" >&2
+  echo "$BASE: not a virtual environment; create it with run_scripts/test.sh first" >&2
   exit 1
 fi
 if [ ! -f "$OTHER/.installed" ]; then

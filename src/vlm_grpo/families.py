@@ -1,7 +1,7 @@
 """Facts about each model family, keyed by `config.model_type`; no behavior.
 
-A family that is not listed goes the generic way (`model_utils.py`), with a warning where facts would have decided. What
-cannot be trained at all is in `unsupported_models.py`.
+Families that are not listed use generic defaults (`model_utils.py`), with a warning where family-specific facts are
+missing. Models that cannot be trained are in `unsupported_models.py`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import Literal
 
 from vlm_grpo.registry import Registry
 
-# resized: pixels of the image as the processor resized it. thousand: 0 to 1000 in both directions, whatever the size.
-# unit: 0 to 1 likewise.
+# resized: pixels of the image after the processor resized it. thousand: 0 to 1000 per side for any image size.
+# unit: 0 to 1 per side.
 CoordinateSpace = Literal["resized", "thousand", "unit"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """Facts about one model family.
 
     Attributes:
-        vision_tower, language_model: modules of the loaded model, as `named_modules` calls them.
-        projector: modules and parameters between the two. In the Qwen and GLM families they lie inside the tower.
-        placeholders: tokens that only a processor writes, for images and videos and around them. The first stands once
-            for each feature of an image.
-        coordinate_space: of the boxes that the family was trained on; None where nothing is published.
-        source: where that is published.
-        other_towers: further towers beside the vision tower, frozen with it.
-        checkpoints: examples on the hub.
-        refuses_prefix: why completions do not share their prompt's pass; None where they do.
-        has_video: whether its processor reads videos.
-        tools: the entry of TOOL_CALL_FORMATS in which its chat template writes calls; None where it has no tools.
+        vision_tower, language_model: names of these modules in the loaded model (`named_modules`).
+        projector: modules and parameters between the two. In the Qwen and GLM families they are part of the tower.
+        placeholders: tokens that only the processor inserts, for images and videos and their delimiters. The first is
+            repeated once per image feature.
+        coordinate_space: space of the boxes that the family was trained on; None if it is not published.
+        source: publication of the coordinate space.
+        other_towers: further encoders, frozen together with the vision tower.
+        checkpoints: examples on the Hub.
+        refuses_prefix: reason why the completions of a prompt cannot share its forward pass; None if they can.
+        has_video: whether the processor supports videos.
+        tools: format of tool calls in the chat template, a name in TOOL_CALL_FORMATS; None without tools.
     """
 
     vision_tower: str

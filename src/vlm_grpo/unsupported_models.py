@@ -1,13 +1,13 @@
-"""Models that cannot be trained here, by `config.model_type`: why, and what to use instead.
+"""Models that cannot be trained, by `config.model_type`, with the reason and an alternative.
 
-Checked before a model is loaded. What is not listed here, and not in FAMILIES, is tried.
+They are rejected before a model is loaded. Model types in neither this table nor FAMILIES are accepted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-REMOTE_CODE = "a checkpoint with code of its own, which transformers has replaced by classes of another form"
+REMOTE_CODE = "a checkpoint for remote code, which the classes in transformers cannot load"
 
 UNSUPPORTED_MODELS: Mapping[str, str] = {
     "internvl_chat": f"{REMOTE_CODE}: use the converted one, such as OpenGVLab/InternVL3_5-4B-HF or InternVL3-2B-hf",
@@ -23,8 +23,9 @@ UNSUPPORTED_MODELS: Mapping[str, str] = {
     "llava_llama": f"{REMOTE_CODE}: use the converted one, such as llava-hf/llava-1.5-7b-hf",
     "llava_mistral": f"{REMOTE_CODE}: use the converted one, such as llava-hf/llava-v1.6-mistral-7b-hf",
     "qwen3_omni_moe": (
-        "it speaks, and only the part that writes can be trained: save that alone, with Qwen3OmniMoeThinkerFor"
-        "ConditionalGeneration.from_pretrained(...).save_pretrained(folder) and the processor beside it"
+        "it generates speech, and only its thinker (the text model) can be trained: save the thinker alone, with "
+        "Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(...).save_pretrained(folder), and the processor "
+        "in the same folder"
     ),
 }
 
@@ -32,12 +33,12 @@ UNSUPPORTED_MODELS: Mapping[str, str] = {
 def unsupported_reason(
     config: Mapping[str, object], known: Mapping[str, object], *, trust_remote_code: bool
 ) -> str | None:
-    """Return why a model cannot be trained and what to use instead; None if it can.
+    """Return the reason why a model cannot be trained, with an alternative; None if it can.
 
     Args:
         config: the content of its config.json.
-        known: what transformers knows, by model type.
-        trust_remote_code: whether code that comes with a checkpoint may run.
+        known: the model types of transformers.
+        trust_remote_code: whether code in a checkpoint may run.
     """
     model_type = str(config.get("model_type", ""))
     if model_type in UNSUPPORTED_MODELS:
@@ -45,10 +46,10 @@ def unsupported_reason(
     if model_type in known:
         return None
     if "auto_map" not in config:
-        return f"model_type {model_type!r} is not known to this version of transformers; a newer one may know it"
+        return f"model_type {model_type!r} is unknown to this version of transformers; a newer version may support it"
     if not trust_remote_code:
         return (
-            f"model_type {model_type!r} comes with code of its own and is not known to transformers: look for a "
-            "converted checkpoint (names that end in -hf), or run its code, untested here, with --trust_remote_code"
+            f"model_type {model_type!r} needs remote code and is unknown to transformers: look for a converted "
+            "checkpoint (names that end in -hf), or run its remote code with --trust_remote_code, which is untested"
         )
     return None

@@ -100,12 +100,12 @@ def test_all_that_cannot_be_read_is_said_at_once(tmp_path: Path):
         parse(words(tmp_path, *given, config=str(tmp_path / "config.yaml")))
     lines = str(caught.value).splitlines()
     for part in (
-        "actor.fsdp.offload_params=True: RLLaVA's; here configs/accelerate/fsdp2.yaml",
-        "trainer.nnodes=2: RLLaVA's; here `accelerate launch --num_processes N",
-        "data.val_files=x/y@test: RLLaVA's; here --val_split_ratio, or `vlm-grpo evaluate`",
-        "algorithm.nonsense=1: no such key is known",
-        "unknown flag --adv_estimator; RLLaVA's algorithm.adv_estimator, here --algorithm",
-        "--max_new_tokens 8: the VQA guide's; here --max_completion_length",
+        "actor.fsdp.offload_params=True: option of RLLaVA; here: configs/accelerate/fsdp2.yaml",
+        "trainer.nnodes=2: option of RLLaVA; here: `accelerate launch --num_processes N",
+        "data.val_files=x/y@test: option of RLLaVA; here: --val_split_ratio, or `vlm-grpo evaluate`",
+        "algorithm.nonsense=1: unknown key",
+        "unknown flag --adv_estimator; RLLaVA's algorithm.adv_estimator is --algorithm",
+        "--max_new_tokens 8: option of the VQA guide; here: --max_completion_length",
     ):
         assert sum(line.strip().startswith(part) for line in lines) == 1, part
     assert len(lines) == 7
@@ -114,11 +114,11 @@ def test_all_that_cannot_be_read_is_said_at_once(tmp_path: Path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("--is_reward_customized_from_vlm_module false", "`--reward_method auto` goes by the type of the answer"),
-        ("reward.reward_type=env", "the rewards of an environment are used where --environment is given"),
-        ("actor.optim.strategy=lion", "--optim NAME, a name of transformers"),
-        ("data.train_files=a/b,c/d", "several data sets: here one --dataset_name"),
-        ("trainer.experiment_name=${trainer.project_name}", "references to other keys are not followed"),
+        ("--is_reward_customized_from_vlm_module false", "`--reward_method auto` uses the type of the answer"),
+        ("reward.reward_type=env", "the rewards of an environment are enabled by --environment"),
+        ("actor.optim.strategy=lion", "--optim NAME, with an optimizer name"),
+        ("data.train_files=a/b,c/d", "several data sets: use one --dataset_name"),
+        ("trainer.experiment_name=${trainer.project_name}", "references to other keys are not supported"),
         ("--model_id x --num_rollouts none", "--num_generations none: must be a whole number"),
     ],
 )

@@ -37,16 +37,16 @@ def test_models_that_cannot_be_trained_are_refused_by_their_type(model_type: str
         check(folder, trust_remote_code=True)
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"--model_name_or_path {folder}: {model_type} cannot be trained here: ")
-    assert line.endswith(UNSUPPORTED_MODELS[model_type]) and ("use " in line or "save that alone" in line)
+    assert line.endswith(UNSUPPORTED_MODELS[model_type]) and ("use " in line or "save the thinker alone" in line)
 
 
 def test_code_of_a_checkpoints_own_is_not_run_unasked(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"'brand_new_vl' comes with code of its own .* look for a converted"):
+    with pytest.raises(UsageError, match=r"'brand_new_vl' needs remote code .* look for a converted"):
         check(write_config(tmp_path, model_type="brand_new_vl", auto_map={"AutoConfig": "its_own.Config"}))
 
 
 def test_a_type_that_is_too_new_is_told_so(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"'brand_new_vl' is not known to this version of transformers"):
+    with pytest.raises(UsageError, match=r"'brand_new_vl' is unknown to this version of transformers"):
         check(write_config(tmp_path, model_type="brand_new_vl"))
 
 

@@ -177,5 +177,5 @@ def test_a_checkpoint_with_code_of_its_own_is_refused_with_another_name(model_ty
     """OpenGVLab/InternVL2-8B and THUDM/glm-4v-9b: no question on the terminal whether to run their code."""
     content = {"model_type": model_type, "auto_map": {"AutoConfig": "its_own.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UsageError, match=rf"{model_type} cannot be trained here: .*code of its own.*: use .*/"):
+    with pytest.raises(UsageError, match=rf"{model_type} cannot be trained here: .*remote code.*: use .*/"):
         load_prompting(str(tmp_path), None)

@@ -343,24 +343,21 @@ def find_algorithm(name: str) -> AlgorithmConfig:
     name = canonical_name(name)
     if name in ALGORITHMS or not is_file_spec(name):
         return ALGORITHMS[name]
-    found = load_from_file("algorithm", name)
-    if isinstance(found, AlgorithmConfig):
-        return ALGORITHMS.register(name, found)
-    if inspect.isclass(found) and issubclass(found, Algorithm):
-        return register_algorithm(name, family=found)
-    if inspect.isclass(found):
+    entry = load_from_file("algorithm", name)
+    if isinstance(entry, AlgorithmConfig):
+        return ALGORITHMS.register(name, entry)
+    if inspect.isclass(entry) and issubclass(entry, Algorithm):
+        return register_algorithm(name, family=entry)
+    if inspect.isclass(entry):
         raise ValueError(
             f"algorithm {name!r}: is a class, as for RLLaVA's @register_ppo, but not a subclass of "
             "vlm_grpo.algorithms.Algorithm; write a subclass, or a function from rewards (prompts, completions) to "
             "advantages: see 'Your own' in docs/algorithms.md"
         )
-    if not callable(found):
-        kind = type(found).__name__
-        raise ValueError(
-            f"algorithm {name!r}: must be an AlgorithmConfig, a subclass of Algorithm or a function of rewards, "
-            f"got {kind}"
-        )
-    return register_algorithm(name, advantage=found)
+    if not callable(entry):
+        expected = "an AlgorithmConfig, a subclass of Algorithm or a function of rewards"
+        raise ValueError(f"algorithm {name!r}: must be {expected}, got {type(entry).__name__}")
+    return register_algorithm(name, advantage=entry)
 
 
 def configured_algorithm(args: Any) -> tuple[str | None, AlgorithmConfig]:
@@ -405,5 +402,5 @@ def advantages(
     if formula is None:
         raise TypeError(f"{name!r} has no advantage that comes from rewards alone")
     table = torch.as_tensor(rewards, dtype=torch.get_default_dtype())
-    given = {**options, **({} if lengths is None else {"lengths": lengths})}
-    return group.group_advantages(formula, table, num_generations, name=name, **given)
+    options |= {} if lengths is None else {"lengths": lengths}
+    return group.group_advantages(formula, table, num_generations, name=name, **options)

@@ -140,8 +140,8 @@ class Algorithm:
 
     def __init__(self, name: str | None, config: AlgorithmConfig, run: RunContext) -> None:
         self.name, self.config, self.run, self.args, self.ranks = name, config, run, run.args, run.ranks
-        self.given: dict[str, Any] = getattr(run.args, "algorithm_options", None) or {}
-        self.options = config.build_options(name, self.given, run.args.num_generations)
+        self.option_values: dict[str, Any] = getattr(run.args, "algorithm_options", None) or {}
+        self.options = config.build_options(name, self.option_values, run.args.num_generations)
 
     @classmethod
     def validate(cls, name: str, config: AlgorithmConfig, args: Any) -> None:
@@ -161,7 +161,7 @@ class Algorithm:
 
     def call(self, function: Callable[..., object], *arguments: Any, **further: Any) -> Any:
         """Return the result of a function with those `--algorithm_options` that it takes."""
-        return function(*arguments, **options_of(function, self.given), **further)
+        return function(*arguments, **options_of(function, self.option_values), **further)
 
     def hints(self, rows: Rows, step: int) -> list[str]:
         """Return the beginning of each row's completion, equal within a group; an empty list if there are no hints."""
@@ -177,15 +177,14 @@ class Algorithm:
         if rollout.penalties is not None:
             rewards = rewards - self.ranks.gather(rollout.penalties.sum(dim=1))
         if self.config.advantage_fn is not None:
-            return Advantages(self._by_formula(rewards, rollout))
+            return Advantages(self._by_formula(self.config.advantage_fn, rewards, rollout))
         if rollout.penalties is None:
             return None
         return Advantages(grpo_advantages(rewards, self.args.num_generations, self.args.scale_rewards).values)
 
-    def _by_formula(self, rewards: Tensor, rollout: ScoredRollout) -> Tensor:
-        formula = required(self.config.advantage_fn, "the algorithm's advantage function")
+    def _by_formula(self, formula: Callable[..., Tensor], rewards: Tensor, rollout: ScoredRollout) -> Tensor:
         size = self.args.num_generations
-        options = options_of(formula, self.given)
+        options = options_of(formula, self.option_values)
         if "lengths" in inspect.signature(formula).parameters:
             options["lengths"] = self.ranks.gather(rollout.batch.loss_mask.sum(dim=1))
         if rollout.greedy_rewards is not None:
@@ -200,7 +199,9 @@ class Algorithm:
 
     def token_loss(self, inputs: LossInputs) -> Tensor:
         """Return the (B, C) losses of tokens, without KL and sampler correction; not called where the loss is TRL's."""
-        return self.call(required(self.config.loss_fn, "the algorithm's loss"), inputs)
+        if self.config.loss_fn is None:
+            raise NotImplementedError(f"{type(self).__name__} has TRL's loss")
+        return self.call(self.config.loss_fn, inputs)
 
     def policy_loss(self, batch: RolloutBatch, scores: TokenLogprobs) -> tuple[Tensor, dict[str, float]]:
         """Return the (B, C) token losses with TRL's sampler correction and KL term, and numbers to log."""
@@ -301,14 +302,14 @@ class AlgorithmConfig:
             known |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         return known
 
-    def build_options(self, name: str | None, given: Mapping[str, Any], num_generations: int) -> AlgorithmOptions:
-        """Return the options of the family with the given values of `--algorithm_options`.
+    def build_options(self, name: str | None, values: Mapping[str, Any], num_generations: int) -> AlgorithmOptions:
+        """Return the options of the family with these values of `--algorithm_options`.
 
         Raises:
             ValueError: a value is invalid.
         """
-        known = {each.name: given[each.name] for each in fields(self.family.Options) if each.name in given}
-        for option, value in known.items():
+        own_values = {each.name: values[each.name] for each in fields(self.family.Options) if each.name in values}
+        for option, value in own_values.items():
             default = getattr(self.family.Options, option)
             is_valid = isinstance(value, _types(option, default)) and isinstance(value, bool) == isinstance(
                 default, bool
@@ -317,11 +318,10 @@ class AlgorithmConfig:
                 raise ValueError(
                     f"--algorithm_options: {option} of --algorithm {name}: got {value!r}, default {default!r}"
                 )
-        options = self.family.Options(**known)
+        options = self.family.Options(**own_values)
         problem = options.validate(num_generations)
         if problem is not None:
-            values = known or "the defaults"
-            raise ValueError(f"--algorithm_options: --algorithm {name}: {problem}, got {values}")
+            raise ValueError(f"--algorithm_options: --algorithm {name}: {problem}, got {own_values or 'the defaults'}")
         return options
 
 

@@ -146,10 +146,10 @@ class CHORD(DemonstrationAlgorithm):
         numbers = self.stream.take(self.options.expert_batch or max(1, completions // 4))
         rows = [self.run.demonstration_rows[number] for number, _ in numbers]
         answers = [expert_answers(row) for row in rows]
-        chosen = [known[turn % len(known)] for known, (_, turn) in zip(answers, numbers, strict=True)]
+        demonstrations = [each[turn % len(each)] for each, (_, turn) in zip(answers, numbers, strict=True)]
         prompts = [read_prompt(row) for row in rows]
         media = {"image": any(p.images for p in prompts), "video": any(p.videos for p in prompts)}
-        tokens = [self.encode.checked(answer) for answer in chosen]
+        tokens = [self.encode.checked(answer) for answer in demonstrations]
         return ExpertBatch(step, rows, tokens, [media[kind] for kind in MEDIA_KINDS])
 
     def state_dict(self) -> dict[str, int]:

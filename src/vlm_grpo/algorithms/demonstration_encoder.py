@@ -44,9 +44,8 @@ class DemonstrationEncoder:
         """
         ids = self.tokenizer(remaining_turn(text, self.opening), add_special_tokens=False)["input_ids"]
         special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        found = special.intersection(ids)
-        if found:
-            raise ValueError(f"the special token {self.tokenizer.decode([min(found)])!r}")
+        if markup := special.intersection(ids):
+            raise ValueError(f"the special token {self.tokenizer.decode([min(markup)])!r}")
         return [*ids, self.end]
 
     def checked(self, answer: ExpertAnswer) -> list[int]:
@@ -72,7 +71,7 @@ def demonstration_encoder(
     """
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     template = getattr(tokenizer, "chat_template", None) or getattr(processor, "chat_template", None)
-    found: list[int] = []
+    turn_ends: list[int] = []
     opening = ""
     if template:
         turns = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
@@ -80,9 +79,9 @@ def demonstration_encoder(
             processor if getattr(processor, "chat_template", None) else tokenizer, template_options or {}
         )
         rendered = renderer.render(turns, is_prompt=False)
-        found = [number for number in tokenizer(rendered, add_special_tokens=False)["input_ids"] if number in ends]
+        turn_ends = [number for number in tokenizer(rendered, add_special_tokens=False)["input_ids"] if number in ends]
         opening = renderer.opening(turns[:1]).from_template
-    return DemonstrationEncoder(tokenizer, found[-1] if found else tokenizer.eos_token_id, limit, opening)
+    return DemonstrationEncoder(tokenizer, turn_ends[-1] if turn_ends else tokenizer.eos_token_id, limit, opening)
 
 
 def validate_demonstrations(

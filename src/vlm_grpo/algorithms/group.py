@@ -78,10 +78,10 @@ def gpg(rewards: Tensor) -> Tensor:
 
 def grpo_passk(rewards: Tensor) -> Tensor:
     """Return the best completion's distance to the second best, 0 for the others and for ties (arXiv:2503.19595)."""
-    known = rewards.nan_to_num(nan=-torch.inf)
+    scores = rewards.nan_to_num(nan=-torch.inf)
     if rewards.size(1) < 2:
         return torch.zeros_like(rewards)
-    best = known.topk(2, dim=1)
+    best = scores.topk(2, dim=1)
     gap = (best.values[:, :1] - best.values[:, 1:]).nan_to_num(nan=0.0, posinf=0.0)
     return torch.zeros_like(rewards).scatter(1, best.indices[:, :1], gap)
 
@@ -112,12 +112,12 @@ def group_advantages(
     return formula(rewards.view(-1, num_generations), **options).nan_to_num(nan=0.0).flatten()
 
 
-def _check_arguments(name: str, formula: Callable[..., Tensor], given: Mapping[str, Any]) -> None:
+def _check_arguments(name: str, formula: Callable[..., Tensor], arguments: Mapping[str, Any]) -> None:
     known = {p.name: p.default for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for key, default in known.items():
-        if default is inspect.Parameter.empty and key not in given:
+        if default is inspect.Parameter.empty and key not in arguments:
             raise TypeError(f"{name!r} needs {key}")
-    for key in sorted(given.keys() - known.keys()):
+    for key in sorted(arguments.keys() - known.keys()):
         raise TypeError(f"{name!r} takes no {key}; it takes {', '.join(sorted(known)) or 'rewards alone'}")
 
 

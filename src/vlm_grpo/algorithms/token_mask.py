@@ -26,16 +26,16 @@ def clip_cov_mask(
 ) -> Tensor:
     """Return True for a random `share` of all tokens (at least one), drawn among values from `low` to `high`."""
     places = ((values >= low) & (values <= high) & mask.bool()).flatten().nonzero().flatten()
-    wanted = min(len(places), max(1, int(share * mask.sum().item())))
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:wanted]
+    count = min(len(places), max(1, int(share * mask.sum().item())))
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
     return _mask_of(places[order.to(places.device)], values)
 
 
 def kl_cov_mask(values: Tensor, mask: Tensor, *, share: float = 2e-3) -> Tensor:
     """Return True for the `share` of all tokens (at least one) with the largest values; the first of equal ones."""
-    wanted = min(int(mask.sum().item()), max(1, int(share * mask.sum().item())))
+    count = min(int(mask.sum().item()), max(1, int(share * mask.sum().item())))
     ranked = values.masked_fill(mask == 0, -torch.inf).flatten().sort(descending=True, stable=True).indices
-    return _mask_of(ranked[:wanted], values)
+    return _mask_of(ranked[:count], values)
 
 
 def _mask_of(places: Tensor, like: Tensor) -> Tensor:

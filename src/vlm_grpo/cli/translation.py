@@ -26,7 +26,7 @@ def translate(argv: list[str], known: Collection[str]) -> Translation:
     """Translate flags and `key=value` words of other systems in a command line.
 
     Args:
-        known: the flags of this package; they are never translated, but for the values in VALUES.
+        known: flags of this package, of which only the values in VALUES are translated.
     """
     translation = Translation()
     for flag, values in _groups(argv):
@@ -41,7 +41,7 @@ def translate(argv: list[str], known: Collection[str]) -> Translation:
 
 
 def nested(config: FlagValues) -> FlagValues:
-    """Return the keys of a nested YAML file with dots between their parts, without this package's own."""
+    """Return the keys of another system's nested YAML file in dotted form, without this package's flags."""
     sections = {name: value for name, value in config.items() if name in SECTIONS and isinstance(value, Mapping)}
     sections |= {name: value for name, value in config.items() if name in ("ref", "critic", "mix_sampler")}
     return dict(_flat(sections, ""))
@@ -55,7 +55,7 @@ def translate_keys(keys: FlagValues) -> Translation:
 
 
 def _groups(argv: list[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """Yield each flag with the words that follow it; words before the first flag have none."""
+    """Yield each flag with the words that follow it; the flag of words before the first one is None."""
     flag: str | None = None
     values: list[str] = []
     for word in argv:
@@ -103,7 +103,7 @@ def _keys(keys: FlagValues, translation: Translation) -> None:
         parts[key] = part = Translation()
         change = change_of_key(key)
         if change is None:
-            part.problems.append(f"{key}={value!s:.60}: no such key is known; see docs/migration.md")
+            part.problems.append(f"{key}={value!s:.60}: unknown key; see docs/migration.md")
             continue
         try:
             _apply(key, change, _resolved(value), "RLLaVA", part)
@@ -122,11 +122,11 @@ def _apply(name: str, change: Change, value: object, system: str, translation: T
     try:
         words = None if change.read is None else change.read(value)
     except ValueError as error:
-        translation.problems.append(f"{original}: {system}'s; here {error}")
+        translation.problems.append(f"{original}: option of {system}; here: {error}")
         return
     if words is None:
         note = f"; {change.note}" if change.note else ""
-        translation.problems.append(f"{original}: {system}'s; here {change.new}{note}")
+        translation.problems.append(f"{original}: option of {system}; here: {change.new}{note}")
         return
     translation.words += words
     translation.notes.append(f"{name} as {' '.join(words) or change.new} ({system})")
@@ -150,5 +150,5 @@ def _resolved(value: object) -> object:
         return value
     text = ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[2] or ""), value)
     if "${" in text:
-        raise ValueError("references to other keys are not followed: write the value")
+        raise ValueError("references to other keys are not supported; write the value itself")
     return text
