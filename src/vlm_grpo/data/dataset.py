@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.mixture import file_shares, mixture_numbers
@@ -16,7 +16,7 @@ from vlm_grpo.data.readers import Source, open_sources, parse_source_row
 from vlm_grpo.data.readers.streaming import Stream, open_stream
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
-from vlm_grpo.records import NewRow, Record
+from vlm_grpo.records import NewRow, Record, Row
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class StreamedRows:
                 logger.warning("%s: %s: expected %s; more such rows may follow", *problem.cells[::2], problem.expected)
 
 
-def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
+def iterable_dataset(rows: Callable[[], Iterator[Row]]) -> IterableDataset:
     """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
     Rows may hold any object: without features, nothing converts them to Arrow. Every process reads the single shard as
@@ -182,7 +182,7 @@ def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
     return IterableDataset(ExamplesIterable(_numbered, {"rows": rows}))
 
 
-def _numbered(rows: Callable[[], Iterator[NewRow]]) -> Iterator[tuple[tuple[int, int], NewRow]]:
+def _numbered(rows: Callable[[], Iterator[Row]]) -> Iterator[tuple[tuple[int, int], Row]]:
     return (((0, number), row) for number, row in enumerate(rows()))
 
 
@@ -233,8 +233,13 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    rights = {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    keys: dict[str, Any] = {
+        "prompt_key": prompt_key,
+        "answer_key": answer_key,
+        "image_key": image_key,
+        "video_key": video_key,
+    }
+    rights: dict[str, Any] = {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
     marks = None if markup is None else tuple(markup)
     config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **keys, **rights)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
