@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MOST_ANY = 0.05  # of the annotations
 MOST_IGNORES = 15
+MOST_OTHER_ALIASES = 6
 # The shapes that come from outside and hold anything; all are in records.py, with what they stand for.
 ALIASES = {"Row", "NewRow", "JsonObject", "JsonSchema", "Message", "Block", "ModelInputs", "Columns", "Prediction"}
 
@@ -31,10 +33,7 @@ def annotations(tree: ast.AST) -> Iterator[ast.expr]:
 
 def names_any(annotation: ast.expr) -> bool:
     """Return whether `Any` stands in an annotation, also in one that is text."""
-    texts = [node.value for node in ast.walk(annotation) if isinstance(node, ast.Constant)]
-    inner = [ast.parse(text, mode="eval") for text in texts if isinstance(text, str)]
-    nodes = [node for tree in (annotation, *inner) for node in ast.walk(tree)]
-    return any(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)
+    return re.search(r"\bAny\b", ast.unparse(annotation)) is not None
 
 
 def sources() -> list[Path]:
@@ -59,7 +58,7 @@ def test_shapes_that_hold_anything_are_few_and_named_in_one_place():
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript) and names_any(node.value):
                 places |= {target.id: path.name for target in node.targets if isinstance(target, ast.Name)}
     assert {name for name, file in places.items() if file == "records.py"} == ALIASES
-    assert len(places) - len(ALIASES) <= 8, places
+    assert len(places) - len(ALIASES) <= MOST_OTHER_ALIASES, places
 
 
 def test_errors_are_mended_and_not_ignored():

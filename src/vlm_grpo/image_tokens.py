@@ -178,6 +178,10 @@ def _has(*names: str) -> Callable[[object], bool]:
     return lambda images: all(hasattr(images, name) for name in names)
 
 
+def _has_longest_edge(images: object) -> bool:
+    return hasattr(images, "patch_size") and "longest_edge" in (getattr(images, "size", None) or {})
+
+
 KINDS = (
     Kind("a range of pixels", lambda images: is_ranged(images) and hasattr(images, "merge_size"), _ranged),
     Kind("patches", _has("max_patches", "merge_size"), _patches),
@@ -187,6 +191,5 @@ KINDS = (
     Kind("resolutions of tiles", _has("image_grid_pinpoints"), _pinpoints),
     Kind("tiles and tokens", _has("max_image_tokens", "max_tiles"), _lfm2),
     Kind("a budget of tokens", _has("max_soft_tokens"), _soft_tokens),
-    Kind("the longest edge", lambda images: hasattr(images, "patch_size") and "longest_edge" in (images.size or {}),
-         _longest_edge),
+    Kind("the longest edge", _has_longest_edge, _longest_edge),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -96,6 +96,11 @@ def limit_images(processor: ProcessorMixin, config: PreTrainedConfig, limits: ob
 def model_config(model: nn.Module) -> PreTrainedConfig:
     """Return the configuration of a model, or of the one that an adapter wraps."""
     return cast("PreTrainedConfig", model.config)
+
+
+def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
+    """Return a method that a model of transformers has beside those of a module, also below an adapter."""
+    return getattr(model, name)
 
 
 def name_experts(model: nn.Module) -> None:

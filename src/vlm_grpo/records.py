@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +20,13 @@ JsonObject = dict[str, Any]  # an object of JSON, as it was read or is written
 JsonSchema = Mapping[str, Any]  # a JSON schema, of a tool or of its arguments
 Message = dict[str, Any]  # a chat message: "role", "content" (text or blocks), and "tool_calls" of a model's turn
 Block = dict[str, Any]  # a part of a message: {"type": "text", "text": ...} or {"type": "image", "image": ...}
+Conversation = list[Message]
 Completion: TypeAlias = "str | Sequence[Message] | None"  # what a policy wrote: text, or its turn as messages
 Columns = Mapping[str, Any]  # columns of a batch by name, a value for each row, and what TRL passes beside them
 ModelInputs = dict[str, Any]  # keyword arguments of a model's forward: tensors, and what a family adds
 Prediction = dict[str, Any]  # a line of predictions.jsonl: a row's completions with their scores
 
+Value = TypeVar("Value")
 ImageSource: TypeAlias = "str | bytes | Image.Image"
 VideoSource: TypeAlias = "str | bytes | np.ndarray | tuple[ImageRef, ...]"
 
@@ -99,3 +101,14 @@ class Record:
     reference_steps: tuple[str, ...] = ()
     where: str = ""
     extra: Row = field(default_factory=dict)
+
+
+def required(value: Value | None, what: str) -> Value:
+    """Return a value that has to be there by now.
+
+    Raises:
+        ValueError: it is None.
+    """
+    if value is None:
+        raise ValueError(f"{what} is missing")
+    return value

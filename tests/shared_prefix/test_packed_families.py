@@ -78,7 +78,7 @@ def scored(
 ) -> tuple[TokenLogprobs, Tensor]:
     """Scores of all rows and the gradient of a loss of them."""
     ids, mask = rows_of(samples, LENGTHS)
-    common = {"completion": 6, "chunk": 9, "place": dict, "autocast": nullcontext, "compute_entropy": True}
+    common = {"completion": 6, "chunk": 9, "to_device": dict, "autocast": nullcontext, "compute_entropy": True}
     model.zero_grad()
     scores = score(model, samples, ids, mask, **common, **options)
     weight = torch.randn(scores.logps.shape, generator=torch.Generator().manual_seed(1)) * mask[:, -6:]

@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_grpo.algorithms.group import group_advantages, grpo
 from vlm_grpo.algorithms.losses import AVERAGES, LossInputs
 from vlm_grpo.algorithms.trl_advantages import grpo_advantages
+from vlm_grpo.records import Row, required
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vlm_grpo.rollouts.ranks import Ranks
     from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 Metrics = Mapping[str, list[float]]
 # From prompts, which kinds of media any process has, and (N, P + C) tokens and mask to the (N, C) log-probabilities.
 Score = Callable[["Sequence[EncodedPrompt]", Sequence[bool], Tensor, Tensor, int], Tensor]
@@ -129,7 +130,7 @@ class Algorithm:
     """
 
     Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
-    option_functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    option_functions: ClassVar[tuple[Callable[..., object], ...]] = ()
     needs_demonstrations: ClassVar[bool] = False
     takes_demonstration_rows: ClassVar[bool] = False
     needs_old_logps: ClassVar[bool] = False
@@ -158,7 +159,7 @@ class Algorithm:
                 "has its own advantage, of the weighted sum of rewards"
             )
 
-    def call(self, function: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
+    def call(self, function: Callable[..., object], *arguments: Any, **further: Any) -> Any:
         """Return the result of a function with those `--algorithm_options` that it takes."""
         return function(*arguments, **options_of(function, self.option_values), **further)
 
@@ -207,13 +208,13 @@ class Algorithm:
         losses = self.token_loss(LossInputs.of_batch(batch, scores))
         if batch.importance_sampling_ratio is not None:  # of vLLM
             losses = losses * batch.importance_sampling_ratio
-        sampled, logs = batch.sampled_mask, {}
+        sampled, logs, entropies = batch.sampled_mask, {}, required(scores.entropies, "the entropy of tokens")
         if self.args.beta != 0.0:
-            distance = (batch.ref_logps - scores.logps) * sampled
+            distance = (required(batch.ref_logps, "the reference model's score") - scores.logps) * sampled
             kl = distance.exp() - distance - 1
             losses = losses + self.args.beta * kl
             logs["kl"] = self.ranks.masked_mean(kl, sampled)
-        return losses, {**logs, "entropy": self.ranks.masked_mean(scores.entropies, sampled)}
+        return losses, {**logs, "entropy": self.ranks.masked_mean(entropies, sampled)}
 
     def value_loss(self, values: Tensor, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Return the (B, C) losses of the value model's new values, and their mask."""
@@ -330,7 +331,7 @@ def _types(option: str, default: Any) -> Any:
     return (int, float) if isinstance(default, float) else type(default)
 
 
-def options_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(function: Callable[..., object], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `--algorithm_options` that a function takes."""
     return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 

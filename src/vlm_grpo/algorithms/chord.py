@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from vlm_grpo.algorithms.algorithm import AlgorithmConfig, AlgorithmOptions, Mic
 from vlm_grpo.algorithms.demonstration_encoder import DemonstrationStream, demonstration_columns
 from vlm_grpo.algorithms.off_policy import DemonstrationAlgorithm, cosine
 from vlm_grpo.data.demonstrations import expert_answers
+from vlm_grpo.records import Row
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -76,7 +77,7 @@ class ExpertBatch:
     """The demonstrations of one optimizer step, equal on all processes; `anywhere` says which media they have."""
 
     step: int
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     tokens: list[list[int]]
     anywhere: list[bool]
 

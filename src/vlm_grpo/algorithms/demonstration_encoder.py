@@ -14,6 +14,9 @@ from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.rollouts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
     from vlm_grpo.algorithms.algorithm import Algorithm
 
 
@@ -28,7 +31,7 @@ class DemonstrationEncoder:
         opening: the text with which the chat template begins each turn of the assistant.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     end: int
     limit: int
     opening: str = ""
@@ -56,7 +59,7 @@ class DemonstrationEncoder:
 
 
 def demonstration_encoder(
-    processor: Any, ends: Sequence[int], limit: int, template_options: Mapping[str, Any] | None = None
+    processor: ProcessorMixin, ends: Sequence[int], limit: int, template_options: Mapping[str, object] | None = None
 ) -> DemonstrationEncoder:
     """Return the encoder for a tokenizer or processor.
 
@@ -66,7 +69,7 @@ def demonstration_encoder(
         limit: most tokens of a demonstration.
         template_options: for every rendering.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
     template = getattr(tokenizer, "chat_template", None) or getattr(processor, "chat_template", None)
     turn_ends: list[int] = []
     opening = ""
@@ -82,7 +85,14 @@ def demonstration_encoder(
 
 
 def validate_demonstrations(
-    name: str | None, family: type[Algorithm], args: Any, *, rows: Any, demonstrations: Any, model: Any, processor: Any
+    name: str | None,
+    family: type[Algorithm],
+    args: Any,
+    *,
+    rows: Any,
+    demonstrations: Any,
+    model: Any,
+    processor: ProcessorMixin,
 ) -> None:
     """Check the demonstrations that an algorithm needs before the model is loaded; a stream's are checked as they come.
 
@@ -111,14 +121,14 @@ def validate_demonstrations(
         path = model if isinstance(model, str) else model.config._name_or_path
         processor = AutoTokenizer.from_pretrained(path, trust_remote_code=getattr(args, "trust_remote_code", False))
     limit = args.max_completion_length
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
     encoder = DemonstrationEncoder(tokenizer, tokenizer.eos_token_id, limit)
     if not check_experts(demonstration_columns(dataset), encoder, limit):
         expected = f"rows with a column {COLUMN} for --algorithm {name}, or --expert_data_file_paths"
         raise DataError([Problem("the training data", COLUMN, "no row has an expert's answer", expected)])
 
 
-def demonstration_columns(dataset: Any) -> Iterable[Mapping[str, Any]]:
+def demonstration_columns(dataset: Dataset) -> Iterable[Mapping[str, Any]]:
     """Return the rows of a dataset with only the columns that demonstrations need."""
     if dataset.format["type"] == "custom":
         return dataset

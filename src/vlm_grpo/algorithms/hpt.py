@@ -19,6 +19,7 @@ from vlm_grpo.algorithms.off_policy import (
     sampled_ratio,
 )
 from vlm_grpo.data.demonstrations import expert_answers
+from vlm_grpo.records import required
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -82,7 +83,9 @@ class HPT(DemonstrationAlgorithm):
         replace_completions(batch, demonstrations, left_out, self.run.pad_token_id)
         # A mean over rows gives a prompt the weight of all its rows, of which one is left.
         weight = 1.0 if self.args.loss_type == "dapo" else float(size)
-        batch.loss_weight = torch.full_like(batch.is_expert, 1, dtype=torch.float) * weight
+        batch.loss_weight = (
+            torch.full_like(required(batch.is_expert, "the mask of demonstrations"), 1, dtype=torch.float) * weight
+        )
         batch.num_items_in_batch = self.ranks.gather(batch.completion_mask.sum()).sum()
         count = torch.tensor([len(demonstrations)], device=rollout.rewards.device)
         rollout.metrics["expert/share_of_prompts"].append(self.ranks.gather(count).sum().item() / len(sft))

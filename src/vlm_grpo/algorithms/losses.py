@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vlm_grpo.records import required
+
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
     from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
@@ -36,7 +38,7 @@ class LossInputs:
             old_logps=scores.logps.detach() if batch.old_logps is None else batch.old_logps,
             advantages=batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None],
             mask=batch.loss_mask,
-            entropies=scores.entropies.detach(),
+            entropies=None if scores.entropies is None else scores.entropies.detach(),
             token_mask=batch.token_mask,
             is_expert=batch.is_expert,
             is_correct=batch.is_correct,
@@ -54,7 +56,7 @@ class LossAverage:
     num_processes: int
 
     def __call__(
-        self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor, accumulation: int, is_training: bool
+        self, losses: Tensor, mask: Tensor, tokens_of_rollout: Tensor | None, accumulation: int, is_training: bool
     ) -> Tensor:
         """Return the average of (B, C) losses where the mask is 1.
 
@@ -70,5 +72,5 @@ class LossAverage:
             return (sums / mask.sum(dim=1).clamp(min=1)).mean() / accumulation
         if self.loss_type == "dr_grpo":
             return sums.sum() / (len(sums) * self.max_completion_length * accumulation)
-        tokens = tokens_of_rollout.clamp(min=1) / self.num_processes
+        tokens = required(tokens_of_rollout, "the number of tokens").clamp(min=1) / self.num_processes
         return sums.sum() / (tokens * accumulation / self.steps_per_generation if is_training else tokens)

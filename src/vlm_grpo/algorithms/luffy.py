@@ -18,6 +18,7 @@ from vlm_grpo.algorithms.off_policy import (
     sampled_ratio,
 )
 from vlm_grpo.data.demonstrations import expert_answers
+from vlm_grpo.records import required
 
 
 def shaped(logps: Tensor, gamma: float) -> Tensor:
@@ -43,7 +44,9 @@ def srft_loss(inputs: LossInputs, *, srft_sft: float = 0.5, srft_rl: float = 0.1
     H is the mean entropy of the tokens of a completion (arXiv:2506.19767).
     """
     count = inputs.mask.sum(dim=1, keepdim=True).clamp(min=1)
-    entropy = (inputs.entropies.detach() * inputs.mask).sum(dim=1, keepdim=True) / count  # (B, 1)
+    entropy = (required(inputs.entropies, "the entropy of tokens").detach() * inputs.mask).sum(
+        dim=1, keepdim=True
+    ) / count  # (B, 1)
     sft, rl = srft_weights(entropy, srft_sft, srft_rl)
     correct = torch.zeros_like(entropy) if inputs.is_correct is None else inputs.is_correct
     expert = -sft * inputs.logps - inputs.advantages * shaped(inputs.logps, luffy_gamma)

@@ -24,6 +24,7 @@ from vlm_grpo.algorithms.algorithm import (
 )
 from vlm_grpo.algorithms.group import NO_SPREAD
 from vlm_grpo.algorithms.token_rewards import token_rewards, whiten
+from vlm_grpo.records import required
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -124,7 +125,7 @@ class PPO(Algorithm):
     def advantages(self, rollout: ScoredRollout) -> Advantages:
         """Return the whitened advantages of tokens; the batch gets its values and returns."""
         batch = rollout.batch
-        mask, values = batch.loss_mask, rollout.values
+        mask, values = batch.loss_mask, required(rollout.values, "the value model's score")
         rewards = token_rewards(self.ranks.local_rows(rollout.totals, len(batch)), mask, rollout.penalties)
         estimates = self.call(gae, rewards, values, mask)
         batch.values, batch.returns = values, estimates.returns
@@ -137,5 +138,6 @@ class PPO(Algorithm):
 
     def value_loss(self, values: Tensor, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
         """Return the (B, C) losses of values, and their mask: completions without a reward have no loss."""
-        mask = batch.loss_mask * ~batch.returns.isnan()
-        return self.call(clipped_value_loss, values, batch.values, batch.returns.nan_to_num(nan=0.0)), mask
+        returns = required(batch.returns, "the return of tokens")
+        mask = batch.loss_mask * ~returns.isnan()
+        return self.call(clipped_value_loss, values, batch.values, returns.nan_to_num(nan=0.0)), mask

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_grpo.algorithms.algorithm import Algorithm, ScoredRollout
 from vlm_grpo.algorithms.losses import LossInputs
+from vlm_grpo.records import required
 
 
 def covariances(advantages: Tensor, logps: Tensor, mask: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def kl_cov_loss(inputs: LossInputs, *, kl_cov_coef: float = 1.0) -> Tensor:
     """Return -A w without clipping, plus |log w| times a coefficient at the selected tokens."""
     log_ratio = inputs.logps - inputs.old_logps
     loss = -inputs.advantages * log_ratio.exp()
-    return loss + kl_cov_coef * log_ratio.abs() * inputs.token_mask
+    return loss + kl_cov_coef * log_ratio.abs() * required(inputs.token_mask, "the selection of tokens")
 
 
 class CovarianceAlgorithm(Algorithm):
@@ -63,7 +64,9 @@ class CovarianceAlgorithm(Algorithm):
         """Return the (B, C) advantages of this process's tokens, and which of them are selected."""
         batch, mask = rollout.batch, rollout.batch.loss_mask
         advantages = batch.advantages[:, None].expand_as(mask)
-        everywhere = self.ranks.gather_padded(advantages, rollout.old_logps * mask, mask)
+        everywhere = self.ranks.gather_padded(
+            advantages, required(rollout.old_logps, "the sampling policy's score") * mask, mask
+        )
         selected = self.select(covariances(*everywhere), everywhere[2], rollout.step)
         return advantages, self.ranks.local_rows(selected, len(mask))[:, : mask.size(1)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_grpo.algorithms.algorithm import AlgorithmOptions, MicroStep, Rows, Score, ScoredRollout
 from vlm_grpo.algorithms.off_policy import DemonstrationAlgorithm, cosine
 from vlm_grpo.data.demonstrations import expert_answers
+from vlm_grpo.records import Row, required
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.batch import RolloutBatch
@@ -76,7 +77,7 @@ class UFT(DemonstrationAlgorithm):
         groups = [self.group_of(len(rows), row)[0] for row in range(len(rows))]
         return [self._hint(*pair, step, probability) for pair in zip(rows, groups, strict=True)]
 
-    def _hint(self, row: Mapping[str, Any], group: int, step: int, probability: float) -> str:
+    def _hint(self, row: Row, group: int, step: int, probability: float) -> str:
         answers, random = expert_answers(row), self.random_of(group, step)
         if not answers:
             return ""
@@ -90,28 +91,30 @@ class UFT(DemonstrationAlgorithm):
     def finish(self, rollout: ScoredRollout) -> None:
         """Record the number of hint tokens of all processes."""
         rollout.metrics["expert/hint_probability"].append(self.options.probability(rollout.step))
-        count = torch.tensor(sum(p.answer_prefix_length for p in rollout.batch.prompts), device=rollout.rewards.device)
+        prompts = rollout.batch.prompts or []
+        count = torch.tensor(sum(p.answer_prefix_length for p in prompts), device=rollout.rewards.device)
         rollout.batch.num_hint_tokens = self.ranks.gather(count).sum()
 
     def extra_loss(
         self, loss: Tensor, batch: RolloutBatch, place: MicroStep, score: Score
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss plus the weighted loss of the hints."""
-        if batch.num_hint_tokens <= 0:
+        if batch.num_hint_tokens is None or batch.num_hint_tokens <= 0:
             return loss, {}
         nll = self._hint_loss(score, batch, place)
         return loss + self.options.hint_coef * nll, {"expert/loss": self.mean_over_ranks(nll * place.count)}
 
     def _hint_loss(self, score: Score, batch: RolloutBatch, place: MicroStep) -> Tensor:
         """Return this micro-batch's share of the mean over all hint tokens of the step, one hint per completion."""
-        hinted = {id(prompt): prompt for prompt in batch.prompts if prompt.answer_prefix_length}.values()
-        counts = [sum(prompt is other for other in batch.prompts) for prompt in hinted]
+        all_prompts, total = batch.prompts or [], required(batch.num_hint_tokens, "the number of hint tokens")
+        hinted = {id(prompt): prompt for prompt in all_prompts if prompt.answer_prefix_length}.values()
+        counts = [sum(prompt is other for other in all_prompts) for prompt in hinted]
         prompts, tokens = [without_hint(p) for p in hinted], [p.input_ids[-p.answer_prefix_length :] for p in hinted]
         if not hinted:  # other processes have some
-            prompts, tokens, counts = batch.prompts[:1], [[self.encode.end]], [0]
-        logps, mask = self.logprobs_of(score, prompts, tokens, batch.media_anywhere)
+            prompts, tokens, counts = all_prompts[:1], [[self.encode.end]], [0]
+        logps, mask = self.logprobs_of(score, prompts, tokens, required(batch.media_anywhere, "the kinds of media"))
         weights = mask * torch.tensor(counts, device=mask.device)[:, None]
-        everyone = batch.num_hint_tokens * place.count / self.args.steps_per_generation / self.ranks.count
+        everyone = total * place.count / self.args.steps_per_generation / self.ranks.count
         return (-logps * weights).sum() / everyone
 
 
@@ -123,7 +126,7 @@ def without_hint(prompt: EncodedPrompt) -> EncodedPrompt:
     )
 
 
-def with_hint(row: dict[str, Any], hint: str) -> dict[str, Any]:
+def with_hint(row: Row, hint: str) -> Row:
     """Return the row with the hint as the beginning of the assistant's turn.
 
     Raises:

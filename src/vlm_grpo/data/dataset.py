@@ -16,7 +16,7 @@ from vlm_grpo.data.readers import Source, open_sources, parse_source_row
 from vlm_grpo.data.readers.streaming import Stream, open_stream
 from vlm_grpo.data.validation import check_rows
 from vlm_grpo.prompts import PROMPTS, PromptTemplate, load_prompt
-from vlm_grpo.records import NewRow, Record
+from vlm_grpo.records import NewRow, Record, Row
 from vlm_grpo.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class StreamedRows:
                 logger.warning("%s: %s: expected %s; more such rows may follow", *problem.cells[::2], problem.expected)
 
 
-def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
+def iterable_dataset(rows: Callable[[], Iterator[Row]]) -> IterableDataset:
     """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
     Rows may contain any object: without features, nothing converts them to Arrow. Every process reads the single shard
@@ -182,7 +182,7 @@ def iterable_dataset(rows: Callable[[], Iterator[NewRow]]) -> IterableDataset:
     return IterableDataset(ExamplesIterable(_numbered, {"rows": rows}))
 
 
-def _numbered(rows: Callable[[], Iterator[NewRow]]) -> Iterator[tuple[tuple[int, int], NewRow]]:
+def _numbered(rows: Callable[[], Iterator[Row]]) -> Iterator[tuple[tuple[int, int], Row]]:
     return (((0, number), row) for number, row in enumerate(rows()))
 
 
@@ -233,19 +233,33 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    keys = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key, "video_key": video_key}
-    rights = {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
-    marks = None if markup is None else tuple(markup)
-    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **keys, **rights)
+    config = ReaderConfig(
+        task=task,
+        prompt_key=prompt_key,
+        answer_key=answer_key,
+        image_key=image_key,
+        video_key=video_key,
+        allow_outside=allow_outside,
+        allow_private_urls=allow_private_urls,
+        ignored=tuple(ignore_columns),
+        markup=None if markup is None else tuple(markup),
+    )
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     files = {"image_folders": image_folders, "reward_method": reward_method}
     result = open_sources(source, config=config, opener=open_stream if streaming else None, **files)
     if streaming:
         return _stream(result, prompt, check, mixture, think_tags)
+    numbers = _row_numbers(source, result, check, mixture, mixture_seed)
+    return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
+
+
+def _row_numbers(
+    source: object, result: OpenResult, check: bool, mixture: str | Sequence[str | float] | None, seed: int
+) -> np.ndarray | None:
+    """Return the rows of a mixture as (source, number); None for all rows. Problems of the data are raised."""
     shares, problems = file_shares(mixture, source, result)
     _raise_or_warn([*problems, *result.problems], result.sources if check else [])
-    numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None
-    return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
+    return mixture_numbers(list(map(len, result.sources)), shares, seed) if shares else None
 
 
 def _raise_or_warn(problems: list[Problem], sources: Sequence[Source]) -> None:

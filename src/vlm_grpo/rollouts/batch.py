@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import pad
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import MEDIA_KINDS, EncodedPrompt
 
 # Names in TRL's dict, in checkpoints and in what the loss is given, where they differ from the field's.
@@ -79,7 +80,7 @@ class RolloutBatch:
     num_hint_tokens: Tensor | None = None
     prompts: list[EncodedPrompt] | None = None
     media_anywhere: list[bool] | None = None
-    others: dict[str, Any] = field(default_factory=dict)
+    others: ModelInputs = field(default_factory=dict)
 
     @classmethod
     def collate(
@@ -107,7 +108,8 @@ class RolloutBatch:
 
         def padded(rows: Sequence[Sequence[float]], fill: float, side: str = "right") -> Tensor:
             tensors = [torch.tensor(row) for row in rows]
-            return pad(tensors, fill, side, pad_to_multiple_of).to(device)
+            padding = pad(tensors, fill, side, pad_to_multiple_of)  # type: ignore[arg-type]  # floats take a float
+            return padding.to(device)
 
         asked = [prompt.input_ids for prompt in prompts]
         unknown = float("nan")
@@ -132,7 +134,7 @@ class RolloutBatch:
             self.tool_mask = self.tool_mask * row_mask
 
     @classmethod
-    def from_trl_dict(cls, values: Mapping[str, Any]) -> RolloutBatch:
+    def from_trl_dict(cls, values: ModelInputs) -> RolloutBatch:
         """Return the batch that a dict of TRL's holds."""
         known = {**FORMER_KEYS, **{KEYS.get(name, name): name for name in _field_names()}}
         anywhere = [f"{kind}_anywhere" for kind in MEDIA_KINDS]
@@ -142,7 +144,7 @@ class RolloutBatch:
             **{known[key]: value for key, value in values.items() if key in known}, media_anywhere=media, others=others
         )
 
-    def to_trl_dict(self) -> dict[str, Any]:
+    def to_trl_dict(self) -> ModelInputs:
         """Return the dict that TRL's buffer and loss take, without what is None."""
         named = {KEYS.get(name, name): getattr(self, name) for name in _field_names()}
         kinds = zip(MEDIA_KINDS, self.media_anywhere or (), strict=False)
@@ -166,7 +168,7 @@ class RolloutBatch:
         """Return these rows in this order; fields without rows are unchanged."""
         rows = list(rows)
 
-        def select_rows(value: Any) -> Any:
+        def select_rows(value: object) -> object:
             if isinstance(value, Tensor):
                 return value if value.ndim == 0 else value[rows]
             return [value[row] for row in rows] if isinstance(value, list) else value
@@ -177,7 +179,7 @@ class RolloutBatch:
     def concat(cls, batches: Sequence[RolloutBatch], pad_token_id: int) -> RolloutBatch:
         """Return the rows of all batches in order, padded to the longest; fields without rows are the first batch's."""
         tables = [batch.to_trl_dict() for batch in batches]
-        result: dict[str, Any] = {}
+        result: ModelInputs = {}
         for name, value in tables[0].items():
             values = [table[name] for table in tables]
             if isinstance(value, list):
@@ -193,15 +195,15 @@ class RolloutBatch:
 
         As many random numbers are drawn as TRL draws; a group takes the place of the first of its rows.
         """
-        group_of = {row: group for group in prompt_groups(self.prompts) for row in group}
+        group_of = {row: group for group in prompt_groups(self.prompts or []) for row in group}
         permutation = torch.randperm(len(self)).tolist()
         return self.select(
             [row for group in {id(group_of[row]): group_of[row] for row in permutation}.values() for row in group]
         )
 
-    def _map_fields(self, function: Callable[[Any], Any]) -> RolloutBatch:
+    def _map_fields(self, function: Callable[[Any], object]) -> RolloutBatch:
         """Return the batch with a function applied to every field that has rows."""
-        fields_of_rows = {name: function(getattr(self, name)) for name in _field_names()}
+        fields_of_rows: ModelInputs = {name: function(getattr(self, name)) for name in _field_names()}
         others = {name: function(value) for name, value in self.others.items()}
         return RolloutBatch(**fields_of_rows, media_anywhere=self.media_anywhere, others=others)
 

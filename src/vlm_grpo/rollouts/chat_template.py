@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from vlm_grpo.answer_parser import remaining_turn, thinking_start, trailing_thinking
 from vlm_grpo.envs.environment import merge_text_blocks
+from vlm_grpo.records import Conversation, JsonObject, JsonSchema, Message
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 
 PROBE = "(what was said)"  # stands for content while a template is probed
 REPR = re.compile(r"""['"]text['"]: ?['"]""" + re.escape(PROBE))  # a list of blocks, printed as Python
 ROLES = ("system", "user", "assistant", "tool")
-CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
+CALL: JsonObject = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
 
-Messages = list[dict[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
+Tools = Sequence[JsonSchema]
 
 
 class Opening(NamedTuple):
@@ -42,37 +46,37 @@ class ChatTemplate:
         options: keyword arguments of every rendering, such as `enable_thinking`.
     """
 
-    def __init__(self, processor: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, processor: ProcessorMixin, options: Mapping[str, object]) -> None:
         self.processor = processor
         self.options = dict(options)
         self._shows_blocks_by_role: dict[tuple[str, bool], bool] = {}
         self._headers: dict[bool, str] = {}
 
-    def render(self, messages: Messages, tools: Tools | None = None, *, is_prompt: bool = True) -> str:
+    def render(self, messages: Conversation, tools: Tools | None = None, *, is_prompt: bool = True) -> str:
         """Return the rendered messages; a prompt ends with the header of the assistant's turn."""
         return self._render(self.normalize(messages, tools), tools, is_prompt)
 
-    def normalize(self, messages: Messages, tools: Tools | None = None) -> Messages:
+    def normalize(self, messages: Conversation, tools: Tools | None = None) -> Conversation:
         """Return the messages in the format that the template renders.
 
         Neighbouring text is joined; text turns are plain strings where blocks would be printed as Python or dropped.
         """
         return [self._normalize_message(message, tools) for message in messages]
 
-    def opening(self, messages: Messages | str, tools: Tools | None = None) -> Opening:
+    def opening(self, messages: Conversation | str, tools: Tools | None = None) -> Opening:
         """Return what a prompt already contains of the assistant's turn, after the header of its role."""
         if isinstance(messages, str):
             return Opening(trailing_thinking(messages), "")
-        messages, answer_prefix = split_answer_prefix(messages)
-        opening = self._template_opening(messages, tools)
+        turns, answer_prefix = split_answer_prefix(messages)
+        opening = self._template_opening(turns, tools)
         return Opening(opening, remaining_turn(answer_prefix, opening))
 
-    def _template_opening(self, messages: Messages, tools: Tools | None) -> str:
+    def _template_opening(self, messages: Conversation, tools: Tools | None) -> str:
         messages = self.normalize(messages, tools)
         prompt, before = self._render(messages, tools, True), self._render(messages, tools, False)
         return after_header(prompt, common_length(prompt, before), self._header(tools))
 
-    def _normalize_message(self, message: dict[str, Any], tools: Tools | None) -> dict[str, Any]:
+    def _normalize_message(self, message: Message, tools: Tools | None) -> Message:
         content = message.get("content")
         if not isinstance(content, list):
             return message
@@ -90,14 +94,14 @@ class ChatTemplate:
             self._shows_blocks_by_role[key] = shows[0] or not shows[1]
         return self._shows_blocks_by_role[key]
 
-    def _is_rendered(self, role: str, content: Any, tools: Tools | None) -> bool:
+    def _is_rendered(self, role: str, content: object, tools: Tools | None) -> bool:
         try:
             text = self._render(self._conversation(role, content, tools), tools, False)
         except (TemplateError, TypeError):
             return False
         return PROBE in text and not REPR.search(text)
 
-    def _conversation(self, role: str, content: Any, tools: Tools | None) -> Messages:
+    def _conversation(self, role: str, content: object, tools: Tools | None) -> Conversation:
         """Return the shortest conversation with a turn of a role that templates accept."""
         turn = {"role": role, "content": content}
         if role == "user":
@@ -124,9 +128,10 @@ class ChatTemplate:
         header = after[common_length(before, after) : start] if start >= 0 else ""
         return header[: thinking_start(header)]
 
-    def _render(self, messages: Messages, tools: Tools | None, is_prompt: bool) -> str:
-        options = {**({"tools": list(tools)} if tools else {}), **self.options}
-        return self.processor.apply_chat_template(messages, add_generation_prompt=is_prompt, tokenize=False, **options)
+    def _render(self, messages: Conversation, tools: Tools | None, is_prompt: bool) -> str:
+        options: dict[str, Any] = {**({"tools": list(tools)} if tools else {}), **self.options}
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=is_prompt, tokenize=False, **options)
+        return str(text)
 
 
 def after_header(prompt: str, start: int, header: str) -> str:
@@ -152,7 +157,7 @@ def common_length(first: str, second: str) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-def split_answer_prefix(messages: Messages) -> tuple[Messages, str]:
+def split_answer_prefix(messages: Conversation) -> tuple[Conversation, str]:
     """Return the messages without a last turn of the assistant, and the text of that turn: the answer's prefix."""
     if not messages or messages[-1].get("role") != "assistant":
         return messages, ""
@@ -161,5 +166,5 @@ def split_answer_prefix(messages: Messages) -> tuple[Messages, str]:
     return messages[:-1], text
 
 
-def _text_block(text: str) -> Messages:
+def _text_block(text: str) -> Conversation:
     return [{"type": "text", "text": text}]

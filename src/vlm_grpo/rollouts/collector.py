@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vlm_grpo.records import Row
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
@@ -48,7 +49,7 @@ class RolloutCollector:
         pad_token_id: int,
         pad_to_multiple_of: int | None,
         masks_truncated: bool,
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
     ) -> None:
         self.encoder, self.engine, self.env_pool, self.multi_turn = encoder, engine, env_pool, multi_turn
         self.limits, self.ranks, self.facts = limits, ranks, facts
@@ -58,7 +59,7 @@ class RolloutCollector:
 
     def collect(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
         demonstrations: Mapping[int, list[int]],
         generating: Callable[[], AbstractContextManager[None]],
     ) -> Rollout:
@@ -136,7 +137,7 @@ class RolloutCollector:
         if self.masks_truncated:
             batch.mask_rows(torch.tensor(self.is_truncated(rollout), device=self.ranks.device))
         batch.num_items_in_batch = self.ranks.gather(batch.loss_mask.sum()).sum()
-        batch.media_anywhere = self.ranks.any_media({kind for prompt in batch.prompts for kind in prompt.media})
+        batch.media_anywhere = self.ranks.any_media({kind for prompt in batch.prompts or () for kind in prompt.media})
         return batch
 
     def is_truncated(self, rollout: Rollout) -> list[bool]:

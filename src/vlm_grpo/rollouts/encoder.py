@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ from transformers import ProcessorMixin
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.data.videos import Clip, frame_count, open_video, qwen_frame_count
-from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.records import Conversation, ImageRef, JsonSchema, Message, Row, VideoRef
 from vlm_grpo.rollouts.chat_template import ChatTemplate, split_answer_prefix
 from vlm_grpo.rollouts.decoding import TurnDecoder
 from vlm_grpo.rollouts.image_cache import CachedImageProcessor, Counters
@@ -32,13 +32,20 @@ from vlm_grpo.rollouts.video import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from vlm_grpo.rollouts.segment import CompletionSegment
+    from vlm_grpo.shared_prefix.vision_cache import ImageFeatures
 
 # One value per token: padded like the prompt and continued over the completion (`EncodedPrompt.completion_types`).
 PER_TOKEN_FIELDS = ("token_type_ids", "mm_token_type_ids")
 MEDIA_KINDS = ("image", "video")
 TEXT_KEYS = ("input_ids", "attention_mask", "labels")
 TOOLS_COLUMN = "episode_tools"  # column with the schemas that a row's chat template is given
+
+
+Ref = TypeVar("Ref", ImageRef, VideoRef)
+Decoded = TypeVar("Decoded")
 
 
 @dataclass
@@ -51,18 +58,18 @@ class EncodedPrompt:
     """
 
     input_ids: list[int]
-    messages: list[dict[str, Any]] | str
-    raw_prompt: list[dict[str, Any]] | str | None = None  # the prompt of a row without media, in the row's own shape
+    messages: list[Message] | str
+    raw_prompt: Conversation | str | None = None  # the prompt of a row without media, in the row's own shape
     visual: dict[str, Tensor] = field(default_factory=dict)
     per_token: dict[str, list[int]] = field(default_factory=dict)
     completion_types: Mapping[str, int] = field(default_factory=dict)  # `per_token` over the completion; else 0
-    images: list[Any] = field(default_factory=list)  # decoded, for rewards and logs
+    images: list[Image.Image] = field(default_factory=list)  # decoded, for rewards and logs
     refs: list[ImageRef] = field(default_factory=list)  # where they come from
     videos: list[VideoRef] = field(default_factory=list)
-    features: Any = None  # of a frozen vision tower
+    features: ImageFeatures | None = None  # of a frozen vision tower
     answer_prefix_length: int = 0  # tokens at the end with which the row itself begins the answer
     opening: str = ""
-    tools: Sequence[Mapping[str, Any]] | None = None  # schemas that were rendered by the chat template
+    tools: Sequence[JsonSchema] | None = None  # schemas that were rendered by the chat template
     segment: CompletionSegment | None = None  # the completion, where it has images; `visual` and `refs` hold them too
 
     @property
@@ -70,11 +77,13 @@ class EncodedPrompt:
         """Which of MEDIA_KINDS the prompt has."""
         return {kind for kind, refs in zip(MEDIA_KINDS, (self.refs, self.videos), strict=True) if refs}
 
-    def prompt_for_rewards(self) -> list[dict[str, Any]] | str:
+    def prompt_for_rewards(self) -> list[Message] | str:
         """Return the prompt in the shape in which TRL passes it to reward functions: strings stay strings, and image
         blocks hold the decoded images.
         """
-        return fill_media(self.messages, self.images, self.videos) if self.raw_prompt is None else self.raw_prompt
+        if self.raw_prompt is not None or isinstance(self.messages, str):
+            return self.raw_prompt or self.messages
+        return fill_media(self.messages, self.images, self.videos)
 
     def without_images(self) -> EncodedPrompt:
         """Return the prompt as loss and checkpoints need it, so that decoded images are freed after scoring."""
@@ -108,39 +117,39 @@ class PromptEncoder:
         template_options: keyword arguments of every `apply_chat_template` call.
     """
 
-    def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, Any]) -> None:
+    def __init__(self, processor: ProcessorMixin, template_options: Mapping[str, object]) -> None:
         self.counters = Counters()
         self.base_processor = processor
         self._dummy_prompts: dict[str, EncodedPrompt] = {}
         self.template_options = dict(template_options)
         self.template = ChatTemplate(processor, template_options)
-        self.decode = TurnDecoder(getattr(processor, "tokenizer", processor))
+        self.decode = TurnDecoder(self.tokenizer)
         names = (getattr(processor, f"{kind}_token", None) for kind in MEDIA_KINDS)
         self.placeholders = [name for name in names if isinstance(name, str)]
         self.processor = copy.copy(processor)
+        self.cached_image_processor: CachedImageProcessor | None = None
         if getattr(processor, "image_processor", None) is not None:
             self.cached_image_processor = CachedImageProcessor(processor.image_processor, self.counters)
             self.processor.image_processor = self.cached_image_processor
-        else:
-            self.cached_image_processor = None
         if getattr(processor, "video_processor", None) is not None:
             self.processor.video_processor = TensorVideoProcessor(processor.video_processor)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor's, or that of a model without images itself."""
-        return getattr(self.base_processor, "tokenizer", self.base_processor)
+        tokenizer: Any = getattr(self.base_processor, "tokenizer", self.base_processor)
+        return tokenizer
 
-    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt]:
+    def encode(self, rows: Sequence[Row]) -> list[EncodedPrompt]:
         """Return one encoded prompt per row, in order; equal prompts share one object."""
         encoded_by_key: dict[Hashable, EncodedPrompt] = {}
-        decoded: dict[Hashable, Any] = {}
+        decoded: dict[Hashable, object] = {}
         encoded = []
         for row in rows:
             prompt, tools, where = read_prompt(row), row.get(TOOLS_COLUMN), str(row.get("where", ""))
             check_text(prompt.messages, self.placeholders, where)
             check_media(prompt, self.base_processor, where)
-            media = tuple(ref.key for ref in (*prompt.images, *prompt.videos))
+            media = (*(ref.key for ref in prompt.images), *(ref.key for ref in prompt.videos))
             key = (json.dumps([prompt.messages, prompt.raw_prompt, tools], sort_keys=True, default=str), media)
             if key not in encoded_by_key:
                 encoded_by_key[key] = self._encode_one(prompt, decoded, tools)
@@ -150,27 +159,27 @@ class PromptEncoder:
         return encoded
 
     def _encode_one(
-        self, prompt: Prompt, decoded: dict[Hashable, Any], tools: Sequence[Mapping[str, Any]] | None
+        self, prompt: Prompt, decoded: dict[Hashable, object], tools: Sequence[JsonSchema] | None
     ) -> EncodedPrompt:
         images = [self._decode(ref, open_image, decoded) for ref in prompt.images]
         clips: list[Clip] = [self._decode(ref, self._open_video, decoded) for ref in prompt.videos]
         opening = self.template.opening(prompt.messages, tools)
         answer_prefix, types = self._text_ids(opening.from_row), completion_types(self.base_processor)
         if isinstance(prompt.messages, str):
-            out = self.processor(text=[prompt.messages])
+            out: Mapping[str, Any] = self.processor(text=[prompt.messages])
         else:
             messages = self.template.normalize(split_answer_prefix(prompt.messages)[0], tools)
             if self.cached_image_processor is not None:
                 self.cached_image_processor.expected_keys = [ref.key for ref in prompt.images]
             self.counters.processed += len(clips)
-            out = self.processor.apply_chat_template(
+            options: dict[str, Any] = {**({"tools": tools} if tools else {}), **self.template_options}
+            out = self.processor.apply_chat_template(  # type: ignore[assignment]  # tokens, as return_dict asks for
                 [fill_media(messages, images, [clip.frames for clip in clips])],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 processor_kwargs={"videos_kwargs": _video_options(clips)} if clips else None,
-                **({"tools": tools} if tools else {}),
-                **self.template_options,
+                **options,
             )
         return EncodedPrompt(
             input_ids=_as_ints(out["input_ids"][0]) + answer_prefix,
@@ -192,14 +201,13 @@ class PromptEncoder:
         )
 
     def _text_ids(self, text: str) -> list[int]:
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
-    def _decode(self, ref: ImageRef | VideoRef, open_ref: Callable[[Any], Any], decoded: dict[Hashable, Any]) -> Any:
+    def _decode(self, ref: Ref, open_ref: Callable[[Ref], Decoded], decoded: dict[Hashable, object]) -> Decoded:
         if ref.key not in decoded:
             decoded[ref.key] = open_ref(ref)
             self.counters.decoded += 1
-        return decoded[ref.key]
+        return cast("Decoded", decoded[ref.key])
 
     def _open_video(self, ref: VideoRef) -> Clip:
         is_qwen = type(self.processor).__name__.startswith("Qwen")
@@ -214,9 +222,9 @@ class PromptEncoder:
             self._dummy_prompts[kind] = PromptEncoder(self.base_processor, self.template_options).encode([row])[0]
         return self._dummy_prompts[kind]
 
-    def unexpanded_ids(self, messages: list[dict[str, Any]] | str) -> list[int]:
+    def unexpanded_ids(self, messages: list[Message] | str) -> list[int]:
         """Return a prompt's tokens with one placeholder per image, for an engine that expands placeholders itself."""
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        tokenizer = self.tokenizer
         if isinstance(messages, str):
             return tokenizer(messages)["input_ids"]
         before, answer_prefix = split_answer_prefix(messages)
@@ -225,7 +233,7 @@ class PromptEncoder:
         ids = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
         return ids + self._text_ids(self.template.opening(messages).from_row) if answer_prefix else ids
 
-    def resized_images(self, prompt: EncodedPrompt) -> list[Any]:
+    def resized_images(self, prompt: EncodedPrompt) -> list[Image.Image]:
         """Return the prompt's images in their processed size, so that an engine with other limits sees the same."""
         sizes = self.processed_sizes(prompt)
         return [
@@ -233,7 +241,7 @@ class PromptEncoder:
             for image, size in zip(prompt.images, sizes, strict=True)
         ]
 
-    def image_facts(self, prompt: EncodedPrompt) -> dict[str, Any]:
+    def image_facts(self, prompt: EncodedPrompt) -> dict[str, object]:
         """Return the (width, height) of a prompt's images for rewards: original, and as the model sees them."""
         return {
             "image_sizes": [image.size for image in prompt.images],
@@ -252,7 +260,7 @@ class PromptEncoder:
         return [(width * patch, height * patch) for _, height, width in grids.tolist()]
 
 
-def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
+def _video_options(clips: Sequence[Clip]) -> dict[str, object]:
     """Return options that tell the processor at which rate the frames were already sampled."""
     metadata = [
         {"total_num_frames": len(clip.frames), "fps": clip.fps, "frames_indices": list(range(len(clip.frames)))}
@@ -261,7 +269,7 @@ def _video_options(clips: Sequence[Clip]) -> dict[str, Any]:
     return {"do_sample_frames": False, "video_metadata": [metadata]}
 
 
-def _as_ints(values: Any) -> list[int]:
+def _as_ints(values: Tensor | Sequence[int]) -> list[int]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
 
 

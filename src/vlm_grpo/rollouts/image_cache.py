@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.video import join_dimension
 
 
@@ -21,6 +22,9 @@ class Counters:
     processed: int = 0
 
 
+ImageProcessor = Callable[..., BatchFeature]
+
+
 class CachedImageProcessor:
     """An image processor that runs once per image, however many prompts contain it.
 
@@ -28,7 +32,7 @@ class CachedImageProcessor:
     that the result does not depend on its neighbours, and the results are concatenated in the order of the call.
     """
 
-    def __init__(self, inner: Any, counters: Counters) -> None:
+    def __init__(self, inner: ImageProcessor, counters: Counters) -> None:
         self.inner = inner
         self.counters = counters
         self.expected_keys: list[Hashable] = []
@@ -38,7 +42,7 @@ class CachedImageProcessor:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def __call__(self, images: Any, **options: Any) -> BatchFeature:
+    def __call__(self, images: object, **options: object) -> BatchFeature:
         # Several families (LLaVA, InternVL, Gemma3) return lists of arrays unless they are asked for tensors.
         options = {**options, "return_tensors": "pt"}
         flat = _flatten(images)
@@ -50,21 +54,21 @@ class CachedImageProcessor:
             return self.inner(images, **options)
         return joined
 
-    def _process_each(self, flat: Sequence[Any], options: Mapping[str, Any]) -> BatchFeature | None:
+    def _process_each(self, flat: Sequence[object], options: Mapping[str, object]) -> BatchFeature | None:
         if self.needs_whole_prompt and len(flat) > 1:
             return None
         parts = [self._process_image(key, image, options) for key, image in zip(self.expected_keys, flat, strict=True)]
         self.needs_whole_prompt = any(value.ndim == 5 for value in parts[0].values() if isinstance(value, Tensor))
         return _join(parts)
 
-    def _process_image(self, key: Hashable, image: Any, options: Mapping[str, Any]) -> BatchFeature:
+    def _process_image(self, key: Hashable, image: object, options: Mapping[str, object]) -> BatchFeature:
         if key not in self.results:
             self.results[key] = self.inner([image], **options)
             self.counters.processed += 1
         return self.results[key]
 
 
-def _flatten(images: Any) -> list[Any]:
+def _flatten(images: object) -> list[object]:
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flatten(part)]
     return [images]
@@ -74,7 +78,7 @@ def _join(parts: Sequence[BatchFeature]) -> BatchFeature | None:
     """Concatenate single-image results along their first dimension; None where shapes do not allow it."""
     if len(parts) == 1:
         return parts[0]
-    joined: dict[str, Any] = {}
+    joined: ModelInputs = {}
     for name, first in parts[0].items():
         values, dimension = [part[name] for part in parts], join_dimension(name, parts[0])
         if isinstance(first, Tensor):

@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from vlm_grpo.records import Columns, Completion, Message, Row
 from vlm_grpo.rollouts.batch import RolloutBatch
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+
 PER_COMPLETION = ("rows", "images", "completions", "advantages", "lengths", "is_truncated")
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,9 @@ class LoggedRollout:
     """The completions of one process; all lists have one entry for each of them, those of a group side by side."""
 
     step: int  # the optimizer step that trains on them first, counted from 1
-    rows: Sequence[Mapping[str, Any]]  # of the data
-    images: Sequence[Sequence[Any]]  # decoded
-    completions: Sequence[Any]  # text, or the messages that were sampled
+    rows: Sequence[Row]  # of the data
+    images: Sequence[Sequence[Image.Image]]  # decoded
+    completions: Sequence[Completion]  # text, or the messages that were sampled
     rewards: Mapping[str, Sequence[float]]  # NaN where a reward does not apply
     advantages: Sequence[float]  # as the loss uses them
     lengths: Sequence[int]  # tokens
@@ -46,13 +54,13 @@ class SampleLocation(NamedTuple):
 
 
 def local_rollout(
-    rows: Sequence[Mapping[str, Any]],
-    images: Sequence[Sequence[Any]],
+    rows: Sequence[Row],
+    images: Sequence[Sequence[Image.Image]],
     batch: RolloutBatch,
-    logs: Mapping[str, Any],
+    logs: Columns,
     stop_token_ids: Iterable[int],
     location: SampleLocation,
-    turns: Sequence[Any] = (),
+    turns: Sequence[Completion] = (),
 ) -> LoggedRollout:
     """Return this process's part of the rollout that was scored last.
 
@@ -85,7 +93,7 @@ def _mean_advantages(advantages: Tensor, mask: Tensor) -> list[float]:
     return ((advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
 
 
-def _local_part(gathered: Iterable[Any], count: int, location: SampleLocation) -> list[Any]:
+def _local_part(gathered: Iterable[Item], count: int, location: SampleLocation) -> list[Item]:
     latest = list(gathered)[-count * location.world_size :]
     return latest[location.rank * count : (location.rank + 1) * count]
 
@@ -106,22 +114,23 @@ def completion_lengths(ids: Tensor, mask: Tensor, stop_token_ids: Iterable[int])
     return lengths, is_truncated
 
 
-def plain_messages(messages: Any) -> Any:
+def plain_messages(messages: Completion) -> Completion:
     """Return a conversation whose messages hold text and nothing else; text stays as it is.
 
     W&B's tables refuse a column whose values differ in their keys, as blocks of text and of images do.
     """
     if isinstance(messages, str):
         return messages
-    return [{"role": str(message.get("role")), "content": _message_text(message)} for message in messages]
+    turns = messages or []
+    return [{"role": str(message.get("role")), "content": _message_text(message)} for message in turns]
 
 
-def _message_text(message: Mapping[str, Any]) -> str:
+def _message_text(message: Message) -> str:
     calls = message.get("tool_calls")
     return content_text(message.get("content")) + (json.dumps(calls, default=str) if calls else "")
 
 
-def content_text(content: Any) -> str:
+def content_text(content: object) -> str:
     """Return the content of one message as text, with `[image]` for an image, separated from the words beside it."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return str(content or "")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from trl.data_utils import prepare_multimodal_messages
 
 from vlm_grpo.data.images import image_ref
 from vlm_grpo.data.videos import video_ref
-from vlm_grpo.records import ImageRef, VideoRef
+from vlm_grpo.records import Block, Conversation, ImageRef, Message, Row, VideoRef
 
 MEDIA_COLUMNS = ("images", "image", "videos", "video")
 
@@ -20,13 +21,13 @@ class Prompt(NamedTuple):
     `raw_prompt` is the prompt as the row has it, for a row without media: there TRL leaves strings as they are.
     """
 
-    messages: list[dict[str, Any]] | str
+    messages: list[Message] | str
     images: list[ImageRef]
     videos: list[VideoRef]
-    raw_prompt: list[dict[str, Any]] | str | None = None
+    raw_prompt: Conversation | str | None = None
 
 
-def read_prompt(row: Mapping[str, Any]) -> Prompt:
+def read_prompt(row: Row) -> Prompt:
     """Return the prompt of a data row.
 
     Accepts every form that TRL documents (`images` or `image` columns, lists that may be None or empty, images inside
@@ -53,17 +54,17 @@ def read_prompt(row: Mapping[str, Any]) -> Prompt:
     return result if result.images or result.videos else result._replace(raw_prompt=raw_prompt)
 
 
-def _column_values(row: Mapping[str, Any], many: str, one: str) -> list[Any]:
+def _column_values(row: Row, many: str, one: str) -> list[object]:
     """Return the values of a column of lists, or of a column of single values; None is no value."""
     value = row.get(many) if row.get(many) is not None else row.get(one)
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def _as_image_ref(value: Any, where: str) -> ImageRef:
+def _as_image_ref(value: object, where: str) -> ImageRef:
     return value if isinstance(value, ImageRef) else image_ref(value, where)
 
 
-def _drop_none_values(message: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_none_values(message: Message) -> Message:
     """Return the message without None values: Arrow adds the keys of all content blocks to each of them."""
     content = message.get("content")
     if not isinstance(content, list):
@@ -71,7 +72,7 @@ def _drop_none_values(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [{k: v for k, v in block.items() if v is not None} for block in content]}
 
 
-def _with_video_blocks(messages: list[dict[str, Any]], videos: Sequence[VideoRef], where: str) -> list[dict[str, Any]]:
+def _with_video_blocks(messages: list[Message], videos: Sequence[VideoRef], where: str) -> list[Message]:
     """Return the messages with every video in a video block; without any block they begin the first user turn."""
     empty = sum(block["type"] == "video" and "video" not in block for block in _blocks(messages))
     if empty == 0 and videos:
@@ -89,7 +90,7 @@ def _with_video_blocks(messages: list[dict[str, Any]], videos: Sequence[VideoRef
     )
 
 
-def _extract_media(messages: list[dict[str, Any]], where: str) -> Prompt:
+def _extract_media(messages: list[Message], where: str) -> Prompt:
     images = [_as_image_ref(block["image"], where) for block in _blocks(messages) if block["type"] == "image"]
     videos = [video_ref(block["video"], where) for block in _blocks(messages) if block["type"] == "video"]
     for kind in ("image", "video"):
@@ -97,14 +98,18 @@ def _extract_media(messages: list[dict[str, Any]], where: str) -> Prompt:
     return Prompt(messages, images, videos)
 
 
-def fill_media(messages: list[dict[str, Any]], images: Sequence[Any], videos: Sequence[Any]) -> list[dict[str, Any]]:
+def fill_media(messages: list[Message], images: Sequence[object], videos: Sequence[object]) -> list[Message]:
     """Return the messages with their media blocks filled, in order."""
     for kind, media in (("image", iter(images)), ("video", iter(videos))):
-        messages = _map_blocks(messages, kind, lambda block, kind=kind, media=media: {**block, kind: next(media)})
+        messages = _map_blocks(messages, kind, partial(_filled, kind, media))
     return messages
 
 
-def check_text(messages: Sequence[Mapping[str, Any]] | str, placeholders: Sequence[str], where: str) -> None:
+def _filled(kind: str, media: Iterator[object], block: Block) -> Block:
+    return {**block, kind: next(media)}
+
+
+def check_text(messages: Sequence[Message] | str, placeholders: Sequence[str], where: str) -> None:
     """Check that no text contains a placeholder that the processor would expand.
 
     Raises:
@@ -121,13 +126,13 @@ def check_text(messages: Sequence[Mapping[str, Any]] | str, placeholders: Sequen
                 )
 
 
-def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _blocks(messages: Sequence[Message]) -> Iterator[Block]:
     for message in messages:
         content = message.get("content")
         yield from content if isinstance(content, list) else []
 
 
-def _map_blocks(messages: Sequence[dict[str, Any]], kind: str, convert: Any) -> list[dict[str, Any]]:
+def _map_blocks(messages: Sequence[Message], kind: str, convert: Callable[[Block], Block]) -> list[Message]:
     """Return new messages in which every block of a kind is converted."""
     return [
         {**message, "content": [convert(block) if block["type"] == kind else block for block in message["content"]]}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
 from vlm_grpo.envs.tool_parser import ToolResult
@@ -81,7 +80,8 @@ def _add_results(
 
 def next_prompt(trajectory: Trajectory) -> EncodedPrompt:
     """Return what the model continues; one object for all trajectories of a prompt that have no turn yet."""
-    return trajectory.prompt if not trajectory.segment.ids else as_next_prompt(trajectory.prompt, trajectory.segment)
+    prompt = trajectory.started_prompt
+    return as_next_prompt(prompt, trajectory.segment) if trajectory.segment.ids else prompt
 
 
 class MultiTurnRollout:
@@ -100,7 +100,7 @@ class MultiTurnRollout:
         self,
         trajectories: Sequence[Trajectory],
         prompts: Sequence[EncodedPrompt],
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         limits: EpisodeLimits,
         generate: GenerateTurns,
         any_rank: Callable[[bool], bool] = bool,

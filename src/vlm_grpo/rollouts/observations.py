@@ -6,8 +6,7 @@ Only this turn is rendered and tokenised; the generated tokens stay as they are.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from PIL import Image
 from vlm_grpo.data.images import image_ref, open_image
 from vlm_grpo.envs.environment import blocks_of
 from vlm_grpo.envs.tool_parser import PLACEHOLDER_TURN, ToolParser, ToolResult
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import Block, ImageRef, JsonSchema, Message
 from vlm_grpo.rollouts.chat_template import common_length
 from vlm_grpo.rollouts.encoder import PER_TOKEN_FIELDS, TEXT_KEYS, PromptEncoder, pin_on_host
 from vlm_grpo.rollouts.segment import CompletionSegment
@@ -26,7 +25,7 @@ def encode_results(
     tool_parser: ToolParser,
     results: Sequence[ToolResult],
     last_token_id: int,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[JsonSchema] | None = None,
 ) -> CompletionSegment:
     """Return the turn with the tool results, up to the header of the assistant's next turn.
 
@@ -38,9 +37,9 @@ def encode_results(
     turn, end = tool_parser.turn(results)
     text, opening = _render_results(encoder, turn, end, answer, tools)
     tokenizer = encoder.tokenizer
-    for end in (tokenizer.convert_ids_to_tokens(last_token_id), tokenizer.eos_token):
-        if end and text.startswith(end):
-            text = text.removeprefix(end)
+    for token in (tokenizer.convert_ids_to_tokens(last_token_id), tokenizer.eos_token):
+        if isinstance(token, str) and token and text.startswith(token):
+            text = text.removeprefix(token)
             break
     if images and encoder.cached_image_processor is None:
         raise ValueError("a tool has returned an image, and this model reads text alone; return text")
@@ -59,7 +58,7 @@ def encode_results(
     )
 
 
-def _with_open_images(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+def _with_open_images(messages: Sequence[Message]) -> tuple[list[Message], list[Image.Image]]:
     """Return the messages with empty image blocks, and the decoded images in their order."""
     images, messages_without_images = [], []
     for message in messages:
@@ -69,13 +68,13 @@ def _with_open_images(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str
     return messages_without_images, images
 
 
-def without_images(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def without_images(blocks: Sequence[Block]) -> list[Block]:
     """Return the blocks with empty image blocks."""
     return [{"type": "image"} if block["type"] == "image" else dict(block) for block in blocks]
 
 
 def _render_results(
-    encoder: PromptEncoder, turn: dict[str, Any], end: str, answer: list[dict[str, Any]], tools: Any
+    encoder: PromptEncoder, turn: Message, end: str, answer: list[Message], tools: Sequence[JsonSchema] | None
 ) -> tuple[str, str]:
     """Return what the chat template renders after an assistant turn that ends with `end`, and the opening of the next.
 
@@ -118,11 +117,11 @@ def _image_placeholder(encoder: PromptEncoder) -> str:
     return with_image[start : len(with_image) - common_length(without[start:][::-1], with_image[start:][::-1])]
 
 
-def _text_blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _text_blocks(message: Message) -> list[Block]:
     return [block for block in message["content"] if block["type"] == "text"]
 
 
-def _move_images_to_user_turn(answer: list[dict[str, Any]], text_only: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _move_images_to_user_turn(answer: list[Message], text_only: list[Message]) -> list[Message]:
     """Return the text of an answer, then a user turn with its images."""
     images = [block for message in answer for block in message["content"] if block["type"] != "text"]
     return [*text_only, {"role": "user", "content": images}]

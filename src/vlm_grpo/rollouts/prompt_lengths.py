@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_grpo.data.dataset import iterable_dataset
 from vlm_grpo.data.images import image_ref, image_size
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import ImageRef, NewRow, Row
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.messages import MEDIA_COLUMNS, Prompt, read_prompt
 
@@ -24,7 +24,7 @@ RULE_CHECKS = 4  # different sizes on which a processor's rule is compared with 
 MAX_CACHED_IMAGES = 8  # processed blank images
 
 
-def drop_long_prompts(dataset: Any, encoder: PromptEncoder, limit: int) -> Any:
+def drop_long_prompts(dataset: Dataset, encoder: PromptEncoder, limit: int) -> Dataset | IterableDataset:
     """Return the rows whose prompt has at most `limit` tokens, image tokens included; the number dropped is logged.
 
     Rows of a stream are measured when they are reached.
@@ -57,7 +57,7 @@ class _ShortRows:
     limit: int
     has_reported: bool = False
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
+    def __call__(self) -> Iterator[NewRow]:
         total, num_kept, longest = 0, 0, 0
         for row in self.dataset:
             length = self.length_of(row)
@@ -88,12 +88,11 @@ class PromptLengths:
     def __init__(self, encoder: PromptEncoder) -> None:
         self.encoder = encoder
         self.measuring_encoder = PromptEncoder(encoder.base_processor, encoder.template_options)
-        if self.measuring_encoder.cached_image_processor is not None:
-            self.measuring_encoder.cached_image_processor.results = _PersistentCache()
+        self._reset_cache()
         self._blanks: dict[tuple[int, int], ImageRef] = {}
         self._rules: dict[int, _Rule] = {}
 
-    def __call__(self, row: Mapping[str, Any]) -> int:
+    def __call__(self, row: Row) -> int:
         """Return the length of a row's prompt, with every image's tokens."""
         prompt = read_prompt(row)
         if prompt.videos:
@@ -112,15 +111,20 @@ class PromptLengths:
     def _length_by_rule(self, prompt: Prompt, sizes: Sequence[tuple[int, int]]) -> int | None:
         """Return None where the processor has no rule, or one that fails, as LLaVA's does with images for SigLIP."""
         try:
-            counts = self.encoder.base_processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])
+            processor: Any = self.encoder.base_processor
+            counts = processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes])
         except (AttributeError, TypeError, KeyError):
             return None
         return len(self.encoder.unexpanded_ids(prompt.messages)) - len(sizes) + sum(counts["num_image_tokens"])
 
-    def _measure(self, row: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> int:
+    def _reset_cache(self) -> None:
+        if self.measuring_encoder.cached_image_processor is not None:
+            self.measuring_encoder.cached_image_processor.results = _PersistentCache()
+
+    def _measure(self, row: Row, sizes: Sequence[tuple[int, int]]) -> int:
         if len(self._blanks) >= MAX_CACHED_IMAGES:
             self._blanks.clear()
-            self.measuring_encoder.cached_image_processor.results = _PersistentCache()
+            self._reset_cache()
         for size in sizes:
             self._blanks.setdefault(size, image_ref(Image.new("RGB", size, "white")))
         rest = {name: value for name, value in row.items() if name not in MEDIA_COLUMNS}
@@ -150,7 +154,7 @@ class _PersistentCache(dict):
         """Keep everything."""
 
 
-def prompt_length(row: Mapping[str, Any], encoder: PromptEncoder) -> int:
+def prompt_length(row: Row, encoder: PromptEncoder) -> int:
     """Return the number of tokens of one row's prompt; `PromptLengths` is for many."""
     return PromptLengths(encoder)(row)
 

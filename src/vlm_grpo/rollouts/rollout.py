@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
+from vlm_grpo.records import Completion, Row
 from vlm_grpo.rollouts.decoding import TurnDecoder, whole_turn
 from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.rollouts.segment import with_segment
 from vlm_grpo.rollouts.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass
@@ -26,18 +30,18 @@ class Rollout:
         turns: the assistant's turns of each row, as rewards see them.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     prompts: list[EncodedPrompt]
     trajectories: list[Trajectory] = field(default_factory=list)
     demonstrations: dict[int, list[int]] = field(default_factory=dict)
     ids: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float | None]] | None = None
-    turns: list[Any] = field(default_factory=list)
+    turns: list[Completion] = field(default_factory=list)
 
     @property
     def scored_prompts(self) -> list[EncodedPrompt]:
         """The prompts as the loss needs them: with the images that tools showed."""
-        return [with_segment(each.prompt, each.segment) for each in self.trajectories] or self.prompts
+        return [with_segment(each.started_prompt, each.segment) for each in self.trajectories] or self.prompts
 
     @property
     def openings(self) -> list[str]:
@@ -45,19 +49,19 @@ class Rollout:
         return [each.opening for each in self.trajectories] or [prompt.opening for prompt in self.prompts]
 
     @property
-    def images(self) -> list[list[Any]]:
+    def images(self) -> list[list[Image.Image]]:
         """The decoded images of each row: its prompt's, and what tools showed."""
         if self.trajectories:
-            return [[*each.prompt.images, *each.images] for each in self.trajectories]
+            return [[*each.started_prompt.images, *each.images] for each in self.trajectories]
         return [list(prompt.images) for prompt in self.prompts]
 
     def add_turns(self, decode: TurnDecoder) -> None:
         """Decode the assistant's turns, with what the prompts began of them."""
-        turns = [each.messages_without_images for each in self.trajectories]
+        turns: list[Completion] = [each.messages_without_images for each in self.trajectories]
         self.turns = turns or whole_turns(self.prompts, self.ids, decode)
 
 
-def whole_turns(prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]], decode: TurnDecoder) -> list[Any]:
+def whole_turns(prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]], decode: TurnDecoder) -> list[Completion]:
     """Return the assistant's turn of each completion, with what its prompt began."""
     return [
         whole_turn(prompt.opening, decode(tokens), prompt.messages) for prompt, tokens in zip(prompts, ids, strict=True)

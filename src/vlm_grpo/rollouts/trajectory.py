@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.envs.environment import Content, blocks_of
 from vlm_grpo.envs.tool_parser import ToolParser, ToolResult
+from vlm_grpo.records import Block, JsonSchema, Message
 from vlm_grpo.rewards.tool_call import ToolCall
 from vlm_grpo.rollouts.encoder import EncodedPrompt
 from vlm_grpo.rollouts.observations import without_images
 from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, CompletionSegment, concat_segments
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, call_method, describe_method_call
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass
@@ -36,14 +40,14 @@ class Trajectory:
     """
 
     environment_name: str | None
-    environment: Any
-    tools: Mapping[str, Callable[..., Any]]
+    environment: object
+    tools: Mapping[str, Callable[..., object]]
     tool_parser: ToolParser
-    schemas: Sequence[Mapping[str, Any]] | None = None
+    schemas: Sequence[JsonSchema] | None = None
     prompt: EncodedPrompt | None = None
     segment: CompletionSegment = EMPTY_SEGMENT
     tool_mask: list[int] = field(default_factory=list)
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     openings: list[str] = field(default_factory=list)
     calls_per_turn: list[Sequence[ToolCall]] = field(default_factory=list)
     opening: str = ""
@@ -57,7 +61,7 @@ class Trajectory:
     location: str = ""
     method_time_limit: float = DEFAULT_TIME_LIMIT
 
-    def call_environment(self, method: str, *arguments: Any, **options: Any) -> Any:
+    def call_environment(self, method: str, *arguments: object, **options: object) -> Any:
         """Return what a method of the environment returns.
 
         Raises:
@@ -65,7 +69,14 @@ class Trajectory:
         """
         return call_method(self.environment, method, self.location, self.method_time_limit, *arguments, **options)
 
-    def start(self, prompt: EncodedPrompt, facts: Mapping[str, Any]) -> None:
+    @property
+    def started_prompt(self) -> EncodedPrompt:
+        """The encoded prompt of a trajectory that has started."""
+        if self.prompt is None:
+            raise RuntimeError(f"the trajectory of row {self.location or '?'} has not started")
+        return self.prompt
+
+    def start(self, prompt: EncodedPrompt, facts: Mapping[str, object]) -> None:
         """Set the encoded prompt, and pass its images and their facts to the environment's `see`."""
         self.prompt, self.opening = prompt, prompt.opening
         if hasattr(self.environment, "see"):
@@ -114,11 +125,11 @@ class Trajectory:
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "assistant"), "")
 
     @property
-    def messages_without_images(self) -> list[dict[str, Any]]:
+    def messages_without_images(self) -> list[Message]:
         """All messages, with empty image blocks."""
         return [_without_images(message) for message in self.messages]
 
-    def completion(self, *, with_images: bool = False) -> list[dict[str, Any]]:
+    def completion(self, *, with_images: bool = False) -> list[Message]:
         """Return all messages in the shape in which TRL passes them to reward functions.
 
         The assistant's turns hold only what the model wrote itself, with calls in `tool_calls` instead of in the text.
@@ -132,7 +143,7 @@ class Trajectory:
             for message in self.messages
         ]
 
-    def _assistant_message(self, content: str, opening: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    def _assistant_message(self, content: str, opening: str, calls: Sequence[ToolCall]) -> Message:
         """Return a turn with its calls apart; a turn with a malformed call stays text."""
         text = content.removeprefix(opening)
         if not calls or any(call.name is None for call in calls):
@@ -142,19 +153,19 @@ class Trajectory:
         return {"role": "assistant", "content": self.tool_parser.without_calls(text), "tool_calls": tool_calls}
 
     @property
-    def images(self) -> list[Any]:
+    def images(self) -> list[Image.Image]:
         """The images that tools returned, in order."""
         blocks = [block for message in self.messages if message["role"] == "tool" for block in message["content"]]
         return [block["image"] for block in blocks if block["type"] == "image"]
 
 
-def _result_content(content: list[dict[str, Any]], with_images: bool) -> Content:
+def _result_content(content: list[Block], with_images: bool) -> Content:
     """Return the content of a tool result; a string where it is text alone."""
     if all(block["type"] == "text" for block in content):
         return "".join(block["text"] for block in content)
     return content if with_images else without_images(content)
 
 
-def _without_images(message: dict[str, Any]) -> dict[str, Any]:
+def _without_images(message: Message) -> Message:
     content = message["content"]
     return message if isinstance(content, str) else {**message, "content": without_images(content)}

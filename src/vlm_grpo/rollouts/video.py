@@ -5,13 +5,20 @@ Some support no videos, none beside images in one prompt, or none of unequal len
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from transformers import BatchFeature
 
+from vlm_grpo.model_utils import model_config
 from vlm_grpo.rollouts.messages import Prompt
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 
 # GLM's processors write image placeholders for frames.
 GLM = ("glm4v", "glm4v_moe", "glm46v")
@@ -23,17 +30,17 @@ PALIGEMMA = "PaliGemmaProcessor"
 class TensorVideoProcessor:
     """A video processor that returns tensors, also for families that return lists of arrays unless they are asked."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Callable[..., BatchFeature]) -> None:
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: object, **options: object) -> BatchFeature:
         return self.inner(*args, **{**options, "return_tensors": "pt"})
 
 
-def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
+def join_dimension(name: str, visual: Collection[str]) -> int:
     """Return the dimension along which a family concatenates the tensors of several images: 0 but for packed patches.
 
     MiniCPM-V packs the patches of all slices along the last dimension of one row, separated by
@@ -43,7 +50,7 @@ def join_dimension(name: str, visual: Mapping[str, Any]) -> int:
     return -1 if sizes in visual else 0
 
 
-def completion_types(processor: Any) -> dict[str, int]:
+def completion_types(processor: ProcessorMixin) -> dict[str, int]:
     """Return the values of a completion's per-token fields, where they are not 0.
 
     PaliGemma reads tokens of type 0 in both directions and those of type 1 causally: its completions are of type 1, or
@@ -52,7 +59,7 @@ def completion_types(processor: Any) -> dict[str, int]:
     return {"token_type_ids": 1} if type(processor).__name__ == PALIGEMMA else {}
 
 
-def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
+def check_media(prompt: Prompt, processor: ProcessorMixin, where: str = "") -> None:
     """Check that this processor supports the media of a prompt.
 
     Raises:
@@ -63,7 +70,7 @@ def check_media(prompt: Prompt, processor: Any, where: str = "") -> None:
     check_videos(prompt, processor)
 
 
-def check_videos(prompt: Prompt, processor: Any) -> None:
+def check_videos(prompt: Prompt, processor: ProcessorMixin) -> None:
     """Check that this processor supports the videos of a prompt.
 
     Raises:
@@ -106,18 +113,22 @@ def patch_glm4v_placeholder_mask(*models: nn.Module | None) -> None:
     """
     for module in (module for model in models if model is not None for module in model.modules()):
         if getattr(getattr(module, "config", None), "model_type", "") in GLM and hasattr(module, "get_rope_index"):
-            module.get_placeholder_mask = _PlaceholderMask(module)
+            setattr(module, "get_placeholder_mask", _PlaceholderMask(module))  # noqa: B010 - no attribute of a module
 
 
 class _PlaceholderMask:
     """GLM-4V's `get_placeholder_mask`: an image placeholder within the marks of a video is a frame's."""
 
-    def __init__(self, module: Any) -> None:
-        self.stock = type(module).get_placeholder_mask.__get__(module)
-        self.config = module.config
+    def __init__(self, module: nn.Module) -> None:
+        self.stock: Callable[..., tuple[Tensor, Tensor]] = getattr(type(module), "get_placeholder_mask").__get__(module)  # noqa: B009 - of a subclass
+        self.config = model_config(module)
 
     def __call__(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Any = None, video_features: Any = None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor,
+        image_features: Tensor | None = None,
+        video_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if input_ids is None:
             return self.stock(input_ids, inputs_embeds, image_features=image_features, video_features=video_features)
@@ -133,10 +144,10 @@ class _PlaceholderMask:
         return masks["image"].unsqueeze(-1), masks["video"].unsqueeze(-1)
 
 
-def thumbnails(images: Sequence[Any], largest: int = 256) -> list[Any]:
+def thumbnails(images: Sequence[Image.Image], largest: int = 256) -> list[Image.Image]:
     """Return small copies of decoded images, the only form in which images are gathered across ranks."""
 
-    def shrink(image: Any) -> Any:
+    def shrink(image: Image.Image) -> Image.Image:
         small = image.copy()
         small.thumbnail((largest, largest))
         return small

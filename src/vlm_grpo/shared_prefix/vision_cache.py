@@ -78,10 +78,11 @@ def with_features(inputs: ModelInputs, prompts: Sequence[EncodedPrompt]) -> Mode
     Unchanged if some row's features are missing.
     """
     with_images = [prompt for prompt in prompts if PIXELS in prompt.visual]
-    if not with_images or any(prompt.features is None for prompt in with_images):
+    features = [prompt.features for prompt in with_images if prompt.features is not None]
+    if not with_images or len(features) < len(with_images):
         return inputs
     rest = {name: value for name, value in inputs.items() if name != PIXELS}
-    return {**rest, "mm_encoder_outputs": {"image": concat_features([prompt.features for prompt in with_images])}}
+    return {**rest, "mm_encoder_outputs": {"image": concat_features(features)}}
 
 
 def concat_features(features: Sequence[ImageFeatures]) -> ImageFeatures:

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
@@ -44,6 +44,7 @@ from vlm_grpo.model_utils import (
     name_experts,
     placeholder_ids,
 )
+from vlm_grpo.records import ModelInputs, Row, required
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.collector import RolloutCollector
 from vlm_grpo.rollouts.encoder import (
@@ -101,7 +102,45 @@ VISUAL_KEYS = (
 )
 
 
-class VLMTrainerMixin:
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, ProcessorMixin
+    from trl import GRPOTrainer
+
+    from vlm_grpo.trainers.config import VLMGRPOConfig
+
+    class _Arguments(VLMGRPOConfig):
+        """The arguments with the values that `__post_init__` has filled in."""
+
+        output_dir: str
+        steps_per_generation: int
+        max_completion_length: int
+        chat_template_kwargs: dict[str, object] | None
+        gradient_checkpointing_kwargs: dict[str, object] | None
+
+    class _TRLTrainer(GRPOTrainer):
+        """TRL's trainer as the mixin's methods find it, once it is complete; what RLOO's alone has stands here too."""
+
+        args: _Arguments
+        model: PreTrainedModel
+        processing_class: ProcessorMixin
+        num_generations: int
+        num_generations_eval: int
+        max_completion_length: int
+        chat_template_kwargs: dict[str, object]
+        train_dataset: Dataset
+        optimizer: torch.optim.Optimizer
+        reward_clip_range: tuple[float, float] | None
+        normalize_advantages: bool
+        pad_to_multiple_of: int | None
+        _logs: dict[str, Any]
+        _buffered_inputs: list[ModelInputs] | None  # type: ignore[assignment]  # None until the first rollout
+
+else:
+    _TRLTrainer = object
+
+
+class VLMTrainerMixin(_TRLTrainer):
     """Mixin over `GRPOTrainer` or `RLOOTrainer`: images decoded, processed and moved once, in any mixture of rows."""
 
     config_class: type  # made when no `args` are given
@@ -157,7 +196,8 @@ class VLMTrainerMixin:
         """Freeze what is not trained, limit images, and let no placeholder be sampled."""
         if getattr(self.args, "freeze_vision_modules", False):
             freeze_vision(self.model)
-        if parts := getattr(self.args, "frozen_parts", list)():
+        parts: list[str] = getattr(self.args, "frozen_parts", list)()
+        if parts:
             freeze_parts(self.model, parts)
         if self._is_vlm:
             limit_images(self.processing_class, self.model.config, self.args)
@@ -233,7 +273,8 @@ class VLMTrainerMixin:
         self, ids: list[list[int]], images: list[Any] | None, fields: dict[str, Any], count: int
     ) -> Generation:
         if self._is_rloo:
-            return Generation(self._generate_single_turn(ids, images, fields))
+            generate: Callable[..., list[list[int]]] = self._generate_single_turn  # RLOO's takes no count
+            return Generation(generate(ids, images, fields))
         return Generation(*self._generate_single_turn(ids, images, fields, count))
 
     def _open_for_generation(self) -> AbstractContextManager[nn.Module]:
@@ -246,7 +287,7 @@ class VLMTrainerMixin:
         )
 
     def _to_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        return Trainer._prepare_inputs(self, tensors)
+        return Trainer._prepare_inputs(self, dict(tensors))
 
     def _build_rollouts(self) -> None:
         """Make the parts that sample completions.
@@ -279,6 +320,7 @@ class VLMTrainerMixin:
         if getattr(self.args, "max_prompt_length", None) is not None:
             raise ValueError("--max_prompt_length cannot know what environments add to prompts; leave it out")
         template = getattr(self, "chat_template", None) or self.processing_class.chat_template
+        template = template.get("default") if isinstance(template, dict) else template
         env_pool.choose_tool_parsers(self.args.tool_format, template)
         placeholders = placeholder_ids(self.model.config, self.processing_class)
         return MultiTurnRollout(self.encoder, placeholders, self.eos_token_ids[0])
@@ -318,7 +360,7 @@ class VLMTrainerMixin:
         self.critic: ValueModel | None = None
         if config.family.needs_values:
             check_value_model(self)
-            kind = self.algorithm.options.value_model
+            kind: str = getattr(self.algorithm.options, "value_model")  # noqa: B009 - of the families with values
             self.critic = ValueModel(self.model, kind, self.args, self.ranks, self._dist.gather_params)
         loss_type, length = getattr(self, "loss_type", "grpo"), self.max_completion_length
         self.loss_average = LossAverage(loss_type, length, self.args.steps_per_generation, self.ranks.count)
@@ -379,18 +421,18 @@ class VLMTrainerMixin:
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a rollout as TRL's loss takes it, of groups with a signal where dynamic sampling is on."""
         if self.dynamic_sampler is None or not self.model.training:
-            return self._roll_out(inputs)[0].to_trl_dict()
+            return self._roll_out([*inputs])[0].to_trl_dict()
         name = self.args.dynamic_sampling_reward
 
-        def sample(rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+        def sample(rows: list[Row]) -> tuple[RolloutBatch, Tensor]:
             batch, rewards = self._roll_out(rows)
             batch.old_logps = self._old_logprobs(batch).logps
             decides = None if name is None else rewards[:, self.reward_func_names.index(name)]
             return batch, self.scorer.total(rewards) if decides is None else decides
 
-        return self.dynamic_sampler.collect(inputs, sample, self._metrics["train"]).to_trl_dict()
+        return self.dynamic_sampler.collect([*inputs], sample, self._metrics["train"]).to_trl_dict()
 
-    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+    def _roll_out(self, rows: list[Row]) -> tuple[RolloutBatch, Tensor]:
         """Return the rollout of rows, with the algorithm's advantages, and the (all B, F) rewards."""
         if self._has_rollout_func:
             return self._roll_out_by_function(rows)
@@ -407,42 +449,33 @@ class VLMTrainerMixin:
         needs_greedy = self.algorithm.config.needs_greedy and self.model.training
         greedy = self._score_greedy(rollout, sampled) if needs_greedy else None
         self._add_advantages(batch, rewards, logprobs)
-        scored = ScoredRollout(
-            rows=rows,
-            batch=batch,
-            rewards=rewards,
-            totals=self.scorer.total(rewards),
-            step=self.state.global_step,
-            metrics=self._metrics["train"],
-            demonstrations=rollout.demonstrations,
-            greedy_rewards=greedy,
-        )
+        scored = self._scored(rows, batch, rewards)
+        scored.demonstrations, scored.greedy_rewards = rollout.demonstrations, greedy
         advantages = self._replace_advantages(scored) if self.model.training else None
         self._log_rollout(rollout, messages, batch, rewards, advantages)
         self.collector.release(rollout)
-        batch.prompts = drop_images(batch.prompts)
+        batch.prompts = drop_images(batch.prompts or [])
         if self.model.training:
             self.algorithm.finish(scored)
         return batch, rewards
 
-    def _roll_out_by_function(self, rows: list[dict[str, Any]]) -> tuple[RolloutBatch, Tensor]:
+    def _roll_out_by_function(self, rows: list[Row]) -> tuple[RolloutBatch, Tensor]:
         """Return what TRL makes of a `rollout_func` of the user's, with the algorithm's advantages."""
         if self.critic is not None:
             self.critic.clear()
-        rows = [decode_images(row) for row in rows]
-        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(rows))
+        decoded = [decode_images(row) for row in rows]
+        batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(decoded))
         rewards = self.logger.last_rewards(len(rows) * self.ranks.count)
-        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
-        scored = ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
+        scored = self._scored(decoded, batch, rewards)
         advantages = self._replace_advantages(scored) if self.model.training else None
         if advantages is not None:
             self.logger.replace_advantages(advantages.of_completions())
-        self._show(rows, [row.get("images") or [] for row in rows], (), batch)
+        self._show(decoded, [row.get("images") or [] for row in decoded], (), batch)
         if self.model.training:
             self.algorithm.finish(scored)
         return batch, rewards
 
-    def _sample(self, rows: list[dict[str, Any]]) -> tuple[Rollout, list[str]]:
+    def _sample(self, rows: list[Row]) -> tuple[Rollout, list[str]]:
         """Return completions of rows, and the hints that the rows' answers begin with; no list at all without hints."""
         step = self.state.global_step
         hints = self.algorithm.hints(rows, step) if self.model.training else []
@@ -465,13 +498,15 @@ class VLMTrainerMixin:
             if self.beta != 0.0:
                 ref = self._reference_logps(batch)
         if self._is_rloo:
-            batch.old_sequence_logps, batch.num_items_in_batch = (old * batch.loss_mask).sum(dim=1), None
+            sampled = required(old, "the policy's score")
+            batch.old_sequence_logps, batch.num_items_in_batch = (sampled * batch.loss_mask).sum(dim=1), None
             return RolloutLogprobs(old, ref)
         batch.old_logps, batch.ref_logps = old, ref
-        if corrects_sampler:
+        if old is not None and batch.sampling_logps is not None and corrects_sampler:
             bounds = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
-            given = (old, batch.sampling_logps, batch.loss_mask)
-            ratio = importance_ratio(*given, self.vllm_importance_sampling_mode, *bounds)
+            ratio = importance_ratio(
+                old, batch.sampling_logps, batch.loss_mask, self.vllm_importance_sampling_mode, *bounds
+            )
             batch.importance_sampling_ratio = ratio
             self._add_metrics(sampler_metrics(old, batch.sampling_logps, ratio, batch.loss_mask, self.ranks))
         return RolloutLogprobs(old, ref)
@@ -517,7 +552,7 @@ class VLMTrainerMixin:
         if logprobs.ref is None:
             return None
         mask = batch.loss_mask
-        kl = (logprobs.old - logprobs.ref) * mask
+        kl = (required(logprobs.old, "the policy's score") - logprobs.ref) * mask
         self._add_metrics({"kl": self.ranks.masked_mean(kl, mask)})
         return self.beta * self.ranks.gather(kl.sum(dim=1))
 
@@ -525,7 +560,7 @@ class VLMTrainerMixin:
         """Return the (B,) reward of the greedy completion of each row's prompt; each prompt is completed once."""
         first = {id(prompt): row for row, prompt in reversed(list(enumerate(rollout.prompts)))}
         rows = sorted(first.values())
-        most = self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max().item()
+        most = int(self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max())
         padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
         unique = [rollout.prompts[row] for row in padded]
         ids = self.engine.generate(unique, is_greedy=True).ids
@@ -535,6 +570,11 @@ class VLMTrainerMixin:
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
 
+    def _scored(self, rows: Sequence[Row], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
+        """Return what the hooks of the algorithm take."""
+        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
+        return ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
+
     def _replace_advantages(self, rollout: ScoredRollout) -> Advantages | None:
         """Put the algorithm's advantages in place of TRL's and return those of all processes; None keeps TRL's."""
         batch, algorithm = rollout.batch, self.algorithm
@@ -542,7 +582,7 @@ class VLMTrainerMixin:
             old = self._old_logprobs(batch)
             rollout.old_logps, rollout.values = old.logps, old.values
         if self.kl.coefficient:
-            rollout.penalties = self._kl_penalties(batch, rollout.old_logps)
+            rollout.penalties = self._kl_penalties(batch, required(rollout.old_logps, "the policy's score"))
         if not algorithm.config.uses_ratio:
             batch.old_logps = None
         advantages = algorithm.advantages(rollout)
@@ -556,6 +596,7 @@ class VLMTrainerMixin:
 
     def _kl_penalties(self, batch: RolloutBatch, old: Tensor) -> Tensor:
         reference = batch.ref_logps if self.beta else self._reference_logps(batch)
+        reference = required(reference, "the reference model's score")
         penalties, logs = self.kl.penalties(old, reference, batch.loss_mask)
         self._add_metrics(logs)
         return penalties
@@ -633,17 +674,24 @@ class VLMTrainerMixin:
             attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
         given = (input_ids, attention_mask, completion)
         if not self._has_rollout_func:
-            flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
-            scores = self.logprobs(model, rows, *given, chunk=chunk, **flags, has_values=has_values)
-            if has_values:
+            scores = self.logprobs(
+                model,
+                rows,
+                *given,
+                chunk=chunk,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                has_values=has_values,
+            )
+            if self.critic is not None and scores.values is not None:
                 self.critic.collect(scores.values)
             return scores
         score = super()._get_per_token_logps_and_entropies
-        if not has_values:
+        if self.critic is None or not has_values:
             return TokenLogprobs(*score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual))
         with self.critic.recording(self.accelerator.unwrap_model(self.model), completion):
-            scores = score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual)
-        return TokenLogprobs(*scores, self.critic.last)
+            logps, entropies, aux_loss = score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual)
+        return TokenLogprobs(logps, entropies, aux_loss, self.critic.last)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """TRL's; where a packed forward has no memory left, the optimizer step is made again in smaller parts."""
@@ -655,7 +703,7 @@ class VLMTrainerMixin:
         start = StepStart(self.state.global_step, self._step)
         return self.retry.run(take, start, lambda: self._metrics["train"], self.model.zero_grad)
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
         """Return the loss of a micro-batch: TRL's or the algorithm's, the value model's and that of demonstrations."""
         batch = RolloutBatch.from_trl_dict(inputs)
         rows = self._rows = self._rows_of(batch)
@@ -690,10 +738,11 @@ class VLMTrainerMixin:
         return self._average(losses, batch.loss_mask, batch)
 
     def _loss_with_values(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
-        self.critic.clear()
-        is_warming_up = self.critic.is_warming_up(self.state.global_step)
+        critic = required(self.critic, "the value model")
+        critic.clear()
+        is_warming_up = critic.is_warming_up(self.state.global_step)
         policy = self._loss_of_policy(model, batch)
-        losses, mask = self.algorithm.value_loss(self.critic.take(), batch)
+        losses, mask = self.algorithm.value_loss(critic.take(), batch)
         self._add_metrics({"value_loss": self.ranks.masked_mean(losses, mask)})
         loss = self._average(losses, mask, batch)
         return loss + (0.0 * policy if is_warming_up else policy)
@@ -721,7 +770,7 @@ class VLMTrainerMixin:
         metrics = self._phase_metrics
         tokens = batch.prompt_mask.sum() + sum(map(len, rollout.ids))
         if self.model.training:
-            self.state.num_input_tokens_seen += self.ranks.gather(tokens).sum().item()
+            self.state.num_input_tokens_seen += int(self.ranks.gather(tokens).sum())
         metrics["num_tokens"] = [self.state.num_input_tokens_seen]
         self.logger.log_lengths(metrics, rollout, self.collector.is_truncated(rollout))
         if rollout.trajectories:
@@ -736,12 +785,10 @@ class VLMTrainerMixin:
         prompts = [prompt.messages for prompt in rollout.prompts]
         self.logger.log_completions(prompts, messages, rewards, advantages.of_completions())
         self.scorer.write(step, rollout, rollout.rows, rewards)
-        self._log_images([prompt.images for prompt in batch.prompts])
+        self._log_images([prompt.images for prompt in batch.prompts or ()])
         self._show(rollout.rows, rollout.images, rollout.turns, batch)
 
-    def _show(
-        self, rows: list[dict[str, Any]], images: list[list[Any]], turns: Sequence[Any], batch: RolloutBatch
-    ) -> None:
+    def _show(self, rows: list[Row], images: list[list[Any]], turns: Sequence[Any], batch: RolloutBatch) -> None:
         """Hand this process's part of a rollout to who watches the training; keep text alone for W&B's table."""
         if self.watch_rollout is not None and self.model.training:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
@@ -770,7 +817,7 @@ class VLMTrainerMixin:
     # The training loop, its checkpoints and what it writes
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochSampler:
-        stock = super()._get_train_sampler(dataset)
+        stock: Any = super()._get_train_sampler(dataset)
         return EpochSampler(
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
@@ -783,7 +830,9 @@ class VLMTrainerMixin:
             self.critic.add_param_groups(optimizer)
         return optimizer
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
+    def train(  # type: ignore[override]  # its other arguments are passed on
+        self, resume_from_checkpoint: str | Path | bool | None = None, **options: Any
+    ) -> Any:
         """TRL's; `resume_from_checkpoint=True` is the newest complete checkpoint, or a new start without one."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = resumable(self.args.output_dir)
@@ -826,7 +875,7 @@ class VLMTrainerMixin:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # as TRL's
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write this package's card; TRL's arguments, where given, are its title, its data and further tags."""
@@ -892,7 +941,7 @@ class VLMTrainerMixin:
         batches = None if is_over else self._buffered_inputs
         save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
         if self.args.sync_ref_model and self.args.should_save:
-            save_reference(output_dir, self._synced_reference())
+            save_reference(output_dir, required(self._synced_reference(), "the synced reference model"))
         self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
         if self.args.should_save:
             write_record(output_dir)
@@ -923,7 +972,7 @@ class VLMTrainerMixin:
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = self.model if model is None else model
+        target = self.model if model is None else cast("PreTrainedModel", model)
         if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -931,7 +980,7 @@ class VLMTrainerMixin:
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if self._loads_by_trainer(self.model) or not has_full_weights(best):
+        if best is None or self._loads_by_trainer(self.model) or not has_full_weights(best):
             super()._load_best_model()
         else:
             load_full_weights(self.model, best)

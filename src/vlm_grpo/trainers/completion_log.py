@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_grpo.answer_parser import completion_text
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import ImageRef, Row
 from vlm_grpo.rewards.accuracy import predicted_answer
 from vlm_grpo.rewards.adapter import record_of_row
 
@@ -44,7 +44,7 @@ class DebugLog:
     def write(
         self,
         step: int,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Row],
         completions: Sequence[Any],
         values: Mapping[str, list[float]],
     ) -> None:
@@ -71,7 +71,7 @@ class DebugLog:
                 file.writelines(content)
 
 
-def _name(image: Any) -> str:
+def _name(image: object) -> str:
     source = image.source if isinstance(image, ImageRef) else image
     return source if isinstance(source, str) else type(source).__name__
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig, RLOOConfig
 
@@ -25,8 +25,14 @@ JUDGE_NUMBERS = ("timeout", "retries", "concurrency")
 RENAMED_OPTIONS = {"rescue_at": "hpt_threshold"}  # of --algorithm_options
 
 
+if TYPE_CHECKING:  # its fields come after these, in classes that inherit from both
+    _TRLConfig = GRPOConfig
+else:
+    _TRLConfig = object
+
+
 @dataclass
-class VisionFields:
+class VisionFields(_TRLConfig):
     """Fields that both configurations share. Pixels are counted after the family's own rounding to whole patches."""
 
     algorithm: str | None = field(

@@ -6,7 +6,7 @@ It predicts, at each token, the expected return of the rest of the completion. I
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_grpo.algorithms.ppo import OWN, SHARED
+from vlm_grpo.model_utils import method_of
+from vlm_grpo.records import required
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.value_head import (
     NAME,
@@ -46,7 +48,7 @@ class ValueModel:
         kind: str,
         args: Any,
         ranks: Ranks,
-        gather_params: Callable[..., Any],
+        gather_params: Callable[..., AbstractContextManager[object]],
     ) -> None:
         self.kind, self.args, self.ranks = kind, args, ranks
         self.gather_params = gather_params
@@ -61,7 +63,7 @@ class ValueModel:
         if self.args.gradient_checkpointing and hasattr(self.policy, "get_base_model"):
             options = dict(self.args.gradient_checkpointing_kwargs or {})
             ways = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
-            own.backbone.activation_checkpointing_enable(options or None, **ways)
+            method_of(own.backbone, "activation_checkpointing_enable")(options or None, **ways)
 
     @contextmanager
     def aside(self, for_vllm: bool) -> Iterator[None]:
@@ -78,7 +80,11 @@ class ValueModel:
         """Collect the values of TRL's own pass, as its forwards give them; the policy comes without its wrapper."""
         found: list[Tensor] = []
         hook = policy.register_forward_hook(
-            lambda module, args, output: found.append(output.token_values) if isinstance(output, ValuedOutput) else None
+            lambda module, args, output: (
+                found.append(required(output.token_values, "the values of a pass"))
+                if isinstance(output, ValuedOutput)
+                else None
+            )
         )
         try:
             yield

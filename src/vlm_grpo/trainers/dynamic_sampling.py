@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -12,10 +12,15 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from vlm_grpo.algorithms.group import NO_SPREAD, nanstd
+from vlm_grpo.records import Row
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.rollout_state import restore_pixels, strip_pixels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ class DynamicSampler:
         ranks: collectives of the run.
     """
 
-    def __init__(self, rounds: int, dataset: Any, args: Any, pad_token_id: int, ranks: Ranks) -> None:
+    def __init__(self, rounds: int, dataset: Dataset, args: Any, pad_token_id: int, ranks: Ranks) -> None:
         self.rounds, self.dataset, self.args, self.pad_token_id, self.ranks = rounds, dataset, args, pad_token_id, ranks
         self.left_over: RolloutBatch | None = None
         self.num_drawn = 0  # prompts beyond those of the data loader, on all processes
@@ -42,8 +47,8 @@ class DynamicSampler:
 
     def collect(
         self,
-        rows: list[dict[str, Any]],
-        sample: Callable[[list[dict[str, Any]]], tuple[RolloutBatch, Tensor]],
+        rows: list[Row],
+        sample: Callable[[list[Row]], tuple[RolloutBatch, Tensor]],
         metrics: Mapping[str, list[float]],
     ) -> RolloutBatch:
         """Return a rollout of as many groups as `rows` have.
@@ -74,7 +79,7 @@ class DynamicSampler:
         self.left_over = whole.select(rest) if rest else None
         return self._with_totals(whole.select(list(range(end))))
 
-    def _rounds_of_rows(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    def _rounds_of_rows(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Yield the rows of the data loader, then as many of further prompts for each allowed round."""
         yield rows
         size = self.args.num_generations
@@ -91,7 +96,7 @@ class DynamicSampler:
         if self._order is None or self._order[0] != number:
             generator = torch.Generator().manual_seed(self.args.seed + 1 + number)
             self._order = number, torch.randperm(len(self.dataset), generator=generator)
-        return self._order[1][inside].item()
+        return int(self._order[1][inside])
 
     def _varies(self, rewards: Tensor) -> Tensor:
         """Return (groups of this process,): whether the rewards of each group differ."""
@@ -106,7 +111,7 @@ class DynamicSampler:
         """Return the number of groups on the process that has the fewest."""
         rows = sum(len(rollout) for rollout in rollouts)
         counts = torch.tensor([rows // self.args.num_generations], device=self.ranks.accelerator.device)
-        return self.ranks.gather(counts).min().item()
+        return int(self.ranks.gather(counts).min())
 
     def _without_signal(self, sampled: list[tuple[RolloutBatch, Tensor]], count: int) -> RolloutBatch:
         """Return groups with equal rewards, which only complete the rollout."""
@@ -125,7 +130,9 @@ class DynamicSampler:
     def _with_totals(self, rollout: RolloutBatch) -> RolloutBatch:
         """Set what TRL counts over all processes, for the selected rows."""
         rollout.num_items_in_batch = self.ranks.gather(rollout.loss_mask.sum()).sum()
-        rollout.media_anywhere = self.ranks.any_media({kind for prompt in rollout.prompts for kind in prompt.media})
+        rollout.media_anywhere = self.ranks.any_media(
+            {kind for prompt in rollout.prompts or () for kind in prompt.media}
+        )
         return rollout
 
     def state_dict(self) -> dict[str, Any]:

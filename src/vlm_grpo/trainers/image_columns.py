@@ -7,11 +7,12 @@ from typing import Any
 from datasets import Dataset, Image, IterableDataset
 
 from vlm_grpo.data.images import image_ref, open_image
+from vlm_grpo.records import NewRow, Row
 
 
-def decode_images(row: dict[str, Any]) -> dict[str, Any]:
+def decode_images(row: Row) -> NewRow:
     """Return the row with decoded images in place of references and undecoded ones, for TRL's own path."""
-    decoded = {}
+    decoded: NewRow = {}
     if row.get("image") is not None:
         decoded["image"] = open_image(image_ref(row["image"]))
     if row.get("images"):
@@ -19,7 +20,7 @@ def decode_images(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **decoded}
 
 
-def disable_image_decoding(dataset: Any) -> Any:
+def disable_image_decoding(dataset: Dataset) -> Any:
     """Return the data set with image columns as `{bytes, path}`: rows are decoded only when a rollout needs them."""
     if isinstance(dataset, dict):
         return type(dataset)({name: disable_image_decoding(part) for name, part in dataset.items()})

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     EncodedPrompt,
@@ -46,7 +47,7 @@ def model_inputs(
     input_ids: Tensor,
     attention_mask: Tensor,
     completion: int,
-    visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
+    visual: Callable[[Sequence[EncodedPrompt]], ModelInputs] = collate_visual,
 ) -> dict:
     """Return the forward arguments of one chunk of rows; what is collated here is on the host.
 
@@ -69,12 +70,12 @@ def padded_logprobs(
     *,
     completion: int,
     chunk: int,
-    to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
+    to_device: Callable[[ModelInputs], ModelInputs],
     autocast: Callable[[], AbstractContextManager],
     compute_entropy: bool = False,
     compute_aux_loss: bool = False,
     dummies: Mapping[str, EncodedPrompt] | None = None,
-    visual: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = collate_visual,
+    visual: Callable[[Sequence[EncodedPrompt]], ModelInputs] = collate_visual,
     has_values: bool = False,
 ) -> TokenLogprobs:
     """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time.
@@ -100,8 +101,10 @@ def padded_logprobs(
         with autocast():
             output = model(**inputs, **extra, labels=labels, fused_lm_head=True)
         logps.append(output.log_probs[:count, -completion:])
-        entropies.append(output.entropy[:count, -completion:] if compute_entropy else None)
-        aux_losses.append(output.aux_loss if compute_aux_loss else None)
+        if compute_entropy:
+            entropies.append(output.entropy[:count, -completion:])
+        if compute_aux_loss:
+            aux_losses.append(output.aux_loss)
         if has_values:
             values.append(output.token_values[:count, -completion - 1 : -1])
     return TokenLogprobs(
@@ -170,7 +173,7 @@ class LogprobModel:
         splitter: ForwardSplitter,
         encoder: PromptEncoder,
         ranks: Ranks,
-        to_device: Callable[[Mapping[str, Any]], dict[str, Any]],
+        to_device: Callable[[ModelInputs], ModelInputs],
         policy: Callable[[], nn.Module],
         budget: int | None = None,
         is_sharded: bool = False,
@@ -197,21 +200,26 @@ class LogprobModel:
         """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time where no budget says else."""
         if self.caches_features:  # a rollout that comes from a checkpoint has none yet
             self.cache_features(self.policy(), rows.prompts)
-        common = {
+        common: ModelInputs = {
             "completion": completion,
             "to_device": self.to_device,
             "autocast": self.ranks.accelerator.autocast,
             "dummies": self._dummies(rows),
             "visual": self._visual,
         }
-        padded = (rows.prompts, input_ids, attention_mask)
-        options = {"chunk": chunk or len(input_ids), "compute_entropy": compute_entropy, "has_values": has_values}
+        options: ModelInputs = {
+            "chunk": chunk or len(input_ids),
+            "compute_entropy": compute_entropy,
+            "has_values": has_values,
+        }
         if self.shared_prefix.is_on and not self.shared_prefix.is_checked and not compute_aux_loss:
-            self._check_shared_prefix(model, *padded, **common)
+            self._check_shared_prefix(model, rows.prompts, input_ids, attention_mask, **common)
         if not self.shared_prefix.is_on or compute_aux_loss:  # the router's loss counts every token of every row
-            return padded_logprobs(model, *padded, **common, **options, compute_aux_loss=compute_aux_loss)
+            options = {**common, **options, "compute_aux_loss": compute_aux_loss}
+            return padded_logprobs(model, rows.prompts, input_ids, attention_mask, **options)
         skipped = None if rows.zero_advantage is None else rows.zero_advantage.rows.tolist()
-        scores = self._packed(model, *padded, **common, **options, packing=self._packing(), skipped=skipped)
+        options = {**common, **options, "packing": self._packing(), "skipped": skipped}
+        scores = self._packed(model, rows.prompts, input_ids, attention_mask, **options)
         return scores if rows.zero_advantage is None else rows.zero_advantage.fill_logprobs(scores)
 
     def cache_features(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> None:
@@ -238,9 +246,9 @@ class LogprobModel:
     def _sync_counts(self, num_forwards: int, num_groups: int) -> tuple[int, int]:
         """Return the most forwards that any process needs, and the fewest groups that any has."""
         both = self.ranks.gather(torch.tensor([[num_forwards, num_groups]], device=self.ranks.accelerator.device))
-        return both[:, 0].max().item(), both[:, 1].min().item()
+        return int(both[:, 0].max()), int(both[:, 1].min())
 
-    def _visual(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    def _visual(self, prompts: Sequence[EncodedPrompt]) -> ModelInputs:
         """Return the visual forward arguments of some rows, or of the prompts of a packed one."""
         # Where parameters are sharded, processes have to gather tower and embedding in the same order.
         if self.shared_prefix.mode == "off" or self.is_sharded:

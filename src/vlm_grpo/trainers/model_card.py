@@ -93,7 +93,7 @@ class Card:
     logs: Sequence[Mapping[str, Any]]
     place: tuple[int, int]
     evaluated: Mapping[str, Any] = field(default_factory=dict)
-    template_options: Mapping[str, Any] = field(default_factory=dict)
+    template_options: Mapping[str, object] = field(default_factory=dict)
     tokens: int = 256
     is_adapter: bool = False
     sees_images: bool = True
@@ -158,15 +158,15 @@ class Card:
     def _results(self) -> str:
         text = "## Results\n\n"
         if self.evaluated:
-            rows = [(name, str(metric)) for name, metric in self.evaluated.items() if metric.count]
+            metrics = [(name, str(metric)) for name, metric in self.evaluated.items() if metric.count]
             count = max((metric.count for metric in self.evaluated.values()), default=0)
             text += f"Greedy answers to {count} held-out rows, with 95 % intervals:\n\n"
-            text += _table(("metric", "value"), rows) + "\n"
+            text += _table(("metric", "value"), metrics) + "\n"
         lines = [line for line in self.logs if "reward" in line]
         if not lines:
             return text + "Nothing was logged of the training's rewards.\n"
         names = [name for name in lines[-1] if name == "reward" or (name[:8] == "rewards/" and name[-5:] == "/mean")]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (name, *(f"{_mean(part, name):.3f}" for part in (lines[:NUM_LOG_LINES], lines[-NUM_LOG_LINES:])))
             for name in names
         ]

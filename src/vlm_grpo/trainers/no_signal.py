@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from vlm_grpo.algorithms import AlgorithmConfig, configured_algorithm
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +34,26 @@ class NoSignal(TrainerCallback):
         self._first = 0  # step of the last log line with a signal
         self._has_warned = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         self._first, self.message = state.global_step, None
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         if not logs or "frac_reward_zero_std" not in logs:
             return
         if has_signal(logs, configured_algorithm(args)[1]):
             self._first, self.message = state.global_step, None
         elif state.global_step - self._first >= STEPS_WITHOUT_SIGNAL:
-            self.message = message(logs, state.global_step - self._first, args.max_completion_length)
+            limit = getattr(args, "max_completion_length", 0)
+            self.message = message(logs, state.global_step - self._first, limit)
             if self.is_main_process and not self._has_warned:
                 logger.warning("%s", self.message)
                 self._has_warned = True

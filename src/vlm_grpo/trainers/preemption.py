@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 EXIT_STATUS = 128 + signal.SIGTERM  # the status that shells and schedulers see after SIGTERM
 REPEAT_WINDOW = (
@@ -82,19 +86,25 @@ class Preemption(TrainerCallback):
             if self.accelerator.is_main_process:
                 os.write(2, MESSAGE)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         """Request a checkpoint and the end of training. An evaluation that is due is skipped: time is short."""
         if self._is_listening and not self._is_stopping and self._is_any_signalled():
             self._is_stopping = True
             control.should_log, control.should_evaluate, control.should_save = True, False, True
             control.should_training_stop = True
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         """Stop without another step where the signal came during an evaluation."""
         if state.global_step:
             self.on_step_end(args, state, control)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         """Leave the training loop once the checkpoint is written.
 
         Raises:

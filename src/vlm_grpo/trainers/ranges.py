@@ -35,7 +35,7 @@ class Interval:
 
     def __contains__(self, value: object) -> bool:
         """Say whether a value is such a number; NaN and infinities are none."""
-        if not _is_number(value) or (self.is_whole and int(value) != value):
+        if not isinstance(value, int | float) or not _is_number(value) or (self.is_whole and int(value) != value):
             return False
         is_above = self.low < value if self.is_low_excluded else self.low <= value
         is_below = value < self.high if self.is_high_excluded else value <= self.high
@@ -131,9 +131,9 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
         and not (name == "attn_implementation" and "/" in str(values[name]))
     ]
     report_to = values.get("report_to")
-    reporters = [report_to] if isinstance(report_to, str) else report_to or []
+    reporters: list[str] = [report_to] if isinstance(report_to, str) else report_to or []
     problems += [
-        f"--report_to {name}: must be one of {', '.join(known['report_to'])}"
+        f"--report_to {name}: must be one of {', '.join(map(str, known['report_to']))}"
         for name in reporters
         if name not in known["report_to"]
     ]
@@ -151,8 +151,9 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
 
 def _is_range(values: object) -> bool:
     """Return whether values are two finite numbers, the lower one first."""
-    is_pair = isinstance(values, list | tuple) and len(values) == 2 and all(map(_is_number, values))
-    return is_pair and values[0] < values[1]
+    if not isinstance(values, list | tuple) or len(values) != 2 or not all(map(_is_number, values)):
+        return False
+    return bool(values[0] < values[1])
 
 
 @cache

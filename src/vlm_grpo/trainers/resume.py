@@ -42,7 +42,8 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
         ValueError: the checkpoint lacks weights of its own model.
         RuntimeError: keys of the checkpoint and of the model do not fit.
     """
-    saved, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, device_map=None, output_loading_info=True)
+    loaded: Any = type(model).from_pretrained(checkpoint, dtype=model.dtype, device_map=None, output_loading_info=True)
+    saved, info = loaded
     wrong = {kind: sorted(str(key) for key in info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
         raise ValueError(_misfit_message(checkpoint, wrong))

@@ -10,8 +10,10 @@ from torch.nn import Module
 
 from vlm_grpo.algorithms import configured_algorithm
 from vlm_grpo.rewards import is_reward_model, make_concurrent, resolve_rewards
-from vlm_grpo.rewards.adapter import checked_batch_reward, split_spec
+from vlm_grpo.rewards.adapter import BatchReward, checked_batch_reward, split_spec
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT, with_time_limit
+
+RewardFunction = BatchReward | str  # as TRL takes them: a name is of a reward model that it loads
 
 
 def named_rewards(
@@ -30,8 +32,10 @@ def named_rewards(
         return None, None
     specs = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     options = args.reward_options() if hasattr(args, "reward_options") else {}
-    functions, weights = [], []
+    functions: list[RewardFunction] = []
+    weights: list[float] = []
     for item in specs:
+        function: RewardFunction
         if isinstance(item, str) and is_reward_model(item):
             function, weight = split_spec(item)
         elif isinstance(item, str):
@@ -46,8 +50,10 @@ def named_rewards(
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
         combined_weights = list(args.reward_weights)
-    functions, combined_weights = _with_those_of_algorithm(make_concurrent(functions), combined_weights, args, options)
-    return [*functions, *environment_rewards], combined_weights and combined_weights + [1.0] * len(environment_rewards)
+    all_functions, combined_weights = _with_those_of_algorithm(_concurrent(functions), combined_weights, args, options)
+    return [*all_functions, *environment_rewards], combined_weights and combined_weights + [1.0] * len(
+        environment_rewards
+    )
 
 
 def _checked(function: Any, seconds: float) -> Any:
@@ -68,15 +74,21 @@ def _checked(function: Any, seconds: float) -> Any:
     )
 
 
+def _concurrent(functions: Sequence[RewardFunction]) -> list[RewardFunction]:
+    """Return the rewards with slow ones as coroutine functions; names of reward models stay."""
+    callables = iter(make_concurrent([function for function in functions if not isinstance(function, str)]))
+    return [function if isinstance(function, str) else next(callables) for function in functions]
+
+
 def _with_those_of_algorithm(
-    functions: list[Any], weights: list[float] | None, args: Any, options: dict[str, Any]
-) -> tuple[list[Any], list[float] | None]:
+    functions: Sequence[RewardFunction], weights: list[float] | None, args: Any, options: dict[str, Any]
+) -> tuple[Sequence[RewardFunction], list[float] | None]:
     known = {getattr(function, "__name__", "") for function in functions}
     missing = {key: w for key, w in configured_algorithm(args)[1].rewards.items() if key not in known}
     if not missing:
         return functions, weights
     added, _ = resolve_rewards(list(missing), **options)
-    return functions + added, (weights or [1.0] * len(functions)) + list(missing.values())
+    return [*functions, *added], (weights or [1.0] * len(functions)) + list(missing.values())
 
 
 def by_name(init: Callable[..., None], arguments: Sequence[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlm_grpo.algorithms.trl_advantages import weighted_sum
+from vlm_grpo.records import Row
 from vlm_grpo.rollouts.decoding import add_turns
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
 from vlm_grpo.rollouts.ranks import Ranks
@@ -18,7 +19,7 @@ from vlm_grpo.trainers.completion_log import DebugLog
 class RewardInputs(NamedTuple):
     """B rows of the data with further columns, B prompts and B completions, as TRL hands them to reward functions."""
 
-    rows: list[dict[str, Any]]
+    rows: Sequence[Row]
     prompts: list[Any]
     completions: list[Any]
 
@@ -53,8 +54,8 @@ class RewardScorer:
             id(prompt): {"images": prompt.images, **self.encoder.image_facts(prompt), "answer_space": self.answer_space}
             for prompt in unique_prompts(rollout.prompts)
         }
-        rows = [{**row, **facts[id(prompt)]} for row, prompt in zip(sampled.rows, rollout.prompts, strict=True)]
-        rows = add_turns(rows, rollout.openings, rollout.turns)
+        pairs = zip(sampled.rows, rollout.prompts, strict=True)
+        rows = add_turns([{**row, **facts[id(prompt)]} for row, prompt in pairs], rollout.openings, rollout.turns)
         for row, trajectory in zip(rows, rollout.trajectories, strict=False):
             row["environments"] = trajectory.environment
         completions = [each.completion(with_images=True) for each in rollout.trajectories] or sampled.completions
@@ -64,7 +65,7 @@ class RewardScorer:
         self, sampled: RewardInputs, rows: Sequence[int], prompts: Sequence[EncodedPrompt], ids: Sequence[list[int]]
     ) -> RewardInputs:
         """Return what rewards get for the greedy completions of some rows, from what they got for the sampled ones."""
-        texts = self.encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = self.encoder.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
         openings = [prompt.opening for prompt in prompts]
         turns = whole_turns(prompts, ids, self.encoder.decode)
         return RewardInputs(
@@ -77,7 +78,7 @@ class RewardScorer:
         """Return (B,) weighted sums of (B, F) rewards; NaN where none applied."""
         return weighted_sum(rewards, self.weights)
 
-    def write(self, step: int, rollout: Rollout, rows: Sequence[dict[str, Any]], rewards: Tensor) -> None:
+    def write(self, step: int, rollout: Rollout, rows: Sequence[Row], rewards: Tensor) -> None:
         """Write this process's completions and (all B, F) rewards into the log, in debug mode."""
         if self.log is None:
             return

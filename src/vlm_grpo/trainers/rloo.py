@@ -8,7 +8,7 @@ from vlm_grpo.trainers.base import VLMTrainerMixin
 from vlm_grpo.trainers.config import VLMRLOOConfig
 
 
-class VLMRLOOTrainer(VLMTrainerMixin, RLOOTrainer):
+class VLMRLOOTrainer(VLMTrainerMixin, RLOOTrainer):  # type: ignore[misc]  # the mixin's types are those over GRPO's
     """`trl.RLOOTrainer` for data with images, text, or both. Takes what `VLMGRPOTrainer` takes."""
 
     config_class = VLMRLOOConfig

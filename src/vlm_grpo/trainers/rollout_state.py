@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
+from vlm_grpo.records import Message
 from vlm_grpo.rollouts.encoder import TOOLS_COLUMN, PromptEncoder, drop_images
 from vlm_grpo.rollouts.segment import prompt_refs, with_segment
 from vlm_grpo.trainers.state_file import load_state, save_state, state_path
@@ -82,7 +83,7 @@ def strip_pixels(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "samples": [(p.messages, prompt_refs(p), p.videos, p.tools, p.segment) for p in prompts]}
 
 
-def restore_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[dict[str, Any]]:
+def restore_pixels(batches: list[dict[str, Any]], encoder: PromptEncoder) -> list[Message]:
     """Return the batches with encoded prompts; they are encoded together, so that each image is processed once."""
     entries = [entry for batch in batches for entry in batch.get("samples") or []]
     rows = [

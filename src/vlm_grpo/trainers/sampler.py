@@ -13,6 +13,7 @@ from datasets import IterableDataset
 from trl.trainer.utils import RepeatSampler
 
 from vlm_grpo.data.dataset import iterable_dataset
+from vlm_grpo.records import Row
 
 SHUFFLE_BUFFER = 1000  # rows of a stream that are shuffled together
 
@@ -60,7 +61,7 @@ def infinite(dataset: IterableDataset, seed: int | None) -> IterableDataset:
     return iterable_dataset(partial(_passes, dataset, seed))
 
 
-def _passes(dataset: IterableDataset, seed: int | None) -> Iterator[dict[str, Any]]:
+def _passes(dataset: IterableDataset, seed: int | None) -> Iterator[Row]:
     for number in count():
         is_empty = True
         for row in dataset if seed is None else _shuffled(dataset, np.random.default_rng([seed, number])):
@@ -70,9 +71,9 @@ def _passes(dataset: IterableDataset, seed: int | None) -> Iterator[dict[str, An
             raise ValueError("train_dataset: the stream has no rows")
 
 
-def _shuffled(rows: Iterable[dict[str, Any]], generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _shuffled(rows: Iterable[Row], generator: np.random.Generator) -> Iterator[Row]:
     """Yield each row once, in a random order, through a shuffle buffer. Earlier rows tend to come earlier."""
-    buffer: list[dict[str, Any]] = []
+    buffer: list[Row] = []
     for row in rows:
         if len(buffer) < SHUFFLE_BUFFER:
             buffer.append(row)

@@ -36,7 +36,7 @@ def state_path(checkpoint: str | Path, name: str) -> Path:
     return Path(checkpoint) / FOLDER / f"{name}.safetensors"
 
 
-def save_state(path: Path, value: Any) -> None:
+def save_state(path: Path, value: object) -> None:
     """Write a value made of JSON's types, tuples, bytes, tensors, arrays, images and the classes of RECORDS.
 
     Images are stored as models see them, upright and RGB. What was one object in several places is one object again.
@@ -78,7 +78,7 @@ class _Encoder:
         self._numbers: dict[int, int] = {}  # of the tensor, by the id of its object
         self._objects: list[Any] = []  # kept, so that no id is used twice
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: object) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, np.generic):
@@ -87,12 +87,12 @@ class _Encoder:
             return [self.encode(item) for item in value]
         return self._encode_object(value)
 
-    def _encode_object(self, value: Any) -> dict[str, Any]:
+    def _encode_object(self, value: object) -> dict[str, Any]:
         if isinstance(value, Mapping):
             return {"dict": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
         if type(value) is tuple:
             return {"tuple": [self.encode(item) for item in value]}
-        if type(value) in NAMES_OF_RECORDS:
+        if type(value) in NAMES_OF_RECORDS and dataclasses.is_dataclass(value):
             fields = [self.encode(getattr(value, field.name)) for field in dataclasses.fields(value)]
             return {NAMES_OF_RECORDS[type(value)]: fields}
         for kind, (known, as_tensor) in TENSORS.items():
@@ -100,7 +100,7 @@ class _Encoder:
                 return {kind: self._number(value, as_tensor)}
         raise TypeError(f"a checkpoint cannot hold an object of type {type(value).__name__}: {value!r:.80}")
 
-    def _number(self, value: Any, as_tensor: Callable[[Any], Tensor]) -> int:
+    def _number(self, value: object, as_tensor: Callable[[Any], Tensor]) -> int:
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self.tensors)
             self._objects.append(value)
@@ -115,7 +115,7 @@ class _Decoder:
         self._tensors = tensors
         self._objects: dict[tuple[str, int], Any] = {}
 
-    def decode(self, content: Any) -> Any:
+    def decode(self, content: object) -> Any:
         if isinstance(content, list):
             return [self.decode(item) for item in content]
         if not isinstance(content, dict):

@@ -7,7 +7,7 @@ is done with the values is `critic.py`'s.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from vlm_grpo.algorithms.ppo import OWN
 from vlm_grpo.families import FAMILIES
-from vlm_grpo.model_utils import part_of
+from vlm_grpo.model_utils import model_config, part_of
 from vlm_grpo.shared_prefix.packed_logprobs import backbone
 
 NAME = "value_head"
@@ -55,7 +55,9 @@ class ValueHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
-    def state_dict(self, *args: Any, destination: dict | None = None, **options: Any) -> dict:
+    def state_dict(  # type: ignore[override]  # of its overloads the one in use
+        self, *args: Any, destination: dict[str, Any] | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Nothing, also of what is below."""
         return {} if destination is None else destination
 
@@ -146,7 +148,7 @@ def add_value_head(model: nn.Module, kind: str = "shared", gather: Any = None) -
     Raises:
         ValueError: "own", and the policy's weights are of a kind that cannot be trained.
     """
-    size = model.config.get_text_config().hidden_size
+    size = model_config(model).get_text_config().hidden_size
     like = next(model.parameters())
     head = OwnValueModel(size, like, twin_of(model, gather)) if kind == OWN else ValueHead(size, like)
     head.follow(model)
@@ -186,7 +188,8 @@ def twin_of(model: nn.Module, gather: Any = None) -> nn.Module:
         if hasattr(parameter, "ds_id"):
             with gather([parameter]):
                 copies[id(parameter)].data = parameter.data.clone()
-            parameter.convert_to_zero_parameters([copies[id(parameter)]])
+            shard: Callable[[list[nn.Parameter]], None] = getattr(parameter, "convert_to_zero_parameters")  # noqa: B009 - DeepSpeed's
+            shard([copies[id(parameter)]])
     if hasattr(model, "get_base_model"):
         _remove_adapter(twin)
         _train_as(twin, model)
@@ -196,7 +199,8 @@ def twin_of(model: nn.Module, gather: Any = None) -> nn.Module:
 def _remove_adapter(module: nn.Module) -> None:
     """Put the layers back that an adapter has replaced."""
     for name, child in module.named_children():
-        bare = child.get_base_layer() if hasattr(child, "get_base_layer") else getattr(child, "original_module", child)
+        base_of: Callable[[], nn.Module] | None = getattr(child, "get_base_layer", None)
+        bare = getattr(child, "original_module", child) if base_of is None else base_of()
         if bare is not child:
             setattr(module, name, bare)
         _remove_adapter(bare)

@@ -134,7 +134,7 @@ def test_scores_do_not_depend_on_the_padding_of_a_row(name: str, folders: dict[s
     model = AutoModelForImageTextToText.from_pretrained(folders[name]).eval()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     prompts = PromptEncoder(AutoProcessor.from_pretrained(folders[name]), {}).encode(MIXED)
-    common = {"chunk": 3, "place": dict, "autocast": nullcontext, "compute_entropy": False, "completion": 4}
+    common = {"chunk": 3, "to_device": dict, "autocast": nullcontext, "compute_entropy": False, "completion": 4}
 
     def scored(samples: list[EncodedPrompt]) -> torch.Tensor:
         batch = prompt_batch(samples, 0)

@@ -5,16 +5,15 @@ Up to rounding, an episode does not depend on its batch: each sampled turn has i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from vlm_grpo.evaluation.backends.hf import HFBackend
 from vlm_grpo.evaluation.predictions import EpisodeError, EpisodeResult, RowCompletions, ScoredText
 from vlm_grpo.evaluation.report.trajectory_view import ImageCopies, episode_trajectory
-from vlm_grpo.records import Record
+from vlm_grpo.records import Message, NewRow, Record, Row
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.env_pool import EnvPool
@@ -48,11 +47,14 @@ class AgentBackend:
 
     def __post_init__(self) -> None:
         try:
-            self.env_pool.choose_tool_parsers(self.tool_format, self.model.processor.chat_template)
+            template = self.model.processor.chat_template
+            self.env_pool.choose_tool_parsers(
+                self.tool_format, template.get("default") if isinstance(template, dict) else template
+            )
         except ValueError as error:
             raise EpisodeError(str(error)) from error
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+    def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
         """Yield the rows with these numbers and their episodes, a batch at a time, in order.
 
         Raises:
@@ -62,9 +64,7 @@ class AgentBackend:
         for batch in self.model.batches(numbers):
             yield self._run(encoder, batch, [dataset[number] for number in batch])
 
-    def _run(
-        self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
-    ) -> list[RowCompletions]:
+    def _run(self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Row]) -> list[RowCompletions]:
         num_samples = self.model.sampling.num_samples
         samples = [(number, sample) for number in numbers for sample in range(num_samples)]
         repeated = [row for row in rows for _ in range(num_samples)]
@@ -86,8 +86,8 @@ class AgentBackend:
         ]
 
     def _start(
-        self, encoder: PromptEncoder, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Trajectory], list[dict[str, Any]], list[EncodedPrompt]]:
+        self, encoder: PromptEncoder, rows: Sequence[Row]
+    ) -> tuple[list[Trajectory], list[NewRow], list[EncodedPrompt]]:
         """Return trajectories, the rows with their environments' first observations, and their encoded prompts."""
         try:
             trajectories, started_rows = self.env_pool.start(rows)
@@ -114,7 +114,7 @@ class AgentBackend:
         return generate
 
     def _completion(
-        self, encoder: PromptEncoder, sample: tuple[int, int], trajectory: Trajectory, started_row: Mapping[str, Any]
+        self, encoder: PromptEncoder, sample: tuple[int, int], trajectory: Trajectory, started_row: Row
     ) -> ScoredText:
         """Return the model's last turn, and the whole episode.
 
@@ -127,7 +127,7 @@ class AgentBackend:
             trajectory.last_text,
             sum(trajectory.tool_mask),
             trajectory.segment.ids[-1] not in self.model.stop_token_ids,
-            {**self.model.facts(encoder, trajectory.prompt), "turn_opening": trajectory.opening},
+            {**self.model.facts(encoder, trajectory.started_prompt), "turn_opening": trajectory.opening},
             EpisodeResult(metrics, turns),
         )
 
@@ -147,12 +147,13 @@ def _episode_metrics(trajectory: Trajectory, record: Record) -> dict[str, float]
     return {name: float(value) for name, value in numbers.items()}
 
 
-def record_of_episode(row: Mapping[str, Any], started_row: Mapping[str, Any]) -> Record:
+def record_of_episode(row: Row, started_row: Row) -> Record:
     """Return the row's record; for a generated episode, a record built from its prompt."""
     if row.get("prompt"):
         return record_of_row(row)
     prompt = read_prompt(started_row)
-    content = prompt.messages[-1]["content"] if prompt.messages else ""
+    messages = [{"content": prompt.messages}] if isinstance(prompt.messages, str) else prompt.messages
+    content = messages[-1]["content"] if messages else ""
     blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
     text = "".join(block.get("text", "<image>") for block in blocks)
     return Record(
@@ -164,7 +165,7 @@ def record_of_episode(row: Mapping[str, Any], started_row: Mapping[str, Any]) ->
     )
 
 
-def environment_episodes(seed: int, count: int) -> list[dict[str, Any]]:
+def environment_episodes(seed: int, count: int) -> list[Message]:
     """Return the first rows of training with this seed, for an environment that generates its episodes."""
     from vlm_grpo.envs.pick_image import repeatable_episodes
 

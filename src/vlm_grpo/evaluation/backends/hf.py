@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -25,9 +25,14 @@ from transformers import (
 from vlm_grpo.answer_space import answer_space
 from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
 from vlm_grpo.evaluation.sampling_params import SamplingParams
-from vlm_grpo.model_utils import placeholder_ids
+from vlm_grpo.model_utils import model_config, placeholder_ids
+from vlm_grpo.records import Row
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
 
 __all__ = ["HFBackend", "ScoredText", "generate_greedy"]
 
@@ -48,11 +53,11 @@ class HFBackend:
         ValueError: batch_size or max_completion_length is below 1.
     """
 
-    model: Any
-    processor: Any
+    model: nn.Module
+    processor: ProcessorMixin
     batch_size: int = 16
     max_completion_length: int = 256
-    template_options: Mapping[str, Any] | None = None
+    template_options: Mapping[str, object] | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     answer_space: str | None = None
 
@@ -61,7 +66,7 @@ class HFBackend:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+    def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
         """Yield the rows with these numbers and their completions, a batch at a time, in order."""
         encoder = self.encoder()
         for batch_numbers in self.batches(numbers):
@@ -78,19 +83,19 @@ class HFBackend:
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
 
-    def facts(self, encoder: PromptEncoder, prompt: EncodedPrompt) -> dict[str, Any]:
+    def facts(self, encoder: PromptEncoder, prompt: EncodedPrompt) -> dict[str, object]:
         """Return the facts about a prompt's images for rewards."""
         return {**encoder.image_facts(prompt), "answer_space": self.space}
 
     @property
     def space(self) -> str | None:
         """Return the coordinate space of the model's boxes."""
-        return answer_space(getattr(self.model.config, "model_type", ""), self.answer_space)
+        return answer_space(getattr(model_config(self.model), "model_type", ""), self.answer_space)
 
     @property
     def placeholders(self) -> list[int]:
         """Return the image and video tokens, which completions must not contain."""
-        return placeholder_ids(self.model.config, self.processor.tokenizer)
+        return placeholder_ids(model_config(self.model), self.processor.tokenizer)
 
     @property
     def stop_token_ids(self) -> set[int]:
@@ -109,15 +114,19 @@ class HFBackend:
         ids: list[list[int]] = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
-            noise = _sampling_processors(self.sampling, seeds[part], self.model.device)
+            noise = _sampling_processors(self.sampling, seeds[part], self._device)
             ids += engine.generate(prompts[part], logits_processor=noise).ids
         return ids
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _engine(self, max_new_tokens: int) -> TransformersEngine:
         return TransformersEngine(
             open_model=partial(_eval_mode, self.model),
             config=self._generation_config(max_new_tokens),
-            to_device=lambda inputs: {name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+            to_device=lambda inputs: {name: tensor.to(self._device) for name, tensor in inputs.items()},
             pad_token_id=self._pad_token_id,
             stop_token_ids=sorted(self.stop_token_ids),
         )
@@ -144,9 +153,7 @@ class HFBackend:
             suppress_tokens=self.placeholders,
         )
 
-    def _complete(
-        self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]
-    ) -> list[RowCompletions]:
+    def _complete(self, encoder: PromptEncoder, numbers: Sequence[int], rows: Sequence[Row]) -> list[RowCompletions]:
         num_samples = self.sampling.num_samples
         prompts = [prompt for prompt in encoder.encode(rows) for _ in range(num_samples)]
         seeds = [self.sampling.seed_of(number, sample) for number in numbers for sample in range(num_samples)]
@@ -168,7 +175,7 @@ class GumbelNoise(LogitsProcessor):
     Every row has its own random stream, so its sample does not depend on its batch.
     """
 
-    def __init__(self, seeds: Sequence[int], device: Any) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -179,7 +186,9 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() - noise.log()
 
 
-def _sampling_processors(sampling: SamplingParams, seeds: Sequence[int], device: Any) -> LogitsProcessorList | None:
+def _sampling_processors(
+    sampling: SamplingParams, seeds: Sequence[int], device: torch.device
+) -> LogitsProcessorList | None:
     """Return the logits processors that turn greedy decoding into sampling; None for greedy completions."""
     if sampling.is_greedy:
         return None
@@ -190,9 +199,9 @@ def _sampling_processors(sampling: SamplingParams, seeds: Sequence[int], device:
 
 
 def generate_greedy(
-    model: Any,
-    processor: Any,
-    rows: Sequence[Mapping[str, Any]],
+    model: nn.Module,
+    processor: ProcessorMixin,
+    rows: Sequence[Row],
     *,
     on_batch: Callable[[int], None] | None = None,
     **options: Any,
@@ -213,7 +222,7 @@ def generate_greedy(
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[Any]:
+def _eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model without dropout and gradients; afterwards restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -22,8 +22,12 @@ from vlm_grpo.evaluation.dataset_metrics import DATASET_METRICS
 from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
 from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.families import FAMILIES, coordinate_space
-from vlm_grpo.records import ImageRef
+from vlm_grpo.records import Block, ImageRef, Message, Row
 from vlm_grpo.redact import redact_text, split_credentials
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam
+
 
 PATCH = 28  # pixels: Qwen2-VL and Qwen2.5-VL resize both sides to multiples of it
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 14 * 14 * 4 * 16384  # limits of these families' processors
@@ -62,7 +66,7 @@ class OpenAIBackend:
     answer_space: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
-    template_options: Mapping[str, Any] | None = None
+    template_options: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -71,10 +75,12 @@ class OpenAIBackend:
             raise ImportError('--backend openai needs the package openai: pip install ".[openai]"') from error
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers need no key, but the client requires one
         url, credentials = split_credentials(self.base_url)
-        http = {"http_client": DefaultHttpxClient(auth=credentials)} if credentials else {}
-        self.client = OpenAI(base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries, **http)
+        http = DefaultHttpxClient(auth=credentials) if credentials else None
+        self.client = OpenAI(
+            base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries, http_client=http
+        )
 
-    def __call__(self, dataset: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
+    def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
         """Yield the rows with these numbers and their completions as they finish.
 
         Raises:
@@ -103,7 +109,7 @@ class OpenAIBackend:
         if failure is not None:
             raise failure
 
-    def _answer(self, number: int, row: Mapping[str, Any]) -> RowCompletions:
+    def _answer(self, number: int, row: Row) -> RowCompletions:
         from openai import OpenAIError
 
         images = [open_image(ref) if isinstance(ref, ImageRef) else ref for ref in row["images"]]
@@ -126,13 +132,13 @@ class OpenAIBackend:
             number, row, [completion._replace(facts={**facts, **completion.facts}) for completion in completions]
         )
 
-    def _complete(self, messages: list[dict[str, Any]], seed: int) -> ScoredText:
-        drawing = {} if self.sampling.is_greedy else {"top_p": self.sampling.top_p, "seed": seed}
+    def _complete(self, messages: list[Message], seed: int) -> ScoredText:
+        drawing: dict[str, Any] = {} if self.sampling.is_greedy else {"top_p": self.sampling.top_p, "seed": seed}
         if self.template_options:
             drawing["extra_body"] = {"chat_template_kwargs": dict(self.template_options)}
         reply = self.client.chat.completions.create(
             model=self.model,
-            messages=messages,
+            messages=cast("list[ChatCompletionMessageParam]", messages),
             max_tokens=self.max_completion_length,
             temperature=self.sampling.temperature,
             **drawing,
@@ -157,7 +163,7 @@ class OpenAIBackend:
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def thinking_prefix(message: Any) -> tuple[str, str]:
+def thinking_prefix(message: ChatCompletionMessage) -> tuple[str, str]:
     """Split a reply into the opening of its turn and the rest; servers do not report what the chat template opened.
 
     It is inferred from a thinking block that is closed but not opened, or that the server has removed from the reply.
@@ -170,7 +176,7 @@ def thinking_prefix(message: Any) -> tuple[str, str]:
     return (OPEN if CLOSE in text.partition(OPEN)[0] else ""), content
 
 
-def attach_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+def attach_images(row: Row, images: Sequence[Image.Image]) -> list[Message]:
     """Return the row's messages in the format of the chat completions API.
 
     Raises:
@@ -188,7 +194,7 @@ def attach_images(row: Mapping[str, Any], images: Sequence[Image.Image]) -> list
     return messages
 
 
-def _block(block: Mapping[str, Any], images: Iterator[Image.Image], row: Mapping[str, Any]) -> dict[str, Any]:
+def _block(block: Block, images: Iterator[Image.Image], row: Row) -> Block:
     if block["type"] == "text":
         return {"type": "text", "text": block["text"]}
     if block["type"] != "image":

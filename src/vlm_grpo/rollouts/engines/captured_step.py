@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.engines.transformers_compat import CACHE
 
 logger = logging.getLogger(__name__)
 
-Run = Callable[[], Any]
+Run = Callable[[], ModelOutput]
 WARM_UPS = 2  # eager steps before recording: libraries choose kernels and allocate workspaces in the first one
 
 
@@ -38,7 +40,7 @@ def cuda_graph(run: Run) -> Run:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on copying
         output = run()
 
-    def replay() -> Any:
+    def replay() -> ModelOutput:
         graph.replay()
         return output
 
@@ -55,10 +57,10 @@ class CapturedStep:
     def __init__(self, model: nn.Module, record: Callable[[Run], Run] = cuda_graph) -> None:
         self.model = model
         self.record = record
-        self._inputs: dict[str, Any] = {}  # tensors that the recorded step reads
+        self._inputs: ModelInputs = {}  # tensors that the recorded step reads
         self._replay: Run | None = None
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: Any) -> ModelOutput:
         """Return the output of the model for the inputs of its forward; it is valid until the next call."""
         if self._replay is None:
             self._inputs = {name: _copy(value) for name, value in inputs.items()}
@@ -73,7 +75,7 @@ class CapturedStep:
     def _capture(self, cache: Cache) -> Run:
         """Record the step, or leave it eager with a warning; the cache is unchanged."""
 
-        def run() -> Any:
+        def run() -> ModelOutput:
             return self.model(**self._inputs)
 
         state = [(tensor, tensor.clone()) for tensor in _cache_state(cache)]
@@ -95,7 +97,7 @@ def _cache_state(cache: Cache) -> Iterator[Tensor]:
         yield from _iter_tensors(getattr(layer, "recurrent_states", None))
 
 
-def _iter_tensors(value: Any) -> Iterator[Tensor]:
+def _iter_tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -103,14 +105,14 @@ def _iter_tensors(value: Any) -> Iterator[Tensor]:
             yield from _iter_tensors(item)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> object:
     """Return a copy of a tensor or of a mapping's tensors; anything else stays."""
     if isinstance(value, dict):
         return {name: _copy(item) for name, item in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _has_same_shape(buffer: Any, value: Any) -> bool:
+def _has_same_shape(buffer: object, value: object) -> bool:
     """Return whether a value can be copied into a buffer."""
     if isinstance(buffer, dict):
         return isinstance(value, dict) and all(_has_same_shape(item, value.get(name)) for name, item in buffer.items())
@@ -119,9 +121,9 @@ def _has_same_shape(buffer: Any, value: Any) -> bool:
     return value is buffer or value == buffer
 
 
-def _overwrite(buffer: Any, value: Any) -> None:
-    if isinstance(buffer, dict):
+def _overwrite(buffer: object, value: object) -> None:
+    if isinstance(buffer, dict) and isinstance(value, dict):
         for name, item in buffer.items():
             _overwrite(item, value[name])
-    elif isinstance(buffer, Tensor):
+    elif isinstance(buffer, Tensor) and isinstance(value, Tensor):
         buffer.copy_(value)

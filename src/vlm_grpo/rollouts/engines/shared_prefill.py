@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
 
+from vlm_grpo.model_utils import method_of, model_config
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, collate_per_token, collate_visual, unique_prompts
 from vlm_grpo.rollouts.engines.captured_step import CapturedStep
 from vlm_grpo.rollouts.engines.kv_cache import repeat_cache, static_cache, supports_static_cache
@@ -33,7 +36,7 @@ DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 MIN_FINISHED_FRACTION = 0.25
 
 # Options of a generation that only `generate` itself implements, with the values that switch them off.
-UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED_OPTIONS: dict[str, tuple[object, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -121,7 +124,8 @@ class SharedPrefillGenerate:
         state = DecodingState(input_ids[rows], prompts.select(rows), cache, generation_config.pad_token_id or 0)
         scores = scores[rows]
         while True:
-            state.append(choose_tokens(logits_processor(state.token_ids, scores), generation_config.do_sample))
+            scores = logits_processor(state.token_ids, scores)  # type: ignore[arg-type]  # any tensors of their kinds
+            state.append(choose_tokens(scores, generation_config.do_sample))
             state.mark_finished(stopping_criteria(state.token_ids, None))
             if state.is_finished.all():
                 return state.all_rows()
@@ -129,7 +133,7 @@ class SharedPrefillGenerate:
                 state.drop_finished()
             scores = state.step(model, forward, keep)
 
-    def _forward(self, model: nn.Module, decoding: Decoding, config: GenerationConfig) -> Callable[..., Any]:
+    def _forward(self, model: nn.Module, decoding: Decoding, config: GenerationConfig) -> Callable[..., ModelOutput]:
         if decoding == "compiled":
             return CompiledStep(model, config.compile_config)
         if decoding == "captured":
@@ -137,15 +141,16 @@ class SharedPrefillGenerate:
         return model.forward if self.skips_hooks else model.__call__
 
 
-def prefill(model: nn.Module, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Cache]:
+def prefill(model: nn.Module, input_ids: Tensor, inputs: ModelInputs) -> tuple[Tensor, Cache]:
     """Return the scores (U, V) of each prompt's first new token, and the prompts' cache.
 
     Args:
         inputs: of the model's forward, beside the prompts' tokens (U, P).
     """
-    inputs = {**inputs, "use_cache": True, CACHE: DynamicCache(config=model.config)}
+    inputs = {**inputs, "use_cache": True, CACHE: DynamicCache(config=model_config(model))}
     outputs = model(
-        **model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs), return_dict=True
+        **method_of(model, "prepare_inputs_for_generation")(input_ids, is_first_iteration=True, **inputs),
+        return_dict=True,
     )
     return outputs.logits[:, -1].float(), returned_cache(outputs)
 
@@ -178,7 +183,7 @@ class DecodingState:
         """Remove finished rows from the cache."""
         self._store(self.is_finished)
         active = (~self.is_finished).nonzero().flatten()
-        self.cache.reorder_cache(active)
+        self.cache.reorder_cache(active)  # type: ignore[arg-type]  # any tensor of int64
         self.token_fields = self.token_fields.select(active)
         self.token_ids, self._row_numbers, self.is_finished = (
             self.token_ids[active],
@@ -186,16 +191,16 @@ class DecodingState:
             self.is_finished[active],
         )
 
-    def step(self, model: nn.Module, forward: Callable[..., Any], keep: dict[str, Any]) -> Tensor:
+    def step(self, model: nn.Module, forward: Callable[..., ModelOutput], keep: ModelInputs) -> Tensor:
         """Return the scores (B, V) of the next token."""
         self.token_fields = self.token_fields.next()
         inputs = {**self.token_fields.fields, **keep, "use_cache": True, CACHE: self.cache}
         outputs = forward(
-            **model.prepare_inputs_for_generation(self.token_ids, next_sequence_length=1, **inputs),
+            **method_of(model, "prepare_inputs_for_generation")(self.token_ids, next_sequence_length=1, **inputs),
             return_dict=True,
         )
         self.cache = returned_cache(outputs)
-        return outputs.logits[:, -1].float()
+        return outputs["logits"][:, -1].float()
 
     def all_rows(self) -> Tensor:
         """Return the tokens of all rows in their order, filled up with padding on the right."""
@@ -224,9 +229,9 @@ class CompiledStep:
 
     def __init__(self, model: nn.Module, config: CompileConfig | None) -> None:
         self.model = model
-        self.call = model.get_compiled_call(config)
+        self.call = method_of(model, "get_compiled_call")(config)
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: Any) -> ModelOutput:
         try:
             return self.call(**inputs)
         except RuntimeError as error:  # what torch's compiler raises

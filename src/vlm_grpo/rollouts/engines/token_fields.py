@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlm_grpo.records import ModelInputs
 
 MASK = "attention_mask"
 POSITIONS = "position_ids"
@@ -25,7 +26,7 @@ class TokenFields:
     fields: Mapping[str, Tensor]
 
     @classmethod
-    def from_prompts(cls, prepared: Mapping[str, Any]) -> TokenFields:
+    def from_prompts(cls, prepared: ModelInputs) -> TokenFields:
         """Return those of the last token of each prompt; `prepared` has (U, P) and (k, U, P) fields."""
         known = {name: prepared.get(name) for name in (MASK, POSITIONS, *TOKEN_TYPES)}
         fields = {name: value for name, value in known.items() if isinstance(value, Tensor)}

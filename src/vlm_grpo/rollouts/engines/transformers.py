@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from vlm_grpo.model_utils import method_of
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, unique_prompts
 from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.shared_prefill import (
@@ -47,7 +48,7 @@ class TransformersEngine:
         *,
         open_model: Callable[[], AbstractContextManager[nn.Module]],
         config: GenerationConfig,
-        to_device: Callable[[Mapping[str, Any]], Mapping[str, Tensor]],
+        to_device: Callable[[ModelInputs], ModelInputs],
         pad_token_id: int,
         stop_token_ids: Sequence[int],
         shares_prefill: bool = False,
@@ -87,7 +88,7 @@ class TransformersEngine:
                 self.cache_features(model, prompts)
                 inputs = with_features(dict(inputs), rows)
             further = {} if logits_processor is None else {"logits_processor": logits_processor}
-            ids = model.generate(**inputs, generation_config=config, custom_generate=method, **further)
+            ids = method_of(model, "generate")(**inputs, generation_config=config, custom_generate=method, **further)
         return Generation(trim_completions(ids[:, inputs["input_ids"].size(1) :], self.stop_token_ids))
 
     def _repeats_cache(self, config: GenerationConfig) -> bool:

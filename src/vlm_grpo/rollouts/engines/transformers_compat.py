@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from vlm_grpo.records import ModelInputs
 
 # What `generate` hands to a decoding method besides inputs of the model's forward.
 NOT_FOR_FORWARD = (
@@ -27,12 +29,12 @@ def cache_argument() -> str:
 CACHE = cache_argument()
 
 
-def forward_inputs(prepared: dict[str, Any]) -> dict[str, Any]:
+def forward_inputs(prepared: ModelInputs) -> ModelInputs:
     """Return what `generate` prepared for the model's forward, without a cache and without its own options."""
     return {name: value for name, value in prepared.items() if name not in NOT_FOR_FORWARD}
 
 
-def returned_cache(outputs: Any) -> Cache:
+def returned_cache(outputs: ModelOutput) -> Cache:
     """Return the cache that a forward gives back.
 
     Raises:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
+from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, collate_visual
 from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.vllm import vllm_prompts
 
-GenerateTurn = Callable[[list[list[int]], list[Any] | None, dict[str, Any], int], Generation]
+GenerateTurn = Callable[[list[list[int]], list[Any] | None, ModelInputs, int], Generation]
 
 
 class TRLEngine:
@@ -31,7 +32,7 @@ class TRLEngine:
         generate_turn: GenerateTurn,
         encoder: PromptEncoder,
         num_generations: Callable[[], int],
-        vllm_options: MutableMapping[str, Any] | None,
+        vllm_options: MutableMapping[str, object] | None,
         *,
         is_in_process: bool,
         can_share: bool,
