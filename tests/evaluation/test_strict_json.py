@@ -45,7 +45,7 @@ def test_an_evaluation_with_such_scores_is_written_and_shown(tmp_path: Path):
     assert [entry["n"] for entry in entries] == [0, 1, 2, 3, 4]
     assert [entry["s"] for entry in entries] == [None, 0.5, None, None, 1.0]
     assert [entry["a"][0]["r"] for entry in entries] == [None, True, None, None, True]
-    assert "2 scores are no numbers" in page
+    assert "2 scores are not finite" in page
 
 
 def test_predictions_that_are_no_json_are_not_compared(tmp_path: Path):
