@@ -46,9 +46,7 @@ def test_no_image_has_more_tokens_than_the_limit(family: str, folder_of: Any):
 @pytest.mark.parametrize("family", LEAST)
 def test_too_small_a_limit_is_refused_with_the_least(family: str, folder_of: Any):
     processor, config = processor_and_config(folder_of(family))
-    with pytest.raises(
-        ValueError, match=rf"--max_image_tokens 3 is too few for \w+: .* take at least {LEAST[family]}$"
-    ):
+    with pytest.raises(ValueError, match=rf"--max_image_tokens 3 is too low for \w+: .* use at least {LEAST[family]}$"):
         limit_image_tokens(processor, config, 3)
 
 

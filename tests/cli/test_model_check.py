@@ -60,18 +60,18 @@ def test_boxes_without_a_known_space_are_told_of_in_a_line(folder_of: Any, caplo
         check(folder_of("mistral3"), "rec")
     assert caplog.messages == [
         "boxes are read as pixels of the original image: no coordinate space is published for mistral3; "
-        "--answer_space thousand|resized|original|unit chooses another"
+        "set another one with --answer_space thousand|resized|original|unit"
     ]
 
 
 def test_resized_needs_a_family_that_tells_the_size(folder_of: Any):
     check(folder_of("qwen3_vl"), "rec", answer_space="resized")
-    with pytest.raises(UsageError, match=r"--answer_space resized: CLIPImageProcessor\w* does not tell the size"):
+    with pytest.raises(UsageError, match=r"--answer_space resized: CLIPImageProcessor\w* has no known resize rule"):
         check(folder_of("llava_clip"), "rec", answer_space="resized")
 
 
 def test_a_limit_that_cannot_be_kept_stops_before_the_model(folder_of: Any):
-    with pytest.raises(UsageError, match=r"--max_image_tokens 3 is too few for Gemma3ImageProcessor"):
+    with pytest.raises(UsageError, match=r"--max_image_tokens 3 is too low for Gemma3ImageProcessor"):
         check(folder_of("gemma3"), max_image_tokens=3)
 
 

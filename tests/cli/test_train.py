@@ -236,7 +236,7 @@ def test_a_reward_that_gives_no_number_ends_the_run_by_name(body: str, said: str
         ("def f(response, gt): return float('nan')", "must return a finite number"),
         ("async def f(completions, **columns): return [None, None]", "must return a list of 1 numbers"),
         ("def f(completion): return 1.0", r"must take \(completion, record\) as in this package"),
-        ("from verl import tools", "No module named 'verl'; rewards here need nothing of verl"),
+        ("from verl import tools", "No module named 'verl'; rewards of this package do not need verl"),
     ],
 )
 def test_an_own_reward_is_tried_before_the_model_is_loaded(

@@ -175,7 +175,7 @@ def test_image_tokens_of_a_local_model_are_limited(tiny_model: Path, folder_of: 
     given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path"]
     _, processor = load_model(parser().parse_args([*given, str(tiny_model), "--max_image_tokens", "9"]), "cpu")
     assert processor.image_processor.size["longest_edge"] == 9 * 28 * 28
-    with pytest.raises(UsageError, match="--max_image_tokens 3 is too few for Gemma3"):
+    with pytest.raises(UsageError, match="--max_image_tokens 3 is too low for Gemma3"):
         load_model(parser().parse_args([*given, str(folder_of("gemma3")), "--max_image_tokens", "3"]), "cpu")
 
 

@@ -28,7 +28,7 @@ def test_no_number_is_null_and_everything_else_stays():
     value = {"a": [1.5, math.nan, {"b": -math.inf}], "c": "NaN", "d": (True, None, 3)}
     assert strict(dumps(value)) == {"a": [1.5, None, {"b": None}], "c": "NaN", "d": [True, None, 3]}
     assert dumps({"a": object()}, default=lambda _: "x") == '{"a": "x"}'
-    with pytest.raises(ValueError, match="NaN is no number"):
+    with pytest.raises(ValueError, match="NaN is not a JSON number"):
         loads('{"a": NaN}')
 
 
