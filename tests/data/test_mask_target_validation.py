@@ -18,7 +18,7 @@ MASK = np.zeros((60, 80), bool)
 MASK[10:40, 20:70] = True
 GOLD = encode_mask(MASK)
 GOOD = {"image": "0.png", "task": "seg", "mask": write_rle(MASK), "box_space": "thousand"}
-RLE = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
+RLE = 'the target mask as COCO RLE, {"size": [height, width], "counts": ...}'
 
 
 def problems(folder: Path, **row: Any) -> list[tuple[str, str, str]]:
@@ -53,7 +53,7 @@ def test_good_targets_pass(row: dict, tmp_path: Path):
         ({"mask": None}, "mask", "missing or null", RLE),
         ({"mask": "dog.png"}, "mask", "'dog.png'", f"{RLE}; it must be JSON: "),
         ({"mask": {"size": [60, 80]}}, "mask", "{'size': [60, 80]}", f"{RLE}; it must be "),
-        ({"mask": {"size": [60, 80], "counts": [9]}}, "mask", "{'size': [60, 80], 'counts': [9]}", "4800 pixels long"),
+        ({"mask": {"size": [60, 80], "counts": [9]}}, "mask", "{'size': [60, 80], 'counts': [9]}", "must sum to 4800 pixels"),
         ({"mask": {"size": [60, 80], "counts": [4800]}}, "mask", "no pixel inside", RLE),
         ({"mask": {"size": [60, 80], "counts": [4000, 0, 800]}}, "mask", "no pixel inside", RLE),
         ({"terms": "8"}, "terms", "'8'", "an integer from 3 to 64"),
@@ -62,7 +62,7 @@ def test_good_targets_pass(row: dict, tmp_path: Path):
         ({"answer": "a dog"}, "answer", "str 'a dog'", "an object with one key, chebyshev or fourier or polygon"),
         ({"answer": {"chebyshev": []}}, "answer", "dict {'chebyshev': []}", "a shape: a list of 1 to 4 shapes"),
         ({"answer": encode_mask(MASK, terms=9)}, "answer", "dict {'chebyshev': ", "a shape: 8 numbers in x and in y"),
-        ({"box_space": None}, "answer", "{'chebyshev': ", "meets the mask when its boxes are in the space 'original'"),
+        ({"box_space": None}, "answer", "{'chebyshev': ", "overlaps the mask, with boxes in the space 'original'"),
         ({"box_space": "thousands"}, "box_space", "'thousands'", "a coordinate space must be one of"),
     ],
 )  # fmt: skip
