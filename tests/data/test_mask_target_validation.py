@@ -51,8 +51,8 @@ def test_good_targets_pass(row: dict, tmp_path: Path):
     ("row", "field", "found", "expected"),
     [
         ({"mask": None}, "mask", "missing or null", RLE),
-        ({"mask": "dog.png"}, "mask", "'dog.png'", f"{RLE}; it must be JSON: "),
-        ({"mask": {"size": [60, 80]}}, "mask", "{'size': [60, 80]}", f"{RLE}; it must be "),
+        ({"mask": "dog.png"}, "mask", "'dog.png'", f"{RLE}; must be JSON: "),
+        ({"mask": {"size": [60, 80]}}, "mask", "{'size': [60, 80]}", f"{RLE}; must be "),
         ({"mask": {"size": [60, 80], "counts": [9]}}, "mask", "{'size': [60, 80], 'counts': [9]}", "must sum to 4800 pixels"),
         ({"mask": {"size": [60, 80], "counts": [4800]}}, "mask", "no pixel inside", RLE),
         ({"mask": {"size": [60, 80], "counts": [4000, 0, 800]}}, "mask", "no pixel inside", RLE),

@@ -85,7 +85,7 @@ def validate_mask(row: Row, answer: object) -> Iterator[FieldProblem]:
     try:
         truth = target_mask(row.get("mask"))
     except ValueError as error:
-        yield "mask", show_value(row["mask"]), f"{MASK_FORM}; it {error}"
+        yield "mask", show_value(row["mask"]), f"{MASK_FORM}; {error}"
     else:
         if truth is None:
             yield "mask", "missing or null", MASK_FORM
