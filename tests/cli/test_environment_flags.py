@@ -104,9 +104,9 @@ def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Pa
     words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_format", "tags")
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data, *words)
     assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (3, 1.5)  # what they do: test_playing.py
-    assert isinstance(trainer._stage._protocols[None], TagToolParser)
+    assert isinstance(trainer.env_pool._protocols[None], TagToolParser)
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data)
-    assert isinstance(trainer._stage._protocols[None], HermesToolParser)
+    assert isinstance(trainer.env_pool._protocols[None], HermesToolParser)
 
 
 def test_rewards_go_beside_the_environment(data: list[str], tiny_model: Path, tmp_path: Path):
