@@ -106,7 +106,7 @@ def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Pa
     assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (
         3,
         1.5,
-    )  # what they do: rollouts/test_multi_turn.py
+    )  # effects: test_multi_turn.py
     assert isinstance(trainer.env_pool.tool_parsers[None], TagToolParser)
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data)
     assert isinstance(trainer.env_pool.tool_parsers[None], HermesToolParser)
