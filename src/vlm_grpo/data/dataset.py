@@ -233,15 +233,10 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    keys: dict[str, Any] = {
-        "prompt_key": prompt_key,
-        "answer_key": answer_key,
-        "image_key": image_key,
-        "video_key": video_key,
-    }
-    rights: dict[str, Any] = {"allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    keys: dict[str, Any] = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key}
+    keys |= {"video_key": video_key, "allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
     marks = None if markup is None else tuple(markup)
-    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **keys, **rights)
+    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **keys)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     files = {"image_folders": image_folders, "reward_method": reward_method}
     result = open_sources(source, config=config, opener=open_stream if streaming else None, **files)
