@@ -1,4 +1,4 @@
-"""Print every problem of a data set with counts and line numbers, like `vlm-grpo check`.
+"""Print all problems of a data set with line numbers and counts, like `vlm-grpo check`.
 
 python data_tools/check.py --data_file_paths train.jsonl --image_folders images
 """
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # also run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if there are problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if there are problems, 2 for a usage error."""
     from vlm_grpo.cli.check import main as check
 
     return check(argv)

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg or COCO's instance annotations, as jsonl of questions about boxes.
+"""Convert RefCOCO, RefCOCO+, RefCOCOg or COCO's instance annotations to jsonl questions about boxes.
 
 python data_tools/coco_to_rec.py --refs "refcoco/refs(unc).p" --split val --output refcoco_val.jsonl
 python data_tools/coco_to_rec.py --instances instances_val2017.json --task ovd --output ovd_val.jsonl
@@ -18,38 +18,42 @@ if TYPE_CHECKING:
     from vlm_grpo.data.errors import Problem
 
 CocoRow = dict[str, Any]
-IMAGE_PATH = "path in the rows, from {file_name} and {id}: train2014/COCO_train2014_{id:012d}.jpg"
+IMAGE_PATH = "template of image paths with {file_name} and {id}, as train2014/COCO_train2014_{id:012d}.jpg"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the flags; exit with status 2 if they conflict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; without it, plain COCO")
-    add("--instances", metavar="FILE", help="COCO annotations; with --refs, instances.json beside it unless given")
+    add("--refs", metavar="FILE", help="refs(unc).p, refs(umd).p or refs(google).p; omit it for plain COCO")
+    add("--instances", metavar="FILE", help="COCO annotations (default with --refs: instances.json in its folder)")
     add("--split", metavar="NAME", help="split of --refs: train, val, test, testA or testB")
-    add("--sentences", choices=("all", "first"), help="a row for all expressions of a reference (default), or one")
+    add(
+        "--sentences",
+        choices=("all", "first"),
+        help="one row per expression (default), or for the first of a reference",
+    )
     add("--task", choices=("rec", "ovd"), default="rec", help="one box, or all boxes of a category (plain COCO only)")
-    add("--image_path", default="{file_name}", metavar="FORM", help=IMAGE_PATH)
-    add("--image_folder", metavar="FOLDER", help="check that each image is there and as large as annotated")
+    add("--image_path", default="{file_name}", metavar="TEMPLATE", help=IMAGE_PATH)
+    add("--image_folder", metavar="FOLDER", help="check that each image exists and has its annotated size")
     add("--output", required=True, metavar="FILE", help="jsonl file to write")
     add("--overwrite", action="store_true", help="replace the output if it exists")
-    add("--skip_bad", action="store_true", help="leave out what is wrong and write the rest (exit status 1)")
+    add("--skip_bad", action="store_true", help="leave out invalid entries and write the rest (exit status 1)")
     arguments = parser.parse_args(argv)
     if not arguments.refs and not arguments.instances:
-        parser.error("give --refs or --instances")
+        parser.error("--refs or --instances is required")
     if arguments.refs and not arguments.split:
         parser.error("--refs needs --split")
     if arguments.refs and arguments.task != "rec":
-        parser.error("--task ovd reads plain COCO annotations; leave --refs out")
+        parser.error("--task ovd supports plain COCO annotations only; remove --refs")
     for name in () if arguments.refs else ("split", "sentences"):
         if getattr(arguments, name):
-            parser.error(f"--{name} belongs to --refs, without which it does nothing")
+            parser.error(f"--{name} has no effect without --refs")
     return arguments
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the rows. The status is 1 if there were problems; without --skip_bad nothing is written then."""
+    """Write the rows; return 1 if there are problems. In that case, nothing is written without --skip_bad."""
     from vlm_grpo.data.datasets.coco import read_instances
     from vlm_grpo.data.errors import DataError, Problem, problem_table
     from vlm_grpo.io import json_line, refuse_existing, whole_file
@@ -78,7 +82,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def make_rows(arguments: argparse.Namespace, instances: Instances, problems: list[Problem]) -> list[CocoRow]:
-    """Return the rows selected by the flags; add problems of references to `problems`."""
+    """Return the rows selected by the flags; append problems of references to `problems`."""
     from vlm_grpo.data.datasets.coco import category_rows, detection_rows
     from vlm_grpo.data.datasets.refcoco import read_refs, referring_rows
     from vlm_grpo.data.errors import known_name
@@ -109,7 +113,7 @@ def image_path(template: str, file_name: str, number: int) -> str:
 
 
 def with_right_images(rows: list[CocoRow], instances: Instances, folder: str, problems: list[Problem]) -> list[CocoRow]:
-    """Return the rows whose image exists and has the annotated size; add the others to `problems`."""
+    """Return the rows whose image exists and has the annotated size; append the others to `problems`."""
     from vlm_grpo.data.datasets.coco import size_problems
 
     found = dict(size_problems(rows, instances, folder))
@@ -118,7 +122,7 @@ def with_right_images(rows: list[CocoRow], instances: Instances, folder: str, pr
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if the data have problems, 2 for a usage error."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

@@ -1,10 +1,10 @@
 """Draw the outlines of a jsonl file over their images, to check answers and masks visually.
 
 python data_tools/draw_polygons.py --data_file_paths seg/val.jsonl --image_folders coco --output_dir drawn --limit 20
-python data_tools/draw_polygons.py seg/val.jsonl --image-root coco --output drawn    # the same, as in VLM-R1
+python data_tools/draw_polygons.py seg/val.jsonl --image-root coco --output drawn    # the same, with VLM-R1's arguments
 
-Each PNG shows one row: the true mask in blue, the outline of the answer in red, its boxes in yellow, and below them
-question and IoU. Rows that are not of the task `seg` are passed over.
+Each PNG shows one row: the target mask in blue, the outline of the answer in red, its boxes in yellow, and a caption
+with the question and the IoU. Rows of tasks other than `seg` are skipped.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("files", nargs="?", metavar="FILES", help="the same as --data_file_paths")
     add("--data_file_paths", metavar="FILES", help="jsonl files, separated by ':'")
-    folders = "image folder of each file, separated by ':'; one may serve all"
+    folders = "image folder of each file, separated by ':', or one folder for all"
     add("--image_folders", "--image-root", metavar="FOLDERS", help=folders)
-    pictures = "gets a PNG for each row: NUMBER_ID.png"
+    pictures = "folder for one PNG per row, NUMBER_ID.png"
     add("--output_dir", "--output", required=True, type=Path, metavar="FOLDER", help=pictures)
     add("--limit", type=int, default=50, metavar="N", help="stop after N rows (default: 50)")
     arguments = parser.parse_args(argv)
     if bool(arguments.files) == bool(arguments.data_file_paths):
-        parser.error("give the jsonl files once: --data_file_paths FILES, or FILES alone")
+        parser.error("pass the jsonl files once, as --data_file_paths FILES or as FILES")
     arguments.data_file_paths = arguments.data_file_paths or arguments.files
     if arguments.limit < 1:
         parser.error(f"--limit must be at least 1, got {arguments.limit}")
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def draw(arguments: argparse.Namespace) -> int:
-    """Write the pictures; the status is 1 when there was no row to draw."""
+    """Write the images; return 1 if there is no row to draw."""
     from vlm_grpo.data import load_dataset
 
     rows = load_dataset(arguments.data_file_paths, image_folders=arguments.image_folders)
@@ -134,7 +134,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if the data have problems, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if the data have problems, 2 for a usage error."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

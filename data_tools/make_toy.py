@@ -1,4 +1,4 @@
-"""Generate a small data set for a task: train.jsonl, held_out.jsonl and images/. Needs no download.
+"""Generate a small synthetic data set for a task: train.jsonl, held_out.jsonl and images/. Needs no download.
 
 python data_tools/make_toy.py --task rec --rows 200 --output_dir toy/rec
 python data_tools/make_toy.py --task all --rows 50 --output_dir toy
@@ -25,12 +25,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    names = f"{', '.join(TOYS)}, {PICK}: images to choose from, or {ALL}: each task in a folder of its own"
+    names = f"{', '.join(TOYS)}, {PICK} (images to choose from), or {ALL} (all tasks, each in its own folder)"
     add("--task", required=True, choices=[*TOYS, PICK, ALL], metavar="NAME", help=names)
-    add("--rows", type=int, default=100, metavar="N", help="examples in all, a fifth of them held out (default: 100)")
-    add("--output_dir", required=True, metavar="DIR", help="folder to make")
-    add("--seed", type=int, default=0, help="of everything that is drawn; equal flags make equal files (default: 0)")
-    add("--side", type=int, metavar="PIXELS", help=f"width and height of the images (default: 336, of {PICK} 56)")
+    add("--rows", type=int, default=100, metavar="N", help="total number of examples, a fifth held out (default: 100)")
+    add("--output_dir", required=True, metavar="DIR", help="folder to create")
+    add("--seed", type=int, default=0, help="random seed; the same flags produce the same files (default: 0)")
+    add("--side", type=int, metavar="PIXELS", help=f"width and height of the images (default: 336; {PICK}: 56)")
     return parser.parse_args(argv)
 
 
@@ -68,7 +68,7 @@ def make_candidates(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, or 2 for wrong flags or a folder with other content."""
+    """Return the exit status: 0, or 2 for a usage error or a folder with other content."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

@@ -1,4 +1,4 @@
-"""Split the rows of jsonl files into training and held-out rows, with no image in both.
+"""Split the rows of jsonl files into a training split and a held-out split that share no image.
 
 python data_tools/split.py --data_file_paths a.jsonl:b.jsonl --val_split_ratio 0.1 --output_dir split
 """
@@ -28,19 +28,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_file_paths", required=True, metavar="FILES", help="jsonl files, separated by ':'")
-    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
+    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':', or one folder for all")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--val_split_ratio", type=float, metavar="SHARE", help="share of all rows to hold out, as 0.1")
-    size.add_argument("--val_rows", type=int, metavar="ROWS", help="number of all rows to hold out")
-    add("--group_by", default="image", metavar="WHAT", help="what must not be in both parts: image, none or a column")
-    add("--seed", type=int, default=0, help="chooses the rows (default: 0)")
-    add("--output_dir", required=True, metavar="FOLDER", help="gets NAME_train.jsonl and NAME_val.jsonl of each file")
-    add("--overwrite", action="store_true", help="replace outputs that exist")
+    size.add_argument("--val_split_ratio", type=float, metavar="RATIO", help="fraction of all rows to hold out, as 0.1")
+    size.add_argument("--val_rows", type=int, metavar="ROWS", help="number of rows to hold out")
+    add(
+        "--group_by", default="image", metavar="KEY", help="keep rows with the same image, or the same column, together"
+    )
+    add("--seed", type=int, default=0, help="seed for sampling the held-out groups (default: 0)")
+    add("--output_dir", required=True, metavar="FOLDER", help="folder for NAME_train.jsonl and NAME_val.jsonl per file")
+    add("--overwrite", action="store_true", help="replace existing outputs")
     return parser.parse_args(argv)
 
 
 def split(arguments: argparse.Namespace) -> int:
-    """Write both parts of every file: its lines as they are, in their order."""
+    """Write both splits of every file, with the lines unchanged and in their original order."""
     from vlm_grpo.data.split import RowGroups, sample_held_out
     from vlm_grpo.io import refuse_existing
 
@@ -65,7 +67,7 @@ def split(arguments: argparse.Namespace) -> int:
 
 
 def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
-    """Return the files with the image folders that belong to them."""
+    """Open the files with their image folders."""
     from vlm_grpo.data.errors import DataError
     from vlm_grpo.data.readers import open_sources
     from vlm_grpo.data.readers.text_files import JsonlSource
@@ -75,24 +77,24 @@ def open_files(arguments: argparse.Namespace) -> list[JsonlSource]:
         raise DataError(result.problems)
     for source in result.sources:
         if not isinstance(source, JsonlSource):
-            raise ValueError(f"{source.name}: expected a jsonl file; data_tools/convert.py makes one")
+            raise ValueError(f"{source.name}: expected a jsonl file; convert it with data_tools/convert.py")
     return result.sources
 
 
 def output_paths(arguments: argparse.Namespace, sources: list[JsonlSource]) -> list[tuple[Path, Path]]:
-    """Return the paths of the two parts of each file."""
+    """Return the paths of the two splits of each file."""
     folder = Path(arguments.output_dir)
     if not folder.is_dir():
-        raise ValueError(f"--output_dir {folder}: no such folder; make it first")
+        raise ValueError(f"--output_dir {folder}: no such folder; create it first")
     names = [source.path.stem for source in sources]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"--data_file_paths: two files are called {name}, so that their parts would be one file")
+            raise ValueError(f"--data_file_paths: two files are named {name}, and their outputs would collide")
     pairs = [tuple(folder / f"{name}_{part}.jsonl" for part in PARTS) for name in names]
     inputs = {source.path.resolve() for source in sources}
     for path in (path for pair in pairs for path in pair):
         if path.resolve() in inputs:
-            raise ValueError(f"{path} is read as well; choose another --output_dir")
+            raise ValueError(f"{path} is also an input; choose another --output_dir")
     return pairs
 
 
@@ -112,7 +114,7 @@ def group_rows(source: JsonlSource, group_by: str, groups: RowGroups) -> None:
 
 
 def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, problems: list[Problem]) -> list[Hashable]:
-    """Return the keys that a row shares with its group; add problems to `problems`."""
+    """Return the keys by which a row is grouped; append problems to `problems`."""
     from vlm_grpo.data.errors import Problem
     from vlm_grpo.data.parsing import parse_raw_row
 
@@ -133,7 +135,7 @@ def row_keys(source: JsonlSource, index: int, raw: RawRow, group_by: str, proble
 def write_parts(
     sources: list[JsonlSource], outputs: list[tuple[Path, Path]], held_out: set[int]
 ) -> list[tuple[int, int]]:
-    """Copy each line to its part; return the numbers of rows in train and val of each file."""
+    """Copy each line to its split; return the numbers of rows in both splits of each file."""
     from vlm_grpo.data.readers.text_files import content_lines
     from vlm_grpo.io import whole_files
 
@@ -153,7 +155,7 @@ def write_parts(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a usage error."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

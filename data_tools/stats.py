@@ -23,21 +23,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
     add = parser.add_argument
-    add("--model_name_or_path", metavar="MODEL", help="count its tokens, image tokens included, instead of words")
-    add("--top", type=int, default=10, metavar="N", help="most common answers to show (default: 10)")
-    add("--json", metavar="FILE", help="also write the numbers here")
-    add("--overwrite", action="store_true", help="replace that file if it exists")
+    add("--model_name_or_path", metavar="MODEL", help="count tokens of this model, including image tokens, not words")
+    add("--top", type=int, default=10, metavar="N", help="number of most common answers to show (default: 10)")
+    add("--json", metavar="FILE", help="also write the statistics to this file")
+    add("--overwrite", action="store_true", help="replace this file if it exists")
     arguments = parser.parse_args(argv)
     arguments.source = data_source(parser, arguments)
     if arguments.overwrite and not arguments.json:
-        parser.error("--overwrite belongs to --json, without which it does nothing")
+        parser.error("--overwrite has no effect without --json")
     if arguments.top < 1:
         parser.error("--top must be at least 1")
     return arguments
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print the statistics. The status is 1 if rows could not be read; they are not counted."""
+    """Print the statistics of all readable rows; return 1 if rows cannot be read."""
     import json
 
     from vlm_grpo.data.stats import summary_lines
@@ -49,14 +49,14 @@ def show(arguments: argparse.Namespace) -> int:
     summary = {**statistics.summary(), "rows that cannot be read": len(unreadable)}
     print("\n".join(summary_lines(summary)))
     if unreadable:
-        print(f"the first: {unreadable[0]}\ndata_tools/check.py lists them all", file=sys.stderr)
+        print(f"first problem: {unreadable[0]}\ndata_tools/check.py lists all of them", file=sys.stderr)
     if arguments.json:
         write_whole(arguments.json, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return int(bool(unreadable))
 
 
 def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
-    """Return the numbers of all rows that can be read, and what is wrong with each of the others.
+    """Return the statistics of all readable rows, and a problem for each of the others.
 
     Raises:
         DataError: a file or folder is missing.
@@ -88,7 +88,7 @@ def collect(arguments: argparse.Namespace) -> tuple[Statistics, list[str]]:
 
 
 def lengths(model: str | None) -> tuple[Length, Length, str]:
-    """Return the length functions of prompts and answers and their unit: words, or tokens of a model."""
+    """Return functions that measure prompts and answers, and their unit: words, or tokens of a model."""
     from vlm_grpo.data.stats import count_words
     from vlm_grpo.rewards.accuracy import ground_truth_text
 
@@ -110,7 +110,7 @@ def lengths(model: str | None) -> tuple[Length, Length, str]:
 
 
 def prompt_tokens(processor: Any) -> Length:
-    """Return a function that counts the tokens of a rendered prompt with images (a tokenizer: of the question)."""
+    """Return a function that counts the tokens of a rendered prompt with images (with a tokenizer: the question's)."""
     if not hasattr(processor, "image_processor"):
         return lambda record: len(processor(record.question).input_ids)
     from vlm_grpo.data.dataset import RowTransform
@@ -122,7 +122,7 @@ def prompt_tokens(processor: Any) -> Length:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if rows cannot be read, 2 for a wrong command line."""
+    """Return the exit status: 0, 1 if rows cannot be read, 2 for a usage error."""
     from vlm_grpo.cli._exit import exit_status
 
     arguments = parse(argv)

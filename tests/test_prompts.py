@@ -45,7 +45,7 @@ def test_system_turn_of_the_record_wins():
 
 def test_more_markers_than_images_names_the_prompt_and_the_line():
     twice = PromptTemplate("twice", "{{ question }} {{ question }}")
-    with pytest.raises(ValueError, match="f:1: prompt twice has 2 <image> markers, the record has 1 images"):
+    with pytest.raises(ValueError, match="f:1: prompt twice has 2 <image> markers, but the record has 1 images"):
         twice.render(record("<image>q", 1))
 
 
@@ -136,7 +136,7 @@ def test_templates_of_other_systems(template: str, question: str, images: int, b
 
 def test_a_template_that_places_other_images_than_there_are_is_refused(tmp_path: Path):
     (tmp_path / "theirs.jinja").write_text("{{ content }} <image><image>")
-    with pytest.raises(ValueError, match="has 3 <image> markers, the record has 1 images"):
+    with pytest.raises(ValueError, match="has 3 <image> markers, but the record has 1 images"):
         load_prompt(tmp_path / "theirs.jinja").render(record("<image>Why?", 1))
 
 
@@ -153,7 +153,7 @@ def test_a_leading_marker_leaves_the_images_of_earlier_turns_alone(tmp_path: Pat
         ("{{ question ", r"mine\.jinja:1: unexpected"),
         ("a\n{% if question %}", r"mine\.jinja:2: Unexpected end"),
         ("{{ qestion }}", "unknown variable 'qestion'; did you mean 'question'"),
-        ("no variable", r"must write \{\{ question \}\}"),
+        ("no variable", r"must contain \{\{ question \}\}"),
         (b"\xff", "must be UTF-8"),
         (None, "No such file"),
     ],

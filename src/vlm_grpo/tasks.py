@@ -1,4 +1,4 @@
-"""A task names its prompt, its system turn, its default rewards with weights, and its metric."""
+"""Tasks: each has a prompt, an optional system turn, default rewards with weights, and a metric."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vlm_grpo.registry import Registry
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question, for training and evaluation.
+    """A task for training and evaluation.
 
-    `prompt` is a name in PROMPTS, `rewards` maps names in REWARDS to weights, `metric` is the reward that evaluation
-    reports first, `system` the system turn of records that have none, `example` a completion of the right form.
-    `answer` says in a few words what a completion is; `method` is how accuracy is scored where a record does not say.
+    `prompt` is a name in PROMPTS, `rewards` maps names in REWARDS to weights, `metric` is the main reward of an
+    evaluation, `system` the system turn of records that have none, `example` a completion in the correct format.
+    `answer` is a short description of the format, `method` the accuracy method of records that do not set one.
     """
 
     name: str
@@ -140,7 +140,7 @@ TASKS: Registry[Task] = Registry(
 def ideal_completion(record: Record) -> str:
     """Return a perfect completion for a record: its gold answer in the format of its task.
 
-    A vqa record without reference steps gets one step, so that the form is right.
+    A vqa record without reference steps gets a placeholder step, because the format requires one.
     """
     if record.task == "vqa":
         steps = list(record.reference_steps) or ["The image shows the answer."]
@@ -173,14 +173,14 @@ def _detections_text(answer: object) -> str:
 
 
 def _boxed_text(answer: object) -> str:
-    r"""Return the answer in `\boxed{}`, without the dollars or the box that it may have already."""
+    r"""Return the answer in `\boxed{}`, after removing dollar signs and an existing box."""
     text = gold_text(answer).strip()
     if text.count("$") == 2 and text[0] == text[-1] == "$":
         text = text[1:-1].strip()
     return f"\\boxed{{{extract_boxed(text) or text}}}"
 
 
-# How the gold answer is written inside the answer tags; as it is where a task is not named.
+# Formatting of the gold answer inside the answer tags; other tasks use `gold_text`.
 ANSWER_TEXTS: Mapping[str, Callable[[object], str]] = {
     "rec": _box_text,
     "grounding": _box_text,

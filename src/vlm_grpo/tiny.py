@@ -1,7 +1,7 @@
-"""A tiny Qwen2.5-VL with its processor, built from config classes: nothing is downloaded.
+"""A tiny Qwen2.5-VL with its processor, built from config classes without a download.
 
-It is a real model of that family in everything but size: it saves, loads and trains like the ones on the hub. The
-tests use the default size (about 0.1 million parameters), the quickstart `QUICKSTART` (about 1 million).
+Except for its size it is a real model of that family: it is saved, loaded and trained like those on the Hub. The tests
+use the default size (about 0.1 million parameters), the quickstart `QUICKSTART` (about 1 million).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-# Whole tokens, as in newer Qwen vocabularies, but not special: they stay in decoded text.
+# Single tokens, as in newer Qwen vocabularies, but not special: they are kept in decoded text.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 CORPUS = (
     "system user assistant 0 1 2 3 4 5 6 7 8 9",
@@ -35,7 +35,7 @@ CORPUS = (
 
 @dataclass(frozen=True)
 class TinySize:
-    """Widths and depths. A head needs a multiple of 8 dimensions, so that its rotary sections come out whole."""
+    """Widths and depths. The head dimension must be a multiple of 8, so that its rotary sections are integers."""
 
     hidden: int = 32
     layers: int = 2
@@ -60,13 +60,13 @@ def build_tiny_qwen(
     max_pixels: int = 224 * 224,
     seed: int = 0,
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """Return a randomly initialized `(model, processor)` of the Qwen2.5-VL family; the same for the same arguments.
+    """Return a randomly initialized `(model, processor)` of the Qwen2.5-VL family, deterministic for the arguments.
 
     Args:
         size: widths and depths; None is about 0.1 million parameters.
-        corpus: lines whose frequent words become single tokens; any other text is spelled in bytes.
+        corpus: lines whose frequent words become single tokens; any other text is encoded as bytes.
         min_pixels, max_pixels: limits of the image processor, in pixels after rounding to multiples of 28.
-        seed: of the weights. The global random state of torch is left as it was.
+        seed: seed of the weights. The global random state of torch is not changed.
     """
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -82,7 +82,7 @@ def build_tiny_qwen(
 
 
 def save_tiny_qwen(folder: str | Path, size: TinySize | None = None, **options: Any) -> Path:
-    """Build as `build_tiny_qwen` does and save to a folder that `from_pretrained` reads; returns the folder."""
+    """Build a model as `build_tiny_qwen` does, save it for `from_pretrained`, and return its folder."""
     model, processor = build_tiny_qwen(size, **options)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -90,12 +90,12 @@ def save_tiny_qwen(folder: str | Path, size: TinySize | None = None, **options: 
 
 
 def chat_template() -> str:
-    """Return a template in Qwen's markup, with one placeholder per image and video and no default system turn."""
+    """Return a chat template in Qwen's format, with one placeholder per image or video and no default system turn."""
     return files("vlm_grpo").joinpath("tiny_chat_template.jinja").read_text(encoding="utf-8")
 
 
 def _tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer: every text can be encoded, the words of the corpus cheaply."""
+    """Return a byte-level BPE tokenizer: it can encode any text, and words of the corpus in few tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

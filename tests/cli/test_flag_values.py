@@ -113,7 +113,7 @@ def test_val_freq_minus_one_is_never(tmp_path: Path):
     assert script.val_freq == 0
 
 
-def test_one_generation_is_for_recipes_that_say_so(tmp_path: Path):
+def test_one_generation_is_for_algorithms_that_say_so(tmp_path: Path):
     flags = {"num_generations": "1", "algorithm": "reinforce_plus_plus"}
     assert parse(words(tmp_path, **flags))[1].num_generations == 1
 

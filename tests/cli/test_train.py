@@ -306,4 +306,4 @@ def test_what_shows_when_the_model_is_there_ends_in_a_line(
 
 def test_a_share_that_holds_no_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*flags(tmp_path / "no_such_model", tmp_path, val_split_ratio=0.001), "--dry_run"]) == 2
-    assert "leave rows on both sides, got 0.001 for 4 rows" in capsys.readouterr().err
+    assert "leave rows in both splits, got 0.001 for 4 rows" in capsys.readouterr().err

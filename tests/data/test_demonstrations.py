@@ -70,7 +70,7 @@ def test_files_are_matched_by_id(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         found = with_experts(dataset, f"{first}:{second}")
     assert [row["expert"] for row in found] == [[], ["one", "two"], [], ["x", "y"]]
     assert [answer.where for answer in expert_answers(found[1])] == [f"{first}:1", f"{second}:1"]
-    assert "2 of 4 training rows have one, 2 have none; 1 ids are of no row, first 77 at" in caplog.text
+    assert "2 of 4 training rows have one, 2 have none; 1 ids match no row, first 77 at" in caplog.text
     assert f"{second}:2" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_line_is_named(row: Any, said: str, tmp_path: Path):
 def test_files_that_do_not_fit_are_refused(tmp_path: Path):
     folder = str(write_images(tmp_path))
     dataset = load_dataset(data(tmp_path), image_folders=folder)
-    with pytest.raises(DataError, match="9, and none of 1 ids is of a training row"):
+    with pytest.raises(DataError, match="9, and none of 1 ids matches a training row"):
         with_experts(dataset, lines(tmp_path, {"id": 9, "expert": "x"}))
     with pytest.raises(DataError, match="no such file"):
         with_experts(dataset, str(tmp_path / "none.jsonl"))
@@ -194,7 +194,7 @@ def test_a_thought_and_an_answer_become_an_experts_answer(streaming: list[str], 
     ]
     named = [*words[:-1], "thinking", *streaming]
     assert [row["expert"] for row in parsed(tmp_path, *named)][:2] == ["One, two, three.", "<think>x</think>"]
-    for key, said in (("thinkin", "a column of the data"), ("a+b+c", "must be a column, or two, thinking")):
+    for key, said in (("thinkin", "a column of the data"), ("a+b+c", "must be one column, or two as in thinking")):
         with pytest.raises(UsageError, match=rf"--expert_key.*{said}"):
             parsed(tmp_path, *words[:-1], key)
     with pytest.raises(UsageError, match="--expert_key has no effect without --algorithm luffy"):
@@ -237,5 +237,5 @@ def test_what_is_wrong_with_demonstrations_is_in_one_table(tmp_path: Path):
     rows = [{"problem": "q"}, {"problem": "q", "answer": "a", "image": "9.png"}, {"conversations": turns("", "a")}]
     with pytest.raises(DataError) as error:
         demonstrations([lines(tmp_path, *rows)], str(write_images(tmp_path)))
-    for part in ("e.jsonl:1", "a last turn of the assistant, or an answer", "e.jsonl:2", "no such file", "e.jsonl:3"):
+    for part in ("e.jsonl:1", "an assistant turn at the end, or an answer", "e.jsonl:2", "no such file", "e.jsonl:3"):
         assert part in str(error.value)

@@ -101,7 +101,7 @@ def test_a_broken_connection_is_taken_up_where_it_ended(shop: Shop, tmp_path: Pa
 
 def test_another_call_goes_on(shop: Shop, tmp_path: Path):
     shop.cuts = [1000, 0]
-    with pytest.raises(OSError, match=r"ended after 1,000 of 10,240 bytes; 1,000 bytes are in .*a\.zip\.part, run it"):
+    with pytest.raises(OSError, match=r"ended after 1,000 of 10,240 bytes; 1,000 bytes are in .*a\.zip\.part; run the"):
         get(shop, tmp_path, attempts=1)
     assert not (tmp_path / "new" / "a.zip").exists()
     assert get(shop, tmp_path).read_bytes() == CONTENT
@@ -126,7 +126,7 @@ def test_a_part_that_is_too_long_is_fetched_anew(shop: Shop, tmp_path: Path):
 def test_another_version_is_fetched_from_its_beginning(tag: str | None, shop: Shop, tmp_path: Path):
     """The bytes that came before belong to the old one."""
     shop.cuts = [1000, 0]
-    with pytest.raises(OSError, match="run it again"):
+    with pytest.raises(OSError, match="run the command again"):
         get(shop, tmp_path, attempts=1)
     shop.files["/a.zip"], shop.tag, shop.cuts = CONTENT[::-1], tag, [100]
     assert get(shop, tmp_path).read_bytes() == CONTENT[::-1]
@@ -140,7 +140,7 @@ def test_a_server_without_ranges_sends_all_again(shop: Shop, tmp_path: Path):
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(shop: Shop, tmp_path: Path):
     shop.failures = [503, 500]
     assert get(shop, tmp_path).read_bytes() == CONTENT
-    with pytest.raises(OSError, match=r"/none\.zip: the server says 404"):
+    with pytest.raises(OSError, match=r"/none\.zip: the server responded 404"):
         fetch(f"{shop.url}/none.zip", tmp_path / "none.zip", pause=0)
     assert len(shop.ranges) == 4
     shop.failures = [503] * 3
@@ -153,7 +153,9 @@ def test_a_server_that_sends_next_to_nothing_has_broken_off(
 ):
     monkeypatch.setattr(download, "SPEED_WINDOW", 0.3)
     shop.pause = 0.02  # 50 bytes a second, never a second without one
-    with pytest.raises(OSError, match=r"less than 1,000 bytes a second came; .* bytes are in .*a\.zip\.part"):
+    with pytest.raises(
+        OSError, match=r"the server sent less than 1,000 bytes per second; .* bytes are in .*a\.zip\.part"
+    ):
         fetch(f"{shop.url}/a.zip", tmp_path / "a.zip", attempts=2, pause=0)
     assert len(shop.ranges) == 2
     shop.pause = 0
@@ -162,7 +164,7 @@ def test_a_server_that_sends_next_to_nothing_has_broken_off(
 
 def test_a_file_without_room_is_refused_before_it_comes(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=len(CONTENT) - 1))
-    with pytest.raises(OSError, match=r"no room in .*: 10,240 bytes are needed and 10,239 are free"):
+    with pytest.raises(OSError, match=r"no space in .*: 10,240 bytes are needed but only 10,239 are free"):
         fetch(f"{shop.url}/a.zip", tmp_path / "a.zip", pause=0)
     assert len(shop.ranges) == 1 and not (tmp_path / "a.zip.part").exists()
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -198,7 +200,7 @@ def test_unpack_writes_what_is_missing(tmp_path: Path):
 def test_a_broken_archive_is_refused_and_leaves_no_file(tmp_path: Path):
     archive = write_zip(tmp_path / "a.zip", one=b"content that is changed")
     archive.write_bytes(archive.read_bytes().replace(b"is changed", b"was changd"))
-    with pytest.raises(ValueError, match=r"a\.zip: Bad CRC-32 for file 'one'; delete .* and fetch it again"):
+    with pytest.raises(ValueError, match=r"a\.zip: Bad CRC-32 for file 'one'; delete .* and download it again"):
         unpack(archive, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     archive.write_bytes(b"no archive")
@@ -211,6 +213,6 @@ def test_a_broken_archive_is_refused_and_leaves_no_file(tmp_path: Path):
 def test_an_archive_cannot_write_elsewhere(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../b", b"1")
-    with pytest.raises(ValueError, match=r"\.\./b leads out of"):
+    with pytest.raises(ValueError, match=r"\.\./b is outside"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "b").exists()

@@ -152,7 +152,7 @@ def test_what_is_wrong_with_files_is_told_at_once(tmp_path: Path):
     said = str(caught.value)
     assert all(name in said for name in (*names, "key.jsonl:1")) and "good.jsonl" not in said
     assert "an array can only be read as a whole" in said
-    with pytest.raises(DataError, match=r"--mixture .*does not know how many rows"):
+    with pytest.raises(DataError, match=r"--mixture .*the number of rows is unknown"):
         load_dataset([good, good], mixture="1:1", streaming=True)
     with pytest.raises(TypeError, match="expected paths, a data set's name or a Dataset or IterableDataset, got int"):
         load_dataset(3, streaming=True)

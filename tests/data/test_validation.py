@@ -128,7 +128,7 @@ def test_table_is_aligned_counted_and_shortened():
     assert lines[2:5] == [
         "f:1   image  x      y",
         "f:2   image  xx     y",
-        "... and 2 more; vlm-grpo check lists them all",
+        "... and 2 more; vlm-grpo check lists all of them",
     ]
     assert lines[6:] == [
         "3 problems and 1 warning at 3 places",

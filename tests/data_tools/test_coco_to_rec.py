@@ -153,7 +153,7 @@ def test_what_is_bad_can_be_left_out(tmp_path: Path):
     [
         ({"ann_id": 77}, "[1] (ref_id 1)"),
         ({"image_id": 25}, "9, the image of annotation 2"),
-        ({"ref_id": 0}, "each once"),
+        ({"ref_id": 0}, "a unique integer"),
         ({"split": None}, "the name of a split"),
         ({"sentences": []}, "sent_id"),
         ({"sentences": [{"sent_id": 3, "sent": " "}]}, "the text of the expression"),
@@ -183,7 +183,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path):
     trace = tmp_path / "trace"
     refs = write_refcoco(tmp_path, [*REFS, Malicious(trace)])
     done = run_tool("coco_to_rec", "--refs", refs, "--split", "val", "--output", tmp_path / "o.jsonl")
-    assert done.returncode == 1 and "it asks for posix.system" in done.stderr
+    assert done.returncode == 1 and "it references posix.system" in done.stderr
     assert not trace.exists() and not (tmp_path / "o.jsonl").exists()
     pickle.loads(refs.read_bytes())
     assert trace.exists()  # so the file was dangerous
@@ -226,15 +226,15 @@ def test_images_are_compared_with_their_annotation(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "give --refs or --instances"),
+        ([], "--refs or --instances is required"),
         (["--refs", "refs(unc).p"], "--refs needs --split"),
         (["--refs", "refs(unc).p", "--split", "val", "--task", "ovd"], "plain COCO"),
-        (["--instances", "instances.json", "--split", "val"], "--split belongs to --refs"),
-        (["--instances", "instances.json", "--sentences", "all"], "--sentences belongs to --refs"),
+        (["--instances", "instances.json", "--split", "val"], "--split has no effect without --refs"),
+        (["--instances", "instances.json", "--sentences", "all"], "--sentences has no effect without --refs"),
         (["--refs", "refs(unc).p", "--split", "test"], "testA"),
         (["--instances", "instances.json", "--image_path", "{name}"], "--image_path {name}"),
         (["--instances", "instances.json", "--image_folder", "nowhere"], "no such folder"),
-        (["--instances", "instances.json", "--output", "no/folder.jsonl"], "make it first"),
+        (["--instances", "instances.json", "--output", "no/folder.jsonl"], "create it first"),
     ],
 )
 def test_mistakes_of_the_caller_exit_with_two(tmp_path: Path, words: list[str], said: str):

@@ -147,17 +147,17 @@ def test_several_files_become_one(tmp_path: Path):
     ("words", "status", "said"),
     [
         (["--from", "jsonl", "--to", "jsonl", "--input", "a.jsonl"], 2, "both jsonl"),
-        (["--from", "parquet", "--to", "jsonl", "--input", "a.parquet"], 2, "--image_folder says"),
+        (["--from", "parquet", "--to", "jsonl", "--input", "a.parquet"], 2, "--image_folder to the folder"),
         (
             ["--from", "jsonl", "--to", "llava", "--input", "a.jsonl", "--image_folder", "images"],
             2,
-            "does nothing here",
+            "--image_folder has no effect",
         ),
         (["--from", "jsonl", "--to", "swift", "--input", "a.jsonl", "--image_folder", "no"], 2, "no such folder"),
         (
             ["--from", "jsonl", "--to", "swift", "--input", "a.jsonl", "--output", "a.jsonl", "--overwrite"],
             2,
-            "read as well",
+            "is also an input",
         ),
         (["--from", "jsonl", "--to", "swift", "--input", "none.jsonl"], 1, "no such file"),
         (["--from", "parquet", "--to", "jsonl", "--input", "a.jsonl", "--image_folder", "images"], 1, "a.jsonl"),

@@ -55,7 +55,7 @@ def test_the_words_of_vlm_r1(tmp_path: Path):
     (mine,), (theirs,) = (tmp_path / "out").iterdir(), (tmp_path / "vis").iterdir()
     assert mine.read_bytes() == theirs.read_bytes()
     done = call(TOOL, tmp_path / "a.jsonl", "--data_file_paths", tmp_path / "a.jsonl", "--output", tmp_path / "vis")
-    assert done.returncode == 2 and "give the jsonl files once" in done.stderr
+    assert done.returncode == 2 and "pass the jsonl files once" in done.stderr
 
 
 def test_limit_and_other_tasks(tmp_path: Path):

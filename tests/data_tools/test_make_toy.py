@@ -301,12 +301,12 @@ def test_a_mistake_ends_with_status_2_and_no_folder(words: list[str], message: s
 
 def test_other_peoples_folders_stay_as_they_are(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else; choose another folder"):
+    with pytest.raises(ValueError, match="contains something else; choose another folder"):
         write_toy("rec", tmp_path, rows=2)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     write_toy("rec", tmp_path / "toy", rows=2, side=112)
     before = digests(tmp_path / "toy")
-    with pytest.raises(ValueError, match=r"holds toy data made with .*'seed': 0"):
+    with pytest.raises(ValueError, match=r"contains toy data made with .*'seed': 0"):
         write_toy("rec", tmp_path / "toy", rows=2, side=112, seed=1)
     assert digests(tmp_path / "toy") == before
     write_toy("rec", tmp_path / "toy", rows=2, side=112)

@@ -116,10 +116,10 @@ PROMPT = (
     [
         ([], 2, "give either"),
         (["--data_file_paths", "none.jsonl"], 1, "no such file"),
-        (["--data_file_paths", "a.jsonl", "--overwrite"], 2, "--overwrite belongs to --json"),
+        (["--data_file_paths", "a.jsonl", "--overwrite"], 2, "--overwrite has no effect without --json"),
         (["--data_file_paths", "a.jsonl", "--top", "0"], 2, "at least 1"),
         (["--data_file_paths", "a.jsonl", "--task_type", "zzz"], 2, "unknown task"),
-        (["--data_file_paths", "a.jsonl", "--json", "no/stats.json"], 2, "make it first"),
+        (["--data_file_paths", "a.jsonl", "--json", "no/stats.json"], 2, "create it first"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, words: list[str], status: int, said: str):

@@ -53,14 +53,14 @@ def runs_at(runs: list[int]) -> np.ndarray:
         ({"size": [2, 0], "counts": "4"}, "'size' must be"),
         ({"size": [2, True], "counts": "4"}, "'size' must be"),
         ({"size": [2, 2**40], "counts": "4"}, "'size' must be"),
-        ({"size": [2, 2], "counts": [1, 2]}, "4 pixels long together, got 3"),
-        ({"size": [2, 2], "counts": [5, -1]}, "none negative"),
-        ({"size": [2, 2], "counts": "5"}, "4 pixels long together, got 5"),
+        ({"size": [2, 2], "counts": [1, 2]}, "must sum to 4 pixels, got 3"),
+        ({"size": [2, 2], "counts": [5, -1]}, "must be non-negative integers"),
+        ({"size": [2, 2], "counts": "5"}, "must sum to 4 pixels, got 5"),
         ({"size": [2, 2], "counts": "é"}, "4 pixels long"),
-        ({"size": [2, 2], "counts": "d"}, "that pycocotools has written"),  # says that more follow
-        ({"size": [2, 2], "counts": "!"}, "that pycocotools has written"),
+        ({"size": [2, 2], "counts": "d"}, "in the encoding of pycocotools"),  # says that more follow
+        ({"size": [2, 2], "counts": "!"}, "in the encoding of pycocotools"),
         ({"size": [2, 2], "counts": "dddddddd4"}, "a run that is too long"),
-        ({"size": [2, 2], "counts": ""}, "that pycocotools has written"),
+        ({"size": [2, 2], "counts": ""}, "in the encoding of pycocotools"),
         ({"size": [2, 2], "counts": 4}, "must be text or a list"),
     ],
 )

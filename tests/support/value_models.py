@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.training import image_rows, settings
+from tests.support.values import TWO_UPDATES
 from tests.trainers.test_algorithms import by_text
-from tests.trainers.test_critic import TWO_UPDATES
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.support.training import image_rows, picture, settings, user
 from tests.support.value_models import OWN, SMALL_ADAPTER, ppo_trainer
+from tests.support.values import FAST, expected_values, rollouts_of
 from tests.trainers.test_algorithms import trained
-from tests.trainers.test_critic import FAST, expected_values, rollouts_of
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.training import differences, image_rows, settings
 from tests.support.value_models import ppo_trainer, saved_value_model
-from tests.trainers.test_critic import head_of
+from tests.support.values import head_of
 from tests.trainers.test_distributed import weights
 from vlm_grpo.trainers.config import VLMGRPOConfig
 
@@ -48,5 +48,5 @@ def test_a_checkpoint_of_the_other_kind_is_refused(tiny_model: Path, tmp_path: P
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="value_model must be one of shared, own, got 'both'"):
+    with pytest.raises(ValueError, match="value_model must be one of shared, own, got {'value_model': 'both'}"):
         VLMGRPOConfig.of("ppo", **settings(tmp_path, algorithm_options={"value_model": "both"}))

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.support.training import differences, image_rows, settings
+from tests.support.values import FAST, TWO_UPDATES, head_of
 from tests.trainers.test_algorithms import build, by_text, trained
-from tests.trainers.test_critic import FAST, TWO_UPDATES, head_of
 from tests.trainers.test_distributed import train, weights, write_data
 from tests.trainers.test_vllm import Engine
 from vlm_grpo.trainers.config import VLMGRPOConfig

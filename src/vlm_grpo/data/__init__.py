@@ -1,4 +1,4 @@
-"""Reading data: source files to records, records to lazily made rows that hold paths or undecoded bytes."""
+"""Data loading: from source files to records, and from records to lazy rows with paths or undecoded bytes."""
 
 from vlm_grpo.data.dataset import load_dataset, val_split
 from vlm_grpo.data.errors import DataError, Problem, problem_table

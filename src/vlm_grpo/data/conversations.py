@@ -16,8 +16,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 class Conversation:
     """The question of a conversation, its history and its gold answer.
 
-    `inline` has an entry for every marker of the user turns: None, or the image that stands in the message itself.
-    `answer_field` names the turn that holds the answer; None when the conversation ends with a question.
+    `inline` has an entry for every marker in the user turns: None, or the image embedded in the message itself.
+    `answer_field` names the turn with the answer; None if the conversation ends with a question.
     """
 
     question: str = ""
@@ -47,7 +47,9 @@ def read_turns(value: object, key: str) -> tuple[Conversation, list[FieldProblem
     roles = [role for role, _ in turns]
     dialogue = roles[roles[0] == "system" :]
     if not dialogue or dialogue != (["user", "assistant"] * len(dialogue))[: len(dialogue)]:
-        return Conversation(), [(key, f"turns {', '.join(roles)}", "user (human) and assistant (gpt) in turn")]
+        return Conversation(), [
+            (key, f"turns {', '.join(roles)}", "alternating user (human) and assistant (gpt) turns")
+        ]
     return _conversation(turns, key, problems), problems
 
 
@@ -79,7 +81,7 @@ def _conversation(turns: list[tuple[str, object]], key: str, problems: list[Fiel
         if role == "user":
             conversation.images = [*(conversation.images or []), *images]
         elif any(image is not None for image in images):
-            problems.append((f"{key}[{number}].value", "an image", f"text only in a turn of the {role}"))
+            problems.append((f"{key}[{number}].value", "an image", f"text only, in a turn with role {role}"))
         if role == "system":
             conversation.system = text
         elif number >= last - (turns[-1][0] == "assistant"):
@@ -92,7 +94,7 @@ def _conversation(turns: list[tuple[str, object]], key: str, problems: list[Fiel
 
 
 def _gold(content: object) -> object:
-    """Return the gold answer of a turn: text blocks are joined, other lists and objects are JSON and stay."""
+    """Return the gold answer of a turn: text blocks are joined, other lists and objects are kept as JSON."""
     if isinstance(content, list) and content and all(_is_text_block(block) for block in content):
         return "".join(block["text"] for block in content)
     return content
@@ -103,7 +105,7 @@ def _is_text_block(block: object) -> bool:
 
 
 def _flatten(content: object, field_name: str, problems: list[FieldProblem]) -> tuple[str, list[object]]:
-    """Return text with a marker for every image, and an entry for each: None, or the image of the block."""
+    """Return the text with a marker for every image, and a list with the image of each marker, or None."""
     if isinstance(content, str):
         return content, [None] * content.count(MARKER)
     if not isinstance(content, list | tuple):
@@ -119,6 +121,6 @@ def _flatten(content: object, field_name: str, problems: list[FieldProblem]) -> 
             text += MARKER
             images.append(next((block[name] for name in ("image", "url", "path") if block.get(name)), None))
         else:
-            expected = 'blocks {"type": "text", "text": ...} or {"type": "image"}; videos go into a column'
+            expected = 'blocks {"type": "text", "text": ...} or {"type": "image"}; videos belong in a column'
             problems.append((f"{field_name}[{number}]", show_value(block), expected))
     return text, images

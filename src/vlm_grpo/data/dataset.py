@@ -1,4 +1,4 @@
-"""Data sets of rows for the trainers. A row is made when it is accessed; images stay undecoded."""
+"""Data sets of rows for the trainers. Rows are built on access; images are not decoded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names that trainers pass to rewards themselves, or that a row uses: an extra column of that name stays in the record.
+# Names reserved by trainers or rows: an extra column with such a name is only available in the record.
 ROW = ("prompt", "images", "videos", "record", "id", "answer", "task", "where")
 TRAINER = (
     "prompts",
@@ -46,7 +46,7 @@ RESERVED = frozenset((*ROW, *TRAINER, "image", "video", "environments", "tools",
 class RowTransform:
     """Transform of a data set of row numbers: maps a batch of numbers to the columns of these rows.
 
-    It can be pickled for loader processes. `think_tags` says whether task prompts ask for <think> tags.
+    It can be pickled for loader processes. `think_tags`: whether task prompts ask for <think> tags.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RowTransform:
         return {name: [row.get(name) for row in rows] for name in names}
 
     def record(self, number: int) -> Record:
-        """Return the record with this number, counted through all sources.
+        """Return the record with this number, counted over all sources.
 
         Raises:
             DataError: the row cannot be parsed; the message names its line.
@@ -99,7 +99,7 @@ class RowTransform:
 
 
 def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Dataset:
-    """Return a data set of row numbers whose rows are made by `maker`; select, shuffle and split as usual.
+    """Return a data set whose rows are built by `maker` on access; select, shuffle and split work as usual.
 
     `numbers`, (rows,) of int64, select and order the rows; None is every row once.
     """
@@ -112,10 +112,10 @@ def row_dataset(maker: RowTransform, numbers: np.ndarray | None = None) -> Datas
 
 
 def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Return training rows and held-out rows in their original order; equal on every rank for equal seeds.
+    """Return training rows and held-out rows in their original order; deterministic for a seed on all ranks.
 
     Raises:
-        ValueError: the ratio leaves one of the two empty.
+        ValueError: one of the splits would be empty.
     """
     import numpy as np
 
@@ -123,17 +123,17 @@ def val_split(dataset: Dataset, ratio: float, seed: int = 0) -> tuple[Dataset, D
     held_out = round(total * ratio)
     if not 0 < ratio < 1 or not 0 < held_out < total:
         raise ValueError(
-            f"--val_split_ratio must be between 0 and 1 and leave rows on both sides, got {ratio} for {total} rows"
+            f"--val_split_ratio must be between 0 and 1 and leave rows in both splits, got {ratio} for {total} rows"
         )
     order = np.random.default_rng(seed).permutation(total)
     return dataset.select(np.sort(order[held_out:])), dataset.select(np.sort(order[:held_out]))
 
 
 class StreamedRows:
-    """The rows of several streams, one stream after the other; each call starts a new pass.
+    """Rows of several streams, one stream after the other; each call starts a new pass.
 
     Raises:
-        DataError: when a row cannot be parsed or, with `check`, its image is missing or damaged.
+        DataError: a row cannot be parsed or, with `check`, its image is missing or corrupt.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class StreamedRows:
                 yield self.make(parsed.record)
 
     def first_problems(self) -> list[Problem]:
-        """Return the problems of the first row of each stream, where wrong keys or folders show."""
+        """Return the problems of the first row of each stream, which reveal wrong keys or folders."""
         return [p for stream in self.streams for p in next(stream.parsed_rows(check=self.check)).problems]
 
     def _warn(self, problems: Sequence[Problem]) -> None:
@@ -172,8 +172,8 @@ class StreamedRows:
 def iterable_dataset(rows: Callable[[], Iterator[Row]]) -> IterableDataset:
     """Return an `IterableDataset` of one shard; each pass calls `rows` again.
 
-    Rows may hold any object: without features, nothing converts them to Arrow. Every process reads the single shard as
-    a whole, so that TRL gives each its part of the same groups. With several shards each process would get only some of
+    Rows may contain any object: without features, nothing converts them to Arrow. Every process reads the single shard
+    completely, so that TRL distributes the same groups. With several shards each process would get only some of
     them and repeat their prompts.
     """
     from datasets import IterableDataset
@@ -207,27 +207,27 @@ def load_dataset(
     think_tags: bool = True,
     markup: Sequence[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Load data as a data set whose rows are made when they are accessed.
+    """Load data as a data set whose rows are built on access.
 
-    A row holds `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
-    blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and every further column of the source.
+    A row has `prompt` (chat messages with empty image blocks), `images` (undecoded `ImageRef`s in the order of the
+    blocks), `record`, `id`, `answer`, `task`, `where` (`file:line`) and all other columns of the source.
 
     Args:
         source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or Hugging Face data (`open_sources`).
-        image_folders: an image folder for each file, or one for all; an empty one means absolute paths.
+        image_folders: an image folder for each file, or one for all; "" means absolute paths.
         reward_method: an accuracy method for each file, or one for all; overridden by a record's `accu_reward_method`.
         task, format_prompt: the task of records without one, and a jinja file that replaces its prompt.
         prompt_key, answer_key: columns of question and answer; default: QUESTION_KEYS and ANSWER_KEYS of parsing.py.
-        image_key, video_key: columns of images and of videos (paths, lists of frames); without them the usual names.
+        image_key, video_key: columns of images and of videos (paths, lists of frames); default: the usual names.
         allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
         ignore_columns: columns that are not read.
         check: validate all rows and image files first.
-        mixture: a share for each file, `0.7:0.3` or a list; no row is repeated, and the file that would run out first
-            sets the length. `mixture_seed` selects rows of the others.
-        streaming: return an `IterableDataset` that reads one file after the other and keeps nothing. The first row of
-            each file is checked now, later ones (with `check` also their images) when they are reached.
+        mixture: a fraction for each file, `0.7:0.3` or a list; no row is repeated, and the file that is exhausted first
+            determines the length. `mixture_seed` samples rows of the others.
+        streaming: return an `IterableDataset` that reads one file after the other without caching. The first row of
+            each file is checked immediately, later ones (with `check` also their images) when they are read.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
-        markup: special tokens of the model, which no text may contain; None: those of all known models.
+        markup: special tokens of the model, which no text may contain; None means those of all known models.
 
     Raises:
         DataError: the data have problems; the message is a table of all of them.
@@ -262,7 +262,7 @@ def _stream(
     """Return the data set of streams; raise a DataError for problems of a file or its first row."""
     problems = list(result.problems)
     if mixture is not None:
-        expected = "nothing with streaming, which does not know how many rows a file has; mix the rows in one file"
+        expected = "no mixture with streaming, where the number of rows is unknown; mix the rows in one file"
         problems.append(Problem("--mixture", "shares", str(mixture), expected))
     rows = StreamedRows(result.sources, prompt, check=check, think_tags=think_tags)
     problems += rows.first_problems()

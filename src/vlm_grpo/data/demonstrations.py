@@ -1,11 +1,11 @@
-"""Demonstrations of an expert: answers to training rows, or rows with questions of their own.
+"""Expert demonstrations: answers to training rows, or rows with their own questions.
 
 An answer to a training row is in its column `expert`, in other columns (`with_expert_key`), or in jsonl files that are
-matched by `id` (`with_experts`). It is the text that the model's completion should be: with the reasoning and the tags
-that the task asks for, without the tokens that begin and end a turn. A row has none, one, or a list of them.
+matched by `id` (`with_experts`). It is the complete text of a completion, with the reasoning and the tags
+that the task requires, without the tokens that start and end a turn. A row has none, one, or a list of them.
 
-Rows with questions of their own (`demonstrations`) are imitated beside the training rows. They are conversations, chat
-messages, or a question and an answer. The last assistant turn, or the answer, is the expert's completion; no task
+Rows with their own questions (`demonstrations`) are imitated in addition to the training rows. They are conversations,
+chat messages, or a question and an answer. The last assistant turn, or the answer, is the expert's completion; no task
 prompt is added.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMN, PLACES = "expert", "expert_where"  # the answers of a row, and where each was written
+COLUMN, PLACES = "expert", "expert_where"  # the answers of a row, and their locations
 EXPECTED = "text that is not empty, or a list of such texts"
 
 
@@ -50,7 +50,7 @@ def expert_answers(row: Row) -> list[ExpertAnswer]:
     """Return the expert's answers to a row.
 
     Raises:
-        ValueError: the column holds something else than texts.
+        ValueError: the column has values other than text.
     """
     value = row.get(COLUMN)
     texts = [] if value is None else [value] if isinstance(value, str) else value
@@ -61,7 +61,7 @@ def expert_answers(row: Row) -> list[ExpertAnswer]:
 
 
 def read_experts(paths: str | Sequence[str | Path]) -> dict[str, list[ExpertAnswer]]:
-    """Return the answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row, as text.
+    """Return the answers in jsonl files (`a.jsonl:b.jsonl` or a list) by the id of their row.
 
     Several lines with one id are several answers.
 
@@ -111,7 +111,7 @@ def with_experts(dataset: Dataset | IterableDataset, paths: str | Sequence[str |
     The number of rows with an answer and the unmatched ids are logged (not for a stream).
 
     Raises:
-        DataError: as `read_experts`; no id matches a training row, or one id matches several.
+        DataError: as for `read_experts`; no id matches a training row, or one id matches several.
     """
     from datasets import IterableDataset
 
@@ -138,7 +138,7 @@ def _stream(dataset: IterableDataset, experts: dict[str, list[ExpertAnswer]]) ->
 
 
 def with_answers(row: Row, experts: Mapping[str, Sequence[ExpertAnswer]]) -> NewRow:
-    """Return the row with the answers for its id appended to its own; an invalid column is left unchanged."""
+    """Return the row with the answers for its id appended; an invalid column is left unchanged."""
     try:
         answers = [*expert_answers(row), *experts.get(str(row.get("id")), ())]
     except ValueError:
@@ -165,9 +165,9 @@ class ExpertTransform:
 
 
 def _places(dataset: Dataset) -> dict[str, list[str]]:
-    """Return the places of the training rows of each id."""
+    """Return the locations of the training rows of each id."""
     if dataset.format["type"] != "custom" and "id" not in dataset.column_names:
-        expected = "a column id, by which answers are matched; or answers in a column expert"
+        expected = "a column id to match answers by, or answers in a column expert"
         raise DataError([Problem("train_dataset", "id", "no such column", expected)])
     rows = dataset if dataset.format["type"] == "custom" else dataset.select_columns(_present(dataset, "id", "where"))
     places: dict[str, list[str]] = {}
@@ -191,14 +191,14 @@ def _report(places: Mapping[str, Sequence[str]], experts: Mapping[str, Sequence[
     ]
     unmatched = [name for name in experts if name not in places]
     if len(unmatched) == len(experts):
-        found = f"{unmatched[0]}, and none of {len(experts)} ids is of a training row"
+        found = f"{unmatched[0]}, and none of {len(experts)} ids matches a training row"
         problems.append(Problem(experts[unmatched[0]][0].where, "id", found, f"ids such as {next(iter(places))}"))
     if problems:
         raise DataError(problems)
     matched, total = len(experts) - len(unmatched), len(places)
     logger.log(
         logging.WARNING if unmatched or matched < total else logging.INFO,
-        "expert answers in files: %d of %d training rows have one, %d have none; %d ids are of no row%s",
+        "expert answers in files: %d of %d training rows have one, %d have none; %d ids match no row%s",
         matched,
         total,
         total - matched,
@@ -213,10 +213,10 @@ def check_experts(rows: Iterable[Row], encode: Callable[[str], list[int]], limit
     Args:
         rows: training rows; only the expert columns, `id` and `where` are read.
         encode: returns the tokens of an answer with its end token; raises ValueError for an invalid answer.
-        limit: maximal number of tokens of an answer, `--max_completion_length`.
+        limit: maximum number of tokens of an answer, `--max_completion_length`.
 
     Raises:
-        DataError: invalid or too long answers, all of them in one table.
+        DataError: answers are invalid or too long; all of them are in one table.
     """
     problems: list[Problem] = []
     count = 0
@@ -251,26 +251,26 @@ def _validate_answer(
     return None
 
 
-ROWS_SEARCHED = 1000  # for the columns
+ROWS_SEARCHED = 1000  # to find the columns
 
 
 def with_expert_key(dataset: Dataset | IterableDataset, key: str) -> Dataset | IterableDataset:
     """Return the rows with their expert's answers in the column `expert`.
 
     Args:
-        dataset: of `load_dataset`.
+        dataset: a data set of `load_dataset`.
         key: the column with complete answers, or `thinking+solution`: the columns with reasoning and answer, which are
-            combined in the format of the row's task. Rows without one of them have no answer.
+            combined in the format of the row's task. Rows that lack one of them have no answer.
 
     Raises:
         DataError: the first rows have no such columns.
-        ValueError: more than two columns.
+        ValueError: there are more than two columns.
     """
     from datasets import IterableDataset
 
     names = tuple(key.split("+"))
     if len(names) > 2 or not all(names):
-        raise ValueError(f"--expert_key {key}: must be a column, or two, thinking+solution")
+        raise ValueError(f"--expert_key {key}: must be one column, or two as in thinking+solution")
     first = list(islice(iter(dataset), ROWS_SEARCHED))
     missing = [name for name in names if not any(row.get(name) for row in first)]
     if missing:
@@ -331,14 +331,14 @@ ASSISTANT = ("gpt", "assistant")
 
 
 class ExpertFiles(NamedTuple):
-    """The files of `--expert_data_file_paths`: those of demonstrations, and those of answers to training rows."""
+    """The files of `--expert_data_file_paths`, divided into demonstrations and answers to training rows."""
 
     demonstrations: list[str]
     answers: list[str]
 
 
 def sort_expert_files(paths: str | Sequence[str]) -> ExpertFiles:
-    """Classify files by their first row: demonstrations have a question and no column `expert`.
+    """Classify files by their first row: a demonstration has a question and no column `expert`.
 
     Raises:
         DataError: a file is missing or has no rows.
@@ -357,11 +357,11 @@ def demonstrations(paths: Sequence[str], image_folder: str = "", *, markup: Sequ
 
     Args:
         paths: jsonl files.
-        image_folder: of all of them.
-        markup: special tokens of the model, which no text may hold.
+        image_folder: image folder of all files.
+        markup: special tokens of the model, which no text may contain.
 
     Raises:
-        DataError: rows or images are wrong; the message is a table of all problems.
+        DataError: rows or images are invalid; the message is a table of all problems.
     """
     config = ReaderConfig(folder=image_folder, answer_key=COLUMN, markup=None if markup is None else tuple(markup))
     sources = [DemonstrationSource(path, config) for path in paths]
@@ -401,7 +401,7 @@ def _split_answer(row: RawRow, where: str) -> RawRow:
     answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
     if answer is None:
         return Problem(
-            where, key or "question", "a question without an answer", "a last turn of the assistant, or an answer"
+            where, key or "question", "a question without an answer", "an assistant turn at the end, or an answer"
         )
     return {**_without_answers(row), COLUMN: _text(answer)}
 

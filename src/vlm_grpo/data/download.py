@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vlm_grpo.io import whole_file
 
-TIMEOUT = 60  # seconds without a byte
-SPEED_WINDOW = 60  # seconds in which MIN_SPEED bytes a second must come
+TIMEOUT = 60  # seconds without data
+SPEED_WINDOW = 60  # seconds over which the speed is measured
 MIN_SPEED = 1000
 BLOCK = 2**20
 NETWORK_ERRORS = (OSError, HTTPException)
@@ -26,14 +26,14 @@ class SlowError(ConnectionError):
 
 
 def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) -> Path:
-    """Download a URL to `path`, which appears only when complete; an existing file is kept.
+    """Download a URL to `path` atomically; an existing file is kept.
 
-    Partial content stays in `path.part`. Another call, also of another process, resumes from there unless the server
-    has a different version (`ETag`) or does not support ranges. Complete means as many bytes as the server announces.
+    Partial content is kept in `path.part`. Another call, also in another process, resumes from there unless the server
+    has a different version (`ETag`) or does not support ranges. A file is complete if it has the announced size.
 
     Raises:
-        OSError: the server cannot be reached, has no such file, or failed `attempts` times in a row without a byte in
-            between; the disk is full. Less than MIN_SPEED bytes per second counts as a failure.
+        OSError: the server cannot be reached, has no such file, or failed `attempts` times in a row without sending
+            data; the disk is full. Less than MIN_SPEED bytes per second counts as a failure.
     """
     path = Path(path)
     if path.exists():
@@ -49,16 +49,18 @@ def fetch(url: str, path: str | Path, *, attempts: int = 5, pause: float = 2.0) 
             return path
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise OSError(f"{url}: the server says {error.code} {error.reason}") from error
+                raise OSError(f"{url}: the server responded {error.code} {error.reason}") from error
             failure: Exception = error
         except NETWORK_ERRORS as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, f"{url}: no room in {path.parent}: {error.strerror}") from error
+                raise OSError(errno.ENOSPC, f"{url}: no space in {path.parent}: {error.strerror}") from error
             failure = error
         is_further = _size(part) > size_before and not isinstance(failure, SlowError)
         attempts_left = attempts if is_further else attempts_left - 1
         if attempts_left <= 0:
-            raise OSError(f"{url}: {failure}; {_size(part):,} bytes are in {part}, run it again to go on") from failure
+            raise OSError(
+                f"{url}: {failure}; {_size(part):,} bytes are in {part}; run the command again to resume"
+            ) from failure
         time.sleep(pause)
 
 
@@ -66,7 +68,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     """Append the missing bytes to a partial file.
 
     Raises:
-        OSError, HTTPException: the connection failed, or ended too early.
+        OSError, HTTPException: the connection failed or was closed early.
     """
     from tqdm import tqdm
 
@@ -74,7 +76,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     if stream is None:
         return
     with stream:
-        position = _size(part) if stream.status == 206 else 0  # 200: the whole file from its beginning
+        position = _size(part) if stream.status == 206 else 0  # 200: the whole file
         length = stream.headers.get("Content-Length")
         total = None if length is None else position + int(length)
         check_room(part.parent, 0 if total is None else total - position)
@@ -87,7 +89,7 @@ def _fetch_rest(url: str, part: Path) -> None:
                 bar.update(len(block))
                 if time.monotonic() >= mark:
                     if position < least:
-                        raise SlowError(f"less than {MIN_SPEED:,} bytes a second came")
+                        raise SlowError(f"the server sent less than {MIN_SPEED:,} bytes per second")
                     mark, least = time.monotonic() + SPEED_WINDOW, position + SPEED_WINDOW * MIN_SPEED
     if total is not None and position != total:
         raise ConnectionError(f"the connection ended after {position:,} of {total:,} bytes")
@@ -101,11 +103,11 @@ def check_room(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed but only {free:,} are free")
 
 
 def _open_request(url: str, part: Path) -> HTTPResponse | None:
-    """Request the missing bytes, or the whole file, and return the response; None when nothing is missing."""
+    """Request the missing bytes, or the whole file, and return the response; None if nothing is missing."""
     size_before, tag = _size(part), _tag_file(part)
     headers = {"Accept-Encoding": "identity"}
     if size_before and tag.exists():
@@ -138,15 +140,15 @@ def _tag_file(part: Path) -> Path:
 
 
 def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) -> int:
-    """Unpack a zip file, or only the file `only`; existing files of the right size are kept.
+    """Unpack a zip file, or only the file `only`; existing files of the correct size are kept.
 
-    Return the number of files written. Each is verified against the archive's checksum before it gets its name.
+    Return the number of files written. Each is verified against the archive's checksum before it is renamed.
 
     Raises:
-        ValueError: the archive is broken, lacks that file, or a name in it leads out of the folder.
-        OSError: the disk has no room for what is missing.
+        ValueError: the archive is corrupt, lacks that file, or contains a path outside the folder.
+        OSError: there is not enough disk space.
     """
-    advice = f"delete {archive} and fetch it again"
+    advice = f"delete {archive} and download it again"
     try:
         with zipfile.ZipFile(archive) as zip_file:
             entries = [entry for entry in zip_file.infolist() if not entry.is_dir() and only in (None, entry.filename)]
@@ -163,10 +165,10 @@ def unpack(archive: str | Path, folder: str | Path, *, only: str | None = None) 
 
 
 def _is_there(zip_file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> bool:
-    """Return whether a file of an archive is in the folder with its size."""
+    """Return whether the folder already has a file of the archive with the same size."""
     target = folder / entry.filename
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{zip_file.filename}: {entry.filename} leads out of {folder}")
+        raise ValueError(f"{zip_file.filename}: {entry.filename} is outside {folder}")
     return target.exists() and target.stat().st_size == entry.file_size
 
 

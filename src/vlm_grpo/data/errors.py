@@ -1,4 +1,4 @@
-"""Problems of data, and the table that the command line and exceptions print them in."""
+"""Problems of data, and the table in which commands and exceptions print them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vlm_grpo.registry import nearest
 HEADER = ("line", "field", "found", "expected")
 SHOWN = 50
 FieldProblem = tuple[str, str, str]  # field, found, expected
-INDEX = re.compile(r"\[\d+\]")  # problems of conversations[1] and conversations[3] are of one kind
-WIDTH = 100  # characters of what was found; longer texts are cut in the middle
+INDEX = re.compile(r"\[\d+\]")  # problems of conversations[1] and conversations[3] are counted together
+WIDTH = 100  # characters of a value; longer ones are shortened in the middle
 
 
 @dataclass(frozen=True, slots=True)  # there may be one for each of a million rows
 class Problem:
-    """One problem of the data: its place (`file:line`), its field, what was found and what was expected.
+    """One problem of the data: its location (`file:line`), its field, the value found and what was expected.
 
-    A warning does not prevent the row from being used.
+    Rows with a warning are used nevertheless.
     """
 
     where: str
@@ -32,11 +32,11 @@ class Problem:
     is_warning: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "found", sys.intern(self.found))  # often the same text at a million places
+        object.__setattr__(self, "found", sys.intern(self.found))  # the same text may occur a million times
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """The four columns of the table, each on one line."""
+        """Return the four columns of the table, each on one line."""
         return self.where, self.field, _shorten(_one_line(redact_text(self.found))), _one_line(self.expected)
 
 
@@ -47,7 +47,7 @@ class MediaError(ValueError):
 class DataError(ValueError):
     """All problems of a data set, as one table.
 
-    `problems` holds every one of them; the message shows the first 50.
+    `problems` has all of them; the message shows the first 50.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -76,12 +76,12 @@ def problem_table(problems: Sequence[Problem], shown: int | None = None) -> str:
     rows.insert(1, tuple("-" * width for width in widths))
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if shown is not None and len(problems) > shown:
-        lines.append(f"... and {len(problems) - shown} more; vlm-grpo check lists them all")
+        lines.append(f"... and {len(problems) - shown} more; vlm-grpo check lists all of them")
     return "\n".join([*lines, "", *problem_counts(problems)])
 
 
 def problem_counts(problems: Sequence[Problem]) -> list[str]:
-    """Return one line with the total, then one line for each field and expectation, most frequent first."""
+    """Return a line with the total, then a line for each field and expectation, most frequent first."""
     errors = sum(not problem.is_warning for problem in problems)
     places = len({problem.where for problem in problems})
     total = f"{_many(errors, 'problem')} and {_many(len(problems) - errors, 'warning')} at {_many(places, 'place')}"

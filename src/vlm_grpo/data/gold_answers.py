@@ -1,4 +1,4 @@
-"""Normalize gold answers from the formats that data sets use to the one that rewards read."""
+"""Normalize gold answers from the formats of data sets to the format that rewards expect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from vlm_grpo.rewards.detection import EMPTY_LIST_TEXTS
 from vlm_grpo.rewards.mcq import normalize_text
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ONE_ANSWER = "what the gpt turn says; --answer_key {0} takes the column, --ignore_columns {0} the turn"
+ONE_ANSWER = (
+    "the same answer as in the gpt turn; choose the column with --answer_key {0}, or the turn with --ignore_columns {0}"
+)
 VERL = "reward_model"  # verl's column: {"style": "rule", "ground_truth": ...}
 
 
@@ -34,8 +36,8 @@ def answers_equal(first: object, second: object) -> bool:
 def option_letter(value: object, options: Sequence[str]) -> tuple[object, str | None]:
     """Convert an option index from 0, as in ScienceQA, to the option's letter; return other values unchanged.
 
-    The second result is what was expected if the number is no index or is ambiguous. A number that is the text of an
-    option, and not the index of another one, stands for that text.
+    The second result says what was expected if the number is not an index or is ambiguous. A number that is the text of
+    an option, and not the index of another one, means that option.
     """
     if type(value) is not int or not options:
         return value, None
@@ -52,7 +54,7 @@ def option_letter(value: object, options: Sequence[str]) -> tuple[object, str | 
 
 
 def parse_shape_answer(value: object, *, is_list: bool) -> object:
-    """Parse a gold answer of boxes or masks; Python literals are read like JSON.
+    """Parse a gold answer of boxes or masks; Python literals are accepted like JSON.
 
     Args:
         is_list: a list of detections, for which some texts mean "nothing".
@@ -65,14 +67,14 @@ def parse_shape_answer(value: object, *, is_list: bool) -> object:
 
 
 def is_finite(value: object) -> bool:
-    """Return whether all numbers in a value are finite; JSON can hold infinity as 1e999."""
+    """Return whether all numbers in a value are finite; in JSON, 1e999 is infinity."""
     if isinstance(value, list | dict):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def strip_option_letters(options: list[str]) -> tuple[str, ...]:
-    """Return the options without their letters if every option has its own (`A. dog`, `(B) cat`)."""
+    """Return the options without their letters if all options have one (`A. dog`, `(B) cat`)."""
     texts = []
     for letter, option in zip(LETTERS, options, strict=False):
         text = option.strip()

@@ -23,11 +23,11 @@ from vlm_grpo.web import Limits, fetch_url
 
 URL_STARTS = ("http://", "https://")
 IMAGE_LIMITS = Limits(size=64 * 2**20, seconds=60.0)
-BASE64_SHORTEST = 48  # characters; the smallest image files are longer
-PATH_LONGEST = 4096  # characters; longer text can only be base64, of whatever format
-# How base64 of PNG, JPEG, GIF, WebP and TIFF files begins. `/9j/` alone could be a path; JPEG goes on with a marker.
+BASE64_SHORTEST = 48  # characters; no image file is shorter
+PATH_LONGEST = 4096  # characters; longer text must be base64
+# Prefixes of PNG, JPEG, GIF, WebP and TIFF files in base64. `/9j/` alone could be a path; in JPEG a marker follows.
 BASE64_START = re.compile(r"iVBORw0KGgo|/9j/[w-z0-9+/]|R0lGOD|UklGR|SUkqA|TU0AK")
-# What decoders raise on broken files, besides PIL's own errors (which are OSError or SyntaxError).
+# Exceptions of decoders for corrupt files, in addition to PIL's own (OSError and SyntaxError).
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -41,8 +41,8 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-UPRIGHT_TRANSPOSES = {  # what undoes each of its values
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT_TRANSPOSES = {  # the inverse of each orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,8 +51,8 @@ UPRIGHT_TRANSPOSES = {  # what undoes each of its values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPPED_SIDES = (5, 6, 7, 8)  # its values that swap width and height
-MAX_ASPECT_RATIO = 200  # times the shorter side; Qwen's image processors refuse more
+SWAPPED_SIDES = (5, 6, 7, 8)  # orientations that swap width and height
+MAX_ASPECT_RATIO = 200  # the limit of Qwen's image processors
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -77,7 +77,7 @@ def image_ref(value: object, where: str = "") -> ImageRef:
 
 
 def _payload(value: str | bytes) -> bytes:
-    """Return the bytes under the key `bytes`; in JSON they are base64 text."""
+    """Return the value of `bytes`, which is base64 text in JSON."""
     return base64.b64decode(value) if isinstance(value, str) else value
 
 
@@ -85,7 +85,7 @@ def base64_bytes(text: str) -> bytes | None:
     """Return the bytes of a data URL or of base64 text that is an image file; None for anything else, such as a path.
 
     Raises:
-        ValueError: a data URL whose content is not base64.
+        ValueError: a data URL is not base64.
     """
     if text.startswith("data:"):
         head, _, body = text.partition(",")
@@ -101,11 +101,11 @@ def base64_bytes(text: str) -> bytes | None:
 
 
 def open_image(ref: ImageRef) -> Image.Image:
-    """Return the decoded image: upright (EXIF applied), RGB; the first frame of an animation.
+    """Decode an image: upright (EXIF applied), RGB, the first frame of an animation.
 
-    Small images stay small: each family's processor enlarges them. An image with an aspect ratio over 200 is an error
-    for every family: padding would shift relative box coordinates, shrinking would leave nothing to see, and nearly
-    always it is a wrong crop.
+    Small images are not enlarged here but by the model's processor. An aspect ratio over 200 is an error for every
+    family: padding would shift relative box coordinates, shrinking would make the content invisible, and it is almost
+    always a wrong crop.
 
     Raises:
         MediaError: the image is missing, cannot be decoded or is too long; the message names `ref.where`.
@@ -122,7 +122,7 @@ def open_image(ref: ImageRef) -> Image.Image:
 
 
 def image_size(ref: ImageRef) -> tuple[int, int]:
-    """Return width and height in pixels of the upright image; only the file's header is read.
+    """Return width and height in pixels of the upright image, reading only the file's header.
 
     Raises:
         MediaError: the image is missing or has no readable header; the message names `ref.where`.
@@ -151,19 +151,21 @@ def check_sides(image: Image.Image) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     check_sides(image)
-    image.load()  # before its orientation is read: TIFF files turn themselves here, and then have none
+    image.load()  # before reading the orientation: PIL already applies it to TIFF files here
     turn = UPRIGHT_TRANSPOSES.get(_orientation(image))
     return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    is_upright = image.format == "TIFF" or _orientation(image) not in SWAPPED_SIDES  # opening a TIFF swaps them already
+    is_upright = (
+        image.format == "TIFF" or _orientation(image) not in SWAPPED_SIDES
+    )  # PIL swaps them when it opens a TIFF
     return (width, height) if is_upright else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if EXIF data are missing or damaged, as in image viewers."""
+    """Return the EXIF orientation; 1 (upright) if EXIF data are missing or corrupt, as in image viewers."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except DECODE_ERRORS:
@@ -172,10 +174,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def media_source(ref: ImageRef | VideoRef, limits: Limits = IMAGE_LIMITS) -> str | io.BytesIO:
-    """Return an input for PIL or PyAV: a path, or a file in memory for bytes and URLs.
+    """Return a source for PIL or PyAV: a path, or a file in memory for bytes and URLs.
 
     Raises:
-        OSError: the path is of no regular file, or the URL has no content within the limits.
+        OSError: the path is not a regular file, or the URL has no content within the limits.
     """
     source = ref.source
     if isinstance(source, bytes):
@@ -201,7 +203,7 @@ def decode_error(error: BaseException) -> str:
     """Return the decoder's error message without object addresses."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    message = getattr(error, "strerror", None) or error  # of OSError, and of what PyAV raises
+    message = getattr(error, "strerror", None) or error  # attribute of OSError and of PyAV's exceptions
     text = str(message).split("<_io.", 1)[0].strip()
     return text or type(error).__name__
 
@@ -215,7 +217,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
         profile = ImageCms.createProfile
         converted = ImageCms.profileToProfile(image, profile("LAB"), profile("sRGB"), outputMode="RGB")
-        return converted or image  # None only where it converts in place
+        return converted or image  # None only if it converts in place
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -223,7 +225,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey levels to 0 to 255. Modes I and F have no fixed range, so their largest value decides."""
+    """Scale gray levels to 0 to 255. Modes I and F have no fixed range, so the largest value is used."""
     import numpy as np
 
     values = np.asarray(image, dtype=np.float64)

@@ -1,9 +1,9 @@
-"""Encode instance masks as a few numbers that a model can write, and decode them.
+"""Encode instance masks as short lists of numbers that a model can generate, and decode them.
 
-`{"chebyshev": [{"bbox_2d": [x1, y1, x2, y2], "x": [8 numbers], "y": [8 numbers]}, ...]}`: each part of the mask is a
-closed curve; x and y are its coefficients relative to the centre of the box, in hundredths of the box's half-size. The
-box is in the space of the answer, 0 to 1000 of each side unless `extent` says otherwise. A `fourier` shape looks the
-same; a `polygon` has `"points": [[x, y], ...]` in the same units.
+`{"chebyshev": [{"bbox_2d": [x1, y1, x2, y2], "x": [8 numbers], "y": [8 numbers]}, ...]}`: each connected component of
+the mask is a closed curve; x and y are its coefficients relative to the center of the box, in hundredths of the box's
+half-size. The box is in the coordinate space of the answer, by default 0 to 1000 per side (see `extent`). A `fourier`
+shape has the same format; a `polygon` has `"points": [[x, y], ...]` in the same units.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Extent = tuple[float, float]
 class Codec:
     """Converts a contour to numbers and back.
 
-    `fit(points, terms)` makes rows, (terms, 2), of an outline, (N, 2); `curve(rows)` makes the points to fill.
+    `fit(points, terms)` converts an outline, (N, 2), to rows, (terms, 2); `curve(rows)` returns the polygon to fill.
     """
 
     name: str
@@ -81,18 +81,19 @@ CODECS: Registry[Codec] = Registry(
 def encode_mask(
     mask: np.ndarray, codec: str = "chebyshev", terms: int = TERMS, starts: int = 1, extent: Extent = (1000, 1000)
 ) -> JsonObject:
-    """Return the shape of a mask, (H, W): one part for each of its largest components, at most 4; holes are filled.
+    """Return the shape of a mask, (H, W): one part for each of its 4 largest connected components, with holes filled.
 
     Args:
         mask: true inside; at least one pixel.
         codec: a name in CODECS.
-        terms: numbers on each axis; a polygon has at most as many points.
-        starts: how many points to begin at are tried; the best by IoU is taken.
-        extent: width and height of the image in the space of the answer; the box is whole numbers of it.
+        terms: coefficients per axis; the maximum number of points of a polygon.
+        starts: number of start points to try; the one with the highest IoU is kept.
+        extent: width and height of the image in the coordinate space of the answer; boxes are rounded to integers in
+            it.
 
     Raises:
-        KeyError: an unknown codec.
-        ValueError: an empty mask, one that is not (H, W), or terms or starts out of range.
+        KeyError: the codec is unknown.
+        ValueError: the mask is empty or not (H, W), or terms or starts are out of range.
     """
     entry = CODECS[codec]
     if not MIN_TERMS <= terms <= MAX_TERMS:
@@ -110,7 +111,7 @@ def encode_mask(
 def _encode_part(
     codec: Codec, points: np.ndarray, terms: int, starts: int, scale: np.ndarray, size: tuple[int, int]
 ) -> JsonObject:
-    """Return the part whose curve covers the contour's region best, among several start points."""
+    """Return the part with the highest IoU with the contour's region, among several start points."""
     box = _box(points * scale)
     rotations = [np.roll(points, -start, axis=0) for start in start_points(points, starts)]
     candidates = [_fit_rows(codec, turned, terms, box, scale) for turned in rotations]
@@ -122,7 +123,7 @@ def _encode_part(
 
 
 def _box(points: np.ndarray) -> np.ndarray:
-    """Return the bounding box of points, rounded to whole numbers, (4,) of int; at least 1 wide and high."""
+    """Return the bounding box of points, rounded to integers, (4,), and at least 1 wide and high."""
     low, high = np.rint(points.min(axis=0)), np.rint(points.max(axis=0))
     return np.concatenate([low, np.maximum(high, low + 1)]).astype(int)
 
@@ -130,7 +131,7 @@ def _box(points: np.ndarray) -> np.ndarray:
 def _fit_rows(codec: Codec, points: np.ndarray, terms: int, box: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return coefficients or vertices of a contour in pixels, relative to the box, rounded.
 
-    The fit is made in pixels, where distances are the same in both directions.
+    The fit is computed in pixels, where both axes have the same scale.
     """
     center, half = _center_and_half(box, scale)
     return np.rint(codec.fit(points - center, terms) / half * UNIT)
@@ -150,7 +151,7 @@ def _center_and_half(box: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np
 def decode_regions(
     value: object, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> list[np.ndarray] | None:
-    """Return the run boundaries (raster.py) of each part of a shape on an image; None as in `decode_mask`."""
+    """Return the run boundaries (raster.py) of each part of a shape; None for an invalid shape, as in `decode_mask`."""
     shape = read_shape(value, terms)
     if shape is None:
         return None
@@ -161,9 +162,9 @@ def decode_regions(
 def decode_mask(
     value: object, height: int, width: int, extent: Extent = (1000, 1000), terms: int | None = None
 ) -> np.ndarray | None:
-    """Return the mask, (height, width) of bool, of a shape or its JSON text: the union of its parts.
+    """Return the mask, bool (height, width), of a shape or its JSON text: the union of its parts.
 
-    None for anything that is not a well-formed shape (see `validate_shape`, also for `terms`).
+    None if the shape is not well-formed (see `validate_shape`, also for `terms`).
     """
     parts = decode_regions(value, height, width, extent, terms)
     return None if parts is None else regions_to_mask(parts, height, width)

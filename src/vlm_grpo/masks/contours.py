@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-POINTS = 256  # on each outline; a fit on an even grid wants about the square of the number of terms
-MIN_AREA = 0.02  # of the whole area: parts below are left out
-MAX_PARTS = 4  # parts of a mask
+POINTS = 256  # per outline; a least-squares fit on an even grid needs about the square of the number of terms
+MIN_AREA = 0.02  # smaller parts, as a fraction of the whole area, are left out
+MAX_PARTS = 4
 
 
 def extract_contours(mask: np.ndarray) -> list[np.ndarray]:
-    """Return the outer borders of a mask's connected parts, each (POINTS, 2) of (x, y) in pixels; [] if it is empty.
+    """Return the outer borders of a mask's connected components, each (POINTS, 2) of (x, y) in pixels; [] if empty.
 
     A pixel (row, column) covers (column, row) to (column + 1, row + 1). The border runs half a pixel outside the
-    centres of border pixels with cut corners, so that filling it by pixel centres gives the part back. Holes are
-    filled. At most MOST parts, none below SMALLEST of the area of all.
+    centers of border pixels and cuts corners, so that filling it by pixel centers reproduces the component. Holes are
+    filled. At most MAX_PARTS components are returned, none smaller than MIN_AREA of the total area.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return []
     top, left = rows[0], columns[0]
-    corner = np.array([left - 0.5, top - 0.5])  # where the first point of the padded grid lies
+    corner = np.array([left - 0.5, top - 0.5])  # position of the first point of the padded grid
     borders = [border + corner for border in _borders(mask[top : rows[-1] + 1, left : columns[-1] + 1])]
     areas = [abs(area(border)) for border in borders]
     order = sorted(range(len(borders)), key=lambda part: -areas[part])
@@ -58,7 +58,7 @@ def resample(points: np.ndarray, count: int = POINTS) -> np.ndarray:
 
 
 def start_points(points: np.ndarray, count: int) -> list[int]:
-    """Return `count` points to start at: the sharpest turn, then others at equal distances from it."""
+    """Return `count` start points: the sharpest corner, and others at equal distances along the contour."""
     reach = len(points) // 32
     before = points - np.roll(points, reach, axis=0)
     after = np.roll(points, -reach, axis=0) - points

@@ -1,7 +1,7 @@
 """Closed curves x(t), y(t) for t from -1 to 1 as sums of a few terms, and their fit to points.
 
-The fit alternates least squares with a correction of the parameters t of the points (Hoschek, Intrinsic
-parametrization for approximation, CAGD 5, 1988): each moves towards the foot of its perpendicular on the curve.
+The fit alternates between least squares and a correction of the points' parameters t (Hoschek, Intrinsic
+parametrization for approximation, CAGD 5, 1988), which moves each towards its nearest point on the curve.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-ROUNDS = 12  # of parameter correction
+ROUNDS = 12  # iterations of parameter correction
 STEP, LARGEST_STEP = 0.7, 0.15
 
 
@@ -50,7 +50,7 @@ class Series:
 
     @cached_property
     def _slopes(self) -> np.ndarray:
-        """Column k holds T_k' in terms of T: T_k' = 2k (T_{k-1} + T_{k-3} + ...), with half of T_0."""
+        """Return the matrix of derivatives: column k is T_k' = 2k (T_{k-1} + T_{k-3} + ...), with half of T_0."""
         slopes = np.zeros((self.terms, self.terms))
         for k in range(1, self.terms):
             slopes[k - 1 :: -2, k] = 2 * k
@@ -59,9 +59,9 @@ class Series:
 
     @cached_property
     def closed(self) -> np.ndarray:
-        """A basis, (terms, free), of the coefficients whose curve ends where it begins.
+        """Return a basis, (terms, free), of the coefficients of closed curves.
 
-        T_k(1) = 1 and T_k(-1) = (-1)^k: the odd Chebyshev coefficients sum to 0. A Fourier series is closed as it is.
+        T_k(1) = 1 and T_k(-1) = (-1)^k, so the odd Chebyshev coefficients sum to 0. A Fourier series is always closed.
         """
         if self.kind == "fourier":
             return np.eye(self.terms)
@@ -70,13 +70,13 @@ class Series:
 
     @cached_property
     def even_values(self) -> np.ndarray:
-        """The functions at 200 evenly spaced t, (200, terms), at which curves are drawn."""
+        """Return all functions at 200 evenly spaced t, (200, terms), where curves are evaluated."""
         return self.values(np.linspace(-1, 1, 200))
 
     def fit(self, points: np.ndarray) -> np.ndarray:
         """Return coefficients, (terms, 2), of the closed curve closest to the points, (N, 2) in order.
 
-        The curve begins and ends at the first point's place.
+        The curve starts and ends near the first point.
         """
         target = np.concatenate([points, points[:1]])
         t = np.linspace(-1, 1, len(target))
@@ -93,14 +93,14 @@ class Series:
         return best
 
     def _solve(self, values: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Solve the least squares among closed curves; a slight ridge keeps shapes of one point solvable."""
+        """Solve the least-squares problem over closed curves; a small ridge term handles degenerate contours."""
         matrix = values @ self.closed
         normal = matrix.T @ matrix
         normal += 1e-9 * len(target) * np.eye(len(normal))
         return self.closed @ np.linalg.solve(normal, matrix.T @ target)
 
     def _corrected(self, t: np.ndarray, values: np.ndarray, coefficients: np.ndarray, off: np.ndarray) -> np.ndarray:
-        """Return t after a damped Newton step towards the nearest points of the curve; order and ends stay."""
+        """Return t after a damped Newton step towards the nearest points on the curve; order and ends are preserved."""
         first, second = self.derivatives(t, values)
         slope = first @ coefficients
         speed = (slope**2).sum(axis=1)

@@ -1,6 +1,6 @@
-"""Regions as run boundaries: sorted column-major pixel positions where inside and outside change, as in COCO's RLE.
+"""Regions as run boundaries: sorted column-major pixel positions at which a region starts or ends, as in COCO's RLE.
 
-Toggles come in pairs, a first position inside and a first position outside again, both from 0 to height * width.
+Boundaries come in pairs, the first position inside and the first position outside again, from 0 to height * width.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return run boundaries of the closed polygon `points`, (N, 2) as (x, y) in pixels, by the even-odd rule.
 
-    Pixel (row, column) is inside when its centre (column + 0.5, row + 0.5) is. What leaves the image is cut off.
+    Pixel (row, column) is inside if its center (column + 0.5, row + 0.5) is. The polygon is clipped to the image.
     """
-    x, y = points[:, 0] - 0.5, points[:, 1] - 0.5  # centres on whole numbers
+    x, y = points[:, 0] - 0.5, points[:, 1] - 0.5  # pixel centers are integers
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
     first = np.ceil(np.minimum(x, next_x)).clip(0, width).astype(np.int64)
     count = np.ceil(np.maximum(x, next_x)).clip(0, width).astype(np.int64) - first  # columns that each edge crosses
@@ -27,7 +27,7 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def run_boundaries(mask: np.ndarray) -> np.ndarray:
-    """Return run boundaries of a mask, (H, W), of anything that is true inside."""
+    """Return run boundaries of a mask, (H, W), whose values are truthy inside."""
     flat = np.zeros(mask.size + 2, dtype=np.int8)
     flat[1:-1] = np.asarray(mask, dtype=bool).ravel(order="F")
     return np.flatnonzero(np.diff(flat))
@@ -43,10 +43,10 @@ def regions_to_mask(regions: Sequence[np.ndarray], height: int, width: int) -> n
 
 
 def region_iou(regions: Sequence[np.ndarray], truth: np.ndarray) -> float:
-    """Return the IoU of the union of regions with another region, 0 to 1; 0 when all are empty."""
+    """Return the IoU of the union of regions with another region, 0 to 1; 0 if all are empty."""
     positions = np.concatenate([truth, *regions])
     signs = np.ones(len(positions), dtype=np.int64)
-    signs[1::2] = -1  # every region has an even number of toggles
+    signs[1::2] = -1  # every region has an even number of boundaries
     order = np.argsort(positions, kind="stable")
     lengths = np.diff(positions[order])
     is_truth = order < len(truth)

@@ -1,7 +1,7 @@
 """COCO's RLE masks: `{"size": [height, width], "counts": text or list}`, alternating runs of outside and inside.
 
-The text form holds each run in characters of six bits, five of the number and one that says that more follow; from the
-fourth run on, the difference to the run before the last is written (cocoapi, common/maskApi.c).
+The text encodes each run in characters of six bits: five bits of the number and a continuation bit. From the fourth run
+on, the difference to the run before the previous one is stored (cocoapi, common/maskApi.c).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from vlm_grpo.records import JsonObject
 
-MAX_CHARACTERS = 7  # characters of one number: 35 bits
-MAX_SIDE = 100_000  # pixels of a side
+MAX_CHARACTERS = 7  # per number: 35 bits
+MAX_SIDE = 100_000  # pixels
 
 
 class RLEMask(NamedTuple):
@@ -27,7 +27,7 @@ class RLEMask(NamedTuple):
 
     @property
     def area(self) -> int:
-        """Pixels inside."""
+        """Return the number of pixels inside."""
         return int((self.boundaries[1::2] - self.boundaries[::2]).sum())
 
 
@@ -35,7 +35,7 @@ def read_rle(value: object) -> RLEMask:
     """Return the mask of an RLE object.
 
     Raises:
-        ValueError: it is not such an object, or its runs do not sum to the mask's size.
+        ValueError: the value is not an RLE object, or its runs do not sum to the mask's size.
     """
     if not isinstance(value, Mapping) or not {"size", "counts"} <= set(value):
         raise ValueError('must be {"size": [height, width], "counts": ...}')
@@ -47,7 +47,7 @@ def read_rle(value: object) -> RLEMask:
         counts = counts.decode("ascii", errors="replace")
     if isinstance(counts, list | tuple):
         if not all(type(run) is int and 0 <= run <= MAX_SIDE**2 for run in counts):
-            raise ValueError("'counts' must be whole numbers, none negative")
+            raise ValueError("'counts' must be non-negative integers")
         counts = tuple(counts)
     elif not isinstance(counts, str):
         raise ValueError("'counts' must be text or a list of run lengths")
@@ -66,23 +66,23 @@ def write_rle(mask: np.ndarray) -> JsonObject:
 def _read(height: int, width: int, counts: str | tuple[int, ...]) -> RLEMask:
     runs = _runs_of_text(counts) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
     if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"the runs in 'counts' must be {height * width} pixels long together, got {runs.sum()}")
-    boundaries = np.cumsum(runs)[: len(runs) // 2 * 2]  # a last run outside ends the mask anyway
+        raise ValueError(f"the runs in 'counts' must sum to {height * width} pixels, got {runs.sum()}")
+    boundaries = np.cumsum(runs)[: len(runs) // 2 * 2]  # a final run outside needs no boundary
     boundaries.flags.writeable = False
     return RLEMask(height, width, boundaries)
 
 
 def _runs_of_text(counts: str) -> np.ndarray:
-    """Run lengths, (runs,) of int64."""
+    """Return run lengths, int64 (runs,)."""
     codes = np.frombuffer(counts.encode("ascii", errors="replace"), dtype=np.uint8).astype(np.int64) - 48
     is_last = codes < 32
     if not counts or ((codes < 0) | (codes > 63)).any() or not is_last[-1]:
-        raise ValueError("'counts' must be text that pycocotools has written")
+        raise ValueError("'counts' must be text in the encoding of pycocotools")
     ends = np.flatnonzero(is_last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > MAX_CHARACTERS:
-        raise ValueError("'counts' holds a run that is too long")
+        raise ValueError("'counts' contains a run that is too long")
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((codes & 31) << shifts, starts)
     numbers -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)  # the last character carries the sign

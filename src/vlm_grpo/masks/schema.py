@@ -1,4 +1,4 @@
-"""The schema of a written shape: a box, and rows relative to the box's center and half-size."""
+"""The schema of a shape in an answer: a box, and rows relative to the box's center and half-size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vlm_grpo.masks.contours import MAX_PARTS
 from vlm_grpo.records import JsonObject
 
 KEYS: Mapping[str, tuple[str, ...]] = {"chebyshev": ("x", "y"), "fourier": ("x", "y"), "polygon": ("points",)}
-TERMS = 8  # of a shape whose data say nothing else
-UNIT = 100  # a half-size of the box in the numbers of a shape
+TERMS = 8  # coefficients per axis, unless the record has a column `terms`
+UNIT = 100  # value of one half-size of the box
 MIN_TERMS, MAX_TERMS = 3, 64
-MAX_NUMBER = 1000  # ten half-sizes: no outline leaves its box that far
+MAX_NUMBER = 1000  # ten half-sizes, more than any outline needs
 MAX_COORDINATE = 100_000
 
 
@@ -27,14 +27,14 @@ class Part(NamedTuple):
 
 
 def parse_object(value: object) -> object:
-    """Return a shape as it is, or the JSON value of a text; None for a text without one."""
+    """Return the JSON value of a text, None if it has none; any other value unchanged."""
     return extract_json(value) if isinstance(value, str) else value
 
 
 def validate_shape(value: object, terms: int | None = None) -> str | None:
-    """Return what a shape or its JSON text violates; None for a well-formed one.
+    """Return what is expected instead of an invalid shape or JSON text; None for a well-formed one.
 
-    `terms` is how many numbers each axis must have (a polygon: at most as many points); None takes any number from
+    `terms` is the required number of coefficients per axis (for a polygon, the maximum number of points); None accepts
     3 to 64.
     """
     value = parse_object(value)
@@ -60,7 +60,7 @@ def read_shape(value: object, terms: int | None = None) -> tuple[str, list[Part]
 
 
 def write_part(codec: str, box: list[float], rows: np.ndarray) -> JsonObject:
-    """Return one part as it stands in an answer; `rows` are whole numbers, (n, 2)."""
+    """Return one part as written in an answer; `rows` are integers, (n, 2)."""
     numbers = rows.astype(int)
     values = [numbers.tolist()] if codec == "polygon" else numbers.T.tolist()
     return {"bbox_2d": box, **dict(zip(KEYS[codec], values, strict=True))}
@@ -103,7 +103,7 @@ def _validate_points(points: object, terms: int | None) -> str | None:
 
 
 def _are_numbers(values: object, largest: float) -> TypeGuard[Sequence[float]]:
-    """Return whether a value is a list of finite numbers up to `largest`; true and false are not numbers."""
+    """Return whether a value is a list of finite numbers (not booleans) with an absolute value of at most `largest`."""
     return isinstance(values, list | tuple) and all(
         type(number) in (int, float) and abs(number) <= largest for number in values
     )

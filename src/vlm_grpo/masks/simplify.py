@@ -8,8 +8,8 @@ import numpy as np
 def simplify_polygon(points: np.ndarray, count: int) -> np.ndarray:
     """Return at most `count` of the points of a closed contour, (count, 2) in their order.
 
-    Douglas and Peucker's rule (Cartographica 10, 1973) by number instead of distance: begin with the first point and
-    the one farthest from it, then add the point that lies farthest from its side, again and again.
+    Douglas-Peucker simplification (Cartographica 10, 1973) to a number of points instead of a tolerance: start with the
+    first point and the one farthest from it, then repeatedly add the point that is farthest from its side.
     """
     total = len(points)
     closed = np.concatenate([points, points[:1]])

@@ -1,8 +1,8 @@
-"""Prompt templates: jinja files that turn a record into chat messages; `<image>` and `<video>` keep their places.
+"""Prompt templates: jinja files that render a record as chat messages, with `<image>` and `<video>` in their positions.
 
-A template sees `question` (also called `content`, as in RLLaVA's templates), `options` (texts), `lettered` (the options
-as lines with letters), `record`, and `think_tags`: whether it shall ask for <think> tags, which some models' chat
-templates write themselves.
+Template variables are `question` (also `content`, as in RLLaVA's templates), `options` (texts), `lettered` (options as
+lettered lines), `record`, and `think_tags`: whether to ask for <think> tags, which some chat templates write
+themselves.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ VARIABLES = ("question", "content", "options", "lettered", "record", "think_tags
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A jinja text that renders the last user turn; `path` is the user's own file, if it is one."""
+    """A jinja template of the last user turn; `path` is the file of a user-defined template."""
 
     name: str
     text: str
     path: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the compiled template, which cannot be pickled."""
+        """Exclude the compiled template, which cannot be pickled."""
         return {"name": self.name, "text": self.text, "path": self.path}
 
     @cached_property
@@ -47,13 +47,13 @@ class PromptTemplate:
         return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(self.text)
 
     def render(self, record: Record, system: str | None = None, *, think_tags: bool = True) -> list[Message]:
-        """Chat messages whose contents are lists of text blocks and empty image blocks.
+        """Return chat messages whose contents are lists of text blocks and empty image blocks.
 
-        `system` is used when the record has no system turn. Markers count in user turns only; images
-        without a marker come first.
+        `system` is used if the record has no system turn. Only markers in user turns are replaced by images; images
+        without a marker are placed first.
 
         Raises:
-            ValueError: the template fails, or asks for more images than the record has.
+            ValueError: the template fails, or has more image markers than the record has images.
         """
         system = record.system if record.system is not None else system
         turns = [{"role": "system", "content": system}] if system else []
@@ -64,7 +64,7 @@ class PromptTemplate:
         if missing < 0:
             raise ValueError(
                 f"{record.where}: prompt {self.path or self.name} has {len(record.images) - missing} {MARKER} markers, "
-                f"the record has {len(record.images)} images; a template must write the question once"
+                f"but the record has {len(record.images)} images; a template must contain the question only once"
             )
         videos = len(record.videos) - sum(turn["content"].count(VIDEO_MARKER) for turn in user_turns)
         user_turns[0]["content"] = MARKER * missing + VIDEO_MARKER * max(0, videos) + user_turns[0]["content"]
@@ -72,9 +72,9 @@ class PromptTemplate:
         return [{"role": turn["role"], "content": _blocks(turn, kinds)} for turn in turns]
 
     def _user_turn(self, record: Record, think_tags: bool) -> str:
-        """Return the last turn. The template's own markers win over the question's if they place every image.
+        """Return the last turn, with image markers from the template if it has one for each image, else the question.
 
-        Otherwise those that the template begins with are left out: the question places the images.
+        In the second case, markers at the start of the template are removed.
         """
         template_markers, question_markers = self.text.count(MARKER), record.question.count(MARKER)
         before = sum(turn["content"].count(MARKER) for turn in record.history if turn["role"] == "user")
@@ -117,10 +117,10 @@ def _blocks(turn: dict[str, str], kinds: Mapping[str, str]) -> list[dict[str, st
 
 
 def load_prompt(path: str | Path) -> PromptTemplate:
-    """Return a user's own template.
+    """Load a user-defined template.
 
     Raises:
-        ValueError: no such file, it is not UTF-8 or not valid jinja, it uses an unknown variable or no question.
+        ValueError: the file does not exist, is not UTF-8 or valid jinja, uses an unknown variable or not the question.
     """
     from jinja2 import Environment, TemplateSyntaxError, meta
 
@@ -137,7 +137,7 @@ def load_prompt(path: str | Path) -> PromptTemplate:
     for name in sorted(used - set(VARIABLES)):
         raise ValueError(f"--format_prompt {path}: {unknown_name('variable', name, list(VARIABLES))}")
     if not used & {"question", "content", "record"}:
-        raise ValueError(f"--format_prompt {path}: the template must write {{{{ question }}}}, it never does")
+        raise ValueError(f"--format_prompt {path}: the template must contain {{{{ question }}}}")
     return PromptTemplate(Path(path).stem, text, str(path))
 
 

@@ -1,4 +1,4 @@
-"""The quickstart: a tiny model learns to read handwritten digits on a CPU, from its weights to a report.
+"""The quickstart: train a tiny model to read handwritten digits on a CPU, from random weights to a report.
 
 It is part of the installed package, so that `vlm-grpo quickstart` runs without a clone.
 """

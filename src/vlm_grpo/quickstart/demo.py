@@ -1,7 +1,8 @@
-"""The quickstart: handwritten digits, a tiny Qwen2.5-VL, supervised warm start, reinforcement learning, a report.
+"""The stages of the quickstart: data, supervised warm start, evaluation, reinforcement learning, report.
 
 vlm-grpo quickstart [--trainer grpo|rloo] [--seed N] [--output_dir DIR]
-The training is the real command (`grpo_jsonl.py`) in a process of its own; this file only prepares, shows and compares.
+Reinforcement learning runs the actual command (`grpo_jsonl.py`) in a separate process; this file only prepares it and
+compares the results.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 
 TASK = "default"
-LIMITS = (0.60, 0.85)  # held-out accuracy is at most the first before, at least the second after
+LIMITS = (0.60, 0.85)  # maximum held-out accuracy before training, minimum after it
 GENERATION: dict[str, Any] = {"batch_size": 99, "max_completion_length": 24}
-# One thread: results do not depend on the number of cores, and such a small model gains little from more. If a user
-# sets more, waiting threads sleep: on a busy machine, spinning takes five times as long.
+# One thread, so that results do not depend on the number of cores; such a small model gains little from more. If a user
+# sets more, waiting threads sleep: on a busy machine, busy-waiting takes five times as long.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         before, after, curve, command = run_stages(run)
     except subprocess.CalledProcessError as error:
-        print(f"The training stopped with status {error.returncode}. The end of its log:\n{error.output}")
+        print(f"The training failed with status {error.returncode}. The end of its log:\n{error.output}")
         return 1
     save_results(run, before, after, curve, command)
     return check_accuracies(before.main.value, after.main.value)
@@ -65,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
     flags = CommandParser("vlm-grpo quickstart", description=__doc__.splitlines()[0])
-    flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="which trainer (default: grpo)")
-    flags.add_argument("--seed", type=int, default=0, help="of the weights, the warm start and the training")
+    flags.add_argument("--trainer", choices=("grpo", "rloo"), default="grpo", help="trainer (default: grpo)")
+    flags.add_argument("--seed", type=int, default=0, help="random seed of weights, warm start and training")
     flags.add_argument("--output_dir", help="default: quickstart_output/TRAINER_seedN")
     return flags
 
@@ -104,7 +105,7 @@ def load_digits(run: QuickstartRun, path: Path, images: Path) -> Dataset:
 
 
 def warm_start(run: QuickstartRun, files: DigitFiles) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Build the model, train it on the answer format and partly wrong labels, and save it."""
+    """Build the model, train it on the answer format with partly wrong labels, and save it."""
     import torch
 
     from vlm_grpo.quickstart.warm_start import completion, warm_up
@@ -188,7 +189,7 @@ def train(run: QuickstartRun, command: list[str]) -> Curve:
     """Run the training command with a progress bar and a log file; return the reward curve.
 
     Raises:
-        subprocess.CalledProcessError: it failed; `output` holds the end of its log.
+        subprocess.CalledProcessError: the command failed; `output` has the end of its log.
     """
     log_path = run.folder / f"{run.trainer}.log"
     tail: deque[str] = deque(maxlen=40)
@@ -211,7 +212,7 @@ def train(run: QuickstartRun, command: list[str]) -> Curve:
 
 @contextmanager
 def child_process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """Start a process whose output can be read line by line; it is terminated when the block ends."""
+    """Start a process with line-buffered output, and terminate it at the end of the block."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -278,7 +279,7 @@ def check_accuracies(before: float | None, after: float | None) -> int:
     if before <= LIMITS[0] and after >= LIMITS[1]:
         return 0
     expected = f"at most {LIMITS[0]:.0%} before and at least {LIMITS[1]:.0%} after"
-    print(f"Unexpected: accuracy {before:.1%} before and {after:.1%} after; it should be {expected}")
+    print(f"Unexpected: accuracy {before:.1%} before and {after:.1%} after; expected {expected}")
     return 1
 
 

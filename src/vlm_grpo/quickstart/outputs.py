@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_outputs(run: QuickstartRun, before: Evaluation, after: Evaluation, curve: Curve, command: list[str]) -> None:
-    """Write everything into the run's folder."""
+    """Write all output files to the folder of the run."""
     for name, evaluation in (("before", before), ("after", after)):
         lines = [dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions]
         write_whole(run.folder / f"predictions_{name}.jsonl", "".join(lines))
@@ -54,12 +54,12 @@ def one_card_per_digit(before: Evaluation, after: Evaluation) -> list[ExampleCar
 
 
 def lead(before: Evaluation) -> str:
-    """Return an introduction for readers of the page without context."""
+    """Return an introduction for readers who know nothing about the run."""
     return (
-        "A Qwen2.5-VL of about one million parameters was built from its configuration and taught, with supervised "
-        "training, to answer in the form <think>...</think><answer>...</answer>. Its teacher was careless: seven of "
-        "ten odd digits were labelled one too high. Then reinforcement learning rewarded right answers. Accuracy is "
-        f"measured on {len(before.predictions)} images that no training saw, with greedy answers."
+        "A Qwen2.5-VL with about one million parameters was initialized at random and fine-tuned to answer in the "
+        "format <think>...</think><answer>...</answer>. Its labels were partly wrong: seven of ten odd digits were "
+        "labelled one too high. Then reinforcement learning rewarded correct answers. The accuracy is measured on "
+        f"{len(before.predictions)} held-out images with greedy decoding."
     )
 
 
@@ -78,7 +78,7 @@ def sections(
     return [
         Section("Result", header=("mean [95 % interval]", "before", f"after {run.trainer.upper()}"), rows=metrics),
         Section(
-            "Reward while training", f"Share of right ones among {run.settings.batch} sampled answers.", curve=curve
+            "Reward during training", f"Fraction of correct answers among {run.settings.batch} samples.", curve=curve
         ),
         Section("Answers before and after", "The first held-out image of each digit.", cards=cards),
         Section("The training command", code=shlex.join(command)),

@@ -1,4 +1,4 @@
-"""One quickstart: its settings, its folders and its times."""
+"""A run of the quickstart: its settings, folders and timings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = ("digits", "warm start", "before", "training", "after", "report")
 
 @dataclass(frozen=True)
 class QuickstartSettings:
-    """Settings that work with both trainers; every value is listed in the report."""
+    """Settings for both trainers; the report lists every value."""
 
     warm_steps: int = 300
     warm_batch: int = 32
@@ -30,7 +30,7 @@ class QuickstartSettings:
 
 @dataclass
 class QuickstartRun:
-    """One quickstart: its settings, its folders, and the time of each stage."""
+    """A run of the quickstart: its settings, its folders, and the duration of each stage."""
 
     trainer: str
     seed: int
@@ -48,7 +48,7 @@ class QuickstartRun:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[tqdm]:
-        """Show a progress bar during a stage and record its time."""
+        """Show a progress bar during a stage and record its duration."""
         from tqdm import tqdm
 
         started = time.monotonic()

@@ -1,7 +1,7 @@
-"""Supervised warm start of the quickstart's model on partly wrong labels: it learns the form and a systematic mistake.
+"""Supervised warm start of the quickstart's model: it learns the answer format, and an error from wrong labels.
 
-Not a trainer for users: a plain loop over data that fits in memory, which gives reinforcement learning a model with a
-mistake to correct.
+This is not a trainer for users but a plain loop over data in memory, which provides a model with an error for
+reinforcement learning to correct.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 WRONG_SHARE = 0.7
 LEARNING_RATE = 1e-3
-RISE = 20  # steps until the learning rate is reached
+RISE = 20  # warmup steps of the learning rate
 
 
 def wrong_label(digit: str, source: random.Random) -> str:
-    """Return the digit as a careless annotator writes it: 7 of 10 odd digits are labelled one too high (9 as 0)."""
+    """Return a noisy label: 7 of 10 odd digits are labelled one too high (9 as 0)."""
     if int(digit) % 2 and source.random() < WRONG_SHARE:
         return str((int(digit) + 1) % 10)
     return digit
 
 
 def completion(answer: str) -> str:
-    """Return the completion that the model is trained on."""
+    """Return the target completion of an answer."""
     return f"<think>I look at the strokes.</think><answer>{answer}</answer>"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row's prompt and its taught completion, as tokens."""
+    """Tokens of one row's prompt and target completion."""
 
     sample: EncodedPrompt
     target: list[int]
@@ -56,9 +56,9 @@ def warm_up(
     learning_rate: float = LEARNING_RATE,
     on_step: Callable[[float], None] | None = None,
 ) -> list[float]:
-    """Train the model in place and return the loss of every step; `on_step` is called with each.
+    """Train the model in place and return the loss of every step; `on_step` is called after each.
 
-    Every row keeps one label, right or wrong, for the whole training.
+    The label of a row, correct or wrong, is fixed for the whole training.
     """
     source = random.Random(seed)
     taught = [completion(wrong_label(str(rows[index]["answer"]), source)) for index in range(len(rows))]
@@ -86,7 +86,7 @@ def fit(
     learning_rate: float = LEARNING_RATE,
     on_step: Callable[[float], None] | None = None,
 ) -> list[float]:
-    """Train the model in place on rows that `source` draws, and return the loss of every step."""
+    """Train the model in place on rows sampled with `source`, and return the loss of every step."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)

@@ -1,6 +1,6 @@
-"""Small data sets for every task, of real or rendered images, made without a download. Imports no torch.
+"""Small data sets for every task, generated from real or rendered images without a download. Imports no torch.
 
-`write_toy` makes one of TOYS; `write_digits` the handwritten digits of the quickstart.
+`write_toy` writes one of TOYS; `write_digits` writes the handwritten digits of the quickstart.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ TOYS: Registry[ExampleFactory] = Registry(
 
 
 def write_toy(name: str, folder: str | Path, *, rows: int = 100, seed: int = 0, side: int = 336) -> ToyFiles:
-    """Write train.jsonl, held_out.jsonl (a fifth of the rows, at least one) and images/; equal arguments, equal files.
+    """Write train.jsonl, held_out.jsonl (a fifth of the rows, at least one) and images/; deterministic.
 
     Args:
         name: one of TOYS; "default" is handwritten digits, "video" moving shapes.
-        folder: must not exist yet, be empty, or hold what a call with the same arguments wrote.
-        rows: how many examples in all, at least 2.
+        folder: must not exist, be empty, or contain the result of the same arguments.
+        rows: total number of examples, at least 2.
         seed: random seed.
         side: width and height of the images in pixels, at least 112.
 
     Raises:
-        KeyError: an unknown name.
-        ValueError: too few rows or pixels, or a folder that holds something else.
-        ImportError: a package that this data set needs is missing.
+        KeyError: the name is unknown.
+        ValueError: there are too few rows or pixels, or the folder has other content.
+        ImportError: a package that the data set needs is missing.
     """
     return write_examples(name, TOYS[name], folder, rows=rows, seed=seed, side=side)

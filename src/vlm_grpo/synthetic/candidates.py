@@ -18,20 +18,20 @@ COLORS = {
     "purple": (138, 46, 168),
 }
 BACKGROUND = (128, 128, 128)
-SHIFT = 12  # levels by which a color differs from image to image
+SHIFT = 12  # maximum difference of a color's levels between images
 
 
 def write_candidates(folder: str | Path, *, rows: int = 64, seed: int = 0, side: int = 56) -> list[Path]:
-    """Write red_1.png, green_1.png, ... and return their paths; equal arguments give equal files.
+    """Write red_1.png, green_1.png, ... and return their paths; the files are deterministic for the arguments.
 
     Args:
-        folder: is created if needed.
-        rows: how many images, at least one of each color.
+        folder: output folder, created if needed.
+        rows: number of images, at least one of each color.
         seed: random seed.
         side: width and height in pixels.
 
     Raises:
-        ValueError: too few images.
+        ValueError: there are too few images.
     """
     if rows < len(COLORS):
         raise ValueError(f"--rows must be at least {len(COLORS)}, one for each color, got {rows}")
@@ -47,7 +47,7 @@ def write_candidates(folder: str | Path, *, rows: int = 64, seed: int = 0, side:
 
 
 def _draw(random: Random, color: tuple[int, ...], side: int) -> Image.Image:
-    """Return a square, a disc or a diamond that fills most of the picture."""
+    """Return an image of a large square, disc or diamond."""
     image = Image.new("RGB", (side, side), BACKGROUND)
     near, far = random.randint(0, side // 7), side - 1 - random.randint(0, side // 7)
     middle = (near + far) // 2

@@ -18,11 +18,11 @@ TOPICS = {
     "Water used": ("l", ("Tap", "Bath", "Pool", "Pond", "Well")),
 }
 SIGNS = {"Bakery": "bread", "Pharmacy": "medicine", "Bookshop": "a novel", "Florist": "roses", "Optician": "glasses"}
-FLOOR, ROOF = 0.82, 0.22  # of the side: where bars stand, and how high the highest may be
+FLOOR, ROOF = 0.82, 0.22  # vertical positions of the bars' base and maximum height, as fractions of the side
 
 
 class Chart(NamedTuple):
-    """What a bar chart shows."""
+    """The content of a bar chart."""
 
     title: str
     unit: str

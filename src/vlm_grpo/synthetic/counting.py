@@ -1,4 +1,4 @@
-"""Counting shapes of a kind or a color, in one image or in two together (`counting`)."""
+"""Counting shapes of a kind or a color in one image, or in two images together (`counting`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from random import Random
 from vlm_grpo.synthetic.example import Example
 from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
-MOST = 7  # shapes in one image
+MOST = 7  # maximum number of shapes in an image
 
 
 def counting_example(random: Random, number: int, side: int) -> Example:
-    """Return how many there are, from 0 on; every third example has two images."""
+    """Return a counting question, whose answer may be 0; every third example has two images."""
     scenes = [_scene(random) for _ in range(2 if number % 3 == 2 else 1)]
     shapes = [shape for scene in scenes for shape in scene]
     criterion = random.choice(("kind", "color", "both"))
@@ -29,7 +29,7 @@ def _name(random: Random) -> tuple[str, str]:
 
 
 def _scene(random: Random) -> list[Shape]:
-    """Return one to MOST shapes of two or three names, so that there is something to count."""
+    """Return one to MOST shapes with two or three different names."""
     names = [_name(random) for _ in range(3)]
     return place_shapes(random, random.choices(names, k=random.randint(1, MOST)))
 

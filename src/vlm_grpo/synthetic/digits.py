@@ -1,4 +1,4 @@
-"""Real images that need no download: scikit-learn's handwritten digits as PNG files with jsonl files beside them.
+"""Real images without a download: scikit-learn's handwritten digits as PNG files with jsonl files.
 
 1,797 scans of 8 x 8 pixels and 17 grey levels (UCI "Optical Recognition of Handwritten Digits"), enlarged.
 """
@@ -32,13 +32,13 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
     """Write every digit as PNG, and train.jsonl and held_out.jsonl in the conversations format; return their paths.
 
     Args:
-        folder: is created if needed; files of an earlier call are overwritten.
-        train: how many digits are for training; all others are held out.
+        folder: output folder, created if needed; files of an earlier call are overwritten.
+        train: number of training digits; all others are held out.
         side: width and height of the images in pixels.
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
-        ValueError: `train` leaves nothing to train on or nothing held out.
+        ValueError: `train` leaves one of the splits empty.
     """
     digits = _digits()
     total = len(digits.images)
@@ -56,7 +56,7 @@ def write_digits(folder: str | Path, *, train: int = 1500, side: int = 56, seed:
 
 
 def digit_example(random: random.Random, number: int, side: int) -> Example:
-    """Return a random scan."""
+    """Return a question about a random digit."""
     digits = _digits()
     index = random.randrange(len(digits.images))
     return Example(f"<image>{QUESTION}", str(digits.target[index]), (_picture(digits.images[index], side),))

@@ -1,4 +1,4 @@
-"""One example of a synthetic data set before it is written: the content of its jsonl line and its images."""
+"""An example of a synthetic data set before it is written: the content of its jsonl line and its images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vlm_grpo.records import Row
 class Example:
     """Question, answer and media of an example.
 
-    `question` has an <image> marker for each of `images`, or a <video> marker. A video is `frames`, or the bytes of an
-    mp4 file in `clip`. `columns` are further columns of the line.
+    `question` has an <image> marker for each of `images`, or a <video> marker. A video is a list of `frames`, or an mp4
+    file in `clip` (bytes). `columns` are additional columns of the line.
     """
 
     question: str

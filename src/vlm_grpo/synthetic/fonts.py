@@ -1,4 +1,4 @@
-"""Text in pictures: the font that comes with Pillow, in any size."""
+"""Text in images: the font that is included in Pillow, in any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def draw_text(
     pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, fill: Color = INK, anchor: str = "mm"
 ) -> None:
-    """Put text at a point; `anchor` as in Pillow, by default its middle."""
+    """Draw text at a point; `anchor` as in Pillow, by default the middle of the text."""
     pen.text(at, text, font=font(round(size)), fill=fill, anchor=anchor)
 
 

@@ -21,7 +21,7 @@ MESSAGES = {"Open": "Choose a file", "Share": "Link was copied", "Delete": "Move
 
 
 class Window(NamedTuple):
-    """The content of a window; `missing` is the button that a defect takes away."""
+    """The content of a window; `missing` is a button removed by a defect."""
 
     missing: str
     title: str
@@ -33,7 +33,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Action:
-    """What is done, and the window that it leads to."""
+    """An action, and the window that results from it."""
 
     text: str
     after: Window
@@ -64,7 +64,7 @@ def _action(random: Random, before: Window) -> Action:
 
 
 def _defects(random: Random) -> list[str]:
-    """Draw defects in the order of DEFECTS: a quarter none, a quarter "no response", the others one or two."""
+    """Sample defects in the order of DEFECTS: a quarter none, a quarter "no response", the others one or two."""
     draw = random.random()
     if draw < 0.25:
         return []
@@ -75,7 +75,7 @@ def _defects(random: Random) -> list[str]:
 
 
 def draw_window(window: Window, side: int, defects: list[str] | None = None) -> Image.Image:
-    """Return the window, `side` pixels wide and high, with the defects that can be drawn."""
+    """Return an image of the window, `side` pixels wide and high, with its visible defects."""
     defects = defects or []
     image = Image.new("RGB", (side, side), (196, 205, 214))
     pen = ImageDraw.Draw(image)
@@ -133,7 +133,7 @@ def _draw_dialog(pen: ImageDraw.ImageDraw, message: str, side: int) -> None:
 
 
 def _draw_sentence(image: Image.Image, sentence: str, side: int, is_cut: bool) -> None:
-    """Draw the status line at the bottom; a cut one ends in the middle of a letter."""
+    """Draw the status line at the bottom; if cut off, it ends in the middle of a letter."""
     length = font(round(side * 0.06)).getlength(sentence)
     strip = Image.new("RGB", (round(length * (0.55 if is_cut else 1)) + 1, round(side * 0.09)), PAPER)
     draw_text(ImageDraw.Draw(strip), (0, strip.height / 2), sentence, side * 0.06, anchor="lm")

@@ -1,4 +1,4 @@
-r"""Mathematics to be read off a picture: written expressions and geometric figures with numbers (`math`)."""
+r"""Math problems in images: expressions and geometric figures with numbers (`math`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from vlm_grpo.synthetic.example import Example
 from vlm_grpo.synthetic.fonts import INK, draw_text, draw_times_sign
 
-LINE = 90  # a line is a LINE-th of the side wide
+LINE = 90  # the line width is 1 / LINE of the side
 FILL = (222, 233, 246)
 
 
@@ -52,12 +52,12 @@ def _fractions(random: Random, side: int) -> tuple[str, str, Image.Image]:
 
 
 def latex_fraction(value: Fraction) -> str:
-    r"""`\frac{3}{4}`, or the whole number that it is."""
+    r"""Return a fraction as LaTeX, `\frac{3}{4}`; an integer as it is."""
     return str(value) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def latex_root(square: int) -> str:
-    r"""Return the square root with what can be taken out of it taken out: 5, `\sqrt{13}`, `2\sqrt{5}`."""
+    r"""Return a square root as LaTeX in simplest form: 5, `\sqrt{13}`, `2\sqrt{5}`."""
     outside = max(root for root in range(1, math.isqrt(square) + 1) if square % (root * root) == 0)
     inside = square // (outside * outside)
     if inside == 1:

@@ -1,4 +1,4 @@
-"""Numbers on signs that are hard to read: rotated, dark, pale, blurred, noisy or tiny (`damaged`, for agent_code)."""
+"""Numbers on signs that are hard to read: rotated, dark, faded, blurred, noisy or tiny (`damaged`, for agent_code)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INKS = ("#0d3b66", "#7a1f2b", "#1b4332")
 
 
 def damaged_example(random: Random, number: int, side: int) -> Example:
-    """Return the number on a corrupted sign; corruptions alternate, the column `original` is the clean sign."""
+    """Return a question about a corrupted sign; corruptions alternate, the column `original` is the clean image."""
     text = str(random.randint(100, 999))
     sign = _sign(random, text, side)
     kind = list(CORRUPTIONS)[number % len(CORRUPTIONS)]

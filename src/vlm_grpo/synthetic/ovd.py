@@ -9,7 +9,7 @@ from vlm_grpo.synthetic.example import Example
 from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
 SPACE = 1000  # positions are in thousandths of each side
-EMPTY = 0.2  # share of images without the kind that is asked for
+EMPTY = 0.2  # fraction of images without the requested kind
 
 
 def ovd_example(random: Random, number: int, side: int) -> Example:

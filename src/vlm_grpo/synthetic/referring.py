@@ -1,4 +1,4 @@
-"""Referring expressions: several shapes, one of which is described so that no other fits (`rec`, `grounding`)."""
+"""Referring expressions: several shapes and a description that fits exactly one of them (`rec`, `grounding`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 from vlm_grpo.synthetic.example import Example
 from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw, place_shapes
 
-# A word that tells two shapes of one name apart, and what is largest for the one that it fits.
+# Words that distinguish two shapes with the same name, and a key that is larger for the shape described by the word.
 EXTREMES = {
     "larger": lambda shape: shape.radius,
     "smaller": lambda shape: -shape.radius,
@@ -16,8 +16,8 @@ EXTREMES = {
     "upper": lambda shape: -shape.y,
     "lower": lambda shape: shape.y,
 }
-CLEAR = {"larger": 1.3, "smaller": 1.3}  # how many times larger one must be
-DISTANCE = 0.15  # of the side, between two shapes that are told apart by their place
+CLEAR = {"larger": 1.3, "smaller": 1.3}  # minimum ratio of the sizes
+DISTANCE = 0.15  # minimum distance, as a fraction of the side, of shapes distinguished by their position
 
 
 def rec_example(random: Random, number: int, side: int) -> Example:

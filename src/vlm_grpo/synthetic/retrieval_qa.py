@@ -1,4 +1,4 @@
-"""Questions on ships (`search`): the image shows which ship is meant, only its document has the answer."""
+"""Questions about ships (`search`): the image identifies the ship, and only its document has the answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PORTS = ("Bergen", "Porto", "Trieste", "Gdansk", "Cork", "Bilbao", "Riga", "Pira
 CARGOES = ("timber", "salt", "copper", "oranges", "wool", "marble", "grain", "tea", "olive oil", "glass")
 SURNAMES = ("Almeida", "Berg", "Castel", "Dahl", "Eriksen", "Fabre", "Gallo", "Hansen", "Iversen", "Jansen")
 GIVEN = ("Ada", "Bruno", "Clara", "David", "Elsa", "Felix", "Greta", "Hugo", "Irene", "Jonas")
-SEED = 11  # of the facts: every data set asks about the same library
+SEED = 11  # seed of the facts, so that all data sets share one library
 
 
 class Ship(NamedTuple):
@@ -67,7 +67,7 @@ def document(ship: Ship) -> str:
 
 
 def write_documents(path: str | Path) -> Path:
-    """Write the library as a jsonl file for `vlm-grpo index`; an identical file is kept.
+    """Write the library as a jsonl file for `vlm-grpo index`; an identical file is left untouched.
 
     Raises:
         FileExistsError: the file has other content.
@@ -78,7 +78,7 @@ def write_documents(path: str | Path) -> Path:
 
 
 def search_example(random: Random, number: int, side: int) -> Example:
-    """Return a ship with its name on the hull, and a question about it that only its document answers."""
+    """Return an image of a ship with its name on the hull, and a question that only its document answers."""
     ship = random.choice(ships())
     field = random.choice(list(QUESTIONS))
     image = draw_ship(ship.name, COLORS[random.choice(list(COLORS))], random.uniform(0.25, 0.6), side)
@@ -86,7 +86,7 @@ def search_example(random: Random, number: int, side: int) -> Example:
 
 
 def draw_ship(name: str, color: tuple[int, int, int], funnel: float, side: int) -> Image.Image:
-    """Return a ship at sea, its name on the hull and its funnel at a share of the width."""
+    """Return an image of a ship with its name on the hull, and its funnel at a fraction of the width."""
     image = Image.new("RGB", (side, side), (205, 226, 242))
     pen = ImageDraw.Draw(image)
 

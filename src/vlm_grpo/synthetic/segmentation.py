@@ -1,4 +1,4 @@
-"""Segmentation: ellipses, stars, and ellipses behind a post, which have two parts; with the true mask (`seg`)."""
+"""Segmentation: ellipses, stars, and ellipses behind a post, which have two parts; with the gold mask (`seg`)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _post(outline: list[Point]) -> list[Point]:
 
 
 def _beside(random: Random, outline: list[Point], color: str) -> Shape:
-    """Return a small square of another color in the corner that is farthest from an outline."""
+    """Return a small square of another color, in the corner farthest from an outline."""
     x, y = (sum(values) / len(outline) for values in zip(*outline, strict=True))
     left, top = (0.1 if value > 0.5 else 0.9 for value in (x, y))
     return Shape("square", color, left, top, random.uniform(0.05, 0.07))

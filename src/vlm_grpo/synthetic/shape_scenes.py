@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes that do not touch each other, with the exact box of each."""
+"""Scenes of colored shapes that do not touch each other, with the exact box of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-SCALE = 4  # drawn this many times larger, then shrunk, for smooth edges
+SCALE = 4  # supersampling factor, for smooth edges
 KINDS = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLORS = {
     "red": (214, 39, 40),
@@ -20,13 +20,13 @@ COLORS = {
     "black": (30, 30, 30),
 }
 GROUNDS = ((250, 250, 247), (232, 240, 247), (243, 236, 226), (228, 238, 228))
-GAP = 0.02  # of the side, between two shapes and to the border
+GAP = 0.02  # minimum distance between shapes and to the border, as a fraction of the side
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape around (x, y) with half its width `radius`, all in shares of the image's side."""
+    """A shape centered at (x, y) with the half-width `radius`, all in fractions of the image's side."""
 
     kind: str
     color: str
@@ -39,7 +39,7 @@ class Shape:
         return f"{self.color} {self.kind}"
 
     def outline(self) -> list[Point]:
-        """Return the corners, in shares of the side; a circle has many."""
+        """Return the corners in fractions of the side; a circle is approximated by many."""
         return [(self.x + self.radius * x, self.y + self.radius * y) for x, y in unit_outline(self.kind)]
 
     def box(self, side: float) -> list[int]:
@@ -70,7 +70,7 @@ def unit_outline(kind: str) -> list[Point]:
 
 
 def _on_circle(count: int, radii: list[float]) -> list[Point]:
-    """Return points around the origin, the first at the top, with the radii in turn."""
+    """Return points around the origin, the first at the top, that cycle through the radii."""
     angles = [2 * math.pi * number / count - math.pi / 2 for number in range(count)]
     return [
         (radii[number % len(radii)] * math.cos(angle), radii[number % len(radii)] * math.sin(angle))
@@ -83,7 +83,7 @@ def place_shapes(
 ) -> list[Shape]:
     """Return non-touching shapes, one per (kind, color), at random places with half-widths from `low` to `high`.
 
-    Where a scene gets too full the half-width shrinks, down to a quarter of `low`.
+    If there is too little space, half-widths shrink to a quarter of `low` at the least.
     """
     shapes: list[Shape] = []
     for kind, color in names:
@@ -103,13 +103,13 @@ def _free(random: Random, kind: str, color: str, shapes: list[Shape], low: float
 
 
 def _apart(first: Shape, second: Shape) -> bool:
-    """Return whether the squares around two shapes keep their distance."""
+    """Return whether the bounding squares of two shapes have the minimum distance."""
     reach = first.radius + second.radius + GAP
     return max(abs(first.x - second.x), abs(first.y - second.y)) >= reach
 
 
 def draw(shapes: list[Shape], side: int, ground: tuple[int, int, int]) -> Image.Image:
-    """Return the scene, `side` pixels wide and high."""
+    """Return an image of the scene, `side` pixels wide and high."""
     return draw_outlines([(shape.outline(), COLORS[shape.color]) for shape in shapes], side, ground)
 
 

@@ -1,4 +1,4 @@
-"""Videos of one shape that moves: lists of frames and, with PyAV, mp4 files in turn (`video`, task `default`)."""
+"""Videos of a moving shape: alternating lists of frames and, with PyAV, mp4 files (`video`, task `default`)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vlm_grpo.synthetic.shape_scenes import COLORS, GROUNDS, KINDS, Shape, draw
 
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 FRAMES = 8
-RATE = 4  # frames a second of an mp4 file; half of them are taken at the usual two
+RATE = 4  # frames per second of an mp4 file; sampling at 2 fps, the usual default, takes half of them
 
 
 def video_example(random: Random, number: int, side: int) -> Example:
-    """Return a video of eight frames; every other example is one mp4 file if PyAV is installed.
+    """Return a video of eight frames; every second example is an mp4 file if PyAV is installed.
 
     Raises:
-        ValueError: an odd side, which mp4 files cannot have.
+        ValueError: the side is odd, which mp4 does not support.
     """
     shape = Shape(random.choice(KINDS), random.choice(list(COLORS)), 0.5, 0.5, random.uniform(0.08, 0.14))
     way = random.choice(list(WAYS))
@@ -46,10 +46,10 @@ def _frames(random: Random, shape: Shape, way: tuple[int, int], side: int) -> li
 
 
 def mp4(frames: list[Image.Image]) -> bytes:
-    """Return the frames as an mp4 file (MPEG-4 part 2), RATE a second.
+    """Return the frames as an mp4 file (MPEG-4 part 2) with RATE frames per second.
 
     Raises:
-        ValueError: an odd width or height.
+        ValueError: width or height is odd.
     """
     import av
 

@@ -1,7 +1,7 @@
-"""Designs of small web pages, with the HTML that makes them (`visual_code`).
+"""Designs of small web pages with their HTML (`visual_code`).
 
-A page is a list of blocks with fixed places, so that it can be drawn two ways: by the browser that will also render
-what a model writes, or, where none is installed, with Pillow, whose letters differ.
+A page is a list of blocks at fixed positions, so that it can be drawn by the browser that also renders the completions
+or, if no browser is installed, with Pillow, whose glyphs differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INK, LIGHT, LINE = "#222222", "#ffffff", "#777777"
 
 
 class Block(NamedTuple):
-    """A rectangle and its text; lengths are in pixels, the text is `size` high, no fill and no edge is ""."""
+    """A rectangle with text. Lengths are in pixels; `size` is the text height; "" means no fill or no edge."""
 
     left: int
     top: int
@@ -59,14 +59,14 @@ class Block(NamedTuple):
 
 
 class WebPage(NamedTuple):
-    """The color behind everything, and what is in front of it, in order."""
+    """The background color, and blocks in drawing order."""
 
     color: str
     blocks: list[Block]
 
 
 def page_example(random: Random, number: int, side: int) -> Example:
-    """Return the picture of a page; the answer is its HTML, which is also the column `html`."""
+    """Return an image of a page; the answer is its HTML, which is also in the column `html`."""
     kind = KINDS[number % len(KINDS)]
     page = _page(random, side, kind)
     html = page_html(page)
@@ -75,7 +75,7 @@ def page_example(random: Random, number: int, side: int) -> Example:
 
 
 def _page(random: Random, side: int, kind: str) -> WebPage:
-    """Return a page of a link bar, a heading, cards or a form, and a button; a wireframe has edges only."""
+    """Return a page with a link bar, a heading, cards or a form, and a button; a wireframe has only edges."""
     is_wire = kind == "wireframe"
     theme = WIRE if is_wire else random.choice(THEMES)
     edge = LINE if is_wire else ""
@@ -160,7 +160,7 @@ def _style(block: Block) -> str:
 
 
 def page_image(page: WebPage, side: int) -> Image.Image:
-    """Return the page as a browser shows it, or drawn with Pillow where there is none."""
+    """Return an image of the page rendered by a browser, or by Pillow if there is none."""
     from vlm_grpo.envs.browser.renderer import find_chromium, shared_renderer
 
     if find_chromium() is None:
@@ -169,7 +169,7 @@ def page_image(page: WebPage, side: int) -> Image.Image:
 
 
 def draw_page(page: WebPage, side: int) -> Image.Image:
-    """Return the page as Pillow draws it, `side` pixels wide and high."""
+    """Return an image of the page drawn with Pillow, `side` pixels wide and high."""
     image = Image.new("RGB", (side, side), page.color)
     pen = ImageDraw.Draw(image)
     for block in page.blocks:

@@ -1,4 +1,4 @@
-"""Write examples to train.jsonl, held_out.jsonl, images/ and toy.json; the folder appears only when complete."""
+"""Write examples to train.jsonl, held_out.jsonl, images/ and toy.json; the folder is created atomically."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vlm_grpo.records import NewRow
 from vlm_grpo.synthetic.example import Example, ExampleFactory
 from vlm_grpo.tasks import TASKS
 
-HELD_OUT = 5  # one of so many examples
-SMALLEST = 112  # pixels; text is not legible below
-TRIES = 100  # draws of an example that is in the set already
+HELD_OUT = 5  # one in HELD_OUT examples is held out
+SMALLEST = 112  # pixels; text is illegible in smaller images
+TRIES = 100  # attempts to generate an example that is not in the set yet
 
 
 class ToySettings(TypedDict):
-    """What decides a data set, as toy.json holds it: its name, rows, seed, and side of the images in pixels."""
+    """The settings of a data set, stored in toy.json: name, rows, seed, and side of the images in pixels."""
 
     data: str
     rows: int
@@ -42,9 +42,9 @@ class ToyFiles(NamedTuple):
 def write_examples(
     name: str, factory: ExampleFactory, folder: str | Path, *, rows: int, seed: int, side: int
 ) -> ToyFiles:
-    """Make the examples and write them; see `vlm_grpo.synthetic.write_toy`."""
+    """Generate the examples and write them; see `vlm_grpo.synthetic.write_toy`."""
     if rows < 2:
-        raise ValueError(f"--rows must be at least 2, one to train on and one held out, got {rows}")
+        raise ValueError(f"--rows must be at least 2 (one training and one held-out row), got {rows}")
     if side < SMALLEST:
         raise ValueError(f"--side must be at least {SMALLEST} pixels, got {side}")
     target = Path(folder)
@@ -62,10 +62,10 @@ def write_examples(
 
 
 def _is_there(target: Path, settings: ToySettings) -> bool:
-    """Return whether the folder already holds this data set.
+    """Return whether the folder already contains this data set.
 
     Raises:
-        ValueError: it has other content.
+        ValueError: the folder has other content.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
@@ -76,7 +76,7 @@ def _is_there(target: Path, settings: ToySettings) -> bool:
     if existing == settings:
         return True
     holds = "something else" if existing is None else f"toy data made with {existing}"
-    raise ValueError(f"--output_dir {target} holds {holds}; choose another folder or remove it")
+    raise ValueError(f"--output_dir {target} contains {holds}; choose another folder or delete it")
 
 
 def _write(folder: Path, factory: ExampleFactory, settings: ToySettings) -> None:
@@ -93,7 +93,7 @@ def _write(folder: Path, factory: ExampleFactory, settings: ToySettings) -> None
 
 
 def _new(factory: ExampleFactory, settings: ToySettings, number: int, seen: set[str]) -> Example:
-    """Return an example that is not in the set yet, so that held-out examples are not trained on."""
+    """Return an example that is not in the set yet, so that training and held-out examples never overlap."""
     for attempt in range(TRIES):
         random = Random(f"{settings['data']} {settings['seed']} {number} {attempt}")
         example = factory(random, number, settings["side"])
@@ -114,7 +114,7 @@ def _fingerprint(example: Example) -> str:
 
 
 def _row(example: Example, number: int, folder: Path, name: str) -> NewRow:
-    """Return a line of jsonl; its pictures are written to the folder."""
+    """Write the images of an example to the folder and return its jsonl line."""
     stem = f"{name}_{number:05d}"
     images = _save(example.images, folder, stem)
     frames = _save(example.frames, folder, f"{stem}_frame")

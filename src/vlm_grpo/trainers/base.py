@@ -449,16 +449,8 @@ class VLMTrainerMixin(_TRLTrainer):
         needs_greedy = self.algorithm.config.needs_greedy and self.model.training
         greedy = self._score_greedy(rollout, sampled) if needs_greedy else None
         self._add_advantages(batch, rewards, logprobs)
-        scored = ScoredRollout(
-            rows=rows,
-            batch=batch,
-            rewards=rewards,
-            totals=self.scorer.total(rewards),
-            step=self.state.global_step,
-            metrics=self._metrics["train"],
-            demonstrations=rollout.demonstrations,
-            greedy_rewards=greedy,
-        )
+        scored = self._scored(rows, batch, rewards)
+        scored.demonstrations, scored.greedy_rewards = rollout.demonstrations, greedy
         advantages = self._replace_advantages(scored) if self.model.training else None
         self._log_rollout(rollout, messages, batch, rewards, advantages)
         self.collector.release(rollout)
@@ -474,8 +466,7 @@ class VLMTrainerMixin(_TRLTrainer):
         decoded = [decode_images(row) for row in rows]
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(decoded))
         rewards = self.logger.last_rewards(len(rows) * self.ranks.count)
-        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
-        scored = ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
+        scored = self._scored(rows, batch, rewards)
         advantages = self._replace_advantages(scored) if self.model.training else None
         if advantages is not None:
             self.logger.replace_advantages(advantages.of_completions())
@@ -578,6 +569,11 @@ class VLMTrainerMixin(_TRLTrainer):
         mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
+
+    def _scored(self, rows: list[dict[str, Any]], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
+        """Return what the hooks of the algorithm take."""
+        totals, metrics = self.scorer.total(rewards), self._metrics["train"]
+        return ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
 
     def _replace_advantages(self, rollout: ScoredRollout) -> Advantages | None:
         """Put the algorithm's advantages in place of TRL's and return those of all processes; None keeps TRL's."""

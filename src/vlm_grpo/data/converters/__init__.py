@@ -1,4 +1,4 @@
-"""Convert data files of other systems to this package's jsonl (conversations format) and back, without loss."""
+"""Lossless conversion between data files of other systems and this package's jsonl (conversations format)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FileFormat:
     """Readers, writers and converters of one file format. `folder` is the image folder.
 
     Attributes:
-        read: (path, folder) to pairs of place and row, or the problem of the row.
+        read: (path, folder) to pairs of location and row, or the problem of the row.
         write: (path, rows, folder, problems) to the number of rows; with problems no file is written.
         to_jsonl, from_jsonl: (row, folder) to a row in the conversations format, and back.
         uses_folder, needs_folder: whether the image folder has an effect; whether it is required.
@@ -45,7 +45,7 @@ def read_jsonl(path: Path, folder: str) -> Iterator[tuple[str, RawRow]]:
 
 
 def read_json(path: Path, folder: str) -> Iterator[tuple[str, RawRow]]:
-    """Yield the objects in a json array, or in the lines of a file."""
+    """Yield the objects in a JSON array, or in the lines of a file."""
     source = json_source(path, ReaderConfig())
     return ((source.where(number), row) for number, row in enumerate(source.rows()))
 
@@ -56,12 +56,12 @@ def write_jsonl(path: Path, rows: RowFactory, folder: str, problems: list[Proble
 
 
 def write_json(path: Path, rows: RowFactory, folder: str, problems: list[Problem]) -> int:
-    """Write one array with a line for each row; return the number of rows."""
+    """Write one JSON array with a line per row; return the number of rows."""
     return _write(path, rows, problems, start=b"[\n", between=b", ", end=b"]\n")
 
 
 class _Abort(Exception):
-    """Writing stops and the file is discarded."""
+    """Abort writing and discard the file."""
 
 
 def _write(path: Path, rows: RowFactory, problems: list[Problem], *, start: bytes, between: bytes, end: bytes) -> int:
@@ -73,7 +73,7 @@ def _write(path: Path, rows: RowFactory, problems: list[Problem], *, start: byte
                 try:
                     line = json_line(row)
                 except (TypeError, ValueError) as error:
-                    problems.append(Problem(where, "row", str(error), "values that JSON has"))
+                    problems.append(Problem(where, "row", str(error), "values that JSON can represent"))
                     continue
                 file.write(between + line if count else line)
                 count += 1
@@ -111,7 +111,7 @@ def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str
     Raises:
         DataError: a file cannot be read, or rows cannot be represented in the other format. All problems are listed;
             nothing is written except images, each named by its content.
-        KeyError: an unknown format.
+        KeyError: the format is unknown.
     """
     paths = list(inputs)
     problems: list[Problem] = []
@@ -125,7 +125,7 @@ def convert_files(inputs: Iterable[Path], output: Path, source: str, target: str
 def _converted(
     paths: list[Path], source: str, target: str, folder: str, problems: list[Problem]
 ) -> Iterator[tuple[str, Row]]:
-    """Yield the rows that can be converted; the others add to `problems`."""
+    """Yield the rows that can be converted; append the others to `problems`."""
     for path in paths:
         for where, row in FORMATS[source].read(path, folder):
             if isinstance(row, Problem):
@@ -138,7 +138,7 @@ def _converted(
 
 
 def convert_between(row: Row, source: str, target: str, folder: str) -> Row:
-    """Return a row of one format in another, by way of the conversations form.
+    """Convert a row between two formats via the conversations format.
 
     Raises:
         UnsupportedField: the other format cannot represent the row.
@@ -153,7 +153,7 @@ def convert_between(row: Row, source: str, target: str, folder: str) -> Row:
         row = convert_row(row, source, to_jsonl, from_jsonl, "jsonl")
     if target == "jsonl":
         return row
-    if source != "jsonl":  # metadata for the way back to the source belongs in a jsonl file only
+    if source != "jsonl":  # only jsonl files store metadata for the way back
         row = {name: value for name, value in row.items() if name != ROUNDTRIP}
     to_jsonl, from_jsonl = both_ways(target)
     return convert_row(row, "jsonl", from_jsonl, to_jsonl, target)

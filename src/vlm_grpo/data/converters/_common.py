@@ -17,7 +17,7 @@ def roles_and_texts(row: Row) -> list[tuple[str, str]]:
     """Return the conversation as (role, text) pairs; an answer that is not text becomes JSON.
 
     Raises:
-        UnsupportedField: it is not a list of turns, or a user or system turn is not text.
+        UnsupportedField: the value is not a list of turns, or a user or system turn is not text.
     """
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
@@ -64,7 +64,7 @@ def parse_answer_text(text: str) -> object:
 
 
 def image_list(row: Row) -> list[object]:
-    """Return the images of a row in the conversations form."""
+    """Return the images of a row in the conversations format."""
     value: object = next((row[name] for name in IMAGES if row.get(name)), [])
     return list(value) if isinstance(value, list) else [value]
 
@@ -83,5 +83,5 @@ def other_columns(row: Row, used: tuple[str, ...], reserved: tuple[str, ...]) ->
     columns = {name: value for name, value in row.items() if name not in used}
     for name in reserved:
         if name in columns:
-            raise UnsupportedField(name, columns[name], "no column of this name, which the other form uses itself")
+            raise UnsupportedField(name, columns[name], "no column of this name, which the other format uses itself")
     return columns

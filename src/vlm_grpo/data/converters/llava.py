@@ -1,4 +1,4 @@
-"""Rows of LLaVA's json: a list of the same conversations as this package's, whose answers are always text.
+"""Rows of LLaVA's JSON files: conversations as in this package, whose answers are always text.
 
 Format: https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md
 """

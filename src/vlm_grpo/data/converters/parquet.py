@@ -42,7 +42,7 @@ METADATA = b"vlm_grpo"  # of the schema: names the columns whose text is JSON
 
 
 def to_jsonl(row: Row) -> NewRow:
-    """Return a row in the conversations form."""
+    """Convert a row to the conversations format."""
     for name in ("problem", "answer"):
         if not isinstance(row.get(name), str):
             raise UnsupportedField(name, row.get(name), "text")
@@ -52,7 +52,7 @@ def to_jsonl(row: Row) -> NewRow:
 
 
 def from_jsonl(row: Row) -> NewRow:
-    """Return a row of a parquet file: one question and its answer, which becomes text."""
+    """Convert a row to a parquet row: one question and its answer as text."""
     pairs = roles_and_texts(row)
     if [role for role, _ in pairs] != ["user", "assistant"]:
         raise UnsupportedField(
@@ -79,7 +79,7 @@ def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]
     """Yield the rows of a file, a few at a time; embedded images are written to the folder.
 
     Raises:
-        DataError: the file is missing or no parquet file.
+        DataError: the file is missing or not a parquet file.
     """
     number = 0
     for batch, json_names in _batches(path):
@@ -90,12 +90,12 @@ def read_parquet(path: Path, folder: str) -> Iterator[tuple[str, Row | Problem]]
 
 
 def _batches(path: Path) -> Iterator[tuple[list[Row], set[str]]]:
-    """Yield the rows of a file, a few at a time, and which of their columns hold JSON."""
+    """Yield the rows of a file, a few at a time, with the names of columns that contain JSON."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would read the whole file ahead
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # pre-buffering would read the whole file
             json_names = json_columns(file.schema_arrow)
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield batch.to_pylist(), json_names
@@ -115,7 +115,7 @@ def _read_row(row: Row, json_names: set[str], folder: str, where: str) -> NewRow
 
 
 def _to_file(image: object, folder: str) -> NewRow:
-    """Write an image to the folder: under its path if that file already holds it, else named by its content."""
+    """Write an image to the folder and return its name: its path if that file has the same content, else a hash."""
     if isinstance(image, str):
         image = {"path": image}
     if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
@@ -135,13 +135,13 @@ def _to_file(image: object, folder: str) -> NewRow:
         write_once(Path(folder) / name, content)
     except FileExistsError:
         raise UnsupportedField(
-            "images", str(Path(folder) / name), "no file of this name, or this very image in it"
+            "images", str(Path(folder) / name), "no file of this name, or one with the same image"
         ) from None
     return {"name": name, "path": path}
 
 
 def json_columns(schema: pa.Schema) -> set[str]:
-    """Return the columns whose text is JSON, as `write_parquet` noted them."""
+    """Return the columns whose text is JSON, as recorded by `write_parquet`."""
     noted = (schema.metadata or {}).get(METADATA)
     return set(json.loads(noted)["json"]) if noted else set()
 
@@ -151,7 +151,7 @@ def write_parquet(
 ) -> int:
     """Write rows with the bytes of their images; return their number. With `problems` no file is written.
 
-    `rows` is read several times: a parquet column has one type, which the first pass finds. A column without a common
+    `rows` is read several times: a parquet column has one type, which the first pass infers. A column without a common
     type is stored as the JSON text of its values.
     """
     types = _column_types(_with_files(rows(), folder, problems))
@@ -175,7 +175,7 @@ def _with_files(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Pro
 
 
 def _column_types(rows: Iterable[tuple[str, Row]]) -> dict[str, pa.DataType | None]:
-    """Return the type of every further column; None where its values have no common one."""
+    """Return the type of every additional column; None if its values have no common type."""
     import pyarrow as pa
 
     types: dict[str, pa.DataType | None] = {}
@@ -208,7 +208,7 @@ def _common(first: pa.DataType | None, second: pa.DataType | None) -> pa.DataTyp
 
 
 class _Abort(Exception):
-    """Writing stops and the file is discarded."""
+    """Abort writing and discard the file."""
 
 
 def _write(
@@ -250,7 +250,7 @@ def _schema(types: dict[str, pa.DataType | None]) -> pa.Schema:
 
 
 def _groups(rows: Iterable[tuple[str, Row]], folder: str, problems: list[Problem]) -> Iterator[list[Row]]:
-    """Yield rows with their images as bytes, as many as go into one row group."""
+    """Yield lists of rows with their images as bytes, one list per row group."""
     group: list[Row] = []
     size = 0
     for where, row in rows:
@@ -274,7 +274,7 @@ def _with_bytes(image: Row, folder: str) -> NewRow:
 
 
 def _is_outside(image: Row) -> bool:
-    """Return whether only the image's path or URL goes into the file."""
+    """Return whether only the image's path or URL is stored in the file."""
     return bool(image.get("outside")) or image["name"].startswith(URL_STARTS)
 
 

@@ -1,6 +1,6 @@
 """Keep fields the target format cannot represent, so that a round trip is lossless.
 
-They are stored only where something would be lost, and used only while the rest of the row is unchanged: a converted
+They are stored only if something would be lost, and used only if the rest of the row is unchanged: a converted
 row that was edited converts back to the edited row, not to the old one.
 """
 
@@ -17,7 +17,7 @@ ROUNDTRIP = "kept"  # the column; part of the file format
 
 
 class UnsupportedField(ValueError):
-    """A row has a field that the target format cannot represent: the field, what was found, what was expected."""
+    """A row has a field that the target format cannot represent: the field, its value and what was expected."""
 
     def __init__(self, field: str, found: object, expected: str) -> None:
         found_text = found if isinstance(found, str) and "\n" not in found and len(found) < 70 else show_value(found)
@@ -26,7 +26,7 @@ class UnsupportedField(ValueError):
 
 
 def convert_row(row: Row, source: str, forward: Callable[[Row], Row], back: Callable[[Row], Row], target: str) -> Row:
-    """Return a row of format `source` as a row of `target`; the same call the other way restores an equal row.
+    """Convert a row of format `source` to `target`; the reverse call restores an equal row.
 
     Raises:
         UnsupportedField: the target cannot represent the row.
@@ -59,6 +59,6 @@ def _split_roundtrip(row: Row, target: str) -> tuple[Row, Row | None]:
 
 
 def json_digest(value: object) -> str:
-    """Return a digest that is equal for equal JSON values, whatever the order of keys; 1, 1.0 and true differ."""
+    """Return a digest of a JSON value that ignores the order of keys; 1, 1.0 and true differ."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

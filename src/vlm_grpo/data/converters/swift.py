@@ -34,7 +34,7 @@ BOXES = ("box_space", "box_image")
 
 
 def to_jsonl(row: Row, folder: str) -> NewRow:
-    """Return a row in the conversations form; boxes are put in place of their marks and become the answer.
+    """Convert a row to the conversations format; boxes replace their marks and become the answer.
 
     Paths of images inside `folder` become relative to it.
     """
@@ -43,9 +43,7 @@ def to_jsonl(row: Row, folder: str) -> NewRow:
     images = images if isinstance(images, list) else [images]
     for image in images:
         if not isinstance(image, str):
-            raise UnsupportedField(
-                "images", image, "paths or URLs; ms-swift's {bytes, path} belongs into a parquet file"
-            )
+            raise UnsupportedField("images", image, "paths or URLs; ms-swift's {bytes, path} belongs in a parquet file")
     place: Row = {}
     if row.get("objects") is not None:
         pairs, place = _with_boxes(pairs, row["objects"])
@@ -55,7 +53,7 @@ def to_jsonl(row: Row, folder: str) -> NewRow:
 
 
 def from_jsonl(row: Row, folder: str) -> NewRow:
-    """Return a row of ms-swift: boxes of the answer (`bbox_2d`) move to `objects`, paths become absolute."""
+    """Convert a row to ms-swift: boxes of the answer (`bbox_2d`) move to `objects`, paths become absolute."""
     pairs = roles_and_texts(row)
     images = image_list(row)
     paths = [image for image in images if isinstance(image, str)]
@@ -91,7 +89,7 @@ def _pairs(messages: object) -> Iterator[tuple[str, str]]:
 
 
 def _with_boxes(pairs: list[tuple[str, str]], objects: object) -> tuple[list[tuple[str, str]], Row]:
-    """Return the conversation with boxes and names in place of their marks, and the columns of the box space."""
+    """Return the conversation with marks replaced by boxes and names, and the columns of the box space."""
     boxes, names, place = _objects(objects)
     marks = [mark for _, text in pairs for mark in MARK.findall(text)]
     if (marks.count("<bbox>"), marks.count("<ref-object>")) != (len(boxes), len(names)):

@@ -1,1 +1,1 @@
-"""Importers of published data sets: their annotation files to rows of the conversations form."""
+"""Importers of published data sets, which convert annotation files to rows in the conversations format."""

@@ -1,4 +1,4 @@
-"""COCO annotation files, checked, and the rows of the tasks `rec`, `ovd` and `seg` made of them.
+"""Read and validate COCO annotation files, and build rows of the tasks `rec`, `ovd` and `seg` from them.
 
 Format: https://cocodataset.org/#format-data; a box is x, y of its upper left corner, width, height. A segmentation is a
 list of polygons in pixels (their union is meant), or RLE. Boxes here are corners in pixels.
@@ -25,7 +25,7 @@ from vlm_grpo.masks import encode_mask, fit_iou, read_rle, write_rle
 from vlm_grpo.masks.raster import regions_to_mask
 from vlm_grpo.records import ImageRef, JsonObject, NewRow, Row
 
-SLACK = 1.0  # pixels by which a box may pass the border before it counts as wrong; it is cut off there
+SLACK = 1.0  # pixels by which a box may exceed its image; larger excess is an error, smaller is clipped
 PARTS = ("images", "annotations", "categories")
 
 
@@ -189,7 +189,7 @@ def category_rows(instances: Instances) -> Iterator[NewRow]:
 
 
 def detection_rows(instances: Instances) -> Iterator[NewRow]:
-    """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; none where some are a crowd."""
+    """Yield an `ovd` row for each category in an image with all its boxes, 0 to 1000; skip categories with crowds."""
     for objects in _by_image_and_category(instances):
         image, category = instances.images[objects[0].image_id], objects[0].category_id
         boxes = [{"Position": _thousandths(target.box, image), "Confidence": 1.0} for target in objects]
@@ -199,7 +199,7 @@ def detection_rows(instances: Instances) -> Iterator[NewRow]:
 
 
 def _by_image_and_category(instances: Instances) -> Iterator[list[CocoObject]]:
-    """Yield the objects of each category in each image, where all of them are annotated one by one."""
+    """Yield the objects of each category in each image, if all of them are annotated individually."""
     groups: dict[tuple[int, int], list[CocoObject]] = {}
     for item in instances.objects.values():
         groups.setdefault((item.image_id, item.category_id), []).append(item)
@@ -228,7 +228,7 @@ def _thousandths(box: Box, image: CocoImage) -> list[int]:
 
 
 def size_problems(rows: Sequence[NewRow], instances: Instances, folder: str) -> Iterator[tuple[int, Problem]]:
-    """Yield the id of each image that is missing, unreadable or of another size than annotated, and the problem."""
+    """Yield id and problem of each image that is missing, unreadable or has another size than annotated."""
     for number, path in {row["image_id"]: row["image"] for row in rows}.items():
         image = instances.images[number]
         where = f"{instances.name} image {number}"
@@ -245,13 +245,13 @@ def size_problems(rows: Sequence[NewRow], instances: Instances, folder: str) -> 
             yield number, Problem(where, "size", found, expected)
 
 
-OVERHANG = 10.0  # pixels by which a polygon may leave its image; what does is cut off
+OVERHANG = 10.0  # pixels by which a polygon may exceed its image, to which it is clipped
 SEGMENTATION_FORMATS = "polygons [[x1, y1, x2, y2, ...], ...] or RLE"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One object and a question that describes no other object of its image."""
+    """One object and a question that describes only this object."""
 
     target: CocoObject
     image: CocoImage
@@ -273,7 +273,7 @@ class ShapeOptions:
 
 
 class SegResult(NamedTuple):
-    """Result of converting a segment: a row, a problem, or the `reason` why it was left out."""
+    """Result of converting a segment: a row, a problem, or the `reason` for leaving it out."""
 
     row: NewRow | None = None
     problem: Problem | None = None
@@ -283,8 +283,8 @@ class SegResult(NamedTuple):
 def segment_targets(instances: Instances, path: str | Path, max_same: int) -> Iterator[Segment]:
     """Yield each object whose category occurs at most `most` times in its image, and never as a crowd.
 
-    A single object is `the dog`; several are numbered from the left. `path` is the file of `instances`, from which the
-    segmentations are read now.
+    A single object is `the dog`; several are numbered from the left. `path` is the file of `instances`, from which
+    the segmentations are read now.
     """
     entries = json.loads(Path(path).read_bytes())["annotations"]
     places = {entry["id"]: index for index, entry in enumerate(entries) if _is_known(entry, instances)}
@@ -331,10 +331,10 @@ def seg_row(segment: Segment, options: ShapeOptions) -> SegResult:
 
 
 def segmentation_mask(value: object, height: int, width: int) -> np.ndarray:
-    """Return the mask, (height, width) of bool, of a segmentation, filled as COCO's own tools fill it.
+    """Return the mask, bool (height, width), of a segmentation, filled as by COCO's own tools.
 
     Raises:
-        ValueError: it is invalid or of another image size; the message says what was expected.
+        ValueError: the segmentation is invalid or has another image size; the message says what was expected.
     """
     from pycocotools import mask as coco
 

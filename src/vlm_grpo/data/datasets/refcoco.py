@@ -42,14 +42,14 @@ class _PlainUnpickler(pickle.Unpickler):
     """Unpickle lists, dicts, tuples, numbers and text; any other name raises before it is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it references {module}.{name}")
 
 
 def read_refs(path: str | Path, instances: Instances) -> tuple[list[Ref], list[Problem]]:
     """Read the references of a file and the problems of those that are skipped.
 
     Raises:
-        DataError: the file is missing, is no pickle of plain values, or holds no references.
+        DataError: the file is missing, is not a pickle of plain values, or contains no references.
     """
     entries = _load(Path(path))
     refs: list[Ref] = []
@@ -83,7 +83,7 @@ def _load(path: Path) -> list[JsonObject]:
 
 
 def _unpickled(path: Path) -> object:
-    """Return the content of a pickle; text written by Python 2 is bytes there, in most files ASCII."""
+    """Return the content of a pickle; text written by Python 2 is loaded as bytes, usually ASCII."""
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -99,7 +99,7 @@ def _validate_ref(entry: object, instances: Instances, ref_ids: set[int]) -> Ite
         return
     number, object_id = entry.get("ref_id"), entry.get("ann_id")
     if type(number) is not int or number in ref_ids:
-        yield "ref_id", show_value(number), "a whole number, each once"
+        yield "ref_id", show_value(number), "a unique integer"
     target = instances.objects.get(object_id) if type(object_id) is int else None
     if target is None:
         yield "ann_id", show_value(object_id), f"the id of a usable annotation of {instances.name}"
