@@ -570,7 +570,7 @@ class VLMTrainerMixin(_TRLTrainer):
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
 
-    def _scored(self, rows: list[dict[str, Any]], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
+    def _scored(self, rows: list[Row], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
         """Return what the hooks of the algorithm take."""
         totals, metrics = self.scorer.total(rewards), self._metrics["train"]
         return ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
