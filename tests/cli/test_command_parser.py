@@ -24,7 +24,7 @@ NEEDED = {
         ("evaluate", "--data.val_files a.parquet", "unknown flag --data.val_files; did you mean --data_file_paths?"),
         ("evaluate", "--task-typ rec", "unknown flag --task_typ; did you mean --task_type"),
         ("evaluate", "--model_nam=m", "unknown flag --model_nam; did you mean --model_name_or_path"),
-        ("evaluate", "--train_files a.jsonl", "unknown flag --train_files; RLLaVA's data.train_files, here "),
+        ("evaluate", "--train_files a.jsonl", "unknown flag --train_files; RLLaVA's data.train_files is "),
         ("preview", "--counts 3 --imagefolder x", "unknown flag --counts; did you mean --count"),
         ("preview", "--counts 3 --imagefolder x", "unknown flag --imagefolder; did you mean --image_folders"),
         ("check", "stray", "'stray' belongs to no flag"),

@@ -99,4 +99,5 @@ def test_a_missing_package_names_the_extra(tmp_path: Path):
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     code = f"{path}; from vlm_grpo.rewards import make_reward; make_reward('reasoning')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'vlm_grpo[reasoning]'; 'reasoning_overlap' compares words" in done.stderr
+    advice = "pip install 'vlm_grpo[reasoning]'; 'reasoning_overlap', or the encoder 'overlap', compares words"
+    assert advice in done.stderr

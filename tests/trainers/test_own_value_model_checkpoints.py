@@ -48,5 +48,5 @@ def test_a_checkpoint_of_the_other_kind_is_refused(tiny_model: Path, tmp_path: P
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="value_model must be one of shared, own, got {'value_model': 'both'}"):
+    with pytest.raises(ValueError, match=r"value_model must be one of shared, own, got \{'value_model': 'both'\}"):
         VLMGRPOConfig.of("ppo", **settings(tmp_path, algorithm_options={"value_model": "both"}))

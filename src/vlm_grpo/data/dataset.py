@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.mixture import file_shares, mixture_numbers
@@ -233,19 +233,33 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    keys: dict[str, Any] = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key}
-    keys |= {"video_key": video_key, "allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
-    marks = None if markup is None else tuple(markup)
-    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **keys)
+    config = ReaderConfig(
+        task=task,
+        prompt_key=prompt_key,
+        answer_key=answer_key,
+        image_key=image_key,
+        video_key=video_key,
+        allow_outside=allow_outside,
+        allow_private_urls=allow_private_urls,
+        ignored=tuple(ignore_columns),
+        markup=None if markup is None else tuple(markup),
+    )
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     files = {"image_folders": image_folders, "reward_method": reward_method}
     result = open_sources(source, config=config, opener=open_stream if streaming else None, **files)
     if streaming:
         return _stream(result, prompt, check, mixture, think_tags)
+    numbers = _row_numbers(source, result, check, mixture, mixture_seed)
+    return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
+
+
+def _row_numbers(
+    source: object, result: OpenResult, check: bool, mixture: str | Sequence[str | float] | None, seed: int
+) -> np.ndarray | None:
+    """Return the rows of a mixture as (source, number); None for all rows. Problems of the data are raised."""
     shares, problems = file_shares(mixture, source, result)
     _raise_or_warn([*problems, *result.problems], result.sources if check else [])
-    numbers = mixture_numbers(list(map(len, result.sources)), shares, mixture_seed) if shares else None
-    return row_dataset(RowTransform(result.sources, prompt, think_tags=think_tags), numbers)
+    return mixture_numbers(list(map(len, result.sources)), shares, seed) if shares else None
 
 
 def _raise_or_warn(problems: list[Problem], sources: Sequence[Source]) -> None:

@@ -466,11 +466,11 @@ class VLMTrainerMixin(_TRLTrainer):
         decoded = [decode_images(row) for row in rows]
         batch = RolloutBatch.from_trl_dict(super()._generate_and_score_completions(decoded))
         rewards = self.logger.last_rewards(len(rows) * self.ranks.count)
-        scored = self._scored(rows, batch, rewards)
+        scored = self._scored(decoded, batch, rewards)
         advantages = self._replace_advantages(scored) if self.model.training else None
         if advantages is not None:
             self.logger.replace_advantages(advantages.of_completions())
-        self._show(rows, [row.get("images") or [] for row in rows], (), batch)
+        self._show(decoded, [row.get("images") or [] for row in decoded], (), batch)
         if self.model.training:
             self.algorithm.finish(scored)
         return batch, rewards
@@ -570,7 +570,7 @@ class VLMTrainerMixin(_TRLTrainer):
         values = dict(zip(rows, mine, strict=False))
         return torch.tensor([values[first[id(prompt)]] for prompt in rollout.prompts], device=table.device)
 
-    def _scored(self, rows: list[Row], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
+    def _scored(self, rows: Sequence[Row], batch: RolloutBatch, rewards: Tensor) -> ScoredRollout:
         """Return what the hooks of the algorithm take."""
         totals, metrics = self.scorer.total(rewards), self._metrics["train"]
         return ScoredRollout(rows, batch, rewards, totals, self.state.global_step, metrics)
