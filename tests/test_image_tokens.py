@@ -46,9 +46,7 @@ def test_no_image_has_more_tokens_than_the_limit(family: str, folder_of: Any):
 @pytest.mark.parametrize("family", LEAST)
 def test_too_small_a_limit_is_refused_with_the_least(family: str, folder_of: Any):
     processor, config = processor_and_config(folder_of(family))
-    with pytest.raises(
-        ValueError, match=rf"--max_image_tokens 3 is too few for \w+: .* take at least {LEAST[family]}$"
-    ):
+    with pytest.raises(ValueError, match=rf"--max_image_tokens 3 is too low for \w+: .* use at least {LEAST[family]}$"):
         limit_image_tokens(processor, config, 3)
 
 
@@ -96,7 +94,7 @@ def test_an_image_of_very_many_tokens_is_told_of_with_the_flag(folder_of: Any):
     processor = hub_sized(folder_of("qwen2_5_vl"), "qwen2_5_vl")
     rows = [{"images": [picture(0)]}, {"images": [picture(1, 4000, 3000)]}, {"images": None}]
     assert cost_notice(processor, "qwen2_5_vl", rows) == (
-        "an image of 4000 x 3000 pixels in the first rows becomes 15,301 tokens, in every completion's prompt; set "
+        "an image of 4000 x 3000 pixels in the first rows has 15,301 tokens, in every completion's prompt; set "
         "--max_pixels or --max_image_tokens, such as --max_image_tokens 1024"
     )
     assert cost_notice(processor, "qwen2_5_vl", rows[:1]) is None and cost_notice(processor, "qwen2_5_vl", []) is None

@@ -44,7 +44,7 @@ def test_what_exists_is_refused_before_anything_is_done(tmp_path: Path):
         refuse_existing([tmp_path / "b", tmp_path / "a"], overwrite=False)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         refuse_existing([tmp_path], overwrite=True)
-    with pytest.raises(FileNotFoundError, match="make it first"):
+    with pytest.raises(FileNotFoundError, match="create it first"):
         refuse_existing([tmp_path / "none" / "a"], overwrite=True)
 
 
@@ -53,7 +53,7 @@ def test_an_image_is_written_once(tmp_path: Path):
     assert name == hashlib.sha256(png()).hexdigest()[:32] + ".png"
     write_once(tmp_path / name, png())
     write_once(tmp_path / name, png())
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="exists with other content"):
         write_once(tmp_path / name, png("blue"))
     assert (tmp_path / name).read_bytes() == png()
 

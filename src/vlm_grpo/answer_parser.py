@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from vlm_grpo.records import Completion
 
-# How families mark a thought; all mean the first. Mistral, Gemma 4, Kimi, Cohere, Seed.
+# Thinking delimiters of model families, normalized to the first: Mistral, Gemma 4, Kimi, Cohere, Seed.
 THINKING_TAGS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -32,21 +32,21 @@ SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width ASCII, and its space
-MEANINGFUL_PUNCTUATION = frozenset("%#&*@/\\'\"‰")  # other punctuation that says something at the end of an answer
+MEANINGFUL_PUNCTUATION = frozenset("%#&*@/\\'\"‰")  # punctuation that is meaningful at the end of an answer
 
 
 def normalize_width(text: str) -> str:
-    """Return the text with composed accents and full-width ASCII characters as plain ones; nothing else changes."""
+    """Return the text with composed accents and with full-width ASCII characters replaced by plain ones."""
     return text if text.isascii() else unicodedata.normalize("NFC", text.translate(FULL_WIDTH))
 
 
 def normalize_nfkc(text: str) -> str:
-    """Return the text in Unicode's form NFKC: composed, of one width, ligatures and variants as plain letters."""
+    """Return the text in Unicode normalization form NFKC."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def strip_end_punctuation(text: str) -> str:
-    """Return the text without white space and the marks that end a sentence or clause, of any script, at its end."""
+    """Remove whitespace and punctuation of any script at the end of a text."""
     end = len(text)
     while end and (text[end - 1].isspace() or _is_end_mark(text[end - 1])):
         end -= 1
@@ -71,14 +71,14 @@ def completion_text(completion: Completion) -> str:
 
 
 def normalize_thinking_tags(text: str) -> str:
-    """Return the text with `<think>` and `</think>` in place of the marks that other families use."""
+    """Replace the thinking delimiters of other families by `<think>` and `</think>`."""
     return OTHER_MARK.sub(lambda mark: OTHER_MARKS[mark[0]], text) if OTHER_MARK.search(text) else text
 
 
 def strip_thinking(text: str) -> str:
-    """Return the text outside its thoughts.
+    """Return the text without thinking blocks.
 
-    A thinking block that never ends swallows the rest; one without a beginning was opened before the text.
+    A block that is not closed extends to the end of the text; one that is not opened starts at its beginning.
     """
     text = normalize_thinking_tags(text)
     outside = THINK.sub("", text) if OPEN in text else text
@@ -86,16 +86,16 @@ def strip_thinking(text: str) -> str:
 
 
 def thinking_start(text: str) -> int:
-    """Return where the first mark of a thought stands in a text, its length if it has none.
+    """Return the position of the first thinking delimiter in a text; its length if it has none.
 
-    It may be an end: GLM-5 skips a thought with `</think>` alone.
+    It may be a closing one: GLM-5 skips thinking with `</think>` alone.
     """
     positions = [mark.start() for pattern in (OPENING_MARK, CLOSING_MARK) if (mark := pattern.search(text))]
     return min(positions, default=len(text))
 
 
 def trailing_thinking(prompt: str) -> str:
-    """Return the beginning of a thought, or an empty one, at the end of a prompt that is plain text."""
+    """Return an opened or empty thinking block at the end of a prompt in plain text."""
     match = TRAILING_THOUGHT.search(prompt)
     return match[0] if match else ""
 
@@ -107,10 +107,10 @@ def is_inside_thinking(opening: str) -> bool:
 
 
 def remaining_turn(turn: str, opening: str) -> str:
-    """Return what is left to write of a whole turn of the assistant, after what a prompt has written of it.
+    """Return the rest of a whole assistant turn after the part that is already in the prompt.
 
-    Where the prompt is inside a thought, a turn without one ends it first; where the prompt holds a whole thought, the
-    turn's own is left out.
+    If the prompt ends inside a thinking block, a turn without one closes it first; if the prompt contains a whole
+    block, that of the turn is left out.
     """
     if not turn or turn.startswith(opening):
         return turn[len(opening) :]
@@ -127,9 +127,9 @@ def remaining_turn(turn: str, opening: str) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    """Return the last answer block outside the thinking, or without any the last of GLM's boxes there.
+    """Return the last answer block outside the thinking; if there is none, the last of GLM's boxes.
 
-    None without one or when it is empty.
+    None if there is neither, or if it is empty.
     """
     outside = strip_thinking(text)
     answers = ANSWER.findall(outside) or BOXED.findall(outside)
@@ -137,7 +137,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def strip_glm_box(answer: str) -> str:
-    """Return an answer without the box that GLM puts around it, if it is one box and nothing else."""
+    """Return an answer without GLM's box, if the box is the whole answer."""
     answer = answer.strip()
     match = BOXED.fullmatch(answer)
     return match[1].strip() if match else answer
@@ -156,9 +156,9 @@ def extract_boxed(text: str) -> str | None:
 
 
 def extract_json(text: str) -> object:
-    """Return the JSON value that the whole text is, a code fence allowed; None if it is none.
+    """Parse a text that is a single JSON value, optionally in a code fence; None otherwise.
 
-    An object that repeats a key is ambiguous, and NaN is not JSON: both give None.
+    Objects with duplicate keys, which are ambiguous, and NaN, which is not JSON, also return None.
     """
     fenced = FENCE.match(text) if "```" in text else None
     try:
@@ -175,11 +175,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def python_literal(text: str) -> object:
-    """Return the list or object that a text is, as JSON or as Python writes it; the text itself where it is neither."""
+    """Parse a list or object in JSON or as a Python literal; return any other text unchanged."""
     stripped = text.strip()
     if not stripped.startswith(("[", "{")):
         return text
@@ -196,8 +196,8 @@ def python_literal(text: str) -> object:
 def parse_answer(text: str, task: str = "default") -> str | None:
     r"""Return the answer of a completion for a task.
 
-    The JSON object's `answer` for vqa, text or a number; the answer block elsewhere, for math what the last
-    `\boxed{...}` in it holds, or without an answer block the last one in the text.
+    For vqa it is the JSON object's `answer`, text or a number; otherwise the answer block. For math it is the content
+    of the last `\boxed{...}` in the answer block, or in the text if there is no answer block.
     """
     if task != "vqa":
         answer = extract_answer(text)
@@ -221,11 +221,11 @@ def parse_steps(text: str, task: str = "default") -> list[str]:
     return [step.strip() for step in steps if step.strip()]
 
 
-encode_json = json.JSONEncoder(ensure_ascii=False).encode  # built once: json.dumps builds one for each call
+encode_json = json.JSONEncoder(ensure_ascii=False).encode  # created once: json.dumps creates one per call
 
 
 def ground_truth_text(answer: object) -> str:
-    """Return a record's ground truth as text: tags unwrapped, lists and objects as JSON."""
+    """Return a record's gold answer as text: tags are removed, lists and objects become JSON."""
     if isinstance(answer, str):
         return (extract_answer(answer) if "<answer>" in answer else None) or answer.strip()
     return encode_json(answer)

@@ -1,4 +1,4 @@
-"""The coordinate space of a model's boxes: chosen, or its family's, or pixels of the original image."""
+"""The coordinate space of a model's boxes: set by the user, that of its family, or pixels of the original image."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ DEFAULT_SPACE = "original"
 
 
 def answer_space(model_type: str, chosen: str | None) -> str:
-    """Return the space of a model's boxes; pixels of the original image where nothing is published or chosen."""
+    """Return the space of a model's boxes; by default, pixels of the original image."""
     return chosen or coordinate_space(model_type) or DEFAULT_SPACE
 
 
 def space_notice(model_type: str, chosen: str | None) -> str | None:
-    """Return the line that a run with boxes prints where it has to guess; None where it does not."""
+    """Return a notice if the space of a model's boxes has to be assumed; None otherwise."""
     if chosen is not None or coordinate_space(model_type) is not None:
         return None
     return (
         f"boxes are read as pixels of the original image: no coordinate space is published for {model_type}; "
-        f"--answer_space {'|'.join(ANSWER_SPACES)} chooses another"
+        f"set another one with --answer_space {'|'.join(ANSWER_SPACES)}"
     )
 
 
 def check_answer_space(chosen: str | None, processor: ProcessorMixin) -> None:
-    """Refuse `resized` where it is not known to which size images are resized.
+    """Check that the size of resized images is known if the space is `resized`.
 
     Raises:
         ValueError: the processor has no grid of patches, or the space is unknown.
@@ -40,6 +40,6 @@ def check_answer_space(chosen: str | None, processor: ProcessorMixin) -> None:
     images = getattr(processor, "image_processor", None)
     if chosen == "resized" and "image_grid_thw" not in getattr(images, "model_input_names", ()):
         raise ValueError(
-            f"--answer_space resized: {type(images).__name__} does not tell the size that it resizes to; "
+            f"--answer_space resized: {type(images).__name__} has no known resize rule; "
             "choose thousand, unit or original"
         )

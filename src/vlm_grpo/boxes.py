@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from vlm_grpo.answer_parser import extract_json
 
-NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits are not a coordinate, and could become infinite
+NUMBER = r"-?\d{1,12}(?:\.\d{1,20})?"  # more digits cannot be a coordinate, and could become infinite
 FOUR = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CORNERS = re.compile(rf"\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)\s*,\s*\(\s*({NUMBER})\s*,\s*({NUMBER})\s*\)")
 
 LOC = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>")  # PaliGemma's top, left, bottom, right
-LOCS = 1024  # places of a side that it tells apart
-# What families put around a box: Qwen, InternVL and CogVLM, GLM; a name may stand before or after it.
+LOCS = 1024  # number of positions per side
+# Markup of boxes: Qwen, InternVL and CogVLM, GLM; a label may precede or follow it.
 LABEL = r"(?:<\|object_ref_start\|>[^<>]*<\|object_ref_end\|>|<ref>[^<>]*</ref>)?"
 CORNER_PAIR, LISTED = CORNERS.pattern, rf"\[?\s*{FOUR.pattern}\s*\]?"
 MARKED = re.compile(
@@ -36,14 +36,14 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Zero for a box whose corners are swapped or touch."""
+        """Return the area; zero if the corners are swapped or coincide."""
         return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
 
 
 def boxes_in(text: str) -> list[Box]:
     """Return all boxes in a text, in order: `[x1,y1,x2,y2]` (also inside JSON), `(x1,y1),(x2,y2)`, PaliGemma's tokens.
 
-    Those tokens count 1024 places of a side; their boxes are in thousandths of it.
+    Those tokens encode 1024 positions per side and are converted to thousandths.
     """
     matches = [(match.start(), _box(match.groups())) for form in (FOUR, CORNERS) for match in form.finditer(text)]
     if "<loc" in text:
@@ -52,9 +52,9 @@ def boxes_in(text: str) -> list[Box]:
 
 
 def only_box(value: object) -> Box | None:
-    """Return the one box of a text, list or object; None for no box or several.
+    """Return the only box in a text, list or object; None for no box or several.
 
-    Text that begins like a JSON object, or is fenced, must be valid JSON, as for `format`.
+    Text that starts like a JSON object, or is in a code fence, must be valid JSON, as for `format`.
     """
     text = value.strip() if isinstance(value, str) else json.dumps(value, default=str)
     if text.startswith(("{", "```", "[{")) and extract_json(text) is None:
@@ -64,7 +64,7 @@ def only_box(value: object) -> Box | None:
 
 
 def is_marked_box(answer: str) -> bool:
-    """Return whether an answer is one box and nothing else, as JSON or in the markup of a family.
+    """Return whether an answer is exactly one box, as JSON or in the markup of a family.
 
     JSON is `{"bbox_2d": [...]}` with an optional `label`, alone or as the only item of a list. Four bare numbers in
     brackets are ambiguous.
@@ -91,7 +91,7 @@ def _box(numbers: Iterable[str | float]) -> Box:
 
 
 def extent(space: str, original: Size, resized: Size | None) -> Size | None:
-    """Return width and height of an image in a coordinate space; None where the image's resized size is unknown.
+    """Return width and height of an image in a coordinate space; None if its resized size is unknown.
 
     Raises:
         ValueError: an unknown space.
@@ -103,9 +103,9 @@ def extent(space: str, original: Size, resized: Size | None) -> Size | None:
 
 
 def convert(box: Box, source: str, target: str, original: Size, resized: Size | None = None) -> Box:
-    """Return the box in another coordinate space of its image; unchanged where a size is unknown.
+    """Convert a box to another coordinate space of its image; unchanged if a size is unknown.
 
-    Spaces: `original` pixels of the upright image, pixels of the `resized` image that the model sees, `thousand`
+    Spaces: pixels of the `original` upright image, pixels of the image `resized` by the processor, `thousand`
     (0 to 1000 of each side) and `unit` (0 to 1). Sizes are (width, height) in pixels.
 
     Raises:
@@ -119,7 +119,7 @@ def convert(box: Box, source: str, target: str, original: Size, resized: Size | 
 
 
 def intersection(one: Box, other: Box) -> float:
-    """Return the area that both boxes cover."""
+    """Return the area of the intersection."""
     width = min(one.x2, other.x2) - max(one.x1, other.x1)
     height = min(one.y2, other.y2) - max(one.y1, other.y1)
     return max(0.0, width) * max(0.0, height)

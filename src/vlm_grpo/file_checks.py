@@ -1,4 +1,4 @@
-"""Check for regular files: opening a named pipe blocks forever, reading a device never ends."""
+"""Check for regular files, because opening a named pipe or reading a device can block forever."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KINDS = (
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what is there and is no regular file, nor a link to one, before it is opened.
+    """Check, before opening it, that a path is a regular file or a link to one.
 
     Raises:
-        OSError: says what it is; or there is no such file.
+        OSError: it is something else, which the message names, or does not exist.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):

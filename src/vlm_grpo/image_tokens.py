@@ -1,6 +1,6 @@
-"""Count the tokens of an image, and limit them in each kind of image processor.
+"""Count the tokens of an image, and limit them for each kind of image processor.
 
-What counts are the tokens that stand for features of the image, not the marks around tiles and rows.
+Only tokens for image features are counted, not delimiters of tiles and rows.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 ProcessorSettings = Mapping[str, Any]
 
-# Images (width, height) that a limit is tried on: photographs, screens, strips, and small ones, which some enlarge.
+# Image sizes (width, height) for verifying a limit: photos, screenshots, strips, and small images, which may be
+# enlarged.
 SHAPES = (
     (4032, 3024), (3024, 4032), (2048, 2048), (1920, 1080), (1600, 1200), (800, 3200), (3200, 800),
     (1000, 250), (700, 500), (448, 448), (300, 500), (200, 150),
 )  # fmt: skip
-SOFT_TOKENS = (1120, 560, 280, 140, 70)  # the budgets of Gemma 4, arguments of its image processor
+SOFT_TOKENS = (1120, 560, 280, 140, 70)  # token budgets of Gemma 4's image processor
 
 
 def count_image_tokens(processor: Any, model_type: str, size: tuple[int, int]) -> int:
-    """Return how many tokens a blank image of some (width, height) becomes, alone in a prompt.
+    """Return the number of tokens of a single blank image of size (width, height) in a prompt.
 
     Raises:
-        ValueError: it is not known which token stands for a feature of an image.
+        ValueError: the processor's image token is unknown.
     """
     image = Image.new("RGB", size, "white")
     if getattr(processor, "chat_template", None):
@@ -48,37 +49,37 @@ def _feature_token(processor: ProcessorMixin, model_type: str) -> int:
         return processor.tokenizer.convert_tokens_to_ids(family.placeholders[0])
     token = getattr(processor, "image_token_id", None)
     if token is None:
-        raise ValueError(f"{type(processor).__name__} does not say which token stands for an image's features")
+        raise ValueError(f"{type(processor).__name__} has no known image token")
     return token
 
 
 def limit_image_tokens(processor: ProcessorMixin, config: PreTrainedConfig, limit: int) -> None:
-    """Set the image processor so that no image becomes more tokens than a limit, and its model where it has to know.
+    """Configure the image processor (and the model if needed) such that images have at most `limit` tokens.
 
-    An image has one token in its shorter direction at least: one whose sides differ by more than `limit` times (never
-    more than 200 times) may exceed a very small limit.
+    An image has at least one token along its shorter side: images with an aspect ratio above `limit` (never
+    more than 200) may exceed a very small limit.
 
     Raises:
-        ValueError: the smallest setting of this family still makes more.
+        ValueError: the smallest setting of this family exceeds the limit.
     """
     model_type, images = config.model_type, processor.image_processor
     kind = next((kind for kind in KINDS if kind.fits(images)), None)
     for settings in kind.settings(processor, limit) if kind else [{}]:
         for name, value in settings.items():
             setattr(images, name, value)
-        if "image_grid_pinpoints" in settings:  # the model puts the tiles together again
+        if "image_grid_pinpoints" in settings:  # the model reassembles the tiles
             config.image_grid_pinpoints = settings["image_grid_pinpoints"]
         if all(count_image_tokens(processor, model_type, size) <= limit for size in SHAPES):
             return
     most = max(count_image_tokens(processor, model_type, size) for size in SHAPES)
     raise ValueError(
-        f"--max_image_tokens {limit} is too few for {type(images).__name__}: its smallest setting makes {most} of an "
-        f"image; take at least {most}"
+        f"--max_image_tokens {limit} is too low for {type(images).__name__}: its minimum is {most} tokens per "
+        f"image; use at least {most}"
     )
 
 
 def pixel_unit(images: Any) -> int:
-    """Return the pixels of one token where the processor resizes to a range of pixels; GLM counts its doubled frame."""
+    """Return the pixels per token if the processor resizes to a range of pixels; GLM counts a doubled frame."""
     frames = images.temporal_patch_size if type(images).__name__.startswith("Glm") else 1
     return (images.patch_size * images.merge_size) ** 2 * frames
 
@@ -96,9 +97,9 @@ def _ranged(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings
 
 
 def _patches(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
-    """Yield limits of patches. Kimi resizes, then pads to whole tokens: fewer patches than tokens may be needed."""
+    """Yield patch limits. Kimi pads to whole tokens after resizing, so that fewer patches than tokens may be needed."""
     images, per_token = processor.image_processor, processor.image_processor.merge_size**2
-    sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # what is padded most
+    sides = [images.patch_size * patches - 1 for patches in range(2, 40)]  # sizes with the most padding
     shapes = [*SHAPES, *((width, height) for width in sides for height in sides)]
     most = min(images.max_patches, limit * per_token)
     for patches in range(most, 1, -max(per_token, most // 64)):
@@ -109,7 +110,7 @@ def _patches(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSetting
 
 
 def _tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
-    """Yield numbers of tiles of a fixed number of tokens; several tiles come with the whole image."""
+    """Yield numbers of tiles, each with a fixed number of tokens; several tiles are accompanied by the whole image."""
     images, tiles = processor.image_processor, limit // processor.image_seq_length
     most = min(images.max_patches, tiles - 1) if tiles > 2 else 1
     yield {"max_patches": most, "min_patches": min(images.min_patches, most)}
@@ -123,7 +124,7 @@ def _slices(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings
 
 
 def _square_of_tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
-    """Yield sizes of k x k tiles along the longest edge, with the whole image beside them."""
+    """Yield sizes of k x k tiles along the longest edge, accompanied by the whole image."""
     images, tiles = processor.image_processor, limit // processor.image_seq_len
     side = math.isqrt(max(0, tiles - 1)) if tiles >= 5 else 1
     longest = min(images.size["longest_edge"], side * images.max_image_size["longest_edge"])
@@ -131,7 +132,7 @@ def _square_of_tiles(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
 
 
 def _longest_edge(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
-    """Yield sizes for a grid of patches of the image's own shape."""
+    """Yield sizes for a grid of patches with the image's aspect ratio."""
     images = processor.image_processor
     unit = processor.patch_size * processor.spatial_merge_size
     longest = min(images.size["longest_edge"], math.isqrt(limit) * unit)
@@ -139,7 +140,7 @@ def _longest_edge(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
 
 
 def _pinpoints(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
-    """Yield the resolutions to tile an image to: those of few enough tokens, or a single tile."""
+    """Yield the resolutions for tiling with few enough tokens, or a single tile."""
     images = processor.image_processor
     counts = processor._get_num_multimodal_tokens(image_sizes=images.image_grid_pinpoints)["num_image_tokens"]
     allowed = [pair for pair, count in zip(images.image_grid_pinpoints, counts, strict=True) if count <= limit]
@@ -152,7 +153,7 @@ def _pinpoints(processor: Any, limit: int) -> Iterator[ProcessorSettings]:
 def _lfm2(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSettings]:
     images = processor.image_processor
     side = math.ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
-    tiles = (limit - images.max_image_tokens) // side**2  # beside the thumbnail
+    tiles = (limit - images.max_image_tokens) // side**2  # in addition to the thumbnail
     if tiles >= max(2, images.min_tiles):
         yield {"max_tiles": min(images.max_tiles, tiles)}
     most = min(limit, images.max_image_tokens)
@@ -167,7 +168,7 @@ def _soft_tokens(processor: ProcessorMixin, limit: int) -> Iterator[ProcessorSet
 
 
 class Kind(NamedTuple):
-    """A kind of image processor: how it is recognized, and its settings for a limit, in falling order of tokens."""
+    """A kind of image processor: how it is recognized, and its settings in decreasing order of tokens."""
 
     name: str
     fits: Callable[[object], bool]

@@ -1,6 +1,6 @@
-"""Atomic file writes: a file is written beside its final path, then moved there.
+"""Atomic file writes: a file is written to a temporary path in the same folder, then renamed.
 
-An interrupted write, also by `kill -9`, leaves the old file and at most a `*.partial` file, which the next call
+An interrupted write, even by `kill -9`, leaves the old file and at most a `*.partial` file, which the next call
 overwrites.
 """
 
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-STARTS = {  # how image files begin
+STARTS = {  # signatures of image files
     b"\x89PNG\r\n\x1a\n": ".png",
     b"\xff\xd8\xff": ".jpg",
     b"GIF8": ".gif",
@@ -28,9 +28,9 @@ def refuse_existing(paths: Sequence[str | Path], *, overwrite: bool) -> None:
     """Check that these files may be written.
 
     Raises:
-        FileExistsError: one of them exists and `overwrite` was not asked for.
+        FileExistsError: one of them exists and `overwrite` is False.
         FileNotFoundError: its folder does not exist.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: one of them is a folder.
     """
     for path in map(Path, paths):
         if path.is_dir():
@@ -38,21 +38,21 @@ def refuse_existing(paths: Sequence[str | Path], *, overwrite: bool) -> None:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or replace it with --overwrite")
         if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+            raise FileNotFoundError(f"{path}: there is no folder {path.absolute().parent}; create it first")
 
 
 @contextmanager
 def whole_file(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """Open a file for writing bytes that appears under its name only if the block succeeds."""
+    """Open a file for writing bytes; it is renamed to its final name only if the block succeeds."""
     with whole_files([path], sync=sync) as (file,):
         yield file
 
 
 @contextmanager
 def whole_files(paths: Sequence[str | Path], *, sync: bool = True) -> Iterator[list[BinaryIO]]:
-    """Open several such files, which appear under their names together, once all are written.
+    """Open several such files, which are renamed together once all are written.
 
-    With `sync` they are on the disk by then, for which a small file waits longest.
+    With `sync` they are flushed to disk first, which takes most of the time for small files.
     """
     partials = [Path(path).with_name(f"{Path(path).name}.partial") for path in paths]
     try:
@@ -71,7 +71,7 @@ def whole_files(paths: Sequence[str | Path], *, sync: bool = True) -> Iterator[l
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a small file, text as UTF-8, also text of a model that is not valid Unicode."""
+    """Write a small file atomically, text as UTF-8; text from a model may contain invalid Unicode."""
     with whole_file(path) as file:
         file.write(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
 
@@ -80,7 +80,7 @@ def json_line(row: object) -> bytes:
     """Return a row as one line of a jsonl file.
 
     Raises:
-        TypeError, ValueError: it holds something that JSON has not, such as bytes or NaN.
+        TypeError, ValueError: it contains a value that JSON does not support, such as bytes or NaN.
     """
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
 
@@ -89,7 +89,7 @@ def image_suffix(content: bytes) -> str:
     """Return the usual suffix of an image file by its first bytes.
 
     Raises:
-        ValueError: they are not those of a PNG, JPEG, WebP, GIF, BMP or TIFF file.
+        ValueError: it is not a PNG, JPEG, WebP, GIF, BMP or TIFF file.
     """
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return ".webp"
@@ -100,22 +100,22 @@ def image_suffix(content: bytes) -> str:
 
 
 def content_name(content: bytes) -> str:
-    """Return the name of an image file by what it holds: equal images have equal names.
+    """Return a name for an image file from a hash of its content.
 
     Raises:
-        ValueError: as `image_suffix`.
+        ValueError: as for `image_suffix`.
     """
     return hashlib.sha256(content).hexdigest()[:32] + image_suffix(content)
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Write a file, unless it is there already with the same content.
+    """Write a file unless it already exists with the same content.
 
     Raises:
-        FileExistsError: it is there with another content, which stays.
+        FileExistsError: it exists with other content, which is kept.
     """
     if not path.exists():
         with whole_file(path, sync=False) as file:
             file.write(content)
     elif path.read_bytes() != content:
-        raise FileExistsError(f"{path} exists and holds something else; move it away or choose another folder")
+        raise FileExistsError(f"{path} exists with other content; move it or choose another folder")

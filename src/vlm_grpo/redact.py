@@ -1,6 +1,6 @@
 """Redact passwords and keys in run records, logs, warnings, errors and commands.
 
-A secret is known by where it stands: in a URL, after a flag or under a name that holds one. Nothing is looked up.
+A secret is recognized by its position: in a URL, after a flag or under the name of a secret. Nothing is looked up.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NAME = (
 )
 SECRET_NAME = re.compile(rf"(?:{NAME})", re.IGNORECASE)
 PARAMETER = rf"{NAME}|key|sig|auth|[\w.-]*signature"
-# A URL may stand in a sentence, so its user part ends at the last @ before a slash, a quote or a space.
+# A URL may be part of a sentence, so its user part ends at the last @ before a slash, a quote or a space.
 USER = re.compile(r"""(?<=://)[^\s/?#"'<>]*@""")
 QUERY = re.compile(rf"""([?&;#](?:{PARAMETER})=)[^\s&;#"'<>]+""", re.IGNORECASE)
 BEARER = re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
-# In a sentence, `--hub_token has no effect`, what follows is no value: one has a digit.
+# In a sentence such as `--hub_token has no effect`, the next word is not a value: values contain a digit.
 FLAG = re.compile(rf"(--(?:{NAME}))(=\S+|\s+(?!--)(?=\S*\d)\S+)", re.IGNORECASE)
 KNOWN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16})\b")
 
@@ -41,9 +41,9 @@ def redact_text(text: str) -> str:
 
 
 def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Return a URL without its user and password, and these; None where it has none.
+    """Split a URL into the URL without user and password, and these (None if it has none).
 
-    Libraries log the addresses that they ask.
+    Libraries log the URLs that they request.
     """
     parts = urlsplit(url)
     if parts.username is None:
@@ -53,10 +53,10 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def redact(value: object) -> Any:
-    """Return a value as it may be written to a file: secrets in its texts and under its names are `[hidden]`.
+    """Return a value that is safe to store: secrets in its texts and under its names are `[hidden]`.
 
-    Mappings, lists and tuples are copied; everything that is neither these nor text stays as it is. A name whose value
-    is None or empty keeps it, so that one sees that no secret was set.
+    Mappings, lists and tuples are copied; values of other types are unchanged. A name whose value
+    is None or empty keeps it, to show that no secret is set.
     """
     if isinstance(value, str):
         return redact_text(value)
@@ -75,7 +75,7 @@ def _redact_item(name: object, item: object) -> object:
 
 
 def redact_command(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `[hidden]` for the value of each flag that holds a secret."""
+    """Return the words of a command line with `[hidden]` for the value of each secret flag."""
     redacted: list[str] = []
     hides_next = False
     for word in words:

@@ -10,10 +10,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry]):
-    """A dict from name to entry whose errors name the kind, the nearest names and all known names.
+    """A dict from name to entry, with errors that name the kind, the nearest names and all known names.
 
     Raises:
-        KeyError: an unknown name is looked up.
+        KeyError: the name is unknown.
         ValueError: a name is registered twice.
     """
 
@@ -27,7 +27,7 @@ class Registry(dict[str, Entry]):
     def register(self, name: str, entry: Entry) -> Entry:
         """Add an entry under a new name and return it."""
         if name in self:
-            raise ValueError(f"{self.kind} {name!r} exists already; choose another name")
+            raise ValueError(f"{self.kind} {name!r} already exists; choose another name")
         self[name] = entry
         return entry
 
@@ -38,7 +38,7 @@ def nearest(name: str, known: list[str]) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
-    """Return a message that `name` is unknown, with the nearest and all known names."""
+    """Return the message for an unknown name, with the nearest and all known names."""
     close = nearest(name, known)
     hint = f"; did you mean {' or '.join(repr(option) for option in close)}?" if close else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(known))}"

@@ -71,7 +71,7 @@ def test_a_registered_algorithm_is_listed(monkeypatch: pytest.MonkeyPatch):
     config = register_algorithm("mine", objective=gmpo_loss, settings={"beta": 0.1}, updates_per_rollout=2)
     assert find_algorithm("mine") is config and config.uses_trl_advantage and not config.uses_trl_loss
     assert algorithm_settings("mine", 3) == {"loss_type": "dapo", "beta": 0.1, "steps_per_generation": 6}
-    with pytest.raises(ValueError, match="'mine' exists already"):
+    with pytest.raises(ValueError, match="'mine' already exists"):
         register_algorithm("mine")
 
 

@@ -76,7 +76,10 @@ def test_an_algorithm_from_a_file_with_its_options(jsonl: list[str], tmp_path: P
             "class MyAlgo: pass",
             r"is a class, as for RLLaVA's @register_ppo, but not a subclass .* see 'Your own'",
         ),
-        ("from rllava.ppo import register_ppo", "No module named 'rllava'; algorithms here need nothing of rllava"),
+        (
+            "from rllava.ppo import register_ppo",
+            "No module named 'rllava'; algorithms of this package do not need rllava",
+        ),
     ],
 )
 def test_a_class_of_another_framework_is_no_algorithm(code: str, said: str, jsonl: list[str], tmp_path: Path):

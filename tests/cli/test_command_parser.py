@@ -27,7 +27,7 @@ NEEDED = {
         ("evaluate", "--train_files a.jsonl", "unknown flag --train_files; RLLaVA's data.train_files is "),
         ("preview", "--counts 3 --imagefolder x", "unknown flag --counts; did you mean --count"),
         ("preview", "--counts 3 --imagefolder x", "unknown flag --imagefolder; did you mean --image_folders"),
-        ("check", "stray", "'stray' belongs to no flag"),
+        ("check", "stray", "unexpected argument 'stray'"),
         ("check", "--num_generations 8", "unknown flag --num_generations"),
         ("compare", "--all_row", "unknown flag --all_row; did you mean --all_rows?"),
         ("index", "--id_kex=id", "unknown flag --id_kex; did you mean --id_key"),

@@ -134,7 +134,7 @@ def test_dry_run_shows_episodes(candidates: str, tiny_model: Path, tmp_path: Pat
     [
         (["--environment", "pick_imag"], "did you mean 'pick_image'"),
         (["--environment", "pick_image", "--data_root", "nowhere"], "no such folder"),
-        (["--environment", "visual_crop"], "--environment visual_crop plays rows: give --data_file_paths"),
+        (["--environment", "visual_crop"], "--environment visual_crop needs data: set --data_file_paths"),
         (["--environment", OWN, "--data_root", "."], "has no option 'data_root'; it has limit"),
         (["--environment", OWN, "--environment_options", "[1]"], "must be a JSON object"),
         (["--environment", OWN, "visual_crop", "--environment_options", '{"crop": {}}'], "unknown environment 'crop'"),
@@ -151,7 +151,7 @@ def test_wrong_environments_are_refused(words: list[str], message: str, tmp_path
 def test_pick_image_takes_no_data(candidates: str, data: list[str], tmp_path: Path):
     words = ["--environment", "pick_image", "--data_root", candidates, *data]
     script, _, _ = parse([*words, *QUICK, "--model_name_or_path", "m", "--output_dir", str(tmp_path)])
-    with pytest.raises(UsageError, match="makes its episodes itself: leave the data out"):
+    with pytest.raises(UsageError, match="generates its episodes itself: remove the data"):
         train.check_environments(script, True)
     assert environment_factory(script)().candidates == 4
 
@@ -165,7 +165,7 @@ def test_pick_image_takes_no_data(candidates: str, data: list[str], tmp_path: Pa
         (["--data_root", "."], "--data_root has no effect without --environment"),
         (["--environment_options", "{}"], "--environment_options has no effect without --environment"),
         (["--environment", OWN, "--val_split_ratio", "0.1"], "use `vlm-grpo evaluate --environment`"),
-        (["--environment", OWN, "--max_prompt_length", "10"], "cannot know what --environment adds"),
+        (["--environment", OWN, "--max_prompt_length", "10"], "cannot measure prompts of --environment"),
         (["--environment", OWN, "--max_steps", "-1"], "needs --max_steps"),
         (["--environment", OWN, "--max_tool_calling_iterations", "1"], "--max_turns limits the turns"),
     ],

@@ -140,7 +140,7 @@ def test_rows_are_played_with_the_flags_of_episodes(
         (["--environment", "visual_crop", "--tool_time_limit", "0"], "--tool_time_limit must be above 0, got 0"),
         (
             ["--environment", "pick_image", "--backend", "openai", "--base_url", "u"],
-            "--environment plays with a model in this process: leave --backend openai out",
+            "--environment needs a model in this process: remove --backend openai",
         ),
     ],
 )
@@ -153,12 +153,12 @@ def test_flags_without_effect_are_refused(more: list[str], message: str, capsys:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "--environment pick_image has episodes without end: give --limit"),
+        ([], "--environment pick_image has an unlimited number of episodes: set --limit"),
         (["--limit", "3", "--data_root", "gone"], "--data_root gone: no such folder"),
         (["--environment_options", '{"sise": 3}'], "--environment pick_image has no option 'sise'"),
-        (["--environment", "visual_crop"], "--environment visual_crop plays rows: give --data_file_paths"),
+        (["--environment", "visual_crop"], "--environment visual_crop needs data: set --data_file_paths"),
         (["--environment", "pick_imag"], "pick_imag"),
-        (["--data_file_paths", "a.jsonl"], "--environment pick_image makes its episodes itself: leave the data out"),
+        (["--data_file_paths", "a.jsonl"], "--environment pick_image generates its episodes itself: remove the data"),
     ],
 )
 def test_environments_that_do_not_fit_are_refused_before_anything_is_loaded(
@@ -194,7 +194,7 @@ def test_one_process_goes_on_where_two_were_stopped(
     assert "'max_turns': 8" in (said := capsys.readouterr().err) and "'max_turns': 4" in said
     again = [*flags[:2], "--batch_size", "4", "--max_turns", "8"]
     assert main(picking(tiny_model, tmp_path / "two", pictures, *again)) == 0
-    assert re.search("going on: [2-8] of 9 rows", capsys.readouterr().out)
+    assert re.search("resuming: [2-8] of 9 rows", capsys.readouterr().out)
     assert main(picking(tiny_model, tmp_path / "one", pictures, *flags)) == 0
     assert predictions_of(tmp_path / "two") == predictions_of(tmp_path / "one")
 

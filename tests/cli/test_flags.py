@@ -138,7 +138,7 @@ def test_streaming_reads_rows_as_they_are_reached(jsonl: list[str], tmp_path: Pa
     ("words", "said"),
     [
         ([], "--streaming needs --max_steps"),
-        (["--max_steps", "3", "--val_split_ratio", "0.5"], "--val_split_ratio cannot split what --streaming reads"),
+        (["--max_steps", "3", "--val_split_ratio", "0.5"], "--val_split_ratio cannot split a stream"),
         (["--max_steps", "3", "--mixture", "1"], "--mixture needs the number of rows of each file"),
         (["--max_steps", "3", "--dataloader_num_workers", "2"], "--dataloader_num_workers has no effect with --stream"),
     ],
@@ -432,7 +432,7 @@ def test_records_that_ask_for_a_judge_need_one(tmp_path: Path, monkeypatch: pyte
     data = [{"conversations": turns("q", "a")}, {"conversations": turns("q", "b"), "accu_reward_method": "llm"}]
     flags = ["--data_file_paths", write_jsonl(tmp_path / "a.jsonl", data), *QUICK, "--model_name_or_path", "m"]
     flags += ["--output_dir", str(tmp_path)]
-    with pytest.raises(UsageError, match=r"a\.jsonl:2: the record asks for a judge, and none is named: give --judge_m"):
+    with pytest.raises(UsageError, match=r"a\.jsonl:2: the record uses a judge, but none is configured: set --judge_m"):
         check_rewards(*parse(flags)[:2])
     check_rewards(*parse([*flags, "--reward_funcs", "format"])[:2])  # nothing is judged
     monkeypatch.setenv("JUDGE_MODEL", "gemma")

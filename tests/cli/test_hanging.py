@@ -33,7 +33,7 @@ def test_a_run_ends_with_a_line(text: str, tiny_model: Path, tmp_path: Path, cap
 
 def test_the_flag_needs_code_of_ones_own(tmp_path: Path):
     words = flags(tmp_path, tmp_path, reward_time_limit=9)
-    with pytest.raises(UsageError, match="--reward_time_limit has no effect without a reward of yours"):
+    with pytest.raises(UsageError, match="--reward_time_limit has no effect without a user-defined reward"):
         parse([*words, "--reward_funcs", "accuracy"])
     with pytest.raises(UsageError, match=r"--reward_time_limit -1.*must be a finite number of at least 0"):
         parse([word if word != "9" else "-1" for word in words])

@@ -60,18 +60,18 @@ def test_boxes_without_a_known_space_are_told_of_in_a_line(folder_of: Any, caplo
         check(folder_of("mistral3"), "rec")
     assert caplog.messages == [
         "boxes are read as pixels of the original image: no coordinate space is published for mistral3; "
-        "--answer_space thousand|resized|original|unit chooses another"
+        "set another one with --answer_space thousand|resized|original|unit"
     ]
 
 
 def test_resized_needs_a_family_that_tells_the_size(folder_of: Any):
     check(folder_of("qwen3_vl"), "rec", answer_space="resized")
-    with pytest.raises(UsageError, match=r"--answer_space resized: CLIPImageProcessor\w* does not tell the size"):
+    with pytest.raises(UsageError, match=r"--answer_space resized: CLIPImageProcessor\w* has no known resize rule"):
         check(folder_of("llava_clip"), "rec", answer_space="resized")
 
 
 def test_a_limit_that_cannot_be_kept_stops_before_the_model(folder_of: Any):
-    with pytest.raises(UsageError, match=r"--max_image_tokens 3 is too few for Gemma3ImageProcessor"):
+    with pytest.raises(UsageError, match=r"--max_image_tokens 3 is too low for Gemma3ImageProcessor"):
         check(folder_of("gemma3"), max_image_tokens=3)
 
 
@@ -80,12 +80,12 @@ def test_expensive_first_rows_are_told_of(folder_of: Any, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         check(folder_of("qwen2_vl"), rows=[{"images": [picture(0, 800, 600)]}])
     (line,) = caplog.messages
-    assert line.startswith("an image of 800 x 600 pixels in the first rows becomes 12 tokens")
+    assert line.startswith("an image of 800 x 600 pixels in the first rows has 12 tokens")
 
 
 def test_rows_without_an_image_are_refused_where_the_family_needs_one(folder_of: Any):
     rows = [*ROWS, {"images": None, "where": "rows.jsonl:2"}, *ROWS, {"images": [], "where": "rows.jsonl:4"}]
-    with pytest.raises(UsageError, match=r"in every prompt, and 2 rows have none \(rows.jsonl:2, rows.jsonl:4\)"):
+    with pytest.raises(UsageError, match=r"in every prompt, but 2 rows have none \(rows.jsonl:2, rows.jsonl:4\)"):
         check(folder_of("paligemma"), rows=rows)
     check(folder_of("paligemma"))
     check(folder_of("smolvlm"), rows=rows)
@@ -107,7 +107,7 @@ def test_images_need_a_model_that_sees(tiny_model: Path, tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     write_config(tmp_path, model_type="qwen2")
     check(tmp_path, rows=[{"images": []}, {}])
-    with pytest.raises(UsageError, match=r"\(qwen2\) reads text alone, and there are images in a.jsonl:2"):
+    with pytest.raises(UsageError, match=r"\(qwen2\) is a text-only model, but there are images in a.jsonl:2"):
         check(tmp_path, rows=[{"images": []}, {**ROWS[0], "where": "a.jsonl:2"}])
 
 

@@ -47,7 +47,7 @@ def test_a_second_run_names_the_first(
 ):
     monkeypatch.setattr("vlm_grpo.cli.train.build_trainer", lambda *_: pytest.fail("the model is loaded"))
     assert main(flags(tiny_model, tmp_path)) == 2
-    who = rf"another run writes there \(process {holder.pid} on {re.escape(socket.gethostname())}, since 20\d\d-\d\d-"
+    who = rf"in use by another run \(process {holder.pid} on {re.escape(socket.gethostname())}, since 20\d\d-\d\d-"
     assert re.search(rf"vlm-grpo train: --output_dir \S+/out: {who}", capsys.readouterr().err)
     assert not (tmp_path / "out" / "run.json").exists()
 
@@ -69,4 +69,4 @@ def test_a_file_system_without_locks_is_warned_of(
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", no_locks)
     with lock_output_dir(tmp_path):
-        assert "this file system has no locks" in caplog.text
+        assert "this file system does not support locks" in caplog.text

@@ -50,7 +50,7 @@ def test_a_reward_that_applies_to_no_row_is_refused(tmp_path: Path):
     assert "reward 'reasoning_overlap' applies to none of the 2 rows: it needs the column reference_steps" in str(
         error.value
     )
-    assert "leave it out (--reward_funcs accuracy format), or" in str(error.value)
+    assert "remove it (--reward_funcs accuracy format), or" in str(error.value)
 
 
 def test_rewards_that_apply_to_some_rows_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):

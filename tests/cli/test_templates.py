@@ -76,7 +76,7 @@ def test_a_processor_without_a_template_is_refused_before_the_model_is_loaded(ba
     assert preview.main(words) == 1
     found.append(capsys.readouterr().err)
     for text in found:
-        assert "has no chat template" in text and "give --chat_template_path FILE.jinja" in text
+        assert "has no chat template" in text and "set --chat_template_path FILE.jinja" in text
     assert train.main([*flags(bare, tmp_path), "--dry_run"]) == 0
     assert "are not shown: --model_name_or_path" in capsys.readouterr().out
 

@@ -97,7 +97,7 @@ def test_unknown_flags(words: list[str], message: str | None):
 
 def test_a_flag_of_the_other_trainer_is_named():
     assert unknown_flags(["--loss_type", "grpo"], "rloo") == [
-        "--loss_type belongs to --trainer grpo, this run uses --trainer rloo"
+        "--loss_type is a flag of --trainer grpo, but this run uses --trainer rloo"
     ]
 
 
@@ -122,8 +122,8 @@ def test_a_flag_of_the_other_trainer_is_named():
             "--max_tokens_per_forward has no effect without --shared_prefix auto or on",
         ),
         ({"num_generations_eval": 2}, "--num_generations_eval has no effect here: --val_split_ratio with --val_freq"),
-        ({"max_steps": 5, "num_train_epochs": 1.0}, "--num_train_epochs has no effect beside --max_steps"),
-        ({"dataset_name": "a/b"}, "--dataset_name and --data_file_paths both name the data"),
+        ({"max_steps": 5, "num_train_epochs": 1.0}, "--num_train_epochs has no effect with --max_steps"),
+        ({"dataset_name": "a/b"}, "--dataset_name and --data_file_paths are mutually exclusive"),
     ],
 )
 def test_ineffective_flags(values: dict, message: str):
@@ -236,7 +236,7 @@ def test_a_reward_that_gives_no_number_ends_the_run_by_name(body: str, said: str
         ("def f(response, gt): return float('nan')", "must return a finite number"),
         ("async def f(completions, **columns): return [None, None]", "must return a list of 1 numbers"),
         ("def f(completion): return 1.0", r"must take \(completion, record\) as in this package"),
-        ("from verl import tools", "No module named 'verl'; rewards here need nothing of verl"),
+        ("from verl import tools", "No module named 'verl'; rewards of this package do not need verl"),
     ],
 )
 def test_an_own_reward_is_tried_before_the_model_is_loaded(
@@ -253,7 +253,7 @@ def test_a_dry_run_says_what_an_own_reward_gives_the_right_answer(tmp_path: Path
     words = [*flags(tmp_path / "no_such_model", tmp_path), "--dry_run", "--reward_funcs"]
     assert main([*words, f"{tmp_path}/mine.py:f"]) == 0
     assert (
-        f"own reward {tmp_path}/mine.py:f: 0.5 for the right answer of {tmp_path}/a.jsonl:1" in capsys.readouterr().out
+        f"user reward {tmp_path}/mine.py:f: 0.5 for the gold answer of {tmp_path}/a.jsonl:1" in capsys.readouterr().out
     )
 
 
@@ -301,7 +301,7 @@ def test_what_shows_when_the_model_is_there_ends_in_a_line(
 ):
     assert main([*flags(tiny_model, tmp_path, **{flag: value}), "--reward_funcs", "format"]) == 2
     said = capsys.readouterr().err
-    assert "vlm-grpo train: the model or the trainer cannot be built: " in said and problem in said
+    assert "vlm-grpo train: the model or the trainer cannot be created: " in said and problem in said
 
 
 def test_a_share_that_holds_no_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -229,7 +229,7 @@ def test_demonstrations_are_asked_as_they_stand(row: dict, tmp_path: Path):
     given = [*QUICK, *words, "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--num_generations", "4"]
     found = [load_demonstrations(*parse([*given, "--algorithm", name])[:2]) for name in ("chord",)]
     assert found[0][0]["expert"] == SAID
-    with pytest.raises(UsageError, match="questions of its own, which --algorithm chord imitates; --algorithm luffy"):
+    with pytest.raises(UsageError, match="its own questions, which only --algorithm chord supports; --algorithm luffy"):
         load_demonstrations(*parse([*given, "--algorithm", "luffy"])[:2])
 
 

@@ -78,7 +78,7 @@ def test_the_answer_key_counts_for_conversations_too():
 
 def test_a_second_answer_that_says_something_else_is_refused():
     problem = complaint({**TALK, "solution": "4"})
-    assert (problem.field, problem.found) == ("solution", "'4', another answer than the gpt turn's")
+    assert (problem.field, problem.found) == ("solution", "'4', not the answer of the gpt turn")
     assert "--answer_key solution" in problem.expected and "--ignore_columns solution" in problem.expected
     assert read({**TALK, "solution": "4"}, ignored=("solution",)).answer == "3"
     for same in ("3", 3, "<answer>3</answer>", " 3. "):

@@ -105,13 +105,13 @@ def test_without_a_mixture_all_rows_come_in_order(tmp_path: Path):
         ("0.7:0.2:0.1", r"--mixture +number +3 for 2 data files"),
         ("0.7:much", r"--mixture +share +'much' +a number above 0"),
         ("0.7:", r"--mixture +share +'' +a number above 0"),
-        ("1:0", r"--mixture +share +'0' +a number above 0; leave out"),
+        ("1:0", r"--mixture +share +'0' +a number above 0; remove"),
         ("1:-1", r"--mixture +share +'-1'"),
         ("nan:1", r"--mixture +share +'nan'"),
         ("1:inf", r"--mixture +share +'inf'"),
         ("1:1e999999999", r"--mixture +share +'1e999999999'"),
         ([1.0, 0.0], r"--mixture +share +'0.0'"),
-        ("1000:1", r"--mixture .*b\.jsonl +none of its 5 rows is used: .*a\.jsonl has 3 and would run out"),
+        ("1000:1", r"--mixture .*b\.jsonl +none of its 5 rows would be used: .*a\.jsonl has only 3"),
     ],
 )
 def test_shares_that_do_not_fit_are_named(tmp_path: Path, mixture: Any, message: str):

@@ -84,7 +84,7 @@ def test_images_without_a_marker_come_first_with_a_warning():
     record = read(row)
     assert record.question == "<image><image>Is <image> odd?"
     assert sources(record) == ["0.png", "1.png", "2.png"]
-    expected = "a marker for every image; those without come first"
+    expected = "a marker for every image; images without one are placed first"
     assert complaints(row) == [("conversations", "1 <image> markers for 3 images", expected)]
 
 
@@ -189,10 +189,10 @@ GOOD = {"question": "q", "answer": "a"}
         ({"conversations": ["a"]}, r"conversations\[0\]", "str 'a'", '"from": "human"'),
         ({"conversations": [{"from": "bot", "value": "a"}]}, r"conversations\[0\].from", "'bot'", "one of human"),
         ({"conversations": [{"from": "human"}]}, r"conversations\[0\].value", "missing", "value"),
-        ({"conversations": turns("a", "b")[::-1]}, "conversations", "turns assistant, user", "in turn"),
+        ({"conversations": turns("a", "b")[::-1]}, "conversations", "turns assistant, user", "alternating"),
         ({"conversations": turns("a", "b")[:1]}, "answer", "missing", "a gpt turn at the end"),
         ({"conversations": turns(" ", "b")}, "conversations", "an empty question", "text in the human turn"),
-        ({"conversations": turns("a", " ")}, r"conversations\[1\].value", "empty text", "the right answer"),
+        ({"conversations": turns("a", " ")}, r"conversations\[1\].value", "empty text", "the gold answer"),
         ({"conversations": turns(["a"], "b")}, r"conversations\[0\].value\[0\]", "'a'", "blocks"),
         ({"conversations": turns({"a": 1}, "b")}, r"conversations\[0\].value", "dict", "text"),
         ({**GOOD, "question": "  "}, "question", "empty text", "a question"),
@@ -200,7 +200,7 @@ GOOD = {"question": "q", "answer": "a"}
         ({**GOOD, "answer": float("nan")}, "answer", "float nan", "text, a number"),
         ({**GOOD, "answer": float("inf")}, "answer", "float inf", "text, a number"),
         ({**GOOD, "answer": {"a": [1, float("nan")]}}, "answer", "dict", "text, a number"),
-        ({**GOOD, "answer": ""}, "answer", "empty text", "the right answer"),
+        ({**GOOD, "answer": ""}, "answer", "empty text", "the gold answer"),
         ({**GOOD, "answer": None}, "answer", "missing or null", "the answer"),
         ({**GOOD, "answer": b"x"}, "answer", "bytes b'x'", "text, a number"),
         ({**GOOD, "image": 3}, "image", "int 3", "a path, URL"),

@@ -151,7 +151,7 @@ def test_what_is_wrong_with_files_is_told_at_once(tmp_path: Path):
         load_dataset([good, *(str(tmp_path / name) for name in names), wrong_key], streaming=True)
     said = str(caught.value)
     assert all(name in said for name in (*names, "key.jsonl:1")) and "good.jsonl" not in said
-    assert "an array can only be read as a whole" in said
+    assert "arrays cannot be streamed" in said
     with pytest.raises(DataError, match=r"--mixture .*the number of rows is unknown"):
         load_dataset([good, good], mixture="1:1", streaming=True)
     with pytest.raises(TypeError, match="expected paths, a data set's name or a Dataset or IterableDataset, got int"):

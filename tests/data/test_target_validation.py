@@ -50,8 +50,8 @@ SPACES = "a coordinate space must be one of original, resized, thousand, unit"
         ({"box_space": "thousands"}, [("box_space", "'thousands'", SPACES)]),
         ({"box_space": ["unit"]}, [("box_space", "['unit']", SPACES)]),
         ({"box_space": "pixels", "task": "default"}, [("box_space", "'pixels'", SPACES)]),
-        ({"box_image": 1}, [("box_image", "1", "the number of one of the row's 1 images, counted from 0")]),
-        ({"box_image": "0"}, [("box_image", "'0'", "the number of one of the row's 1 images, counted from 0")]),
+        ({"box_image": 1}, [("box_image", "1", "the 0-based index of one of the row's 1 images")]),
+        ({"box_image": "0"}, [("box_image", "'0'", "the 0-based index of one of the row's 1 images")]),
         ({"answer": "a dog"}, [("answer", "str 'a dog'", '{"bbox_2d": [x1, y1, x2, y2]}, one box')]),
         ({"answer": [1, 2, 5]}, [("answer", "list [1, 2, 5]", '{"bbox_2d": [x1, y1, x2, y2]}, one box')]),
         (

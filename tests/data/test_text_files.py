@@ -62,7 +62,7 @@ def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path):
         (b"3", "int"),
         (b'{"id": 1} {"id": 2}', "Extra data at column 11"),
         (b'{"q": "\xff\xfe"}', "0xff at byte 8, not UTF-8"),
-        (rb'{"q": "a \uD83D"}', "half a surrogate pair, '\\ud83d'"),
+        (rb'{"q": "a \uD83D"}', "an unpaired surrogate, '\\ud83d'"),
         (b"[" * 100_000, "recursion"),
         (b'{"id": ' + b"1" * 5000 + b"}", "integer"),
     ],

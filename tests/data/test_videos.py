@@ -71,7 +71,7 @@ def test_bad_videos_are_named_with_their_line(tmp_path: Path):
         open_video(video_ref(str(tmp_path / "text.mp4"), "a.jsonl:7"))
     with pytest.raises(ValueError, match=r"a\.jsonl:7: cannot decode .*none\.mp4: no such file"):
         open_video(video_ref(str(tmp_path / "none.mp4"), "a.jsonl:7"))
-    with pytest.raises(ValueError, match=r"a\.jsonl:7: the frames of a video must have one size"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:7: the frames of a video must have the same size"):
         open_video(video_ref([png(size=(8, 6)), png(size=(6, 8))], "a.jsonl:7"))
     for value in (None, 7, [], {}, {"fps": 2}, io.BytesIO()):
         with pytest.raises(ValueError, match=r"a\.jsonl:7: a video must be a path, URL, bytes"):
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path):
     errors = [
         validate_video(video_ref(str(tmp_path / f"{name}.mp4"), "x:1"), decode=True) for name in ("broken", "sound")
     ]
-    assert errors == ["Invalid data found when processing input", "it holds no video stream"]
+    assert errors == ["Invalid data found when processing input", "there is no video stream in it"]
     frames = video_ref([png("red"), png("red", (4, 4))], "x:1")
-    with pytest.raises(ValueError, match="x:1: the frames of a video must have one size"):
+    with pytest.raises(ValueError, match="x:1: the frames of a video must have the same size"):
         open_video(frames)

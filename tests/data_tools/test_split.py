@@ -41,7 +41,7 @@ def test_held_out_takes_whole_groups_that_fit():
     assert len({frozenset(sample_held_out(groups, 1, seed=seed)) for seed in range(20)}) == 3
     with pytest.raises(ValueError, match="the smallest has 2 rows"):
         sample_held_out([[0, 1], [2, 3]], 1, seed=0)
-    with pytest.raises(ValueError, match="rows are needed on both sides"):
+    with pytest.raises(ValueError, match="both splits need rows"):
         sample_held_out(groups, 7, seed=0)
 
 
@@ -123,7 +123,7 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path):
         (["--data_file_paths", "a.jsonl"], 2, "--val_split_ratio"),
         (["--data_file_paths", "a.jsonl", "--val_rows", "1", "--val_split_ratio", "0.1"], 2, "not allowed with"),
         (["--data_file_paths", "a.jsonl", "--val_split_ratio", "1.5"], 2, "between 0 and 1"),
-        (["--data_file_paths", "a.jsonl", "--val_rows", "0"], 2, "rows are needed on both sides"),
+        (["--data_file_paths", "a.jsonl", "--val_rows", "0"], 2, "both splits need rows"),
         (["--data_file_paths", "a.jsonl", "--val_rows", "1", "--output_dir", "no"], 2, "create it first"),
         (["--data_file_paths", "a.jsonl:b/a.jsonl", "--val_rows", "1"], 2, "two files are named a"),
         (["--data_file_paths", "none.jsonl", "--val_rows", "1"], 1, "no such file"),

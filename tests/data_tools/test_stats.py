@@ -54,7 +54,7 @@ def test_numbers_are_those_counted_by_hand(tmp_path: Path, data: list[str]):
     assert (found["image width"]["max"], found["image height"]["max"]) == (100, 30)
     assert found["duplicates"] == {"rows": 2, "with another answer": 1}
     assert found["first duplicates"][1].endswith(
-        "a.jsonl:3 repeats " + found["first duplicates"][0].split()[-1] + ", other answer"
+        "a.jsonl:3 repeats " + found["first duplicates"][0].split()[-1] + ", with another answer"
     )
     assert found["most common answers"] == {"3": 2, "4": 1, '{"bbox_2d": [1, 2, 3, 4]}': 1, "yes": 1}
     assert found["majority baseline"] == 0.4 and found["different answers"] == 4
@@ -114,7 +114,7 @@ PROMPT = (
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        ([], 2, "give either"),
+        ([], 2, "set either"),
         (["--data_file_paths", "none.jsonl"], 1, "no such file"),
         (["--data_file_paths", "a.jsonl", "--overwrite"], 2, "--overwrite has no effect without --json"),
         (["--data_file_paths", "a.jsonl", "--top", "0"], 2, "at least 1"),

@@ -156,7 +156,7 @@ def test_rows_that_cannot_be_played_are_refused():
         AgentCode().reset(**row())
     with pytest.raises(ValueError, match="damage 'drawn' needs the column 'original'"):
         AgentCode(damage="drawn").reset(**row())
-    with pytest.raises(ValueError, match="must have no image of its own"):
+    with pytest.raises(ValueError, match="must have no image, because"):
         AgentCode(damage="drawn").reset(**row(sign(), original=sign()))
     with pytest.raises(ValueError, match="'original': an image must be a path"):
         AgentCode().reset(**row(sign(), original=5))

@@ -108,8 +108,8 @@ def test_documents_cannot_speak_for_the_conversation(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"index": "a", "provider": "json"}, "not both"),
-        ({}, "without the option index the web is searched, but no search provider: set SEARCH_PROVIDER"),
+        ({"index": "a", "provider": "json"}, "set either index"),
+        ({}, "without the option index, the web is searched, but no search provider: set SEARCH_PROVIDER"),
         ({"provider": "serper"}, "SEARCH_API_KEY"),
         ({"index": "a", "top": 0}, "top must be at least 1"),
         ({"index": "a", "max_searches": 0}, "max_searches must be at least 1"),

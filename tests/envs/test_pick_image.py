@@ -127,8 +127,8 @@ def test_episodes_go_on_without_end(folder: str):
     [
         ({"data_root": "nowhere"}, "--data_root nowhere: no such folder"),
         ({"candidates_per_episode": 1}, "--candidates_per_episode must be at least 2, got 1"),
-        ({"fixed_correct_index": 4}, "--fixed_correct_index must be from 0 to 3, or -1 to draw it, got 4"),
-        ({"candidates_per_episode": 9}, "8 things to tell apart for --candidates_per_episode 9"),
+        ({"fixed_correct_index": 4}, "--fixed_correct_index must be from 0 to 3, or -1 for a random index, got 4"),
+        ({"candidates_per_episode": 9}, "only 8 subjects for --candidates_per_episode 9"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str, folder: str):

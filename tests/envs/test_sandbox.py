@@ -75,7 +75,7 @@ def test_exit_of_a_script_is_its_end_and_no_more(sandbox: Sandbox):
     assert result.status == "ok" and result.image.size == (20, 10)
     result = sandbox.run("print('before')\nimport os\nos._exit(0)", GIVEN)
     assert (result.status, result.stdout) == ("error", "before\n")
-    assert result.stderr == "the script ended its own process"
+    assert result.stderr == "the script exited its own process"
     assert sandbox.run("import ctypes\nctypes.string_at(0)").stderr.endswith("killed by SIGSEGV")
 
 

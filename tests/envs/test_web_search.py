@@ -230,7 +230,7 @@ def test_the_key_is_shown_nowhere(serve: Callable[..., Service], caplog: pytest.
     search = search_of(serve(Reply(KEY.encode(), 401)).url + f"?key={KEY}")
     failure(search), failure(search, "another")
     assert KEY not in caplog.text and KEY not in repr(search.settings).split("base_url")[0]
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1, "said once"
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1, "logged once"
 
 
 def test_results_are_kept(serve: Callable[..., Service], tmp_path: Path):

@@ -56,7 +56,7 @@ def test_evaluate_names_bad_data_without_a_traceback(tiny_model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "one of --data_file_paths and --dataset_name"),
+        ([], "set either --data_file_paths or --dataset_name"),
         (["--data_file_paths", "a", "--limit", "0"], "must be at least 1, got 0"),
         (["--data_file_paths", "a", "--max_lenght", "3"], "unknown flag --max_lenght; did you mean --"),
     ],
@@ -175,7 +175,7 @@ def test_image_tokens_of_a_local_model_are_limited(tiny_model: Path, folder_of: 
     given = ["--output_dir", "o", "--data_file_paths", "d", "--model_name_or_path"]
     _, processor = load_model(parser().parse_args([*given, str(tiny_model), "--max_image_tokens", "9"]), "cpu")
     assert processor.image_processor.size["longest_edge"] == 9 * 28 * 28
-    with pytest.raises(UsageError, match="--max_image_tokens 3 is too few for Gemma3"):
+    with pytest.raises(UsageError, match="--max_image_tokens 3 is too low for Gemma3"):
         load_model(parser().parse_args([*given, str(folder_of("gemma3")), "--max_image_tokens", "3"]), "cpu")
 
 
@@ -277,6 +277,6 @@ def test_one_process_goes_on_where_two_were_stopped(
     main(words(tiny_model, digits, tmp_path / "one", *flags))
     capsys.readouterr()
     assert main(words(tiny_model, digits, tmp_path / "two", *flags)) == 0
-    assert re.search("going on: [2-8] of 9 rows", capsys.readouterr().out)
+    assert re.search("resuming: [2-8] of 9 rows", capsys.readouterr().out)
     one, two = ((tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8") for name in ("one", "two"))
     assert one == two

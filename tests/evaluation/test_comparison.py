@@ -114,7 +114,7 @@ def page_data(text: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"data": "e"}, "over different data: row 0 and 1 more of 2"),
+        ({"data": "e"}, "have different data: row 0 and 1 more of 2"),
         ({"task": "rec"}, "the tasks differ"),
         ({"scores": []}, "no row in common"),
     ],
@@ -129,7 +129,7 @@ def test_compare_refuses_other_data(other: dict, message: str, tmp_path: Path, c
 def test_compare_refuses_predictions_that_do_not_say_of_which_data(tmp_path: Path):
     runs = [read_run(write_run(tmp_path / name, [1.0])) for name in "ab"]
     del runs[0].predictions[0]["data"], runs[1].predictions[0]["data"]
-    with pytest.raises(CompareError, match="over different data"):
+    with pytest.raises(CompareError, match="have different data"):
         common_rows(*runs)
 
 

@@ -70,7 +70,7 @@ def test_evaluate_breaks_metrics_down_by_group(rows: Any):
 
 def test_check_group_names_the_columns_that_there_are(rows: Any):
     check_group(rows.select([0]), "task")
-    with pytest.raises(ValueError, match=r"--group_by colour: no row has this column; there are .*task, method"):
+    with pytest.raises(ValueError, match=r"--group_by colour: no row has this column; available are .*task, method"):
         check_group(rows.select([0, 1]), "colour")
 
 

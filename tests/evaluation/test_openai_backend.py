@@ -200,7 +200,7 @@ def test_evaluate_through_a_server_goes_on_after_a_failure(
         before = len(seen)
         assert main(words(url, digits, tmp_path / "out", "--concurrency", "2")) == 0
         assert before + len(seen[before:]) == 9  # the one that failed was asked twice, no other one
-    assert re.search("going on: [56] of 8 rows", capsys.readouterr().out)  # the one after may have been on its way
+    assert re.search("resuming: [56] of 8 rows", capsys.readouterr().out)  # the one after may have been on its way
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["examples"] == 8 and results["metrics"]["format"]["value"] == 1.0
 
@@ -208,7 +208,7 @@ def test_evaluate_through_a_server_goes_on_after_a_failure(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--task_type", "rec"], "give --answer_space"),
+        (["--task_type", "rec"], "set --answer_space"),
         (["--batch_size", "3"], "--batch_size has no effect with --backend openai"),
         (["--use_cpu"], "--use_cpu has no effect with --backend openai"),
         (["--dtype", "float32"], "--dtype has no effect with --backend openai"),

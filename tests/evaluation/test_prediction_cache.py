@@ -77,7 +77,7 @@ def test_an_evaluation_goes_on_after_a_kill(
     assert main(words(tiny_model, digits, tmp_path / "killed", *other)) == 2
     assert "1.0" in (said := capsys.readouterr().err) and "0.5" in said and "--overwrite" in said
     assert main(words(tiny_model, digits, tmp_path / "killed", *drawing[:-1], "8")) == 0  # in batches of another size
-    assert f"going on: {kept} of 24 rows" in capsys.readouterr().out
+    assert f"resuming: {kept} of 24 rows" in capsys.readouterr().out
     assert predictions(tmp_path / "killed") == predictions(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
         "predictions.jsonl", "report.html", "results.json",

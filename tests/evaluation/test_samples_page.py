@@ -73,8 +73,8 @@ def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkey
     size = sum(len(entry["i"][0][0]) for entry in entries if "i" in entry)
     assert size <= 2000 and pictured and set(pictured) <= {0, 1, 2, 3, 47, 48, 49}
     assert [entry["n"] for entry in entries] == [*range(20), *range(30, 50)]  # the middle is left out
-    assert f"Images are in the page for {len(pictured)} of 50 examples" in text
-    assert "The page holds 40 of 50 examples" in text
+    assert f"{len(pictured)} of 50 examples have images" in text
+    assert "The page has 40 of 50 examples" in text
     assert len(entries[0]["a"][0]["c"]) == samples.TEXT_LENGTH + 1
 
 

@@ -41,7 +41,7 @@ def test_check_pass_k_refuses_what_cannot_be_computed():
     for k, samples, metric, message in (
         (0, 4, "accuracy", "--pass_k must be at least 1"),
         (8, 4, "accuracy", "--pass_k 8 needs --num_samples 8 or more, got 4"),
-        (2, 4, "mask_iou", "right or wrong; the task's is 'mask_iou'"),
+        (2, 4, "mask_iou", "the task's metric 'mask_iou' is graded"),
     ):
         with pytest.raises(ValueError, match=message):
             check_pass_k([k], samples, metric)

@@ -28,7 +28,7 @@ def test_no_number_is_null_and_everything_else_stays():
     value = {"a": [1.5, math.nan, {"b": -math.inf}], "c": "NaN", "d": (True, None, 3)}
     assert strict(dumps(value)) == {"a": [1.5, None, {"b": None}], "c": "NaN", "d": [True, None, 3]}
     assert dumps({"a": object()}, default=lambda _: "x") == '{"a": "x"}'
-    with pytest.raises(ValueError, match="NaN is no number"):
+    with pytest.raises(ValueError, match="NaN is not a JSON number"):
         loads('{"a": NaN}')
 
 
@@ -45,10 +45,10 @@ def test_an_evaluation_with_such_scores_is_written_and_shown(tmp_path: Path):
     assert [entry["n"] for entry in entries] == [0, 1, 2, 3, 4]
     assert [entry["s"] for entry in entries] == [None, 0.5, None, None, 1.0]
     assert [entry["a"][0]["r"] for entry in entries] == [None, True, None, None, True]
-    assert "2 scores are no numbers" in page
+    assert "2 scores are not finite" in page
 
 
 def test_predictions_that_are_no_json_are_not_compared(tmp_path: Path):
     folder = write_run(tmp_path / "a", [0.0, math.nan])
-    with pytest.raises(CompareError, match="NaN is no number of JSON"):
+    with pytest.raises(CompareError, match="NaN is not a JSON number"):
         read_run(folder)

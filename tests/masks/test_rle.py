@@ -56,7 +56,7 @@ def runs_at(runs: list[int]) -> np.ndarray:
         ({"size": [2, 2], "counts": [1, 2]}, "must sum to 4 pixels, got 3"),
         ({"size": [2, 2], "counts": [5, -1]}, "must be non-negative integers"),
         ({"size": [2, 2], "counts": "5"}, "must sum to 4 pixels, got 5"),
-        ({"size": [2, 2], "counts": "é"}, "4 pixels long"),
+        ({"size": [2, 2], "counts": "é"}, "must sum to 4 pixels"),
         ({"size": [2, 2], "counts": "d"}, "in the encoding of pycocotools"),  # says that more follow
         ({"size": [2, 2], "counts": "!"}, "in the encoding of pycocotools"),
         ({"size": [2, 2], "counts": "dddddddd4"}, "a run that is too long"),

@@ -1,1 +1,1 @@
-"""Command line: one module per command, `main.py` chooses."""
+"""Command line: one module per command, dispatched by `main.py`."""

@@ -9,7 +9,7 @@ from vlm_grpo.data.errors import DataError, problem_table
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """Run `work` and return its status (0, or 1 if it found problems); 1 for a DataError, 2 for a usage error."""
+    """Run `work` and return its status (0, or 1 for problems); 1 after a DataError, 2 after a usage error."""
     try:
         return work()
     except DataError as error:

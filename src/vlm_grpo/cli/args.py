@@ -1,7 +1,7 @@
-"""This package's own training flags, and the checks of a command line that need no torch.
+"""The training flags of this package, and checks of a command line that do not need torch.
 
-TRL's flags are known here by name only (trl_flags.json, written by `python docs/gen_trl_flags.py`), so that `--help`
-and a misspelt flag answer at once.
+Only the names of TRL's flags are known here (trl_flags.json, written by `python docs/gen_trl_flags.py`), so that
+`--help` and errors about misspelled flags are instant.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ FlagValues = dict[str, Any]  # values of flags by name, as a configuration file 
 class ScriptArguments:
     """Data, task and rewards of a run; TRL's configuration holds the training settings."""
 
-    trainer: str = field(default="grpo", metadata={"help": "Which trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
+    trainer: str = field(default="grpo", metadata={"help": "Trainer: grpo or rloo.", "choices": ["grpo", "rloo"]})
     data_file_paths: str | None = _flag("jsonl files, separated by ':' (a.jsonl:b.jsonl).")
-    image_folders: str | None = _flag("Image folder of each data file, separated by ':'; one may serve all.")
-    reward_method: str | None = _flag("Accuracy method of each data file, separated by ':'; a record's own wins.")
-    expert_data_file_paths: str | None = _flag("jsonl files with an expert's answers (id, expert), separated by ':'.")
-    expert_key: str | None = _flag("Column with an expert's answers, or thinking+solution (default: expert).")
-    mixture: str | None = _flag("Share of each data file, separated by ':' (0.7:0.3); no row is repeated.")
-    streaming: bool = _flag("Stream the data instead of reading them first; needs --max_steps.", False)
+    image_folders: str | None = _flag("Image folder of each data file, separated by ':', or one folder for all.")
+    reward_method: str | None = _flag(
+        "Accuracy method of each data file, separated by ':'; overridden by a record's own."
+    )
+    expert_data_file_paths: str | None = _flag("jsonl files with expert answers (id, expert), separated by ':'.")
+    expert_key: str | None = _flag("Column with expert answers, or thinking+solution (default: expert).")
+    mixture: str | None = _flag("Fraction of each data file, separated by ':' (0.7:0.3); no row is repeated.")
+    streaming: bool = _flag("Stream the data instead of loading it first; needs --max_steps.", False)
     dataset_name: str | None = _flag("Hugging Face data: org/name@split, a save_to_disk folder, or a file.")
     use_huggingface_dataset: bool = _flag("Read --dataset_name (implied by it; kept for old scripts).", False)
     task_type: str = _flag("Task: its prompt, default rewards and metric (`vlm-grpo tasks`).", "default")
@@ -45,8 +47,8 @@ class ScriptArguments:
     environment: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Environments with tools, by name (`vlm-grpo environments`) or file.py:Class; of several, the "
-            "rows' column 'environment' chooses."
+            "help": "Environments with tools, by name (`vlm-grpo environments`) or file.py:Class; if several, the "
+            "column 'environment' selects one per row."
         },
     )
     environment_options: str | None = _flag(
@@ -57,26 +59,26 @@ class ScriptArguments:
     fixed_correct_index: int | None = _flag(
         "--environment pick_image: index of the correct image (default: 0); -1 is random."
     )
-    format_prompt: str | None = _flag("Your own prompt template, a jinja file.")
-    chat_template_path: str | None = _flag("Chat template in place of the processor's own, a jinja file.")
+    format_prompt: str | None = _flag("User-defined prompt template, a jinja file.")
+    chat_template_path: str | None = _flag("Chat template that replaces the processor's, a jinja file.")
     prompt_key: str | None = _flag("Column with the question.")
     answer_key: str | None = _flag("Column with the answer.")
     image_key: str | None = _flag("Column with the image or images.")
     video_key: str | None = _flag("Column with the video or videos: paths, or lists of frames.")
     ignore_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns of the data that are not read, such as a task that is none of these."}
+        default=None, metadata={"help": "Columns of the data to ignore, such as a `task` with other values."}
     )
     allow_outside: bool = _flag("Allow image paths that leave their image folder through '..'.", False)
-    allow_private_urls: bool = _flag("Fetch images also from URLs of this machine and of private networks.", False)
+    allow_private_urls: bool = _flag("Allow image URLs of this machine and of private networks.", False)
     val_split_ratio: float = _flag("Fraction of the data that is held out for evaluation.", 0.0)
     val_before_train: bool = _flag("Evaluate greedily before the first step.", False)
-    val_freq: float = _flag("Evaluate greedily every N epochs; 0 or -1 is never.", 0.0)
-    live_report: bool = _flag("Keep output_dir/report/index.html up to date: curves and completions.", True)
-    dry_run: bool = _flag("Show two prompts and the resolved configuration, then stop.", False)
+    val_freq: float = _flag("Evaluate greedily every N epochs; 0 or -1 means never.", 0.0)
+    live_report: bool = _flag("Continuously update output_dir/report/index.html with curves and completions.", True)
+    dry_run: bool = _flag("Show two prompts and the resolved configuration, then exit.", False)
 
 
-# Flags that require another: (flags or prefixes, the requirement as text, what satisfies it: any of the flags between
-# bars, which must be set or have one of the values between bars).
+# Flags that require another: (flags or prefixes, the requirement as text, what satisfies it). Any of the flags between
+# bars must be set, or have one of the values between bars.
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
@@ -135,14 +137,18 @@ NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("greater_is_better",), "--metric_for_best_model", ("metric_for_best_model", "")),
 ]
 
-# Flags of transformers' trainer that these trainings never read, and what to use instead.
+# Flags of transformers' trainer without effect here, and what to use instead.
 GREEDY = "--val_split_ratio with --val_freq, --eval_strategy or --val_before_train evaluates greedily"
 UNREAD = {
     "num_generations_eval": GREEDY,
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "this command trains"),
-    **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is --loss_type's"),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "this command always trains"),
+    **dict.fromkeys(
+        ("label_smoothing_factor", "label_names", "prediction_loss_only"), "the loss is set by --loss_type"
+    ),
     **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), GREEDY),
-    **dict.fromkeys(("train_sampling_strategy", "length_column_name"), "prompts come in groups; see --shuffle_dataset"),
+    **dict.fromkeys(
+        ("train_sampling_strategy", "length_column_name"), "prompts are sampled in groups; see --shuffle_dataset"
+    ),
     "max_tool_calling_iterations": "--max_turns limits the turns of an episode",
 }
 
@@ -165,7 +171,7 @@ def flag_names(argv: list[str]) -> list[str]:
 
 
 def argv_value(argv: list[str], name: str) -> str | None:
-    """Return the last value of a flag, as argparse does; empty if none follows, None without the flag."""
+    """Return the last value of a flag, like argparse; "" if none follows, None without the flag."""
     result = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
@@ -175,7 +181,7 @@ def argv_value(argv: list[str], name: str) -> str | None:
 
 
 def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
-    """Return the command line without a flag, however often it is given, and without `at_most` values of each."""
+    """Return the command line without all occurrences of a flag, each with up to `at_most` values."""
     words, values_left = [], 0
     for word in argv:
         if word.startswith("--"):
@@ -191,7 +197,7 @@ def without_flag(argv: list[str], name: str, at_most: int = 10**6) -> list[str]:
 
 
 def unknown_flags(argv: list[str], trainer: str) -> list[str]:
-    """Return one sentence for each flag that this trainer does not know, with the nearest names."""
+    """Return one sentence for each flag that is unknown to this trainer, with similar names."""
     known = known_flags(trainer)
     other = "rloo" if trainer == "grpo" else "grpo"
     problems = []
@@ -199,7 +205,7 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
         if name in known or (name.startswith("no_") and name[3:] in known) or name == "local_rank":
             continue
         if name in known_flags(other):
-            problems.append(f"--{name} belongs to --trainer {other}, this run uses --trainer {trainer}")
+            problems.append(f"--{name} is a flag of --trainer {other}, but this run uses --trainer {trainer}")
             continue
         if advice := hint_of(name):
             problems.append(f"unknown flag --{name}; {advice}")
@@ -213,7 +219,7 @@ def unknown_flags(argv: list[str], trainer: str) -> list[str]:
 
 
 def ineffective_flags(given: list[str], values: FlagValues) -> list[str]:
-    """Return one sentence for each given flag that would do nothing in this run."""
+    """Return one sentence for each flag that is set but has no effect in this run."""
     problems = []
     for prefixes, needed, (name, required) in NEEDS:
         current = [values.get(each) for each in name.split("|")]
@@ -227,14 +233,16 @@ def ineffective_flags(given: list[str], values: FlagValues) -> list[str]:
     problems += [f"--{flag} has no effect here: {UNREAD[flag]}" for flag in given if flag in UNREAD and flag in values]
     has_own = values.get("environment") or ".py:" in " ".join(map(str, values.get("reward_funcs") or []))
     if "reward_time_limit" in given and not has_own:
-        problems.append("--reward_time_limit has no effect without a reward of yours (file.py:name), or --environment")
+        problems.append(
+            "--reward_time_limit has no effect without a user-defined reward (file.py:name) or --environment"
+        )
     if {"max_steps", "num_train_epochs"} <= set(given) and (values.get("max_steps") or 0) > 0:
-        problems.append("--num_train_epochs has no effect beside --max_steps; use one of them")
+        problems.append("--num_train_epochs has no effect with --max_steps; set only one of them")
     if values.get("dataset_name") and values.get("data_file_paths"):
-        problems.append("--dataset_name and --data_file_paths both name the data; use one of them")
+        problems.append("--dataset_name and --data_file_paths are mutually exclusive; set only one of them")
     has_data = bool(values.get("dataset_name") or values.get("data_file_paths"))
     if not has_data and not values.get("environment"):
-        problems.append("no data: give --data_file_paths file.jsonl, or --dataset_name")
+        problems.append("no data: set --data_file_paths file.jsonl, or --dataset_name")
     if values.get("environment"):
         problems += validate_environment_flags(values, has_data)
     if values.get("use_huggingface_dataset") and not values.get("dataset_name"):
@@ -243,7 +251,7 @@ def ineffective_flags(given: list[str], values: FlagValues) -> list[str]:
 
 
 def _is_off(flag: str, value: object) -> bool:
-    """Return whether a flag is off and needs no other flag: false, or --val_freq 0 or -1 (never)."""
+    """Return whether a flag is off, and thus needs no other flag: false, or --val_freq 0 or -1 (never)."""
     return value is False or (flag == "val_freq" and value in (0, -1))
 
 
@@ -251,13 +259,13 @@ def validate_environment_flags(values: FlagValues, has_data: bool) -> list[str]:
     """Return one sentence for each flag that is incompatible with --environment."""
     problems = []
     if not has_data and (values.get("max_steps") or 0) <= 0:
-        problems.append("--environment without data needs --max_steps: its episodes have no end")
+        problems.append("--environment without data needs --max_steps: the number of episodes is unlimited")
     if not has_data and values.get("dynamic_sampling"):
-        problems.append("--dynamic_sampling draws further rows by number, and --environment without data has none")
+        problems.append("--dynamic_sampling needs rows, which --environment without data does not have")
     if values.get("val_split_ratio"):
-        problems.append("--val_split_ratio evaluates without tools; use `vlm-grpo evaluate --environment` instead")
+        problems.append("--val_split_ratio would evaluate without tools; use `vlm-grpo evaluate --environment` instead")
     if values.get("max_prompt_length"):
-        problems.append("--max_prompt_length cannot know what --environment adds to prompts; leave it out")
+        problems.append("--max_prompt_length cannot measure prompts of --environment; remove it")
     return problems
 
 
@@ -265,20 +273,22 @@ def validate_streaming_flags(values: FlagValues) -> list[str]:
     """Return one sentence for each flag that is incompatible with --streaming."""
     problems = []
     if (values.get("max_steps") or 0) <= 0:
-        problems.append("--streaming needs --max_steps: a stream has no length and no epochs")
+        problems.append("--streaming needs --max_steps: the length of a stream is unknown")
     if values.get("val_split_ratio"):
-        problems.append("--val_split_ratio cannot split what --streaming reads; leave one of them out")
+        problems.append("--val_split_ratio cannot split a stream; remove it or --streaming")
     if values.get("mixture"):
-        problems.append("--mixture needs the number of rows of each file, which --streaming does not know")
+        problems.append("--mixture needs the number of rows of each file, which is unknown with --streaming")
     if values.get("dynamic_sampling"):
-        problems.append("--dynamic_sampling draws further rows by number, which --streaming cannot; leave one out")
+        problems.append("--dynamic_sampling needs random access to rows; remove it or --streaming")
     if values.get("dataloader_num_workers"):
-        problems.append("--dataloader_num_workers has no effect with --streaming: one process keeps groups together")
+        problems.append(
+            "--dataloader_num_workers has no effect with --streaming: a single process keeps groups together"
+        )
     return problems
 
 
 def help_text() -> str:
-    """Return the text of `--help`: own flags with help, TRL's flags with one line each."""
+    """Return the text of `--help`: this package's flags, and one line for each of TRL's."""
     lines = ["usage: vlm-grpo train [--config file.yaml] --model_name_or_path MODEL --data_file_paths FILE ...", ""]
     lines += ["Data, task and rewards:"]
     lines += [

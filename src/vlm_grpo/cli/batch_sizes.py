@@ -1,4 +1,4 @@
-"""Check that a rollout consists of whole groups, and suggest batch sizes that fit. Imports no torch."""
+"""Check that a rollout consists of whole groups, and suggest valid batch sizes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from vlm_grpo.cli.args import FlagValues
 
 BATCH, STEPS, ACCUMULATION = "per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps"
 WHOLE, GROUP = "generation_batch_size", "num_generations"
-SEARCHED = 4096  # values of a flag that are tried
+SEARCHED = 4096  # number of values of a flag to try
 
 
 def validate_batch_sizes(
     values: FlagValues, given: Collection[str], algorithm: str | None, min_generations: int = 2
 ) -> list[str]:
-    """Return one sentence if a rollout is not made of whole groups, with the nearest values that fit.
+    """Return one sentence if a rollout does not consist of whole groups, with the nearest valid values.
 
     Args:
-        values: of all flags.
-        given: the flags that the user set.
-        algorithm: which may set `steps_per_generation`.
-        min_generations: smallest allowed number of completions per prompt.
+        values: values of all flags.
+        given: flags set by the user.
+        algorithm: name of the algorithm, which may set `steps_per_generation`.
+        min_generations: minimum number of completions per prompt.
     """
     group, batch, generation_batch = values.get(GROUP), values.get(BATCH), values.get(WHOLE)
     if group is None or batch is None:
@@ -57,7 +57,7 @@ def _problem(
     suggestions += [f"--{GROUP} {_join_or(divisors)}"] if divisors else []
     group = _flag_text(GROUP, values, given, None)
     near = ", or ".join(suggestions)
-    return f"the completions of a rollout must be whole groups of {group}, got {product}; nearest that fit: {near}"
+    return f"the completions of a rollout must form whole groups of {group}, got {product}; nearest valid: {near}"
 
 
 def _validate_generation_batch(generation_batch: int, group: int, batch: int, processes: int) -> list[str]:
@@ -67,13 +67,13 @@ def _validate_generation_batch(generation_batch: int, group: int, batch: int, pr
     near = _nearest(generation_batch, lambda n: n % each == 0 and n % group == 0)
     factors = f"--{BATCH} {batch} x {_process_count(processes)} = {each}"
     return [
-        f"--{WHOLE} {generation_batch}: must be a multiple of {factors} and of --{GROUP} {group}; nearest that fit: "
+        f"--{WHOLE} {generation_batch}: must be a multiple of {factors} and of --{GROUP} {group}; nearest valid: "
         f"{_join_or(near)}"
     ]
 
 
 def _nearest(value: int, fits: Callable[[int], bool], most: int = SEARCHED) -> list[int]:
-    """Return the nearest fitting values below and above."""
+    """Return the nearest valid values below and above."""
     below = next((n for n in range(min(value - 1, most), 0, -1) if fits(n)), None)
     above = next((n for n in range(value + 1, max(most, value) + SEARCHED) if fits(n)), None)
     return [n for n in (below, above) if n is not None]

@@ -10,23 +10,23 @@ from vlm_grpo.cli.command_parser import CommandParser
 
 EXAMPLE = "example: vlm-grpo index notes/ articles.jsonl --output library.index"
 SOURCES = (
-    "folders of .txt and .md files, single ones, .jsonl, .json and .csv files, and Hugging Face data sets "
+    "folders of .txt and .md files, single files (also .jsonl, .json and .csv), and Hugging Face data sets "
     "(a folder of save_to_disk, parquet, org/name@split)"
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the file and return the exit status: 0, 1 for documents that cannot be read, 2 for a wrong command line."""
+    """Write the index and return the exit status: 0, 1 for documents that cannot be read, 2 for a usage error."""
     from vlm_grpo.cli._exit import exit_status
 
     parser = CommandParser("vlm-grpo index", description=__doc__, epilog=EXAMPLE)
     add = parser.add_argument
     add("documents", nargs="+", metavar="DOCUMENTS", help=SOURCES)
-    add("--output", required=True, metavar="FILE", help="the file to write")
-    add("--id_key", metavar="COLUMN", help="column with the name of a document (default: id, else its number)")
-    add("--title_key", metavar="COLUMN", help="column with its title (default: title, else none)")
-    add("--text_key", metavar="COLUMN", help="column with its text (default: text)")
-    add("--overwrite", action="store_true", help="replace a file that exists")
+    add("--output", required=True, metavar="FILE", help="index file to write")
+    add("--id_key", metavar="COLUMN", help="column with the id of a document (default: id, else its number)")
+    add("--title_key", metavar="COLUMN", help="column with the title (default: title, if there is one)")
+    add("--text_key", metavar="COLUMN", help="column with the text (default: text)")
+    add("--overwrite", action="store_true", help="replace an existing file")
     arguments = parser.parse_args(argv)
     return exit_status(lambda: index(arguments))
 

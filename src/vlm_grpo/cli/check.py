@@ -1,4 +1,4 @@
-"""`vlm-grpo check`: every problem of a data set in one table. Loads no model, and no torch unless one is named."""
+"""`vlm-grpo check`: print all problems of a data set. Loads no model, and torch only with --model_name_or_path."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from vlm_grpo.records import Record
 
 
-PRIVATE_HELP = "fetch images also from URLs of this machine and of private networks"
+PRIVATE_HELP = "allow image URLs of this machine and of private networks"
 EXAMPLE = "example: vlm-grpo check --data_file_paths a.jsonl:b.jsonl --image_folders x/:y/"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and return the exit status: 0 without problems, 1 with some, 2 for a wrong command line."""
+    """Print the table and return the exit status: 0 without problems, 1 with some, 2 for a usage error."""
     parser = CommandParser("vlm-grpo check", description=__doc__, epilog=EXAMPLE)
     add_data_flags(parser)
-    parser.add_argument("--mixture", metavar="SHARES", help="share of each file, separated by ':', as in training")
-    parser.add_argument("--decode", action="store_true", help="decode every image and fetch URLs, instead of headers")
-    parser.add_argument("--model_name_or_path", metavar="MODEL", help="also look for this model's special tokens")
+    parser.add_argument(
+        "--mixture", metavar="FRACTIONS", help="fraction of each file, separated by ':', as in training"
+    )
+    parser.add_argument(
+        "--decode", action="store_true", help="decode every image and download URLs, instead of reading headers"
+    )
+    parser.add_argument("--model_name_or_path", metavar="MODEL", help="also search for special tokens of this model")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
 
@@ -36,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from vlm_grpo.rewards.accuracy import describe_method
 
     accuracy: Counter[str] = Counter()
-    earned: Counter[tuple[str, str]] = Counter()  # rows of a task that each of its rewards applies to
+    earned: Counter[tuple[str, str]] = Counter()  # number of rows to which each reward of a task applies
 
     def note(record: Record) -> None:
         accuracy.update([describe_method(record)])
@@ -73,7 +77,7 @@ def _useless_rewards(earned: Counter[tuple[str, str]]) -> list[str]:
 
     return [
         f"the reward {name} of the task {task} applies to none of its rows: it needs {requirement(name)}; "
-        "leave it out of --reward_funcs"
+        "remove it with --reward_funcs"
         for (task, name), count in earned.items()
         if not count
     ]
@@ -83,22 +87,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the data flags of training."""
     add = parser.add_argument
     add("--data_file_paths", metavar="FILES", help="jsonl, json or csv files, separated by ':'")
-    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':'; one may serve all")
-    add("--reward_method", metavar="METHODS", help="accuracy method of each file, separated by ':'; one may serve all")
+    add("--image_folders", metavar="FOLDERS", help="image folder of each file, separated by ':', or one folder for all")
+    add("--reward_method", metavar="METHODS", help="accuracy method of each file, separated by ':', or one for all")
     add("--dataset_name", metavar="NAME", help="org/name@split, a save_to_disk folder, or a parquet, json or csv file")
     add_hub_flag(parser)
-    add("--task_type", default="default", type=task_name, metavar="TASK", help="task of records that name none")
+    add("--task_type", default="default", type=task_name, metavar="TASK", help="task of records without one")
     add("--prompt_key", metavar="COLUMN", help="column with the question")
     add("--answer_key", metavar="COLUMN", help="column with the answer")
     add("--image_key", metavar="COLUMN", help="column with the image or images")
     add("--video_key", metavar="COLUMN", help="column with videos")
-    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns that are not read")
+    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns to ignore")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder")
     add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
 
 
 def add_hub_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --use_huggingface_dataset, bare or with a value, as in training."""
+    """Add --use_huggingface_dataset, with an optional value, as in training."""
     parser.add_argument(
         "--use_huggingface_dataset",
         nargs="?",
@@ -111,18 +115,18 @@ def add_hub_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def task_name(text: str) -> str:
-    """Return the task of a name, which may be that of another system."""
+    """Return the name of a task; names of other systems are translated."""
     return VALUES.get(("task_type", text), ("", None))[1] or text
 
 
 def data_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """Return the value of --data_file_paths or --dataset_name; a parser error unless exactly one is given."""
+    """Return the value of --data_file_paths or --dataset_name; a parser error unless exactly one is set."""
     if arguments.use_huggingface_dataset and not arguments.dataset_name:
         parser.error("--use_huggingface_dataset needs --dataset_name")
     if bool(arguments.data_file_paths) == bool(arguments.dataset_name):
-        parser.error("give either --data_file_paths or --dataset_name")
+        parser.error("set either --data_file_paths or --dataset_name")
     if arguments.dataset_name and arguments.image_folders and ":" in arguments.image_folders:
-        parser.error("--dataset_name is one data set and takes one folder in --image_folders")
+        parser.error("--dataset_name is a single data set and accepts only one folder in --image_folders")
     return arguments.data_file_paths or arguments.dataset_name
 
 

@@ -20,12 +20,12 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # of its overloads only the one without a namespace of another class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse the command line; exit with status 2 and one sentence for each unknown word."""
+        """Parse the command line; exit with status 2 and one sentence for each unknown argument."""
         options, unknown_words = self.parse_known_args(args, namespace)
         flags = [word for word in unknown_words if word.startswith("--")]
         problems = [self._unknown(flag[2:].partition("=")[0].replace("-", "_")) for flag in flags]
-        if unknown_words:  # words behind an unknown flag are its values
-            self.error("; ".join(problems or [f"{word!r} belongs to no flag" for word in unknown_words]))
+        if unknown_words:  # words after an unknown flag are its values
+            self.error("; ".join(problems or [f"unexpected argument {word!r}" for word in unknown_words]))
         return options
 
     def _unknown(self, name: str) -> str:

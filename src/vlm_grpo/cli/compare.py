@@ -1,6 +1,6 @@
-"""`vlm-grpo compare RUN_A RUN_B`: what changed between two evaluations of the same data, and could it be chance?
+"""`vlm-grpo compare RUN_A RUN_B`: compare two evaluations of the same data, with significance tests.
 
-Prints every metric of both, the difference with its 95 % interval and a paired test, and writes a page with the
+Prints every metric of both runs, the difference with its 95 % interval and a paired test, and writes a page with the
 examples that changed.
 """
 
@@ -25,16 +25,16 @@ def parser() -> argparse.ArgumentParser:
     flags = CommandParser("vlm-grpo compare", description=__doc__.split("\n\n")[1])
     add = flags.add_argument
     add("run_a", help="output folder of `vlm-grpo evaluate`")
-    add("run_b", help="another one, of the same task and data")
+    add("run_b", help="another output folder, of the same task and data")
     add("--output", metavar="FILE.html", help="the page (default: compare.html in RUN_B)")
-    add("--all_rows", action="store_true", help="show also the examples whose score is the same in both")
-    add("--image_folder", help="where image files are looked for that are not where the evaluation found them")
-    add("--seed", type=int, default=0, help="of the bootstrap and the permutations (default: 0)")
+    add("--all_rows", action="store_true", help="also show the examples with the same score in both")
+    add("--image_folder", help="folder of image files that have been moved since the evaluation")
+    add("--seed", type=int, default=0, help="random seed of bootstrap and permutations (default: 0)")
     return flags
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare and return the exit status: 0 done, 2 for runs that cannot be compared."""
+    """Compare two runs and return the exit status: 0, or 2 for runs that cannot be compared."""
     options = parser().parse_args(argv)
     from vlm_grpo.evaluation.comparison import CompareError, common_rows, compare_runs, read_run
 

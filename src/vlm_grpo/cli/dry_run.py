@@ -35,7 +35,7 @@ def print_dry_run(
 ) -> None:
     """Print two prompts with their endings, the rewards of the gold answer, and the resolved configuration.
 
-    `specs` are the rewards. `prompting` is an error if the processor could not be loaded.
+    `specs` are the rewards. `prompting` is the error if the processor could not be loaded.
     """
     if isinstance(prompting, UsageError):
         print(f"the prompts in the model's chat template are not shown: {prompting}")
@@ -59,7 +59,7 @@ def print_dry_run(
 
 
 def _scored(script: ScriptArguments, row: Row, specs: Sequence[str]) -> list[str]:
-    """Return the rewards that can be computed for the gold answer now: no user rewards, none that need a server."""
+    """Return the rewards that can be computed for the gold answer now, without user code or a server."""
     record = row.get("record")
     if script.environment or record is None or record.method in JUDGE_METHODS:
         return []

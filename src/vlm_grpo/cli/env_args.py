@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EnvironmentFlags: TypeAlias = "argparse.Namespace | ScriptArguments"
 EnvironmentMaker = Callable[[], object]
-# What the trainer takes: one, or those from which the column `environment` of a row chooses.
+# Type accepted by the trainer: one environment, or a mapping from which the column `environment` of a row selects.
 EnvironmentFactory = EnvironmentMaker | dict[str, EnvironmentMaker]
 
 OWN_FLAGS = ("data_root", "candidates_per_episode", "fixed_correct_index")  # options with their own flag
@@ -51,9 +51,9 @@ def check_environments(flags: EnvironmentFlags, has_data: bool) -> None:
         raise UsageError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     names = " ".join(flags.environment)
     if not has_data and not makes_episodes(flags.environment):
-        raise UsageError(f"--environment {names} plays rows: give --data_file_paths file.jsonl")
+        raise UsageError(f"--environment {names} needs data: set --data_file_paths file.jsonl")
     if has_data and makes_episodes(flags.environment):
-        raise UsageError(f"--environment {names} makes its episodes itself: leave the data out")
+        raise UsageError(f"--environment {names} generates its episodes itself: remove the data")
 
 
 def opening_row(flags: EnvironmentFlags, row: Row) -> Row:
@@ -72,11 +72,11 @@ def opening_row(flags: EnvironmentFlags, row: Row) -> Row:
 def build_environments(
     names: Sequence[str], options_text: str | Mapping[str, object] | None, flag_values: Mapping[str, object]
 ) -> EnvironmentFactory:
-    """Return the trainer's `environment_factory`: one environment, or a mapping from which each row chooses.
+    """Return the trainer's `environment_factory`: one environment, or a mapping from which each row selects.
 
     Args:
-        names: of ENVIRONMENTS, or `file.py:Class`.
-        options_text: `--environment_options`, JSON; with several environments an object for each name.
+        names: names in ENVIRONMENTS, or `file.py:Class`.
+        options_text: `--environment_options`, JSON; with several environments, one object per name.
         flag_values: values of the flags OWN_FLAGS; None if not set.
 
     Raises:
@@ -92,7 +92,7 @@ def build_environments(
             raise ValueError(f"--environment_options: {unknown_name('environment', name, list(names))}")
     takers = [name for name in names if set(set_by_flags) <= set(_parameters(name))]
     if set_by_flags and not takers:
-        raise ValueError(f"--{next(iter(set_by_flags))} has no effect: no --environment here has such an option")
+        raise ValueError(f"--{next(iter(set_by_flags))} has no effect: no --environment of this run has this option")
     return {
         name: _factory(name, {**_json_object(options.get(name)), **(set_by_flags if name in takers else {})})
         for name in names
@@ -105,7 +105,7 @@ def makes_episodes(names: Sequence[str]) -> bool:
 
 
 def _factory(name: str, options: Mapping[str, object]) -> EnvironmentMaker:
-    """Return a factory of environments after creating one, so that wrong options fail before a model is loaded."""
+    """Return a factory of environments after creating one, so that invalid options fail before a model is loaded."""
     parameters = _parameters(name)
     for option in options:
         if option not in parameters:

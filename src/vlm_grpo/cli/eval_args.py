@@ -13,7 +13,7 @@ from vlm_grpo.cli.command_parser import CommandParser
 from vlm_grpo.cli.templates import KWARGS_HELP, PATH_HELP
 from vlm_grpo.records import JsonObject
 
-DESCRIPTION = "Answers of a model, checkpoint or server to a data set, scored as in training."
+DESCRIPTION = "Evaluate a model, checkpoint or server on a data set, with the scoring of training."
 SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 logger = logging.getLogger(__name__)
 
@@ -42,32 +42,36 @@ def parser() -> argparse.ArgumentParser:
     add = flags.add_argument
     add("--model_name_or_path", required=True, help="model, checkpoint folder, adapter folder, or the server's name")
     add("--data_file_paths", help="jsonl files, separated by ':' (a.jsonl:b.jsonl)")
-    add("--image_folders", help="image folder of each jsonl file, separated by ':'; one may serve all")
+    add("--image_folders", help="image folder of each jsonl file, separated by ':', or one folder for all")
     add("--dataset_name", help="Hugging Face data: org/name@split, a save_to_disk folder, or a file")
     add_hub_flag(flags)
     add("--task_type", default="default", type=task_name, help="task: its prompt and metrics (`vlm-grpo tasks`)")
     add("--output_dir", required=True, help="folder for results.json, predictions.jsonl and report.html")
-    add("--overwrite", action="store_true", help="replace what an earlier evaluation left in --output_dir")
-    add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; a record's own wins")
-    add("--format_prompt", help="your own prompt template, a jinja file")
-    add("--chat_template_kwargs", metavar="JSON", help=f"{KWARGS_HELP} (default: as the model was trained)")
+    add("--overwrite", action="store_true", help="replace the results of an earlier evaluation in --output_dir")
+    add("--reward_method", help="accuracy method of each jsonl file, separated by ':'; overridden by a record's own")
+    add("--format_prompt", help="user-defined prompt template, a jinja file")
+    add("--chat_template_kwargs", metavar="JSON", help=f"{KWARGS_HELP} (default: those of the model's training)")
     add("--prompt_key", help="column with the question")
     add("--answer_key", help="column with the answer")
     add("--image_key", help="column with the image or images")
     add("--video_key", help="column with the video or videos")
-    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns of the data that are not read")
+    add("--ignore_columns", nargs="+", metavar="COLUMN", help="columns of the data to ignore")
     add("--allow_outside", action="store_true", help="allow image paths that leave their image folder through '..'")
     add("--allow_private_urls", action="store_true", help=PRIVATE_HELP)
-    add("--limit", type=positive, help="evaluate only the first rows; of an --environment without data, episodes")
-    add("--group_by", metavar="COLUMN", help="also every metric for each value of this column")
+    add("--limit", type=positive, help="evaluate only the first N rows, or N episodes of an --environment without data")
+    add("--group_by", metavar="COLUMN", help="also report all metrics for each value of this column")
     add("--max_completion_length", type=positive, default=256, help="tokens per completion (default: 256, as in TRL)")
     add("--min_pixels", type=positive, help="images with fewer pixels are enlarged")
     add("--max_pixels", type=positive, help="images with more pixels are shrunk")
-    add("--max_image_tokens", type=positive, help="no image becomes more tokens than this, in any model family")
+    add("--max_image_tokens", type=positive, help="maximum number of tokens per image, in any model family")
     add("--reasoning_encoder", help="sentence encoder of the reasoning reward, name or folder")
-    add("--reasoning_device", help="where the sentence encoder runs, such as cuda (default: cpu)")
-    add("--reasoning_threshold", type=float, help="cosine above which two steps match (default: the encoder's own)")
-    add("--seed", type=int, default=0, help="of sampling and bootstrap intervals (default: 0)")
+    add("--reasoning_device", help="device of the sentence encoder, such as cuda (default: cpu)")
+    add(
+        "--reasoning_threshold",
+        type=float,
+        help="cosine similarity above which two steps match (default: the encoder's)",
+    )
+    add("--seed", type=int, default=0, help="random seed of sampling and bootstrap intervals (default: 0)")
     _add_sampling(flags)
     _add_episodes(flags)
     _add_backends(flags)
@@ -91,11 +95,13 @@ def _add_sampling(flags: argparse.ArgumentParser) -> None:
 
 def _add_episodes(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument_group("episodes with tools").add_argument
-    add("--environment", nargs="+", help="by name (`vlm-grpo environments`) or file.py:Class; of several, rows choose")
+    add(
+        "--environment", nargs="+", help="names (`vlm-grpo environments`) or file.py:Class; if several, rows select one"
+    )
     add(
         "--environment_options",
         metavar="JSON",
-        help="environment options as a JSON object; with several, keyed by name",
+        help="environment options as a JSON object; with several environments, keyed by name",
     )
     add("--data_root", help="--environment pick_image: folder with the candidate images")
     add("--candidates_per_episode", type=int, help="--environment pick_image: number of candidate images (default: 4)")
@@ -104,38 +110,47 @@ def _add_episodes(flags: argparse.ArgumentParser) -> None:
         type=int,
         help="--environment pick_image: index of the correct image (default: 0); -1 is random",
     )
-    add("--max_turns", type=positive, help="turns of the model in an episode (default: 8)")
-    add("--tool_time_limit", type=float, help="seconds that one call of a tool may take (default: 60)")
-    add("--reward_time_limit", type=float, help="seconds for each of the environment's own methods (default: 600)")
+    add("--max_turns", type=positive, help="maximum number of assistant turns per episode (default: 8)")
+    add("--tool_time_limit", type=float, help="time limit of a tool call in seconds (default: 60)")
+    add("--reward_time_limit", type=float, help="time limit of each method of an environment in seconds (default: 600)")
     formats = ("auto", "native", "hermes", "tags")
     add("--tool_format", choices=formats, help="format of tool descriptions and calls (default: auto)")
     add("--tool_protocol", choices=formats, action=RenamedFlag, dest="tool_format", help=argparse.SUPPRESS)
 
 
 def _add_backends(flags: argparse.ArgumentParser) -> None:
-    add = flags.add_argument_group("where completions come from").add_argument
-    add("--backend", choices=("local", "openai"), default="local", help="this process, or an OpenAI-compatible server")
+    add = flags.add_argument_group("backend of the completions").add_argument
+    add(
+        "--backend",
+        choices=("local", "openai"),
+        default="local",
+        help="local: this process; openai: an OpenAI-compatible server",
+    )
     add("--batch_size", type=positive, help="local: completions per generate call (default: 8)")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="local: weights (default: auto)")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="local: data type of the weights (default: auto)",
+    )
     add("--chat_template_path", metavar="FILE", help=f"local: {PATH_HELP}")
-    add("--use_cpu", action="store_true", help="local: stay on the CPU")
-    add("--base_url", help="openai: such as http://localhost:8000/v1; the key is OPENAI_API_KEY, if there is one")
-    add("--concurrency", type=positive, help="openai: requests at a time (default: 8)")
-    add("--timeout", type=float, help="openai: seconds for a request (default: 300)")
-    add("--retries", type=int, help="openai: repetitions of a request that failed (default: 3)")
+    add("--use_cpu", action="store_true", help="local: use the CPU")
+    add("--base_url", help="openai: such as http://localhost:8000/v1; the API key is read from OPENAI_API_KEY")
+    add("--concurrency", type=positive, help="openai: concurrent requests (default: 8)")
+    add("--timeout", type=float, help="openai: time limit of a request in seconds (default: 300)")
+    add("--retries", type=int, help="openai: retries of a failed request (default: 3)")
     add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
 
 
 class RenamedFlag(argparse.Action):
-    """A flag under its former name: it sets the new one and warns."""
+    """A flag under its old name, which sets the new flag and warns."""
 
     def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
-        logger.warning("%s is now called --%s; the old name still works", option_string, self.dest)
+        logger.warning("%s has been renamed to --%s; the old name still works", option_string, self.dest)
         setattr(namespace, self.dest, values)
 
 
 def positive(text: str) -> int:
-    """Return a whole number above 0, for argparse."""
+    """Parse a positive integer, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -143,7 +158,7 @@ def positive(text: str) -> int:
 
 
 def validate(options: argparse.Namespace) -> list[str]:
-    """Return one sentence for each conflict of flags and each flag without effect."""
+    """Return one sentence for each conflicting or ineffective flag."""
     problems = _validate_data(options) + _validate_episodes(options)
     is_server = options.backend == "openai"
     for name in LOCAL_ONLY if is_server else SERVER_ONLY:
@@ -165,7 +180,7 @@ def _validate_data(options: argparse.Namespace) -> list[str]:
     if len(given) == 1:
         return []
     if given or not options.environment:
-        return ["give the data with one of --data_file_paths and --dataset_name"]
+        return ["set either --data_file_paths or --dataset_name"]
     unused = [name for name in (*DATA_FLAGS, "group_by") if getattr(options, name) is not None]
     unused += [name for name in ("allow_outside", "allow_private_urls") if getattr(options, name)]
     unused += ["task_type"] if options.task_type != "default" else []
@@ -174,7 +189,7 @@ def _validate_data(options: argparse.Namespace) -> list[str]:
 
 def _validate_episodes(options: argparse.Namespace) -> list[str]:
     if options.environment and options.backend != "local":
-        return [f"--environment plays with a model in this process: leave --backend {options.backend} out"]
+        return [f"--environment needs a model in this process: remove --backend {options.backend}"]
     unused = [name for name in (*ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS) if getattr(options, name) is not None]
     if unused and not options.environment:
         return [f"--{name} has no effect without --environment" for name in unused]
@@ -200,8 +215,8 @@ def _validate_task(options: argparse.Namespace) -> list[str]:
 
         if needs_space(options.task_type) and space_of_name(options.model_name_or_path) is None:
             return [
-                f"--task_type {options.task_type} scores boxes, and the name {options.model_name_or_path!r} does not "
-                "say in which coordinates the model writes them: give --answer_space"
+                f"--task_type {options.task_type} scores boxes, but the name {options.model_name_or_path!r} does not "
+                "tell their coordinate space: set --answer_space"
             ]
     return []
 

@@ -1,9 +1,9 @@
-"""`vlm-grpo evaluate`: answers of a model, checkpoint or server to a data set, scored as in training.
+"""`vlm-grpo evaluate`: evaluate a model, checkpoint or server on a data set, with the scoring of training.
 
-With --environment the model plays an episode for each row instead, or for each of --limit numbers.
+With --environment, the model runs one episode per row instead, or --limit episodes without data.
 
 Writes predictions.jsonl (a line per example), results.json (metrics with intervals, versions, settings) and
-report.html to --output_dir. An interrupted evaluation is resumed. With several processes the rows are sharded:
+report.html to --output_dir. An interrupted evaluation is resumed. With several processes, rows are distributed:
 `accelerate launch -m vlm_grpo.cli.evaluate ...`.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate and return the exit status: 0 done, 1 a server that failed, 2 a mistake in flags or data."""
+    """Evaluate and return the exit status: 0, 1 if a server failed, 2 for an error in flags or data."""
     flags = parser()
     options = flags.parse_args(argv)
     for problem in validate(options):
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_local_prompting(options: argparse.Namespace) -> tuple[Prompting | None, UsageError | None]:
-    """Load the prompt settings of a local model, or return the error, which is raised after the data are checked.
+    """Load the prompt settings of a local model, or return the error, which is raised after the data check.
 
     Chat template variables default to those of the model's training.
     """
@@ -109,12 +109,12 @@ def load_rows(options: argparse.Namespace, prompting: Prompting | None = None) -
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UsageError(error.args[0] if isinstance(error, KeyError) else error) from error
     if not len(dataset):
-        raise UsageError("there is no row to evaluate")
+        raise UsageError("there are no rows to evaluate")
     return dataset
 
 
 def has_data(options: argparse.Namespace) -> bool:
-    """Return whether rows come from files or a hub, rather than from an environment."""
+    """Return whether rows come from files or the Hub, rather than from an environment."""
     return bool(options.data_file_paths or options.dataset_name)
 
 
@@ -132,7 +132,7 @@ def check_environment_flags(options: argparse.Namespace) -> None:
         raise UsageError(error) from error
     if not has_data(options) and options.limit is None:
         names = " ".join(options.environment)
-        raise UsageError(f"--environment {names} has episodes without end: give --limit, how many to play")
+        raise UsageError(f"--environment {names} has an unlimited number of episodes: set --limit")
 
 
 def load_scoring(options: argparse.Namespace, dataset: Dataset) -> Scoring:
@@ -163,11 +163,11 @@ def run(options: argparse.Namespace, dataset: Dataset, scoring: Scoring) -> None
     folder = Path(options.output_dir)
     prepare_output_dir(state, folder, facts, overwrite=options.overwrite)
     done = {entry["row"]: entry for entry in prediction_cache.read_predictions(folder)}
-    state.wait_for_everyone()  # all have read before the first one appends
+    state.wait_for_everyone()  # all processes must read before one of them appends
     remaining = [row for row in range(rows) if row not in done]
     numbers = [remaining[place] for place in shard(len(remaining), state.process_index, state.num_processes)]
     if done and state.is_main_process:
-        print(f"going on: {len(done)} of {rows} rows were done before")
+        print(f"resuming: {len(done)} of {rows} rows are already done")
     if numbers:
         backend = load_backend(options, state.device)
         with progress_bar(rows, len(done), state) as bar:
@@ -186,7 +186,7 @@ def run(options: argparse.Namespace, dataset: Dataset, scoring: Scoring) -> None
 
 
 def settings_and_data(options: argparse.Namespace, dataset: Dataset, rows: int) -> JsonObject:
-    """Return what the predictions depend on: settings, model files, data."""
+    """Return everything that the predictions depend on: settings, model files, data."""
     from vlm_grpo.evaluation.fingerprint import data_digest, digest, model_digest
 
     evaluated = (dataset[row] for row in range(rows))
@@ -202,7 +202,7 @@ def settings_and_data(options: argparse.Namespace, dataset: Dataset, rows: int) 
 
 
 def prepare_output_dir(state: PartialState, folder: Path, facts: JsonObject, *, overwrite: bool) -> None:
-    """Prepare the output folder on the first process; an error there is raised on all.
+    """Prepare the output folder on the first process; errors are raised on all processes.
 
     Raises:
         UsageError: the folder has other content.
@@ -313,7 +313,7 @@ def print_space_notice(options: argparse.Namespace, model_type: str) -> None:
 
 
 def progress_bar(rows: int, done: int, state: PartialState) -> Any:
-    """Return a progress bar over all rows, starting after those that were done before."""
+    """Return a progress bar over all rows, starting after those that are already done."""
     from tqdm import tqdm
 
     ranks = state.num_processes
@@ -330,7 +330,7 @@ def save_evaluation(options: argparse.Namespace, evaluation: Evaluation, dataset
 
 
 def print_metrics(evaluation: Evaluation, folder: str) -> None:
-    """Print one line per metric and the paths of the files."""
+    """Print one line per metric, and the paths of the files."""
     print(f"{'metric':<24} value [95 % interval]      examples")
     for name, metric in evaluation.metrics.items():
         print(f"{name:<24} {metric!s:<26} {metric.count}")

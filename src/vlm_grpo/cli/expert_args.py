@@ -1,4 +1,4 @@
-"""Expert data of a command line: answers to training rows, and demonstrations."""
+"""Expert data of a command line: answers to training rows, and separate demonstrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_expert_answers(script: ScriptArguments, dataset: Dataset) -> Dataset:
     """Return the training rows with the answers of --expert_key and --expert_data_file_paths.
 
     Raises:
-        ValueError: no such column, or a file is invalid or matches no row.
+        ValueError: there is no such column, or a file is invalid or matches no row.
     """
     from vlm_grpo.data.demonstrations import sort_expert_files, with_expert_key, with_experts
 
@@ -35,7 +35,7 @@ def load_demonstrations(
     """Return the demonstrations of --expert_data_file_paths; None without any.
 
     Raises:
-        UsageError: they are invalid, or the algorithm is not chord.
+        UsageError: the demonstrations are invalid, or the algorithm is not chord.
     """
     from vlm_grpo.data.demonstrations import demonstrations, sort_expert_files
 
@@ -44,7 +44,7 @@ def load_demonstrations(
     paths = sort_expert_files(script.expert_data_file_paths).demonstrations
     if paths and training.algorithm != "chord":
         raise UsageError(
-            f"--expert_data_file_paths {paths[0]}: has questions of its own, which --algorithm chord imitates; "
+            f"--expert_data_file_paths {paths[0]}: has its own questions, which only --algorithm chord supports; "
             f"--algorithm {training.algorithm} needs answers to training rows: lines with id and expert"
         )
     folder = script.image_folders if script.image_folders and ":" not in script.image_folders else ""

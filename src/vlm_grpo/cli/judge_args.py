@@ -39,14 +39,14 @@ def check_judge(specs: Iterable[str], reward_method: str | None, training: VLMGR
     flags = judge_flags(training)
     if flags and not names:
         known = ", ".join(name for name in REWARDS if has_option(name, "judge"))
-        raise ValueError(f"{', '.join(flags)} would have no effect: of the rewards only {known} can ask a judge")
+        raise ValueError(f"{', '.join(flags)} would have no effect: only the rewards {known} use a judge")
     if names and is_judged(specs, reward_method):
         settings = training.judge_settings()
         check_reachable(get_judge(settings).settings)
 
 
 def is_judged(specs: Iterable[str], reward_method: str | None) -> bool:
-    """Return whether the command line alone makes a reward use the judge; records may do so too."""
+    """Return whether the command line selects the judge; records may select it too."""
     methods = (reward_method or "").split(":")
     return any(spec.split(":")[0] == "judge" for spec in specs) or any(name in methods for name in JUDGE_METHODS)
 
@@ -68,10 +68,10 @@ def check_judged_rows(
 
 
 def check_judged_files(specs: Iterable[str], training: VLMGRPOConfig, paths: Iterable[str]) -> None:
-    """Check that the judge has a model if records of jsonl files use it; a quick search before they are parsed.
+    """Check that the judge has a model if records of jsonl files use it, by a quick search before parsing.
 
     Raises:
-        ValueError: names the file and the line.
+        ValueError: the judge has no model; the message names file and line.
     """
     if not any(has_option(spec, "judge") for spec in specs):
         return
@@ -82,13 +82,13 @@ def check_judged_files(specs: Iterable[str], training: VLMGRPOConfig, paths: Ite
             number = _judged_line(path)
             if number is not None:
                 raise ValueError(
-                    f"{path}:{number}: the record asks for a judge, and none is named: give --judge_model (and "
-                    f"--judge_base_url), or set {MODEL}"
+                    f"{path}:{number}: the record uses a judge, but none is configured: set --judge_model (and "
+                    f"--judge_base_url) or the environment variable {MODEL}"
                 ) from None
 
 
 def _judged_line(path: str) -> int | None:
-    """Return the number of the first line that names a judge as its method."""
+    """Return the number of the first line with a judge as its method."""
     with open(path, "rb") as file:
         return next((number for number, line in enumerate(file, 1) if JUDGED_LINE.search(line)), None)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table that the first word names."""
+    """Print the table of the command."""
     tables = {
         "tasks": task_lines,
         "rewards": reward_lines,
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
 
 def task_lines() -> list[str]:
-    """Return name, metric and default rewards of every task, and what a completion is."""
+    """Return name, metric, default rewards and completion format of every task."""
     from vlm_grpo.tasks import TASKS
 
     rewards = {
@@ -40,7 +40,7 @@ def task_lines() -> list[str]:
 
 
 def reward_lines() -> list[str]:
-    """Return name of every reward and the first line of its docstring."""
+    """Return the name of every reward and the first line of its docstring."""
     from vlm_grpo.rewards import REWARDS
 
     return [f"{name:<18} {first_line(reward)}" for name, reward in REWARDS.items()]
@@ -60,7 +60,7 @@ def algorithm_lines() -> list[str]:
 
 
 def environment_lines() -> list[str]:
-    """Return name of every environment, the first line of its docstring, and its options with their defaults."""
+    """Return the name of every environment, the first line of its docstring, and its options with defaults."""
     from vlm_grpo.envs import ENVIRONMENTS, find_environment
 
     lines = []
@@ -85,7 +85,7 @@ def family_lines() -> list[str]:
 
 
 def family_cells(family: Family) -> tuple[str, str, str, str]:
-    """Return shared prefix, videos, tools and coordinate space of a family, as they are printed."""
+    """Return shared prefix, videos, tools and coordinate space of a family as text."""
     prefix = "yes" if family.refuses_prefix is None else f"no: {family.refuses_prefix}"
     return prefix, "yes" if family.has_video else "no", family.tools or "-", family.coordinate_space or "-"
 

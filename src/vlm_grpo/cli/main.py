@@ -1,4 +1,4 @@
-"""`vlm-grpo COMMAND ...`: every command is a module with `main(argv) -> int`, imported when it is asked for."""
+"""`vlm-grpo COMMAND ...`: every command is a module with `main(argv) -> int`, which is imported on demand."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ COMMANDS = {
     "train": "train with GRPO or RLOO (the same as grpo_jsonl.py)",
     "evaluate": "evaluate a model, checkpoint or server on a data set",
     "compare": "compare two evaluations of the same data",
-    "check": "list every problem of a data set",
+    "check": "list all problems of a data set",
     "preview": "show rendered prompts with their images and the reward of the gold answer",
     "tasks": "list the tasks",
     "rewards": "list the rewards",
     "algorithms": "list the algorithms",
     "environments": "list the environments",
-    "families": "list the model families, with what each of them can",
+    "families": "list the model families and their features",
     "index": "index documents for the environment agent_search",
-    "quickstart": "train a tiny model on handwritten digits, on a CPU and without a download",
+    "quickstart": "train a tiny model on handwritten digits on a CPU, without a download",
 }
 LISTS = ("tasks", "rewards", "algorithms", "environments", "families")
-# Commands whose module is not vlm_grpo.cli.COMMAND.
+# Commands with a module other than vlm_grpo.cli.COMMAND.
 MODULES = {"index": "vlm_grpo.cli.build_index", "quickstart": "vlm_grpo.quickstart.demo"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status; a reader that stops early, such as `head`, is no error."""
+    """Run one command and return its exit status; a pipe that is closed early, such as `| head`, is not an error."""
     try:
         status = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevents an error message at exit
         return 0
 
 
 def run(words: list[str]) -> int:
-    """Run the command that the first word names; return its exit status."""
+    """Run the command named by the first argument; return its exit status."""
     if not words or words[0] in ("-h", "--help"):
         print("usage: vlm-grpo COMMAND [--help]\n")
         print("\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items()))

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MANY_TOKENS = 4096  # of one image, above which a warning is logged
+MANY_TOKENS = 4096  # per image, above which a warning is logged
 FIRST_ROWS = 4
 MANY_ROWS = 1000
-# Flags of TRL that are incompatible with models that read images.
+# Flags of TRL that are incompatible with vision-language models.
 LANGUAGE_ONLY = {
-    "cast_lm_head_to_fp32": "TRL does this for language models alone; leave it out, or train in float32",
-    "use_transformers_continuous_batching": "not for models that read images; leave it out, or take --use_vllm",
+    "cast_lm_head_to_fp32": "TRL supports this for language models only; remove it, or train in float32",
+    "use_transformers_continuous_batching": "not supported for vision-language models; remove it, or use --use_vllm",
 }
 MOST_PLACES = 5
 
@@ -36,8 +36,8 @@ def check_model(model: ModelConfig, training: VLMGRPOConfig, task: str, dataset:
     """Check that a model can be trained; warn about large images and unknown coordinate spaces.
 
     Args:
-        task: decides whether the metrics compare positions in an image.
-        dataset: its first rows are checked for large images.
+        task: its metrics may compare positions in an image.
+        dataset: the first rows are checked for large images.
 
     Raises:
         UsageError: the model does not exist, cannot be read or trained, or is incompatible with a flag.
@@ -67,7 +67,7 @@ def load_model_config(model: ModelConfig, training: VLMGRPOConfig) -> PreTrained
     """Return the model's configuration.
 
     Raises:
-        UsageError: there is none, or it is of a model that cannot be trained.
+        UsageError: there is none, or the model cannot be trained.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -101,14 +101,14 @@ def load_processor(model: ModelConfig, training: VLMGRPOConfig) -> ProcessorMixi
             name, revision=model.model_revision, trust_remote_code=bool(training.trust_remote_code)
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"--model_name_or_path {name!r} has no processor that can be read: {error}") from error
+        raise UsageError(f"--model_name_or_path {name!r} has no valid processor: {error}") from error
 
 
 def check_not_adapter(name: str) -> None:
-    """Check that a folder does not hold an adapter without a model.
+    """Check that a folder is not an adapter without a model.
 
     Raises:
-        UsageError: it does; the message names the base model and what to do.
+        UsageError: it is; the message names the base model and what to do.
     """
     file = Path(name) / "adapter_config.json"
     if not file.is_file() or (Path(name) / "config.json").exists():
@@ -119,16 +119,16 @@ def check_not_adapter(name: str) -> None:
         base = None
     base = base or "the base model"
     raise UsageError(
-        f"--model_name_or_path {name}: an adapter of {base}, not a model. To go on with its training give "
+        f"--model_name_or_path {name}: an adapter of {base}, not a model. To continue its training, use "
         f"--model_name_or_path {base}, the same --use_peft flags, and --resume_from_checkpoint with its folder. "
         "To train on top of it, merge it first (PeftModel.from_pretrained(model, folder)"
-        ".merge_and_unload().save_pretrained(merged)) and save the processor beside it. `vlm-grpo evaluate` takes the "
-        "adapter as it is"
+        ".merge_and_unload().save_pretrained(merged)) and save the processor in the same folder. `vlm-grpo evaluate` "
+        "accepts the adapter itself"
     )
 
 
 def check_text_alone(name: str, model_type: str, dataset: Iterable[Row]) -> None:
-    """Check that no row has images or videos if the model reads text only.
+    """Check that no row has images or videos if the model is text-only.
 
     Raises:
         UsageError: names the first such row.
@@ -136,13 +136,13 @@ def check_text_alone(name: str, model_type: str, dataset: Iterable[Row]) -> None
     for number, row in enumerate(islice(dataset, MANY_ROWS if isinstance(dataset, Sized) else FIRST_ROWS)):
         if row.get("images") or row.get("videos"):
             raise UsageError(
-                f"--model_name_or_path {name} ({model_type}) reads text alone, and there are images in "
+                f"--model_name_or_path {name} ({model_type}) is a text-only model, but there are images in "
                 f"{row.get('where', f'row {number}')}: choose a vision-language model (vlm-grpo families)"
             )
 
 
 def check_language_only(training: VLMGRPOConfig) -> None:
-    """Check that no flag is set that TRL supports for language models only.
+    """Check that no flag is set that TRL supports only for language models.
 
     Raises:
         UsageError: such a flag is set.
@@ -156,7 +156,7 @@ def check_images(processor: ProcessorMixin, dataset: Iterable[Row]) -> None:
     """Check that every row has an image if the processor needs one.
 
     Raises:
-        UsageError: some rows have none; the first ones are named. Of a stream only the first rows are read.
+        UsageError: rows without an image; the message names the first ones. Only the first rows of a stream are read.
     """
     from vlm_grpo.rollouts.video import PALIGEMMA
 
@@ -167,8 +167,8 @@ def check_images(processor: ProcessorMixin, dataset: Iterable[Row]) -> None:
     if without:
         places = ", ".join(without[:MOST_PLACES]) + (", ..." if len(without) > MOST_PLACES else "")
         raise UsageError(
-            f"{PALIGEMMA} needs an image in every prompt, and {len(without)} rows have none ({places}); leave "
-            "them out, or train another family on them (vlm-grpo families)"
+            f"{PALIGEMMA} needs an image in every prompt, but {len(without)} rows have none ({places}); remove "
+            "these rows, or train another family (vlm-grpo families)"
         )
 
 
@@ -180,7 +180,7 @@ def limit(processor: ProcessorMixin, config: PreTrainedConfig, limits: object) -
 
 
 def cost_notice(processor: ProcessorMixin, model_type: str, rows: Iterable[Row]) -> str | None:
-    """Return a warning about images with very many tokens in the given rows; None if there are none."""
+    """Return a warning about images with very many tokens in the first rows; None if there are none."""
     from vlm_grpo.data.images import image_ref, image_size
     from vlm_grpo.image_tokens import count_image_tokens, is_ranged
 
@@ -194,6 +194,6 @@ def cost_notice(processor: ProcessorMixin, model_type: str, rows: Iterable[Row])
         return None
     flag = "--max_pixels or --max_image_tokens" if is_ranged(processor.image_processor) else "--max_image_tokens"
     return (
-        f"an image of {largest[0]} x {largest[1]} pixels in the first rows becomes {count:,} tokens, in every "
+        f"an image of {largest[0]} x {largest[1]} pixels in the first rows has {count:,} tokens, in every "
         f"completion's prompt; set {flag}, such as --max_image_tokens 1024"
     )

@@ -1,6 +1,6 @@
 """Checks of flag combinations and of this machine, before data and model are loaded.
 
-Only conditions that would otherwise fail late or silently change the run.
+Only conditions are checked that would otherwise fail late or silently change the run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlm_grpo.trainers.config import VLMGRPOConfig
 
 
-# What each flash attention of transformers needs: the module to import, and how to install it.
+# Requirements of each flash attention implementation: the module to import, and how to install it.
 FLASH_PACKAGES = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": (
@@ -25,7 +25,7 @@ FLASH_PACKAGES = {
     "flash_attention_4": ("flash_attn.cute", "pip install flash-attn-4"),
 }
 
-# What --report_to needs: the module to import, and the package that has it.
+# Requirements of --report_to: the module to import, and the package that contains it.
 REPORTERS = {
     **{name: (name, name) for name in ("wandb", "mlflow", "trackio", "clearml", "neptune", "codecarbon", "dagshub")},
     **{name: (name, name) for name in ("tensorboard", "dvclive", "swanlab", "comet_ml")},
@@ -34,18 +34,18 @@ REPORTERS = {
 
 
 def validate_flags(model: ModelConfig, training: VLMGRPOConfig) -> list[str]:
-    """Return one sentence for each conflict between flags, on any machine."""
+    """Return one sentence for each conflict between flags, independent of the machine."""
     name = quantization_flag(model)
     if name is None:
         return []
     problems = []
     if not model.use_peft:
-        problems.append(f"--{name} needs --use_peft: quantized weights are not trained, the adapter beside them is")
+        problems.append(f"--{name} needs --use_peft: quantized weights cannot be trained, only an adapter can")
     plugin = getattr(training, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         problems.append(
-            f"--{name} is incompatible with DeepSpeed ZeRO-3: transformers loads quantized weights whole into every "
-            "process, and their packed form cannot be sharded; use zero2.json, or no --deepspeed"
+            f"--{name} is incompatible with DeepSpeed ZeRO-3: transformers loads full quantized weights into every "
+            "process, and their packed format cannot be sharded; use zero2.json, or remove --deepspeed"
         )
     if name == "load_in_8bit" and uses_fsdp(training):
         problems.append(
@@ -59,15 +59,15 @@ def missing_requirements(model: ModelConfig, training: VLMGRPOConfig) -> list[st
     problems = []
     name = quantization_flag(model)
     if name is not None and training.device.type == "cpu":
-        problems.append(f"--{name} needs a GPU and this run has none; leave the flag out, or run where a GPU is")
+        problems.append(f"--{name} needs a GPU, but none is available; remove the flag, or run on a machine with a GPU")
     if name is not None and find_spec("bitsandbytes") is None:
         problems.append(f"--{name} needs bitsandbytes: pip install 'vlm_grpo[quantization]'")
     problems += missing_packages(training)
     problems += missing_flash_attention(attention_flag(model, training), training.device.type)
     if uses_fsdp(training) and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
         problems.append(
-            "FSDP needs GPUs and a launcher (accelerate launch, torchrun): accelerate would not shard here, but train "
-            "as without it; leave it out"
+            "FSDP needs GPUs and a launcher (accelerate launch, torchrun): without them, accelerate would train "
+            "without sharding; remove it"
         )
     return problems
 
@@ -82,21 +82,23 @@ def missing_packages(training: VLMGRPOConfig) -> list[str]:
         module, package = REPORTERS.get(name, ("os", ""))
         if not is_installed(module):
             problems.append(
-                f"--report_to {name} needs {package}, which is not installed: pip install {package}; or --report_to "
-                "tensorboard, which is"
+                f"--report_to {name} needs {package}, which is not installed: pip install {package}; or use "
+                "--report_to tensorboard, which is installed"
             )
     return problems
 
 
 def missing_flash_attention(implementation: str | None, device: str) -> list[str]:
-    """Return one sentence if the requested flash attention is not available; nothing for other implementations."""
+    """Return one sentence if the requested flash attention implementation is not available."""
     if implementation not in FLASH_PACKAGES:
         return []
     module, command = FLASH_PACKAGES[implementation]
-    without = "leave the flag out: sdpa is taken, and shared prompts go through FlexAttention with either"
+    without = "remove the flag to use sdpa; shared prompts use FlexAttention in both cases"
     if device == "cpu":
-        return [f"--attn_implementation {implementation} needs a GPU and this run has none; {without}"]
-    if not is_installed(module) and not is_installed("kernels"):  # from which transformers would take it
+        return [f"--attn_implementation {implementation} needs a GPU, but none is available; {without}"]
+    if not is_installed(module) and not is_installed(
+        "kernels"
+    ):  # transformers can also load it from the kernels package
         return [
             f"--attn_implementation {implementation} needs the package {module}, which is not installed: {command}; "
             f"or {without}"
@@ -105,7 +107,7 @@ def missing_flash_attention(implementation: str | None, device: str) -> list[str
 
 
 def attention_flag(model: ModelConfig, training: VLMGRPOConfig) -> str | None:
-    """Return the attention implementation that the flags ask for."""
+    """Return the attention implementation selected by the flags."""
     options = getattr(training, "model_init_kwargs", None)
     requested = options.get("attn_implementation") if isinstance(options, dict) else None
     return requested or getattr(model, "attn_implementation", None)

@@ -1,4 +1,4 @@
-"""`vlm-grpo preview`: what the model will be asked, with the images in place, and what the gold answer earns."""
+"""`vlm-grpo preview`: show the prompts with their images, and the rewards of the gold answers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from vlm_grpo.records import ImageRef, VideoRef
     from vlm_grpo.rollouts.chat_template import ChatTemplate
 
-THUMBNAIL = 320  # pixels of the longer side
+THUMBNAIL = 320  # longer side in pixels
 FULL = 1 - 1e-6
-RIGHTNESS = ("accuracy", "iou")  # rewards that the gold answer must get in full; no outline equals its mask
+RIGHTNESS = (
+    "accuracy",
+    "iou",
+)  # rewards of which the gold answer must get the maximum; an outline never equals its mask
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class RowView:
 
     @property
     def warning(self) -> str | None:
-        """A warning if the gold answer does not get the full reward."""
+        """Return a warning if the gold answer does not get the full reward."""
         full_rewards = [
             name for name in RIGHTNESS if name != "accuracy" or not (self.accuracy or "").startswith("mask_iou")
         ]
@@ -56,25 +59,25 @@ class RowView:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a prompt: its caption, and its thumbnail as a data URL when one is wanted."""
+    """An image of a prompt: its caption, and optionally its thumbnail as a data URL."""
 
     caption: str
     url: str | None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the first rows and return the exit status: 0, or 1 when one cannot be read."""
+    """Print the first rows and return the exit status: 0, or 1 if one cannot be read."""
     parser = CommandParser("vlm-grpo preview", description=__doc__)
     add_data_flags(parser)
     add = parser.add_argument
-    add("--count", type=int, default=3, metavar="N", help="how many rows (default: 3)")
-    add("--reward_funcs", nargs="+", metavar="NAME[:WEIGHT]", help="rewards of the gold answer; default: the task's")
-    add("--format_prompt", metavar="FILE", help="your own prompt template, a jinja file")
-    add("--model_name_or_path", metavar="MODEL", help="also show the prompt in this model's chat template")
+    add("--count", type=int, default=3, metavar="N", help="number of rows (default: 3)")
+    add("--reward_funcs", nargs="+", metavar="NAME[:WEIGHT]", help="rewards of the gold answer (default: the task's)")
+    add("--format_prompt", metavar="FILE", help="user-defined prompt template, a jinja file")
+    add("--model_name_or_path", metavar="MODEL", help="also show the prompt rendered with this model's chat template")
     add("--chat_template_kwargs", metavar="JSON", help=KWARGS_HELP)
     add("--chat_template_path", metavar="FILE", help=PATH_HELP)
     add("--answer_space", choices=ANSWER_SPACES, help="coordinates of the model's boxes (default: its family's)")
-    add("--output", metavar="FILE.html", help="also write a page that shows the images in the prompts")
+    add("--output", metavar="FILE.html", help="also write an HTML page with the images in the prompts")
     arguments = parser.parse_args(argv)
     source = data_source(parser, arguments)
     for name in ("chat_template_kwargs", "chat_template_path"):
@@ -143,12 +146,12 @@ def _view_row(row: Row, specs: list[str] | None, template: ChatTemplate | None, 
 def gold_rewards(
     specs: Sequence[str], gold: GoldTurn, row: Row, options: Mapping[str, object] | None = None
 ) -> dict[str, float | str | None]:
-    """Return what each reward gives the gold turn; `options` are those of `resolve_rewards`."""
+    """Return each reward of the gold turn; `options` are those of `resolve_rewards`."""
     return {spec: _gold_reward(spec, gold, row, options or {}) for spec in specs}
 
 
 def _gold_reward(spec: str, gold: GoldTurn, row: Row, options: Mapping[str, object]) -> float | str | None:
-    """Return what one reward gives the gold turn; text when the reward needs something that is not installed."""
+    """Return a reward of the gold turn, or a text if the reward needs something that is not installed."""
     from vlm_grpo.rewards import is_reward_model, resolve_rewards
     from vlm_grpo.rewards.adapter import WHOLE_TURNS, call_batch_reward
 
@@ -207,12 +210,12 @@ def view_text(view: RowView) -> str:
 
 
 def reward_text(value: float | str | None) -> str:
-    """Return a reward as it is printed."""
+    """Return a reward as text."""
     return "not applicable" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def views_html(views: list[RowView]) -> str:
-    """Return a page without outside parts: every row with its images where the model sees them."""
+    """Return a self-contained HTML page: every row with its images in their positions."""
     from jinja2 import Environment
 
     text = files("vlm_grpo.cli").joinpath("preview.html.jinja").read_text(encoding="utf-8")

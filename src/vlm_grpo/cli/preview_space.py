@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
-    """Return a function that converts a row's gold box to the space of --answer_space or of the model's family.
+    """Return a function that converts a row's gold box to the space of --answer_space or of the model family.
 
-    Without both, rows stay unchanged.
+    If neither is known, rows are unchanged.
 
     Raises:
-        ValueError: `resized`, and there is no model, or it does not tell the size that it resizes to.
+        ValueError: the space is `resized` and there is no model, or its processor has no known resize rule.
     """
     if model is None:
         if flag == "resized":
-            raise ValueError("--answer_space resized needs --model_name_or_path: each model resizes in its own way")
+            raise ValueError("--answer_space resized needs --model_name_or_path: the size depends on the model")
         return (lambda row: row) if flag is None else (lambda row: place_box(row, flag, [None] * len(row["images"])))
     from transformers import AutoConfig, AutoProcessor
 
@@ -44,7 +44,7 @@ def box_converter(model: str | None, flag: str | None) -> Callable[[Row], Row]:
 
 
 class _Notice:
-    """Print the assumed coordinate space once, if it is not known for the model and a task has boxes."""
+    """Prints the assumed coordinate space once, if it is unknown for the model and a task has boxes."""
 
     def __init__(self, model_type: str, flag: str | None) -> None:
         from vlm_grpo.answer_space import space_notice
@@ -67,7 +67,7 @@ def _processed_sizes(row: Row, processor: ProcessorMixin) -> list[tuple[int, int
 
 
 def place_box(row: Row, space: str, resized: list[tuple[int, int] | None]) -> Row:
-    """Return the row with the single gold box of its record in a space; other rows unchanged."""
+    """Return the row with the single gold box of its record converted to a space; other rows are unchanged."""
     from vlm_grpo.data.images import image_size
     from vlm_grpo.rewards.adapter import with_facts
     from vlm_grpo.rewards.iou import in_answer_space, target_box

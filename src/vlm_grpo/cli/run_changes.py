@@ -1,7 +1,7 @@
-"""What differs between the run that wrote a checkpoint and the one that is to go on from it.
+"""Compare the settings of a resumed run with those of the run that wrote the checkpoint.
 
-What a checkpoint's state is made for, such as the model and the optimizer, cannot change: the run would go on from
-numbers that mean something else. All other settings may, and are shown.
+Settings that determine the meaning of the checkpoint's state, such as the model and the optimizer, must not change. All
+other settings may change; the differences are printed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NO_PLACE = "the place in the data means nothing in others"
-WIDTH = 40  # of a value in the table
+NO_PLACE = "the position in the data is meaningless for other data"
+WIDTH = 40  # maximum width of a value in the table
 # Settings that define the parameters, their optimizer and the order of the rows.
 FIXED = {
     **dict.fromkeys(
@@ -36,15 +36,15 @@ FIXED = {
     ),
     **dict.fromkeys(
         ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save"),
-        "the adapter is another",
+        "the adapter is different",
     ),
-    **dict.fromkeys(("use_rslora", "use_dora"), "the adapter is another"),
+    **dict.fromkeys(("use_rslora", "use_dora"), "the adapter is different"),
     **dict.fromkeys(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"), "the adapter was trained on other weights"
     ),
-    "sync_ref_model": "the reference model of the checkpoint has moved, or is missing",
-    "trainer": "the rollout and the state of the checkpoint are the other trainer's",
-    "streaming": "the place in the data is counted in another way",
+    "sync_ref_model": "the reference model has been updated, or is missing in the checkpoint",
+    "trainer": "the rollout and the state of the checkpoint are those of the other trainer",
+    "streaming": "the position in the data is counted differently",
 }
 SAME_OPTIMIZER = ({"adamw_torch", "adamw_torch_fused"},)
 # Settings without effect on a step: output, logging, evaluation and data loading.
@@ -59,7 +59,7 @@ READ_APART |= {"model_name_or_path", "model_revision"}
 
 
 class FirstStep(TrainerCallback):
-    """Record whether the first step has begun; a ValueError before it means an incompatible checkpoint."""
+    """Records whether the first step has begun; a ValueError before it means an incompatible checkpoint."""
 
     has_begun = False
 
@@ -71,7 +71,7 @@ class FirstStep(TrainerCallback):
 
 @dataclass(frozen=True)
 class SettingChange:
-    """One changed setting; `reason` says why it must not change, None if it may."""
+    """A changed setting; `reason` is why it must not change, None if it may."""
 
     name: str
     then: object
@@ -80,7 +80,7 @@ class SettingChange:
 
 
 def compare_records(then: JsonObject, now: JsonObject, step: int) -> list[SettingChange]:
-    """Return the differences of two records, forbidden ones first; `step` is that of the checkpoint."""
+    """Return the differences of two records, forbidden ones first; `step` is the step of the checkpoint."""
     differences = [*_model_changes(then, now), *_data_changes(then, now), *_setting_changes(then, now, step)]
     differences += _changed("reward", _rewards(then), _rewards(now))
     differences += [change for key in ("code", "versions") for change in _changed(key, then.get(key), now[key])]
@@ -103,19 +103,19 @@ def _reason(name: str, then: Any, now: Any, step: int) -> str | None:
     """Return why a setting must not change; None if it may."""
     if name == "optim":
         is_same = any({then, now} <= group for group in SAME_OPTIMIZER)
-        return None if is_same else "the optimizer's state in the checkpoint is of another kind"
+        return None if is_same else "the optimizer state in the checkpoint is of another kind"
     if name == "max_steps":
-        return f"the checkpoint is at step {step} already" if 0 < now < step else None
+        return f"the checkpoint is already at step {step}" if 0 < now < step else None
     if name == "algorithm":
-        return None if _state_of(then) == _state_of(now) else "one of them has state of its own in checkpoints"
+        return None if _state_of(then) == _state_of(now) else "only one of them has additional state in checkpoints"
     if name == "algorithm_options":
         kinds = [(value or {}).get("value_model") for value in (then, now)]
-        return None if kinds[0] == kinds[1] else "the value model is another"
+        return None if kinds[0] == kinds[1] else "the value model is different"
     return FIXED.get(name)
 
 
 def _state_of(algorithm: str | None) -> tuple[bool, bool]:
-    """Return whether an algorithm has a value model, and demonstrations."""
+    """Return whether an algorithm has a value model, and whether it has demonstrations."""
     from vlm_grpo.algorithms import TRL_SETTINGS, find_algorithm
 
     family = (find_algorithm(algorithm) if algorithm else TRL_SETTINGS).family
@@ -123,7 +123,7 @@ def _state_of(algorithm: str | None) -> tuple[bool, bool]:
 
 
 def _model_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]:
-    """Yield changes of the model, compared by its files; the folder may have moved."""
+    """Yield changes of the model, which is compared by its files; the folder may have been moved."""
     before, after = then.get("base_model") or {}, now["base_model"]
     if before.get("files") and before.get("files") == after["files"]:
         return
@@ -131,7 +131,7 @@ def _model_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]
     if names[0] == names[1] and before.get("files") != after["files"]:
         names = [f"{names[0]} (files {before.get('files')})", f"{names[1]} (files {after['files']})"]
     if names[0] != names[1]:
-        yield SettingChange("--model_name_or_path", names[0], names[1], "the checkpoint is of another model")
+        yield SettingChange("--model_name_or_path", names[0], names[1], "the checkpoint belongs to another model")
 
 
 def _shown_model(model: JsonObject) -> str:
@@ -140,7 +140,7 @@ def _shown_model(model: JsonObject) -> str:
 
 
 def _data_changes(then: JsonObject, now: JsonObject) -> Iterator[SettingChange]:
-    """Yield changes of the data files: compared by content and order; rows may be corrected or removed."""
+    """Yield changes of the content and order of data files; rows may be corrected or removed."""
     before, after = then.get("data") or {}, now["data"]
     old, new = before.get("files") or {}, after["files"]
     is_same = list(old.values()) == list(new.values()) and (None not in old.values() or list(old) == list(new))
@@ -161,7 +161,7 @@ def _rewards(record: JsonObject) -> dict[str, float]:
 
 
 def _changed(kind: str, then: JsonObject | None, now: JsonObject) -> list[SettingChange]:
-    """Return the entries of two mappings that differ."""
+    """Return the keys whose values differ between two mappings."""
     before = then or {}
     names = dict.fromkeys([*before, *now])
     return [
@@ -175,27 +175,27 @@ def check_changes(checkpoint: str | Path, record: JsonObject, *, is_main: bool) 
     """Compare a run with the one that wrote the checkpoint it resumes; print the differences once.
 
     Raises:
-        UsageError: a difference is not allowed.
+        UsageError: a setting must not change.
     """
     then = read_record(checkpoint)
     if then is None or then.get("format") != FORMAT:
-        logger.warning("%s: it has no run.json of this version, so its settings are not compared", checkpoint)
+        logger.warning("%s: no run.json of this version, so its settings are not compared", checkpoint)
         return
     differences = compare_records(then, record, step_of(checkpoint))
     if any(change.reason for change in differences):
         raise UsageError(
-            f"--resume_from_checkpoint {checkpoint}: settings marked with ! must not change within a run\n"
+            f"--resume_from_checkpoint {checkpoint}: settings marked with ! must not change\n"
             f"{table(differences)}\n"
             "Resume with the old values, or start a new run from its weights: --model_name_or_path "
             f"{checkpoint} and another --output_dir"
         )
     if differences and is_main:
-        message = f"vlm-grpo train: resuming from {checkpoint} with other settings"
+        message = f"vlm-grpo train: resuming from {checkpoint} with changed settings"
         print(f"{message}\n{table(differences)}", file=sys.stderr)
 
 
 def table(differences: list[SettingChange]) -> str:
-    """Return the changes as a table: setting, then, now, and why not where that cannot be."""
+    """Return the changes as a table: setting, old value, new value, and the reason if it must not change."""
     rows = [("setting", "then", "now", "")]
     rows += [(change.name, _short(change.then), _short(change.now), change.reason or "") for change in differences]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

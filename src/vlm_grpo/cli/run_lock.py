@@ -1,6 +1,6 @@
-"""Lock an output_dir: two runs would overwrite and delete each other's checkpoints.
+"""Lock an output_dir, because two runs would overwrite and delete each other's checkpoints.
 
-A POSIX lock on the file `run.lock` is released when its process ends, also by `kill -9`. It also works between machines
+A POSIX lock on the file `run.lock` is released when its process ends, even by `kill -9`. It also works between machines
 on NFS.
 """
 
@@ -26,7 +26,7 @@ NAME = "run.lock"
 
 @contextmanager
 def lock_output_dir(output_dir: str | Path) -> Iterator[None]:
-    """Lock a folder, which is created, during the block.
+    """Lock a folder during the block; it is created if needed.
 
     Raises:
         UsageError: another run holds the lock; the message names it.
@@ -40,12 +40,12 @@ def lock_output_dir(output_dir: str | Path) -> Iterator[None]:
         if descriptor is not None:
             path.unlink(
                 missing_ok=True
-            )  # before the lock is released: a run that opened the file meanwhile opens it again
+            )  # before releasing the lock; a run that has opened the file in the meantime reopens it
             os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int | None:
-    """Return the descriptor that holds the lock; None where the file system has no locks."""
+    """Return the descriptor that holds the lock; None if the file system does not support locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -54,12 +54,14 @@ def _open_locked(path: Path) -> int | None:
             owner = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                logger.warning("%s: this file system has no locks (%s); two runs there are not noticed", path, error)
+                logger.warning(
+                    "%s: this file system does not support locks (%s); concurrent runs are not detected", path, error
+                )
                 return None
             raise UsageError(_locked_message(path.parent, owner)) from error
         if _is_same(descriptor, path):
             break
-        os.close(descriptor)  # its owner ended between both calls, and removed it
+        os.close(descriptor)  # its owner ended between both calls and removed it
     since = datetime.now(UTC).isoformat(timespec="seconds")
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
@@ -78,8 +80,5 @@ def _locked_message(folder: Path, owner: bytes) -> str:
         holder = json.loads(owner)
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (ValueError, LookupError, TypeError):
-        who = "a process that has just begun"
-    return (
-        f"--output_dir {folder}: another run writes there ({who}); wait for its end, stop it, or choose another "
-        "--output_dir"
-    )
+        who = "a process that has just started"
+    return f"--output_dir {folder}: in use by another run ({who}); wait for it, stop it, or choose another --output_dir"

@@ -1,6 +1,6 @@
 """`run.json`: command, resolved settings, file digests and versions of a run, without secrets.
 
-It is written to output_dir and every checkpoint. `run.json` is that of the newest run; records of earlier runs in the
+It is written to output_dir and every checkpoint. `run.json` belongs to the newest run; records of earlier runs in the
 same folder are renamed to `run_1.json` (the first), `run_2.json` and so on. run_changes.py compares two of them.
 """
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 NAME = "run.json"
 EARLIER = re.compile(r"run_(\d+)\.json")
-FORMAT = 2  # of the record; 1 had texts such as "None" in place of JSON's values
+FORMAT = 2  # version of the record; version 1 had texts such as "None" instead of JSON values
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed")
-WHOLE = 64 * 2**20  # bytes of a file up to which all of it is read for its digest; of others both ends
+WHOLE = 64 * 2**20  # bytes; of larger files, only both ends are read for the digest
 END = 2**20
 WEIGHTS = (".safetensors", ".bin")
 
@@ -57,13 +57,13 @@ def run_record(
     rewards: Sequence[str],
     command: Sequence[str],
 ) -> JsonObject:
-    """Return the record of a run that is about to begin.
+    """Return the record of a run that is about to start.
 
     Args:
-        script, training, model: its configurations, resolved.
+        script, training, model: the resolved configurations.
         dataset: the training rows, or a stream of them.
-        rewards: `NAME:WEIGHT` of each, also where they are the task's.
-        command: the words of the command line.
+        rewards: `NAME:WEIGHT` of each reward, including the task's defaults.
+        command: the arguments of the command line.
     """
     names = [name for name, _ in map(split_spec, rewards)]
     record = {
@@ -90,13 +90,13 @@ def run_record(
 
 
 def _distributed(training: VLMGRPOConfig) -> str:
-    """Return the kind of distributed training; accelerate's state reports FSDP only once a trainer exists."""
+    """Return the type of distributed training; accelerate's state reports FSDP only once a trainer exists."""
     shards = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return "FSDP" if shards else training.distributed_state.distributed_type
 
 
 def save_record(trainer: VLMGRPOTrainer | VLMRLOOTrainer, record: JsonObject) -> None:
-    """Write the record to output_dir, after every process has read the previous one, and to checkpoints."""
+    """Write the record to output_dir (after all processes have read the previous one) and to checkpoints."""
     trainer.accelerator.wait_for_everyone()
     if trainer.args.process_index == 0:
         write_run_record(record, trainer.args.output_dir or "")
@@ -120,7 +120,7 @@ def copy_run_record(record: JsonObject, folder: str | Path) -> None:
 
 
 class RecordInCheckpoints(TrainerCallback):
-    """Write the record of the run to each of its checkpoints; a resumed run is compared with it."""
+    """Writes the record of the run to each checkpoint; a resumed run is compared with it."""
 
     def __init__(self, record: JsonObject) -> None:
         self.record = record
@@ -131,7 +131,7 @@ class RecordInCheckpoints(TrainerCallback):
 
 
 def read_record(checkpoint: str | Path) -> JsonObject | None:
-    """Return the record of the run that wrote a checkpoint: its own, else that of its output_dir; None without any."""
+    """Return the record of the run that wrote a checkpoint, from the checkpoint or its output_dir; None without one."""
     for folder in (Path(checkpoint), Path(checkpoint).absolute().parent):
         try:
             record = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -158,7 +158,7 @@ def to_json_types(value: object) -> object:
 
 
 def _training(training: VLMGRPOConfig) -> JsonObject:
-    """Return the training arguments; the Trainer writes a placeholder for a token also where none is set."""
+    """Return the training arguments without tokens, for which the Trainer always writes a placeholder."""
     values = training.to_dict()
     return {
         name: None if name.endswith("_token") and getattr(training, name) is None else value
@@ -182,7 +182,7 @@ def _code_paths(script: ScriptArguments, rewards: Sequence[str]) -> list[str]:
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str | None]:
-    """Return the digest of each regular file; None for others, such as hub names."""
+    """Return the digest of each regular file; None for anything else, such as Hub names."""
     return {path: _digest(Path(path)) if os.path.isfile(path) else None for path in dict.fromkeys(paths)}
 
 
@@ -199,7 +199,7 @@ def _digest(path: Path, whole: int = WHOLE, end: int = END) -> str:
 
 
 def _model_digest(folder: Path) -> str | None:
-    """Return a digest of a model folder (its configuration and parts of its weights); None for a hub name."""
+    """Return a digest of a model folder (its configuration and parts of its weights); None for a Hub name."""
     if not folder.is_dir():
         return None
     paths = [folder / "config.json", *sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)]

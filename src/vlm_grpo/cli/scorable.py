@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 20_000  # checked for every reward; later rows only while a reward has not applied to any
+MOST_ROWS = 20_000  # rows to check; more only while a reward has not applied to any row
 MOST_PLACES = 5
 
 
 def check_rows_enough(training: VLMGRPOConfig, dataset: Dataset) -> None:
-    """Check that the data fill one rollout; otherwise nothing would be trained.
+    """Check that there are enough rows for one rollout; otherwise nothing would be trained.
 
     Raises:
-        UsageError: they do not; the message names the required number of rows and the flags behind it.
+        UsageError: there are not; the message has the required number of rows and the flags that determine it.
     """
     if not isinstance(dataset, Sized):
         return
@@ -45,13 +45,13 @@ def check_rows_enough(training: VLMGRPOConfig, dataset: Dataset) -> None:
         raise UsageError(
             f"{len(dataset)} rows are fewer than the {prompts} prompts of one rollout: nothing would be trained. "
             f"A rollout has {batch} completions ({size}{processes}, {steps}), {generations} of each prompt "
-            f"(--num_generations). Give at least {prompts} rows, or make one of the first two flags smaller"
+            f"(--num_generations). Use at least {prompts} rows, or reduce one of the first two flags"
         )
 
 
 @dataclass
 class Coverage:
-    """The number of rows that each reward applies to, and rows without rewards."""
+    """Counts the rows that each reward applies to, and rows without any."""
 
     names: Sequence[str]
     rows: int = 0
@@ -66,7 +66,7 @@ class Coverage:
         for name in self.names:
             try:
                 does_apply = is_applicable(name, record)
-            except ValueError as error:  # a true mask that is none
+            except ValueError as error:  # an invalid gold mask
                 raise UsageError(f"{where}: reward {name!r}: {error}") from error
             has_score |= does_apply
             self.applied[name] += does_apply
@@ -78,12 +78,12 @@ class Coverage:
 
 
 def check_scorable(specs: Sequence[str], dataset: Dataset) -> None:
-    """Check that every reward applies to some row; warn about rewards that apply to some only, and unscored rows.
+    """Check that every reward applies to some row; warn about partially applicable rewards and unscored rows.
 
-    User rewards and format rewards are not checked. Streams are not read ahead.
+    User rewards and format rewards are not checked, and streams are not read.
 
     Raises:
-        UsageError: a reward applies to no row; the message says what it needs.
+        UsageError: a reward applies to no row; the message names its requirement.
     """
     reward_names = [split_spec(spec)[0] for spec in specs]
     names = [name for name in dict.fromkeys(reward_names) if name in REWARDS and name not in FORMAT_REWARDS]
@@ -92,14 +92,14 @@ def check_scorable(specs: Sequence[str], dataset: Dataset) -> None:
     coverage = Coverage(names)
     for number, row in enumerate(_rows(dataset, coverage)):
         if row.get("record") is None:
-            return  # an environment makes the episode
+            return  # an environment generates the episode
         coverage.add(row, number)
     unearned = [name for name in names if not coverage.applied[name]]
     if unearned:
         raise UsageError(_unearned_message(unearned, specs, coverage.rows))
     for name, where in coverage.without.items():
         logger.warning(
-            "reward %r applies to %s of %s rows: it needs %s (the first without: %s)",
+            "reward %r applies to %s of %s rows: it needs %s (first row without it: %s)",
             *(name, f"{coverage.applied[name]:,}", f"{coverage.rows:,}", requirement(name), where),
         )
     if coverage.unscored and all(name in REWARDS for name in reward_names):
@@ -118,5 +118,5 @@ def _rows(dataset: Dataset, coverage: Coverage) -> Iterable[Row]:
 def _unearned_message(unearned: Sequence[str], specs: Sequence[str], rows: int) -> str:
     lines = [f"reward {name!r} applies to none of the {rows:,} rows: it needs {requirement(name)}" for name in unearned]
     usable = [spec for spec in specs if split_spec(spec)[0] not in unearned]
-    hint = f"leave it out (--reward_funcs {' '.join(usable)}), or" if usable else "choose other rewards, or"
-    return "\n  ".join(["rewards that apply to no row:", *lines, f"{hint} give the rows what they need"])
+    hint = f"remove it (--reward_funcs {' '.join(usable)}), or" if usable else "choose other rewards, or"
+    return "\n  ".join(["rewards that apply to no row:", *lines, f"{hint} add what is missing to the rows"])

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from vlm_grpo.trainers.config import VLMGRPOConfig
 
 KWARGS_FLAG = "--chat_template_kwargs"
-PATH_HELP = "chat template in place of the processor's own, a jinja file"
+PATH_HELP = "chat template that replaces the processor's, a jinja file"
 KWARGS_HELP = "variables of the chat template as JSON, such as '{\"enable_thinking\": false}'"
-END = 160  # characters of a prompt's end that are shown
+END = 160  # characters shown of the end of a prompt
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Prompting:
 
     Attributes:
         processor: the processor with the chat template in use.
-        template: the chat template with the variables of the command line.
+        template: the chat template with the variables from the command line.
     """
 
     processor: ProcessorMixin
@@ -41,7 +41,7 @@ class Prompting:
 
     @property
     def think_tags(self) -> bool:
-        """Whether prompts ask for <think> tags: not if the template opens or skips the thought itself."""
+        """Return whether prompts ask for <think> tags: not if the template opens or skips thinking itself."""
         from vlm_grpo.answer_parser import thinking_start
 
         opening = self.template.opening([{"role": "user", "content": [{"type": "text", "text": "?"}]}]).from_template
@@ -49,7 +49,7 @@ class Prompting:
 
     @property
     def markup(self) -> tuple[str, ...]:
-        """Special tokens that data must not contain."""
+        """Return special tokens that the data must not contain."""
         from vlm_grpo.rollouts.decoding import markup_tokens
 
         return markup_tokens(self.processor)
@@ -61,19 +61,19 @@ def load_prompting(
     """Load the prompt settings of a model's processor.
 
     Args:
-        name: folder or hub id.
+        name: folder or Hub id.
         options: variables of the template.
-        path: of a chat template that replaces the processor's.
-        loading: further arguments of `from_pretrained`.
+        path: file of a chat template that replaces the processor's.
+        loading: additional arguments of `from_pretrained`.
 
     Raises:
-        UsageError: the processor cannot be loaded, has no chat template, or the template's file is wrong.
+        UsageError: the processor cannot be loaded or has no chat template, or the template file is invalid.
     """
     from transformers import AutoProcessor
 
     from vlm_grpo.rollouts.chat_template import ChatTemplate
 
-    loading = {"trust_remote_code": False, **loading}  # or transformers asks on the terminal
+    loading = {"trust_remote_code": False, **loading}  # otherwise transformers prompts on the terminal
     check_supported(name, trust_remote_code=bool(loading["trust_remote_code"]), revision=loading.get("revision"))
     try:
         processor = AutoProcessor.from_pretrained(name, **loading)
@@ -90,7 +90,7 @@ def check_supported(name: str, *, trust_remote_code: bool, revision: str | None)
     """Check that a model with remote code is supported; unreadable configurations are left to the processor.
 
     Raises:
-        UsageError: it is not; the message names an alternative.
+        UsageError: the model is not supported; the message names an alternative.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -110,12 +110,12 @@ def check_template(processor: ProcessorMixin, name: str) -> None:
     """Check that a processor can render messages to a prompt.
 
     Raises:
-        UsageError: neither it nor its tokenizer has a chat template.
+        UsageError: neither the processor nor its tokenizer has a chat template.
     """
     if not getattr(processor, "chat_template", None):
         raise UsageError(
-            f"--model_name_or_path {name}: the processor has no chat template, so that no prompt can be made of "
-            "messages; give --chat_template_path FILE.jinja, or put a chat_template.jinja into the model's folder"
+            f"--model_name_or_path {name}: the processor has no chat template to render "
+            "messages; set --chat_template_path FILE.jinja, or add a chat_template.jinja to the model's folder"
         )
 
 
@@ -123,7 +123,7 @@ def read_template(path: str) -> str:
     """Return the text of a chat template.
 
     Raises:
-        UsageError: there is no such file, or it is not valid jinja.
+        UsageError: the file does not exist or is not valid jinja.
     """
     from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -140,10 +140,10 @@ def read_template(path: str) -> str:
 
 
 def parse_kwargs(text: str | None) -> JsonObject | None:
-    """Return the variables that a flag holds as JSON; None without the flag.
+    """Parse the template variables in a flag, a JSON object; None without the flag.
 
     Raises:
-        UsageError: it is no JSON object.
+        UsageError: the value is not a JSON object.
     """
     if text is None:
         return None
@@ -157,9 +157,9 @@ def parse_kwargs(text: str | None) -> JsonObject | None:
 
 
 def trained_kwargs(model: str) -> tuple[JsonObject, Path] | None:
-    """Return the chat template variables of a model's training and the run.json they come from; None without one.
+    """Return the chat template variables of a model's training, and the path of its run.json; None without one.
 
-    run.json is in the checkpoint or in its parent, the output folder.
+    run.json is in the checkpoint or in its parent folder, the output_dir.
     """
     for folder in (Path(model), Path(model).resolve().parent):
         path = folder / "run.json"
@@ -180,7 +180,7 @@ def find_prompting(
     """Load the prompt settings of the model's processor, or return the error.
 
     Raises:
-        UsageError: --chat_template_path is wrong.
+        UsageError: --chat_template_path is invalid.
     """
     if script.chat_template_path is not None:
         read_template(script.chat_template_path)
@@ -196,7 +196,7 @@ def find_prompting(
 def custom_processor(
     script: ScriptArguments, training: VLMGRPOConfig, model: ModelConfig, prompting: Prompting | None
 ) -> ProcessorMixin | None:
-    """Return the processor with --chat_template_path, loaded as TRL does; None if TRL shall load it."""
+    """Return the processor with --chat_template_path, loaded as in TRL; None without the flag."""
     if script.chat_template_path is None or prompting is None:
         return None
     from transformers import AutoProcessor
@@ -209,14 +209,14 @@ def custom_processor(
 
 
 class GoldTurn(NamedTuple):
-    """The gold assistant turn: the part opened by the prompt, and the completion."""
+    """The gold assistant turn: the part that is already in the prompt, and the completion."""
 
     opening: str
     completion: str
 
 
 def gold_turn(row: Row, template: ChatTemplate | None) -> GoldTurn:
-    """Return the gold turn of a row; without a template the prompt opens no part of it."""
+    """Return the gold turn of a row; without a template, none of it is in the prompt."""
     from vlm_grpo.answer_parser import remaining_turn
     from vlm_grpo.tasks import ideal_completion
 

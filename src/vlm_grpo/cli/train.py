@@ -1,6 +1,6 @@
-"""Train from the command line: check flags, then data, then load the model, train and save.
+"""Train from the command line: check flags and data, load the model, train, and save.
 
-Cheap checks come first, so that an error costs as little time as possible.
+Cheap checks come first, so that errors cost as little time as possible.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 GO_ON = "resume with the same command and --resume_from_checkpoint true"
 BROKEN_MEDIA = (
-    "; the run ends here and its checkpoints are valid: fix the file or remove its row, then resume with "
+    "; the run has ended and its checkpoints are valid: fix the file or remove its row, then resume with "
     "--resume_from_checkpoint true. vlm-grpo check --decode finds all such files before training"
 )
 DATA_OPTIONS = (
@@ -48,7 +48,8 @@ DATA_OPTIONS = (
 def main(argv: list[str] | None = None) -> int:
     """Run one training and return the exit status.
 
-    0: done; 1: own code that hangs; 2: wrong flags or data; 130: Ctrl-C; 143: SIGTERM, and a checkpoint is written.
+    0: success; 1: user code exceeded its time limit; 2: invalid flags or data; 130: Ctrl-C; 143: SIGTERM, after a
+    checkpoint.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "-h" in words or "--help" in words:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     except MediaError as error:
         print(f"vlm-grpo train: {redact_text(str(error))}{BROKEN_MEDIA}", file=sys.stderr)
         return 2
-    except (UsageError, DataError) as error:  # a stream meets its bad lines as it goes
+    except (UsageError, DataError) as error:  # a stream finds bad lines during training
         print(f"vlm-grpo train: {redact_text(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -110,9 +111,9 @@ def run(argv: list[str]) -> int:
             trainer = build_trainer(script, training, model, dataset, held_out, prompting, demonstrations)
         except UsageError:
             raise
-        except (ValueError, ImportError, OSError) as error:  # what a library finds wrong only now
-            logger.debug("the trainer cannot be built", exc_info=True)
-            raise UsageError(f"the model or the trainer cannot be built: {error}") from error
+        except (ValueError, ImportError, OSError) as error:  # errors that libraries detect only here
+            logger.debug("the trainer cannot be created", exc_info=True)
+            raise UsageError(f"the model or the trainer cannot be created: {error}") from error
         save_record(trainer, {**record, "resumed_from": start})
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0 and trainer.model is not None:
@@ -123,7 +124,7 @@ def run(argv: list[str]) -> int:
 
 
 def train_and_save(trainer: VLMGRPOTrainer | VLMRLOOTrainer, start: str | None) -> int:
-    """Train, optionally from a checkpoint, and save the model to output_dir; a full disk ends with one line.
+    """Train, optionally from a checkpoint, and save the model to output_dir; a full disk is reported in one line.
 
     Returns:
         The exit status: 143 after SIGTERM, when a checkpoint but no final model is saved.
@@ -140,7 +141,7 @@ def train_and_save(trainer: VLMGRPOTrainer | VLMRLOOTrainer, start: str | None) 
     try:
         trainer.preemption.is_enabled |= trainer.args.save_strategy != "no" and not trainer.args.save_only_model
         trainer.train(resume_from_checkpoint=start)
-        if trainer.is_fsdp_enabled:  # with sharded checkpoints the Trainer would save no model that can be loaded
+        if trainer.is_fsdp_enabled:  # with sharded checkpoints, the Trainer would not save a loadable model
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model(trainer.args.output_dir)
     except SavingError as error:
@@ -152,21 +153,21 @@ def train_and_save(trainer: VLMGRPOTrainer | VLMRLOOTrainer, start: str | None) 
     except Preempted as stop:
         if trainer.args.should_save:
             checkpoint = f"{trainer.args.output_dir}/checkpoint-{stop.step}"
-            print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} is written; {GO_ON}", file=sys.stderr)
+            print(f"vlm-grpo train: stopped by SIGTERM, {checkpoint} has been written; {GO_ON}", file=sys.stderr)
         return int(stop.code or 0)
     trainer.save_state()
     return 0
 
 
 def shutdown_distributed(status: int = 0) -> None:
-    """Wait for the other processes, then close the group: an early exit would abort a process that is saving."""
+    """Wait for the other processes, then destroy the group: an early exit would abort a process that is saving."""
     from accelerate import PartialState
 
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.num_processes > 1 and state.backend == "gloo":
-        # A thread of gloo sometimes aborts an exiting process; the launcher would report a failed run.
+        # A gloo thread sometimes aborts an exiting process, which the launcher would report as a failed run.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -208,7 +209,7 @@ def load_data(
 
 
 def reward_specs(script: ScriptArguments) -> list[str]:
-    """Return the rewards of the command line; default: those of the environment or the task."""
+    """Return the rewards of the command line; by default those of the environment or the task."""
     from vlm_grpo.tasks import TASKS
 
     if script.reward_funcs or script.environment:
@@ -220,7 +221,7 @@ def check_rewards(script: ScriptArguments, training: VLMGRPOConfig) -> None:
     """Load every reward once, so that errors show before data and model are loaded.
 
     Raises:
-        UsageError: an unknown reward or task, an invalid weight, a missing package, an option of no reward, or a debug
+        UsageError: an unknown reward or task, an invalid weight, a missing package, an unused option, or a debug
             log that cannot be written.
     """
     from vlm_grpo.cli.judge_args import check_judge, check_judged_files
@@ -246,10 +247,10 @@ def check_rewards(script: ScriptArguments, training: VLMGRPOConfig) -> None:
 
 
 def check_row_flags(script: ScriptArguments, training: VLMGRPOConfig, dataset: Dataset) -> None:
-    """Check that the rows make use of the flags.
+    """Check that the flags have an effect on the rows.
 
     Raises:
-        UsageError: judge flags are set and nothing uses the judge.
+        UsageError: judge flags are set, but nothing uses the judge.
     """
     from vlm_grpo.cli.judge_args import check_judged_rows
 
@@ -270,7 +271,7 @@ def check_machine(model: ModelConfig, training: VLMGRPOConfig) -> None:
     from vlm_grpo.cli.preflight import missing_requirements
 
     if problems := missing_requirements(model, training):
-        raise UsageError("\n  ".join(["this machine does not meet the requirements:", *problems]))
+        raise UsageError("\n  ".join(["this machine does not meet the requirements of the run:", *problems]))
 
 
 def build_trainer(
@@ -313,7 +314,7 @@ def build_trainer(
     if script.live_report:
         from vlm_grpo.evaluation.report.dashboard import LiveReport
 
-        trainer.add_callback(LiveReport(trainer))  # before what evaluates at the beginning
+        trainer.add_callback(LiveReport(trainer))  # before callbacks that evaluate at the start
     if held_out is not None:
         add_evaluation(trainer, script, held_out)
     return trainer
@@ -354,7 +355,8 @@ def resume_point(training: VLMGRPOConfig) -> str | None:
             raise UsageError(f"--resume_from_checkpoint: {error}") from error
         if newest is None:
             logger.warning(
-                "--resume_from_checkpoint: no complete checkpoint in %s, starting from scratch", training.output_dir
+                "--resume_from_checkpoint: no complete checkpoint in %s, starting from the beginning",
+                training.output_dir,
             )
         return None if newest is None else str(newest)
     problem = validate_checkpoint(value)

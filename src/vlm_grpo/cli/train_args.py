@@ -1,4 +1,4 @@
-"""Parse a training command line to configurations; unknown, conflicting and ineffective flags are errors.
+"""Parse the command line of a training run; unknown, conflicting and ineffective flags are errors.
 
 Precedence: defaults < `--algorithm` < `--config file.yaml` < the command line.
 """
@@ -67,7 +67,7 @@ def parse(argv: list[str]) -> Configurations:
     given = [*flag_names(argv), *config]
     argv = _prepare_cpu_deepspeed(argv, given)
     parser = _flag_parser(trainer)
-    argv = without_flag(argv, "trainer")  # judged already
+    argv = without_flag(argv, "trainer")  # already checked
     parser.set_defaults_with_config(**{**settings, **config, "trainer": trainer})
     values, value_problems = parser.read(argv, {**config, "trainer": trainer})
     value_problems += _validate_values(values, algorithm, given)
@@ -77,16 +77,16 @@ def parse(argv: list[str]) -> Configurations:
         problems += validate_flags(parts[2], parts[1]) + _validate_mappings(values)
     problems += value_problems + _validate_combinations(values, algorithm, given)
     _raise_problems(problems)
-    assert parts is not None  # else there is a problem
+    assert parts is not None  # otherwise there are problems
     script, training, model = parts
-    script.val_freq = max(script.val_freq, 0.0)  # -1 is never too
+    script.val_freq = max(script.val_freq, 0.0)  # -1 means never
     return script, training, model
 
 
 def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], FlagValues]:
     """Translate flags and keys of other systems in the command line and the config file.
 
-    A nested config file becomes words at the beginning of the command line, so that later flags override it.
+    A nested config file becomes arguments at the start of the command line, so that later flags override it.
     """
     known = known_flags("grpo") | known_flags("rloo")
     line = translate(argv, known)
@@ -98,15 +98,15 @@ def _translate_flags(argv: list[str], problems: list[str]) -> tuple[list[str], F
     for part in (file, flags, line):
         problems += part.problems
     notes = [*file.notes, *flags.notes, *line.notes]
-    if notes and os.environ.get("RANK", "0") == "0":  # every process of a launcher reads the command line
-        logger.warning("read as in other systems: %s", redact_text("; ".join(notes)))
+    if notes and os.environ.get("RANK", "0") == "0":  # all processes of a launcher parse the command line
+        logger.warning("translated from other systems: %s", redact_text("; ".join(notes)))
     words = [*file.words, *flags.words, *without_flag(line.words, "config", at_most=1)]
     config = {name: value for name, value in config.items() if name not in theirs and name not in old}
     return _canonical_algorithm(words, config)
 
 
 def _canonical_algorithm(argv: list[str], config: FlagValues) -> tuple[list[str], FlagValues]:
-    """Return both with the canonical name of the algorithm."""
+    """Return command line and config with the canonical name of the algorithm."""
     name = argv_value(argv, "algorithm")
     if name:
         argv = [*without_flag(argv, "algorithm", at_most=1), f"--algorithm={_algorithms().canonical_name(name)}"]
@@ -147,7 +147,7 @@ def _validate_mappings(values: FlagValues) -> list[str]:
 def _without_unknown_flags(
     argv: list[str], config: FlagValues, trainer: str, problems: list[str]
 ) -> tuple[list[str], FlagValues]:
-    """Return command line and config without flags unknown to this trainer; each one adds a problem."""
+    """Return command line and config without flags unknown to this trainer; append a problem for each."""
     for name in dict.fromkeys([*flag_names(argv), *config]):
         if unknown := unknown_flags([f"--{name}"], trainer):
             problems += unknown
@@ -157,7 +157,7 @@ def _without_unknown_flags(
 
 
 def _validate_values(values: FlagValues, algorithm: str | None, given: list[str]) -> list[str]:
-    """Return one sentence for each invalid value, and for batch sizes that do not fit."""
+    """Return one sentence for each invalid value, and for invalid batch sizes."""
     from vlm_grpo.trainers.ranges import range_problems
 
     min_generations = 2 if algorithm is None else _algorithms().find_algorithm(algorithm).min_generations
@@ -176,17 +176,17 @@ def validate_output_dir(output_dir: str | None) -> list[str]:
     try:
         existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not existing.is_dir():
-            return [f"--output_dir {output_dir}: must be a folder, and {existing} is a file"]
+            return [f"--output_dir {output_dir}: must be a folder, but {existing} is a file"]
     except OSError as error:
         return [f"--output_dir {output_dir}: {error.strerror}"]
     if not os.access(existing, os.W_OK | os.X_OK):
-        return [f"--output_dir {output_dir}: cannot be written, {existing} is read-only for this user"]
+        return [f"--output_dir {output_dir}: not writable: {existing} is read-only for this user"]
     return []
 
 
 def _validate_combinations(values: FlagValues, algorithm: str | None, given: list[str]) -> list[str]:
     """Return one sentence for each conflicting or ineffective flag, and for a missing model."""
-    if not values:  # the parser found no flags to speak of
+    if not values:  # parsing failed
         return []
     problems = ineffective_flags([name for name in given if name in values], values) + _unused_flags(algorithm, given)
     if algorithm is None or not _algorithms().find_algorithm(algorithm).family.needs_demonstrations:
@@ -194,11 +194,11 @@ def _validate_combinations(values: FlagValues, algorithm: str | None, given: lis
         with_demonstrations = [name for name, config in known if config.family.needs_demonstrations]
         unused = [name for name in ("expert_data_file_paths", "expert_key") if values.get(name)]
         problems += [f"--{name} has no effect without --algorithm {', '.join(with_demonstrations)}" for name in unused]
-    return problems if values.get("model_name_or_path") else [*problems, "no model: give --model_name_or_path"]
+    return problems if values.get("model_name_or_path") else [*problems, "no model: set --model_name_or_path"]
 
 
 def _algorithms() -> ModuleType:
-    """Import the algorithms lazily: they import torch, which `--help` must not."""
+    """Import the algorithms lazily, because they import torch and `--help` must not."""
     from vlm_grpo import algorithms
 
     return algorithms
@@ -210,9 +210,9 @@ def _raise_problems(problems: list[str]) -> None:
 
 
 def _algorithm_and_trainer(argv: list[str], config: FlagValues, problems: list[str]) -> tuple[str | None, str]:
-    """Return the algorithm, and the trainer: the given one, else the algorithm's, else GRPO.
+    """Return the algorithm, and the trainer: the one that is set, else the algorithm's, else GRPO.
 
-    Unknown or conflicting names are added to `problems`.
+    Unknown or conflicting names are appended to `problems`.
     """
     algorithm = argv_value(argv, "algorithm") or config.get("algorithm")
     trainer = argv_value(argv, "trainer") or config.get("trainer") or None
@@ -228,17 +228,17 @@ def _algorithm_and_trainer(argv: list[str], config: FlagValues, problems: list[s
         problems.append(unknown_name("trainer", str(trainer), TRAINERS))
         trainer = None
     if needed and trainer and trainer != needed:
-        problems.append(f"--algorithm {algorithm} runs with --trainer {needed}, not with --trainer {trainer}")
+        problems.append(f"--algorithm {algorithm} needs --trainer {needed}, got --trainer {trainer}")
     return algorithm, trainer or needed or "grpo"
 
 
 def _settings(algorithm: str | None, argv: list[str], config: FlagValues) -> FlagValues:
-    """Return the settings of the algorithm, without `steps_per_generation` if the rollout size is given."""
+    """Return the settings of the algorithm, without `steps_per_generation` if the rollout size is set."""
     if algorithm is None:
         return {}
     name = "gradient_accumulation_steps"
     accumulation = str(argv_value(argv, name) or config.get(name, 1))
-    # one that is no whole number above 0 is found with the other wrong values
+    # values that are not positive integers are reported together with other invalid values
     is_usable = accumulation.isdecimal() and len(accumulation) < 10
     settings = _algorithms().algorithm_settings(algorithm, max(1, int(accumulation)) if is_usable else 1)
     if "generation_batch_size" in [*flag_names(argv), *config]:
@@ -247,7 +247,7 @@ def _settings(algorithm: str | None, argv: list[str], config: FlagValues) -> Fla
 
 
 def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
-    """Return one sentence for each given flag that the algorithm does not use."""
+    """Return one sentence for each flag that is set but not used by the algorithm."""
     if algorithm is None:
         return []
     entry = _algorithms().find_algorithm(algorithm)
@@ -257,7 +257,7 @@ def _unused_flags(algorithm: str | None, given: list[str]) -> list[str]:
 
 
 def _config_values(argv: list[str], problems: list[str]) -> FlagValues:
-    """Return the mapping of the file of --config; empty without one, or if it cannot be read (a problem)."""
+    """Return the content of the --config file; {} without one, or if it cannot be read (a problem)."""
     path = argv_value(argv, "config")
     try:
         return {} if path is None else read_config(path)
@@ -267,10 +267,10 @@ def _config_values(argv: list[str], problems: list[str]) -> FlagValues:
 
 
 def read_config(path: str) -> FlagValues:
-    """Return the mapping from flag to value in a YAML file, and set the variables of its `env`.
+    """Return the mapping from flag to value in a YAML file, and set the environment variables in its `env`.
 
     Raises:
-        UsageError: there is no such file, or it holds something else.
+        UsageError: the file does not exist or is not such a mapping.
     """
     import yaml
 
@@ -281,19 +281,21 @@ def read_config(path: str) -> FlagValues:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"--config {path}: must hold a mapping from flag to value, got {type(values).__name__}")
+        raise UsageError(f"--config {path}: must contain a mapping from flag to value, got {type(values).__name__}")
     variables = values.pop("env", None) or {}
     if not isinstance(variables, dict):
         raise UsageError(f"--config {path}: 'env' must be a mapping from variable to value, got {variables!r:.80}")
     if non_text_keys := [name for name in values if not isinstance(name, str)]:
-        raise UsageError(f"--config {path}: {non_text_keys[0]!r} is no flag")
+        raise UsageError(f"--config {path}: {non_text_keys[0]!r} is not a flag")
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return values
 
 
 def _prepare_cpu_deepspeed(argv: list[str], given: list[str]) -> list[str]:
     """Initialize the gloo backend, which DeepSpeed on CPU needs before the training arguments exist."""
-    is_wanted = "deepspeed" in given or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # by accelerate's launcher
+    is_wanted = (
+        "deepspeed" in given or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    )  # set by accelerate's launcher
     if not is_wanted or os.environ.get("DS_ACCELERATOR") != "cpu":
         return argv
     from accelerate import PartialState

@@ -1,4 +1,4 @@
-"""Parser of `vlm-grpo train`: TRL's, but it continues after an invalid value and reports all at once."""
+"""Parser of `vlm-grpo train`: TRL's parser, but it continues after an invalid value and reports all of them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ EXPECTED = {"invalid int value": "must be a whole number", "invalid float value"
 
 
 class ParsedFlags(NamedTuple):
-    """The value of every flag (the default if the given one is invalid), and a sentence for each problem."""
+    """The value of every flag (the default if its value is invalid), and a sentence for each problem."""
 
     values: FlagValues
     problems: list[str]
 
 
 class FlagParser(TrlParser):
-    """TRL's parser, with `read` beside its own methods."""
+    """TRL's parser with the additional method `read`."""
 
     def __init__(self, types: Sequence[type]) -> None:
-        """Take the dataclasses whose fields are the flags."""
+        """Create a parser for the fields of these dataclasses."""
         super().__init__([DataClassType(kind) for kind in types], exit_on_error=False, add_help=False)
         for action in self._actions:
             if action.nargs is None and getattr(action.type, "__name__", "") == "string_to_bool":  # None is a value too
                 action.nargs, action.const = "?", True
-            elif action.dest == "report_to":  # several names are a list, TRL's parser takes one
+            elif action.dest == "report_to":  # a list of names; TRL's parser accepts only one
                 action.nargs = "+"
-            elif action.dest == "reward_clip_range":  # of TRL's parser a text, cut into characters
+            elif action.dest == "reward_clip_range":  # TRL's parser would split the text into characters
                 action.nargs, action.type = 2, float
 
     def error(self, message: str) -> NoReturn:
-        """Raise in place of ending the process."""
+        """Raise an exception instead of exiting."""
         raise argparse.ArgumentError(None, message)
 
     def read(self, argv: list[str], config: FlagValues) -> ParsedFlags:
@@ -46,20 +46,20 @@ class FlagParser(TrlParser):
             try:
                 namespace, unknown_words = self.parse_known_args(argv)
             except argparse.ArgumentError as error:
-                if error.argument_name is None:  # no flag to leave out
+                if error.argument_name is None:  # no flag to skip
                     return ParsedFlags({}, [*problems, error.message])
                 name = error.argument_name.split("/")[0].removeprefix("--")
                 value = argv_value(argv, name)
                 problems.append(_problem(name, config.get(name) if value is None else value, error.message))
                 if value is None:
-                    self.set_defaults(**{name: None})  # what the config file said
+                    self.set_defaults(**{name: None})  # the value in the config file
                 argv = without_flag(argv, name)
                 continue
-            stray = [f"{word!r} belongs to no flag" for word in unknown_words]
+            stray = [f"unexpected argument {word!r}" for word in unknown_words]
             return ParsedFlags(vars(namespace), [*problems, *stray])
 
     def _validate_config(self, config: FlagValues) -> list[str]:
-        """Return one sentence for each config value that is not a choice of its flag; argparse does not check them."""
+        """Return one sentence for each config value that is not a choice of its flag, which argparse does not check."""
         return [
             f"--{action.dest} {config[action.dest]}: must be one of {', '.join(map(str, action.choices))}"
             for action in self._actions

@@ -1,4 +1,4 @@
-"""Find text in a row that a model would read as markup: image placeholders and turn tokens."""
+"""Find text in a row that a model would interpret as markup: image placeholders and turn tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm_grpo.families import FAMILIES
 from vlm_grpo.prompts import MARKER, VIDEO_MARKER
 from vlm_grpo.records import Record
 
-# Ordinary text that is some family's placeholder: it is looked for only where the model is known.
+# Ordinary text that is a placeholder of some family: only reported if the model is known.
 ORDINARY = ("<image>", "<video>", "<img>", "</img>", "[IMG]")
 TURNS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_end|>"),
@@ -21,7 +21,7 @@ TURNS = (
 )
 PLACEHOLDERS = tuple(mark for family in FAMILIES.values() for mark in family.placeholders if mark not in ORDINARY)
 KNOWN = tuple(dict.fromkeys((*PLACEHOLDERS, *TURNS)))  # of any model
-EXPECTED = "plain text: a model reads this as its own markup. Remove it; the chat template is applied in training"
+EXPECTED = "plain text: a model interprets this as markup. Remove it; the chat template is applied in training"
 
 
 def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[str]:
@@ -30,7 +30,7 @@ def find_markup(record: Record, marks: Sequence[str] | None = None) -> Iterator[
     `<image>` and `<video>` markers of the user are allowed.
 
     Args:
-        marks: special tokens of the model; None: those of all known models.
+        marks: special tokens of the model; None means those of all known models.
     """
     pattern = _pattern(KNOWN if marks is None else tuple(marks))
     user_texts = [record.question, *record.options, *(t["content"] for t in record.history if t["role"] == "user")]

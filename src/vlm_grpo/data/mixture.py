@@ -1,4 +1,4 @@
-"""Mix several files by shares: which rows are used, and in which order. No row is repeated."""
+"""Mix several files in given proportions: select and order the rows. No row is repeated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAG = "--mixture"
 def file_shares(
     mixture: str | Sequence[str | float] | None, source: object, result: OpenResult
 ) -> tuple[list[Fraction], list[Problem]]:
-    """Return the share of each file (none without a mixture) and the problems of the shares."""
+    """Return the fraction of each file (none without a mixture) and the problems of the fractions."""
     if mixture is None:
         return [], []
     files = len(split_entries(source)) if isinstance(source, str | list | tuple) else 1
@@ -33,7 +33,7 @@ def file_shares(
 
 
 def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[Fraction], list[Problem]]:
-    """Parse the share of each file, `0.7:0.3` or a list, as exact numbers; return the shares and their problems.
+    """Parse the fraction of each file, `0.7:0.3` or a list, as exact numbers; return them and their problems.
 
     They may have any sum: `70:30` and `7:3` are equal.
     """
@@ -42,7 +42,7 @@ def read_shares(mixture: str | Sequence[str | float], files: int) -> tuple[list[
         return [], [Problem(FLAG, "number", f"{len(entries)} for {files} data files", f"{files}, one for each file")]
     shares = [_share(entry) for entry in entries]
     invalid = [entry for entry, share in zip(entries, shares, strict=True) if share is None]
-    expected = "a number above 0; leave out a file that is not used"
+    expected = "a number above 0; remove files that are not used"
     problems = [Problem(FLAG, "share", repr(entry), expected) for entry in invalid]
     return [share for share in shares if share is not None], problems
 
@@ -59,8 +59,8 @@ def _share(entry: str) -> Fraction | None:
 def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int]:
     """Return the number of rows of each file in the longest mixture that repeats no row.
 
-    The file that would run out first sets the length: with 10 and 100 rows at 0.7:0.3 it is floor(10 / 0.7) = 14 rows.
-    Of those, 9.8 and 4.2 are due; the largest remainders are rounded up: 10 and 4.
+    The file that is exhausted first determines the length: 10 and 100 rows at 0.7:0.3 give floor(10 / 0.7) = 14 rows.
+    The shares of 9.8 and 4.2 rows are rounded by the largest remainder method: 10 and 4.
     """
     total = sum(shares)
     length = min(math.floor(size * total / share) for size, share in zip(sizes, shares, strict=True))
@@ -73,22 +73,27 @@ def mixture_counts(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[int
 
 
 def unused_files(names: Sequence[str], sizes: Sequence[int], shares: Sequence[Fraction]) -> list[Problem]:
-    """Return a problem for each file of which the mixture would use no row."""
+    """Return a problem for each file from which the mixture would use no row."""
     counts = mixture_counts(sizes, shares)
     ends = min(range(len(sizes)), key=lambda number: sizes[number] / shares[number])
-    why = f"{names[ends]} has {sizes[ends]} and would run out"
+    why = f"{names[ends]} has only {sizes[ends]}"
     return [
-        Problem(FLAG, name, f"none of its {size} rows is used: {why}", "a larger share, or more rows in the other file")
+        Problem(
+            FLAG,
+            name,
+            f"none of its {size} rows would be used: {why}",
+            "a larger fraction, or more rows in the other file",
+        )
         for name, size, count in zip(names, sizes, counts, strict=True)
         if not count
     ]
 
 
 def mixture_numbers(sizes: Sequence[int], shares: Sequence[Fraction], seed: int = 0) -> np.ndarray:
-    """Return the row numbers of a mixture, counted through all files: (length,) of int64.
+    """Return the row numbers of a mixture, counted over all files: int64 (length,).
 
-    The seed selects the rows of each file; they keep their order. The files are interleaved evenly, so that every part
-    of the mixture has nearly the overall shares even without shuffling. The result is deterministic.
+    The rows of each file are sampled with the seed and keep their order. The files are interleaved evenly, so every
+    part of the mixture has nearly the overall proportions even without shuffling. The result is deterministic.
     """
     import numpy as np
 
@@ -98,5 +103,5 @@ def mixture_numbers(sizes: Sequence[int], shares: Sequence[Fraction], seed: int 
         start + np.sort(np.random.default_rng([seed, number]).permutation(size)[:count])
         for number, (start, size, count) in enumerate(zip(starts, sizes, counts, strict=True))
     ]
-    places = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]  # evenly over the length of the mixture
+    places = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]  # evenly spaced over the mixture
     return np.concatenate(row_numbers)[np.argsort(np.concatenate(places), kind="stable")]

@@ -1,6 +1,6 @@
 """Parse one row of a source into a Record. Reads no files and decodes no images.
 
-Three formats: `conversations` (human and gpt turns), columns (question, answer, images under any names), and VQA
+Three formats: `conversations` (human and gpt turns), columns (question, answer, images, with any names), and VQA
 (columns with options and reference steps). In a conversation the last gpt turn is the gold answer to the last human
 turn; all earlier turns become history.
 """
@@ -43,7 +43,7 @@ VIDEO_KEYS = ("videos", "video")
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """Settings for reading the rows of one source; a key of None means the usual column names."""
+    """Settings for parsing the rows of a source; a key of None means the usual column names."""
 
     folder: str = ""
     method: str | None = None
@@ -55,11 +55,13 @@ class ReaderConfig:
     allow_outside: bool = False
     ignored: tuple[str, ...] = ()  # columns that are not read
     allow_private_urls: bool = False
-    markup: tuple[str, ...] | None = None  # special tokens that no text may contain; None: those of all known models
+    markup: tuple[str, ...] | None = (
+        None  # special tokens that no text may contain; None means those of all known models
+    )
 
 
 class ParsedRow(NamedTuple):
-    """Result of parsing a row: the record (None if there is an error), all problems, and the images in either case."""
+    """Result of parsing a row: the record (None after an error), all problems, and the images in either case."""
 
     record: Record | None
     problems: list[Problem]
@@ -68,7 +70,7 @@ class ParsedRow(NamedTuple):
 
 
 def parse_row(row: Row, where: str, number: int, config: ReaderConfig) -> ParsedRow:
-    """Parse a row into a record or its problems. `number` is the id of a row without one."""
+    """Parse a row to a record or problems. `number` is the id of a row without one."""
     if config.ignored:
         row = {name: value for name, value in row.items() if name not in config.ignored}
     reader = _RowParser(row, where, config)
@@ -128,7 +130,7 @@ class _RowParser:
         )
 
     def key(self, configured: str | None, usual: tuple[str, ...], meaning: str) -> str | None:
-        """Return the column to read: the configured one, else the first of the usual ones that is not null."""
+        """Return the name of a column: the configured one, else the first of the usual ones that is not null."""
         names = (configured,) if configured else usual
         for name in names:
             if self.row.get(name) is not None:
@@ -169,7 +171,7 @@ class _RowParser:
         if isinstance(value, str):
             value = extract_answer(value) or value
             if not value.strip():
-                self.wrong(field, "empty text", "the right answer")
+                self.wrong(field, "empty text", "the gold answer")
         elif not isinstance(value, int | float | list | dict) or not is_finite(value):
             expected = "text, a number (finite), a list or an object"
             self.wrong(field, f"{type(value).__name__} {show_value(value)}", expected)
@@ -184,11 +186,11 @@ class _RowParser:
         if conversation.answer_field is None:
             if not self.is_asked:
                 return None, None  # without a question, a missing answer is a consequence and not reported again
-            field = self.key(None, (*ANSWER_KEYS, VERL), "the answer, or a gpt turn at the end")
+            field = self.key(None, (*ANSWER_KEYS, VERL), "the answer (or a gpt turn at the end)")
             return field, None if field is None else self.row[field]
         for name in ANSWER_KEYS:
             if (value := self.row.get(name)) is not None and not answers_equal(value, conversation.answer):
-                self.wrong(name, f"{show_value(value)}, another answer than the gpt turn's", ONE_ANSWER.format(name))
+                self.wrong(name, f"{show_value(value)}, not the answer of the gpt turn", ONE_ANSWER.format(name))
         return conversation.answer_field, conversation.answer
 
     def system(self, conversation: Conversation) -> str | None:
@@ -200,11 +202,11 @@ class _RowParser:
         if not isinstance(value, str):
             self.wrong("system", f"{type(value).__name__} {show_value(value)}", "text")
         elif conversation.system is not None and conversation.system != value:
-            self.wrong("system", f"{show_value(value)}, another one than the system turn", "one system turn")
+            self.wrong("system", f"{show_value(value)}, not the text of the system turn", "one system turn")
         return conversation.system or value or None
 
     def images(self) -> list[ImageRef | None]:
-        """Return the images of the image column, with None for one that cannot be read."""
+        """Return the images of the image column, with None for an invalid one."""
         names = (self.config.image_key,) if self.config.image_key else IMAGE_KEYS
         self.used.update(names)
         key = next((name for name in names if self.row.get(name)), None)
@@ -227,7 +229,7 @@ class _RowParser:
             return ref
         if not self.config.allow_outside and leaves_folder(self.config.folder, ref.source):
             folder = self.config.folder or "the working directory"
-            absolute = "without an image folder any absolute path; " if ref.source.startswith("/") else ""
+            absolute = "without an image folder, any absolute path; " if ref.source.startswith("/") else ""
             allowed = f"a path inside {folder} ({absolute}--allow_outside allows others)"
             self.wrong(field, show_value(ref.source), allowed)
             return None
@@ -236,7 +238,7 @@ class _RowParser:
     def place(
         self, conversation: Conversation, images: list[ImageRef | None], options: tuple[str, ...], key: str | None
     ) -> tuple[str, list[ImageRef | None]]:
-        """Return the question with a marker for every image, and the images in marker order.
+        """Return the question with a marker for every image, and the images in the order of the markers.
 
         Images without a marker come first; in a conversation this is a warning.
         """
@@ -249,7 +251,9 @@ class _RowParser:
         if unmarked and (markers or conversation.answer_field is not None):
             found = f"{markers} {MARKER} markers for {len(images)} images"
             self.problems.append(
-                Problem(self.where, key or "", found, "a marker for every image; those without come first", True)
+                Problem(
+                    self.where, key or "", found, "a marker for every image; images without one are placed first", True
+                )
             )
         remaining = iter(images[unmarked:])
         inline_images = [next(remaining) if slot is None else self.image(f"{key} image", slot) for slot in slots]
@@ -301,7 +305,7 @@ class _RowParser:
         return self.named("accu_reward_method", list(METHODS)) or self.config.method
 
     def named(self, field: str, known: list[str]) -> str | None:
-        """Return the name in a field; an unknown name is a problem."""
+        """Return a name in a field; report an unknown name."""
         value = self.row.get(field)
         if value in (None, ""):
             return None
@@ -310,7 +314,7 @@ class _RowParser:
         return value
 
     def videos(self, conversation: Conversation, key: str | None) -> tuple[VideoRef, ...]:
-        """Return the videos of the video column; `<video>` markers of the user turns may be fewer, not more."""
+        """Return the videos of the video column; there must not be more `<video>` markers in user turns than videos."""
         names = (self.config.video_key,) if self.config.video_key else VIDEO_KEYS
         self.used.update(names)
         column = next((name for name in names if self.row.get(name)), None)

@@ -1,4 +1,4 @@
-"""Lists of paths on a command line, and image paths relative to their folder. Accesses no file."""
+"""Lists of paths on a command line, and image paths relative to their folder. Does not access files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlm_grpo.data.images import URL_STARTS
 def split_paths(value: str | Sequence[str] | None) -> list[str]:
     """Split entries at ':', as in `a.jsonl:b.jsonl`; a list is returned unchanged.
 
-    The colon of a URL (`https://`, a port) and of a drive letter before a slash (`C:/x`, `C:\\x`) does not separate.
-    An empty entry stays: `x/:` is `x/` and nothing.
+    Colons in URLs (`https://`, a port) and after a drive letter (`C:/x`, `C:\\x`) do not separate entries.
+    Empty entries are kept: `x/:` is `x/` and "".
     """
     if value is None:
         return []
@@ -28,7 +28,7 @@ def split_paths(value: str | Sequence[str] | None) -> list[str]:
 
 
 def _continues(entry: str, piece: str) -> bool:
-    """Return whether the colon between the two belongs to a URL or a drive letter."""
+    """Return whether the colon between two parts belongs to a URL or a drive letter."""
     scheme, slashes, host = entry.partition("://")
     if not slashes:
         is_drive = len(entry) == 1 and entry.isalpha() and piece[:1] in ("/", "\\")
@@ -37,14 +37,14 @@ def _continues(entry: str, piece: str) -> bool:
 
 
 def match_files(entries: list[str], files: int) -> list[str] | None:
-    """Return one entry per file; a single one (or none) is repeated; None if the numbers do not match."""
+    """Return one entry per file; a single entry (or none) is repeated. None if the numbers do not match."""
     if len(entries) <= 1:
         return (entries or [""]) * files
     return entries if len(entries) == files else None
 
 
 def in_folder(folder: str, path: str) -> str:
-    """Join an image path with its folder; URLs stay unchanged."""
+    """Join an image path with its folder; URLs are unchanged."""
     if path.startswith(URL_STARTS):
         return path
     if folder.startswith(URL_STARTS):
@@ -53,10 +53,10 @@ def in_folder(folder: str, path: str) -> str:
 
 
 def leaves_folder(folder: str, path: str) -> bool:
-    """Return whether a path leads out of its folder through `..` or by being absolute.
+    """Return whether a path is outside its folder because it contains `..` or is absolute.
 
-    Symbolic links are not followed: an image folder may consist of links. Without a folder, absolute paths are meant
-    and only a relative path can leave (the working directory).
+    Symbolic links are not followed: an image folder may consist of links. Without a folder, absolute paths are allowed
+    and only relative paths can be outside (of the working directory).
     """
     if path.startswith(URL_STARTS):
         return False

@@ -1,4 +1,4 @@
-"""Choose held-out rows so that no image (or other key) is on both sides. Works on groups of rows, not files."""
+"""Sample held-out rows such that no image (or other key) is in both splits. Works on groups of rows, not files."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def sample_held_out(groups: Sequence[Sequence[int]], count: int, seed: int) -> s
     """Return the rows of randomly chosen whole groups, at most `count` rows in total; deterministic for a seed.
 
     Raises:
-        ValueError: every group is larger, or nothing would be left.
+        ValueError: all groups are larger, or one of the splits would be empty.
     """
     total = sum(map(len, groups))
     if not 0 < count < total:
-        raise ValueError(f"{count} of {total} rows cannot be held out: rows are needed on both sides")
+        raise ValueError(f"{count} of {total} rows cannot be held out: both splits need rows")
     order = list(range(len(groups)))
     random.Random(seed).shuffle(order)
     rows: set[int] = set()

@@ -1,4 +1,4 @@
-"""Statistics of a data set: its records and the headers of its images. Decodes no image."""
+"""Statistics of a data set, from its records and the headers of its images. Decodes no image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Statistics:
 
     Args:
         prompt_length, answer_length: return the length of a record's prompt and gold answer.
-        unit: of these lengths, "words" or "tokens".
+        unit: unit of these lengths, "words" or "tokens".
         common: number of most common answers to list.
     """
 
@@ -61,7 +61,7 @@ class Statistics:
         self.contradicting += first_answer != answer
         if len(self.duplicates) < DUPLICATES_SHOWN:
             self.duplicates.append(
-                f"{record.where} repeats {first}{'' if first_answer == answer else ', other answer'}"
+                f"{record.where} repeats {first}{'' if first_answer == answer else ', with another answer'}"
             )
 
     def summary(self) -> JsonObject:
@@ -81,7 +81,7 @@ class Statistics:
 
 
 class _Images:
-    """Sizes of images, each read once."""
+    """Sizes of images; each image is read once."""
 
     def __init__(self) -> None:
         self.known: set[int] = set()
@@ -147,7 +147,7 @@ def quantiles(values: array[int]) -> dict[str, float]:
 
 
 def summary_lines(summary: JsonObject) -> Iterator[str]:
-    """Yield the numbers as aligned text."""
+    """Yield the statistics as lines of aligned text."""
     tabular = {name: value for name, value in summary.items() if isinstance(value, Mapping) and "mean" in value}
     for name, value in summary.items():
         if name in tabular:
@@ -167,7 +167,7 @@ def summary_lines(summary: JsonObject) -> Iterator[str]:
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Yield percentiles, one line for each name."""
+    """Yield a table of percentiles, one line per name."""
     header = ["", *QUANTILES, "mean"]
     lines = [header, *([name, *(_number(row[key]) for key in header[1:])] for name, row in rows.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

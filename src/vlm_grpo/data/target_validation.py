@@ -14,12 +14,12 @@ from vlm_grpo.rewards.iou import target_box
 from vlm_grpo.rewards.mask import target_mask
 from vlm_grpo.tasks import TASKS
 
-EXTENTS = {"thousand": 1000, "unit": 1}  # the largest coordinate of spaces that are the same for every image
+EXTENTS = {"thousand": 1000, "unit": 1}  # largest coordinate of spaces that do not depend on the image
 
-BOX_COLUMNS = ("box_space", "box_image")  # null means what a missing one means: original pixels of the first image
+BOX_COLUMNS = ("box_space", "box_image")  # null or missing: original pixels of the first image
 BOX_TASKS = frozenset(name for name in TASKS if "iou" in TASKS[name].rewards)
 MASK_TASKS = frozenset(name for name in TASKS if "mask_iou" in TASKS[name].rewards)
-MASK_FORM = 'the true mask as COCO RLE, {"size": [height, width], "counts": ...}'
+MASK_FORM = 'the target mask as COCO RLE, {"size": [height, width], "counts": ...}'
 DETECTION_TASKS = frozenset(name for name in TASKS if "detection" in TASKS[name].rewards)
 SHAPE_TASKS = BOX_TASKS | MASK_TASKS | DETECTION_TASKS
 DETECTION_FORM = '[{"bbox_2d": [x1, y1, x2, y2], "label": ...}, ...] in pixels, "Position" for 0 to 1000, or "None"'
@@ -27,7 +27,7 @@ BOX_FORM = '{"bbox_2d": [x1, y1, x2, y2]}, one box'
 
 
 def validate_shapes(row: Row, answer: object, task: str, images: int) -> Iterator[FieldProblem]:
-    """Yield problems of the gold boxes or mask that a task needs, and of box columns in any row."""
+    """Yield problems of the gold boxes or mask that a task requires, and of box columns in any row."""
     if task in BOX_TASKS or any(name in row for name in BOX_COLUMNS):
         yield from validate_box(row, answer, task, images)
     if task in DETECTION_TASKS:
@@ -37,7 +37,7 @@ def validate_shapes(row: Row, answer: object, task: str, images: int) -> Iterato
 
 
 def validate_box(row: Row, answer: object, task: str, images: int) -> Iterator[FieldProblem]:
-    """Yield problems that would make a box reward raise or be constant: of the columns, then of the box.
+    """Yield problems of the columns and the box that would make a box reward raise an exception or be constant.
 
     The box is validated if the task has a box reward.
     """
@@ -46,13 +46,13 @@ def validate_box(row: Row, answer: object, task: str, images: int) -> Iterator[F
     if expected:
         yield "box_space", show_value(space), expected
     if number is not None and (type(number) is not int or not 0 <= number < images):
-        yield "box_image", show_value(number), f"the number of one of the row's {images} images, counted from 0"
+        yield "box_image", show_value(number), f"the 0-based index of one of the row's {images} images"
     if task in BOX_TASKS:
         yield from _validate_box_answer(answer, None if expected else space)
 
 
 def validate_space(space: object) -> str | None:
-    """Return what was expected if a value is not a coordinate space; None if it is."""
+    """Return what is expected if a value is not a coordinate space; None if it is."""
     try:
         extent(str(space), (1, 1), None)
     except ValueError as error:
@@ -80,7 +80,7 @@ def validate_detections(answer: object) -> Iterator[FieldProblem]:
 
 
 def validate_mask(row: Row, answer: object) -> Iterator[FieldProblem]:
-    """Yield problems of mask, `terms` and shape that would make the mask reward raise or be constant."""
+    """Yield problems of mask, `terms` and shape that would make the mask reward raise an exception or be constant."""
     truth = None
     try:
         truth = target_mask(row.get("mask"))
@@ -93,7 +93,7 @@ def validate_mask(row: Row, answer: object) -> Iterator[FieldProblem]:
             yield "mask", "no pixel inside", MASK_FORM
     terms = row.get("terms")
     if terms is not None and (type(terms) is not int or not MIN_TERMS <= terms <= MAX_TERMS):
-        yield "terms", show_value(terms), f"a whole number from {MIN_TERMS} to {MAX_TERMS}"
+        yield "terms", show_value(terms), f"an integer from {MIN_TERMS} to {MAX_TERMS}"
         return
     expected = validate_shape(answer, terms or TERMS)
     if expected:
@@ -103,11 +103,11 @@ def validate_mask(row: Row, answer: object) -> Iterator[FieldProblem]:
 
 
 def _validate_overlap(row: Row, answer: object, truth: RLEMask) -> Iterator[FieldProblem]:
-    """Yield a problem if the gold shape does not overlap the mask, most often because of its coordinate space."""
+    """Yield a problem if the gold shape does not overlap the mask, usually because of a wrong coordinate space."""
     space, size = row.get("box_space") or "original", (truth.width, truth.height)
     image_extent = None if validate_space(space) else extent(str(space), size, None)
     if (
         image_extent
         and region_iou(decode_regions(answer, truth.height, truth.width, image_extent) or [], truth.boundaries) == 0
     ):
-        yield "answer", show_value(answer), f"a shape that meets the mask when its boxes are in the space {space!r}"
+        yield "answer", show_value(answer), f"a shape that overlaps the mask, with boxes in the space {space!r}"

@@ -1,6 +1,6 @@
-"""Check a whole data set before training: options, files, rows, images and videos. Imports no torch.
+"""Validate a whole data set before training: options, files, rows, images and videos. Imports no torch.
 
-Every problem is reported, each image file is read once, and true boxes must lie inside their images.
+All problems are reported, each image file is read once, and gold boxes must be inside their images.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-TAIL = 64  # bytes at the end of a file in which its end marker must stand
+TAIL = 64  # bytes at the end of a file that must contain its end marker
 END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 
 
 def validate_image(ref: ImageRef, *, decode: bool = False) -> str | None:
-    """Return why `open_image` would fail for an image; None if it is valid.
+    """Return the reason why `open_image` would fail for an image; None if it is valid.
 
-    By default header, end of file and PNG checksums are read; formats whose end does not show completeness are decoded.
-    With `decode` every image is decoded, and only then URLs are fetched.
+    By default, header, end of file and PNG checksums are read; formats without an end marker are decoded.
+    With `decode`, every image is decoded, and URLs are downloaded.
     """
     if isinstance(ref.source, Image.Image):
         return None
@@ -71,7 +71,7 @@ def _validate_by_decoding(ref: ImageRef) -> str | None:
 
 
 def _looks_whole(ref: ImageRef) -> bool:
-    """Return whether header and end of file match; False means that the image must be decoded to know."""
+    """Return whether header and end of file are valid; False means that the image must be decoded to find out."""
     source = media_source(ref)
     with open(source, "rb") if isinstance(source, str) else source as file:
         size = file.seek(0, os.SEEK_END)
@@ -80,30 +80,30 @@ def _looks_whole(ref: ImageRef) -> bool:
         file.seek(max(0, size - TAIL))
         tail = file.read()
         file.seek(0)
-        with Image.open(file) as image:  # refuses decompression bombs by the size in the header
+        with Image.open(file) as image:  # rejects decompression bombs by the size in the header
             check_sides(image)
             kind = image.format
             if kind == "PNG":
                 image.verify()
     if kind == "WEBP":
-        return True  # opening one reads and checks the whole container
+        return True  # PIL has validated the whole container
     return kind in END_MARKS and END_MARKS[kind] in tail
 
 
-SLACK = 0.02  # of a side, and two pixels: annotators draw over the edge
-MIN_BOXES = 20  # boxes on images of more than 1000 pixels, before a file is said to count from 0 to 1000
+SLACK = 0.02  # tolerance as a fraction of the side, plus two pixels: annotations may exceed the image slightly
+MIN_BOXES = 20  # boxes on images of more than 1000 pixels that are needed for a warning about 0 to 1000
 THOUSAND = 1000
 
 
 @dataclass
 class BoxPositionCheck:
-    """Check that the boxes of a file lie inside their images; suspicious statistics of a whole file are a warning."""
+    """Check that the boxes of a file are inside their images; warn about suspicious statistics of the whole file."""
 
-    large_image_boxes: int = 0  # boxes on images that are larger than 1000 pixels both ways
+    large_image_boxes: int = 0  # boxes on images larger than 1000 pixels in both directions
     largest_coordinate: float = 0.0  # of their coordinates
 
     def problems(self, parsed: ParsedRow) -> Iterator[Problem]:
-        """Yield problems of the boxes of a row; none if its image cannot be read."""
+        """Yield problems of the boxes of a row, unless its image cannot be read."""
         record = parsed.record
         if record is None or (record.extra.get("box_space") or "original") != "original":
             return
@@ -121,17 +121,17 @@ class BoxPositionCheck:
             self.largest_coordinate = max(self.largest_coordinate, *(max(box) for box in boxes))
 
     def warnings(self, name: str) -> list[Problem]:
-        """Return warnings about all boxes of the file together."""
+        """Return warnings about the boxes of the whole file."""
         if self.large_image_boxes < MIN_BOXES or self.largest_coordinate > THOUSAND:
             return []
         boxes = f"{self.large_image_boxes:,} boxes on images of over 1000 pixels"
-        found = f"none of {boxes} goes beyond {self.largest_coordinate:g}"
+        found = f"none of {boxes} exceeds {self.largest_coordinate:g}"
         expected = 'pixels of the original image; for coordinates from 0 to 1000 add "box_space": "thousand"'
         return [Problem(name, "answer", found, expected, is_warning=True)]
 
 
 def true_boxes(record: Record) -> list[Box]:
-    """Return the true boxes of a record that are in the space of its column `box_space`."""
+    """Return the gold boxes of a record that are in the space of its column `box_space`."""
     if record.answer is None:
         return []
     if record.task in DETECTION_TASKS:
@@ -142,7 +142,7 @@ def true_boxes(record: Record) -> list[Box]:
 
 
 def validate_box_position(box: Box, size: tuple[int, int]) -> str | None:
-    """Return what was expected if a box cannot be in pixels of an image of this size; else None."""
+    """Return what is expected if a box cannot be in pixels of an image of this size; else None."""
     width, height = size
     image = f"a box in pixels of its image, {width} x {height}"
     if max(box) <= 1 and box.area:
@@ -159,11 +159,11 @@ def _size(ref: ImageRef) -> tuple[int, int] | None:
     try:
         return image_size(ref)
     except ValueError:
-        return None  # a problem of the image, which is named elsewhere
+        return None  # a problem of the image, which is reported elsewhere
 
 
-CHUNK_ROWS = 256  # rows whose images are looked at together
-CHUNK_BYTES = 16 * 2**20  # bytes of embedded images after which a chunk ends early, so that memory stays flat
+CHUNK_ROWS = 256  # rows whose images are validated together
+CHUNK_BYTES = 16 * 2**20  # bytes of embedded images after which a chunk ends early, to bound memory
 
 
 def check_source(
@@ -176,10 +176,10 @@ def check_source(
     mixture: str | Sequence[str | float] | None = None,
     note: Callable[[Record], None] | None = None,
 ) -> list[Problem]:
-    """Return every problem of a data set: of options, files, rows and images, in this order.
+    """Return all problems of a data set: of options, files, rows and images, in this order.
 
-    Arguments are those of `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise header and
-    end are read. `note` is called with every valid record.
+    Arguments are those of `open_sources` and `load_dataset`; with `decode` every image is decoded, otherwise only
+    header and end are read. `note` is called with every valid record.
     """
     result = open_sources(source, image_folders=image_folders, reward_method=reward_method, config=config)
     _, problems = file_shares(mixture, source, result)
@@ -188,7 +188,7 @@ def check_source(
 
 
 def check_rows(source: Source, *, decode: bool = False, note: Callable[[Record], None] | None = None) -> list[Problem]:
-    """Return every problem of the rows of one source and of their images, in row order."""
+    """Return all problems of the rows of one source and their images, in row order."""
     problems: list[Problem] = []
     images, positions = _ImageCheck(decode), BoxPositionCheck()
     parsed_rows = (parse_raw_row(raw, source.where(n), n, source.config) for n, raw in enumerate(source.rows()))
@@ -239,14 +239,14 @@ def _chunks(parsed_rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
 
 @dataclass
 class _ImageCheck:
-    """Problems of image files. A file used by several rows is read once and reported for each row."""
+    """Validates image files. A file used by several rows is read once and reported for each row."""
 
     decode: bool
     valid: set[int] = field(default_factory=set)  # hashes of keys: a million paths would take much more memory
     errors: dict[int, str] = field(default_factory=dict)
 
     def validate_new(self, parsed_rows: list[ParsedRow], pool: ThreadPoolExecutor) -> None:
-        """Validate all images that were not seen before."""
+        """Validate all images that have not been validated yet."""
         new = {hash(ref.key): ref for parsed in parsed_rows for ref in _files(parsed)}
         new = {key: ref for key, ref in new.items() if key not in self.valid and key not in self.errors}
         errors = pool.map(lambda ref: validate_image(ref, decode=self.decode), new.values())

@@ -24,21 +24,21 @@ from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.web import Limits
 
 VIDEO_LIMITS = Limits(size=1024 * 2**20, seconds=300.0)
-FPS = 2.0  # frames a second that are taken of a file, as Qwen's own preprocessing does
+FPS = 2.0  # sampling rate of video files, as in Qwen's preprocessing
 MAX_FRAMES = 64
 
 
 class Clip(NamedTuple):
-    """Decoded frames, (T, H, W, 3) of uint8, and how many there are to a second."""
+    """Decoded frames, uint8 (T, H, W, 3), and their rate per second."""
 
     frames: np.ndarray
     fps: float
 
 
 def video_ref(value: object, where: str = "", *, fps: float | None = None, max_frames: int | None = None) -> VideoRef:
-    """Return a reference to a video: path, URL, bytes, list of frames, array, or `{"video": ..., "fps", "max_frames"}`.
+    """Return a reference to a video: path, URL, bytes, frames, array, or `{"video": ..., "fps", "max_frames"}`.
 
-    `fps` is the rate at which frames are taken of a file, and for a list of frames the rate that they were taken at.
+    `fps` is the sampling rate of a file, or the rate at which a list of frames was sampled.
     Nothing is decoded.
 
     Raises:
@@ -65,7 +65,7 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def video_items(value: object) -> list[object]:
-    """Return the videos in a column: one or a list. A list of image files is the frames of one video."""
+    """Return the videos in a column, one or a list. A list of image files means the frames of one video."""
     if not isinstance(value, list | tuple):
         return [value]
     files = all(isinstance(item, str) for item in value)
@@ -78,12 +78,12 @@ FrameCount = Callable[[int, float, float, int], int]
 
 
 def frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """Return how many of `total` frames at `rate` per second to sample at `fps`: at least 1, at most `limit`."""
+    """Return the number of frames to sample at `fps` from `total` frames at `rate` per second, 1 to `limit`."""
     return max(1, min(limit, total, round(total / rate * fps)))
 
 
 def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
-    """Return the frame count by the rule of the Qwen families: even, and at least 4 if there are as many.
+    """Return the frame count by the rule of the Qwen families: even, and at least 4 if available.
 
     Raises:
         ImportError: qwen-vl-utils is not installed (extra `video`).
@@ -96,13 +96,13 @@ def qwen_frame_count(total: int, rate: float, fps: float, limit: int) -> int:
 
 
 def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
-    """Decode a video: files are sampled at `fps`, given frames are kept up to `max_frames`.
+    """Decode a video: files are sampled at `fps`, lists of frames are thinned to `max_frames`.
 
-    `count` is the rule for the number of sampled frames, which are evenly spaced.
+    `count` computes the number of sampled frames, which are evenly spaced.
 
     Raises:
-        ValueError: it is missing, holds no frame or cannot be decoded; the message names `ref.where`.
-        ImportError: a video file, and PyAV is not installed (extra `video`).
+        ValueError: the video is missing, has no frames or cannot be decoded; the message names `ref.where`.
+        ImportError: PyAV is not installed, which video files need (extra `video`).
     """
     limit = ref.max_frames or MAX_FRAMES
     if isinstance(ref.source, np.ndarray):
@@ -113,7 +113,7 @@ def open_video(ref: VideoRef, count: FrameCount = frame_count) -> Clip:
 
 
 def validate_video(ref: VideoRef, *, decode: bool = False) -> str | None:
-    """Return why a video is invalid, else None; without `decode` only check that the file exists and is not empty."""
+    """Return why a video is invalid, else None; without `decode`, only check that the file exists and is not empty."""
     if isinstance(ref.source, str) and not ref.source.startswith(URL_STARTS):
         try:
             check_regular(ref.source)
@@ -136,7 +136,7 @@ def _stacked(refs: Sequence[ImageRef], where: str) -> np.ndarray:
     frames = [np.asarray(open_image(ref)) for ref in refs]
     sizes = {frame.shape[:2] for frame in frames}
     if len(sizes) > 1:
-        raise ValueError(f"{where or 'video'}: the frames of a video must have one size, got {sorted(sizes)}")
+        raise ValueError(f"{where or 'video'}: the frames of a video must have the same size, got {sorted(sizes)}")
     return np.stack(frames)
 
 
@@ -160,7 +160,7 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
     try:
         with av.open(media_source(ref, VIDEO_LIMITS), mode="r") as container:
             if not container.streams.video:
-                raise ValueError("it holds no video stream")
+                raise ValueError("there is no video stream in it")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or FPS)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
@@ -168,7 +168,7 @@ def _decoded(ref: VideoRef, limit: int, count: FrameCount) -> Clip:
         source = media_name(ref.source) if isinstance(ref.source, str) else "an embedded video"
         raise MediaError(f"{ref.where or 'video'}: cannot decode {source}: {decode_error(error)}") from error
     if not frames:
-        raise MediaError(f"{ref.where or 'video'}: the video holds no frame")
+        raise MediaError(f"{ref.where or 'video'}: the video has no frames")
     sampled_count = count(len(frames), rate, ref.fps or FPS, limit)
     return Clip(
         np.stack([frames[number] for number in _spread(len(frames), sampled_count)]), sampled_count * rate / len(frames)

@@ -1,6 +1,6 @@
-"""Environments, in which the model calls tools. A data row, or the run, names one.
+"""Environments in which the model calls tools, selected by the run or by a data row.
 
-`ENVIRONMENTS` holds the path of each class, which is imported on first use.
+`ENVIRONMENTS` has the path of each class, which is imported on first use.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ENVIRONMENTS: Registry[str | Callable[..., object]] = Registry(
 
 
 def find_environment(name: str | Callable[..., object]) -> Callable[..., object]:
-    """Return the factory of an environment: a name of ENVIRONMENTS, `file.py:Class`, or a factory itself.
+    """Return the factory of an environment: a name in ENVIRONMENTS, `file.py:Class`, or a factory itself.
 
     Raises:
-        KeyError: an unknown name.
-        ValueError: no such file, or nothing of that name in it.
+        KeyError: the name is unknown.
+        ValueError: the file does not exist, or has nothing with that name.
     """
     if not isinstance(name, str):
         return name

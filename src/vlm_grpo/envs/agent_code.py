@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from vlm_grpo.envs.sandbox import SandboxResult
 
 CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
-MAX_PIXELS = 2**22  # pixels of an image that comes back
-MAX_OUTPUT_LENGTH = 2000  # characters of what a script printed
-SPECIAL_TOKEN = re.compile(r"<\|")  # how special tokens begin: what is printed must not end the turn, or add an image
+MAX_PIXELS = 2**22  # pixels of a returned image
+MAX_OUTPUT_LENGTH = 2000  # characters of a script's output
+SPECIAL_TOKEN = re.compile(r"<\|")  # prefix of special tokens: output must not end the turn or add an image
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
     "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
@@ -32,25 +32,25 @@ SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
 class AgentCode(Environment):
     """A question about an image that is rotated, dark, overexposed, blurred, noisy or miscropped.
 
-    The row's first image is corrupted already, and its optional column `original` holds the clean one (a path, base64
-    or bytes). With `damage` the row has no image, which the model would see intact; `original` is corrupted here.
+    The row's first image is already corrupted, and its optional column `original` has the clean one (a path, base64 or
+    bytes). With `damage`, the row must have no image, because the model would see it intact; `original` is corrupted.
 
     Args:
-        time_limit: seconds that a script may take.
-        memory_mb: MiB that it may add to what Python takes.
-        max_calls: scripts in an episode; one that failed counts, too.
-        damage: None, "drawn", or rotate, dark, overexposed, blur, noise, crop. How much depends on the row's id and the
-            seed alone, so that all completions of a group see the same.
-        seed: of the damage.
-        score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: bonus for a script that returned an image, only with a correct final answer, so that scripts are
-            not run for the bonus alone.
-        backend: what holds the scripts; "auto" is the best that works here (see envs/sandbox/__init__.py).
+        time_limit: time limit of a script in seconds.
+        memory_mb: memory limit of a script in MiB, in addition to Python's own.
+        max_calls: maximum number of scripts per episode, including failed ones.
+        damage: None, "drawn" (random), or rotate, dark, overexposed, blur, noise, crop. Its parameters depend on the
+            row's id and the seed only, so that all completions of a group see the same image.
+        seed: seed of the corruption.
+        score: score of the final answer: word_f1, exact_match or accuracy.
+        tool_bonus: bonus for a script that returned an image, given only with a correct final answer, so that scripts
+            are not run for the bonus alone.
+        backend: sandbox backend; "auto" is the strongest available one (see envs/sandbox/__init__.py).
 
     Raises:
-        KeyError: an unknown damage or score.
+        KeyError: the damage or score is unknown.
         ValueError: an option is out of range.
-        SandboxError: no sandbox works on this machine.
+        SandboxError: no sandbox backend works on this machine.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class AgentCode(Environment):
         self._image: Image.Image
 
     def reset(self, **row: object) -> str | list[Block]:
-        """Begin with the image of a row; it is shown here where it was damaged here.
+        """Start with the image of a row; it is returned if it was corrupted here.
 
         Raises:
-            ValueError: the row has no answer to compare with, or not the image that is needed.
+            ValueError: the row has no gold answer, or lacks the required image.
         """
         self._record = record_of_row(row)
         if self._record.answer in (None, "", []):
@@ -127,10 +127,10 @@ class AgentCode(Environment):
         return result
 
     def _shown(self, result: SandboxResult) -> list[Block]:
-        """Return the image and the output, with a note on what is missing.
+        """Return the image and the output, with a note on anything missing.
 
         Raises:
-            ToolError: no model can look at such an image.
+            ToolError: no model can process such an image.
         """
         from vlm_grpo.data.images import check_sides
 
@@ -156,8 +156,8 @@ class AgentCode(Environment):
     def metrics(self) -> dict[str, float]:
         """Return success, the number of scripts and of failures, and how close the last image is to the original.
 
-        `pixel_similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is how much of that is the
-        scripts' work. Both only for rows with an original.
+        `pixel_similarity` is 1 for equal pixels and 0 for opposite ones; `similarity_gained` is the part of it gained
+        by the scripts. Both are given only for rows with an original.
         """
         numbers = {
             "success": float(self._points() > CORRECT_ABOVE),
@@ -181,8 +181,8 @@ class AgentCode(Environment):
             raise ValueError(f"{where}agent_code with damage {self._damage!r} needs the column 'original', an image")
         if row.get("images") or self._record.images:
             raise ValueError(
-                f"{where}agent_code with damage {self._damage!r}: the row must have no image of its own, which would "
-                "be shown whole; give it as 'original' only"
+                f"{where}agent_code with damage {self._damage!r}: the row must have no image, because it would "
+                "be shown intact; use the column 'original' only"
             )
         return corrupt(self._original, self._damage or "", f"{self._seed}/{self._record.id}/{self._record.question}")
 
@@ -216,6 +216,6 @@ def _where(record: Record) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return the end of a script's output, where errors stand, without special tokens and control characters."""
+    """Return the end of a script's output, which has the errors, without special tokens and control characters."""
     text = SPECIAL_TOKEN.sub("< |", UNPRINTABLE.sub(" ", text)).strip()
     return text if len(text) <= MAX_OUTPUT_LENGTH else f"[...]\n{text[-MAX_OUTPUT_LENGTH:]}"

@@ -16,9 +16,7 @@ from vlm_grpo.rewards.squad import exact_match_reward, word_f1_reward
 
 CORRECT_ABOVE = 0.5  # an answer with a higher score is correct
 MAX_TITLE_LENGTH = 200  # characters of a title or an id
-SPECIAL_TOKEN = re.compile(
-    r"<\|"
-)  # how special tokens begin: a document must not be able to end the turn, or to add an image
+SPECIAL_TOKEN = re.compile(r"<\|")  # prefix of special tokens: a document must not end the turn or add an image
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 SCORES: Registry[Callable[[str, Record], float | None]] = Registry(
     "score", {"word_f1": word_f1_reward, "exact_match": exact_match_reward, "accuracy": accuracy_reward}
@@ -29,21 +27,21 @@ class AgentSearch(Environment):
     """A question about images whose answer requires a search.
 
     Args:
-        index: file of `vlm-grpo index`; without one the web is searched.
+        index: file written by `vlm-grpo index`; without it, the web is searched.
         provider: serper, tavily, brave, searxng or json, with SEARCH_API_KEY and SEARCH_BASE_URL in the environment;
             default: SEARCH_PROVIDER.
-        top: passages that a search shows.
-        max_searches: how often in an episode; a search that failed is not counted.
-        passage_characters: the longest passage.
-        score: of the final answer: word_f1, exact_match or accuracy.
-        tool_bonus: bonus for a successful search, only with a correct final answer, so that searches are not run for
-            the bonus alone.
-        timeout: seconds for one request to a provider.
-        retries: how often a request that failed is repeated.
-        rate: requests that begin in a second, of all episodes together.
+        top: number of passages that a search returns.
+        max_searches: maximum number of searches per episode; failed ones are not counted.
+        passage_characters: maximum length of a passage.
+        score: score of the final answer: word_f1, exact_match or accuracy.
+        tool_bonus: bonus for a successful search, given only with a correct final answer, so that searches are not run
+            for the bonus alone.
+        timeout: time limit of a request to a provider in seconds.
+        retries: number of retries after a failed request.
+        rate: maximum number of requests per second, over all episodes.
 
     Raises:
-        KeyError: an unknown provider or score.
+        KeyError: the provider or score is unknown.
         ValueError: an option is out of range, or neither index nor provider is set.
         OSError: the index cannot be read.
     """
@@ -71,10 +69,10 @@ class AgentSearch(Environment):
         self.reset(answer=" ")
 
     def reset(self, **row: object) -> str:
-        """Begin with the question of a row.
+        """Start with the question of a row.
 
         Raises:
-            ValueError: the row has no answer to compare with.
+            ValueError: the row has no gold answer.
         """
         self.record = record_of_row(row)
         if self.record.answer in (None, "", []):
@@ -135,10 +133,10 @@ def _check(index: str | None, provider: str | None, **counts: int) -> None:
     """Validate the options.
 
     Raises:
-        ValueError: names the option.
+        ValueError: an option is invalid; the message names it.
     """
     if index and provider:
-        raise ValueError("agent_search: give index, for your own documents, or provider, for the web, not both")
+        raise ValueError("agent_search: set either index, for your own documents, or provider, for the web")
     for name, value in counts.items():
         least = SHORTEST if name == "passage_characters" else 1
         if value < least:
@@ -149,11 +147,11 @@ def _settings(provider: str | None, timeout: float, retries: int, rate: float) -
     try:
         return ProviderSettings(provider, timeout=timeout, retries=retries, rate=rate).complete()
     except ValueError as error:
-        raise ValueError(f"agent_search: without the option index the web is searched, but {error}") from error
+        raise ValueError(f"agent_search: without the option index, the web is searched, but {error}") from error
 
 
 def _format_result(number: int, result: SearchResult) -> str:
-    """Return a result as the model sees it."""
+    """Return a result as text for the model."""
     title, source = truncate(result.title, MAX_TITLE_LENGTH), truncate(result.id, MAX_TITLE_LENGTH)
     text = f"[{number}] {title} ({source})\n{result.passage}"
     return SPECIAL_TOKEN.sub("< |", UNPRINTABLE.sub(" ", text))

@@ -1,4 +1,4 @@
-"""Six image corruptions that code has to undo, each parameterized by a `Random`."""
+"""Six image corruptions for code to undo, each parameterized by a `Random`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from vlm_grpo.registry import Registry
 
-SMALLEST, FINEST = 2, 150  # pixels: a blur is a 150th of the shorter side to four of them, at least 2
+SMALLEST, FINEST = 2, 150  # the blur is 1/150 to 4/150 of the shorter side, at least 2 pixels
 
 
 def rotate(image: Image.Image, random: Random) -> Image.Image:
@@ -24,7 +24,7 @@ def darken(image: Image.Image, random: Random) -> Image.Image:
 
 
 def overexpose(image: Image.Image, random: Random) -> Image.Image:
-    """Compress all values into the upper tenth to quarter, without losing any."""
+    """Compress all values into the upper tenth to quarter of the range, without clipping."""
     range_left = random.uniform(0.1, 0.25)
     return image.point(lambda value: round(255 - (255 - value) * range_left))
 
@@ -47,7 +47,7 @@ def add_noise(image: Image.Image, random: Random) -> Image.Image:
 
 
 def miscrop(image: Image.Image, random: Random) -> Image.Image:
-    """Shrink the picture and paste it somewhere on an empty background of its own size."""
+    """Shrink the image and paste it at a random position on an empty background of the original size."""
     share = random.uniform(0.25, 0.4)
     width, height = (max(1, round(side * share)) for side in image.size)
     ground = Image.new("RGB", image.size, random.choice(("black", "white", "gray")))
@@ -73,10 +73,10 @@ RANDOM = "drawn"  # a random one of CORRUPTIONS
 
 
 def corrupt(image: Image.Image, kind: str, key: str) -> Image.Image:
-    """Return an RGB image with a corruption, "drawn" for a random one; equal keys give equal corruptions.
+    """Return a corrupted RGB image; "drawn" selects a random corruption. Deterministic for a key.
 
     Raises:
-        KeyError: an unknown kind.
+        KeyError: the kind is unknown.
     """
     random = Random(key)
     return CORRUPTIONS[random.choice(list(CORRUPTIONS)) if kind == RANDOM else kind](image, random)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from vlm_grpo.records import Block, JsonObject, Message
 
 RESERVED = ("reset", "see", "failed", "finish", "get_reward", "metrics")
-Tool = Callable[..., object]  # a method with type hints and a docstring; what it returns is shown to the model
+Tool = Callable[..., object]  # a method with type hints and a docstring; its result is shown to the model
 Content = str | list[Block]  # text, or blocks of text and images
 
 
@@ -50,9 +50,9 @@ class Environment:
     Hooks, in the order of the calls:
 
     1. `reset(**row)`: start an episode for a data row. Required.
-    2. `see(**facts)`: what is known about the images once the prompt is encoded.
-    3. `failed(name, problem)`: a tool call could not be parsed, was invalid, or raised.
-    4. `finish(text)`: the episode is over; the model's last turn.
+    2. `see(**facts)`: receive facts about the images once the prompt is encoded.
+    3. `failed(name, problem)`: a tool call could not be parsed, was invalid, or raised an exception.
+    4. `finish(text)`: the episode is over; `text` is the model's last turn.
     5. `get_reward()`: the episode's reward, a number or None; may be a coroutine function. Optional and not defined
        here: only classes that define it contribute a reward, other episodes are scored by `--reward_funcs` alone.
     6. `metrics()`: finite numbers to average in the logs.
@@ -82,13 +82,13 @@ class Environment:
         """Receive the prompt's `images`, their sizes and the coordinate space of the model's boxes."""
 
     def failed(self, name: str, problem: str) -> None:
-        """Take note of a tool call that could not be made or raised an exception."""
+        """Handle a tool call that could not be executed or raised an exception."""
 
     def finish(self, text: str) -> None:
-        """Take note of the model's last turn, when the episode is over."""
+        """Handle the model's last turn at the end of the episode."""
 
     def metrics(self) -> dict[str, float]:
-        """Return finite numbers about the finished episode, which are averaged in the logs."""
+        """Return finite numbers about the finished episode, to be averaged in the logs."""
         return {}
 
 
@@ -117,10 +117,10 @@ def tool_schema(name: str, tool: Tool) -> JsonObject:
 
 
 def validate_environment(name: str, environment: object) -> None:
-    """Check before the first rollout that episodes can run in an object.
+    """Check before the first rollout that an object is a valid environment.
 
     Raises:
-        ValueError: it has no `reset`, or a tool without type hints or docstring.
+        ValueError: it has no `reset`, or a tool lacks type hints or a docstring.
     """
     if getattr(type(environment), "reset", None) is Environment.reset or not callable(
         getattr(environment, "reset", None)
@@ -145,7 +145,7 @@ def append_observation(prompt: list[Message], observation: Content | None) -> li
 
 
 def blocks_of(content: Content | None) -> list[Block]:
-    """Return content as a list of blocks; empty text gives no block."""
+    """Return content as a list of blocks; empty text becomes no block."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [dict(block) for block in content or []]

@@ -1,4 +1,4 @@
-"""Environment `pick_image`: pick one of several images by a tool call."""
+"""Environment `pick_image`: pick one of several images with a tool call."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-# Outcomes of an episode and their rewards: a parsable call gets more than none, the correct one by far the most.
+# Outcomes of an episode and their rewards: some for a valid call, by far the most for the correct image.
 OUTCOMES = {"no_call": 0.0, "invalid_call": 0.05, "out_of_range": 0.1, "wrong": 0.2, "right": 1.0}
 
 
 class PickImage(Environment):
-    """Several images of a folder; the model calls `pick_image` with the number of the requested one.
+    """Shows several images of a folder; the model calls `pick_image` with the number of the requested one.
 
-    What is shown and which is right depends on the seed and the number of the episode alone, so that all completions
-    of a group see the same. Images are named by what they show: `red_circle_2.png` is asked for as "red circle".
+    The images and the correct one depend only on the seed and the number of the episode, so that all completions
+    of a group see the same. Images are named by their subject: `red_circle_2.png` is requested as "red circle".
 
     Args:
-        data_root: folder with images, also in folders below it.
-        candidates_per_episode: how many are shown, each of something else.
-        fixed_correct_index: the place of the right one in every episode, from 0, which is Fleet's default; -1 or None
-            draws it in each episode, so that a model has to look.
-        seed: of the episodes; a row's own `seed` wins.
+        data_root: folder with images, searched recursively.
+        candidates_per_episode: number of images shown, each with another subject.
+        fixed_correct_index: 0-based index of the correct image in every episode (0 is Fleet's default); -1 or None
+            samples it in each episode, so that the model has to look at the images.
+        seed: seed of the episodes; overridden by a row's own `seed`.
 
     Raises:
         ValueError: the folder has too few images, or the index is out of range.
@@ -52,14 +52,14 @@ class PickImage(Environment):
             raise ValueError(f"--candidates_per_episode must be at least 2, got {candidates_per_episode}")
         if fixed_correct_index is not None and not -1 <= fixed_correct_index < candidates_per_episode:
             raise ValueError(
-                f"--fixed_correct_index must be from 0 to {candidates_per_episode - 1}, or -1 to draw it, got "
+                f"--fixed_correct_index must be from 0 to {candidates_per_episode - 1}, or -1 for a random index, got "
                 f"{fixed_correct_index}"
             )
         self.by_name = images_by_name(data_root)
         if len(self.by_name) < candidates_per_episode:
             raise ValueError(
-                f"--data_root {data_root}: {len(self.by_name)} things to tell apart for --candidates_per_episode "
-                f"{candidates_per_episode}; images are named by what they show, such as red_circle_1.png"
+                f"--data_root {data_root}: only {len(self.by_name)} subjects for --candidates_per_episode "
+                f"{candidates_per_episode}; name images by their subject, such as red_circle_1.png"
             )
         self.candidates = candidates_per_episode
         self.fixed = None if fixed_correct_index == -1 else fixed_correct_index
@@ -67,7 +67,7 @@ class PickImage(Environment):
         self.done = False
 
     def reset(self, episode: int = 0, seed: int | None = None, **row: object) -> list[Block]:
-        """Begin the episode of a number."""
+        """Start the episode with a number."""
         draw = random.Random(f"{self.seed if seed is None else seed}/{episode}")
         names = draw.sample(sorted(self.by_name), self.candidates)
         random_index = draw.randrange(self.candidates)
@@ -96,7 +96,7 @@ class PickImage(Environment):
         return self.outcome
 
     def failed(self, name: str, problem: str) -> None:
-        """Take note of a call that is not one of this tool's."""
+        """Record an invalid tool call."""
         if self.outcome == "no_call":
             self.outcome = "invalid_call"
 
@@ -105,13 +105,13 @@ class PickImage(Environment):
         return OUTCOMES[self.outcome]
 
     def metrics(self) -> dict[str, float]:
-        """Return how the episode ended, one-hot."""
+        """Return the outcome of the episode, one-hot."""
         return {"success" if name == "right" else name: float(name == self.outcome) for name in OUTCOMES}
 
 
 @cache
 def images_by_name(data_root: str) -> dict[str, list[str]]:
-    """Return the image files below a folder, by the subject in their names.
+    """Return the image files below a folder, by subject.
 
     Raises:
         ValueError: there is no such folder.
@@ -131,11 +131,11 @@ def subject_of(path: Path) -> str:
 
 
 def repeatable_episodes(seed: int = 0, first: int = 0) -> IterableDataset:
-    """Return infinite rows for environments that generate episodes by number; a resumed run continues in them.
+    """Return infinite rows for environments that generate episodes by number; a resumed run continues with them.
 
     Args:
         seed: of the episodes.
-        first: number of the first one.
+        first: number of the first episode.
     """
     from vlm_grpo.data.dataset import iterable_dataset
 

@@ -1,8 +1,8 @@
 """Visual similarity of a page and a design: structure, color, text, layout (0 to 1 each) and their weighted mean.
 
-It is a reward, so it must not be easy to exploit. Structure and color count what a page gains over the best page
-of one color: an empty page has 0. Text and boxes are matched one to one, and those that are too many cost as much as
-those that are missing; they count only where they can be seen in the picture. Equal pages have exactly 1.
+As a reward, it must not be easy to exploit. Structure and color measure the gain over the best page
+of one color, so that an empty page has 0. Text and boxes are matched one to one, and surplus ones cost as much as
+missing ones; they count only if they are visible in the image. Identical pages have exactly 1.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ WEIGHTS = {"ssim": 0.25, "color": 0.25, "text": 0.25, "layout": 0.25}
 # Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section III.B.
 SIGMA, RADIUS = 1.5, 5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-SHORT_SIDES = (256, 64)  # pixels to which pictures are averaged down: letters are seen in one, only blocks in the other
-GRAYS = range(0, 256, 15)  # of the pages of one color that a page must beat
-BLOCKS = 16  # along the longer side, for colors
-MIN_CONTRAST = 3.0  # gray levels of spread below which nothing is seen
-MAX_DISTANCE = 0.25  # of the diagonal: words that are further apart are merely the same word
-MAX_MATCHES = 200  # boxes that are matched, the largest first; and times that the same word is
+SHORT_SIDES = (256, 64)  # pixels; images are downscaled to both: one shows letters, the other only blocks
+GRAYS = range(0, 256, 15)  # gray levels of the blank pages used as a baseline
+BLOCKS = 16  # color blocks along the longer side
+MIN_CONTRAST = 3.0  # standard deviation of gray levels below which text is invisible
+MAX_DISTANCE = 0.25  # of the diagonal; more distant words get no credit for their position
+MAX_MATCHES = 200  # maximum number of matched boxes (largest first), and of occurrences of a word
 MAX_WORDS = 2000
-BACKGROUND_AREA = 0.98  # of the picture: what covers more is its background
-# Letters of scripts that do not put spaces between words count as words.
+BACKGROUND_AREA = 0.98  # of the image; larger boxes are the background
+# In scripts without spaces between words, each letter is a word.
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 class Similarity(NamedTuple):
-    """Four similarities from 0 to 1; None if the design lacks the feature, as a picture has no text."""
+    """Four similarities from 0 to 1; None if the design lacks the feature, e.g. text in an image."""
 
     ssim: float
     color: float
@@ -57,7 +57,7 @@ def page_similarity(design: Render, page: Render) -> Similarity:
     """Return the similarity of a page to a design of the same size in pixels.
 
     Raises:
-        ValueError: they differ in size.
+        ValueError: the sizes differ.
     """
     import numpy as np
 
@@ -89,9 +89,9 @@ def _gray(pixels: np.ndarray) -> np.ndarray:
 
 
 def structure_similarity(target: np.ndarray, rendered: np.ndarray) -> float:
-    """Return the SSIM of two gray pictures (H, W), relative to the best page of one gray.
+    """Return the SSIM of two grayscale images (H, W), relative to the best uniform page.
 
-    The mean of two sizes: the authors' 256 pixels, and one in which what is off by a pixel or two still counts.
+    The mean of two resolutions: the authors' 256 pixels, and one that tolerates offsets of a pixel or two.
     """
     factors = {max(1, round(min(target.shape) / side)) for side in SHORT_SIDES}
     gains = []
@@ -102,9 +102,9 @@ def structure_similarity(target: np.ndarray, rendered: np.ndarray) -> float:
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the mean SSIM of two gray pictures (H, W) of 0 to 255, -1 to 1 (Wang et al. 2004, equation 13).
+    """Return the mean SSIM, -1 to 1, of two grayscale images (H, W) of 0 to 255 (Wang et al. 2004, equation 13).
 
-    Windows are Gaussian and lie wholly in the picture, unless that is smaller than one.
+    Windows are Gaussian and entirely inside the image, unless the image is smaller.
     """
     mean, spread = _moments(one)
     mean_other, spread_other = _moments(other)
@@ -114,7 +114,7 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _ssim_of_grays(picture: np.ndarray) -> Iterable[float]:
-    """Return the SSIM of a picture with uniform ones, whose variance and covariance are zero."""
+    """Return the SSIM of an image with uniform ones, whose variance and covariance are zero."""
     mean, spread = _moments(picture)
     for gray in GRAYS:
         yield float(((2 * mean * gray + C1) * C2 / ((mean**2 + gray**2 + C1) * (spread + C2))).mean())
@@ -136,9 +136,9 @@ def _blurred(picture: np.ndarray) -> np.ndarray:
 
 
 def color_similarity(target: np.ndarray, rendered: np.ndarray) -> float:
-    """Return one minus the difference of block colors, relative to that of the best page of one color.
+    """Return one minus the difference of block colors, relative to the best uniform page.
 
-    Pictures are (H, W, 3); the median of the blocks is the color that differs least from them.
+    Images are (H, W, 3); the median of the blocks is the uniform color that differs least.
     """
     import numpy as np
 
@@ -162,14 +162,14 @@ def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _relative_gain(value: float, blank: float) -> float:
-    """Return where a value lies between a blank page (0) and the best (1); unchanged if a blank page is the best."""
+    """Return the position of a value between a blank page (0) and the best (1); unchanged if the blank page is best."""
     if blank > 1 - 1e-6:
         return min(1.0, max(0.0, value))
     return min(1.0, max(0.0, (value - blank) / (1 - blank)))
 
 
 def visible_words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
-    """Return the words that are visible in a picture (H, W): inside it, and not of the color of their surroundings."""
+    """Return the words that are visible in an image (H, W): inside it, and with contrast to their surroundings."""
     height, width = gray.shape
     words: Counter[str] = Counter()
     rendered = []
@@ -183,7 +183,7 @@ def visible_words(lines: Sequence[Line], gray: np.ndarray) -> list[Word]:
 
 
 def _words_of(line: Line, contrast: float) -> Iterable[Word]:
-    """Yield each word at its position if all letters are equally wide."""
+    """Yield each word with its position, assuming letters of equal width."""
     scale = (line.box.x2 - line.box.x1) / max(1, len(line.text))
     for match in WORDS.finditer(line.text):
         x = line.box.x1 + scale * (match.start() + match.end()) / 2
@@ -198,9 +198,9 @@ def _contrast(gray: np.ndarray, box: Box, margin: int = 0) -> float:
 
 
 def text_similarity(target: Sequence[Word], rendered: Sequence[Word], shape: tuple[int, ...]) -> float | None:
-    """Return the F1 of matched words by their length: 1 for a word in its place, half for one far from it.
+    """Return the F1 of matched words, weighted by length: 1 for a word at its position, 0.5 for a distant one.
 
-    What is fainter than in the design counts less. None where neither has a word.
+    Words with less contrast than in the design count less. None if neither has a word.
     """
     if not target and not rendered:
         return None
@@ -225,7 +225,7 @@ def _same_word(one: Word, other: Word, reach: float) -> float:
 
 
 def visible_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
-    """Return the visible part of each box in a picture (H, W), the largest first, without duplicates."""
+    """Return the visible part of each box in an image (H, W), the largest first, without duplicates."""
     height, width = gray.shape
     inside = (Box(max(0, b.x1), max(0, b.y1), min(width, b.x2), min(height, b.y2)) for b in boxes)
     visible = {
@@ -237,7 +237,7 @@ def visible_boxes(boxes: Sequence[Box], gray: np.ndarray) -> list[Box]:
 
 
 def layout_similarity(target: Sequence[Box], rendered: Sequence[Box]) -> float | None:
-    """Return the F1 of boxes matched one to one, each match counting its IoU; None if there are none."""
+    """Return the F1 of boxes matched one to one, with matches weighted by IoU; None if there are none."""
     if not target and not rendered:
         return None
     matched = _matched_sum([[iou(one, other) for other in rendered] for one in target])

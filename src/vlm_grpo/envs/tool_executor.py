@@ -1,4 +1,4 @@
-"""Execute tool calls: episodes in parallel, a time limit per call, every error an observation."""
+"""Execute tool calls: episodes in parallel, with a time limit per call; errors are returned as observations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vlm_grpo.tool_call_formats import ToolCall
 logger = logging.getLogger(__name__)
 
 ToolMap = Mapping[str, Tool]
-MAX_CONCURRENT = 64  # episodes whose calls run side by side
+MAX_CONCURRENT = 64  # episodes whose calls run concurrently
 
 
 class ToolJob(NamedTuple):
     """The calls of one turn, run sequentially because they may change the same environment.
 
-    `example` is how a call is written, for the answer to one that cannot be read.
+    `example` is a well-formed call, for the response to one that cannot be parsed.
     """
 
     tools: ToolMap
@@ -32,14 +32,14 @@ class ToolJob(NamedTuple):
 
 
 class ToolOutcome(NamedTuple):
-    """A job's results in the order of its calls; `is_hanging` if one timed out and still runs."""
+    """The results of a job in the order of its calls; `is_hanging` if one has timed out and is still running."""
 
     results: list[ToolResult]
     is_hanging: bool = False
 
 
 def execute_tool_calls(jobs: Sequence[ToolJob], seconds: float) -> list[ToolOutcome]:
-    """Return the outcome of each job; no call takes longer than `seconds`, and none raises."""
+    """Return the outcome of each job; each call is limited to `seconds`, and exceptions become results."""
     if not jobs:
         return []
     with ThreadPoolExecutor(max_workers=min(len(jobs), MAX_CONCURRENT)) as pool:
@@ -58,7 +58,7 @@ def _execute_job(job: ToolJob, seconds: float) -> ToolOutcome:
 
 
 def _call_within(job: ToolJob, call: ToolCall, seconds: float) -> ToolResult | None:
-    """Return the call's result; None on a timeout, when its thread, which cannot be ended, is left behind."""
+    """Return the call's result; None on a timeout, after which its thread keeps running."""
     done: list[ToolResult] = []
     thread = threading.Thread(target=lambda: done.append(_call(job, call)), daemon=True)
     thread.start()
@@ -78,10 +78,10 @@ def _call(job: ToolJob, call: ToolCall) -> ToolResult:
 
 
 def _resolve_tool(job: ToolJob, call: ToolCall) -> tuple[Tool, Mapping[str, object]]:
-    """Return the tool and its arguments, if there is one of that name and it takes these arguments.
+    """Return the tool and its arguments if both are valid.
 
     Raises:
-        ToolError: otherwise.
+        ToolError: there is no such tool, or it does not accept these arguments.
     """
     if call.name is None or not isinstance(call.arguments, Mapping):
         raise ToolError(f"the call cannot be read; expected {job.example}")
@@ -96,7 +96,7 @@ def _resolve_tool(job: ToolJob, call: ToolCall) -> tuple[Tool, Mapping[str, obje
 
 
 def _to_content(value: object) -> Content:
-    """Return a tool's return value as content: blocks stay, anything else becomes text."""
+    """Return a tool's return value as content: blocks unchanged, anything else as text."""
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
     if isinstance(value, list) and value and all(isinstance(block, dict) and "type" in block for block in value):

@@ -1,4 +1,4 @@
-"""Tool formats: how the prompt describes tools, how tool calls are parsed, and how results are returned to the model.
+"""Tool formats: descriptions of tools in the prompt, parsing of tool calls, and messages with their results.
 
 A tool parser works on messages and text; tokens are handled by `rollouts/observations.py`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 TOOL_FORMATS = ("auto", "native", "hermes", "tags")
-# Stands for the generated turn while the text around its results is rendered.
+# Placeholder of the generated turn while the text around its results is rendered.
 PLACEHOLDER_TURN = "(a turn of the assistant)"
 
 
@@ -74,8 +74,8 @@ class NativeToolParser:
     """Tool parser of chat templates that support tools: they receive schemas and `tool` messages.
 
     Args:
-        form: how the template writes calls.
-        schemas: JSON schemas of the arguments, by tool.
+        form: format of calls in the template.
+        schemas: JSON schema of each tool's arguments, by name.
     """
 
     form: ToolCallFormat = TOOL_CALL_FORMATS["hermes"]
@@ -108,7 +108,7 @@ class NativeToolParser:
 
 
 def call_id(number: int) -> str:
-    """Return nine letters and digits, which Mistral's template requires."""
+    """Return an id of nine letters and digits, as required by Mistral's template."""
     return f"call{number:05d}"
 
 
@@ -145,7 +145,7 @@ class TagToolParser:
 
     Args:
         tools: the tool's name, its first argument and its description, by tag.
-        numbers: names of the tools whose first argument is a number.
+        numbers: names of tools whose first argument is a number.
     """
 
     tools: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
@@ -154,10 +154,10 @@ class TagToolParser:
 
     @classmethod
     def from_tools(cls, tools: Mapping[str, Tool], tags: Mapping[str, str] | None = None) -> TagToolParser:
-        """Return the parser of some tools; `tags` maps a tag to its tool's name, by default each name is its own tag.
+        """Create a parser for these tools; `tags` maps tags to tool names, by default each name is its own tag.
 
         Raises:
-            ValueError: a tag names no tool, or a tool takes no argument.
+            ValueError: a tag has no tool, or a tool has no arguments.
         """
         tag_tools, numbers = {}, set()
         for tag, name in (tags or {name: name for name in tools}).items():
@@ -166,7 +166,7 @@ class TagToolParser:
             parameters = list(inspect.signature(tools[name]).parameters)
             hints = get_type_hints(tools[name])
             if not parameters:
-                raise ValueError(f"tag {tag!r}: tool {name!r} takes no argument that the text of the tag could be")
+                raise ValueError(f"tag {tag!r}: tool {name!r} has no argument for the text of the tag")
             tag_tools[tag] = (name, parameters[0], (inspect.getdoc(tools[name]) or "").split("\n", 1)[0])
             if hints.get(parameters[0]) in (int, float):
                 numbers.add(name)
@@ -238,12 +238,12 @@ def with_system_text(messages: list[Message], text: str) -> list[Message]:
 
 
 def make_tool_call_str(name: str, arguments: Mapping[str, object]) -> str:
-    """Return a tool call as a model writes it; `parse_tool_call_str` parses it."""
+    """Return a tool call as text, which `parse_tool_call_str` parses."""
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': dict(arguments)})}\n</tool_call>"
 
 
 def parse_tool_call_str(text: str) -> tuple[str, JsonObject] | None:
-    """Return name and arguments of the only call in a text; None for no call, several, or one that cannot be parsed."""
+    """Return name and arguments of the only call in a text; None unless there is exactly one valid call."""
     calls = TOOL_CALL_FORMATS["hermes"].calls(text)
     if len(calls) != 1 or calls[0].name is None or not isinstance(calls[0].arguments, dict):
         return None

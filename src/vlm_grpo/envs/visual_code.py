@@ -1,4 +1,4 @@
-"""Environment `visual_code`: the model writes a page that looks like a picture of an interface."""
+"""Environment `visual_code`: the model writes a page that looks like the image of a design."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 FENCED = re.compile(r"```[ \t]*(?:html)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 BARE = re.compile(r"(?:<!doctype\s+html|<html[\s>])(?:.*</html\s*>|.*)", re.DOTALL | re.IGNORECASE)
 TAG = re.compile(r"<[a-zA-Z!]")
-SIZE = (1024, 768)  # of a design that has no picture
-MAX_LENGTH = 1600  # pixels; larger pictures of designs are scaled down
+SIZE = (1024, 768)  # viewport of a design without an image
+MAX_LENGTH = 1600  # pixels; larger images of designs are scaled down
 SIMILARITIES = ("ssim", "color", "text", "layout")
 
 
 class VisualCode(Environment):
     """A design to reproduce; the model can render pages, and the last page is compared with the design.
 
-    The design is the row's `html`, rendered here, or else its first image, of which text and boxes are not known. The
-    page is what the last turn holds, in a fence or as plain <html>; without one it is the last that was rendered. It
-    has no pictures of its own, or a picture of the design would be the best page.
+    The design is the row's `html`, which is rendered here, or else its first image, whose text and boxes are unknown.
+    The page is taken from the last turn, in a fence or as plain <html>; without one, it is the last rendered page. It
+    must not contain images; otherwise an image of the design would be the best page.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class VisualCode(Environment):
         javascript: bool = False,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Say what episodes are like.
+        """Configure the episodes.
 
         Args:
-            max_renders: how often the model may look at its page.
-            width: of the viewport in pixels; without it the design's own, which is 1024 for one that has no picture.
-            height: likewise, 768.
+            max_renders: maximum number of renders per episode.
+            width: width of the viewport in pixels; default: the design's, or 1024 without an image.
+            height: likewise, default 768.
             javascript: run the scripts of pages.
-            weights: of `ssim`, `color`, `text` and `layout` in the reward; those left out count nothing. Without any
+            weights: weights of `ssim`, `color`, `text` and `layout` in the reward; omitted ones are 0. By default
                 each is a quarter.
 
         Raises:
-            ValueError: an unknown weight, or none above zero.
+            ValueError: a weight is unknown, or none is above zero.
             BrowserError: no Chromium is installed.
         """
         from vlm_grpo.envs.browser.renderer import check_browser
@@ -147,7 +147,7 @@ class VisualCode(Environment):
         )
 
     def _rendered(self, html: str) -> Render:
-        """Return a page of the model, rendered; problems are worded for the model."""
+        """Render a page of the model; errors are worded for the model."""
         from vlm_grpo.envs.browser.renderer import PageError
 
         try:

@@ -12,17 +12,18 @@ from vlm_grpo.records import Block
 from vlm_grpo.rewards.accuracy import accuracy_reward
 from vlm_grpo.rewards.adapter import record_of_row
 
-SMALLEST = 28  # pixels of a side: one token of the Qwen families
+SMALLEST = 28  # minimum side in pixels: one token of the Qwen families
 
 
 class VisualCrop(Environment):
     """A question about images that the model may zoom into before it answers.
 
     Args:
-        max_crops: how often in an episode.
-        tool_bonus: bonus for a crop, only with a correct final answer, so that crops are not made for the bonus alone.
-        space: of the boxes that the model gives: original (pixels), resized, thousand or unit; None is the one that its
-            family was trained on.
+        max_crops: maximum number of crops per episode.
+        tool_bonus: bonus for a crop, given only with a correct final answer, so that crops are not made for the bonus
+            alone.
+        space: coordinate space of the model's boxes: original (pixels), resized, thousand or unit; None means that of
+            its family.
     """
 
     def __init__(self, *, max_crops: int = 4, tool_bonus: float = 0.2, space: str | None = None) -> None:
@@ -31,7 +32,7 @@ class VisualCrop(Environment):
         self.max_crops, self.tool_bonus, self.space = max_crops, tool_bonus, space
 
     def reset(self, **row: object) -> str:
-        """Begin with the images of a row."""
+        """Start with the images of a row."""
         self.record = record_of_row(row)
         self.images: Sequence[Image.Image] = []
         self.crops, self.text = 0, ""
@@ -44,7 +45,7 @@ class VisualCrop(Environment):
         answer_space: str | None,
         **facts: object,
     ) -> None:
-        """Store the row's images, the sizes in which the model sees them, and the space of its boxes."""
+        """Store the row's images, their processed sizes, and the coordinate space of the model's boxes."""
         self.images, self.sizes = images, processed_sizes
         self.box_space = self.space or answer_space or "original"
 
@@ -64,10 +65,10 @@ class VisualCrop(Environment):
         return [{"type": "image", "image": self.images[image].crop(part)}]
 
     def _part(self, box: object, image: int) -> tuple[int, int, int, int]:
-        """Return the box in pixels of the original image, clipped to it and not too small to see.
+        """Return the box in pixels of the original image, clipped to it and enlarged to the minimum size.
 
         Raises:
-            ToolError: it is not a box, or lies outside.
+            ToolError: it is not a box, or is outside of the image.
         """
         numbers = box if isinstance(box, list) else []
         if len(numbers) != 4 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):

@@ -1,8 +1,8 @@
 """Web search through Serper, Tavily, Brave, SearXNG, or any server with this package's JSON format.
 
-Every failure is a ToolError for the model; keys stay out of messages, logs and results. Results are cached, in memory
-or in a file, so that the similar queries of a group cost one request.
-A server's own error text is not shown, since it could repeat the key that it received.
+Failures are ToolErrors for the model; keys are kept out of messages, logs and results. Results are cached in memory
+or in a file, so that identical queries of a group need only one request.
+Error texts of servers are not shown because they could contain the key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout  # a class of its own before Python 3.11
+from concurrent.futures import TimeoutError as FutureTimeout  # a different class before Python 3.11
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -35,19 +35,19 @@ from vlm_grpo.web import HEADERS, Limits, TooLargeError, fetch_bytes
 logger = logging.getLogger(__name__)
 
 PROVIDER, KEY, BASE_URL, CACHE = "SEARCH_PROVIDER", "SEARCH_API_KEY", "SEARCH_BASE_URL", "SEARCH_CACHE"  # environment
-MAX_CACHED_QUERIES = 50_000  # queries
+MAX_CACHED_QUERIES = 50_000
 MAX_RESULT_LENGTH = 10_000  # characters of a result
-MIN_KEY_LENGTH = 8  # characters; shorter ones stand in any text
-MAX_QUERY_LENGTH = 400  # characters, the least that services take
+MIN_KEY_LENGTH = 8  # characters; shorter keys could occur in any text
+MAX_QUERY_LENGTH = 400  # characters, the lowest limit of the services
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds before a retry, doubled each time
-MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply
+MAX_REPLY_BYTES = 4 * 2**20
 WEB_ADDRESS = re.compile(r"https?://[!-.0-~][!-~]*")
-HEADER_FORM = re.compile(r"[!-~]+")  # what may stand in a header
+HEADER_FORM = re.compile(r"[!-~]+")  # characters allowed in a header
 
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request: a GET without a body, a POST of JSON with one."""
+    """An HTTP request: GET without a body, POST with a JSON body."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -55,7 +55,7 @@ class Request:
 
 
 class RequestFailure(Exception):
-    """A failed request: whether a retry may succeed, and the seconds that the service asks to wait."""
+    """A failed request: whether a retry may succeed, and the seconds to wait according to the service."""
 
     def __init__(self, reason: str, *, may_pass: bool = True, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -72,7 +72,7 @@ class RateLimiter:
         self.next = 0.0
 
     def wait(self, end: float) -> bool:
-        """Sleep until it is one's turn; False, at once, when that would be after `end`."""
+        """Sleep until a request may start; return False immediately if that would be after `end`."""
         with self.lock:
             turn = max(self.next, time.monotonic())
             if turn >= end:
@@ -82,13 +82,13 @@ class RateLimiter:
         return True
 
     def hold(self, seconds: float) -> None:
-        """Let no request start for so long."""
+        """Block all requests for some seconds."""
         with self.lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
 
 def send_request(request: Request, end: float) -> bytes:
-    """Return the body of the reply to a request, if it arrives by `end` (of time.monotonic).
+    """Return the body of the response if it arrives by `end` (time.monotonic).
 
     Raises:
         Failure: it is not.
@@ -99,7 +99,7 @@ def send_request(request: Request, end: float) -> bytes:
         data = json.dumps(request.body).encode()
         headers["Content-Type"] = "application/json"
     http_request = urllib.request.Request(request.url, data, headers)
-    # Redirects are failures: the key would go with them, to whatever server.
+    # Redirects are failures because they would send the key to another server.
     limits = Limits(MAX_REPLY_BYTES, max(0.01, end - time.monotonic()), redirects=0, private=True)
     try:
         return fetch_bytes(http_request, limits)
@@ -140,8 +140,8 @@ def _parse_retry_after(retry_after: str) -> float | None:
 class Provider:
     """A search service.
 
-    `request(url, key, query, top)` builds the request; `place` is the path of the results in the reply; `columns` are
-    the names of id, title and passage in each.
+    `request(url, key, query, top)` builds the request; `place` is the path of the results in the response; `columns`
+    are the names of id, title and passage in each.
     """
 
     request: Callable[[str, str, str, int], Request]
@@ -183,7 +183,7 @@ PROVIDERS: Registry[Provider] = Registry(
             "https://api.search.brave.com/res/v1/web/search",
         ),
         "searxng": Provider(_searxng, ("results",), ("url", "title", "content"), needs_key=False),
-        # A POST of {"query": ..., "top": ...} is answered by {"results": [{"id": ..., "title": ..., "text": ...}]}.
+        # POST {"query": ..., "top": ...} returns {"results": [{"id": ..., "title": ..., "text": ...}]}.
         "json": Provider(_json, ("results",), ("id", "title", "text"), needs_key=False),
     },
 )
@@ -191,16 +191,16 @@ PROVIDERS: Registry[Provider] = Registry(
 
 @dataclass(frozen=True)
 class ProviderSettings:
-    """The service and its requests; None is read from the environment.
+    """Service and request settings. Values of None are read from the environment.
 
     Args:
-        provider: One of PROVIDERS; SEARCH_PROVIDER.
-        base_url: Of the service, where it has none of its own or another one is meant; SEARCH_BASE_URL.
-        api_key: SEARCH_API_KEY.
-        cache: File in which results are kept from one run to the next; SEARCH_CACHE, else memory.
-        timeout: Seconds for one request. A query takes at most (retries + 1) times that, pauses included.
-        retries: How often a request that failed (connection, time limit, status 429 or 5xx) is repeated.
-        rate: Requests that begin in a second, at most.
+        provider: A name in PROVIDERS (SEARCH_PROVIDER).
+        base_url: URL of the service, if it has no default or to override it (SEARCH_BASE_URL).
+        api_key: API key (SEARCH_API_KEY).
+        cache: File that stores results across runs (SEARCH_CACHE); default: in memory.
+        timeout: Seconds per request. A query takes at most (retries + 1) times that, including pauses.
+        retries: Number of retries after a failed request (connection, time limit, status 429 or 5xx).
+        rate: Maximum number of requests per second.
     """
 
     provider: str | None = None
@@ -215,7 +215,7 @@ class ProviderSettings:
         """Return these settings with the missing ones read from the environment.
 
         Raises:
-            KeyError: there is no such provider.
+            KeyError: the provider is unknown.
             ValueError: something is missing or invalid.
         """
         variables = os.environ if environment is None else environment
@@ -239,7 +239,7 @@ class ProviderSettings:
 
 
 class WebSearch:
-    """Results of one service. Equal queries are one request, also across threads."""
+    """Results of one service. Identical queries are sent once, also across threads."""
 
     def __init__(self, settings: ProviderSettings) -> None:
         if settings.provider is None or settings.base_url is None or settings.api_key is None:
@@ -247,7 +247,9 @@ class WebSearch:
         self.settings = settings
         self.provider = PROVIDERS[settings.provider]
         self.base_url, self.api_key = settings.base_url, settings.api_key
-        self.place = urlsplit(self.base_url)._replace(query="", fragment="").geturl()  # without what may be a key
+        self.place = (
+            urlsplit(self.base_url)._replace(query="", fragment="").geturl()
+        )  # without parts that may contain a key
         self.cache = _ResultCache(settings.cache)
         self.pace = RateLimiter(settings.rate)
         self.lock = threading.Lock()
@@ -255,10 +257,10 @@ class WebSearch:
         self.has_warned = False
 
     def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
-        """Return the service's best results, each with at most so many characters.
+        """Return the service's best results, each with at most `characters` characters.
 
         Raises:
-            ToolError: there was no usable answer in time.
+            ToolError: there was no valid response in time.
         """
         query = " ".join(query.encode("utf-8", "ignore").decode().split())[:MAX_QUERY_LENGTH]
         end = time.monotonic() + self.settings.timeout * (self.settings.retries + 1)
@@ -271,7 +273,7 @@ class WebSearch:
         return [result._replace(passage=truncate(result.passage, characters)) for result in results[:top]]
 
     def _shared(self, name: str, query: str, top: int, end: float) -> list[SearchResult]:
-        """Return the results of a request, or of the same one if it is in flight."""
+        """Return the results of a request, shared with an identical one in flight."""
         with self.lock:
             others = self.in_flight.get(name)
             future = self.in_flight.setdefault(name, Future())
@@ -296,7 +298,7 @@ class WebSearch:
         """Return the results, retrying as often as allowed.
 
         Raises:
-            ToolError: says what happened last.
+            ToolError: all attempts failed; the message describes the last one.
         """
         request = self.provider.request(self.base_url, self.api_key, query, top)
         last = RequestFailure("too many searches at the same time; try again later")
@@ -310,7 +312,7 @@ class WebSearch:
             except RequestFailure as failure:
                 last = failure
             if last.wait is not None:
-                self.pace.hold(last.wait)  # for everybody: the service has had enough
+                self.pace.hold(last.wait)  # for all threads: the service is overloaded
             elif last.may_pass and attempt < self.settings.retries:
                 pause = min(MAX_PAUSE, FIRST_PAUSE * 2**attempt)
                 time.sleep(max(0.0, min(pause, end - time.monotonic())))
@@ -320,7 +322,7 @@ class WebSearch:
             self.has_warned = True
             where = f"{self.settings.provider} at {self.place}"
             logger.warning(
-                "search provider %s: %s; the model is told so; this is said once until it answers", where, last
+                "search provider %s: %s; the model gets an error; this is logged once until it recovers", where, last
             )
         raise ToolError(f"the search failed: {last}")
 
@@ -328,7 +330,7 @@ class WebSearch:
         try:
             items = json.loads(body)
             for name in self.provider.place:
-                items = items.get(name) or {}  # services leave out what is empty
+                items = items.get(name) or {}  # services omit empty fields
             return [self._result(item) for item in items]
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise RequestFailure("an answer that cannot be read", may_pass=False) from None
@@ -336,7 +338,7 @@ class WebSearch:
     def _result(self, item: JsonObject) -> SearchResult:
         values = [item.get(column) for column in self.provider.columns]
         texts = ["" if value is None else str(value)[:MAX_RESULT_LENGTH] for value in values]
-        if len(self.api_key) >= MIN_KEY_LENGTH:  # a service may repeat what it was sent
+        if len(self.api_key) >= MIN_KEY_LENGTH:  # the response may contain the key
             texts = [text.replace(self.api_key, "[key]") for text in texts]
         score = item.get("score")
         link, title, passage = texts
@@ -353,7 +355,7 @@ class _ResultCache:
             self.base.execute("CREATE TABLE IF NOT EXISTS found (name TEXT UNIQUE, results TEXT)")
         except sqlite3.Error as error:
             raise ValueError(
-                f"{CACHE} {path}: cannot be used as a cache of results: {error}; name another file"
+                f"{CACHE} {path}: cannot be used as a cache of results: {error}; choose another file"
             ) from error
 
     def get(self, name: str) -> list[SearchResult] | None:
@@ -374,12 +376,12 @@ class _ResultCache:
 
 
 def truncate(text: str, characters: int) -> str:
-    """Return the beginning of a text, on one line, with dots where it was cut."""
+    """Return the beginning of a text on one line, with dots if it was truncated."""
     text = " ".join(text.split())
     return text if len(text) <= characters else f"{text[: characters - 4].rstrip()} ..."
 
 
 @lru_cache(maxsize=8)
 def web_search(settings: ProviderSettings) -> WebSearch:
-    """Return the service of complete settings, one per process: all episodes share its rate limit and its cache."""
+    """Return the service with these settings, one per process: all episodes share its rate limit and cache."""
     return WebSearch(settings)

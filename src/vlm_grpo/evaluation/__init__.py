@@ -1,4 +1,4 @@
-"""Evaluation with the prompt, pixels, parser and rewards of training."""
+"""Evaluation with the prompts, image processing, parser and rewards of training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["Evaluation", "Metric", "SamplingParams", "evaluate", "load_scorer", 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The task's metrics, its main one first, and a prediction for each row in the order of the data.
+    """The metrics of the task, with the main one first, and a prediction per row in the order of the data.
 
-    `groups` holds the same metrics of every group of examples; empty where no column was named.
+    `groups` has the same metrics for every group of examples; empty without a column to group by.
     """
 
     task: str
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def main(self) -> Metric:
-        """The metric that the task is judged by."""
+        """Return the main metric of the task."""
         return next(iter(self.metrics.values()))
 
 
@@ -54,23 +54,23 @@ def evaluate(
     reward_options: Mapping[str, object] | None = None,
     **generation: Any,
 ) -> Evaluation:
-    """Complete every row, greedily by default, and score the completions.
+    """Generate a completion for every row, greedily by default, and score it.
 
     Args:
-        model, processor: as `from_pretrained` gives them.
+        model, processor: as returned by `from_pretrained`.
         dataset: rows of `vlm_grpo.load_dataset`.
-        task: names the metrics; unknown ones are a KeyError.
-        limit: only the first rows; None is all.
-        seed: of the bootstrap and of sampled completions.
-        temperature, top_p, num_samples: of sampling; temperature 0 is greedy.
+        task: task whose metrics are computed; an unknown one is a KeyError.
+        limit: number of rows to evaluate; None means all.
+        seed: random seed of the bootstrap and of sampled completions.
+        temperature, top_p, num_samples: sampling parameters; temperature 0 is greedy.
         pass_k: the k of each pass@k (arXiv:2107.03374), at most num_samples.
-        group_by: a column; `groups` of the result then holds the metrics of each of its values.
-        reward_options: such as `encoder` of the reasoning reward; None is the rewards' defaults.
+        group_by: a column; `groups` of the result then has the metrics for each of its values.
+        reward_options: options such as `encoder` of the reasoning reward; None means the defaults.
         generation: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`, and `on_batch`, which is
             told how many rows of each batch are done.
 
     Raises:
-        ValueError: there is no row to evaluate, or options contradict each other.
+        ValueError: there are no rows to evaluate, or options are incompatible.
     """
     sampling = SamplingParams(temperature, top_p, num_samples, seed)
     check_pass_k(pass_k, num_samples, TASKS[task].metric)
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def summary(task: str, predictions: list[Prediction], seed: int = 0, pass_k: Sequence[int] = ()) -> Evaluation:
-    """Return the evaluation of some predictions."""
+    """Compute the evaluation of predictions."""
     numbers: set[str] = set()
     names = metric_names(task)
     if any("episode" in prediction for prediction in predictions):
@@ -111,7 +111,7 @@ def predict(
     on_batch: Callable[[int], None] | None = None,
     **generation: Any,
 ) -> list[Prediction]:
-    """Return one prediction for each numbered row, in their order, by a model in this process.
+    """Return one prediction for each row number, in this order, with a model in this process.
 
     `scoring`, or `task` and `reward_options`, define the scores.
     """
@@ -130,7 +130,7 @@ def predict_with(
     on_batch: Callable[[int], None] | None = None,
     keep: Callable[[list[Prediction]], None] | None = None,
 ) -> list[Prediction]:
-    """Return one prediction for each numbered row, in their order; `keep` receives those of each finished batch."""
+    """Return one prediction for each row number, in this order; `keep` receives those of each finished batch."""
     by_row: dict[int, Prediction] = {}
     for batch in backend(dataset, numbers):
         predictions = scoring.predictions(batch)
@@ -143,7 +143,7 @@ def predict_with(
 
 
 def shard(rows: int, rank: int, ranks: int) -> list[int]:
-    """Return the row numbers of one rank: all ranks get equally many, the last ones wrap around to the first rows.
+    """Return the row numbers of one rank. All ranks get the same number of rows; the last ones wrap around.
 
     Under ZeRO-3 every `generate` is a collective, so no rank may have one batch more than another.
     """

@@ -27,9 +27,9 @@ Scorer = Callable[[Sequence[str], Sequence[Record]], list[dict[str, "float | Non
 
 @dataclass(frozen=True)
 class Metric:
-    """A value over `count` examples and its 95 % interval; all None where it applied to no example.
+    """A value over `count` examples and its 95 % interval; all None if it applies to no example.
 
-    `is_share` says that it is a share or a score from 0 to 1, rather than a count or a number of an environment.
+    `is_share`: it is a fraction or a score from 0 to 1, rather than a count or another number of an environment.
     """
 
     value: float | None
@@ -47,23 +47,23 @@ class Metric:
 
 
 def metric_names(task: str) -> list[str]:
-    """Return the metrics of a task, its main one first, then its default rewards: names of DATASET_METRICS and REWARDS.
+    """Return the metrics of a task (names in DATASET_METRICS and REWARDS): the main one, then the default rewards.
 
     Raises:
-        KeyError: an unknown task.
+        KeyError: the task is unknown.
     """
     entry = TASKS[task]
     return list(dict.fromkeys([*TASK_METRICS.get(task, ()), entry.metric, *entry.rewards]))
 
 
 def reward_names(task: str) -> list[str]:
-    """Return the task's metrics that every example has a value of; the first one ranks the examples."""
+    """Return the task's metrics with a value per example; the first one ranks the examples."""
     names = [name for name in metric_names(task) if name not in DATASET_METRICS]
     return list(dict.fromkeys([TASKS[task].metric, *names]))
 
 
 def evidence_names(task: str) -> list[str]:
-    """Return what the task's dataset metrics need of each completion: names in EVIDENCE."""
+    """Return the evidence that the task's dataset metrics need of each completion: names in EVIDENCE."""
     return list(dict.fromkeys(DATASET_METRICS[name].evidence for name in metric_names(task) if name in DATASET_METRICS))
 
 
@@ -73,12 +73,12 @@ def collect_evidence(names: Sequence[str], completion: str, record: Record) -> J
 
 
 def load_scorer(names: Sequence[str], options: Mapping[str, object] | None = None) -> Scorer:
-    """Return a function from texts and their records to the named rewards; None where one does not apply.
+    """Return a function that scores texts and their records with these rewards; None if one does not apply.
 
-    What a reward needs (the sentence encoder) is loaded now; `options` are those of `resolve_rewards`.
+    Resources such as the sentence encoder are loaded here; `options` are those of `resolve_rewards`.
 
     Raises:
-        KeyError: an unknown reward.
+        KeyError: a reward is unknown.
         ImportError: a package of an extra is missing.
     """
     rewards, _ = resolve_rewards(list(names), **(options or {}))
@@ -103,10 +103,10 @@ def episode_names(of_task: Sequence[str], predictions: Sequence[Prediction]) -> 
 def summarize(
     predictions: Sequence[Prediction], names: Sequence[str], seed: int = 0, numbers: Collection[str] = ()
 ) -> dict[str, Metric]:
-    """Return every named metric with its interval, each over the predictions that it applies to.
+    """Return the metrics with their intervals, each over the predictions that it applies to.
 
     Args:
-        numbers: names of those that are no shares.
+        numbers: names of metrics that are not fractions.
     """
     metrics: dict[str, Metric] = {}
     prepared: PreparedEvidence = {}
@@ -120,13 +120,13 @@ def summarize(
 
 
 def metric_values(predictions: Sequence[Prediction], name: str) -> list[Any]:
-    """Return the scores of a reward, or the evidence of a dataset metric, where it applies."""
+    """Return the scores of a reward, or the evidence of a dataset metric, for the predictions it applies to."""
     values = [prediction_value(prediction, name) for prediction in predictions]
     return [value for value in values if value is not None]
 
 
 def prediction_value(prediction: Prediction, name: str) -> Any:
-    """Return a prediction's score, or its evidence of each completion; None where the metric does not apply."""
+    """Return a prediction's score, or its evidence per completion; None if the metric does not apply."""
     if name not in DATASET_METRICS:
         return prediction["scores"].get(name)
     evidence = prediction.get("evidence", {}).get(DATASET_METRICS[name].evidence)
@@ -136,7 +136,7 @@ def prediction_value(prediction: Prediction, name: str) -> Any:
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> Metric:
     """Return the mean and its 95 % percentile-bootstrap interval (Efron 1979) over examples.
 
-    It says how much the mean would move with another draw of examples; it knows nothing of other training seeds.
+    It measures the variation over samples of examples, not over training seeds.
     """
     if not values:
         return Metric(None, None, None, 0)
@@ -152,8 +152,8 @@ def dataset_metric_with_interval(
 ) -> Metric:
     """Return the dataset metric of all examples and its 95 % bootstrap interval.
 
-    The draws are moved by the difference between the value and their mean: mAP is larger on average where examples come
-    several times, so that its plain percentiles may lie above the value itself.
+    The draws are shifted by the difference between the value and their mean: mAP is larger on average if examples are
+    repeated, so that its plain percentiles may be above the value itself.
     """
     if not evidence:
         return Metric(None, None, None, 0)
@@ -169,7 +169,7 @@ def dataset_metric_with_interval(
 
 
 def resampled(value: Value, examples: int, resamples: int, seed: int) -> list[float | None]:
-    """The value for bootstrap draws of the examples."""
+    """Return the value for bootstrap draws of the examples."""
     random = np.random.default_rng(seed)
     draws = (random.integers(0, examples, examples) for _ in range(resamples))
     return [value(np.bincount(draw, minlength=examples).astype(float)) for draw in draws]

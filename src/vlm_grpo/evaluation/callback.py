@@ -1,4 +1,4 @@
-"""Greedy evaluation during training, logged beside the training metrics."""
+"""Greedy evaluation during training, logged together with the training metrics."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 class GreedyEvaluation(TrainerCallback):
     """Makes `trainer.evaluate()` complete held-out rows greedily and log `eval_<metric>` for each metric of the task.
 
-    It runs before the first step and every `val_freq` epochs, and whenever the trainer's own `eval_strategy` says;
-    `metric_for_best_model`, `load_best_model_at_end` and `save_strategy="best"` see what it logs.
+    It runs before the first step, every `val_freq` epochs, and according to the trainer's `eval_strategy`.
+    `metric_for_best_model`, `load_best_model_at_end` and `save_strategy="best"` use its metrics.
 
     Args:
         trainer: the trainer that the callback is added to.
         held_out: rows of `vlm_grpo.load_dataset`.
-        task: names the metrics.
+        task: task whose metrics are computed.
         val_before_train: evaluate before the first step (not when a run resumes).
-        val_freq: epochs between evaluations, any positive number; 0 is never.
-        unwrap: `unwrap(wrapped_model, accelerator)`, a context that gives the model to generate with; for DeepSpeed
-            ZeRO-3 it has to gather the parameters.
-        batch_size: rows per `generate`; None is the trainer's evaluation batch size.
+        val_freq: epochs between evaluations, any positive number; 0 means never.
+        unwrap: `unwrap(wrapped_model, accelerator)`, a context manager that returns the model for generation; for
+            DeepSpeed ZeRO-3 it must gather the parameters.
+        batch_size: rows per call of `generate`; None means the trainer's evaluation batch size.
 
     Raises:
         ValueError: val_freq is negative, or the trainer's metric_for_best_model is not a metric of the task.
@@ -94,7 +94,7 @@ class GreedyEvaluation(TrainerCallback):
         return math.floor((state.epoch or 0) / self.val_freq + 1e-6) if self.val_freq else 0
 
     def run(self) -> dict[str, float]:
-        """Evaluate now, on all ranks together, and return what was logged."""
+        """Evaluate on all ranks together and return the logged metrics."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         args: Any = trainer.args
         processor: Any = trainer.processing_class
@@ -115,12 +115,12 @@ class GreedyEvaluation(TrainerCallback):
         self.last = summary(self.task, unique_rows(gather_object(mine)))
         trainer.evaluated = self.last.metrics
         entries = log_entries(self.last)
-        Trainer.log(trainer, dict(entries))  # TRL's would also average and forget the training metrics gathered so far
+        Trainer.log(trainer, dict(entries))  # TRL's method would also average and clear the training metrics
         return entries
 
 
 def log_entries(evaluation: Evaluation) -> dict[str, float]:
-    """Return what is logged: each metric that applied to some row, and the length of the completions."""
+    """Return the entries to log: each metric that applies to some row, and the length of the completions."""
     entries = {f"eval_{name}": metric.value for name, metric in evaluation.metrics.items() if metric.count}
     lengths = [prediction["num_tokens"] for prediction in evaluation.predictions]
     cut = [prediction["is_truncated"] for prediction in evaluation.predictions]

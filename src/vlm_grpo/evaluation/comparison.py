@@ -17,7 +17,7 @@ from vlm_grpo.evaluation.strict_json import loads
 from vlm_grpo.records import JsonObject, Prediction
 
 RESAMPLES, PERMUTATIONS = 2000, 10_000
-MAX_EXACT = 14  # nonzero differences up to which all sign changes are enumerated
+MAX_EXACT = 14  # maximum number of nonzero differences for an exact permutation test
 
 
 class CompareError(ValueError):
@@ -37,8 +37,8 @@ class EvaluationRun:
 class Difference:
     """A metric of two runs on their common examples.
 
-    `low` and `high` bound the difference `second - first` with 95 % confidence, `p` is how probable a difference as
-    large as this one is where there is none, and `test` says by which test. `is_share` is that of `Metric`.
+    `low` and `high` are the 95 % interval of the difference `second - first`, `p` is the p-value and `test` the name of
+    the test. `is_share` is that of `Metric`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Difference:
 
     @property
     def interval(self) -> str:
-        """The difference and its bounds as text."""
+        """Return the difference and its interval as text."""
         return f"{self.text(self.change, '+')} [{self.text(self.low, '+')}, {self.text(self.high, '+')}]"
 
     def text(self, value: float, sign: str = "") -> str:
@@ -66,10 +66,10 @@ class Difference:
 
 
 def read_run(folder: str | Path) -> EvaluationRun:
-    """Return a finished evaluation.
+    """Read a finished evaluation.
 
     Raises:
-        CompareError: the folder has none.
+        CompareError: the folder does not contain one.
     """
     folder = Path(folder)
     try:
@@ -79,16 +79,16 @@ def read_run(folder: str | Path) -> EvaluationRun:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompareError(
             f"{folder}: not a finished evaluation ({error}); expected results.json and predictions.jsonl as "
-            "`vlm-grpo evaluate --output_dir` writes them"
+            "written by `vlm-grpo evaluate --output_dir`"
         ) from error
     return EvaluationRun(folder, results, predictions)
 
 
 def common_rows(first: EvaluationRun, second: EvaluationRun) -> list[int]:
-    """Return the rows that both runs have.
+    """Return the rows that are in both runs.
 
     Raises:
-        CompareError: the tasks differ, no row is in both, or a row is not the same question and answer in both.
+        CompareError: the tasks differ, there are no common rows, or a common row has another question or answer.
     """
     tasks = [run.results.get("task") for run in (first, second)]
     if tasks[0] != tasks[1]:
@@ -100,8 +100,8 @@ def common_rows(first: EvaluationRun, second: EvaluationRun) -> list[int]:
     other = [row for row, (one, two) in zip(rows, digests, strict=True) if one != two or one is None]
     if other:
         raise CompareError(
-            f"the runs are over different data: row {other[0]} and {len(other) - 1} more of {len(rows)} common rows "
-            "differ in question, answer or image; evaluate both on the same files"
+            f"the runs have different data: row {other[0]} and {len(other) - 1} more of {len(rows)} common rows "
+            "differ in question, answer or image; evaluate both runs on the same files"
         )
     return rows
 
@@ -133,7 +133,7 @@ def compare_runs(first: EvaluationRun, second: EvaluationRun, seed: int = 0) -> 
 
 
 def score_difference(name: str, pairs: Sequence[tuple[float, float]], seed: int = 0) -> Difference:
-    """Return the difference of two means: McNemar's exact test for scores of 0 and 1, else a permutation test."""
+    """Return the difference of two means, with McNemar's exact test for scores of 0 and 1, else a permutation test."""
     data = np.asarray(pairs, dtype=float)  # (N, 2)
     changes = data[:, 1] - data[:, 0]
     if np.isin(data, (0, 1)).all():
@@ -148,7 +148,7 @@ def score_difference(name: str, pairs: Sequence[tuple[float, float]], seed: int 
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided p of McNemar's exact test: of the examples that changed, half should have improved.
+    """Return the two-sided p-value of McNemar's exact test: half of the changed examples are expected to improve.
 
     2 * P(X <= min(gained, lost)) for X ~ Binomial(gained + lost, 1/2), at most 1 (McNemar 1947, Psychometrika 12:153;
     the exact form: Agresti, Categorical Data Analysis, dependent proportions).
@@ -159,9 +159,9 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def permutation(changes: np.ndarray, seed: int = 0) -> float:
-    """Return the two-sided p of Fisher's paired randomization test, under which each change could have either sign.
+    """Return the two-sided p-value of Fisher's paired randomization test, which flips the signs of changes.
 
-    Up to 14 changes all signs are tried; with more, 10,000 draws and p = (1 + as large) / (1 + draws)
+    For up to 14 changes all signs are enumerated; for more, 10,000 are sampled and p = (1 + as large) / (1 + draws)
     (Phipson & Smyth 2010, arXiv:1603.05766), which is never 0.
     """
     changes = changes[changes != 0]
@@ -179,9 +179,9 @@ def permutation(changes: np.ndarray, seed: int = 0) -> float:
 def dataset_metric_difference(
     name: str, pairs: Sequence[tuple[list[object], list[object]]], seed: int = 0
 ) -> Difference | None:
-    """Return the difference of a dataset metric; its permutation test swaps the two runs' answers to some examples.
+    """Return the difference of a dataset metric; its permutation test swaps the answers of both runs per example.
 
-    None where the measure has no value, or where the runs have different numbers of answers.
+    None if the metric has no value, or if the runs have different numbers of answers.
     """
     if len({len(part) for pair in pairs for part in pair}) > 1:
         return None
@@ -204,7 +204,7 @@ def dataset_metric_difference(
 
 
 def _values_of_both(value: Value, weights: np.ndarray, is_first: np.ndarray) -> tuple[float, float] | None:
-    """Return the values of the first and of the second answers, swapped where `is_first` (N,) is False."""
+    """Return the values of the first and the second answers, swapped where `is_first` (N,) is False."""
     halves = np.where(is_first, weights, 0), np.where(is_first, 0, weights)
     first = value(np.concatenate(halves))
     second = value(np.concatenate(halves[::-1]))

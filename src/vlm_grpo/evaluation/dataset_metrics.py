@@ -1,6 +1,6 @@
 """Metrics of a whole dataset that are not means of rewards: cIoU, mAP. No torch.
 
-Each extracts evidence from every completion (a few numbers, ready for JSON) and computes its value from the evidence of
+Each extracts evidence from every completion (a few JSON-compatible numbers) and computes its value from the evidence of
 all examples with weights: 1 for the metric itself, bootstrap counts for its interval.
 """
 
@@ -22,7 +22,7 @@ from vlm_grpo.rewards.detection import detection_pair
 from vlm_grpo.rewards.mask import answer_extent, expected_terms, target_mask
 
 Value = Callable[[np.ndarray], "float | None"]
-# What metrics of the same evidence share: by `DatasetMetric.prepare`, what it made of each completion's evidence.
+# Results of `DatasetMetric.prepare`, shared by metrics with the same evidence.
 PreparedEvidence = dict[Callable[[Sequence[Any]], Any], list[Any]]
 
 
@@ -30,7 +30,7 @@ PreparedEvidence = dict[Callable[[Sequence[Any]], Any], list[Any]]
 class DatasetMetric:
     """`value(prepare(evidence of all examples), weights (N,))` is the metric; `evidence` is a name in EVIDENCE.
 
-    `resamples` are those of its interval.
+    `resamples` is the number of bootstrap draws of its interval.
     """
 
     evidence: str
@@ -40,9 +40,9 @@ class DatasetMetric:
 
 
 def mask_evidence(completion: str, record: Record) -> list[int] | None:
-    """Return the pixels of intersection and union with the true mask; None when the record has no mask.
+    """Return the pixels of intersection and union with the target mask; None if the record has no mask.
 
-    An answer that is no mask intersects nothing, and the union is the true mask.
+    For an invalid answer, the intersection is empty and the union is the target mask.
     """
     pair = mask_pair(extract_answer(completion), record)
     if pair is None:
@@ -54,9 +54,9 @@ def mask_evidence(completion: str, record: Record) -> list[int] | None:
 
 
 def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np.ndarray] | None:
-    """Return the masks of an answer and of the record, (H, W) of bool, as the reward `mask_iou` reads them.
+    """Return the masks of an answer and of the record, bool (H, W), parsed as in the reward `mask_iou`.
 
-    None when the record has no mask; the first is None for an answer that is no mask.
+    None if the record has no mask; the first is None for an invalid answer.
     """
     truth = target_mask(record.extra.get("mask"))
     if truth is None:
@@ -67,7 +67,7 @@ def mask_pair(answer: str | None, record: Record) -> tuple[np.ndarray | None, np
 
 
 def detection_evidence(completion: str, record: Record) -> dict[str, list[list[object]]] | None:
-    """Return target and predicted boxes with labels, in the space of the answer; None when the truth is no list."""
+    """Return target and predicted boxes with labels, in the space of the answer; None without a gold list."""
     pair = detection_pair(completion, record)
     if pair is None:
         return None
@@ -104,7 +104,7 @@ DATASET_METRICS: Mapping[str, DatasetMetric] = {
     "AP50": DatasetMetric("boxes", match_labels, AP50, resamples=300),
 }
 
-# What a task is judged by, its own metric first; a task that is not here by its `metric` alone.
+# Metrics per task, the main one first; other tasks have only their `metric`.
 TASK_METRICS: Mapping[str, tuple[str, ...]] = {
     "rec": ("iou@0.5", "iou@0.3", "iou@0.7", "iou"),
     "grounding": ("iou@0.5", "iou@0.3", "iou@0.7", "iou"),
@@ -118,9 +118,9 @@ def dataset_metric(name: str, evidence: Sequence[Sequence[object]], prepared: Pr
     """Return a dataset metric as a function of the examples' weights (N,); examples may have several completions.
 
     Args:
-        evidence: of each example that of every completion, none of it None; the value is the mean over first, second,
+        evidence: per example, the evidence of every completion (never None); the value is the mean over first, second,
             ... completions.
-        prepared: where measures of the same evidence share what they prepare.
+        prepared: cache of prepared evidence, shared by metrics with the same evidence.
     """
     entry = DATASET_METRICS[name]
     shared = {} if prepared is None else prepared

@@ -1,4 +1,4 @@
-"""Short digests of data and model, to tell whether two evaluations used the same."""
+"""Short digests of data and model, to detect whether two evaluations used the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEIGHTS = (".safetensors", ".bin", ".json")
 
 
 def digest(parts: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits of some texts in their order."""
+    """Return the digest of a sequence of texts, 16 hexadecimal digits."""
     hasher = hashlib.blake2b(digest_size=8)
     for part in parts:
         hasher.update(part.encode("utf-8", "surrogatepass"))
@@ -22,9 +22,9 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def record_digest(record: Record) -> str:
-    """Return the digest of question and ground truth, independent of image folder and prompt template.
+    """Return the digest of question and gold answer, independent of image folder and prompt template.
 
-    An image file counts by name and size, so that no image has to be read.
+    Image files are represented by name and size, so that no image has to be read.
     """
     facts = [record.question, record.answer, list(record.options), list(record.reference_steps), record.method]
     extra = {name: record.extra[name] for name in ("box_space", "box_image", "mask") if name in record.extra}
@@ -45,13 +45,13 @@ def _medium(ref: ImageRef | VideoRef) -> list[object]:
 
 
 def data_digest(rows: Iterable[Row]) -> dict[str, str]:
-    """Return digests of some rows: `data` of their records, `prompts` of their messages."""
+    """Return digests of rows: `data` of their records, `prompts` of their messages."""
     pairs = [(record_digest(row["record"]), json.dumps(row["prompt"], sort_keys=True, default=str)) for row in rows]
     return {"data": digest(pair[0] for pair in pairs), "prompts": digest(pair[1] for pair in pairs)}
 
 
 def model_digest(name: str) -> str | None:
-    """Return the digest of names, sizes and times of a model folder's files; None for a name on a hub or a server."""
+    """Return the digest of names, sizes and times of a model folder's files; None for a name on the Hub or a server."""
     folder = Path(name)
     if not folder.is_dir():
         return None

@@ -1,7 +1,7 @@
 """COCO mean average precision over a dataset with a weight for each example.
 
-Matching is pycocotools' COCOeval; it depends on one image at a time, so it is done once. What COCOeval's accumulation
-does is repeated here with a weight for each example, which the bootstrap and the paired tests need.
+Matching uses pycocotools' COCOeval once, since it depends on single images only. The accumulation of COCOeval
+is reimplemented with a weight for each example, which the bootstrap and the paired tests need.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
 
-MAX_DETECTIONS = 100  # detections of one label in one image, as in COCO
+MAX_DETECTIONS = 100  # per label and image, as in COCO
 RECALLS = np.linspace(0, 1, 101)
 IOUS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
 class LabelMatches:
-    """One label's detections in falling order of confidence, over all examples.
+    """The detections of one label in all examples, by decreasing confidence.
 
-    `examples` (D,) says where each is, `is_right` (10, D) whether it is matched at each IoU, `truths` (N,) how many
-    true boxes each example has.
+    `examples` (D,) is the example of each detection, `is_right` (10, D) whether it is matched at each IoU, `truths`
+    (N,) the number of target boxes in each example.
     """
 
     examples: np.ndarray
@@ -39,13 +39,13 @@ class LabelMatches:
 
 
 def average_precision(labels: Sequence[LabelMatches], weights: np.ndarray, ious: slice = slice(None)) -> float | None:
-    """Return the mean average precision, 0 to 1, of examples with weights (N,); None without true boxes.
+    """Return the mean average precision, 0 to 1, of examples with weights (N,); None without target boxes.
 
-    As in COCO, it is the mean over labels and IoU thresholds, and a label that is true nowhere does not count.
+    As in COCO, it is the mean over labels and IoU thresholds; labels without target boxes are ignored.
 
     Args:
-        labels: of `match_labels`.
-        ious: of the thresholds .50, .55, ... .95; `slice(0, 1)` is AP50.
+        labels: the result of `match_labels`.
+        ious: slice of the thresholds .50, .55, ... .95; `slice(0, 1)` is AP50.
     """
     values = [_label_precision(label, weights, ious) for label in labels]
     values_with_truth = [value for value in values if value is not None]
@@ -68,11 +68,11 @@ def _label_precision(label: LabelMatches, weights: np.ndarray, ious: slice) -> f
 
 
 def match_labels(evidence: Sequence[JsonObject]) -> list[LabelMatches]:
-    """Return every label that is true somewhere, with its detections matched by COCOeval.
+    """Return every label that has target boxes, with its detections matched by COCOeval.
 
     Args:
-        evidence: of each example, `truth` as (label, x1, y1, x2, y2) and `found` as (label, confidence, x1, y1, x2,
-            y2). Boxes of an example share any one coordinate space: overlap does not depend on it.
+        evidence: per example, `truth` as (label, x1, y1, x2, y2) and `found` as (label, confidence, x1, y1, x2,
+            y2). The boxes of an example are in the same coordinate space, on which the overlap does not depend.
 
     Raises:
         ImportError: pycocotools is missing.
@@ -102,7 +102,7 @@ def match_labels(evidence: Sequence[JsonObject]) -> list[LabelMatches]:
 
 
 def _match_label(coco: Sequence[COCO], label: int, examples: list[int], size: int) -> LabelMatches:
-    """Match one label, only on the examples that have it, since matching takes time."""
+    """Match one label, only on the examples that have it, because matching is slow."""
     from pycocotools.cocoeval import COCOeval
 
     judge = COCOeval(*coco, iouType="bbox")
@@ -127,7 +127,7 @@ def _annotations(evidence: Sequence[JsonObject], key: str, numbers: Mapping[str,
 
 
 def _join_images(images: Sequence[JsonObject | None], size: int) -> LabelMatches:
-    """Return one label's results of all its images, in COCO's order: by confidence, then by image."""
+    """Return the results of one label in all images, in COCO's order: by confidence, then by image."""
     scores, examples, is_match, truths = (
         [np.zeros(0)],
         [np.zeros(0, int)],

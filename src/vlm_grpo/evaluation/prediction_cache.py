@@ -1,7 +1,7 @@
 """Predictions on disk during an evaluation, so that an interrupted one resumes.
 
 `partial.json` holds the settings. Each process appends its predictions to `predictions.partial-RANK.jsonl`
-when a batch ends; a line that a kill cut short is dropped, and its row is done again.
+when a batch ends; an incomplete line, left by a kill, is dropped and its row evaluated again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ HEADER, LINES, FINISHED = "partial.json", "predictions.partial-*.jsonl", "result
 
 
 class ResumeError(ValueError):
-    """The output folder does not hold the beginning of this evaluation."""
+    """The output folder does not contain the start of this evaluation."""
 
 
 def open_cache(folder: Path, settings: JsonObject, *, overwrite: bool = False) -> None:
-    """Get a folder ready, in one process, before any work: a new evaluation, or the same one again.
+    """Prepare a folder, in one process, for a new evaluation or for resuming the same one.
 
     Args:
-        settings: all that the predictions depend on; must survive JSON.
-        overwrite: throw away what is there.
+        settings: everything that the predictions depend on, as JSON values.
+        overwrite: delete existing results.
 
     Raises:
-        ResumeError: the folder holds a finished evaluation, or one with other settings.
+        ResumeError: the folder contains a finished evaluation, or one with other settings.
     """
     if overwrite:
         _remove(folder)
     if (folder / FINISHED).exists():
         raise ResumeError(
-            f"--output_dir {folder} holds a finished evaluation ({FINISHED}); choose another folder, or replace it "
+            f"--output_dir {folder} contains a finished evaluation ({FINISHED}); choose another folder, or replace it "
             "with --overwrite"
         )
     header = folder / HEADER
@@ -45,7 +45,9 @@ def open_cache(folder: Path, settings: JsonObject, *, overwrite: bool = False) -
         _check_settings(folder, json.loads(header.read_text(encoding="utf-8")), json_settings)
         return
     if list(folder.glob(LINES)):
-        raise ResumeError(f"--output_dir {folder} holds predictions, but no {HEADER} that says whose; use --overwrite")
+        raise ResumeError(
+            f"--output_dir {folder} contains predictions but no {HEADER} with their settings; use --overwrite"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(header, json.dumps(json_settings, indent=1) + "\n")
 
@@ -56,8 +58,8 @@ def _check_settings(folder: Path, before: JsonObject, now: JsonObject) -> None:
     if names:
         changes = "\n  ".join(f"{name}: {before.get(name)!r}, now {now.get(name)!r}" for name in names)
         raise ResumeError(
-            f"--output_dir {folder} holds an unfinished evaluation that was begun with other settings:\n  {changes}\n"
-            "repeat its settings to go on, choose another folder, or throw it away with --overwrite"
+            f"--output_dir {folder} contains an unfinished evaluation with other settings:\n  {changes}\n"
+            "use its settings to resume, choose another folder, or replace it with --overwrite"
         )
 
 
@@ -65,7 +67,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
     """Return all complete predictions, each row once."""
     by_row: dict[int, Prediction] = {}
     for path in sorted(folder.glob(LINES)):
-        for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line end was cut short
+        for line in path.read_bytes().split(b"\n")[:-1]:  # the part after the last newline is incomplete
             prediction = json.loads(line)
             by_row[prediction["row"]] = prediction
     return list(by_row.values())
@@ -89,11 +91,11 @@ class PredictionWriter:
 
 
 def remove_cache(folder: Path) -> None:
-    """Remove the files that were only needed to resume."""
+    """Remove the files that are only needed to resume."""
     for path in [*folder.glob(LINES), folder / HEADER]:
         path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
-    (folder / FINISHED).unlink(missing_ok=True)  # first: what is left then is no finished evaluation
+    (folder / FINISHED).unlink(missing_ok=True)  # first, so that the rest is not taken for a finished evaluation
     remove_cache(folder)

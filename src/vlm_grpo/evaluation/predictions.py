@@ -16,16 +16,16 @@ from vlm_grpo.rewards.adapter import record_of_row, with_facts
 
 NO_GROUP = "(none)"
 EPISODE_REWARDS = ("word_f1", "exact_match")  # rewards that every episode with a gold answer is scored with
-SUCCESS = "success"  # the metric of an environment that says whether an episode is solved
+SUCCESS = "success"  # the metric of an environment for a solved episode
 OVERLAY_COLUMNS = ("box_space", "box_image", "mask", "terms")
 
 
 class EpisodeError(ValueError):
-    """A row whose episode cannot run; earlier predictions are kept."""
+    """The episode of a row cannot be run; earlier predictions are kept."""
 
 
 class EpisodeResult(NamedTuple):
-    """An episode: its numbers (turns, calls, reward, the environment's metrics) and its turns, ready for JSON."""
+    """An episode: its metrics (turns, calls, reward, the environment's own) and its turns, as JSON values."""
 
     numbers: Mapping[str, float]
     trajectory: Sequence[Message]
@@ -34,8 +34,8 @@ class EpisodeResult(NamedTuple):
 class ScoredText(NamedTuple):
     """A completion to score: the assistant's turn, its generated tokens (None: unknown), whether it was truncated.
 
-    `text` begins with what the prompt had opened of the turn (`turn_opening` of the facts); of special tokens it has
-    marks of thoughts, boxes and calls alone. Of an episode, it is the last turn. `facts` are what rewards are told.
+    `text` starts with the part of the turn that is in the prompt (`turn_opening` of the facts); its only special tokens
+    are delimiters of thoughts, boxes and calls. For an episode, it is the last turn. `facts` are columns for rewards.
     """
 
     text: str
@@ -54,20 +54,20 @@ class RowCompletions(NamedTuple):
 
 
 class Backend(Protocol):
-    """The interface of backends, which complete rows. Yields some rows at a time, in any order."""
+    """The interface of backends: yields completed rows, some at a time, in any order."""
 
     def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]: ...
 
 
 @dataclass
 class Scoring:
-    """Makes predictions for a task. What its rewards need is loaded when it is made.
+    """Scores the predictions of a task. Resources of its rewards are loaded on creation.
 
     Args:
-        pass_k: the k of each pass@k, which goes to the scores beside the rewards.
-        group_by: the column that names each example's group.
-        of_episodes: completions are episodes: their numbers are scores too, and pass@k counts those that are solved.
-        has_answers: score by the task's rewards too; episodes without data have no gold answers.
+        pass_k: the k of each pass@k, which is added to the scores.
+        group_by: the column with the group of each example.
+        of_episodes: completions are episodes: their metrics are scores too, and pass@k counts solved ones.
+        has_answers: score with the task's rewards too; episodes without data have no gold answers.
 
     Raises:
         KeyError: an unknown task.
@@ -90,7 +90,7 @@ class Scoring:
         self.scorer = load_scorer(self.names, self.reward_options)
 
     def predictions(self, rows: Sequence[RowCompletions]) -> list[Prediction]:
-        """Return one prediction for each row; the completions of all rows are scored together."""
+        """Return one prediction per row; the completions of all rows are scored together."""
         records = [with_facts(record_of_row(entry.row), entry.completions[0].facts) for entry in rows]
         flat = [
             (completion.text, with_facts(record, completion.facts))
@@ -140,7 +140,7 @@ class Scoring:
         }
 
     def _scores(self, scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-        """Return each score's mean over the completions it applies to, and pass@k of the one that defines success."""
+        """Return the mean of each score over the completions it applies to, and pass@k of the success metric."""
         columns = {name: [row.get(name) for row in scores] for name in dict.fromkeys(n for row in scores for n in row)}
         values_of = {name: [value for value in column if value is not None] for name, column in columns.items()}
         means = {name: _mean(column) for name, column in values_of.items()}
@@ -160,23 +160,25 @@ def group_of(record: Record, name: str) -> str:
 
 
 def check_group(rows: Sequence[Row], name: str) -> None:
-    """Refuse a column that no row has.
+    """Check that some row has a column.
 
     Raises:
-        ValueError: none of the rows has it; the message lists columns that there are.
+        ValueError: no row has it; the message lists the available columns.
     """
     columns: dict[str, None] = {}
     for row in rows:
         if group_of(record_of_row(row), name) != NO_GROUP:
             return
         columns |= dict.fromkeys(map(str, record_of_row(row).extra))
-    raise ValueError(f"--group_by {name}: no row has this column; there are {', '.join([*columns, 'task', 'method'])}")
+    raise ValueError(
+        f"--group_by {name}: no row has this column; available are {', '.join([*columns, 'task', 'method'])}"
+    )
 
 
 def _merge_episode_metrics(
     scores: Mapping[str, float | None], episode: EpisodeResult | None
 ) -> dict[str, float | None]:
-    """Return an episode's scores: success and reward first, its other numbers last."""
+    """Return an episode's scores: success and reward first, other metrics last."""
     if episode is None:
         return dict(scores)
     first = {name: episode.numbers[name] for name in (SUCCESS, "reward") if name in episode.numbers}
@@ -192,7 +194,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _to_json_facts(facts: Mapping[str, Any]) -> JsonObject:
-    """Return the facts with sizes as lists, as JSON returns them."""
+    """Return the facts with sizes as lists, as after a round trip through JSON."""
     sizes = ("image_sizes", "processed_sizes")
     return {
         name: [list(size) if size else None for size in value] if name in sizes else value
@@ -202,5 +204,5 @@ def _to_json_facts(facts: Mapping[str, Any]) -> JsonObject:
 
 
 def _columns(record: Record) -> JsonObject:
-    """Return the columns of the true box or mask, so that a report can be drawn without the data."""
+    """Return the columns of the target box or mask, so that a report can be rendered without the data."""
     return {name: record.extra[name] for name in OVERLAY_COLUMNS if record.extra.get(name) is not None}

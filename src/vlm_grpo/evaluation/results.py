@@ -36,11 +36,11 @@ PACKAGES = (
 
 
 def write_results(folder: Path, title: str, evaluation: Evaluation, dataset: Sequence[Row], facts: JsonObject) -> None:
-    """Write the files to the folder; results.json comes last, so that it marks a complete evaluation.
+    """Write the files to the folder; results.json is written last and marks a complete evaluation.
 
     Args:
         dataset: the rows, for their images.
-        facts: further entries of results.json: settings, seed, digests of the data.
+        facts: additional entries of results.json: settings, seed, digests of the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = [dumps(prediction, ensure_ascii=False, default=str) + "\n" for prediction in evaluation.predictions]
@@ -68,7 +68,7 @@ def _as_json(metrics: JsonObject) -> JsonObject:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the installed versions of what an evaluation depends on."""
+    """Return the installed versions of packages that an evaluation depends on."""
     installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

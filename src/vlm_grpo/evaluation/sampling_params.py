@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-# Rewards that say how good rather than whether right: pass@k would have to choose a threshold.
+# Graded rewards, for which pass@k would need a threshold.
 GRADED = (
     "reward",
     "iou",
@@ -28,7 +28,7 @@ class SamplingParams:
     """Sampling parameters: temperature 0 is greedy; `num_samples` completions per row come from the `top_p` nucleus.
 
     Raises:
-        ValueError: values out of range, or options that would have no effect.
+        ValueError: values are out of range, or options would have no effect.
     """
 
     temperature: float = 0.0
@@ -44,10 +44,10 @@ class SamplingParams:
         if self.num_samples < 1:
             raise ValueError(f"--num_samples must be at least 1, got {self.num_samples}")
         if self.is_greedy and self.top_p < 1:
-            raise ValueError(f"--top_p {self.top_p:g} needs --temperature above 0: greedy answers take the best token")
+            raise ValueError(f"--top_p {self.top_p:g} needs --temperature above 0: greedy decoding ignores it")
         if self.is_greedy and self.num_samples > 1:
             raise ValueError(
-                f"--num_samples {self.num_samples} needs --temperature above 0: greedy answers would all be the same"
+                f"--num_samples {self.num_samples} needs --temperature above 0: all greedy completions are equal"
             )
 
     @property
@@ -62,10 +62,10 @@ class SamplingParams:
 
 
 def check_pass_k(pass_k: Sequence[int], num_samples: int, metric: str) -> None:
-    """Refuse a pass@k that cannot be computed.
+    """Check that pass@k can be computed.
 
     Raises:
-        ValueError: k is below 1 or above the number of samples, or the task's metric is not right-or-wrong.
+        ValueError: k is below 1 or above the number of samples, or the task's metric is graded.
     """
     for k in pass_k:
         if k < 1:
@@ -73,7 +73,7 @@ def check_pass_k(pass_k: Sequence[int], num_samples: int, metric: str) -> None:
         if k > num_samples:
             raise ValueError(f"--pass_k {k} needs --num_samples {k} or more, got {num_samples}")
     if pass_k and metric in GRADED:
-        raise ValueError(f"--pass_k needs a metric that is right or wrong; the task's is {metric!r}, which is graded")
+        raise ValueError(f"--pass_k needs a metric of 0 or 1, but the task's metric {metric!r} is graded")
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -83,6 +83,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
     Args:
         samples: n, the number of samples; at least k.
-        right: c, how many of them are right.
+        right: c, the number of correct samples.
     """
     return 1 - comb(samples - correct, k) / comb(samples, k)

@@ -1,4 +1,4 @@
-"""Standard JSON: Python's own encoder writes NaN and infinities, which are not JSON."""
+"""Standard JSON: Python's own encoder writes NaN and infinities, which JSON does not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 def dumps(value: object, **options: Any) -> str:
-    """Return the value as JSON, with null for a number that is not finite; options are those of `json.dumps`."""
+    """Return the value as JSON, with null for non-finite numbers; options are those of `json.dumps`."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -28,13 +28,13 @@ def finite(value: object) -> Any:
 
 
 def loads(text: str) -> Any:
-    """Return what JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is not JSON; NaN and infinities are not.
+        ValueError: the text is not JSON, which excludes NaN and infinities.
     """
     return json.loads(text, parse_constant=_refuse)
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

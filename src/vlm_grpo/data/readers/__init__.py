@@ -1,4 +1,4 @@
-"""Open what a user names (paths, folders, a data set) as sources of rows."""
+"""Open paths, folders or a data set of the Hub as sources of rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 WHOLE_FILE = re.compile(r"\.(?:jsonl|json|csv)@train$", re.IGNORECASE)
-ROWS_SEARCHED = 1000  # per file, for a column
-SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100] is one data set
+ROWS_SEARCHED = 1000  # per file, to find a column
+SLICED = re.compile(r"@\w+\[[^\]]*\]$")  # org/name@train[:100], which has a colon but is one data set
 READERS: dict[str, Callable[[str, ReaderConfig], Source]] = {
     ".jsonl": JsonlSource,
     ".json": json_source,
@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[str, ReaderConfig], Source]] = {
 
 
 class Source(Protocol):
-    """Rows by number; each is an object, or the problem that prevents reading it."""
+    """Rows by number; each is an object, or a problem if it cannot be read."""
 
     name: str
     config: ReaderConfig
@@ -58,15 +58,15 @@ def open_sources(
     config: ReaderConfig | None = None,
     opener: Callable[[str | Path | Dataset, ReaderConfig], object] | None = None,
 ) -> OpenResult:
-    """Open everything that `source` names; only line offsets are read.
+    """Open all entries of `source`; only line offsets are read.
 
     Args:
         source: jsonl, json or csv files (`a.jsonl:b.jsonl` or a list), or one Hugging Face data set: `org/name@split`,
             a save_to_disk folder, a parquet file, a `datasets.Dataset`.
-        image_folders: a folder for each file, or one for all; an empty one means absolute paths.
-        reward_method: an accuracy method for each file, or one for all; an empty one means the default.
+        image_folders: a folder for each file, or one for all; "" means absolute paths.
+        reward_method: an accuracy method for each file, or one for all; "" means the default.
         config: keys, task and path rules of all files.
-        opener: opens a file as something other than a Source, such as a stream.
+        opener: opens a file as another type than Source, such as a stream.
 
     Raises:
         KeyError: `config.task` is unknown.
@@ -98,7 +98,7 @@ def open_sources(
 
 def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem]:
     """Return a warning for each ignored column that none of the first rows of a file has."""
-    files = [source for source in sources if hasattr(source, "raw")]  # a stream has none that can be asked for
+    files = [source for source in sources if hasattr(source, "raw")]  # streams have no random access
     rows = [source.raw(row) for source in files for row in range(min(ROWS_SEARCHED, len(source)))] if ignored else []
     missing = [name for name in ignored if rows and not any(isinstance(row, dict) and name in row for row in rows)]
     expected = f"a column of the data, in one of the first {ROWS_SEARCHED} rows of a file"
@@ -108,7 +108,7 @@ def _missing_columns(sources: list[Any], ignored: Sequence[str]) -> list[Problem
 def split_entries(source: str | Sequence[str]) -> list[str]:
     """Split a string or list into its files; a string that exists as a path is one entry.
 
-    `a.jsonl@train` is `a.jsonl`: RLLaVA also names a split for files, which have only one.
+    `a.jsonl@train` is `a.jsonl`: RLLaVA appends a split to file names too, although a file has only one.
     """
     if isinstance(source, str) and (Path(source).exists() or SLICED.search(source)):
         return [source]
@@ -117,7 +117,7 @@ def split_entries(source: str | Sequence[str]) -> list[str]:
 
 
 def rejoin_names(entries: list[str]) -> list[str]:
-    """Rejoin names that contain a colon: those that exist only when joined."""
+    """Rejoin names that contain a colon, i.e. that exist only when joined."""
     names: list[str] = []
     while entries:
         joined_counts = (n for n in range(len(entries), 1, -1) if Path(":".join(entries[:n])).exists())
@@ -161,10 +161,10 @@ def _open(entry: object, config: ReaderConfig) -> Source:
 
 
 def check_type(entry: object, *allowed: str) -> None:
-    """Check that an entry is one of these classes of `datasets`.
+    """Check that an entry is an instance of one of these classes of `datasets`.
 
     Raises:
-        TypeError: it is of another class.
+        TypeError: it is not.
     """
     kind = type(entry).__name__
     if kind not in allowed:

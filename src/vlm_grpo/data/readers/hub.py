@@ -1,4 +1,4 @@
-"""Hugging Face data sets: `org/name@split`, folders of save_to_disk, parquet and arrow files. Rows come undecoded."""
+"""Hugging Face data: `org/name@split`, folders of save_to_disk, parquet and arrow files, without decoding images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vlm_grpo.records import NewRow
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SAVED = ("state.json", "dataset_info.json")  # what save_to_disk leaves in the folder of one split
+SAVED = ("state.json", "dataset_info.json")  # files that save_to_disk writes to the folder of a split
 SAVED_DICT = "dataset_dict.json"
-CHUNK = 32  # rows that are in memory at a time while all are read
+CHUNK = 32  # rows in memory at a time
 
 
 class HubSource:
-    """Rows of a Hugging Face data set as Arrow stores them: an image is `{bytes, path}`, at any depth.
+    """Rows of a Hugging Face data set as stored in Arrow: images are `{bytes, path}`, at any depth.
 
-    Arrow's own values are read instead of casting image features to `decode=False`: that would rewrite data sets whose
-    images are inside lists or messages. A class label becomes its name.
+    Arrow values are read directly instead of casting image features to `decode=False`, which would rewrite data sets
+    whose images are inside lists or messages. Class labels are replaced by their names.
     """
 
     def __init__(self, name: str, dataset: Dataset, config: ReaderConfig) -> None:
@@ -73,16 +73,16 @@ def named_labels(row: NewRow, labels: dict[str, list[str]]) -> NewRow:
 
 
 def split_name(source: str) -> tuple[str, str | None]:
-    """Return name and split of `name@split`; None without one."""
+    """Return name and split of `name@split`; the split is None without one."""
     name, at, split = source.rpartition("@")
     return (name, split) if at and name else (source, None)
 
 
 def hub_source(source: str, config: ReaderConfig) -> HubSource:
-    """Open a folder, a parquet or arrow file, or a data set on the hub.
+    """Open a folder, a parquet or arrow file, or a data set on the Hub.
 
     Raises:
-        DataError: it does not exist, the split is unknown or was not named, or it cannot be read.
+        DataError: it does not exist, cannot be read, or has several splits and none or an unknown one is selected.
     """
     return HubSource(source, hub_dataset(source), config)
 
@@ -91,7 +91,7 @@ def hub_dataset(source: str, **options: Any) -> Dataset:
     """Load the data set of `hub_source`; `streaming=True` reads it lazily, without download or copy.
 
     Raises:
-        DataError: as `hub_source`.
+        DataError: as for `hub_source`.
     """
     if Path(source).exists():
         return _local(Path(source), None, source, options)
@@ -116,7 +116,7 @@ def _local(path: Path, split: str | None, source: str, options: dict[str, Any]) 
     if path.suffix in (".parquet", ".arrow"):
         return _load(source, path.suffix[1:], data_files=str(path), split="train", **options)
     if (path / SAVED_DICT).is_file() or all((path / name).is_file() for name in SAVED):
-        return _from_disk(path, split, source)  # mapped, not read
+        return _from_disk(path, split, source)  # memory-mapped
     return _load(source, str(path), split=split or "train", **options)
 
 

@@ -1,7 +1,7 @@
-"""Read data larger than memory: every source is read line by line, once per pass, and nothing is kept.
+"""Read data larger than memory: every source is read line by line, once per pass, without caching.
 
-Without streaming a jsonl file costs 8 bytes of memory per line. Streaming is for files that should not be read twice,
-and for parquet files and hub data that would otherwise be copied to disk first.
+Without streaming, a jsonl file needs 8 bytes of memory per line. Streaming is for files that should not be read twice,
+and for parquet files and Hub data that would otherwise be copied to disk first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stream:
-    """One file or data set; `read()` starts a new pass over (place, row) pairs."""
+    """One file or data set; `read()` starts a new pass over (location, row) pairs."""
 
     config: ReaderConfig
     read: Callable[[], Iterator[tuple[str, RawRow]]]
@@ -41,7 +41,7 @@ def open_stream(entry: object, config: ReaderConfig) -> Stream:
     """Return the stream of a jsonl or csv file, or of Hugging Face data, after checking that it has a first row.
 
     Raises:
-        DataError: it does not exist, cannot be read, has no rows, or is an array that only can be read as a whole.
+        DataError: it does not exist, cannot be read, has no rows, or is a JSON array, which cannot be streamed.
     """
     stream = Stream(config, _reader(entry))
     if next(stream.read(), None) is None:
@@ -76,12 +76,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, RawRow]]:
 def _check_not_array(path: Path) -> None:
     _, _, line = next(content_lines(path))
     if line.lstrip().startswith(b"["):
-        expected = "one JSON object on each line: an array can only be read as a whole, so leave --streaming out"
+        expected = "one JSON object per line: arrays cannot be streamed, so remove --streaming"
         raise DataError([Problem(str(path), "file", "a JSON array", expected)])
 
 
 def _hub_rows(name: str, dataset: Dataset) -> Iterator[tuple[str, RawRow]]:
-    """Yield rows as Arrow stores them, as `HubSource` reads them."""
+    """Yield rows as stored in Arrow, like `HubSource`."""
     labels, count = label_names(dataset), 0
     try:
         for row in arrow_rows(dataset.with_format("arrow"), labels):

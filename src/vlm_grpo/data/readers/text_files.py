@@ -1,6 +1,6 @@
-"""Local text files of rows: jsonl (a line is read when it is asked for), json arrays and csv (held in memory).
+"""Local text files of rows: jsonl (lines are read on access), JSON arrays and csv (kept in memory).
 
-A source answers `len()`, `raw(index)` and `rows()`; a row that cannot be read is a Problem instead.
+A source has `len()`, `raw(index)` and `rows()`; a row that cannot be read is returned as a Problem.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ RawRow = Row | Problem
 
 
 class JsonlSource:
-    """A jsonl file, opened by one pass that keeps the offset of every line that is not blank (8 bytes each).
+    """A jsonl file, opened in one pass that stores the offset of every non-blank line (8 bytes each).
 
-    The file is opened anew for each access, so that processes that share this object never share a file position.
+    The file is reopened for each access, so that processes that share this object never share a file position.
 
     Raises:
         DataError: the file is missing, cannot be read, or has no rows.
@@ -51,7 +51,7 @@ class JsonlSource:
             return parse_line(file.readline(), self.where(index))
 
     def rows(self) -> Iterator[RawRow]:
-        """Yield all rows in order, read in one go."""
+        """Yield all rows in order, in a single pass over the file."""
         with self.path.open("rb") as file:
             for index, offset in enumerate(self.offsets.tolist()):
                 file.seek(offset)
@@ -59,7 +59,7 @@ class JsonlSource:
 
 
 def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield line number (from 1), byte offset and content without a BOM of every line that is not blank.
+    """Yield line number (from 1), byte offset and content without a BOM of every non-blank line.
 
     Raises:
         DataError: the file is missing, cannot be read, or has no such line.
@@ -69,7 +69,7 @@ def content_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         check_regular(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                start = len(BOM) if line.startswith(BOM) else 0  # also inside files that were joined
+                start = len(BOM) if line.startswith(BOM) else 0  # also within concatenated files
                 content = line[start:] if start else line
                 if content.strip():
                     has_rows = True
@@ -114,7 +114,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RepeatedKeyError(f"the key {twice!r:.60} comes {names.count(twice)} times")
+        raise RepeatedKeyError(f"the key {twice!r:.60} occurs {names.count(twice)} times")
     return result
 
 
@@ -122,10 +122,10 @@ def parse_line(line: bytes, where: str) -> RawRow:
     """Parse the JSON object in a line of UTF-8; return it or its problem."""
     try:
         row = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=unique_keys)
-        if b"\\ud" in line.lower():  # half a character, which no tokenizer takes
+        if b"\\ud" in line.lower():  # an unpaired surrogate, which no tokenizer accepts
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        return Problem(where, "line", f"half a surrogate pair, {error.object[error.start]!a}", "whole characters")
+        return Problem(where, "line", f"an unpaired surrogate, {error.object[error.start]!a}", "complete characters")
     except UnicodeDecodeError as error:
         return Problem(where, "line", f"{line[error.start]:#04x} at byte {error.start + 1}, not UTF-8", "UTF-8 text")
     except json.JSONDecodeError as error:
@@ -139,7 +139,7 @@ def parse_line(line: bytes, where: str) -> RawRow:
 
 
 class MemorySource:
-    """Rows of a small file that was read as a whole."""
+    """Rows of a small file that is kept in memory."""
 
     def __init__(self, name: str, config: ReaderConfig, rows: list[RawRow], places: list[str]) -> None:
         self.name = name
@@ -151,7 +151,7 @@ class MemorySource:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """Return the place of a row in its file."""
+        """Return the location of a row in its file."""
         return f"{self.name}{self._places[index]}"
 
     def raw(self, index: int) -> RawRow:
@@ -167,7 +167,7 @@ def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemoryS
     """Open a .json file: an array of objects, or one object per line.
 
     Raises:
-        DataError: the file is missing, is no JSON, or has no rows.
+        DataError: the file is missing, is not JSON, or has no rows.
     """
     try:
         check_regular(path)
@@ -199,7 +199,7 @@ def json_source(path: str | Path, config: ReaderConfig) -> JsonlSource | MemoryS
 
 
 def csv_source(path: str | Path, config: ReaderConfig) -> MemorySource:
-    """Return the rows of a csv file with a header. Cells with a JSON list or object are decoded; empty cells are null.
+    """Open a csv file with a header. Cells with a JSON list or object are decoded; empty cells are null.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has no rows.
@@ -212,7 +212,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
     """Yield the rows of a csv file, one at a time, each with the number of its last line.
 
     Raises:
-        DataError: as `csv_source`, for a row that cannot be read when it is reached.
+        DataError: as for `csv_source`; a row that cannot be read raises when it is reached.
     """
     csv.field_size_limit(2**31 - 1)  # base64 images are long cells
     count = 0
@@ -235,7 +235,7 @@ def csv_rows(path: Path) -> Iterator[tuple[int, RawRow]]:
 
 def _csv_row(row: NewRow, where: str) -> RawRow:
     if "" in row and isinstance(row[""], list):
-        return Problem(where, "line", f"{len(row[''])} cells more than the header", "one cell for each column")
+        return Problem(where, "line", f"{len(row[''])} cells more than the header", "one cell per column")
     try:
         return {name: _csv_cell(cell) for name, cell in row.items()}
     except RepeatedKeyError as error:

@@ -1,4 +1,4 @@
-"""Find Chromium, and the flags that isolate pages and make them look the same everywhere."""
+"""Find Chromium, and define the flags that isolate pages and make rendering deterministic."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-BINARY = "VLM_GRPO_CHROMIUM"  # in the environment: the browser to use
+BINARY = "VLM_GRPO_CHROMIUM"  # environment variable with the path of the browser
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "chrome-headless-shell", "google-chrome", "chrome")
 PLAYWRIGHT = ("chromium-*/chrome-linux*/chrome", "chromium_headless_shell-*/chrome-linux*/*headless*shell")
 INSTALL = (
     "install one with 'apt-get install chromium', or with 'pip install playwright' and 'playwright install chromium', "
     f"or name its binary in {BINARY}"
 )
-NOWHERE = "127.0.0.1:1"  # a proxy where none listens
+NOWHERE = "127.0.0.1:1"  # address of a proxy that does not exist
 FLAGS = (
     "--headless=new",
     "--remote-debugging-pipe",
     "--disable-gpu",
-    "--disable-dev-shm-usage",  # containers give /dev/shm 64 MiB, on which Chromium dies
+    "--disable-dev-shm-usage",  # in containers /dev/shm has 64 MiB, too little for Chromium
     "--disable-extensions",
     "--disable-background-networking",
     "--disable-component-update",
@@ -33,7 +33,7 @@ FLAGS = (
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
-    # Tabs have processes of their own as it is; a new one for each page would take three times as long.
+    # Each tab already has its own process; a new one for each page would take three times as long.
     "--disable-site-isolation-trials",
     "--disable-back-forward-cache",
     "--disable-features=Translate,MediaRouter,OptimizationHints,PaintHolding,IsolateOrigins,site-per-process,"
@@ -43,12 +43,12 @@ FLAGS = (
     "--mute-audio",
     "--password-store=basic",
     "--use-mock-keychain",
-    # Nothing can be reached, not even this machine.
+    # No network access, not even to this machine.
     f"--proxy-server={NOWHERE}",
     "--proxy-bypass-list=<-loopback>",
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
-    # Equal pages, equal pixels.
+    # Deterministic rendering.
     "--force-color-profile=srgb",
     "--force-device-scale-factor=1",
     "--font-render-hinting=none",
@@ -60,25 +60,25 @@ NETLESS = (("unshare", "--user", "--map-current-user", "--net"), ("unshare", "--
 
 
 class BrowserError(RuntimeError):
-    """The browser is missing, could not be started or has ended; not necessarily because of a page."""
+    """The browser is missing, could not be started or has exited, not necessarily because of a page."""
 
 
 class BrowserGone(BrowserError):
-    """The browser has ended."""
+    """The browser has exited."""
 
 
 def find_chromium() -> str | None:
-    """Return the path of a Chromium: VLM_GRPO_CHROMIUM, one on the path, or Playwright's; None if there is none.
+    """Return the path of Chromium: VLM_GRPO_CHROMIUM, one on the PATH, or Playwright's; None if there is none.
 
     Raises:
-        BrowserError: VLM_GRPO_CHROMIUM names no program.
+        BrowserError: VLM_GRPO_CHROMIUM is not a program.
     """
     named = os.environ.get(BINARY)
     if named:
         path = shutil.which(named)
         if path is None:
             raise BrowserError(
-                f"{BINARY}: expected the path of a Chromium, got {named!r}, which is no program; {INSTALL}"
+                f"{BINARY}: expected the path of Chromium, got {named!r}, which is not a program; {INSTALL}"
             )
         return path
     installed = next(filter(None, map(shutil.which, NAMES)), None)
@@ -86,10 +86,10 @@ def find_chromium() -> str | None:
 
 
 def check_browser() -> str:
-    """Return the path of the Chromium that renders pages.
+    """Return the path of Chromium.
 
     Raises:
-        BrowserError: there is none; says how to install one.
+        BrowserError: there is none; the message says how to install one.
     """
     binary = find_chromium()
     if binary is None:
@@ -105,10 +105,10 @@ def _from_playwright() -> str | None:
 
 @lru_cache
 def netless() -> tuple[str, ...]:
-    """Return the command that runs a program without network devices; empty where the system forbids it."""
+    """Return a command prefix that runs a program without network devices; empty if the system forbids it."""
     for command in NETLESS:
         with contextlib.suppress(OSError):
             if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
                 return command
-    logger.warning("'unshare --net' is not allowed here: pages are kept off the network by Chromium's own means alone")
+    logger.warning("'unshare --net' is not permitted: only Chromium's own settings keep pages off the network")
     return ()

@@ -1,7 +1,7 @@
-"""A running Chromium and its DevTools protocol, over a pipe: no port is opened, no package is needed.
+"""A running Chromium and its DevTools protocol over a pipe, without an open port or an additional package.
 
-It knows nothing about pages; those are in `tab.py`. The browser has an empty environment, a temporary folder,
-a limit on the memory of each of its processes and, where the system allows it, no network device at all.
+Pages are in `tab.py`. The browser has an empty environment, a temporary folder,
+a memory limit for each of its processes and, if the system permits it, no network device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlm_grpo.records import JsonObject
 
 logger = logging.getLogger(__name__)
 
-# Moves the two ends of the pipes to where Chromium looks for them, then becomes the browser.
+# Moves the pipes to the file descriptors that Chromium expects, then executes the browser.
 STARTER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 )
@@ -36,21 +36,21 @@ START_SECONDS = 60
 WATCH_SECONDS = 0.1
 WRITE_SECONDS = 10
 JOIN_SECONDS = 5
-PART = 2**16  # bytes that are written at a time
+PART = 2**16  # bytes per write
 LONGEST_MESSAGE = 256 * 2**20  # bytes
 
 Event = Callable[[str, JsonObject], None]  # (method, parameters)
 
 
 class Chromium:
-    """A running browser. Any thread may call it; every call has its own time limit."""
+    """A running browser. Thread-safe; every call has its own time limit."""
 
     def __init__(self, *, memory: int = 1024, is_netless: bool = True) -> None:
         """Start a browser.
 
         Args:
-            memory: MiB that each of its processes may take; one that takes more is killed.
-            is_netless: take its network devices away as well, where the system allows it.
+            memory: memory limit in MiB of each of its processes; one that exceeds it is killed.
+            is_netless: run it without network devices, if the system permits it.
 
         Raises:
             BrowserError: no browser is installed, or it does not start.
@@ -67,7 +67,7 @@ class Chromium:
         self._start(binary, netless() if is_netless else ())
 
     def _start(self, binary: str, prefix: tuple[str, ...]) -> None:
-        """Start the browser without its own sandbox as root, or where the system forbids that."""
+        """Start the browser, without its own sandbox for root or if the system forbids it."""
         for sandbox in ([], [NO_SANDBOX]) if os.geteuid() else ([NO_SANDBOX],):
             self._spawn([*prefix, binary, *FLAGS, *sandbox, f"--user-data-dir={self._profile.folder}", "about:blank"])
             try:
@@ -78,11 +78,11 @@ class Chromium:
                 self._kill()
         stderr = self._error_output()
         self.close()
-        raise BrowserError(f"{binary} did not start: {stderr}; try another one: {INSTALL}")
+        raise BrowserError(f"{binary} did not start: {stderr}; try another browser: {INSTALL}")
 
     def _error_output(self) -> str:
         self._errors.seek(0)
-        return self._errors.read()[-600:].decode("utf-8", "replace").strip() or "it said nothing"
+        return self._errors.read()[-600:].decode("utf-8", "replace").strip() or "no output"
 
     def _spawn(self, command: list[str]) -> None:
         theirs_in, ours_out = _high_pipe()
@@ -111,23 +111,23 @@ class Chromium:
 
     @property
     def is_running(self) -> bool:
-        """Whether it can still be called."""
+        """Return whether the browser is running."""
         return not self._ended.is_set()
 
     @property
     def pid(self) -> int:
-        """The process of the browser; those of its pages are its children."""
+        """Return the process id of the browser; its pages are child processes."""
         return self._process.pid
 
     def listen(self, session: str, listener: Event | None) -> None:
-        """Have the events of a session; they come in the thread that reads, so a listener must not wait for answers."""
+        """Register a listener for a session's events. It runs in the reader thread and must not wait for responses."""
         if listener is None:
             self._listeners.pop(session, None)
         else:
             self._listeners[session] = listener
 
     def send(self, method: str, parameters: JsonObject | None = None, session: str = "") -> Future[JsonObject]:
-        """Call a method of the protocol; its answer comes in a future.
+        """Call a method of the protocol and return a future of its response.
 
         Raises:
             BrowserGone: it has ended.
@@ -139,29 +139,29 @@ class Chromium:
         try:
             with self._lock:
                 if self._ended.is_set():
-                    raise BrowserGone("the browser has ended")
+                    raise BrowserGone("the browser has exited")
                 self._pending[message["id"]] = answer
                 _write(self._out, json.dumps(message).encode() + b"\0")
         except OSError as error:
-            self._kill_processes()  # it hangs, if it is still there
-            self._end("it does not listen")  # also where the thread that reads has not seen it yet
-            raise BrowserGone(f"the browser does not listen: {error}") from error
+            self._kill_processes()  # if it still runs, it hangs
+            self._end("it does not respond")  # the reader thread may not have noticed yet
+            raise BrowserGone(f"the browser does not respond: {error}") from error
         return answer
 
     def call(
         self, method: str, parameters: JsonObject | None = None, session: str = "", *, seconds: float
     ) -> JsonObject:
-        """Call a method and wait for its answer.
+        """Call a method and wait for its response.
 
         Raises:
-            BrowserError: it refuses.
+            BrowserError: the browser reports an error.
             BrowserGone: it has ended.
-            TimeoutError: it did not answer in time.
+            TimeoutError: there is no response in time.
         """
         return self.send(method, parameters, session).result(max(0.0, seconds))
 
     def close(self) -> None:
-        """End it, with all of its processes, and remove its profile."""
+        """Terminate the browser with all its processes, and remove its profile."""
         self._kill()
         self._errors.close()
         self._profile.close()
@@ -205,10 +205,10 @@ class Chromium:
             with contextlib.suppress(OSError):
                 self._out.close()
         for answer in waiting.values():
-            answer.set_exception(BrowserGone(f"the browser has ended: {reason}"))
+            answer.set_exception(BrowserGone(f"the browser has exited: {reason}"))
 
     def _watch(self, pid: int) -> None:
-        """Kill what takes more memory than it may: address space, which the system could limit, Chromium wastes."""
+        """Kill processes that exceed the memory limit; a limit of the address space would not work for Chromium."""
         import psutil
 
         limit = self.memory * 2**20
@@ -218,12 +218,12 @@ class Chromium:
                 for process in (browser, *browser.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
                         if process.memory_info().rss > limit:
-                            logger.warning("a page took more than %d MiB; its process is killed", self.memory)
+                            logger.warning("a page used more than %d MiB; its process is killed", self.memory)
                             process.kill()
 
 
 def _high_pipe() -> tuple[int, int]:
-    """Return a pipe whose ends are not 3 or 4, which Chromium uses itself."""
+    """Return a pipe whose descriptors are not 3 or 4, which Chromium uses itself."""
     ends = os.pipe()
     high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:
@@ -232,11 +232,11 @@ def _high_pipe() -> tuple[int, int]:
 
 
 def _write(pipe: BinaryIO, content: bytes) -> None:
-    """Write all content, in parts as they fit.
+    """Write all content in parts.
 
     Raises:
         OSError: the other end is closed.
-        TimeoutError: the other end does not read.
+        TimeoutError: the other end does not read it.
     """
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)
@@ -248,7 +248,7 @@ def _write(pipe: BinaryIO, content: bytes) -> None:
 
 
 def _messages(pipe: io.BufferedReader) -> Iterator[bytes]:
-    """Yield the messages; stop at one that is too long to be an answer about a page."""
+    """Yield the messages; stop at one that exceeds the length limit."""
     parts: list[bytes] = []
     length = 0
     while chunk := pipe.read1(2**20):

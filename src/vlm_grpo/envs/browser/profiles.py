@@ -1,4 +1,4 @@
-"""Temporary browser profiles: one left by a killed run is removed by the next run."""
+"""Temporary browser profiles; those left by a killed run are removed by the next run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 PREFIX = "vlm_grpo_chromium_"
-OWNER = "owner.lock"  # locked while the process that made the folder lives; a process id could be that of another
+OWNER = "owner.lock"  # locked while the owner runs; a process id could have been reused
 
 
 class Profile:
-    """A new folder, which `close` removes."""
+    """A new folder, which is removed by `close`."""
 
     def __init__(self) -> None:
         remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._owner = _locked(self.folder / f"{OWNER}.partial")
-        (self.folder / f"{OWNER}.partial").rename(self.folder / OWNER)  # never seen without its lock
+        (self.folder / f"{OWNER}.partial").rename(self.folder / OWNER)  # always locked when it becomes visible
 
     def close(self) -> None:
         """Remove the folder."""
@@ -30,9 +30,9 @@ class Profile:
 
 
 def remove_stale() -> None:
-    """Remove the folders of this user's processes that have ended."""
+    """Remove the folders of processes of this user that have exited."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # such as BlockingIOError: its process lives
+        with contextlib.suppress(OSError):  # such as BlockingIOError: its owner is running
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or not (folder / OWNER).is_file():
                 continue
             with _locked(folder / OWNER):
@@ -43,7 +43,7 @@ def _locked(path: Path) -> BinaryIO:
     """Return the file, open and locked.
 
     Raises:
-        BlockingIOError: another one has locked it.
+        BlockingIOError: another process has locked it.
     """
     file = path.open("ab")
     try:

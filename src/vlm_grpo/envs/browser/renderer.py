@@ -1,7 +1,7 @@
-"""Render HTML pages in one Chromium, several at a time; equal pages are rendered once.
+"""Render HTML pages in one Chromium, several at a time; identical pages are rendered once.
 
-Pages are not trusted: they have no files, no network, and without `javascript` no script; each has limits of time,
-memory and length, and one that breaks them costs the others nothing but a moment.
+Pages are not trusted: they have no access to files and network, and scripts only with `javascript`. Each page has
+limits of time, memory and length, and one that exceeds them only delays the others briefly.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 
 MAX_HTML_LENGTH = 500_000  # characters
 MAX_SIDE = 4096  # pixels of a viewport
-ATTEMPTS = 3  # a browser that is gone may have been killed by another page
+ATTEMPTS = 3  # the browser may have been killed by another page
 
 
 @dataclass(frozen=True)
 class Render:
-    """A picture with its lines of text and its boxes in pixels; None for a picture that was not rendered.
+    """An image with its lines of text and boxes in pixels; None for an image that was not rendered.
 
-    Boxes are blocks of text and elements with something to see of their own: a background, an edge, a control.
+    Boxes are blocks of text and elements that are visible themselves: a background, an edge, a control.
     """
 
     png: bytes
@@ -56,19 +56,19 @@ class Render:
 
     @classmethod
     def of_image(cls, image: Image.Image) -> Render:
-        """Return a render of which nothing but the picture is known."""
+        """Return a render with only an image."""
         file = io.BytesIO()
         image.convert("RGB").save(file, format="PNG", compress_level=1)
         return cls(file.getvalue())
 
     def image(self) -> Image.Image:
-        """Return the picture, decoded as RGB."""
+        """Return the image, decoded as RGB."""
         with Image.open(io.BytesIO(self.png)) as image:
             return image.convert("RGB")
 
 
 class Renderer:
-    """Renders pages for any number of threads; the browser starts with the first and is replaced when it breaks."""
+    """Renders pages for any number of threads; the browser is started on first use and replaced after a crash."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Renderer:
                 cores, two to eight.
             seconds: what one page may take; generous, or a busy machine would cost a good page its reward.
             memory: MiB that each process of the browser may take.
-            max_cached: how many renders are remembered.
-            is_netless: take the network devices of the browser away as well, where the system allows it.
+            max_cached: number of renders in the cache.
+            is_netless: run the browser without network devices, if the system permits it.
         """
         self.seconds, self.max_cached = seconds, max_cached
-        self.count = 0  # of pages that were really rendered
+        self.count = 0  # pages rendered, without cache hits
         self._memory, self._is_netless = memory, is_netless
         self._browser: Chromium | None = None
         self._lock = threading.Lock()
@@ -102,40 +102,40 @@ class Renderer:
     def render(
         self, html: str, width: int, height: int, *, javascript: bool = False, data_urls: bool = False
     ) -> Render:
-        """The page in a viewport of this many pixels.
+        """Render a page in a viewport.
 
         Args:
             html: the text of the page, with its CSS.
-            width: of the viewport.
-            height: of the viewport; what is further down is not seen.
-            javascript: run its scripts, without network all the same.
-            data_urls: show pictures and use fonts that are inside the text as data: addresses.
+            width: width of the viewport in pixels.
+            height: height of the viewport in pixels; the rest of the page is cut off.
+            javascript: run its scripts, still without network.
+            data_urls: load images and fonts that are embedded as data: URLs.
 
         Raises:
-            PageError: the page is too long, takes too long or too much memory.
+            PageError: the page is too long, or exceeds the limits of time or memory.
             ValueError: the viewport is empty or too large.
             BrowserError: no browser is installed, or it does not start.
         """
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise ValueError(f"a viewport must be 1 to {MAX_SIDE} pixels wide and high, got {width} x {height}")
         if len(html) > MAX_HTML_LENGTH:
-            raise PageError(f"it has {len(html):,} characters, at most {MAX_HTML_LENGTH:,} are rendered")
+            raise PageError(f"it has {len(html):,} characters, more than the maximum of {MAX_HTML_LENGTH:,}")
         job = RenderJob(html, width, height, javascript, data_urls)
         try:
             return self._submit(job).result()
         except BaseException:
             with self._lock:
-                self._cache.pop(job, None)  # what went wrong is not remembered
+                self._cache.pop(job, None)  # errors are not cached
             raise
 
     @property
     def browser_pid(self) -> int | None:
-        """The process of the browser; None where none has been started."""
+        """Return the process id of the browser; None if it has not been started."""
         browser = self._browser
         return None if browser is None else browser.pid
 
     def close(self) -> None:
-        """End the browser. Another call of `render` starts a new one."""
+        """Terminate the browser. The next call of `render` starts a new one."""
         with self._lock:
             browser, self._browser = self._browser, None
         if browser is not None:
@@ -161,7 +161,7 @@ class Renderer:
                 logger.warning("restarting the browser: %s", error)
             except BrowserError as error:
                 if self._browser is None:
-                    raise  # none could be started
+                    raise  # the browser could not be started
                 logger.warning("retrying a page: %s", error)
         raise PageError(f"it could not be rendered in {ATTEMPTS} attempts; make the page simpler")
 
@@ -175,7 +175,7 @@ class Renderer:
             shot = tab.draw(job, self.seconds)
         except PageError:
             if not _close_tab(tab):
-                raise BrowserGone("it hangs") from None  # so the page may be good
+                raise BrowserGone("it hangs") from None  # the page may be valid
             raise
         except BaseException:
             _close_tab(tab)
@@ -205,7 +205,7 @@ class Renderer:
 
 
 def _close_tab(tab: Tab) -> bool:
-    """Close a tab; False for one of a browser that hangs, which is ended, or is gone already."""
+    """Close a tab; return False if the browser hangs (and is terminated) or has already exited."""
     try:
         tab.close()
     except TimeoutError:
@@ -216,7 +216,7 @@ def _close_tab(tab: Tab) -> bool:
 
 
 def shared_renderer(**options: Any) -> Renderer:
-    """Return this process's renderer for these options of Renderer; its browser ends with the process."""
+    """Return the renderer of this process for these options; its browser is terminated with the process."""
     return _renderer(os.getpid(), tuple(sorted(options.items())))
 
 
@@ -225,7 +225,7 @@ def _renderer(process: int, options: tuple[tuple[str, Any], ...]) -> Renderer:
     renderer = Renderer(**dict(options))
 
     def end() -> None:
-        if os.getpid() == process:  # a fork has the exit handlers of its parent, too
+        if os.getpid() == process:  # a fork inherits the exit handlers of its parent
             with suppress(OSError):
                 renderer.close()
 

@@ -1,8 +1,8 @@
-"""A browser tab that renders one HTML page at a time to a picture and its layout.
+"""A browser tab that renders one HTML page at a time to an image and its layout.
 
-The page comes from no server: the browser asks for PAGE and gets the text; whatever else it asks for is refused. What
-the page may do is said by a policy that Chromium itself keeps (Content Security Policy, with its sandbox): no files, no
-network, no frames, no forms, no windows, and without `javascript` no script.
+There is no server: the browser's request for PAGE is answered with the text, all other requests are blocked. The rights
+of the page are restricted by a policy that Chromium enforces (Content Security Policy, with its sandbox): no files, no
+network, no frames, no forms, no windows, and scripts only with `javascript`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vlm_grpo.records import JsonObject
 
 PAGE = "https://page.invalid/"
 SET_UP_SECONDS = 30.0
-DATA = "data:"  # pictures and letters inside the page's own text
-# Computed styles by which a box shows, in the order of `Style`.
+DATA = "data:"  # images and fonts embedded in the page
+# Computed styles that make a box visible, in the order of `Style`.
 STYLES = (
     "visibility",
     "background-color",
@@ -34,8 +34,8 @@ STYLES = (
 )
 CLEAR = ("rgba(0, 0, 0, 0)", "transparent")
 REPLACED = ("IMG", "INPUT", "TEXTAREA", "SELECT", "BUTTON", "SVG", "CANVAS", "VIDEO", "METER", "PROGRESS")
-MAX_NODES = 5000  # lines, and boxes, that are kept of a page
-WHOLE = ("HTML", "BODY")  # their background is the page's, whatever their box is
+MAX_NODES = 5000  # maximum number of lines, and of boxes, of a page
+WHOLE = ("HTML", "BODY")  # their background is that of the page, regardless of their box
 
 
 class PageError(ValueError):
@@ -43,7 +43,7 @@ class PageError(ValueError):
 
 
 class RenderJob(NamedTuple):
-    """A page to render; equal jobs give equal results."""
+    """A page to render; results are deterministic."""
 
     html: str
     width: int
@@ -71,10 +71,10 @@ class Screenshot(NamedTuple):
 
 
 class Tab:
-    """A page with its own process, cookies and storage. Not for several threads at a time."""
+    """A tab with its own process, cookies and storage. Not thread-safe."""
 
     def __init__(self, browser: Chromium) -> None:
-        """Open it.
+        """Open the tab.
 
         Raises:
             BrowserError, TimeoutError: the browser does not do so.
@@ -99,7 +99,7 @@ class Tab:
         """Return a screenshot of the loaded page.
 
         Raises:
-            PageError: it takes too long or too much memory.
+            PageError: the page exceeds the limits of time or memory.
             BrowserError: the browser refuses, or is gone.
         """
         self._deadline = time.monotonic() + seconds
@@ -152,7 +152,7 @@ class Tab:
                 self._crashed.set_result(None)
 
     def _answer(self, request: JsonObject) -> None:
-        """Serve the page once; refuse every other request, a second one for the page included."""
+        """Serve the page once; block all other requests, including a second one for the page."""
         job, number = self._job, request["requestId"]
         if job is None or request["request"]["url"] != PAGE:
             self.browser.send("Fetch.failRequest", {"requestId": number, "errorReason": "Aborted"}, self._session)
@@ -196,9 +196,9 @@ def read_snapshot(snapshot: JsonObject) -> tuple[tuple[Line, ...], tuple[Box, ..
 
 
 def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
-    """Return whether an element shows something besides its content."""
+    """Return whether an element is visible apart from its content."""
     if not style:
-        return False  # text has no style of its own
+        return False  # text nodes have no style
     visibility, color, picture, *borders, shadow = (strings[number] for number in style)
     if visibility != "visible":
         return False
@@ -207,7 +207,7 @@ def _is_painted(name: str, style: list[int], strings: list[str]) -> bool:
 
 
 def _lines(document: JsonObject, strings: list[str], scrolled: tuple[float, float]) -> list[Line]:
-    """Return each line of each text; the browser counts in UTF-16 units."""
+    """Return all lines of text; the browser counts in UTF-16 units."""
     layout, found = document["layout"], document["textBoxes"]
     lines = []
     for at, bounds, start, length in zip(
@@ -221,7 +221,7 @@ def _lines(document: JsonObject, strings: list[str], scrolled: tuple[float, floa
 
 
 def _box(bounds: list[float], scrolled: tuple[float, float]) -> Box:
-    """Return the position in the picture; a page can scroll itself, for instance to a field with autofocus."""
+    """Return the position in the image; a page can scroll itself, for instance to a field with autofocus."""
     left, top, width, height = bounds
     x, y = left - scrolled[0], top - scrolled[1]
     return Box(x, y, x + width, y + height)

@@ -1,1 +1,1 @@
-"""Retrieval over a corpus of documents: how documents are read (`corpus`) and searched (`bm25`)."""
+"""Retrieval over a corpus of documents: reading (`corpus`) and searching (`bm25`) documents."""

@@ -1,7 +1,7 @@
-"""BM25 search in the user's own documents: one file, without a network, a server or another package.
+"""BM25 search in the user's own documents: a single file, without network, server or additional packages.
 
-The file is a SQLite database of passages and, for each word, the passages that have it with the word's share of their
-score (computed when the index is made: arXiv:2407.03618). A query adds up those of its words. SQLite's own full-text
+The file is a SQLite database of passages and, for each word, the passages that contain it with the word's part of their
+score (precomputed, arXiv:2407.03618). A query sums the parts of its words. SQLite's own full-text
 search computes the score of every passage for every query, which takes over 100 ms for common words.
 """
 
@@ -26,11 +26,11 @@ from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.envs.retrieval.corpus import ColumnNames, Document, read_documents, split_passages
 from vlm_grpo.io import refuse_existing, whole_file
 
-K1, B = 1.2, 0.75  # of BM25: how soon repeated words stop to count, how much the length of a passage does
-MAX_QUERY_LENGTH = 10_000  # characters that are looked at; a model can write any number
-MAX_QUERY_WORDS = 32  # different words that count, the rarest
-SHORTEST = 40  # characters of a passage that can still be read
-APPLICATION, VERSION = 0x766C6D67, 1  # how SQLite marks the file
+K1, B = 1.2, 0.75  # parameters of BM25: term frequency saturation, length normalization
+MAX_QUERY_LENGTH = 10_000  # characters; longer queries are truncated
+MAX_QUERY_WORDS = 32  # only the rarest distinct words are used
+SHORTEST = 40  # minimum length of a returned passage
+APPLICATION, VERSION = 0x766C6D67, 1  # application id and version in the SQLite header
 # Scripts without spaces between words: every character is a word. Marks that belong to the letter before them.
 ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 OPTIONAL_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f"  # accents, and the vowel points of Hebrew and Arabic
@@ -67,7 +67,7 @@ def tokenize(text: str) -> list[str]:
 
 
 def normalize_word(word: str) -> str:
-    """Return a word as it is compared."""
+    """Return the normalized form of a word."""
     return word.lower() if word.isascii() else _without_accents(word)
 
 
@@ -82,11 +82,11 @@ def write_index(
 ) -> IndexSize:
     """Index documents (see `read_documents`) into one file, which is there whole or not at all.
 
-    Takes about 20 bytes of memory for each different word of each passage.
+    Needs about 20 bytes of memory per distinct word of each passage.
 
     Raises:
-        DataError: documents that cannot be read, all of them together.
-        OSError: the file exists and `overwrite` was not asked for, or cannot be written.
+        DataError: documents cannot be read; the message lists all of them.
+        OSError: the file exists and `overwrite` is False, or it cannot be written.
     """
     refuse_existing([path], overwrite=overwrite)
     try:
@@ -106,7 +106,7 @@ def _write_documents(base: sqlite3.Connection, documents_or_problems: Iterable[D
     for item in documents_or_problems:
         if isinstance(item, Problem):
             problems.append(item)
-        elif not problems:  # after the first one nothing is kept; the others are still looked for
+        elif not problems:  # after a problem nothing is stored; the remaining documents are only checked
             documents += 1
             base.executemany("INSERT INTO passages VALUES (?, ?, ?, ?)", counts.add(item))
     if problems:
@@ -126,7 +126,7 @@ class _TermCounts:
         self.words, self.passages, self.counts = (array("i") for _ in range(3))  # one of each for a word in a passage
 
     def add(self, document: Document) -> Iterator[tuple[int, str, str, str]]:
-        """Count the words of a document's passages, each with the title; gives the rows of the table."""
+        """Count the words of a document's passages, each with the title, and yield the rows of the table."""
         for text in split_passages(document.text):
             number = len(self.lengths)
             counts = Counter(tokenize(f"{document.title}\n{text}"))
@@ -153,7 +153,7 @@ class _TermCounts:
 
 
 def idf(counts: np.ndarray, num_passages: int) -> np.ndarray:
-    """Return the inverse document frequency of words that occur in so many passages; never negative."""
+    """Return the inverse document frequency of words by their number of passages; never negative."""
     return np.log1p((num_passages - counts + 0.5) / (counts + 0.5))
 
 
@@ -162,13 +162,13 @@ class SearchIndex:
 
     Raises:
         ValueError: the file is not an index.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with self.path.open("rb"):
-            pass  # SQLite does not say what is wrong with a file that is missing
+            pass  # SQLite's error message for a missing file is unclear
         self.lock, self.process = threading.Lock(), 0
         with self._connection() as base:
             self._check(base)
@@ -179,9 +179,9 @@ class SearchIndex:
         return self.indexed.documents
 
     def search(self, query: str, top: int = 3, characters: int = 500) -> list[SearchResult]:
-        """Return the best passages, each cut around the query's words; empty when no word is known.
+        """Return the best passages, each cut around the query's words; empty if no word is known.
 
-        Equal scores are in the order of the documents. A query is words and nothing else: it has no operators.
+        Ties are in the order of the documents. Queries consist of words only; there are no operators.
 
         Raises:
             ValueError: `top` or `characters` (at least 40) is too small.
@@ -210,7 +210,7 @@ class SearchIndex:
     def _scores(self, words: Iterable[tuple[str, float, bytes, bytes]]) -> np.ndarray:
         scores = np.zeros(self.indexed.passages, np.float32)  # (passages,)
         for _, _, numbers, shares in words:
-            scores[np.frombuffer(numbers, np.int32)] += np.frombuffer(shares, np.float32)  # no number is there twice
+            scores[np.frombuffer(numbers, np.int32)] += np.frombuffer(shares, np.float32)  # numbers are unique
         return scores
 
     def _result(
@@ -223,8 +223,8 @@ class SearchIndex:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection, for one query at a time; a forked process opens its own.
 
-        Side by side, queries would wait longer: SQLite gives up the interpreter's lock at every step of a query, and
-        each time it would have to be won back from all others.
+        Concurrent queries would be slower: SQLite releases the GIL at every step of a query, and
+        would have to reacquire it each time.
         """
         with self.lock:
             if self.process != os.getpid():
@@ -263,7 +263,7 @@ def _top_scores(scores: np.ndarray, top: int) -> list[tuple[int, float]]:
 
 
 def snippet(text: str, weights: dict[str, float], characters: int) -> str:
-    """Return the part of a text with most of the words, on one line of at most so many characters."""
+    """Return the part of a text with most of the words, on one line of at most `characters` characters."""
     text = " ".join(text.split())
     if len(text) <= characters:
         return text

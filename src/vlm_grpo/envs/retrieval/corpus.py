@@ -20,8 +20,8 @@ from vlm_grpo.records import Row
 TEXTS = (".txt", ".md")
 ROWS = {".jsonl": JsonlSource, ".json": json_source, ".csv": csv_source}
 HEADING = re.compile(r"#\s+(.+)")
-MAX_PASSAGE_LENGTH = 2000  # characters of a passage; longer documents are cut into several
-BREAKS = ("\n\n", "\n", ". ", "。", " ")  # where a text is cut, the best first
+MAX_PASSAGE_LENGTH = 2000  # characters; longer documents are split into several passages
+BREAKS = ("\n\n", "\n", ". ", "。", " ")  # preferred positions for splitting, the best first
 
 
 class Document(NamedTuple):
@@ -34,7 +34,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """The columns of rows; None is the usual name (`id`, `title`, `text`), which only `text` must have."""
+    """Column names; None means the usual name (`id`, `title`, `text`), of which only `text` is required."""
 
     id: str | None = None
     title: str | None = None
@@ -42,10 +42,10 @@ class ColumnNames:
 
 
 def read_documents(sources: Sequence[str], keys: ColumnNames | None = None) -> Iterator[Document | Problem]:
-    """Yield every document of the sources in order, or the problem with it.
+    """Yield all documents of the sources in order, or their problems.
 
-    The id of a text file is its path from the name of the folder on, that of a row without an id its number; the title
-    of a text file is its first line if that is a heading (`# ...`), else its name.
+    The id of a text file is its path starting with the folder's name, that of a row without an id is its number; the
+    title of a text file is its first line if that is a heading (`# ...`), else its name.
     """
     where: dict[str, str] = {}
     for source in sources:
@@ -53,7 +53,7 @@ def read_documents(sources: Sequence[str], keys: ColumnNames | None = None) -> I
             for place, document in _read(source, keys or ColumnNames(), where):
                 if isinstance(document, Document) and document.id in where:
                     document = Problem(
-                        place, "id", f"{show_value(document.id)}, as at {where[document.id]}", "an id of its own"
+                        place, "id", f"{show_value(document.id)}, as at {where[document.id]}", "a unique id"
                     )
                 if isinstance(document, Document):
                     where[document.id] = place
@@ -98,7 +98,7 @@ def _rows(source: Source, keys: ColumnNames, known: Mapping[str, str]) -> Iterat
 
 
 def _document(row: Row, where: str, keys: ColumnNames, number: str) -> Document | Problem:
-    """Return the document in a row; one problem lists all that is wrong with it."""
+    """Return the document in a row, or one problem that lists all its errors."""
     values = {}
     for name, column_name, default in (("id", keys.id, number), ("title", keys.title, ""), ("text", keys.text, None)):
         column = column_name or name

@@ -1,11 +1,11 @@
-"""A sandbox for Python code that a model wrote: one image in, one image and text out. Linux only.
+"""A sandbox for Python code from a model: one image as input, one image and text as output. Linux only.
 
 ```python
 sandbox = Sandbox(SandboxSettings(time_limit=5.0))
 result = sandbox.run("result = image.rotate(90)", image)   # result.status, .stdout, .stderr, .image, .seconds
 ```
 
-Every script runs in its own process, started in advance, with numpy and Pillow imported. Its restrictions:
+Every script runs in its own process, which is started in advance and has numpy and Pillow imported. Restrictions:
 
 | | bubblewrap, bubblewrap_each, namespaces | process |
 |---|---|---|
@@ -17,14 +17,14 @@ Every script runs in its own process, started in advance, with numpy and Pillow 
 | new processes, programs | none | none |
 | threads | `threads` | `threads` as root; else only memory limits them |
 
-Sockets, new processes, signals and so on are denied by a filter of system calls (seccomp), which every backend has;
-without it nothing runs. Without Landlock (before Linux 5.13) `process` leaves files to the permissions of the user that
-a script runs as. The memory of graphics cards is not looked after: no device is there.
+Sockets, new processes, signals and so on are denied by a system call filter (seccomp), which every backend uses;
+without it nothing runs. Without Landlock (before Linux 5.13), `process` relies on the file permissions of the user that
+a script runs as. GPU memory is not limited: no device is accessible.
 
-`bubblewrap` is one bwrap sandbox in which each script has a namespace sandbox; `bubblewrap_each` is one bwrap for each
-script, for kernels that allow no namespaces inside it: as safe, but slow. "auto" takes the first that works.
-As root `process` changes to a user that cannot read Python packages in a closed folder (such as /root): scripts then
-have what was imported before, numpy, Pillow, and if installed scipy.ndimage and cv2.
+`bubblewrap` is one bwrap sandbox in which each script has a namespace sandbox; `bubblewrap_each` is one bwrap per
+script, for kernels that do not permit nested namespaces: as safe, but slow. "auto" selects the first that works.
+As root, `process` changes to a user that cannot read Python packages in a private folder (such as /root): scripts then
+have only the modules imported before: numpy, Pillow, and if installed scipy.ndimage and cv2.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Status = Literal["ok", "error", "timeout", "memory", "output"]
 HEAD, SIZE = struct.Struct("III"), struct.Struct("II")
 DONE, OUT_OF_MEMORY = b"D", b"M"
 MAX_CODE_LENGTH = 2**20  # characters
-SMALL = (4, 4)  # the image that a new sandbox is tried with
+SMALL = (4, 4)  # size of the test image for a new sandbox
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class SandboxSettings:
     """Resource limits of a script.
 
     Args:
-        time_limit: Seconds, by the clock, from its first line to its last.
-        memory_mb: MiB that it may add to what Python and the imported packages take.
-        disk_mb: MiB of files that it may write.
-        threads: How many it may start.
-        output_bytes: How much is kept of what it prints, of each of the two outputs.
-        loud_bytes: A script that prints more is stopped.
-        max_pixels: Of the image that it gives back.
-        workers: Scripts at a time, and processes that wait for one. None is twice the CPU cores, at least 8.
+        time_limit: Wall-clock seconds.
+        memory_mb: MiB in addition to Python and the imported packages.
+        disk_mb: MiB of written files.
+        threads: Maximum number of threads.
+        output_bytes: Bytes that are kept of stdout and of stderr each.
+        loud_bytes: Bytes of output after which a script is stopped.
+        max_pixels: Maximum number of pixels of the returned image.
+        workers: Number of concurrent scripts and idle processes. None means twice the CPU cores, at least 8.
     """
 
     time_limit: float = 10.0
@@ -96,9 +96,9 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """The result of a script. `image` is RGB; None if the script left none in `result`, or did not get that far.
+    """The result of a script. `image` is RGB; None if the script did not assign one to `result`.
 
-    `status` is "ok", "error" (see `stderr`), "timeout", "memory", or "output" where it printed without end.
+    `status` is "ok", "error" (see `stderr`), "timeout", "memory", or "output" (it printed too much).
     """
 
     status: Status
@@ -116,11 +116,11 @@ class Sandbox:
     """A pool of processes, each of which runs one script. Any number of threads may call `run`.
 
     Args:
-        settings: What a script may take.
+        settings: Resource limits of a script.
         backend: One of BACKENDS, or "auto": the first of them that works here.
 
     Raises:
-        SandboxError: no backend works, or the one that was asked for does not; says why.
+        SandboxError: no backend, or not the requested one, works; the message says why.
     """
 
     def __init__(self, settings: SandboxSettings | None = None, backend: str = "auto") -> None:
@@ -135,14 +135,14 @@ class Sandbox:
 
     @property
     def backend(self) -> str:
-        """Which of BACKENDS holds the scripts."""
+        """Return the name of the backend."""
         return self._pool.backend
 
     def run(self, code: str, image: Image | None = None) -> SandboxResult:
-        """Run a script, which finds the image as `image` and as the file input.png, and leaves one in `result`.
+        """Run a script. Its input image is `image` and the file input.png, its output image is `result`.
 
         Raises:
-            SandboxError: it could not be started.
+            SandboxError: the script could not be started.
             ValueError: the script is longer than a MiB.
         """
         if len(code) > MAX_CODE_LENGTH:
@@ -151,7 +151,7 @@ class Sandbox:
             return self._run(self._pool, code, image)
 
     def close(self) -> None:
-        """End every process that waits."""
+        """Terminate all idle processes."""
         self._pool.close()
 
     def _run(self, pool: WorkerPool, code: str, image: Image | None) -> SandboxResult:
@@ -169,13 +169,13 @@ class Sandbox:
         return to_result(ending, settings)
 
     def _choose(self, names: list[str]) -> WorkerPool:
-        """Return the first backend that runs a script, and warn once of what it does not restrict.
+        """Return the first backend that runs a script, and warn once about missing restrictions.
 
         Raises:
-            SandboxError: none does.
+            SandboxError: no backend works.
         """
         if sys.platform != "linux":
-            raise SandboxError(f"sandbox: needs Linux, whose kernel holds the scripts; this is {sys.platform}")
+            raise SandboxError(f"sandbox: needs Linux, whose kernel isolates the scripts; this is {sys.platform}")
         reasons = []
         for name in names:
             pool = WorkerPool(name, asdict(self.settings), self.workers)
@@ -188,7 +188,7 @@ class Sandbox:
             if name == "process":
                 _warn_of_process("; ".join(reasons))
             return pool
-        raise SandboxError("sandbox: nothing here can hold a script that a model wrote. " + "; ".join(reasons))
+        raise SandboxError("sandbox: no backend can isolate scripts on this machine. " + "; ".join(reasons))
 
     def _try(self, pool: WorkerPool) -> None:
         from PIL import Image
@@ -222,7 +222,7 @@ _sharing = threading.Lock()
 
 
 def shared_sandbox(settings: SandboxSettings, backend: str = "auto") -> Sandbox:
-    """Return the sandbox of these settings, one per process, so that environments share its pool."""
+    """Return the sandbox with these settings, one per process, so that environments share its pool."""
     with _sharing:
         return _shared(settings, backend, os.getpid())
 
@@ -236,7 +236,7 @@ def encode_payload(code: str, image: Image | None) -> bytes:
 
 
 def to_result(ending: ScriptOutcome, settings: SandboxSettings) -> SandboxResult:
-    """Return the result of a run. Pixels come back raw: there is no file to decode that could be a bomb."""
+    """Return the result of a run. Pixels are returned raw, so that no decompression bomb can be decoded."""
     outcome, data = ending.answer[1:2], ending.answer[2:]
     out, err = decode_output(ending.out, settings.output_bytes), decode_output(ending.err, settings.output_bytes)
     status, reason = outcome_status(ending, outcome, settings)
@@ -244,12 +244,12 @@ def to_result(ending: ScriptOutcome, settings: SandboxSettings) -> SandboxResult
     if status == "ok" and data:
         image = decode_image(data, settings.max_pixels)
         if image is None:
-            status, reason = "error", "what came back as an image is none"
+            status, reason = "error", "the returned image is invalid"
     return SandboxResult(status, out, "\n".join(part for part in (err.rstrip(), reason) if part), image, ending.seconds)
 
 
 def outcome_status(ending: ScriptOutcome, outcome: bytes, settings: SandboxSettings) -> tuple[Status, str]:
-    """Return the status, and a message for what the script itself could not print."""
+    """Return the status, and a message that the script itself could not print."""
     if ending.stopped == "output":
         return "output", f"stopped: printed more than {settings.loud_bytes:,} bytes"
     killed = os.WTERMSIG(ending.status) if ending.status is not None and os.WIFSIGNALED(ending.status) else 0
@@ -262,21 +262,21 @@ def outcome_status(ending: ScriptOutcome, outcome: bytes, settings: SandboxSetti
         return "ok", ""
     if killed:
         return "error", f"killed by {signal.Signals(killed).name}"
-    return "error", "" if outcome else "the script ended its own process"
+    return "error", "" if outcome else "the script exited its own process"
 
 
 def decode_output(data: bytes, limit: int) -> str:
-    """Return output as text, with a note where it was cut.
+    """Return output as text, with a note if it was truncated.
 
-    What steers a terminal is left out: escape sequences with their parameters, and control characters. Whoever looks at
-    a log, or a model that reads the text, shall see what was printed and nothing else.
+    Terminal escape sequences with their parameters and control characters are removed, so that readers of
+    a log, and the model, see only the printed text.
     """
     text = CONTROL.sub("", ESCAPE.sub("", data.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n"))
     return text if len(data) < limit else f"{text}\n[cut after {limit:,} bytes]"
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image | None:
-    """Return an image from its size and RGB values; None when they do not fit together, or exceed the limit."""
+    """Return an image from its size and RGB values; None if they are inconsistent or exceed the limit."""
     from PIL import Image
 
     if len(data) < SIZE.size:

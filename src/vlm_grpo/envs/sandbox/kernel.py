@@ -28,12 +28,12 @@ SET_DEATH_SIGNAL, SET_SECCOMP, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 22, 24, 38
 # landlock.h
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 EXECUTE, READ_FILE, READ_FOLDER, WRITE_FILE, TRUNCATE = 1, 4, 8, 2, 1 << 14
-ACCESSES = {1: 13, 2: 14, 3: 15, 4: 15}  # version: how many kinds of access it knows; 16 from version 5 on
+ACCESSES = {1: 13, 2: 14, 3: 15, 4: 15}  # version: number of access rights; 16 from version 5 on
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # audit.h
-NEWEST = 451  # calls above are younger than this list: "not implemented", and libraries take an older one
-# What no script needs, as (x86_64, aarch64): sockets; other processes; namespaces and mounts; memory that RLIMIT_AS
-# does not count; ways around a filter; owners and modes, which Landlock leaves free; administration.
+NEWEST = 451  # newer calls return "not implemented", so that libraries fall back to older ones
+# Calls that no script needs, as (x86_64, aarch64): sockets; other processes; namespaces and mounts; memory that
+# RLIMIT_AS does not count; ways around a filter; owners and modes, which Landlock does not restrict; administration.
 DENIED = {
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     "accept": (43, 202), "accept4": (288, 242), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
@@ -72,14 +72,14 @@ ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def machine() -> str:
-    """Return the architecture of this process, as the tables here name it.
+    """Return the architecture of this process, a key of the tables.
 
     Raises:
-        OSError: they do not.
+        OSError: the architecture is not supported.
     """
     name = platform.machine() if struct.calcsize("P") == 8 else "32-bit"
     if name not in ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"the sandbox knows the system calls of {', '.join(ARCHITECTURES)}, not of {name}")
+        raise OSError(errno.ENOSYS, f"the sandbox supports {', '.join(ARCHITECTURES)}, not {name}")
     return name
 
 
@@ -123,7 +123,7 @@ def pivot(new: str, old: str) -> None:
 
 
 def detach(path: str) -> None:
-    """Take a mount away."""
+    """Detach a mount."""
     _checked(f"umount {path}", libc.umount2(path.encode(), DETACH))
 
 
@@ -135,15 +135,17 @@ def map_own_user(uid: int, gid: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up every capability for good."""
+    """Drop all capabilities permanently."""
     for capability in range(64):
-        libc.prctl(DROP_BOUND, ctypes.c_ulong(capability), 0, 0, 0)  # fails above the last one, and without CAP_SETPCAP
+        libc.prctl(
+            DROP_BOUND, ctypes.c_ulong(capability), 0, 0, 0
+        )  # fails for unknown capabilities, and without CAP_SETPCAP
     _call("capset", CAPSET[machine()], struct.pack("Ii", 0x20080522, 0), bytes(24))
     _prctl("no_new_privs", NO_NEW_PRIVILEGES, 1)
 
 
 def die_with_parent() -> None:
-    """Have this process killed when its parent ends. A change of user id undoes it."""
+    """Kill this process when its parent exits. Changing the user id resets this."""
     _prctl("death signal", SET_DEATH_SIGNAL, 9)
 
 
@@ -170,9 +172,9 @@ def allow_only(readable: Iterable[str], writable: Iterable[str]) -> None:
 
 
 def filter_calls() -> None:
-    """Deny what no script needs: sockets, processes, programs, signals to others, mounts, uncounted memory (seccomp).
+    """Deny calls that no script needs: sockets, processes, programs, signals, mounts, uncounted memory (seccomp).
 
-    A denied call fails with EPERM; threads stay allowed. Needs no_new_privs, which `drop_capabilities` sets.
+    Denied calls fail with EPERM; threads are allowed. Needs no_new_privs, which `drop_capabilities` sets.
     """
     code = b"".join(struct.pack("HBBI", *step) for step in _filter(machine(), os.getpid()))
     steps = ctypes.create_string_buffer(code, len(code))
@@ -187,10 +189,10 @@ def _filter(name: str, process: int) -> list[Step]:
     column = list(ARCHITECTURES).index(name)
     steps = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, ARCHITECTURES[name]), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
     steps += [(AT_LEAST, 0, 1, NEWEST + 1), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]
-    steps += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]  # libraries then use clone
+    steps += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]  # libraries fall back to clone
     steps += _only(CLONE[column], 0, [(ANY_BIT, 0, 1, CLONE_THREAD)])
     steps += _only(TGKILL[column], 0, [(EQUAL, 0, 1, process)])  # abort
-    steps += _only(PRLIMIT[column], 0, [(EQUAL, 0, 1, 0)])  # its own limits
+    steps += _only(PRLIMIT[column], 0, [(EQUAL, 0, 1, 0)])  # of the process itself
     owners = [(EQUAL, 0, 1, command) for command in (SET_OWNER, SET_SIGNAL, SET_OWNER_EX)]
     steps += _only(FCNTL[column], 1, owners, is_allowed=False)
     for numbers in DENIED.values():

@@ -1,6 +1,6 @@
 """One run of a script from the parent's side: request, reply, limits.
 
-All that comes back is bytes from an untrusted program: they are counted while read, and not decoded here.
+All output is bytes from an untrusted program: they are counted while being read, and not decoded here.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class ScriptOutcome(NamedTuple):
     seconds: float
     status: int | None
     cpu: float
-    stopped: str  # "time" or "output" where this side ended it
+    stopped: str  # "time" or "output" if this side stopped it
 
     @property
     def is_started(self) -> bool:
-        """Whether the script was reached; else the sandbox itself failed."""
+        """Return whether the script was started; otherwise the sandbox itself failed."""
         return self.answer.startswith(STARTED)
 
 
 class Worker:
-    """A process that waits for one script: four pipes, and the socket of the supervisor that can kill it."""
+    """An idle process for one script: four pipes, and the socket of the supervisor that can kill it."""
 
     def __init__(self) -> None:
         request, out, err, answer = (os.pipe() for _ in range(4))
@@ -61,10 +61,10 @@ class Worker:
         return [self.request, self.out, self.err, self.answer]
 
     def hand_over(self, starter: socket.socket) -> None:
-        """Give the other ends to the starter, which forks.
+        """Send the other ends to the starter, which forks the worker.
 
         Raises:
-            OSError: the starter has ended.
+            OSError: the starter has exited.
         """
         with self.theirs:
             try:
@@ -74,25 +74,25 @@ class Worker:
                     os.close(file)
 
     def stop(self) -> None:
-        """Have the keeper kill the process. Holds where a fork of this process has a copy of the socket, too."""
+        """Tell the supervisor to kill the process, which also works if a fork has a copy of the socket."""
         self.control.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Kill the process and close all its files, whether it ran or not."""
-        with self.control, contextlib.suppress(OSError):  # its keeper has ended
+        """Kill the process, if it is running, and close all its files."""
+        with self.control, contextlib.suppress(OSError):  # its supervisor has exited
             self.stop()
         for file in self.files:
             os.close(file)
 
 
 class ScriptRun:
-    """The exchange with a worker. The time limit counts from the moment in which the script begins."""
+    """The communication with a worker. The time limit starts when the script starts."""
 
     def __init__(self, worker: Worker, payload: bytes, caps: ScriptLimits) -> None:
         self.worker, self.caps, self.unsent = worker, caps, memoryview(payload)
         limits = {worker.out: caps.output, worker.err: caps.output, worker.answer: caps.answer}
         self.limits, self.buffers = limits, {file: bytearray() for file in limits}
-        self.surplus = 0  # bytes that were read and not kept
+        self.surplus = 0  # bytes read but not kept
         self.stopped, self.is_started = "", False
         self.began = time.monotonic()
         self.deadline = self.began + START_LIMIT
@@ -103,11 +103,11 @@ class ScriptRun:
         self.poller.register(worker.request, select.POLLOUT)
 
     def wait(self) -> ScriptOutcome:
-        """Wait until the process has ended, and stop it when it takes or prints too much."""
+        """Wait until the process has exited; stop it if it exceeds the time or output limit."""
         while self.report is None:
             now = time.monotonic()
             if now >= self.deadline and self.stopped:
-                break  # the keeper does not answer: it was killed, and the worker with it
+                break  # no response: supervisor and worker have been killed
             if now >= self.deadline:
                 self._stop("time")
             self._exchange()
@@ -139,7 +139,7 @@ class ScriptRun:
 
     def _stop(self, why: str) -> None:
         self.stopped, self.deadline = why, time.monotonic() + KILL_LIMIT
-        with contextlib.suppress(OSError):  # it has ended by itself in this moment
+        with contextlib.suppress(OSError):  # it may have exited in the meantime
             self.worker.stop()
 
     def _write(self) -> None:
@@ -148,12 +148,12 @@ class ScriptRun:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self.unsent = self.unsent[:0]  # it ended before it read; its report says how
+            self.unsent = self.unsent[:0]  # it exited before reading; see its report
         if not self.unsent:
             self.poller.unregister(self.worker.request)
 
     def _read(self, file: int) -> bool:
-        """Take what is there; False when there is nothing."""
+        """Read the available bytes; return False if there are none."""
         try:
             data = os.read(file, CHUNK)
         except BlockingIOError:

@@ -1,8 +1,8 @@
 """Run scripts: a process that has imported what they use, and for each script a sandboxed child of it.
 
-Started by process.py, never imported by the package; needs the standard library, numpy and Pillow. Three
-processes stand behind a script. The *starter* imports and forks. The *keeper*, one for each script, makes the room and
-kills what is in it when told to. The *worker* goes in, gives up every right, and only then reads the script.
+Started by process.py, never imported by the package; needs the standard library, numpy and Pillow. Three processes are
+involved in a script. The *starter* imports and forks. The *supervisor*, one per script, builds the sandbox and kills
+its content on request. The *worker* enters it, drops all privileges, and only then reads the script.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 
 import kernel
 
-WORK = "/script-work"  # inside the room
-OWN_USERS = 900_000_000  # user ids that nobody has; a script's own is this and the id of its process
+WORK = "/script-work"  # inside the sandbox
+OWN_USERS = 900_000_000  # unused user ids; a script's own is this plus its process id
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 OPTIONAL_MODULES = (
@@ -36,8 +36,8 @@ OPTIONAL_MODULES = (
     *("json", "math", "pathlib", "random", "re", "statistics", "string", "tempfile", "textwrap", "time", "typing"),
 )
 SCRIPT = "script.py"
-MAX_LINE_LENGTH, MAX_LINES = 300, 40  # of a traceback
-MAX_OPEN_FILES = 128  # that a script may have open
+MAX_LINE_LENGTH, MAX_LINES = 300, 40  # limits of a traceback
+MAX_OPEN_FILES = 128  # per script
 HEAD, SIZE, REPORT = struct.Struct("III"), struct.Struct("II"), struct.Struct("id")
 STARTED, DONE, FAILED, OUT_OF_MEMORY, BROKEN = b"S", b"D", b"E", b"M", b"B"
 Settings = Mapping[str, Any]
@@ -48,7 +48,7 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
     _import()
     with open("/proc/self/statm", encoding="ascii") as file:
         own_size = int(file.read().split()[0]) * resource.getpagesize()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers leave no zombies
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors leave no zombies
     while True:
         data, files, _, _ = socket.recv_fds(control, 1, 5)
         if not data:
@@ -61,7 +61,7 @@ def serve(control: socket.socket, settings: Settings) -> NoReturn:
 
 
 def _import() -> None:
-    """Import what scripts use; a script whose sandbox hides Python's files has nothing else."""
+    """Import the modules for scripts; a script whose sandbox hides Python's files has no others."""
     import numpy  # noqa: F401
     from PIL import Image
 
@@ -91,7 +91,7 @@ def supervise(files: list[int], settings: Settings) -> NoReturn:
         os.close(file)
     _watch(worker, control)
     if folder:
-        os.execvp("rm", ["rm", "-rf", "--", folder])  # whatever depth a script has given it
+        os.execvp("rm", ["rm", "-rf", "--", folder])  # however deeply nested by a script
     os._exit(0)
 
 
@@ -105,18 +105,18 @@ def _unshare() -> None:
 
 
 def _watch(worker: int, control: int) -> None:
-    """Wait for the end of the worker, its own or ours; tell its status and its CPU seconds."""
+    """Wait until the worker exits or must be killed; report its status and CPU seconds."""
     ended = os.pidfd_open(worker)
     ready, _, _ = select.select([ended, control], [], [])
     if ended not in ready:
-        os.kill(worker, signal.SIGKILL)  # the first process of its namespace: everything in it dies
+        os.kill(worker, signal.SIGKILL)  # the init process of its namespace: all processes in it are killed
     _, status, usage = os.wait4(worker, 0)
     with contextlib.suppress(OSError):
         os.write(control, REPORT.pack(status, usage.ru_utime + usage.ru_stime))
 
 
 def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> NoReturn:
-    """Close the sandbox around this process, then run the one script that arrives."""
+    """Enter the sandbox, then run the script that is sent."""
     request, out, err, answer = files
     try:
         os.setsid()
@@ -133,7 +133,7 @@ def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> N
         _become(user)
         kernel.die_with_parent()
         kernel.drop_capabilities()
-        if settings["room"] != "namespaces" and kernel.landlock_version():  # elsewhere there is nothing else to see
+        if settings["room"] != "namespaces" and kernel.landlock_version():  # in namespaces, other files are invisible
             readable = [path for path in (*settings["readable"], *DEVICES) if _is_reachable(path)]
             kernel.allow_only(readable, [folder or WORK])
         kernel.filter_calls()
@@ -144,7 +144,7 @@ def enter_sandbox(files: list[int], settings: Settings, folder: str | None) -> N
 
 
 def _own_user() -> int:
-    """Return a user id for one script, so that its threads are counted; the current one without the right to change."""
+    """Return a user id for one script, to count its threads; the current one if it cannot be changed."""
     if os.geteuid() != 0:
         return os.geteuid()
     with open("/proc/self/uid_map", encoding="ascii") as file:
@@ -168,7 +168,7 @@ def _is_reachable(path: str) -> bool:
 
 
 def _build(settings: Settings, user: int) -> None:
-    """Build a root file system: Python and its libraries read-only, three devices, and a small one in memory."""
+    """Build a root file system: Python and its libraries read-only, three devices, and a small tmpfs."""
     kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
     kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.NO_SUID, "size=1m,mode=0755")
     os.mkdir("/tmp/.old")
@@ -188,7 +188,7 @@ def _build(settings: Settings, user: int) -> None:
 
 
 def _bind(path: str) -> None:
-    """Show a file or folder of the old root, to read only, in its old place."""
+    """Bind-mount a file or folder of the old root read-only at the same path."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     is_folder = os.path.isdir("/.old" + path)
     if is_folder:
@@ -223,7 +223,7 @@ def _limit(settings: Settings, user: int) -> None:
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
     }
-    if user != os.geteuid() or settings["room"] != "folder":  # else all other processes of the user count too
+    if user != os.geteuid() or settings["room"] != "folder":  # otherwise all processes of the user would be counted
         limits["NPROC"] = settings["threads"]
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
@@ -233,11 +233,11 @@ def _limit(settings: Settings, user: int) -> None:
 
 
 def run_script(request: int, answer: int, max_pixels: int) -> NoReturn:
-    """Read the script and its image, execute it, send back what it left in `result`."""
+    """Read the script and its image, execute it, and return the image in `result`."""
     with open(request, "rb") as file:
         head = file.read(HEAD.size)
         if len(head) < HEAD.size:
-            os._exit(0)  # never needed
+            os._exit(0)  # idle worker that is not needed
         length, width, height = HEAD.unpack(head)
         code, pixels = file.read(length).decode(), file.read(width * height * 3)
     names = _names(pixels, width, height)
@@ -286,18 +286,18 @@ def _execute(code: str, names: dict[str, object]) -> bytes:
 
 
 def _explain(error: BaseException) -> None:
-    """Print the traceback from the script's first line on; a line as long as a picture in base64 is cut."""
+    """Print the traceback, starting with the script's frames; very long lines, such as base64 images, are cut."""
     inside = error.__traceback__.tb_next if error.__traceback__ else None
     lines = "".join(traceback.format_exception(type(error), error, inside, limit=-8)).splitlines()
     sys.stderr.write("".join(f"{line[:MAX_LINE_LENGTH]}\n" for line in lines[-MAX_LINES:]))
 
 
 def _pixels(result: object, max_pixels: int) -> bytes:
-    """Return size and RGB values of an image or array; nothing for None.
+    """Return size and RGB values of an image or array; empty for None.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: it is too large.
+        TypeError: the value is neither.
+        ValueError: the image is too large.
     """
     import numpy
     from PIL import Image

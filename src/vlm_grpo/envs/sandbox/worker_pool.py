@@ -1,4 +1,4 @@
-"""A pool of idle workers, so that no script waits for Python to start."""
+"""A pool of idle workers, so that scripts do not wait for Python to start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from vlm_grpo.envs.sandbox.process import Starter
 from vlm_grpo.envs.sandbox.script_run import ScriptLimits, ScriptOutcome, ScriptRun, Worker
 
-MAX_ATTEMPTS = 2  # a worker that waited may have been killed meanwhile, by a machine without memory say
+MAX_ATTEMPTS = 2  # an idle worker may have been killed, for instance by the OOM killer
 
 
 class IdleWorker(NamedTuple):
-    """An idle worker, and its own starter if it has one."""
+    """An idle worker, with its own starter if it has one."""
 
     worker: Worker
     starter: Starter | None
@@ -37,10 +37,10 @@ class WorkerPool:
         self.starter: Starter | None = None
 
     def run_script(self, payload: bytes, caps: ScriptLimits) -> ScriptOutcome:
-        """Run a script on a worker that waits.
+        """Run a script on an idle worker.
 
         Raises:
-            RuntimeError: the script did not start; the message holds the processes' output.
+            RuntimeError: the script did not start; the message has the output of the processes.
         """
         for tried in range(MAX_ATTEMPTS):
             waiting = self._take()
@@ -53,18 +53,18 @@ class WorkerPool:
                 if tried:
                     self.fill()
                 return ending
-            self.close()  # what killed one may have killed all that wait
+            self.close()  # all idle workers may have been killed
         answer_text = ending.answer[1:].decode(errors="replace")
-        raise RuntimeError(answer_text or words or f"a worker ended before it began (status {ending.status})")
+        raise RuntimeError(answer_text or words or f"a worker exited before it started (status {ending.status})")
 
     def fill(self) -> None:
-        """Start as many workers as are missing."""
+        """Start the missing workers."""
         with self.lock:
             while len(self.idle) < self.size:
                 self.idle.append(self._start())
 
     def close(self) -> None:
-        """End the workers that wait, and the starter. A fork of the process that has them leaves them alone."""
+        """Terminate idle workers and the starter; in a fork of their owner, leave them running."""
         if os.getpid() != self.process:
             return
         with self.lock:

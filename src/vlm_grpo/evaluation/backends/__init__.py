@@ -1,1 +1,1 @@
-"""Backends of an evaluation: a model in this process (`hf`), its episodes with tools (`agent`), a server (`openai`)."""
+"""Backends of an evaluation: a model in this process (`hf`), episodes with tools (`agent`), a server (`openai`)."""

@@ -1,6 +1,6 @@
-"""Episodes of data rows by a model in this process, through the multi-turn rollout that training uses.
+"""Run episodes of data rows with a model in this process, through the multi-turn rollout of training.
 
-Up to rounding, an episode does not depend on its batch: each sampled turn has a random stream of its own.
+Up to rounding, an episode does not depend on its batch: each sampled turn has its own random stream.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from vlm_grpo.rollouts.trajectory import Trajectory
 
 @dataclass
 class AgentBackend:
-    """Runs an episode for each row; the model's last turn is the completion.
+    """Runs one episode per row; the model's last turn is the completion.
 
     Args:
-        model: completes turns; its `max_completion_length` is that of an episode, results of tools included.
+        model: generates turns; its `max_completion_length` limits a whole episode, including tool results.
         env_pool: the environments.
-        folder: of the evaluation, for copies of the images that tools showed.
-        max_turns: of the model in an episode.
-        tool_time_limit: seconds that one call may take.
+        folder: folder of the evaluation, for copies of images returned by tools.
+        max_turns: maximum number of assistant turns per episode.
+        tool_time_limit: time limit of a tool call in seconds.
         tool_format: one of TOOL_FORMATS.
 
     Raises:
-        EpisodeError: the model's chat template or the tools do not fit the tool format.
+        EpisodeError: the model's chat template or the tools are incompatible with the tool format.
     """
 
     model: HFBackend
@@ -55,10 +55,10 @@ class AgentBackend:
             raise EpisodeError(str(error)) from error
 
     def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
-        """Yield the numbered rows with their episodes, a batch at a time, in order.
+        """Yield the rows with these numbers and their episodes, a batch at a time, in order.
 
         Raises:
-            EpisodeError: an environment refuses a row, or an image cannot be decoded.
+            EpisodeError: an environment rejects a row, or an image cannot be decoded.
         """
         encoder = self.model.encoder()
         for batch in self.model.batches(numbers):
@@ -104,7 +104,7 @@ class AgentBackend:
         )
 
     def _generate_turns(self, trajectories: Sequence[Trajectory], samples: Sequence[tuple[int, int]]) -> GenerateTurns:
-        """Return a function that generates the next turns, each with a random stream of its own."""
+        """Return a function that generates the next turns, each with its own random stream."""
         sample_of = {id(trajectory): sample for trajectory, sample in zip(trajectories, samples, strict=True)}
 
         def generate(active: list[Trajectory], max_new_tokens: int) -> list[list[int]]:
@@ -119,7 +119,7 @@ class AgentBackend:
         """Return the model's last turn, and the whole episode.
 
         Raises:
-            RuntimeError, TypeError: the environment's reward raised, or is no number; the message names the record.
+            RuntimeError, TypeError: the environment's reward raised, or is not a number; the message names the record.
         """
         metrics = _episode_metrics(trajectory, record_of_row(started_row))
         turns = episode_trajectory(started_row["prompt"], trajectory, ImageCopies(self.folder, *sample))
@@ -133,7 +133,7 @@ class AgentBackend:
 
 
 def _episode_metrics(trajectory: Trajectory, record: Record) -> dict[str, float]:
-    """Return counts, the environment's reward and its metrics, of a finished episode."""
+    """Return counts, the environment's reward and its metrics for a finished episode."""
     environment = trajectory.environment
     counts = {"turns": trajectory.num_turns, "calls": trajectory.num_calls, "failed_calls": trajectory.num_failed_calls}
     reward = None
@@ -143,12 +143,12 @@ def _episode_metrics(trajectory: Trajectory, record: Record) -> dict[str, float]
             name, lambda text, record: trajectory.call_environment("get_reward"), trajectory.last_text, record
         )
     rewards = {} if reward is None else {"reward": reward}
-    numbers = {**counts, **rewards, **trajectory.metrics()}  # metrics last: some follow from the reward
+    numbers = {**counts, **rewards, **trajectory.metrics()}  # metrics last: some depend on the reward
     return {name: float(value) for name, value in numbers.items()}
 
 
 def record_of_episode(row: Row, started_row: Row) -> Record:
-    """Return the row's record; for a generated episode, one of what the model is asked and shown."""
+    """Return the row's record; for a generated episode, a record built from its prompt."""
     if row.get("prompt"):
         return record_of_row(row)
     prompt = read_prompt(started_row)

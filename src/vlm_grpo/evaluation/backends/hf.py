@@ -1,7 +1,7 @@
-"""Completions of data rows by a model in this process, through the encoder and engine that training uses.
+"""Generate completions of data rows with a model in this process, through the encoder and engine of training.
 
-Only sampling differs from a training rollout. Up to rounding, a row's completion does not depend on its batch: each
-sampled one has a random stream of its own.
+Only sampling differs from a training rollout. Up to rounding, a completion does not depend on its batch: each
+sampled one has its own random stream.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = ["HFBackend", "ScoredText", "generate_greedy"]
 
 @dataclass
 class HFBackend:
-    """Completes rows with a model in this process; the model's mode and torch's random state are unchanged.
+    """Generates completions with a model in this process; its mode and torch's random state are not changed.
 
     Args:
-        model: anything with `generate`, not wrapped by DDP or DeepSpeed.
+        model: a model with `generate`, not wrapped by DDP or DeepSpeed.
         processor: the model's processor, with its pixel limits set.
-        batch_size: completions per `generate`.
-        max_completion_length: tokens of a completion.
+        batch_size: completions per call of `generate`.
+        max_completion_length: maximum number of tokens of a completion.
         template_options: keyword arguments of `apply_chat_template`.
-        answer_space: the coordinate space of the model's boxes; None is that of its family.
+        answer_space: the coordinate space of the model's boxes; None means that of its family.
 
     Raises:
         ValueError: batch_size or max_completion_length is below 1.
@@ -67,7 +67,7 @@ class HFBackend:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
     def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
-        """Yield the numbered rows with their completions, a batch at a time, in order."""
+        """Yield the rows with these numbers and their completions, a batch at a time, in order."""
         encoder = self.encoder()
         for batch_numbers in self.batches(numbers):
             batch = [dataset[number] for number in batch_numbers]
@@ -78,7 +78,7 @@ class HFBackend:
         return PromptEncoder(self.processor, self.template_options or {})
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Yield the numbers of rows that are completed together."""
+        """Yield the row numbers of each batch."""
         rows_at_once = max(1, self.batch_size // self.sampling.num_samples)
         for start in range(0, len(numbers), rows_at_once):
             yield numbers[start : start + rows_at_once]
@@ -89,17 +89,17 @@ class HFBackend:
 
     @property
     def space(self) -> str | None:
-        """The coordinate space of the model's boxes."""
+        """Return the coordinate space of the model's boxes."""
         return answer_space(getattr(model_config(self.model), "model_type", ""), self.answer_space)
 
     @property
     def placeholders(self) -> list[int]:
-        """The image and video tokens, which no completion may contain."""
+        """Return the image and video tokens, which completions must not contain."""
         return placeholder_ids(model_config(self.model), self.processor.tokenizer)
 
     @property
     def stop_token_ids(self) -> set[int]:
-        """Every token that ends a completion: the tokenizer's and those of the model's generation settings."""
+        """Return all tokens that end a completion: those of the tokenizer and of the generation config."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
         return {token for token in [*listed, self.processor.tokenizer.eos_token_id] if token is not None}
@@ -108,7 +108,7 @@ class HFBackend:
         """Return the completion of each prompt: at most `max_new_tokens`, up to and including the stop token.
 
         Args:
-            seeds: of each prompt's random stream.
+            seeds: seed of each prompt's random stream.
         """
         engine = self._engine(max_new_tokens)
         ids: list[list[int]] = []
@@ -137,13 +137,14 @@ class HFBackend:
         return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        """Return settings of greedy decoding; sampling adds noise to the scores.
+        """Return a generation config for greedy decoding; sampling adds noise to the scores.
 
-        A Hub model's own generation settings are for chatting: a repetition penalty would change what is greedy.
+        The generation config of a Hub model is not used: its repetition penalty, for example, would change greedy
+        decoding.
         """
         return GenerationConfig(
             do_sample=False,
-            use_cache=True,  # many checkpoints say false: they were saved by a training
+            use_cache=True,  # many checkpoints have False because they were saved during training
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,
@@ -188,7 +189,7 @@ class GumbelNoise(LogitsProcessor):
 def _sampling_processors(
     sampling: SamplingParams, seeds: Sequence[int], device: torch.device
 ) -> LogitsProcessorList | None:
-    """Return the processors that make greedy decoding sample; None for greedy completions."""
+    """Return the logits processors that turn greedy decoding into sampling; None for greedy completions."""
     if sampling.is_greedy:
         return None
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
@@ -208,7 +209,7 @@ def generate_greedy(
     """Return one greedy completion per row, in order.
 
     Args:
-        rows: rows of `vlm_grpo.load_dataset` or any rows that the trainers take.
+        rows: rows of `vlm_grpo.load_dataset`, or any rows that the trainers accept.
         on_batch: called with the size of each finished batch.
         options: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`.
     """

@@ -1,6 +1,6 @@
-"""Completions of data rows by an OpenAI-compatible server (vLLM and others), several requests at a time.
+"""Request completions of data rows from an OpenAI-compatible server (vLLM and others) concurrently.
 
-The messages are those of training, with every image in its place as a data URI. Needs the extra `openai`.
+The messages are those of training, with each image in its position as a data URI. Needs the extra `openai`.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 
 PATCH = 28  # pixels: Qwen2-VL and Qwen2.5-VL resize both sides to multiples of it
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 14 * 14 * 4 * 16384  # of those families' processors
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 14 * 14 * 4 * 16384  # limits of these families' processors
 
 
 class ServerError(RuntimeError):
-    """The server did not answer a row; earlier predictions are kept."""
+    """The server did not complete a row; earlier predictions are kept."""
 
 
 @dataclass
 class OpenAIBackend:
-    """Completes rows through `base_url`.
+    """Requests completions from the server at `base_url`.
 
     Args:
-        base_url: such as http://localhost:8000/v1.
-        model: the name by which the server knows the model.
-        concurrency: requests at a time.
-        timeout: seconds for one request.
-        retries: how often a request that failed (connection, time limit, status 408, 409, 429 or 5xx) is repeated,
-            after growing pauses.
-        answer_space: the coordinate space of the model's boxes; None is not known.
-        template_options: variables of the chat template, which vLLM and SGLang take as `chat_template_kwargs`.
-        min_pixels, max_pixels: images outside are resized before they are sent; None leaves them.
+        base_url: URL of the API, such as http://localhost:8000/v1.
+        model: name of the model on the server.
+        concurrency: maximum number of concurrent requests.
+        timeout: time limit of a request in seconds.
+        retries: number of retries after a failed request (connection, time limit, status 408, 409, 429 or 5xx),
+            with increasing pauses.
+        answer_space: the coordinate space of the model's boxes; None means unknown.
+        template_options: variables of the chat template, which vLLM and SGLang accept as `chat_template_kwargs`.
+        min_pixels, max_pixels: other images are resized before they are sent; None means no limit.
 
     Raises:
         ImportError: the package openai is missing.
@@ -73,7 +73,7 @@ class OpenAIBackend:
             from openai import DefaultHttpxClient, OpenAI
         except ImportError as error:
             raise ImportError('--backend openai needs the package openai: pip install ".[openai]"') from error
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers ask for none, the client for any
+        key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers need no key, but the client requires one
         url, credentials = split_credentials(self.base_url)
         http = DefaultHttpxClient(auth=credentials) if credentials else None
         self.client = OpenAI(
@@ -81,10 +81,10 @@ class OpenAIBackend:
         )
 
     def __call__(self, dataset: Sequence[Row], numbers: Sequence[int]) -> Iterator[list[RowCompletions]]:
-        """Yield the numbered rows with their completions, as they are ready.
+        """Yield the rows with these numbers and their completions as they finish.
 
         Raises:
-            ServerError: a request failed in spite of the retries.
+            ServerError: a request failed after all retries.
         """
         waiting = iter(numbers)
         failure: BaseException | None = None
@@ -102,7 +102,7 @@ class OpenAIBackend:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield [future.result() for future in done if not future.exception()]
                 failure = failure or next((future.exception() for future in done if future.exception()), None)
-                if failure is not None:  # what is on its way is waited for and kept
+                if failure is not None:  # pending requests are awaited and their results kept
                     running = {future for future in running if not future.cancel()}
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -155,7 +155,7 @@ class OpenAIBackend:
         )
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        """Return the image to send: as the model will see it if its boxes count those pixels."""
+        """Return the image to send, resized as by the model's processor if its boxes are in those pixels."""
         if self.answer_space == "resized":
             size = grid_size(image.size, self.min_pixels or MIN_PIXELS, self.max_pixels or MAX_PIXELS)
         else:
@@ -164,9 +164,9 @@ class OpenAIBackend:
 
 
 def thinking_prefix(message: ChatCompletionMessage) -> tuple[str, str]:
-    """Return the opening of a reply's turn and what follows it: a server does not report what its chat template opened.
+    """Split a reply into the opening of its turn and the rest; servers do not report what the chat template opened.
 
-    It shows by a thought that ends without a beginning, or that the server has taken out of the reply.
+    It is inferred from a thinking block that is closed but not opened, or that the server has removed from the reply.
     """
     content = message.content or ""
     thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
@@ -180,7 +180,7 @@ def attach_images(row: Row, images: Sequence[Image.Image]) -> list[Message]:
     """Return the row's messages in the format of the chat completions API.
 
     Raises:
-        ServerError: the row has a video, for which the API has no form.
+        ServerError: the row has a video, which the API does not support.
     """
     waiting = iter(images)
     messages = []
@@ -198,7 +198,9 @@ def _block(block: Block, images: Iterator[Image.Image], row: Row) -> Block:
     if block["type"] == "text":
         return {"type": "text", "text": block["text"]}
     if block["type"] != "image":
-        raise ServerError(f"{row.get('where')}: --backend openai sends images only, this row has a {block['type']}")
+        raise ServerError(
+            f"{row.get('where')}: --backend openai supports images only, but this row has a {block['type']}"
+        )
     file = io.BytesIO()
     next(images).save(file, format="PNG")
     address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
@@ -206,7 +208,7 @@ def _block(block: Block, images: Iterator[Image.Image], row: Row) -> Block:
 
 
 def limited_size(size: tuple[int, int], fewest: int | None, most: int | None) -> tuple[int, int]:
-    """Return width and height with a number of pixels within the limits, in the same proportion."""
+    """Return width and height scaled such that the number of pixels is within the limits."""
     pixels = size[0] * size[1]
     scale = 1.0
     if most is not None and pixels > most:
@@ -217,7 +219,7 @@ def limited_size(size: tuple[int, int], fewest: int | None, most: int | None) ->
 
 
 def grid_size(size: tuple[int, int], fewest: int, most: int) -> tuple[int, int]:
-    """Return width and height as the processors of Qwen2-VL and 2.5-VL choose them: multiples of 28 in the limits."""
+    """Return width and height as resized by the processors of Qwen2-VL and 2.5-VL: multiples of 28 in the limits."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     height, width = smart_resize(size[1], size[0], factor=PATCH, min_pixels=fewest, max_pixels=most)
@@ -225,9 +227,9 @@ def grid_size(size: tuple[int, int], fewest: int, most: int) -> tuple[int, int]:
 
 
 def space_of_name(name: str) -> str | None:
-    """Return the coordinate space of the family that a model's name mentions; None if it mentions no known one.
+    """Infer the coordinate space from the family in a model's name; None if it contains no known family.
 
-    Qwen/Qwen2.5-VL-3B-Instruct is qwen2_5_vl. The longest family name that is part of the model's name counts.
+    Qwen/Qwen2.5-VL-3B-Instruct is qwen2_5_vl. The longest matching family name is used.
     """
     bare = _letters(name.rsplit("/", 1)[-1])
     named = sorted((family for family in FAMILIES if _letters(family) in bare), key=len)

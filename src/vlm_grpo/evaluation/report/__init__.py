@@ -1,1 +1,1 @@
-"""HTML pages of evaluations (`page`, `samples`), comparisons and running trainings (`dashboard`)."""
+"""HTML pages of evaluations (`page`, `samples`), comparisons and training runs (`dashboard`)."""

@@ -1,4 +1,4 @@
-"""Example cards of a report: images, the question, the truth and the answers to it."""
+"""Example cards of a report: images, question, gold answer and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CardAnswer:
 
 @dataclass(frozen=True)
 class ExampleCard:
-    """One example: images as PNG bytes, the question, the truth and one or more answers to it."""
+    """One example: images as PNG bytes, question, gold answer and one or more answers."""
 
     images: tuple[bytes, ...]
     question: str

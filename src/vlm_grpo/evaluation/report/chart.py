@@ -1,4 +1,4 @@
-"""A reward curve as SVG for reports and, with sample answers, as a PNG picture."""
+"""A reward curve as SVG for reports and, with sample answers, as a PNG image."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Curve:
 
 
 def smooth(values: Sequence[float], window: int = 9) -> list[float]:
-    """Return the mean of each value and its neighbors, fewer of them at the ends."""
+    """Return the moving average, over fewer values at the ends."""
     half = window // 2
     parts = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 
 def curve_svg(curve: Curve) -> str:
-    """Return the curve as an SVG element: single steps faint, their running mean bold, marks as labeled dots."""
+    """Return the curve as an SVG element: single steps faint, their moving average bold, marks as labeled dots."""
     from markupsafe import Markup
 
     last = max([*curve.steps, *(step for step, _, _ in curve.marks), 1])
@@ -77,14 +77,14 @@ def _axes(place: Callable[[float, float], tuple[float, float]], last: int) -> st
 
 
 def _ticks(last: int) -> list[int]:
-    """Return four to eight round step numbers from 0 on."""
+    """Return four to eight round step numbers, starting at 0."""
     scale = 10 ** max(0, len(str(last)) - 2)
     width = next(size * scale for size in (1, 2, 5, 10, 20) if last / (size * scale) <= 8)
     return list(range(0, last + 1, width))
 
 
 def save_picture(path: str | Path, title: str, curve: Curve, cards: Sequence[ExampleCard]) -> Path:
-    """Write a PNG: the curve on the left, on the right the cards' first images with all answers to them."""
+    """Write a PNG with the curve on the left, and the first image of each card with its answers on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

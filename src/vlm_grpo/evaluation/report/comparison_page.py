@@ -28,19 +28,19 @@ def compare_report(
     all_rows: bool = False,
     image_folder: str | None = None,
 ) -> Path:
-    """Write the page; images are those files that are still where the evaluation found them.
+    """Write the page, with images whose files still exist.
 
     Args:
-        rows: those that both runs have.
-        all_rows: show also the examples whose score did not change.
-        image_folder: where a file of the same name is looked for otherwise.
+        rows: the rows in both runs.
+        all_rows: also show examples with unchanged scores.
+        image_folder: folder to search for moved image files by name.
     """
     name = ranking_score(first.predictions[rows[0]]["scores"])
     views = [_sample_view(first, second, row, name, image_folder) for row in rows]
     changed = [example for example in views if example.tags]
     gained = sum("gained" in example.tags for example in changed)
     page = SamplesPage(
-        title=f"{first.folder.name} (A) beside {second.folder.name} (B)",
+        title=f"{first.folder.name} (A) and {second.folder.name} (B)",
         lead=(
             f"{len(rows):,} examples are in both. By {name}, {gained:,} are better in B, {len(changed) - gained:,} are "
             f"worse, {len(rows) - len(changed):,} are the same{'' if all_rows else ' and not shown'}."
@@ -66,7 +66,7 @@ def _table(differences: Sequence[Difference]) -> SummaryTable:
         ]
         for item in differences
     ]
-    text = "The interval is a paired bootstrap over examples; p is how often chance alone would change as much."
+    text = "The interval is a paired bootstrap over examples; p is the probability of such a change by chance."
     return SummaryTable("Metrics", ("metric", "A", "B", "B - A [95 % interval]", "p", "test", "examples"), rows, text)
 
 
@@ -85,7 +85,7 @@ def _sample_view(first: EvaluationRun, second: EvaluationRun, row: int, name: st
 
 
 def _file(source: str | None, folder: str | None) -> str | None:
-    """Return the image's path; if it is gone, the file of its name in the folder."""
+    """Return the image's path, or the file of the same name in the folder if it no longer exists."""
     if source is None:
         return None
     moved = Path(folder or ".") / Path(source).name

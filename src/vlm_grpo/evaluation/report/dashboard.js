@@ -333,7 +333,7 @@ function groupNode({ group, completions }, query) {
   if (group.more_images) images.append(element("span", "soft", `and ${group.more_images} more`));
   const hidden = group.completions.length - completions.length, unseen = group.of - group.completions.length;
   side.append(images, marked(element("div", "text prompt"), group.prompt, query));
-  if (group.truth) side.append(marked(element("div", "text", "true answer: "), group.truth, query));
+  if (group.truth) side.append(marked(element("div", "text", "gold answer: "), group.truth, query));
   side.append(element("div", "soft", `step ${group.step}` + (unseen ? `, ${group.completions.length} of ${group.of} completions` : "")));
   list.append(...completions.map((completion) => completionNode(completion, query)));
   if (hidden) list.append(element("div", "soft", `${hidden} more of this prompt do not match`));

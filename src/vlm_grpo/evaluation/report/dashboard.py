@@ -1,7 +1,7 @@
 """Training dashboard: `output_dir/report/index.html` with curves and completions, rewritten at every logging step.
 
 `trainer.add_callback(LiveReport(trainer))`; `vlm-grpo train` does so unless `--live_report false`. The page needs no
-server and no network. Beside it lie its images and `state.jsonl`, from which a resumed training continues it.
+server and no network. Its folder has the images and `state.jsonl`, from which a resumed training continues it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TAIL_BYTES = 200_000  # the state is written anew when so much, and as much as was needed last, came after it
+TAIL_BYTES = 200_000  # minimum size of appended state (and at least that of the last full write) before a full rewrite
 IMAGE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
 
 
@@ -43,7 +43,7 @@ class ReportFolder:
     """The files of a report and their content.
 
     Raises:
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,7 +51,7 @@ class ReportFolder:
         self.images = self.folder / "images"
         self.state = self.folder / "state.jsonl"
         self.curves, self.gallery = Curves(), Gallery()
-        self._whole = self._tail = 0  # bytes of the state when it was last written as a whole, and since then
+        self._whole = self._tail = 0  # bytes of the last full write of the state, and appended since
         self._written: set[str] = set()  # images
 
     def restore(self, step: int) -> None:
@@ -64,21 +64,21 @@ class ReportFolder:
         self._write_state()
 
     def add_logs(self, step: int, logs: Mapping[str, object]) -> None:
-        """Take in one log line."""
+        """Add one log line."""
         point = point_of(step, logs)
         if point.values:
             self.curves.add(point)
             self._append("point", point.line())
 
     def add_group(self, group: CompletionGroup, images: Mapping[str, bytes]) -> None:
-        """Take in a group of completions; `images` has the bytes of its images, and may have others."""
+        """Add a group of completions; `images` has the bytes of its images, and possibly others."""
         for name in set(group["images"]) - self._written:
             write_atomically(self.images / name, images[name])
             self._written.add(name)
         self._append("group", self.gallery.add(group))
 
     def write_page(self, facts: JsonObject) -> None:
-        """Write the page, then delete the images that it shows no more."""
+        """Write the page, then delete images that it no longer shows."""
         head, script, tail = _template()
         data = f'{{"facts":{script_dumps(facts)},{self.curves.encoded()},{self.gallery.encoded()}}}'
         write_atomically(self.folder / "index.html", f"{head}{data}{script}{tail}")
@@ -107,7 +107,7 @@ def _state_line(content: JsonObject) -> bytes:
 
 
 def _read_state(path: Path) -> tuple[Curves, Gallery]:
-    """Return a report's content, empty without one; a partial line, as left by a kill, is skipped."""
+    """Return a report's content, empty without a report; an incomplete line, left by a kill, is skipped."""
     strides, points, groups = [1, 1], [], []
     for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
         try:
@@ -121,14 +121,14 @@ def _read_state(path: Path) -> tuple[Curves, Gallery]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file without waiting for the disk; who reads it sees the old one or the new one."""
+    """Write a file atomically, without waiting for the disk."""
     with whole_file(path, sync=False) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
 
 
 @cache
 def _template() -> tuple[str, str, str]:
-    """Return the page up to its data, from there to its end with the script, and what comes last."""
+    """Return three parts of the page: before its data, from there to the script, and the end."""
     home = files("vlm_grpo.evaluation.report")
     head, rest = home.joinpath("dashboard.html").read_text(encoding="utf-8").split("<!--data-->")
     middle, tail = rest.split("<!--script-->")
@@ -136,20 +136,20 @@ def _template() -> tuple[str, str, str]:
 
 
 class LiveReport(TrainerCallback):
-    """Writes `output_dir/report/index.html` at every logging step, on the main process alone.
+    """Writes `output_dir/report/index.html` at every logging step, on the main process only.
 
-    A resumed training continues the page; a new one replaces it. What cannot be written (a full disk) is
-    warned of once and does not stop a training. Nothing is gathered for the page: it shows completions of the main
+    A resumed training continues the page; a new one replaces it. Write errors (such as a full disk) are
+    logged once and do not stop the training. Nothing is gathered for the page: it shows completions of the main
     process.
 
     Args:
-        trainer: of this package; any other of TRL's gives curves without completions.
-        folder: of the page, if not `output_dir/report`.
+        trainer: a trainer of this package; for other TRL trainers, the page has curves but no completions.
+        folder: folder of the page (default: `output_dir/report`).
     """
 
     def __init__(self, trainer: VLMGRPOTrainer | VLMRLOOTrainer, folder: str | Path | None = None) -> None:
         self.trainer = trainer
-        self.report: ReportFolder | None = None  # while training, on the main process
+        self.report: ReportFolder | None = None  # during training, on the main process
         self.folder = Path(folder or Path(trainer.args.output_dir or "") / "report")
         self._latest: LoggedRollout | None = None  # not shown yet
         self._started = (0.0, 0)  # when, and at which step
@@ -158,7 +158,7 @@ class LiveReport(TrainerCallback):
             trainer.watch_rollout = self.watch
 
     def watch(self, rollout: LoggedRollout) -> None:
-        """Keep what is shown of the newest rollout until the next logging step."""
+        """Store the newest rollout until the next logging step."""
         self._latest = rollout.first(GROUPS * (self.trainer.num_generations or 1))
 
     def on_train_begin(
@@ -171,7 +171,7 @@ class LiveReport(TrainerCallback):
         try:
             self.report.restore(state.global_step)
             last_step = self.report.curves.last_step
-            for entry in state.log_history:  # of a training whose report was not written or is not there any more
+            for entry in state.log_history:  # logs of a training whose report is missing
                 if entry["step"] > last_step:
                     self.report.add_logs(int(entry["step"]), entry)
         except OSError as error:
@@ -222,11 +222,11 @@ class LiveReport(TrainerCallback):
 
     def _failed(self, error: OSError) -> None:
         if not self._has_failed:
-            logger.warning("%s could not be written, the training goes on without: %s", self.folder, error)
+            logger.warning("%s could not be written, training continues without it: %s", self.folder, error)
         self._has_failed = True
 
     def _facts(self, state: TrainerState, is_over: bool) -> JsonObject:
-        """Return the head of the page."""
+        """Return the facts at the top of the page."""
         since, first = self._started
         now = time.time()
         model = str(getattr(getattr(self.trainer.model, "config", None), "_name_or_path", "") or "")

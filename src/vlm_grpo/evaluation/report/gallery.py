@@ -1,4 +1,4 @@
-"""Completions in the training dashboard: the newest, and a sample of older ones from the whole training.
+"""Completions in the training dashboard: the newest, and a sample of older ones from the whole run.
 
 All sizes are bounded: groups, completions of a group, characters of a text, images of a prompt, bytes of an image.
 """
@@ -21,29 +21,29 @@ from vlm_grpo.rollouts.logged_rollout import LoggedRollout, content_text
 
 NEWEST = 24  # groups
 SAMPLE = 24  # older groups
-GROUPS = 2  # of one rollout
-COMPLETIONS = 8  # of one group
-IMAGES = 3  # of one prompt
+GROUPS = 2  # per rollout
+COMPLETIONS = 8  # per group
+IMAGES = 3  # per prompt
 SIDE = 256  # pixels, the longer side of an image
 IMAGE_BYTES = 40_000
 COMPLETION_LENGTH, PROMPT_LENGTH, TRUTH_LENGTH = 2000, 1000, 300  # characters
-# Control characters, what turns the direction of writing, and halves of characters, which no file can hold.
+# Control characters, changes of the text direction, and unpaired surrogates, which cannot be encoded.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-CompletionGroup = JsonObject  # as it stands in the page, and `number`: how many groups there were before it
+CompletionGroup = JsonObject  # as in the page, with `number`: the number of earlier groups
 
 
 @dataclass
 class Gallery:
     """Groups of completions, oldest first."""
 
-    stride: int = 1  # of the older groups, those are kept whose number is a multiple of it
+    stride: int = 1  # older groups are kept if their number is a multiple of it
     count: int = 0  # groups so far
     sample: list[CompletionGroup] = field(default_factory=list)
     newest: list[CompletionGroup] = field(default_factory=list)
     _encoded: dict[int, str] = field(default_factory=dict)
 
     def add(self, group: CompletionGroup) -> CompletionGroup:
-        """Take in a group; it gets its number, unless it has one."""
+        """Add a group and assign its number, unless it has one."""
         group.setdefault("number", self.count)
         self.count = group["number"] + 1
         self.newest.append(group)
@@ -58,11 +58,11 @@ class Gallery:
 
     @property
     def groups(self) -> list[CompletionGroup]:
-        """All that are shown."""
+        """Return all groups on the page."""
         return [*self.sample, *self.newest]
 
     def forget_after(self, step: int) -> None:
-        """Go back to a step from which a training continues."""
+        """Remove everything after the step from which training resumes."""
         self.sample = [group for group in self.sample if group["step"] <= step]
         self.newest = [group for group in self.newest if group["step"] <= step]
         self.count = max((group["number"] + 1 for group in self.groups), default=0)
@@ -70,7 +70,7 @@ class Gallery:
 
     @property
     def image_names(self) -> set[str]:
-        """The files of all images that are shown."""
+        """Return the file names of all images on the page."""
         return {name for group in self.groups for name in group["images"]}
 
     def encoded(self) -> str:
@@ -81,7 +81,7 @@ class Gallery:
 
 
 def restore_gallery(stride: int, groups: Sequence[CompletionGroup]) -> Gallery:
-    """Return the gallery whose groups were written, oldest first."""
+    """Restore a gallery from its stored groups, oldest first."""
     gallery = Gallery(stride)
     for group in groups:
         gallery.add(group)
@@ -94,9 +94,9 @@ def groups_of(
     """Return the first groups of a rollout for a page, and their images by file name.
 
     Args:
-        rollout: what one process sampled; a group of which it has only a part is shown in part.
-        size: completions of a group.
-        weights: of the rewards.
+        rollout: samples of one process; groups may be incomplete.
+        size: completions per group.
+        weights: weights of the rewards.
     """
     images: dict[str, bytes] = {}
     groups = []
@@ -148,7 +148,7 @@ def representative_completions(completions: Sequence[JsonObject]) -> list[JsonOb
 
 
 def truncate_text(text: str, limit: int) -> str:
-    """Return beginning and end of a text, about `limit` characters, without control characters."""
+    """Truncate a text in the middle to about `limit` characters, and remove control characters."""
     if len(text) > limit:
         tail = limit // 4
         text = f"{text[: limit - tail]} […{len(text) - limit} characters…] {text[-tail:]}"
@@ -156,7 +156,7 @@ def truncate_text(text: str, limit: int) -> str:
 
 
 def messages_text(completion: Completion) -> str:
-    """Return the text of a completion; of one with several turns all of them, each after its role."""
+    """Return the text of a completion; several turns are each preceded by their role."""
     if isinstance(completion, str) or len(completion or []) <= 1:
         return completion_text(completion)
     turns = completion or []
@@ -179,7 +179,7 @@ def _target_text(row: Row) -> str:
 
 
 def encode_images(sources: Sequence[object]) -> dict[str, bytes]:
-    """Return JPEG files named by their content; an image that cannot be read is left out."""
+    """Return JPEG files named by a hash of their content; unreadable images are left out."""
     contents = []
     for source in sources:
         try:
@@ -190,7 +190,7 @@ def encode_images(sources: Sequence[object]) -> dict[str, bytes]:
 
 
 def encode_image(source: object) -> bytes:
-    """Return JPEG bytes of an image, at most 256 pixels long and 40,000 bytes."""
+    """Return JPEG bytes of an image, at most 256 pixels on the longer side and 40,000 bytes."""
     image = open_image(image_ref(source))
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     for quality in (85, 60, 30, 10):

@@ -1,7 +1,7 @@
-"""Learning curves of bounded size: every point is the mean of equally many log lines.
+"""Learning curves of bounded size: every point is the mean of the same number of log lines.
 
-When there are too many points, neighbours become one and from then on a point is the mean of twice as many lines, so
-that a curve is as fine at its end as at its beginning. Evaluations are kept apart, as marks.
+If there are too many points, neighbors are merged and each point becomes the mean of twice as many lines, so
+that the resolution is the same along the whole curve. Evaluations are stored separately, as marks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CurvePoint:
     values: dict[str, float]
 
     def line(self) -> JsonObject:
-        """Return the point as it is written into a file."""
+        """Return the point as a JSON object for the state file."""
         values = {name: float(f"{value:.6g}") for name, value in self.values.items()}
         return {"step": self.step, "count": self.count, "values": values}
 
@@ -46,7 +46,7 @@ def point_of(step: int, logs: Mapping[str, object]) -> CurvePoint:
 
 
 def merge_points(first: CurvePoint, second: CurvePoint) -> CurvePoint:
-    """Return both points as one; a value that only one of them has stays."""
+    """Merge two points; a value that only one of them has is kept."""
     values = {**second.values, **first.values}
     for name in first.values.keys() & second.values.keys():
         total = first.values[name] * first.count + second.values[name] * second.count
@@ -58,15 +58,15 @@ def merge_points(first: CurvePoint, second: CurvePoint) -> CurvePoint:
 class Curves:
     """All curves and marks of one training."""
 
-    stride: int = 1  # log lines to a point
+    stride: int = 1  # log lines per point
     points: list[CurvePoint] = field(default_factory=list)
-    open: CurvePoint | None = None  # the mean of fewer lines than `stride`, until there are enough
+    open: CurvePoint | None = None  # incomplete point: the mean of fewer than `stride` lines
     marks: list[CurvePoint] = field(default_factory=list)
     columns: dict[str, int] = field(default_factory=dict)  # name: place in an encoded row
-    _rows: list[str] = field(default_factory=list)  # encoded points: they do not change any more
+    _rows: list[str] = field(default_factory=list)  # encoded points, which no longer change
 
     def add(self, point: CurvePoint) -> None:
-        """Take in one log line, or a point of `lines()`."""
+        """Add one log line, or a point of `lines()`."""
         if all(name.startswith(EVALUATION) for name in point.values):
             self._mark(point)
             return
@@ -90,7 +90,7 @@ class Curves:
         self._rows = []
 
     def forget_after(self, step: int) -> None:
-        """Go back to a step from which a training continues."""
+        """Remove everything after the step from which training resumes."""
         self.points = [point for point in self.points if point.step <= step]
         self.marks = [point for point in self.marks if point.step <= step]
         if self.open is not None and self.open.step > step:
@@ -99,12 +99,12 @@ class Curves:
 
     @property
     def last_step(self) -> int:
-        """The newest step of any point, -1 without one."""
+        """Return the newest step of any point, -1 without points."""
         last = [*self.points[-1:], *self.marks[-1:], *([self.open] if self.open else [])]
         return max((point.step for point in last), default=-1)
 
     def lines(self) -> Iterator[JsonObject]:
-        """Yield all that `restore_curves` needs, in order."""
+        """Yield the lines for `restore_curves`, in order."""
         for point in self.points:
             yield point.line()
         if self.open is not None:
@@ -128,18 +128,18 @@ class Curves:
 
 
 def _round(value: float) -> float | int:
-    """Round to five digits: more than a picture can show."""
+    """Round to five digits, which is enough for a plot."""
     short = float(f"{value:.5g}")
     return int(short) if short.is_integer() and abs(short) < 1e9 else short
 
 
 def script_dumps(value: object) -> str:
-    """Return JSON that may stand inside a script element of a page."""
+    """Return JSON that is safe inside a script element of a page."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def restore_curves(stride: int, lines: list[JsonObject]) -> Curves:
-    """Return the curves that `Curves.lines()` and the log lines after them describe."""
+    """Restore curves from `Curves.lines()` and later log lines."""
     curves = Curves(stride)
     for line in lines:
         curves.add(CurvePoint(line["step"], line["count"], line["values"]))

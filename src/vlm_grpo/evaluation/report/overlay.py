@@ -1,4 +1,4 @@
-"""True and predicted boxes and masks to draw on an image of a report, read from a prediction.
+"""Target and predicted boxes and masks of a prediction, to draw on images of a report.
 
 Coordinates are thousandths of the image's width and height, so that a drawing fits a thumbnail of any size.
 """
@@ -16,7 +16,7 @@ from vlm_grpo.evaluation.dataset_metrics import mask_pair
 from vlm_grpo.records import JsonObject, Prediction, Record
 from vlm_grpo.rewards.iou import target_box
 
-MAX_BOXES = 60  # of one kind on an image; the rest would only hide the others
+MAX_BOXES = 60  # of each kind per image, for readability
 TRUE, PREDICTED, BOTH = (18, 184, 110), (240, 30, 140), (255, 235, 60)
 
 
@@ -30,7 +30,7 @@ class OverlayBox(NamedTuple):
 
 
 def boxes_of(prediction: Prediction) -> list[OverlayBox]:
-    """Return the true and the predicted boxes of a prediction; none where its truth is no box."""
+    """Return the target and predicted boxes of a prediction; none if its gold answer is not a box."""
     facts = prediction.get("facts") or {}
     sizes = facts.get("image_sizes")
     image = int(facts.get("box_image") or 0)
@@ -57,7 +57,7 @@ def _predicted_box(prediction: Prediction) -> Box | None:
 
 
 def _detections(evidence: JsonObject) -> list[tuple[str, Box, str]]:
-    """Return kind, box and label of the boxes of evidence, by falling confidence."""
+    """Return kind, box and label of the boxes of evidence, by decreasing confidence."""
     right = [("true", Box(*box), str(label)) for label, *box in evidence["truth"]]
     found = sorted(evidence["found"], key=lambda item: -item[1])
     given = [("answer", Box(*box), f"{label} {sure:.2f}".strip()) for label, sure, *box in found]
@@ -65,7 +65,7 @@ def _detections(evidence: JsonObject) -> list[tuple[str, Box, str]]:
 
 
 def in_thousandths(box: Box, space: str, facts: JsonObject, image: int) -> Box | None:
-    """Return a box in thousandths of its image; None where the size of the space is unknown."""
+    """Return a box in thousandths of its image; None if the size of the coordinate space is unknown."""
     original = tuple(facts["image_sizes"][image])
     resized = (facts.get("processed_sizes") or [None] * (image + 1))[image]
     if extent(space, original, resized and tuple(resized)) is None:
@@ -74,13 +74,13 @@ def in_thousandths(box: Box, space: str, facts: JsonObject, image: int) -> Box |
 
 
 def masks_of(prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray] | None:
-    """Return the predicted and the true mask, (H, W) of bool; None where one of them is missing."""
+    """Return the predicted and the target mask, bool (H, W); None if one of them is missing."""
     record = Record(prediction["id"], "", prediction["answer"], extra=prediction.get("facts") or {})
     return mask_pair(prediction["predicted"], record)
 
 
 def paint_masks(image: Image.Image, predicted: np.ndarray | None, true: np.ndarray) -> Image.Image:
-    """Return the grayed image with the true mask in green, the predicted one in magenta, both in yellow."""
+    """Return the grayscale image with the target mask in green, the predicted one in magenta, the overlap in yellow."""
     painted = [
         _resize(mask, image.size) for mask in (true, predicted if predicted is not None else np.zeros_like(true))
     ]

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from vlm_grpo.evaluation import Evaluation
 
 
-THUMBNAIL = 224  # pixels, the longer side
+THUMBNAIL = 224  # longer side in pixels
 MAX_GROUPS = 40  # in the page's table
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; empty fields are left out."""
+    """A section of the report; empty fields are omitted."""
 
     title: str
     text: str = ""
@@ -44,7 +44,7 @@ class Section:
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write the page; all text is escaped, all images are inside the file."""
+    """Write the page; all text is escaped and all images are embedded."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -62,7 +62,7 @@ def data_uri(png: bytes) -> str:
 
 
 def thumbnail(source: object, where: str = "") -> bytes:
-    """Return PNG bytes of an image in any format of the data; small ones keep their size."""
+    """Return PNG bytes of an image in any data format; small images keep their size."""
     image = open_image(image_ref(source, where))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -84,7 +84,7 @@ def evaluation_report(path: str | Path, title: str, evaluation: Evaluation, rows
 
     Args:
         evaluation: what `vlm_grpo.evaluate` returned.
-        rows: the data that was evaluated, for its images.
+        rows: the evaluated data, for its images.
     """
     predictions = evaluation.predictions
     name = ranking_score(predictions[0]["scores"])
@@ -104,16 +104,16 @@ def evaluation_report(path: str | Path, title: str, evaluation: Evaluation, rows
 
 
 def ranking_score(scores: Mapping[str, object]) -> str:
-    """Return the reward that ranks examples: the task's own, or the IoU that it thresholds.
+    """Return the reward that ranks examples: that of the task, or the IoU that it thresholds.
 
-    Of episodes it is the environment's, if it has one.
+    For episodes it is the environment's reward, if it has one.
     """
     first = "reward" if "reward" in scores else next(iter(scores))
     return "iou" if first.startswith("iou@") and "iou" in scores else first
 
 
 def is_correct(scores: Mapping[str, float | None]) -> bool | None:
-    """Return whether the answer is correct by the task's own reward; None where that is graded or does not apply."""
+    """Return whether the answer is correct by the task's reward; None if that is graded or does not apply."""
     name, value = next(iter(scores.items()))
     return None if value is None or name in GRADED or not math.isfinite(value) else value >= 0.5
 
@@ -148,13 +148,13 @@ class RowImages(Sequence):
 
 
 def metric_table(metrics: Mapping[str, Metric]) -> SummaryTable:
-    """Return every metric with its interval."""
+    """Return a table of all metrics with their intervals."""
     rows = [[name, str(value), f"{value.count:,}"] for name, value in metrics.items()]
     return SummaryTable("Metrics", ("metric", "value [95 % interval]", "examples"), rows)
 
 
 def group_tables(evaluation: Evaluation) -> list[SummaryTable]:
-    """Return the metrics of the largest groups; nothing if examples have none."""
+    """Return tables of the metrics of the largest groups; empty without groups."""
     if not evaluation.groups:
         return []
     names = list(evaluation.metrics)

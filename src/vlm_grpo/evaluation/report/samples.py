@@ -1,7 +1,7 @@
 """A page of the examples of an evaluation or a comparison to search, filter and sort. One HTML file.
 
 It stays small for any number of examples: only the most interesting examples (worst and best, alternating) have
-thumbnails, up to a budget, texts are truncated, and cards are created on scrolling. The page says so.
+thumbnails, up to a budget, texts are truncated, and cards are created on scrolling. A note on the page explains this.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-SIDE = 320  # pixels of a thumbnail's longer side
-TINY = 100  # pixels: images no larger are kept as they are
+SIDE = 320  # longer side of a thumbnail in pixels
+TINY = 100  # pixels; images up to this size are not changed
 IMAGE_BYTES, MAX_WITH_IMAGES = 10_000_000, 1000  # of all thumbnails in a page, as base64; examples with images
 MAX_EXAMPLES, TEXT_LENGTH, TEXT_BYTES = 20_000, 1500, 12_000_000
 
@@ -52,9 +52,9 @@ class SummaryTable:
 class SampleView:
     """One example of the page.
 
-    `answers` are (label, prediction, is it right; None is undecided); `score` is what the page filters and sorts by;
-    `media` are the images as data comes in, or None for one that is gone. Of episodes, `media` are the images of the
-    prompt, and `of_tools` those that tools showed in all answers, both in the order of the trajectories.
+    `answers` are (label, prediction, is_correct or None); `score` is the value for filtering and sorting;
+    `media` are the images in any data format, or None for missing ones. For episodes, `media` are the images of the
+    prompt, and `of_tools` those returned by tools in all answers, both in the order of the trajectories.
     """
 
     prediction: Prediction
@@ -67,7 +67,7 @@ class SampleView:
 
 @dataclass(frozen=True)
 class SamplesPage:
-    """The page around its examples; `sorts` are (value, text), the first one is the default."""
+    """The page without its examples; `sorts` are (value, text), the first one is the default."""
 
     title: str
     lead: str
@@ -78,7 +78,7 @@ class SamplesPage:
 
 
 def write_page(path: str | Path, page: SamplesPage, examples: Sequence[SampleView]) -> Path:
-    """Write the page; all text is escaped, all images are inside the file."""
+    """Write the page; all text is escaped and all images are embedded."""
     from jinja2 import Environment, StrictUndefined
 
     order = order_by_interest(examples)
@@ -112,7 +112,7 @@ def _is_number(score: float | None) -> bool:
 
 
 def _text_length(texts: int) -> int:
-    """Return how much of a completion, or of a turn of an episode, is kept."""
+    """Return the maximum length of a completion, or of a turn of an episode."""
     return min(TEXT_LENGTH, max(100, TEXT_BYTES // max(1, texts)))
 
 
@@ -124,16 +124,15 @@ def _notes(examples: Sequence[SampleView], included: int, pictured: int) -> list
     with_media = sum(bool(example.media or example.of_tools) for example in examples)
     notes = []
     if any("mask" in (example.prediction.get("facts") or {}) for example in examples):
-        notes.append("Masks: the true one is green, the answered one magenta, and yellow is where they agree.")
+        notes.append("Masks: target in green, prediction in magenta, overlap in yellow.")
     odd = sum(example.score is not None and not _is_number(example.score) for example in examples)
     if odd:
-        notes.append(f"{odd:,} scores are no numbers (NaN, infinity): such examples have no place in the order.")
+        notes.append(f"{odd:,} scores are not finite (NaN, infinity): these examples are not sorted.")
     if included < len(examples):
-        notes.append(f"The page holds {included:,} of {len(examples):,} examples; predictions.jsonl has all.")
+        notes.append(f"The page has {included:,} of {len(examples):,} examples; predictions.jsonl has all of them.")
     if pictured < with_media:
         notes.append(
-            f"Images are in the page for {pictured:,} of {with_media:,} examples, the worst and best by turns, so that "
-            "it stays small."
+            f"{pictured:,} of {with_media:,} examples have images (alternating worst and best), to keep the page small."
         )
     return notes
 
@@ -155,7 +154,7 @@ def _entry(example: SampleView, length: int) -> JsonObject:
 
 
 def _boxes(example: SampleView) -> list[OverlayBox]:
-    """Return the true boxes once, and the predicted ones of every answer."""
+    """Return the target boxes once, and the predicted ones of every answer."""
     overlays: list[OverlayBox] = []
     for number, (_, prediction, _) in enumerate(example.answers):
         boxes = boxes_of(prediction)
@@ -190,7 +189,7 @@ def _plain(answer: object) -> str:
 
 
 def _add_pictures(entries: Mapping[int, JsonObject], examples: Sequence[SampleView], order: Iterable[int]) -> int:
-    """Add thumbnails to the first entries until the budget is spent; return how many got theirs."""
+    """Add thumbnails to the first entries until the budget is used up; return their number."""
     spent = pictured = 0
     for number in order:
         example = examples[number]
@@ -208,7 +207,7 @@ def _add_pictures(entries: Mapping[int, JsonObject], examples: Sequence[SampleVi
 
 
 def _pictures(example: SampleView) -> list[Thumbnail | None]:
-    """Return data URI, width and height of each image; None for one that can no longer be read."""
+    """Return data URI, width and height of each image; None if it can no longer be read."""
     pictures: list[Thumbnail | None] = []
     masked: list[Thumbnail] = []
     target = int((example.prediction.get("facts") or {}).get("box_image") or 0)
@@ -234,13 +233,13 @@ def _picture(medium: object) -> Thumbnail | None:
 
 
 def _masked(image: Image.Image, example: SampleView) -> list[Thumbnail]:
-    """Return the image with the masks of each answer; none where the example has no mask."""
+    """Return the image with the masks of each answer; none if the example has no mask."""
     masks = [masks_of(prediction) for _, prediction, _ in example.answers]
     return [_address(paint_masks(image, *pair)) for pair in masks if pair is not None]
 
 
 def _address(image: Image.Image) -> Thumbnail:
-    """Return data URI, width and height: PNG for tiny images, whose pixels should be seen, otherwise JPEG."""
+    """Return data URI, width and height: PNG for tiny images, to keep their pixels, otherwise JPEG."""
     file = io.BytesIO()
     is_tiny = max(image.size) <= TINY
     image.convert("RGB").save(file, format="PNG" if is_tiny else "JPEG", **({} if is_tiny else {"quality": 80}))
@@ -249,7 +248,7 @@ def _address(image: Image.Image) -> Thumbnail:
 
 
 def script_json(value: object) -> Markup:
-    """Return JSON that can stand inside a script element."""
+    """Return JSON that is safe inside a script element."""
     from markupsafe import Markup
 
     text = dumps(value, ensure_ascii=False, separators=(",", ":"))
