@@ -103,7 +103,10 @@ def test_rows_choose_among_several(data: list[str], tiny_model: Path, tmp_path: 
 def test_turns_time_and_protocol(data: list[str], tiny_model: Path, tmp_path: Path):
     words = ("--max_turns", "3", "--tool_time_limit", "1.5", "--tool_format", "tags")
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data, *words)
-    assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (3, 1.5)  # what they do: test_playing.py
+    assert (trainer.args.max_turns, trainer.args.tool_time_limit) == (
+        3,
+        1.5,
+    )  # effects: test_multi_turn.py
     assert isinstance(trainer.env_pool.tool_parsers[None], TagToolParser)
     trainer = built(tiny_model, tmp_path, "--environment", "visual_crop", *data)
     assert isinstance(trainer.env_pool.tool_parsers[None], HermesToolParser)

@@ -178,7 +178,7 @@ def test_shuffling_and_repeating_leave_objects_alone(tmp_path: Path):
 
 
 def test_endless_passes_have_every_row_once_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sampler, "HELD", 4)
+    monkeypatch.setattr(sampler, "SHUFFLE_BUFFER", 4)
 
     def passes(seed: int | None) -> list[list[int]]:
         numbers = [row["n"] for row in islice(infinite(numbered(10), seed), 30)]

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.data.errors import DataError, Problem
 from vlm_grpo.data.mixture import file_shares, mixture_numbers
@@ -222,10 +222,8 @@ def load_dataset(
         allow_outside, allow_private_urls: allow image paths that leave their folder, and URLs of private networks.
         ignore_columns: columns that are not read.
         check: validate all rows and image files first.
-        mixture: a fraction for each file, `0.7:0.3` or a list; no row is repeated, and the file that is exhausted first
-            determines the length. `mixture_seed` samples rows of the others.
-        streaming: return an `IterableDataset` that reads one file after the other without caching. The first row of
-            each file is checked immediately, later ones (with `check` also their images) when they are read.
+        mixture, mixture_seed: a fraction for each file (`0.7:0.3` or a list), and what selects rows; none is repeated.
+        streaming: return an `IterableDataset` that caches nothing; rows but the first are checked when they are read.
         think_tags: the task's prompt asks for <think> tags; False for models whose chat template writes them.
         markup: special tokens of the model, which no text may contain; None means those of all known models.
 
@@ -233,17 +231,10 @@ def load_dataset(
         DataError: the data have problems; the message is a table of all of them.
         KeyError, ValueError: the task is unknown; the prompt file is missing or wrong.
     """
-    config = ReaderConfig(
-        task=task,
-        prompt_key=prompt_key,
-        answer_key=answer_key,
-        image_key=image_key,
-        video_key=video_key,
-        allow_outside=allow_outside,
-        allow_private_urls=allow_private_urls,
-        ignored=tuple(ignore_columns),
-        markup=None if markup is None else tuple(markup),
-    )
+    options: dict[str, Any] = {"prompt_key": prompt_key, "answer_key": answer_key, "image_key": image_key}
+    options |= {"video_key": video_key, "allow_outside": allow_outside, "allow_private_urls": allow_private_urls}
+    marks = None if markup is None else tuple(markup)
+    config = ReaderConfig(task=task, ignored=tuple(ignore_columns), markup=marks, **options)
     prompt = None if format_prompt is None else load_prompt(format_prompt)
     files = {"image_folders": image_folders, "reward_method": reward_method}
     result = open_sources(source, config=config, opener=open_stream if streaming else None, **files)

@@ -788,7 +788,7 @@ class VLMTrainerMixin(_TRLTrainer):
         self._log_images([prompt.images for prompt in batch.prompts or ()])
         self._show(rollout.rows, rollout.images, rollout.turns, batch)
 
-    def _show(self, rows: list[Row], images: list[list[Any]], turns: Sequence[Any], batch: RolloutBatch) -> None:
+    def _show(self, rows: Sequence[Row], images: list[list[Any]], turns: Sequence[Any], batch: RolloutBatch) -> None:
         """Hand this process's part of a rollout to who watches the training; keep text alone for W&B's table."""
         if self.watch_rollout is not None and self.model.training:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
