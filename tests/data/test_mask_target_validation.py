@@ -53,7 +53,7 @@ def test_good_targets_pass(row: dict, tmp_path: Path):
         ({"mask": None}, "mask", "missing or null", RLE),
         ({"mask": "dog.png"}, "mask", "'dog.png'", f"{RLE}; must be JSON: "),
         ({"mask": {"size": [60, 80]}}, "mask", "{'size': [60, 80]}", f"{RLE}; must be "),
-        ({"mask": {"size": [60, 80], "counts": [9]}}, "mask", "{'size': [60, 80], 'counts': [9]}", "must sum to 4800 pixels"),
+        ({"mask": {"size": [60, 80], "counts": [9]}}, "mask", "{'size': [60, 80], 'counts': [9]}", "must sum to 4800"),
         ({"mask": {"size": [60, 80], "counts": [4800]}}, "mask", "no pixel inside", RLE),
         ({"mask": {"size": [60, 80], "counts": [4000, 0, 800]}}, "mask", "no pixel inside", RLE),
         ({"terms": "8"}, "terms", "'8'", "an integer from 3 to 64"),

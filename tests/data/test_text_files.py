@@ -160,9 +160,9 @@ def test_a_repeated_key_is_refused_with_its_line(inner: bytes, tmp_path: Path):
     source = opened(tmp_path / "a.jsonl", b'{"q": 1}\n' + inner + b"\n")
     problem = source.raw(1)
     assert (problem.where[-2:], problem.expected) == (":2", "every key once")
-    assert "comes 2 times" in problem.found
+    assert "occurs 2 times" in problem.found
     (tmp_path / "a.json").write_bytes(b"[" + inner + b"]")
-    with pytest.raises(DataError, match=r"comes 2 times"):
+    with pytest.raises(DataError, match=r"occurs 2 times"):
         json_source(tmp_path / "a.json", ReaderConfig())
     (tmp_path / "a.csv").write_text('q,a\n1,"' + inner.decode().replace('"', '""') + '"\n')
-    assert "comes 2 times" in csv_source(tmp_path / "a.csv", ReaderConfig()).raw(0).found
+    assert "occurs 2 times" in csv_source(tmp_path / "a.csv", ReaderConfig()).raw(0).found
