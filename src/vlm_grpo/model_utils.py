@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names under which configurations and processors keep their placeholder tokens.
+# Attributes of configurations and processors with placeholder tokens.
 PLACEHOLDERS = tuple(
     f"{kind}_token_{suffix}" for kind in ("image", "video", "audio", "vision_start") for suffix in ("id", "index")
 )
@@ -27,12 +27,12 @@ PARTS = ("vision tower", "projector", "language model", "head")
 LANGUAGE_LINEAR = r"^(?!.*(visual|vision|audio)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
 # PEFT makes a plain list of names of the pattern above where a model has experts: what is excluded is said once more.
 TOWER_MODULES = r".*(visual|vision|audio).*"
-# Where families that FAMILIES does not list mostly keep their vision tower.
+# Usual names of the vision tower in families that are not in FAMILIES.
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
 def for_language_model(adapter: PeftConfig | None) -> PeftConfig | None:
-    """Return a PEFT configuration with the language model's linear layers as its targets, where it names none."""
+    """Return a PEFT configuration that targets the language model's linear layers, unless it has targets."""
     if adapter is None or getattr(adapter, "target_modules", "") is not None:
         return adapter
     excluded = getattr(adapter, "exclude_modules", None) or TOWER_MODULES
@@ -43,7 +43,7 @@ def for_language_model(adapter: PeftConfig | None) -> PeftConfig | None:
 def placeholder_ids(config: PreTrainedConfig, processor: ProcessorMixin) -> list[int]:
     """Return the tokens that stand for an image, a video or sound in this model's prompts.
 
-    None may be sampled: the next forward would look for the pixels that belong to it.
+    They must not be sampled: the next forward pass would expect the corresponding pixels.
     """
     tokens = {getattr(source, name, None) for source in (config, processor) for name in PLACEHOLDERS}
     family = FAMILIES.get(getattr(config, "model_type", ""))
@@ -57,7 +57,7 @@ def set_pixel_limits(processor: ProcessorMixin, min_pixels: int | None, max_pixe
     """Limit the pixels of every processed image, for families that resize to a range of pixel counts.
 
     Raises:
-        ValueError: the limits cross, or the family resizes to a fixed size, so that they would be ignored.
+        ValueError: the minimum exceeds the maximum, or the family resizes to a fixed size and would ignore the limits.
     """
     if min_pixels is None and max_pixels is None:
         return
@@ -67,7 +67,7 @@ def set_pixel_limits(processor: ProcessorMixin, min_pixels: int | None, max_pixe
     if not is_ranged(image_processor) or not hasattr(image_processor, "merge_size"):
         raise ValueError(
             f"--max_pixels/--min_pixels: {type(image_processor).__name__} resizes to {size}, not to a range of pixels, "
-            "so the limits would be ignored; leave them out, --max_image_tokens limits every family"
+            "so the limits would be ignored; use --max_image_tokens, which works for every family"
         )
     frames = pixel_unit(image_processor) // (image_processor.patch_size * image_processor.merge_size) ** 2
     low = size["shortest_edge"] if min_pixels is None else min_pixels * frames
@@ -79,13 +79,13 @@ def set_pixel_limits(processor: ProcessorMixin, min_pixels: int | None, max_pixe
 
 
 def limit_images(processor: ProcessorMixin, config: PreTrainedConfig, limits: object) -> None:
-    """Limit pixels and tokens of every processed image as `min_pixels`, `max_pixels` and `max_image_tokens` say.
+    """Limit pixels and tokens of every processed image by `min_pixels`, `max_pixels` and `max_image_tokens`.
 
     Args:
-        limits: what has these attributes, or some of them: None, or not there, is no limit.
+        limits: object with some of these attributes; missing ones and None mean no limit.
 
     Raises:
-        ValueError: a limit that the family would ignore or cannot keep.
+        ValueError: the family would ignore or cannot satisfy a limit.
     """
     set_pixel_limits(processor, getattr(limits, "min_pixels", None), getattr(limits, "max_pixels", None))
     most = getattr(limits, "max_image_tokens", None)
@@ -94,7 +94,7 @@ def limit_images(processor: ProcessorMixin, config: PreTrainedConfig, limits: ob
 
 
 def model_config(model: nn.Module) -> PreTrainedConfig:
-    """Return the configuration of a model, or of the one that an adapter wraps."""
+    """Return the configuration of a model, or of the base model of an adapter."""
     return cast("PreTrainedConfig", model.config)
 
 
@@ -104,19 +104,19 @@ def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
 
 
 def name_experts(model: nn.Module) -> None:
-    """Give the text configuration the name by which TRL's load-balancing loss asks for the number of experts."""
+    """Set the attribute of the text configuration that TRL's load-balancing loss uses for the number of experts."""
     text = model_config(model).get_text_config()
     if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
         text.num_experts = text.num_local_experts
 
 
 def freeze_vision(model: nn.Module) -> int:
-    """Turn off gradients in the vision tower and return how many parameters that froze.
+    """Freeze the vision tower and return the number of frozen parameters.
 
-    A projector that the family keeps inside its tower is frozen with it.
+    If the projector is part of the tower, it is frozen as well.
 
     Raises:
-        ValueError: the model has no module that is known to be a vision tower.
+        ValueError: the model has no known vision tower.
     """
     towers = vision_towers(model)
     frozen = 0
@@ -127,7 +127,7 @@ def freeze_vision(model: nn.Module) -> int:
 
 
 def vision_towers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of the vision tower: as FAMILIES says, or by name in an unlisted family.
+    """Return the modules of the vision tower: from FAMILIES, or by name for an unlisted family.
 
     Raises:
         ValueError: the model has none.
@@ -138,29 +138,29 @@ def vision_towers(model: nn.Module) -> list[nn.Module]:
     else:
         names = VISION_TOWERS
         logger.warning(
-            "%s is not a family that is known: its vision tower is taken to be every module called %s; "
-            "vlm_grpo.families.FAMILIES.register names it exactly",
+            "%s is not a known family: modules named %s are assumed to be its vision tower; "
+            "register it with vlm_grpo.families.FAMILIES.register to specify it",
             model_type,
             " or ".join(names),
         )
-    # An adapter puts a prefix before the names of the model that it wraps.
+    # An adapter adds a prefix to the names of the wrapped model.
     ends = tuple(f".{name}" for name in names)
     towers = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
     if not towers:
         raise ValueError(
             f"--freeze_vision_modules: {type(model).__name__} ({model_type}) has none of {', '.join(names)}; "
-            "leave the flag out, or register the family's modules in vlm_grpo.families.FAMILIES"
+            "remove the flag, or register the family's modules in vlm_grpo.families.FAMILIES"
         )
     return towers
 
 
 def towers_of(family: Family) -> tuple[str, ...]:
-    """Return the names of a family's towers, that of its images first."""
+    """Return the names of a family's towers, the vision tower first."""
     return (family.vision_tower, *family.other_towers)
 
 
 def part_of(name: str, family: Family) -> str:
-    """Return which of PARTS a parameter belongs to, by its name in the model, also below an adapter's prefix."""
+    """Return which of PARTS a parameter belongs to by its name, with or without an adapter's prefix."""
     path = f".{name}."
     if any(f".{place}." in path for place in family.projector):
         return "projector"
@@ -170,16 +170,16 @@ def part_of(name: str, family: Family) -> str:
 
 
 def freeze_parts(model: nn.Module, parts: Collection[str]) -> None:
-    """Turn off gradients in some of PARTS.
+    """Freeze some of PARTS.
 
     Raises:
-        ValueError: the family's parts are not known, or nothing would be left to train.
+        ValueError: the family's parts are unknown, or nothing would be trainable.
     """
     family = FAMILIES.get(model_config(model).model_type)
     if family is None:
         flags = ", ".join(f"--freeze_{part.replace(' ', '_')}" for part in parts)
         raise ValueError(
-            f"{flags}: the modules of {model_config(model).model_type} are not known; register them in FAMILIES"
+            f"{flags}: the modules of {model_config(model).model_type} are unknown; register them in FAMILIES"
         )
     for name, parameter in model.named_parameters():
         if part_of(name, family) in parts:
@@ -189,12 +189,12 @@ def freeze_parts(model: nn.Module, parts: Collection[str]) -> None:
 
 
 def parameter_table(model: nn.Module) -> str:
-    """Return how many parameters each part of the model has and trains; adapters are counted separately."""
+    """Return the numbers of all and of trainable parameters per part of the model; adapters are counted separately."""
     family = FAMILIES.get(model_config(model).model_type)
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = "adapter" if "lora_" in name else "all" if family is None else part_of(name, family)
-        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
+        size = getattr(parameter, "ds_numel", parameter.numel())  # with ZeRO-3 the local tensor is empty
         entry = counts.setdefault(part, [0, 0])
         entry[0] += size if parameter.requires_grad else 0
         entry[1] += size

@@ -1,9 +1,9 @@
-"""Time limits for user code, rewards and environments, and errors that say whose code failed.
+"""Time limits for user code (rewards and environments), with errors that name the code that failed.
 
-A call that hangs would block a run forever. It runs in the caller's own thread, as without a limit (gradients, CUDA
+A call that hangs would block a run forever. Calls run in the caller's thread, as without a limit (gradients, CUDA
 devices and event loops belong to threads); another thread watches the clock. That warns first, then interrupts the
-call by a signal at the limit, so that the error is raised where the call was made; a launcher then ends the other
-processes. A call that no signal interrupts, such as a library's own loop, ends the process with the same message.
+call by a signal at the limit, so that the error is raised where the call was made; a launcher then terminates the other
+processes. If a signal does not interrupt the call, e.g. in a library's loop, the process exits with the same message.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 DEFAULT_TIME_LIMIT = 600.0  # seconds
 REWARD_FLAG = "--reward_time_limit"
-WARN_AFTER = 60.0  # seconds after which a call that has not returned is mentioned
-GRACE_SECONDS = 20.0  # seconds that an interrupted call has, until the process is ended
-COROUTINE_GRACE_SECONDS = 5.0  # seconds after its limit at which a coroutine counts as one that blocks its loop
+WARN_AFTER = 60.0  # seconds until a warning
+GRACE_SECONDS = 20.0  # seconds between the interrupt and the end of the process
+COROUTINE_GRACE_SECONDS = 5.0  # seconds after the limit until a coroutine is assumed to block its loop
 
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class TimeLimitError(RuntimeError):
-    """A user's code did not return in time."""
+    """User code exceeded its time limit."""
 
 
 class _Interrupt(BaseException):
-    """Raised inside a call that takes too long; no `except Exception` of its own catches it."""
+    """Raised inside a call that takes too long; `except Exception` does not catch it."""
 
 
 class Deadline:
@@ -62,15 +62,15 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether the call has returned."""
+        """Return whether the call has returned."""
         return self._is_over.is_set()
 
     def stop(self) -> None:
-        """End the watch."""
+        """Stop watching."""
         self._is_over.set()
 
     def watch(self) -> None:
-        """Warn once, interrupt at the limit, and end the process if that does not help. Runs in its own thread."""
+        """Warn once, interrupt at the limit, and exit if that does not help. Runs in its own thread."""
         while (left := self.started + self.seconds - time.monotonic()) > 0:
             word = self.started + WARN_AFTER - time.monotonic()
             if word <= 0:
@@ -81,21 +81,21 @@ class Deadline:
         self.is_expired = True
         self._interrupt()
         if not self._is_over.wait(GRACE_SECONDS):
-            print(f"{self.message}; nothing interrupts it, so the process ends", file=sys.stderr, flush=True)
+            print(f"{self.message}; it cannot be interrupted, so the process exits", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _mention(self) -> None:
-        """Warn of a call that has not returned for some time; once for each reward or environment."""
+        """Warn about a call that has not returned for some time; once per reward or environment."""
         name, passed = self.what().partition(" on ")[0], time.monotonic() - self.started
         if name not in _warned_about:
             _warned_about.add(name)
             logger.warning(
-                "%s: has not returned for %.0f s; at %g s (%s) the run ends",
+                "%s: has not returned for %.0f s; the run ends at %g s (%s)",
                 *(self.what(), passed, self.seconds, self.flag),
             )
 
     def _interrupt(self) -> None:
-        """Raise _Interrupt in the main thread where it made the call, else KeyboardInterrupt, with the reason above."""
+        """Raise _Interrupt in the main thread if it made the call, else KeyboardInterrupt, and print the reason."""
         is_main = self.thread is threading.main_thread()
         if is_main and getattr(signal.getsignal(signal.SIGALRM), "clock", None) is not None:
             _kill(self.thread, signal.SIGALRM)
@@ -105,7 +105,7 @@ class Deadline:
 
 
 class _SignalHandler:
-    """Interrupts the main thread's call when its time is over; `signal.getsignal` returns this, with the clock."""
+    """Interrupts the main thread's call at its limit; `signal.getsignal` returns this object, with the clock."""
 
     def __init__(self, clock: Deadline) -> None:
         self.clock = clock
@@ -116,7 +116,7 @@ class _SignalHandler:
 
 
 def _kill(thread: threading.Thread, number: signal.Signals) -> None:
-    """Send a signal to a thread that runs."""
+    """Send a signal to a running thread."""
     if thread.ident is not None:
         signal.pthread_kill(thread.ident, number)
 
@@ -127,15 +127,15 @@ _warned_about: set[str] = set()
 
 @contextmanager
 def time_limit(what: Callable[[], str], seconds: float, flag: str = REWARD_FLAG) -> Iterator[Deadline | None]:
-    """Limit the time of the calls that are made inside.
+    """Limit the time of the calls inside the block.
 
     Args:
-        what: says whose code runs, for which row.
-        seconds: for each call; 0 is no limit.
-        flag: what sets it.
+        what: returns a description of the code and the row.
+        seconds: limit of each call; 0 means no limit.
+        flag: the flag that sets the limit.
 
     Raises:
-        TimeLimitError: a call took longer.
+        TimeLimitError: a call exceeded the limit.
     """
     if seconds <= 0:
         yield None
@@ -155,7 +155,7 @@ def time_limit(what: Callable[[], str], seconds: float, flag: str = REWARD_FLAG)
         _deadlines.current = outer
         if before is not None:
             signal.signal(signal.SIGALRM, before)
-    if clock.is_expired:  # also where the call caught what ended it
+    if clock.is_expired:  # also if the call caught the interrupt
         raise TimeLimitError(clock.message)
 
 
@@ -167,13 +167,13 @@ def _install_signal_handler(clock: Deadline) -> SignalHandler:
 
 
 def exit_status_after_hang() -> int:
-    """Return the exit status of a run that hanging code ended; threads that still run will not hold its end."""
+    """Return the exit status of a run stopped by hanging code; running threads will not prevent the exit."""
     threading.Thread(target=_exit_after_main_thread, daemon=True, name="end").start()
     return 1
 
 
 def _exit_after_main_thread() -> None:
-    """End the process when the main thread has ended, and others that it would wait for have not."""
+    """Exit when the main thread has finished, even if other threads that Python would wait for have not."""
     while threading.main_thread().is_alive():
         time.sleep(0.5)
     time.sleep(COROUTINE_GRACE_SECONDS)
@@ -181,7 +181,7 @@ def _exit_after_main_thread() -> None:
 
 
 def restart_deadline(what: Callable[[], str]) -> None:
-    """Say which of several calls under one limit begins now; without a limit nothing."""
+    """Restart the limit for the next of several calls; no effect without a limit."""
     clock = getattr(_deadlines, "current", None)
     if clock is not None:
         clock.restart(what)
@@ -209,16 +209,16 @@ def with_time_limit(function: Function, seconds: float) -> Function:
 
 
 def is_coroutine_function(function: object) -> bool:
-    """Return whether calling a function, or an object, gives a coroutine."""
+    """Return whether calling a function or object returns a coroutine."""
     call = getattr(function, "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 async def _await_within(running: Awaitable[Result], what: str, seconds: float) -> Result:
-    """Return what a coroutine gives within its time; one that blocks the loop is ended by the clock's thread.
+    """Await a coroutine with a time limit; one that blocks the loop is stopped by the clock's thread.
 
     Raises:
-        TimeLimitError: it takes longer.
+        TimeLimitError: it exceeds the limit.
     """
     if seconds <= 0:
         return await running
@@ -234,11 +234,11 @@ async def _await_within(running: Awaitable[Result], what: str, seconds: float) -
 
 
 def _timeout_message(what: str, seconds: float, flag: str) -> str:
-    return f"{what}: has not returned for {seconds:g} s ({flag}; 0 is no limit)"
+    return f"{what}: has not returned for {seconds:g} s ({flag}; 0 disables the limit)"
 
 
 def describe_rows(columns: Mapping[str, object]) -> str:
-    """Return which rows a batch is of, for an error: ` on rows a.jsonl:1 to a.jsonl:4`."""
+    """Return the rows of a batch for an error message: ` on rows a.jsonl:1 to a.jsonl:4`."""
     where = columns.get("where") or columns.get("id")
     if not isinstance(where, list | tuple) or not where:
         return ""
@@ -247,15 +247,15 @@ def describe_rows(columns: Mapping[str, object]) -> str:
 
 
 def call_method(owner: object, method: str, row: str, seconds: float, *arguments: object, **options: object) -> Any:
-    """Return what a method of an environment returns; a coroutine is run to its end.
+    """Call a method of an environment and return its result; a coroutine is run to completion.
 
     Args:
-        row: where the episode's row is, or its id.
-        seconds: that the method has; 0 is no limit.
+        row: location or id of the episode's row.
+        seconds: time limit; 0 means no limit.
 
     Raises:
-        RuntimeError: it raised, or tried to exit; the message names environment, method and row.
-        TimeLimitError: it took too long.
+        RuntimeError: the method raised or tried to exit; the message names environment, method and row.
+        TimeLimitError: it exceeded the limit.
     """
     place = describe_method_call(owner, method, row)
     with time_limit(lambda: place, seconds):
@@ -267,7 +267,7 @@ def call_method(owner: object, method: str, row: str, seconds: float, *arguments
 
 
 async def await_method(owner: object, method: str, row: str, seconds: float) -> Any:
-    """Return what a coroutine method of an environment gives; limits and errors as in `call_method`."""
+    """Await a coroutine method of an environment; limits and errors as in `call_method`."""
     place = describe_method_call(owner, method, row)
     try:
         return await _await_within(getattr(owner, method)(), place, seconds)
@@ -278,11 +278,11 @@ async def await_method(owner: object, method: str, row: str, seconds: float) -> 
 
 
 def describe_method_call(owner: object, method: str, row: str) -> str:
-    """Return how an error names a method of an environment and its row."""
+    """Describe a method of an environment and its row for an error."""
     return f"environment {type(owner).__name__!r}, {method}()" + (f" on row {row}" if row else "")
 
 
 def describe_row(row: Mapping[str, object]) -> str:
-    """Return how an error names a row: its location, else its id or number."""
+    """Describe a row for an error: its location, else its id or number."""
     names: Sequence[str] = ("where", "id", "episode")
     return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")

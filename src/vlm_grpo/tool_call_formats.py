@@ -1,6 +1,6 @@
 """The formats in which model families write tool calls: recognize a chat template, parse a call.
 
-The prompt side, telling a model of its tools and showing it results, is the chat template's. Nothing here needs torch.
+The prompt side (descriptions of tools, and results) is handled by the chat template. Imports no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Schemas = Mapping[str, JsonSchema | None]  # JSON schemas of the arguments, by t
 
 
 class ToolCall(NamedTuple):
-    """A tool's name and arguments; `name` is None where the call cannot be read."""
+    """A tool's name and arguments; `name` is None if the call cannot be parsed."""
 
     name: str | None
     arguments: object
@@ -38,11 +38,11 @@ class ToolCallFormat:
     """A format of tool calls.
 
     Attributes:
-        mark: text by which a chat template of this form is known.
-        block: finds what holds calls, also where it was cut off; its first group is the inside.
-        read: the calls of one inside; `UNREADABLE_CALL` stands for one that cannot be read.
-        example: a call as the model should write it, for the message after one that cannot be read.
-        end: what follows the arguments of a turn's last call.
+        mark: text that identifies a chat template with this format.
+        block: pattern of a block of calls, possibly truncated; its first group is the content.
+        read: parses the calls in the content of a block; `UNREADABLE_CALL` if one cannot be parsed.
+        example: a well-formed call, shown to the model after one that cannot be parsed.
+        end: text after the arguments of a turn's last call.
     """
 
     mark: str
@@ -52,17 +52,17 @@ class ToolCallFormat:
     end: str
 
     def calls(self, text: str, schemas: Schemas | None = None) -> list[ToolCall]:
-        """Return the calls of a turn outside its thoughts, in order.
+        """Return the calls of a turn outside thinking blocks, in order.
 
         Args:
-            schemas: decide what is a number and what a string, in forms that write both alike.
+            schemas: distinguish numbers from strings, in formats that do not.
         """
         insides = self.block.findall(strip_thinking(text))
         return [call for inside in insides for call in self.read(inside, schemas or {})]
 
 
 def read_hermes(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read `{"name": ..., "arguments": {...}}`, or Fleet's `{"tool_name": ..., "arguments": {"i": ...}}`."""
+    """Parse `{"name": ..., "arguments": {...}}`, or Fleet's `{"tool_name": ..., "arguments": {"i": ...}}`."""
     value = extract_json(inside)
     if isinstance(value, dict) and set(value) == {"tool_name", "arguments"}:
         arguments = value["arguments"]
@@ -82,7 +82,7 @@ PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>(.*?)</parameter>", re.DOTALL)
 
 
 def read_qwen_xml(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read `<function=NAME>` with a `<parameter=KEY>` for each argument."""
+    """Parse `<function=NAME>` with a `<parameter=KEY>` for each argument."""
     function = FUNCTION.fullmatch(inside)
     if function is None or PARAMETER.sub("", function[2]).strip():
         return [UNREADABLE_CALL]
@@ -95,7 +95,7 @@ GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_val
 
 
 def read_glm(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read `NAME` with an `<arg_key>` and an `<arg_value>` for each argument."""
+    """Parse `NAME` with an `<arg_key>` and an `<arg_value>` for each argument."""
     match = GLM_CALL.fullmatch(inside)
     return [UNREADABLE_CALL if match is None else _from_pairs(match[1], GLM_ARGUMENT.findall(match[2]), schemas)]
 
@@ -105,7 +105,7 @@ def _without_line_ends(value: str) -> str:
 
 
 def _from_pairs(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> ToolCall:
-    """Return a call whose arguments are written without quotes: the schema says which of them are strings."""
+    """Return a call whose arguments are written without quotes; the schema determines which are strings."""
     if len({key for key, _ in pairs}) < len(pairs):
         return UNREADABLE_CALL
     properties = (schemas.get(name) or {}).get("properties") or {}
@@ -129,7 +129,7 @@ GEMMA_KEY = re.compile(r"([^:{}\[\],<>\s]+):")
 
 
 def read_gemma(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read `call:NAME{key:value,...}`, strings between `<|"|>`."""
+    """Parse `call:NAME{key:value,...}`, with strings between `<|"|>`."""
     match = GEMMA_CALL.fullmatch(inside)
     try:
         return [UNREADABLE_CALL if match is None else ToolCall(match[1], _GemmaValue(match[2]).whole())]
@@ -138,7 +138,7 @@ def read_gemma(inside: str, schemas: Schemas) -> list[ToolCall]:
 
 
 class _GemmaValue:
-    """Reads one value of Gemma's notation, from a place on."""
+    """Parses one value in Gemma's notation, from a position on."""
 
     def __init__(self, text: str) -> None:
         self.text, self.place = text, 0
@@ -200,7 +200,7 @@ JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def read_python(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read `[NAME(key=value, ...), ...]`, values as literals of Python or JSON. Nothing is executed."""
+    """Parse `[NAME(key=value, ...), ...]` with Python or JSON literals as values, without executing code."""
     try:
         calls = ast.parse(inside.strip(), mode="eval").body
         return [_python_call(call) for call in calls.elts] if isinstance(calls, ast.List) else [UNREADABLE_CALL]
@@ -237,7 +237,7 @@ def _mapping(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
     """Return the pairs as a JSON object.
 
     Raises:
-        ValueError: a key is repeated, or no string.
+        ValueError: a key is repeated or not a string.
     """
     mapping = {key: value for key, value in pairs if isinstance(key, str)}
     if len(mapping) < len(pairs):
@@ -246,10 +246,10 @@ def _mapping(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
 
 
 def _finite(value: object) -> str | float | None:
-    """Return the value, if JSON can represent it.
+    """Return the value if JSON can represent it.
 
     Raises:
-        ValueError: it is not finite, or of another kind.
+        ValueError: it is not finite, or of another type.
     """
     if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"no value of JSON: {value!r}")
@@ -260,7 +260,7 @@ MISTRAL_NAMED = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\][^\[{]*)?(?:\[ARGS\]
 
 
 def read_mistral(inside: str, schemas: Schemas) -> list[ToolCall]:
-    """Read a JSON list of calls, or `NAME[ARGS]{...}` of newer models."""
+    """Parse a JSON list of calls, or `NAME[ARGS]{...}` of newer models."""
     listed = extract_json(inside)
     if isinstance(listed, list):
         calls = [{k: v for k, v in item.items() if k != "id"} if isinstance(item, dict) else item for item in listed]
@@ -277,7 +277,7 @@ def _between(begin: str, end: str) -> re.Pattern[str]:
 
 
 TOOL_CALL = _between("<tool_call>", "</tool_call>")
-# A template is of the first form whose mark it has.
+# A template has the first format whose mark it contains.
 TOOL_CALL_FORMATS: Registry[ToolCallFormat] = Registry(
     "form of tool calls",
     {
@@ -328,14 +328,14 @@ TOOL_CALL_FORMATS: Registry[ToolCallFormat] = Registry(
 
 
 def find_tool_call_format(template: str | None) -> ToolCallFormat | None:
-    """Return the form in which a chat template writes calls; None where it writes none, or in an unknown form."""
+    """Return the format of calls in a chat template; None if it has no calls, or in an unknown format."""
     if template is None or "tools" not in template:
         return None
     return next((form for form in TOOL_CALL_FORMATS.values() if form.mark in template), None)
 
 
 def parse_tool_calls(text: str, schemas: Schemas | None = None) -> list[ToolCall]:
-    """Return the calls of a turn in whatever form they are written, in order."""
+    """Return the calls of a turn in any of the formats, in order."""
     text = strip_thinking(text)
     blocks = {form.block for form in TOOL_CALL_FORMATS.values()}
     matches = [(match, block) for block in blocks for match in block.finditer(text)]
@@ -346,7 +346,7 @@ def parse_tool_calls(text: str, schemas: Schemas | None = None) -> list[ToolCall
 
 
 def _format_of_match(inside: str, block: re.Pattern[str]) -> ToolCallFormat:
-    """Return the format of a match; three formats share the marks around a call."""
+    """Return the format of a match; three formats share the same delimiters."""
     if block is not TOOL_CALL:
         return next(form for form in TOOL_CALL_FORMATS.values() if form.block is block)
     if inside.lstrip().startswith("<function="):

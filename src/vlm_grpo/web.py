@@ -33,10 +33,10 @@ class Limits:
     """Limits of a request.
 
     Attributes:
-        size: bytes of the reply.
-        seconds: in all, redirects included.
-        redirects: how many are followed; each is looked at as the first address was.
-        private: servers on this machine and in private networks may be asked.
+        size: maximum number of bytes of the response.
+        seconds: total time, including redirects.
+        redirects: maximum number of redirects; each address is checked like the first one.
+        private: allow servers on this machine and in private networks.
     """
 
     size: int = 64 * 2**20
@@ -50,24 +50,24 @@ class WebError(OSError):
 
 
 class TooLargeError(WebError):
-    """A reply with more bytes than allowed."""
+    """The response is larger than allowed."""
 
 
 class PrivateAddressError(WebError):
-    """A server on this machine or in a private network."""
+    """The server is on this machine or in a private network."""
 
 
 def fetch_bytes(request: str | urllib.request.Request, limits: Limits | None = None) -> bytes:
-    """Return the content of a URL, or of the reply to a request.
+    """Return the content of a URL, or of the response to a request.
 
-    The request runs in its own thread: a server that sends its headers byte by byte passes every limit of a
-    socket. Where the time is up its connection is closed.
+    The request runs in its own thread, because a server that sends its headers byte by byte evades the timeouts of a
+    socket. When the time is up, its connection is closed.
 
     Raises:
         urllib.error.HTTPError: the server reports an error, or there are too many redirects.
         TimeoutError: it is not there in time.
-        TooLargeError, PrivateAddressError: it is refused.
-        OSError, http.client.HTTPException: the exchange failed.
+        TooLargeError, PrivateAddressError: the content is too large, or the address is private.
+        OSError, http.client.HTTPException: the request failed.
     """
     exchange = _Exchange(limits or Limits())
     thread = threading.Thread(target=exchange.run, args=(request,), daemon=True, name="fetch")
@@ -82,10 +82,10 @@ def fetch_bytes(request: str | urllib.request.Request, limits: Limits | None = N
 
 
 def fetch_url(url: str, limits: Limits | None = None) -> bytes:
-    """Return the content of a URL that data name; every failure is a sentence.
+    """Return the content of a URL in the data; every error has a readable message.
 
     Raises:
-        WebError: it is not there, or is refused.
+        WebError: the content is not available or not acceptable.
         TimeoutError: it is not there in time.
     """
     try:
@@ -103,7 +103,7 @@ def fetch_url(url: str, limits: Limits | None = None) -> bytes:
 
 @dataclass
 class _Exchange:
-    """One request in its thread: its connections and its outcome."""
+    """A request in its own thread: its connections and its outcome."""
 
     limits: Limits
     body: bytearray = field(default_factory=bytearray)
@@ -112,7 +112,7 @@ class _Exchange:
     is_over: bool = False
 
     def run(self, request: str | urllib.request.Request) -> None:
-        """Fill `body`, or say in `failure` why not."""
+        """Fetch `body`, or store the error in `failure`."""
         self.end = time.monotonic() + self.limits.seconds
         try:
             opener = _opener(self)
@@ -133,7 +133,7 @@ class _Exchange:
                 raise TimeoutError(f"not there within {self.limits.seconds:g} s")
 
     def connect(self, address: tuple[str, int], timeout: float | None) -> socket.socket:
-        """Return a connection to a server, to the very address that was looked at."""
+        """Return a connection to a server, at exactly the address that was checked."""
         infos = _addresses(*address, private=self.limits.private)
         failure: OSError = OSError("no address")
         for family, kind, protocol, _, place in infos:
@@ -150,14 +150,14 @@ class _Exchange:
         raise failure
 
     def close(self) -> None:
-        """End what still runs."""
+        """Close open connections."""
         self.is_over = True
         for connection in self.sockets:
-            with suppress(OSError):  # it is closed already
+            with suppress(OSError):  # already closed
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-# As socket.getaddrinfo returns it: family, kind, protocol, canonical name, and the address.
+# A result of socket.getaddrinfo: family, kind, protocol, canonical name, and address.
 AddressInfo = tuple[
     socket.AddressFamily, socket.SocketKind, int, str, "tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]"
 ]
@@ -168,10 +168,10 @@ def _size(number: int) -> str:
 
 
 def _addresses(host: str, port: int, *, private: bool) -> list[AddressInfo]:
-    """Return what a host's name stands for.
+    """Resolve a host name.
 
     Raises:
-        PrivateAddressError: one of its addresses is of this machine or a private network.
+        PrivateAddressError: one of its addresses is on this machine or in a private network.
     """
     infos: list[AddressInfo] = [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for *_, place in infos:
@@ -181,7 +181,7 @@ def _addresses(host: str, port: int, *, private: bool) -> list[AddressInfo]:
 
 
 def is_private(text: str) -> bool:
-    """Return whether an IP address is no public one: loopback, private, link-local, multicast, reserved."""
+    """Return whether an IP address is not public: loopback, private, link-local, multicast, or reserved."""
     address: Address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
@@ -192,7 +192,7 @@ def is_private(text: str) -> bool:
 
 
 def _opener(exchange: _Exchange) -> urllib.request.OpenerDirector:
-    """Return what opens http and https addresses alone, as the proxies of the environment say."""
+    """Return an opener for http and https only, with the proxies of the environment."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -207,7 +207,7 @@ def _opener(exchange: _Exchange) -> urllib.request.OpenerDirector:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows so many redirects; one more is an HTTPError."""
+    """Follows a limited number of redirects; one more is an HTTPError."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -218,7 +218,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https addresses through the connections of an exchange."""
+    """Opens http and https URLs through the connections of an exchange."""
 
     def __init__(self, exchange: _Exchange) -> None:
         super().__init__()
@@ -235,11 +235,11 @@ class _Handler(urllib.request.AbstractHTTPHandler):
     def _kind(
         self, request: urllib.request.Request, guarded: Callable[..., HTTPConnection], plain: type[HTTPConnection]
     ) -> Callable[..., HTTPConnection]:
-        """Return the class of a connection. What is behind a proxy is looked at by the name alone."""
+        """Return the class of a connection. Behind a proxy, only the host name is checked."""
         parts = urlsplit(request.full_url)
         if request.host == parts.netloc:
             return partial(guarded, connect_to=self.exchange.connect)
-        with suppress(socket.gaierror):  # the proxy knows names that this machine does not
+        with suppress(socket.gaierror):  # the proxy may resolve names that this machine cannot
             _addresses(parts.hostname or "", parts.port or 0, private=self.exchange.limits.private)
         return plain
 
