@@ -67,7 +67,7 @@ def evaluate(
         group_by: a column; `groups` of the result then has the metrics for each of its values.
         reward_options: options such as `encoder` of the reasoning reward; None means the defaults.
         generation: `batch_size`, `max_completion_length`, `template_options` of `HFBackend`, and `on_batch`, which is
-            told how many rows of each batch are done.
+            called with the number of rows of each finished batch.
 
     Raises:
         ValueError: there are no rows to evaluate, or options are incompatible.

@@ -100,7 +100,7 @@ class Tab:
 
         Raises:
             PageError: the page exceeds the limits of time or memory.
-            BrowserError: the browser refuses, or is gone.
+            BrowserError: the browser reports an error or has exited.
         """
         self._deadline = time.monotonic() + seconds
         try:

@@ -1,7 +1,7 @@
 """Trajectories in predictions.jsonl and on pages: prompt, turns, calls with results, images as files.
 
 A turn is a chat message. One of the model has its number (`turn`; those of the prompt have none). One of a tool also
-has the call's `arguments`, whether it failed (`is_failure`) and whether the model was shown it (`is_shown`; the results
+has the call's `arguments`, whether it failed (`is_failure`) and whether the model saw it (`is_shown`; the results
 of the last turn are not). A block of an image names a file of the data (`image`), or a copy in the evaluation's folder
 (`file`). No torch.
 """
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 import json
 from itertools import count
 
-FOLDER = "images"  # of copies, in the folder of the evaluation
-MAX_SIDE = 768  # pixels of a copy's longer side
-LOSSLESS_SIDE = 128  # pixels: copies no larger lose nothing
-CALL_LENGTH = 300  # characters of a call's arguments on a page
+FOLDER = "images"  # folder of copies, in the folder of the evaluation
+MAX_SIDE = 768  # longer side of a copy in pixels
+LOSSLESS_SIDE = 128  # pixels; copies up to this size are lossless
+CALL_LENGTH = 300  # maximum characters of a call's arguments on a page
 COPY = re.compile(r"\d+-\d+-\d+\.(png|jpg)")
 
 
 class ImageCopies:
     """Copies the images of one episode: a call with an image returns the name of its copy, None for no image.
 
-    Names consist of row, sample and position, so that a repeated episode replaces its files.
+    Names consist of row, sample and position, so that a repeated episode overwrites its files.
     """
 
     def __init__(self, folder: Path, row: int, sample: int) -> None:
@@ -59,8 +59,8 @@ def episode_trajectory(prompt: Sequence[Message], trajectory: Trajectory, copy: 
     """Return the turns of a finished episode, ready for JSON.
 
     Args:
-        prompt: the messages that the model was given, with their images.
-        copy: keeps the images that are no files of the data.
+        prompt: the messages of the prompt, with their images.
+        copy: copies images that are not files of the data.
     """
     turns = [{**message, "content": _content(message["content"], copy)} for message in prompt]
     texts = [message["content"] for message in trajectory.messages if message["role"] == "assistant"]
@@ -70,7 +70,7 @@ def episode_trajectory(prompt: Sequence[Message], trajectory: Trajectory, copy: 
         calls = trajectory.tool_parser.calls(text)
         turns += [
             _tool_turn(result, call.arguments, copy, is_shown=number < len(texts))
-            for call, result in zip(calls, results, strict=False)  # fewer results where a call did not end
+            for call, result in zip(calls, results, strict=False)  # fewer results if a call has not returned
         ]
     return turns
 
@@ -91,7 +91,7 @@ def _content(content: Content, copy: ImageCopies) -> Content:
 
 
 def _block(block: Block, copy: ImageCopies, *, is_of_data: bool) -> Block:
-    """Return a block without pixels. Files that a tool showed may be gone tomorrow: they are copied."""
+    """Return a block without pixels. Files returned by a tool may be temporary and are copied."""
     if block["type"] not in ("image", "video"):
         return dict(block)
     source = getattr(block.get(block["type"]), "source", block.get(block["type"]))
@@ -111,13 +111,13 @@ def image_blocks(turns: Iterable[Message], *, of_tools: bool) -> Iterator[Block]
 
 
 def trajectory_images(prediction: Prediction, folder: Path, *, of_tools: bool) -> list[object]:
-    """Return the images of a prediction in this folder: those of tools, or the prompt's."""
+    """Return the images of a prediction in this folder, either from tools or from the prompt."""
     blocks = image_blocks(prediction.get("trajectory", ()), of_tools=of_tools)
     return [str(folder / block["file"]) if "file" in block else block["image"] for block in blocks]
 
 
 def remove_unused(folder: Path, predictions: Iterable[Prediction]) -> None:
-    """Remove copies of an earlier evaluation that this one has not replaced."""
+    """Remove copies of an earlier evaluation that this one has not overwritten."""
     samples = (sample for prediction in predictions for sample in prediction.get("samples", [prediction]))
     turns = [turn for sample in samples for turn in sample.get("trajectory", [])]
     both = (*image_blocks(turns, of_tools=True), *image_blocks(turns, of_tools=False))
@@ -130,11 +130,11 @@ def remove_unused(folder: Path, predictions: Iterable[Prediction]) -> None:
 def page_turns(trajectory: Sequence[Message], length: int, of_tools: Iterator[int] | None = None) -> list[Message]:
     """Return the turns for a page, each with its role, its blocks, and the model's number or the tool's call.
 
-    A block is a text, or [is it a tool's, number of the image].
+    A block is a text, or [is_from_tool, number of the image].
 
     Args:
-        length: of a text; what is longer is cut.
-        of_tools: numbers of the images that tools showed; None counts from 0, as those of the prompt always do.
+        length: maximum length of a text.
+        of_tools: numbers of the images returned by tools; by default counted from 0, like images of the prompt.
     """
     numbers = {True: of_tools or count(), False: count()}
     return [_page_turn(turn, numbers[turn["role"] == "tool"], length) for turn in trajectory]
@@ -168,14 +168,14 @@ def call_text(turn: Message) -> str:
 
 
 def question_text(prediction: Prediction) -> str:
-    """Return the question without markers; of an episode what follows the last image."""
+    """Return the question without markers; for an episode, the text after the last image."""
     parts = str(prediction["question"]).split("<image>")
     after = parts[-1].strip()
     return after if after and "trajectory" in prediction else "".join(parts).strip()
 
 
 def final_text(prediction: Prediction) -> str | None:
-    """Return the answer of a prediction; of an episode without one, its last call or else its last turn."""
+    """Return the answer of a prediction; for an episode without one, its last call or turn."""
     trajectory = prediction.get("trajectory")
     if prediction["predicted"] is not None or not trajectory:
         return prediction["predicted"]
