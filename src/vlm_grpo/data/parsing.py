@@ -55,9 +55,7 @@ class ReaderConfig:
     allow_outside: bool = False
     ignored: tuple[str, ...] = ()  # columns that are not read
     allow_private_urls: bool = False
-    markup: tuple[str, ...] | None = (
-        None  # special tokens that no text may contain; None means those of all known models
-    )
+    markup: tuple[str, ...] | None = None  # special tokens that no text may contain; None means all known ones
 
 
 class ParsedRow(NamedTuple):
