@@ -96,7 +96,7 @@ def test_a_class_of_another_framework_is_no_algorithm(code: str, said: str, json
         ("--algorithm opo --num_iterations 2", "opo is exactly on-policy: one update for each rollout, got 2"),
         ("--algorithm_options {}", "--algorithm_options has no effect without --algorithm"),
         ("--dynamic_sampling_reward accuracy", "--dynamic_sampling_reward has no effect without --dynamic_sampling"),
-        ("--dynamic_sampling 2 --streaming true --max_steps 3", "--dynamic_sampling draws further rows by number"),
+        ("--dynamic_sampling 2 --streaming true --max_steps 3", "--dynamic_sampling needs random access to rows"),
     ],
 )
 def test_flags_that_would_do_nothing_or_contradict(words: str, message: str, jsonl: list[str]):

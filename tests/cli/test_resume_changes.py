@@ -85,7 +85,7 @@ def test_another_base_model_is_an_error_and_a_moved_one_is_not(
     weights = moved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
     assert main(resumed(moved, trained, run)) == 2
-    assert "! --model_name_or_path" in (error := capsys.readouterr().err) and "of another model" in error
+    assert "! --model_name_or_path" in (error := capsys.readouterr().err) and "belongs to another model" in error
 
 
 def test_data_are_compared_by_content(trained: Path, run: Path):
@@ -117,7 +117,7 @@ def test_other_settings_are_shown_once_and_each_record_is_kept(
     rewards = ["--reward_funcs", "format:2", f"{tmp_path}/mine.py:half"]
     assert main([*words, *rewards]) == 0
     error = capsys.readouterr().err
-    assert f"vlm-grpo train: resuming from {run}/checkpoint-2 with other settings" in error
+    assert f"vlm-grpo train: resuming from {run}/checkpoint-2 with changed settings" in error
     lines = [line.split() for line in error.splitlines()]
     for row in (
         ["--seed", "42", "1"],

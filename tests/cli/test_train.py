@@ -232,7 +232,7 @@ def test_a_reward_that_gives_no_number_ends_the_run_by_name(body: str, said: str
     [
         ("def f(completion, record): return record.anwser", r"AttributeError: .*anwser'[\s\S]*\nat .*mine\.py:1"),
         ("\ndef f(completions, teacher, **columns): return [1.0]", "requires teacher, which is not in the data"),
-        ("def f(reward_input: dict): return {'total': 1.0}", "the reward under 'overall' or 'score'"),
+        ("def f(reward_input: dict): return {'total': 1.0}", "the reward as 'overall' or 'score'"),
         ("def f(response, gt): return float('nan')", "must return a finite number"),
         ("async def f(completions, **columns): return [None, None]", "must return a list of 1 numbers"),
         ("def f(completion): return 1.0", r"must take \(completion, record\) as in this package"),
