@@ -47,13 +47,9 @@ class ImageRef:
     @cached_property
     def key(self) -> Hashable:
         """Equal for two references to the same image, so that each image is decoded and processed once."""
-        return _source_key(self.source)
-
-
-def _source_key(source: object) -> Hashable:
-    if isinstance(source, bytes):
-        return hashlib.blake2b(source, digest_size=16).hexdigest()
-    return source if isinstance(source, str) else id(source)
+        if isinstance(self.source, bytes):
+            return hashlib.blake2b(self.source, digest_size=16).hexdigest()
+        return self.source if isinstance(self.source, str) else id(self.source)
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,10 @@ class VideoRef:
         """Equal for two references to the same video at the same rate."""
         if isinstance(self.source, tuple):
             content: Hashable = tuple(frame.key for frame in self.source)
+        elif isinstance(self.source, str | bytes):
+            content = ImageRef(self.source).key
         else:
-            content = _source_key(self.source)
+            content = id(self.source)
         return "video", content, self.fps, self.max_frames
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlm_grpo.answer_parser import completion_text
 from vlm_grpo.records import Completion
@@ -79,6 +79,7 @@ PREPARE: Mapping[str, Callable[..., None]] = {
     "causal": prepare_causal,
 }
 
+Reward = TypeVar("Reward")  # a function, or the name of a reward model
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.py)")
 SLOW_REWARDS = ("judge", "accuracy")  # may wait for worker processes or a server
 
@@ -128,7 +129,7 @@ def has_option(spec: str, option: str) -> bool:
     return name in REWARDS and option in inspect.signature(REWARDS[name]).parameters
 
 
-def make_concurrent(functions: Sequence[BatchReward]) -> list[BatchReward]:
+def make_concurrent(functions: Sequence[Reward]) -> list[Reward]:
     """Return the rewards for a TRL trainer, with slow ones replaced by coroutine functions if there are several.
 
     TRL calls plain functions one after the other but awaits coroutines concurrently, so that a judge and math-verify

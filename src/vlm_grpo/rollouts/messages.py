@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from trl.data_utils import prepare_multimodal_messages
@@ -100,13 +99,9 @@ def _extract_media(messages: list[Message], where: str) -> Prompt:
 
 def fill_media(messages: list[Message], images: Sequence[object], videos: Sequence[object]) -> list[Message]:
     """Return the messages with their media blocks filled, in order."""
-    for kind, media in (("image", iter(images)), ("video", iter(videos))):
-        messages = _map_blocks(messages, kind, partial(_filled, kind, media))
-    return messages
-
-
-def _filled(kind: str, media: Iterator[object], block: Block) -> Block:
-    return {**block, kind: next(media)}
+    next_images, next_videos = iter(images), iter(videos)
+    messages = _map_blocks(messages, "image", lambda block: {**block, "image": next(next_images)})
+    return _map_blocks(messages, "video", lambda block: {**block, "video": next(next_videos)})
 
 
 def check_text(messages: Sequence[Message] | str, placeholders: Sequence[str], where: str) -> None:

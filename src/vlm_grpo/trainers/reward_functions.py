@@ -50,7 +50,9 @@ def named_rewards(
         raise ValueError("--reward_weights and NAME:WEIGHT in --reward_funcs both set weights; use one of them")
     else:
         combined_weights = list(args.reward_weights)
-    all_functions, combined_weights = _with_those_of_algorithm(_concurrent(functions), combined_weights, args, options)
+    all_functions, combined_weights = _with_those_of_algorithm(
+        make_concurrent(functions), combined_weights, args, options
+    )
     return [*all_functions, *environment_rewards], combined_weights and combined_weights + [1.0] * len(
         environment_rewards
     )
@@ -72,12 +74,6 @@ def _checked(function: Any, seconds: float) -> Any:
     return with_time_limit(
         checked_batch_reward(getattr(function, "__name__", type(function).__name__), function), seconds
     )
-
-
-def _concurrent(functions: Sequence[RewardFunction]) -> list[RewardFunction]:
-    """Return the rewards with slow ones as coroutine functions; names of reward models stay."""
-    callables = iter(make_concurrent([function for function in functions if not isinstance(function, str)]))
-    return [function if isinstance(function, str) else next(callables) for function in functions]
 
 
 def _with_those_of_algorithm(
