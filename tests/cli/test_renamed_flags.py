@@ -39,7 +39,7 @@ def test_an_option_of_an_algorithm_under_its_former_name(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING):
         _, training, _ = parse(words)
     assert training.algorithm_options == {"hpt_threshold": 0.25}
-    said = "--algorithm_options: rescue_at is now called hpt_threshold; the old name still works"
+    said = "--algorithm_options: rescue_at has been renamed to hpt_threshold; the old name still works"
     assert [record.message for record in caplog.records] == [said]
 
 
@@ -55,6 +55,6 @@ def test_an_evaluation_flag_under_its_former_name(caplog: pytest.LogCaptureFixtu
         options = eval_args.parser().parse_args([*flags, "--tool_protocol", "native"])
     assert options.tool_format == "native"
     assert [record.message for record in caplog.records] == [
-        "--tool_protocol is now called --tool_format; the old name still works"
+        "--tool_protocol has been renamed to --tool_format; the old name still works"
     ]
     assert eval_args.parser().parse_args(flags).tool_format is None

@@ -286,7 +286,7 @@ def read_options(values: dict[str, Any] | str, name: str | None, config: Algorit
         raise ValueError(f"--algorithm_options must be a JSON object, got {values!r}")
     for former, new in RENAMED_OPTIONS.items():
         if former in options:
-            logger.warning("--algorithm_options: %s is now called %s; the old name still works", former, new)
+            logger.warning("--algorithm_options: %s has been renamed to %s; the old name still works", former, new)
             options = {new if option == former else option: value for option, value in options.items()}
     known = config.options
     for option in options:

@@ -120,7 +120,7 @@ class HFBackend:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return torch.device(getattr(self.model, "device", "cpu"))
 
     def _engine(self, max_new_tokens: int) -> TransformersEngine:
         return TransformersEngine(
