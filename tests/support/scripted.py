@@ -43,7 +43,7 @@ def scripted_of(prompts: Sequence[EncodedPrompt]) -> Generation:
 
 
 def replace_completions() -> None:
-    """Let a trainer's engine generate, and then put scripted completions in place of the sampled ones."""
+    """Let a trainer's engine generate, look at the memory, and put scripted completions in place of the sampled ones."""
     run = VLMTrainerMixin.train
 
     def train_on_scripts(self: Any, *args: Any, **options: Any) -> Any:
@@ -51,24 +51,13 @@ def replace_completions() -> None:
 
         def generate(prompts: Sequence[EncodedPrompt], **settings: Any) -> Generation:
             sample(prompts, **settings)
+            check_memory(self)
             return scripted_of(prompts)
 
         self.engine.generate = generate
         return run(self, *args, **options)
 
     VLMTrainerMixin.train = train_on_scripts
-
-
-def check_memory_after_rollouts() -> None:
-    """Let each rollout be followed by a look at what the process holds."""
-    roll_out = VLMTrainerMixin._generate_and_score_completions
-
-    def checked(self: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = roll_out(self, rows)
-        check_memory(self)
-        return batch
-
-    VLMTrainerMixin._generate_and_score_completions = checked
 
 
 def check_memory(trainer: Any) -> None:
@@ -95,5 +84,4 @@ if __name__ == "__main__":
     if ON_CPU in os.environ:
         shard_on_cpu()
     replace_completions()
-    check_memory_after_rollouts()
     sys.exit(train.main())

@@ -194,7 +194,8 @@ def test_the_command_ends_with_a_status_that_schedulers_requeue(tiny_model: Path
     words = command("one", tiny_model, tmp_path, output, max_steps=300)
     assert stop(start("one", words, log), log, output, 2) == 143, log.read_text()[-3000:]
     reached = newest(output)
-    said = f"vlm-grpo train: stopped by SIGTERM, {output}/checkpoint-{reached} is written; resume with the same command"
+    checkpoint = f"{output}/checkpoint-{reached}"
+    said = f"vlm-grpo train: stopped by SIGTERM, {checkpoint} has been written; resume with the same command"
     assert said in log.read_text() and "Traceback" not in log.read_text()
     assert not (output / "model.safetensors").exists() and not (output / "trainer_state.json").exists()
     state = json.loads((output / f"checkpoint-{reached}" / "trainer_state.json").read_text())
