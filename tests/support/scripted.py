@@ -43,7 +43,7 @@ def scripted_of(prompts: Sequence[EncodedPrompt]) -> Generation:
 
 
 def replace_completions() -> None:
-    """Let a trainer's engine generate, look at the memory, and put scripted completions in place of the sampled ones."""
+    """Let a trainer's engine generate, look at memory, and put scripted completions in place of the sampled ones."""
     run = VLMTrainerMixin.train
 
     def train_on_scripts(self: Any, *args: Any, **options: Any) -> Any:
