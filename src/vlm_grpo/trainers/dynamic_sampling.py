@@ -151,7 +151,7 @@ class DynamicSampler:
         self.left_over = None if left_over is None else RolloutBatch.from_trl_dict(left_over)
 
 
-def check_dynamic_sampling(trainer: Any, is_stock: bool) -> None:
+def check_dynamic_sampling(trainer: Any, has_rollout_func: bool) -> None:
     """Check that the settings can be combined with dynamic sampling.
 
     Raises:
@@ -162,9 +162,9 @@ def check_dynamic_sampling(trainer: Any, is_stock: bool) -> None:
     name = args.dynamic_sampling_reward
     if isinstance(trainer.train_dataset, IterableDataset):
         raise ValueError("--dynamic_sampling draws further rows by number, which --streaming cannot; leave one out")
-    if is_stock:
+    if has_rollout_func:
         raise ValueError(
-            "--dynamic_sampling is incompatible with a rollout function, or with a model that reads no images"
+            "--dynamic_sampling is incompatible with a rollout function, which samples by itself; leave one out"
         )
     if local % trainer.num_generations:
         raise ValueError(
