@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,26 @@ def test_functions_stay_short(path: Path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def imported_at_once(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield what is imported when a module is imported: not for annotations alone, and not within functions."""
+    for node in nodes:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            yield from imported_at_once(node.orelse)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (name for alias in node.names for name in (node.module, f"{node.module}.{alias.name}"))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imported_at_once(ast.iter_child_nodes(node))
+
+
+def test_no_files_import_each_other():
+    names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in FILES}
+    names = {name: path for name, path in names.items() if not name.endswith("__init__")}
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in names.items()}
+    TopologicalSorter({name: {*imported_at_once(tree.body)} & set(names) for name, tree in trees.items()}).prepare()
 
 
 def test_no_file_name_stands_in_two_folders():
