@@ -88,8 +88,8 @@ class RolloutCollector:
     def _run_environments(self, multi_turn: MultiTurnRollout, rollout: Rollout) -> None:
         """Complete the prompts turn by turn."""
         generate = partial(self._next_turns, rollout.prompts[0])
-        given = (rollout.trajectories, rollout.prompts, self.facts, self.limits)
-        multi_turn.run(*given, generate, self.ranks.any)
+        episodes = (rollout.trajectories, rollout.prompts, self.facts, self.limits)
+        multi_turn.run(*episodes, generate, self.ranks.any)
         multi_turn.drop_broken(rollout.trajectories)
         rollout.ids = [trajectory.segment.ids for trajectory in rollout.trajectories]
 

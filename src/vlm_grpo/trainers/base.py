@@ -154,9 +154,9 @@ class VLMTrainerMixin(_TRLTrainer):
         options |= by_name(super().__init__, rest)
         demonstrations, dataset = options.pop("demonstrations", None), options.get("train_dataset")
         data = {"rows": dataset, "demonstrations": demonstrations}
-        given = {"model": model, "processor": options.get("processing_class")}
+        source = {"model": model, "processor": options.get("processing_class")}
         name, config = configured_algorithm(args)
-        validate_demonstrations(name, config.family, args, **data, **given)
+        validate_demonstrations(name, config.family, args, **data, **source)
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
@@ -211,7 +211,7 @@ class VLMTrainerMixin(_TRLTrainer):
         check_reference(self.args, is_sharded=self._dist.is_zero3 or self._dist.is_fsdp)
         self.ranks = Ranks(self.accelerator)
         self.encoder = PromptEncoder(self.processing_class, self.chat_template_kwargs)
-        self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss was begun last
+        self._rows = ScoredRows([], [False for _ in MEDIA_KINDS])  # of the micro-batch whose loss is computed
         log = debug_log(os.environ, self.accelerator.process_index)
         self._answer_space = answer_space(self.model.config.model_type, getattr(self.args, "answer_space", None))
         names, weights = self.reward_func_names, self.reward_weights
@@ -480,8 +480,8 @@ class VLMTrainerMixin(_TRLTrainer):
         step = self.state.global_step
         hints = self.algorithm.hints(rows, step) if self.model.training else []
         demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
-        asked = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
-        return self.collector.collect(asked, demonstrations, self._generating), hints
+        hinted = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
+        return self.collector.collect(hinted, demonstrations, self._generating), hints
 
     def _generating(self) -> AbstractContextManager[None]:
         return nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm)
@@ -519,7 +519,7 @@ class VLMTrainerMixin(_TRLTrainer):
     # Rewards and advantages
 
     def _reward_inputs(self, rollout: Rollout, messages: list[Any], hints: list[str]) -> RewardInputs:
-        """Return what rewards are given; they see images, and whole answers where the prompt began them."""
+        """Return the arguments of reward functions: rows with images, and whole answers where the prompt began them."""
         hidden = (*MEDIA_COLUMNS, TOOLS_COLUMN)
         rows = [
             {**{k: v for k, v in row.items() if k not in hidden}, "prompt": prompt.messages}
@@ -533,7 +533,7 @@ class VLMTrainerMixin(_TRLTrainer):
         size = self.num_generations if self.model.training else self.num_generations_eval
         totals = self.scorer.total(rewards)
         if self._is_rloo:
-            found = rloo_advantages(
+            advantages = rloo_advantages(
                 totals,
                 size,
                 clip_range=self.reward_clip_range,
@@ -541,11 +541,11 @@ class VLMTrainerMixin(_TRLTrainer):
                 is_normalized=self.normalize_advantages,
             )
         elif self.multi_objective_aggregation == "normalize_then_sum":
-            found = normalized_advantages(rewards, self.reward_weights, size)
+            advantages = normalized_advantages(rewards, self.reward_weights, size)
         else:
-            found = grpo_advantages(totals, size, self.scale_rewards)
-        self.logger.log_rewards(self._phase_metrics, rewards, totals, found.is_std_zero)
-        batch.advantages = self.ranks.local_rows(found.values, len(batch))
+            advantages = grpo_advantages(totals, size, self.scale_rewards)
+        self.logger.log_rewards(self._phase_metrics, rewards, totals, advantages.is_std_zero)
+        batch.advantages = self.ranks.local_rows(advantages.values, len(batch))
 
     def _sequence_penalties(self, batch: RolloutBatch, logprobs: RolloutLogprobs) -> Tensor | None:
         """Return (all B,) what RLOO's KL of each completion costs; None without one."""
@@ -651,7 +651,7 @@ class VLMTrainerMixin(_TRLTrainer):
         compute_aux_loss: bool = False,
         **visual: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Score the micro-batch whose loss was begun last, for TRL's loss."""
+        """Score the micro-batch whose loss is computed, for TRL's loss."""
         options = (batch_size, compute_entropy, compute_aux_loss)
         scores = self._score(model, self._rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
         return scores.logps, scores.entropies, scores.aux_loss
@@ -672,12 +672,12 @@ class VLMTrainerMixin(_TRLTrainer):
         has_values = self.critic is not None and model is not self.ref_model
         if rows.attended is not None:
             attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
-        given = (input_ids, attention_mask, completion)
+        tokens = (input_ids, attention_mask, completion)
         if not self._has_rollout_func:
             scores = self.logprobs(
                 model,
                 rows,
-                *given,
+                *tokens,
                 chunk=chunk,
                 compute_entropy=compute_entropy,
                 compute_aux_loss=compute_aux_loss,
@@ -688,9 +688,9 @@ class VLMTrainerMixin(_TRLTrainer):
             return scores
         score = super()._get_per_token_logps_and_entropies
         if self.critic is None or not has_values:
-            return TokenLogprobs(*score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual))
+            return TokenLogprobs(*score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual))
         with self.critic.recording(self.accelerator.unwrap_model(self.model), completion):
-            logps, entropies, aux_loss = score(model, *given, chunk, compute_entropy, compute_aux_loss, **visual)
+            logps, entropies, aux_loss = score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual)
         return TokenLogprobs(logps, entropies, aux_loss, self.critic.last)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -714,7 +714,7 @@ class VLMTrainerMixin(_TRLTrainer):
         if self._skips_zero_advantage:
             rows.zero_advantage = ZeroAdvantageRows(batch)
         loss = self._loss_of_policy(model, batch) if batch.returns is None else self._loss_with_values(model, batch)
-        if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may just have been given up
+        if rows.zero_advantage is not None and self.shared_prefix.is_on:  # it may be off since this forward
             correct_entropy(self._phase_metrics, self.ranks.sum(rows.zero_advantage.entropy_stats))
         return self._add_extra_loss(model, loss, batch) if self.model.training else loss
 
@@ -722,8 +722,8 @@ class VLMTrainerMixin(_TRLTrainer):
         index = self._step - self.retry.start.micro_step
         place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
-        def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *given: Any) -> Tensor:
-            return self._score(model, ScoredRows(prompts, anywhere), *given).logps
+        def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *tokens: Any) -> Tensor:
+            return self._score(model, ScoredRows(prompts, anywhere), *tokens).logps
 
         loss, logs = self.algorithm.extra_loss(loss, batch, place, score)
         self._add_metrics(logs)
@@ -850,13 +850,13 @@ class VLMTrainerMixin(_TRLTrainer):
 
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, *rest: Any) -> tuple[int, int]:
         """The Trainer's; a run that was killed after its last step has no epoch left; that takes one more step."""
-        begun = super()._init_training_state(max_steps, steps, epochs, *rest)
+        state = super()._init_training_state(max_steps, steps, epochs, *rest)
         if self.state.global_step > max_steps:
             raise ValueError(
                 f"the checkpoint is at step {self.state.global_step}, and this run ends at step {max_steps}: give "
                 "--max_steps or --num_train_epochs a larger value, or resume from an earlier checkpoint"
             )
-        return (epochs, 0) if self.state.global_step >= max_steps else begun
+        return (epochs, 0) if self.state.global_step >= max_steps else state
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

@@ -1,4 +1,4 @@
-"""What reward functions are given of a rollout, and one number of what they return. TRL calls the functions."""
+"""The arguments of reward functions, and the weighted sum of what they return. TRL calls the functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RewardInputs(NamedTuple):
 
 
 class RewardScorer:
-    """Prepares what rewards are given, and weighs what they return.
+    """Prepares the arguments of reward functions, and weighs what they return.
 
     Args:
         encoder: encoded the prompts.
