@@ -67,7 +67,7 @@ def test_vllm_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Path, m
 
     class Noting(Engine):
         def __init__(self, model: Any, **options: Any) -> None:
-            super().__init__()
+            super().__init__(**options)
             self.model = model
 
         def sync_weights(self) -> None:
