@@ -22,14 +22,12 @@ from vlm_grpo.rollouts.engines.kv_cache import REPEATABLE_LAYERS
 from vlm_grpo.rollouts.engines.transformers_compat import CACHE
 
 SIGNATURES = {
-    "_tokenize_prompts": ["self", "prompts"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_compute_loss": ["self", "model", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_best_model": ["self"],
     "_prepare_inputs": ["self", "generation_batch"],
-    "_generate": ["self", "prompts"],
     "_log_metric": ["self", "name", "value"],
     "_get_train_sampler": ["self", "dataset"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
@@ -50,6 +48,13 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(trainer: type, name: str):
     assert list(inspect.signature(getattr(trainer, name)).parameters) == SIGNATURES[name]
+
+
+def test_signature_of_generation():
+    """The engine that hands prompts to TRL calls it by place."""
+    prompts = ["self", "prompt_ids", "images", "multimodal_fields"]
+    assert list(inspect.signature(RLOOTrainer._generate_single_turn).parameters) == prompts
+    assert list(inspect.signature(GRPOTrainer._generate_single_turn).parameters)[:5] == [*prompts, "num_generations"]
 
 
 def test_one_generation_is_refused_by_one_of_the_last_checks():
