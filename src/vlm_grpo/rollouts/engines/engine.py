@@ -1,11 +1,15 @@
-"""What a rollout engine gives: completions of encoded prompts."""
+"""What a rollout engine does: it completes encoded prompts, and takes over the weights of the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from torch import Tensor
+
 from vlm_grpo.rollouts.encoder import EncodedPrompt
+
+NamedTensor = tuple[str, Tensor]
 
 
 class Generation(NamedTuple):
@@ -22,9 +26,13 @@ class Generation(NamedTuple):
 
 
 class RolloutEngine(Protocol):
-    """Completes prompts with the weights of the policy."""
+    """Completes prompts with the weights of the policy.
+
+    Every process of a run has one. All of them call `update_weights` together; each calls `generate` for its own rows.
+    """
 
     needs_whole_groups: bool  # whether every completion of a group must be asked for, also those that are replaced
+    has_own_weights: bool  # whether the weights are a copy, which `update_weights` renews
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False
@@ -36,4 +44,17 @@ class RolloutEngine(Protocol):
             max_new_tokens: of a completion; None is the limit of the run.
             is_greedy: whether the most likely token is taken instead of a sampled one.
         """
+        ...
+
+    def update_weights(self, weights: Iterable[NamedTensor]) -> None:
+        """Take over the weights of the policy, and forget every cache that was computed with the former ones.
+
+        Args:
+            weights: names as in a checkpoint and whole tensors. Iterating may gather a sharded parameter at a time, so
+                every process has to iterate to the end, also one whose engine does not need them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds: memory, connections, files. It cannot generate afterwards."""
         ...

@@ -1,0 +1,73 @@
+"""The weights of a policy for an engine with a copy of its own: whole tensors under the names of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from trl.distributed import DistributedBackend
+
+from vlm_grpo.rollouts.engines.engine import NamedTensor
+
+WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "modules_to_save.default.")
+
+
+class PolicyWeights:
+    """Iterates over the parameters of the policy, one whole tensor at a time, however they are sharded.
+
+    An adapter is merged into the weights below it for the moment in which they are read; the policy's own stay as they
+    are to the bit (merging and unmerging in bfloat16 would change them a little each time). Gathering is collective:
+    every process iterates.
+
+    Args:
+        model: the policy, without its wrapper.
+        backend: gathers the parameters of DeepSpeed and FSDP.
+        is_left_out: whether a parameter is none of the policy's, such as a value head's.
+    """
+
+    def __init__(
+        self, model: nn.Module, backend: DistributedBackend, is_left_out: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        self.model, self.backend, self.is_left_out = model, backend, is_left_out
+
+    def __iter__(self) -> Iterator[NamedTensor]:
+        adapted = {name: module for name, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)}
+        with self.backend.summon_full_params(self.model, writeback=False), torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if self._is_skipped(name):
+                    continue
+                owner, _, inside = name.partition(".base_layer.")
+                layer = adapted.get(owner) if inside else None
+                with self.backend.gather_params([parameter] if layer is None else list(layer.parameters())):
+                    tensor = parameter.detach() if layer is None else merged_parameter(layer, parameter)
+                    yield checkpoint_name(name), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def _is_skipped(self, name: str) -> bool:
+        is_adapters = isinstance(self.model, PeftModel) and self.model.prefix in name
+        return is_adapters or "original_module" in name or self.is_left_out(name)
+
+
+def checkpoint_name(name: str) -> str:
+    """Return a parameter's name without what wrappers and adapters add to it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+def merged_parameter(layer: nn.Module, parameter: nn.Parameter) -> Tensor:
+    """Return a parameter below adapters with their part added; the layer is left as it was."""
+    before = [(each, each.data) for each in layer.parameters()]
+    layers = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for each in layers:
+            each.merge(safe_merge=True)  # into a new tensor
+        return parameter.data
+    finally:
+        for each in layers:
+            each.unmerge()
+        for each, data in before:
+            each.data = data
