@@ -21,7 +21,7 @@ from PIL import Image
 from vlm_grpo.data.images import open_image
 from vlm_grpo.records import ImageRef, JsonObject
 from vlm_grpo.rollouts.encoder import EncodedPrompt
-from vlm_grpo.rollouts.engines.servers import ServerClient
+from vlm_grpo.rollouts.engines.servers import ServerClient, ServerUnavailableError
 
 MOST_FEATURES = 2**30  # characters of features that are kept for the next turns
 IMAGE_SETTINGS = (  # of image processors, that limit the tokens of an image
@@ -138,6 +138,8 @@ class ImageRenderer:
         if self.image_settings:
             body["mm_processor_kwargs"] = dict(self.image_settings)
         answer = client.post("/v1/chat/completions/render", body)
+        if "token_ids" not in answer:
+            raise ServerUnavailableError(f"{client.name} sent no tokens for an image: {answer}")
         features = answer["features"]
         place = features["mm_placeholders"]["image"][0]
         ids = tuple(answer["token_ids"][place["offset"] : place["offset"] + place["length"]])

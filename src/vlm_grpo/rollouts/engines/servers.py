@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPo
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from vlm_grpo.records import JsonObject
@@ -69,39 +69,48 @@ class ServerClient:
         self.name = redact_text(self.url)
         self.headers = {**HEADERS, **({} if api_key is None else {"Authorization": f"Bearer {api_key}"})}
 
-    def get(self, path: str, *, seconds: float = SHORT) -> JsonObject:
-        """Return the JSON object at a path."""
-        return self._request(path, None, seconds)
+    def get(self, path: str, *, key: str, seconds: float = SHORT) -> Any:
+        """Return the value of this key in the JSON object at a path."""
+        return self._value(path, self._request(path, None, seconds), key)
 
-    def post(self, path: str, body: JsonObject | None = None, *, seconds: float | None = None) -> JsonObject:
-        """Send a JSON object, and return the one that comes back; an answer without content is empty.
+    def post(self, path: str, body: JsonObject | None = None, *, key: str | None = None) -> Any:
+        """Send a JSON object, and return the one that comes back, or the value of a key; without content it is empty.
 
         Raises:
-            ServerUnavailableError: there is no answer in time, or the server has a failure.
+            ServerUnavailableError: there is no complete answer in time, or the server has a failure.
             ServerRefusalError: the server does not accept the request.
         """
-        return self._request(path, {} if body is None else body, seconds)
+        answer = self._request(path, {} if body is None else body, self.seconds)
+        return answer if key is None else self._value(path, answer, key)
+
+    def _value(self, path: str, answer: JsonObject, key: str) -> Any:
+        if key not in answer:  # an answer that ends too early is empty
+            raise ServerUnavailableError(f"{self.name}{path}: expected an answer with {key!r}, got {answer!s:.200}")
+        return answer[key]
 
     def has_endpoint(self, path: str) -> bool:
         """Return whether the server knows a path that is posted to: a GET of it is another error than not found."""
         try:
-            self.get(path)
+            self._request(path, None, SHORT)
         except ServerRefusalError as error:
             return error.status != http.client.NOT_FOUND
         return True
 
-    def _request(self, path: str, body: JsonObject | None, seconds: float | None) -> JsonObject:
+    def _request(self, path: str, body: JsonObject | None, seconds: float) -> JsonObject:
         data = None if body is None else json.dumps(body).encode()
         headers = {**self.headers, **({} if data is None else {"Content-Type": "application/json"})}
-        limits = Limits(size=LARGEST_RESPONSE, seconds=self.seconds if seconds is None else seconds, private=True)
+        limits = Limits(size=LARGEST_RESPONSE, seconds=seconds, private=True)
         try:
             content = fetch_bytes(urllib.request.Request(self.url + path, data, headers), limits)
             return json.loads(content) if content.strip() else {}
         except urllib.error.HTTPError as error:
             raise self._status_error(path, error) from None
+        except TimeoutError as error:
+            raise ServerUnavailableError(f"{self.name}{path}: no answer within {limits.seconds:g} s") from error
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", None) or error
-            raise ServerUnavailableError(f"{self.name}{path}: {reason or type(error).__name__}") from error
+            text = str(reason) or type(reason).__name__
+            raise ServerUnavailableError(f"{self.name}{path}: {text}") from error
 
     def _status_error(self, path: str, error: urllib.error.HTTPError) -> Exception:
         with error:
@@ -296,7 +305,7 @@ class ServerPool:
                 self._note_failure(server, session, error)
                 if time.monotonic() - failing_since > self.wait_seconds:
                     raise self._away_error(
-                        [server], f"a request fails for more than {self.wait_seconds:g} s"
+                        [server], f"failed a request for more than {self.wait_seconds:g} s"
                     ) from error
             finally:
                 with self._changed:

@@ -42,7 +42,7 @@ ENDPOINTS = {  # what a server is asked for, and the setting without which it do
 LOGPROBS_MODE = "processed_logprobs"
 SERVER_INFO_SECONDS = 120.0  # a server looks at its environment when it is first asked
 MISSING_LOGPROB = -9999.0
-REASONS_TO_END = ("stop", "length")
+REASONS_TO_END = {"stop", "length"}
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,21 @@ class VLLMServerKind:
     Attributes:
         model: path, or name on the Hub.
         config: of the model.
-        least_length: tokens that prompt and completion have together, as far as that is known beforehand.
+        max_new_tokens: of a completion.
+        max_prompt_tokens: of a prompt; None if it is not known beforehand.
         image_settings: what the run has changed at the image processor.
     """
 
     model: str
     config: PreTrainedConfig
-    least_length: int
+    max_new_tokens: int
+    max_prompt_tokens: int | None = None
     image_settings: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def least_length(self) -> int:
+        """Return how many tokens prompt and completion may have together, as far as that is known."""
+        return self.max_new_tokens + (self.max_prompt_tokens or 1)
 
     @property
     def start_command(self) -> str:
@@ -78,7 +85,7 @@ class VLLMServerKind:
         if missing:
             settings = " and ".join(dict.fromkeys(missing.values()))
             raise self._error(client, f"it lacks {', '.join(missing)}", f"start it with {settings}")
-        info = client.get("/server_info?config_format=json", seconds=SERVER_INFO_SECONDS)["vllm_config"]
+        info = client.get("/server_info?config_format=json", key="vllm_config", seconds=SERVER_INFO_SECONDS)
         mode = info["model_config"]["logprobs_mode"]
         if mode != LOGPROBS_MODE:
             expected = "log-probabilities have to be those of the distribution that is sampled from"
@@ -91,8 +98,8 @@ class VLLMServerKind:
 
     def _check_version(self, client: ServerClient) -> None:
         try:
-            version = str(client.get("/version")["version"])
-        except (ServerRefusalError, KeyError) as error:
+            version = str(client.get("/version", key="version"))
+        except ServerRefusalError as error:
             raise self._error(client, f"/version: {error!s:.200}", "is this the URL of a vLLM server?") from error
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         if numbers < LEAST_VERSION:
@@ -102,7 +109,7 @@ class VLLMServerKind:
             logger.warning("%s is vLLM %s; tested are %s", client.name, version, ", ".join(TESTED_VERSIONS))
 
     def _check_model(self, client: ServerClient) -> None:
-        models = client.get("/v1/models")["data"]
+        models = client.get("/v1/models", key="data")
         names = {str(model[key]) for model in models for key in ("id", "root") if model.get(key)}
         if not {self.model, Path(self.model).name} & {*names, *(Path(name).name for name in names)}:
             raise self._error(client, f"it serves {', '.join(sorted(names))}", f"expected {self.model}")
@@ -116,7 +123,7 @@ class VLLMServerKind:
 
     def session(self, client: ServerClient) -> str:
         """Return the version of the server's weights, which a restart forgets."""
-        return str(client.get("/weight_info")["weight_version"])
+        return str(client.get("/weight_info", key="weight_version"))
 
     def load(self, client: ServerClient, folder: Path, session: str) -> None:
         """Load weights, and forget the prefixes and image embeddings that were computed with the former ones."""
@@ -125,7 +132,7 @@ class VLLMServerKind:
             client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         except ServerUnavailableError as error:
             raise ServerUnavailableError(f"{error} (the server has to see the folder {folder})") from error
-        if client.post("/reset_prefix_cache").get("success") is False:
+        if not client.post("/reset_prefix_cache", key="success"):
             raise ServerUnavailableError(f"{client.name} cannot forget prefixes: requests are under way")
         client.post("/reset_encoder_cache")
         client.post("/update_weight_version", {"new_version": session})
@@ -160,6 +167,7 @@ class VLLMServerEngine:
         run_id: the same in every process of the run, and different in every run.
         is_main: whether this process writes the weights.
         wait_for_everyone: returns when all processes have called it.
+        max_prompt_tokens: of a prompt; None if it is not known beforehand.
         image_settings: of the image processor, where the run's differ from the model's (`changed_image_settings`).
         wait_seconds: that a server may be away before the run stops.
         request_seconds: that a request may take; a server that takes longer hangs.
@@ -186,13 +194,14 @@ class VLLMServerEngine:
         run_id: str,
         is_main: bool = True,
         wait_for_everyone: Callable[[], object] = lambda: None,
+        max_prompt_tokens: int | None = None,
         image_settings: Mapping[str, object] | None = None,
         wait_seconds: float = 600.0,
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
     ) -> None:
-        kind = VLLMServerKind(model, config, settings.max_new_tokens + 1, image_settings or {})
+        kind = VLLMServerKind(model, config, settings.max_new_tokens, max_prompt_tokens, image_settings or {})
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
@@ -223,7 +232,7 @@ class VLLMServerEngine:
             sampling = self._sampling(n, max_new_tokens, is_greedy=is_greedy)
             fields = image_fields(prompt, images[id(prompt)], self.image_token_id, self.kind.start_command)
             requests.append(TokenRequest(prompt, {**fields, "sampling_params": sampling}))
-        answers = self.pool.map(_complete, requests)
+        answers = self.pool.map(self._complete, requests)
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float | None]] = [[] for _ in prompts]
         for prompt, answer in zip(unique, answers, strict=True):
@@ -250,6 +259,36 @@ class VLLMServerEngine:
         # The stop tokens are the run's alone: the model's own ones are among them, or were left out on purpose.
         return {"ignore_eos": True, "detokenize": False, **sampling}
 
+    def _complete(self, client: ServerClient, request: TokenRequest) -> TokenAnswer:
+        """Return the completions that a server sends for a prompt."""
+        answer = client.post("/inference/v1/generate", {"request_id": uuid.uuid4().hex, **request.body})
+        expected = request.body["sampling_params"]["n"]
+        choices = sorted(answer.get("choices", ()), key=lambda choice: choice["index"])
+        reasons = {choice["finish_reason"] for choice in choices}
+        if len(choices) != expected or not reasons <= REASONS_TO_END or not all(each["token_ids"] for each in choices):
+            raise ServerUnavailableError(
+                f"{client.name} sent {len(choices)} completions, expected {expected}; they ended with {reasons}"
+            )
+        ids, seen = request.prompt.input_ids, answer.get("prompt_token_ids") or []
+        if "content_parts" in request.body and seen != ids:
+            raise ValueError(
+                f"{client.name} expands the images of a prompt to {len(seen)} tokens in all, expected the {len(ids)} "
+                f"of the trainer. Start it like this: {self.kind.start_command}"
+            )
+        for choice in choices:
+            self._check_length(client, request, choice)
+        return TokenAnswer([choice["token_ids"] for choice in choices], [_logprobs(choice) for choice in choices])
+
+    def _check_length(self, client: ServerClient, request: TokenRequest, choice: JsonObject) -> None:
+        """Check that a completion was not cut by --max-model-len, which vLLM does without a word."""
+        length, most = len(choice["token_ids"]), request.body["sampling_params"]["max_tokens"]
+        if choice["finish_reason"] == "length" and length < most:
+            raise ValueError(
+                f"{client.name} ended a completion after {length} of {most} tokens, since its prompt has "
+                f"{len(request.prompt.input_ids)}: --max-model-len is too small. Start it like this: "
+                f"{self.kind.start_command}"
+            )
+
     def update_weights(self, weights: Iterable[NamedTensor]) -> None:
         """Let the servers take over the weights, and forget what was computed with the former ones.
 
@@ -269,25 +308,6 @@ def image_token_id(encoder: PromptEncoder) -> int:
     if token is None and (name := getattr(encoder.base_processor, "image_token", None)) is not None:
         token = encoder.tokenizer.convert_tokens_to_ids(name)
     return token if isinstance(token, int) else -1
-
-
-def _complete(client: ServerClient, request: TokenRequest) -> TokenAnswer:
-    """Return the completions that a server sends for a prompt."""
-    answer = client.post("/inference/v1/generate", {"request_id": uuid.uuid4().hex, **request.body})
-    seen = answer.get("prompt_token_ids")
-    if "content_parts" in request.body and seen != request.prompt.input_ids:
-        raise ValueError(
-            f"{client.name} expands the images of a prompt to {len(seen or [])} tokens, expected the "
-            f"{len(request.prompt.input_ids)} of the trainer; start it with the run's --mm-processor-kwargs"
-        )
-    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-    for choice in choices:
-        if choice["finish_reason"] not in REASONS_TO_END or not choice["token_ids"]:
-            raise ServerUnavailableError(f"{client.name} ended a completion: {choice['finish_reason']}")
-    expected = request.body["sampling_params"]["n"]
-    if len(choices) != expected:
-        raise ServerUnavailableError(f"{client.name} sent {len(choices)} completions, expected {expected}")
-    return TokenAnswer([choice["token_ids"] for choice in choices], [_logprobs(choice) for choice in choices])
 
 
 def _logprobs(choice: JsonObject) -> list[float | None]:
