@@ -206,8 +206,9 @@ class VLLMServerEngine:
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
         files = WeightFiles(folder, config)
-        everyone = {"is_main": is_main, "wait_for_everyone": wait_for_everyone}
-        self.transfer = FileTransfer(self.pool, files, run_id=run_id, **everyone)
+        self.transfer = FileTransfer(
+            self.pool, files, run_id=run_id, is_main=is_main, wait_for_everyone=wait_for_everyone
+        )
         self.image_token_id = image_token_id(encoder)
         self.images = ImageRenderer(self.pool.map, self.image_token_id, kind.image_settings)
         self.pool.check()
