@@ -16,8 +16,8 @@ export PYTHONNOUSERSITE=1
 # The stamp exists if these exact requirements were installed from this folder.
 STAMP="$VENV/.installed-$({ pwd; cat setup.py configs/constraints.txt; } | cksum | cut -d ' ' -f 1)"
 if [ ! -f "$STAMP" ]; then
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "quickstart: needs Python 3.10 or newer, $PYTHON is $("$PYTHON" --version 2>&1); set PYTHON=..." >&2
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "quickstart: needs Python 3.11 or newer, $PYTHON is $("$PYTHON" --version 2>&1); set PYTHON=..." >&2
     exit 1
   }
   echo "Installing into $VENV: several GB, a few minutes; the system's Python is not changed."
