@@ -52,7 +52,7 @@ class FakeVLLM:
 
     model: str = "tiny"
     version: str = "0.30.0"
-    logprobs_mode: str = "processed_logprobs"
+    logprobs_mode: str = "raw_logprobs"
     max_model_len: int = 1000
     device: str = "cuda"
     missing: tuple[str, ...] = ()

@@ -11,9 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-
-from vlm_grpo.tiny import TinySize, build_tiny_qwen
+from vlm_grpo.tiny import TinySize
 
 VARIABLE = "VLLM_PYTHON"  # of the environment: an interpreter that imports vLLM
 START_SECONDS = 300
@@ -27,21 +25,7 @@ SETTINGS = {
     "OMP_NUM_THREADS": "1",
 }
 # vLLM on a CPU wants heads of 32, and is wrong with tied embeddings.
-SIZE = TinySize(hidden=64, intermediate=128, vision_hidden=64)
-
-
-def untied_tiny_qwen(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """Return a tiny model that vLLM serves on a CPU, with its processor."""
-    import torch
-
-    model, processor = build_tiny_qwen(SIZE)
-    config = model.config
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        untied = type(model)(config)
-    untied.generation_config = model.generation_config
-    return untied.eval(), processor
+SIZE = TinySize(hidden=64, intermediate=128, vision_hidden=64, is_tied=False)
 
 
 def free_port() -> int:
@@ -71,7 +55,7 @@ class VLLMServer:
         module = "vllm.entrypoints.openai.api_server"
         command = [os.environ[VARIABLE], "-m", module, "--model", str(self.model), "--port", str(self.port)]
         flags = ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-        ours = ["--enable-scale-out", "--logprobs-mode", "processed_logprobs", *self.options]
+        ours = ["--enable-scale-out", "--logprobs-mode", "raw_logprobs", *self.options]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 command + flags + ours,

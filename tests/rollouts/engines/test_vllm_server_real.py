@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.vllm_server import VARIABLE, VLLMServer, free_port, untied_tiny_qwen
+from tests.support.vllm_server import SIZE, VARIABLE, VLLMServer, free_port
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.shared_prefill import prompt_batch
 from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
 from vlm_grpo.rollouts.segment import CompletionSegment, as_next_prompt
+from vlm_grpo.tiny import build_tiny_qwen
 
 pytestmark = [
     pytest.mark.vllm,
@@ -37,7 +38,8 @@ class Side:
     """The trainer's side of the comparison: policy, encoder and engine."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, processor = untied_tiny_qwen()
+        self.model, processor = build_tiny_qwen(SIZE)
+        self.model.eval()
         self.model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
         self.encoder = PromptEncoder(processor, {})
@@ -77,7 +79,6 @@ class Side:
         row = as_next_prompt(prompt, text)
         with torch.no_grad():
             logits = self.model(**prompt_batch([row], 0)).logits[0].float()
-        logits[:, list(SUPPRESSED)] -= 100.0
         positions = range(len(prompt.input_ids) - 1, len(row.input_ids) - 1)
         logps = logits.log_softmax(-1)
         return [logps[at, token].item() for at, token in zip(positions, completion, strict=True)]

@@ -71,7 +71,7 @@ def test_one_folder_is_kept(tmp_path: Path):
 
 def transfer(fake: FakeVLLM, folder: Path, waits: list[str], *, is_main: bool) -> FileTransfer:
     client = ServerClient(fake.url, seconds=5.0)
-    pool = ServerPool([client], VLLMServerKind("tiny", CONFIG, 10), wait_seconds=5.0, concurrency=2)
+    pool = ServerPool([client], VLLMServerKind("tiny", CONFIG, 10, "raw_logprobs"), wait_seconds=5.0, concurrency=2)
     everyone = {"is_main": is_main, "wait_for_everyone": lambda: waits.append("wait")}
     return FileTransfer(pool, WeightFiles(folder, CONFIG), run_id="run", **everyone)
 
@@ -98,7 +98,10 @@ def test_the_main_process_writes_and_all_iterate_to_the_end(tmp_path: Path):
 
 def test_a_run_id_names_folders(tmp_path: Path):
     pool = ServerPool(
-        [ServerClient("http://a:1", seconds=1)], VLLMServerKind("m", CONFIG, 1), wait_seconds=1, concurrency=1
+        [ServerClient("http://a:1", seconds=1)],
+        VLLMServerKind("m", CONFIG, 1, "raw_logprobs"),
+        wait_seconds=1,
+        concurrency=1,
     )
     with pytest.raises(ValueError, match="run_id"):
         FileTransfer(pool, WeightFiles(tmp_path, CONFIG), run_id="a/b", is_main=True, wait_for_everyone=lambda: None)

@@ -11,16 +11,14 @@ import io
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
-from itertools import groupby
-from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.records import ImageRef, JsonObject
 from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.engines.placement import Expansion, place_images
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerUnavailableError
 
 MOST_FEATURES = 2**30  # characters of features that are kept for the next turns
@@ -39,41 +37,33 @@ IMAGE_SETTINGS = (  # of image processors, that limit the tokens of an image
 )
 
 
-class TokenRange(NamedTuple):
-    """Neighbouring tokens of a prompt."""
-
-    offset: int
-    length: int
-
-
 @dataclass(frozen=True)
 class RenderedImage:
     """An image as the server's processor sees it.
 
     Attributes:
         ids: tokens to which the server expands it.
-        runs: of image tokens among them; an embedding comes to each.
+        expansion: the tokens that have to be in the trainer's prompt.
         content_hash: the server's.
         features: its tensors, as the server encodes them.
-        url: the image itself, where it has several runs: features can be placed at one alone.
+        url: the image itself, where other tokens stand between those of the image: features can be placed at one
+            unbroken run alone.
     """
 
     ids: tuple[int, ...]
-    runs: tuple[TokenRange, ...]
+    expansion: Expansion
     content_hash: str
     features: str
     url: str = ""
 
 
-def token_runs(ids: Sequence[int], token: int) -> tuple[TokenRange, ...]:
-    """Return the longest ranges of nothing but one token."""
-    runs, offset = [], 0
-    for is_token, group in groupby(ids, lambda each: each == token):
-        length = sum(1 for _ in group)
-        if is_token:
-            runs.append(TokenRange(offset, length))
-        offset += length
-    return tuple(runs)
+def expansion_of(ids: Sequence[int], image_token_id: int) -> Expansion:
+    """Return the image tokens of an expansion where they are an unbroken run; else all of its tokens."""
+    count = ids.count(image_token_id)
+    first = ids.index(image_token_id)
+    run = ids[first : first + count]
+    is_unbroken = run.count(image_token_id) == count
+    return Expansion(run if is_unbroken else ids, frozenset([image_token_id]))
 
 
 class ImageRenderer:
@@ -143,14 +133,15 @@ class ImageRenderer:
         features = answer["features"]
         place = features["mm_placeholders"]["image"][0]
         ids = tuple(answer["token_ids"][place["offset"] : place["offset"] + place["length"]])
-        runs = token_runs(ids, self.image_token_id)
-        if not runs:
+        if self.image_token_id not in ids:
             raise ValueError(
                 f"{ref.where or 'an image'}: the server {client.name} expands it to tokens without the image token "
                 f"{self.image_token_id} of the trainer's processor: {list(ids[:20])}; both have to use the same model"
             )
         data, content_hash = features["kwargs_data"]["image"][0], features["mm_hashes"]["image"][0]
-        return RenderedImage(ids, runs, content_hash, data, url if len(runs) > 1 else "")
+        expansion = expansion_of(ids, self.image_token_id)
+        is_unbroken = set(expansion.tokens) == expansion.image_tokens
+        return RenderedImage(ids, expansion, content_hash, data, "" if is_unbroken else url)
 
 
 def _content_key(ref: ImageRef) -> Hashable:
@@ -166,89 +157,45 @@ def _data_url(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def image_fields(
-    prompt: EncodedPrompt, images: Sequence[RenderedImage], image_token_id: int, advice: str
-) -> JsonObject:
+def image_fields(prompt: EncodedPrompt, images: Sequence[RenderedImage], image_token_id: int) -> JsonObject:
     """Return what a request for tokens says about images, and the tokens themselves.
 
     Args:
         prompt: in which the images are expanded.
         images: its images, in order.
         image_token_id: stands for one embedding.
-        advice: what to do where the tokens of an image differ.
 
     Raises:
         ValueError: the server expands an image otherwise than the trainer.
     """
-    mismatch = partial(_mismatch, prompt, images, image_token_id, advice)
+    ids, where = prompt.input_ids, next((ref.where for ref in prompt.refs if ref.where), "")
     if not images:
-        if image_token_id in prompt.input_ids:
-            raise mismatch()
-        return {"token_ids": prompt.input_ids}
-    if all(len(image.runs) == 1 for image in images):
-        ranges = _place_runs(prompt.input_ids, [image.runs[0].length for image in images], image_token_id)
-        if ranges is None:
-            raise mismatch()
-        return {
-            "token_ids": prompt.input_ids,
-            "features": {
-                "mm_hashes": {"image": [image.content_hash for image in images]},
-                "mm_placeholders": {"image": [each._asdict() for each in ranges]},
-                "kwargs_data": {"image": [image.features for image in images]},
-            },
-        }
-    ids = _collapse(prompt.input_ids, images, image_token_id)
-    if ids is None:
-        raise mismatch()
-    parts: list[dict[str, Any]] = [{"type": "image_url", "url": image.url} for image in images]
-    return {"token_ids": ids, "content_parts": parts, "return_token_ids": True}
+        if image_token_id in ids:
+            raise ValueError(f"a prompt has {ids.count(image_token_id)} tokens of images, and no image")
+        return {"token_ids": ids}
+    starts = place_images(ids, [image.expansion for image in images], where)
+    lengths = [len(image.expansion.tokens) for image in images]
+    if any(image.url for image in images):
+        parts = [{"type": "image_url", "url": image.url} for image in images]
+        short = _collapse(ids, starts, lengths, image_token_id)
+        return {"token_ids": short, "content_parts": parts, "return_token_ids": True}
+    places = [{"offset": start, "length": length} for start, length in zip(starts, lengths, strict=True)]
+    features = {
+        "mm_hashes": {"image": [image.content_hash for image in images]},
+        "mm_placeholders": {"image": places},
+        "kwargs_data": {"image": [image.features for image in images]},
+    }
+    return {"token_ids": ids, "features": features}
 
 
-def _place_runs(ids: Sequence[int], lengths: Sequence[int], token: int) -> list[TokenRange] | None:
-    """Return where runs of these lengths lie, one after the other; None if they are not all image tokens there are."""
-    ranges: list[TokenRange] = []
-    at = 0
-    for length in lengths:
-        offset = _find(ids, [token] * length, at)
-        if offset is None or token in ids[at:offset]:
-            return None
-        ranges.append(TokenRange(offset, length))
-        at = offset + length
-    return None if token in ids[at:] else ranges
-
-
-def _collapse(ids: Sequence[int], images: Sequence[RenderedImage], token: int) -> list[int] | None:
-    """Return the tokens with one image token for each image; None if an image's tokens are not there."""
-    collapsed: list[int] = []
-    at = 0
-    for image in images:
-        offset = _find(ids, image.ids, at)
-        if offset is None:
-            return None
-        collapsed += [*ids[at:offset], token]
-        at = offset + len(image.ids)
-    collapsed += ids[at:]
-    return collapsed if collapsed.count(token) == len(images) else None
-
-
-def _find(ids: Sequence[int], part: Sequence[int], start: int) -> int | None:
-    """Return the first position of neighbouring tokens, from `start` on; None without any."""
-    part, size = list(part), len(part)
-    for offset in range(start, len(ids) - size + 1):
-        if ids[offset] == part[0] and list(ids[offset : offset + size]) == part:
-            return offset
-    return None
-
-
-def _mismatch(prompt: EncodedPrompt, images: Sequence[RenderedImage], image_token_id: int, advice: str) -> ValueError:
-    where = next((ref.where for ref in prompt.refs if ref.where), "a prompt")
-    trainers = [run.length for run in token_runs(prompt.input_ids, image_token_id)]
-    servers = [[run.length for run in image.runs] for image in images]
-    return ValueError(
-        f"{where}: the server expands images to other tokens than the trainer. Runs of image tokens: {trainers} in the "
-        f"trainer's prompt, {servers} for the {len(images)} images on the server. Both have to process images alike "
-        f"(model, limits on pixels): {advice}"
-    )
+def _collapse(ids: Sequence[int], starts: Sequence[int], lengths: Sequence[int], token: int) -> list[int]:
+    """Return the tokens with one image token in place of each image's."""
+    short: list[int] = []
+    end = 0
+    for start, length in zip(starts, lengths, strict=True):
+        short += [*ids[end:start], token]
+        end = start + length
+    return [*short, *ids[end:]]
 
 
 def changed_image_settings(image_processor: object, original: object) -> dict[str, object]:

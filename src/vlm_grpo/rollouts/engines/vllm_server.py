@@ -39,7 +39,6 @@ ENDPOINTS = {  # what a server is asked for, and the setting without which it do
     "/inference/v1/generate": "--enable-scale-out",
     "/v1/chat/completions/render": "--enable-scale-out",
 }
-LOGPROBS_MODE = "processed_logprobs"
 SERVER_INFO_SECONDS = 120.0  # a server looks at its environment when it is first asked
 MISSING_LOGPROB = -9999.0
 REASONS_TO_END = {"stop", "length"}
@@ -52,21 +51,16 @@ class VLLMServerKind:
     Attributes:
         model: path, or name on the Hub.
         config: of the model.
-        max_new_tokens: of a completion.
-        max_prompt_tokens: of a prompt; None if it is not known beforehand.
+        least_length: tokens that prompt and completion may have together, as far as that is known beforehand.
+        logprobs_mode: of log-probabilities that are like the trainer's.
         image_settings: what the run has changed at the image processor.
     """
 
     model: str
     config: PreTrainedConfig
-    max_new_tokens: int
-    max_prompt_tokens: int | None = None
+    least_length: int
+    logprobs_mode: str
     image_settings: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def least_length(self) -> int:
-        """Return how many tokens prompt and completion may have together, as far as that is known."""
-        return self.max_new_tokens + (self.max_prompt_tokens or 1)
 
     @property
     def start_command(self) -> str:
@@ -75,7 +69,7 @@ class VLLMServerKind:
         images = f" --mm-processor-kwargs {shlex.quote(json.dumps(self.image_settings))}" if self.image_settings else ""
         return (
             f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(self.model)} --dtype {dtype} --enable-scale-out "
-            f"--logprobs-mode {LOGPROBS_MODE}{images} --max-model-len <at least {self.least_length}>"
+            f"--logprobs-mode {self.logprobs_mode}{images} --max-model-len <at least {self.least_length}>"
         )
 
     def check(self, client: ServerClient) -> None:
@@ -87,9 +81,9 @@ class VLLMServerKind:
             raise self._error(client, f"it lacks {', '.join(missing)}", f"start it with {settings}")
         info = client.get("/server_info?config_format=json", key="vllm_config", seconds=SERVER_INFO_SECONDS)
         mode = info["model_config"]["logprobs_mode"]
-        if mode != LOGPROBS_MODE:
-            expected = "log-probabilities have to be those of the distribution that is sampled from"
-            raise self._error(client, f"--logprobs-mode is {mode}", f"{expected}: --logprobs-mode {LOGPROBS_MODE}")
+        if mode != self.logprobs_mode:
+            expected = f"the settings of sampling want --logprobs-mode {self.logprobs_mode}"
+            raise self._error(client, f"--logprobs-mode is {mode}", expected)
         self._check_model(client)
         device = info["device_config"]["device"]
         if device == "cpu" and self.config.get_text_config().tie_word_embeddings:
@@ -167,7 +161,7 @@ class VLLMServerEngine:
         run_id: the same in every process of the run, and different in every run.
         is_main: whether this process writes the weights.
         wait_for_everyone: returns when all processes have called it.
-        max_prompt_tokens: of a prompt; None if it is not known beforehand.
+        max_model_length: tokens of prompt and completion; None if it is not known beforehand.
         image_settings: of the image processor, where the run's differ from the model's (`changed_image_settings`).
         wait_seconds: that a server may be away before the run stops.
         request_seconds: that a request may take; a server that takes longer hangs.
@@ -194,14 +188,15 @@ class VLLMServerEngine:
         run_id: str,
         is_main: bool = True,
         wait_for_everyone: Callable[[], object] = lambda: None,
-        max_prompt_tokens: int | None = None,
+        max_model_length: int | None = None,
         image_settings: Mapping[str, object] | None = None,
         wait_seconds: float = 600.0,
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
     ) -> None:
-        kind = VLLMServerKind(model, config, settings.max_new_tokens, max_prompt_tokens, image_settings or {})
+        length = max_model_length or settings.max_new_tokens + 1
+        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, image_settings or {})
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
@@ -231,7 +226,7 @@ class VLLMServerEngine:
         for prompt in unique:
             n = 1 if is_greedy else len(rows[id(prompt)])  # greedy completions are all alike, and vLLM wants one
             sampling = self._sampling(n, max_new_tokens, is_greedy=is_greedy)
-            fields = image_fields(prompt, images[id(prompt)], self.image_token_id, self.kind.start_command)
+            fields = image_fields(prompt, images[id(prompt)], self.image_token_id)
             requests.append(TokenRequest(prompt, {**fields, "sampling_params": sampling}))
         answers = self.pool.map(self._complete, requests)
         ids: list[list[int]] = [[] for _ in prompts]
