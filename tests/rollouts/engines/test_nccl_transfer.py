@@ -110,6 +110,7 @@ def test_the_engine_asks_for_a_server_that_can(fakes, tmp_path: Path):
         config=CONFIG,
         folder=tmp_path,
         run_id="run",
+        transfer="nccl",
         nccl_device=CPU,
     )
     assert """--weight-transfer-config '{"backend": "nccl"}'""" in engine.kind.start_command
