@@ -110,9 +110,7 @@ class FakeVLLM:
             "/version": lambda: {"version": self.version},
             "/weight_info": lambda: {"weight_version": self.weight_version},
             "/server_info": self._server_info,
-            "/v1/models": lambda: {
-                "data": [{"id": self.model, "root": self.model, "max_model_len": self.max_model_len}]
-            },
+            "/v1/models": lambda: {"data": self._models()},
             "/collective_rpc": lambda: self._load(body),
             "/reset_prefix_cache": lambda: {"success": True},
             "/reset_encoder_cache": lambda: None,
@@ -141,6 +139,11 @@ class FakeVLLM:
         self.weight = int(tensors["weight"])
         self.loads.append(folder.name)
         return {"results": [None]}
+
+    def _models(self) -> list[dict[str, Any]]:
+        model = {"id": self.model, "root": self.model, "max_model_len": self.max_model_len}
+        adapter = {"id": self.adapter[0], "root": "/a/folder", "parent": self.model, "max_model_len": None}
+        return [model, *([adapter] if self.adapter[1] else [])]
 
     def _load_adapter(self, body: Any) -> str:
         """Take the number from the adapter; it is that of requests for this model alone."""

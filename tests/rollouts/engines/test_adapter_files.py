@@ -108,6 +108,7 @@ def test_completions_are_those_of_the_adapter(fake: FakeVLLM, tmp_path: Path):
     first, second = "adapter-run-000001", "adapter-run-000002"
     assert fake.loads == [first, first, second, second]
     assert "--enable-lora --max-lora-rank 8" in engine.kind.start_command
+    engine_of(fake, tmp_path)  # the next run finds the adapter among the server's models
 
 
 def test_a_server_without_adapters_is_refused(fake: FakeVLLM, tmp_path: Path):

@@ -147,7 +147,7 @@ class VLLMServerKind:
         names = {str(model[key]) for model in models for key in ("id", "root") if model.get(key)}
         if not {self.model, Path(self.model).name} & {*names, *(Path(name).name for name in names)}:
             raise self._error(client, f"it serves {', '.join(sorted(names))}", f"expected {self.model}")
-        longest = min(model["max_model_len"] for model in models)
+        longest = min(model["max_model_len"] for model in models if model["max_model_len"] is not None)  # no adapters
         if longest < self.least_length:
             expected = f"prompt and completion may have {self.least_length} tokens or more"
             raise self._error(client, f"--max-model-len is {longest}", expected)
