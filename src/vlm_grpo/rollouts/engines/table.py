@@ -38,6 +38,7 @@ class EngineRun:
         ranks: collectives of the run.
         folder: for files of the engine.
         seed: of the run.
+        sends_weights: whether the engine will be given weights; otherwise it keeps those of the model's files.
         max_model_length: tokens of prompt and completion; None is what the model takes.
         max_sequences: completions that are sampled at a time.
         urls: of servers; none for an engine in this process.
@@ -60,6 +61,7 @@ class EngineRun:
     ranks: Ranks
     folder: Path
     seed: int = 0
+    sends_weights: bool = True
     max_model_length: int | None = None
     max_sequences: int | None = None
     urls: Sequence[str] = ()
@@ -167,7 +169,7 @@ def check_weights(run: EngineRun) -> None:
             "--load_in_4bit and --load_in_8bit, or --rollout_engine"
         )
     is_tied = bool(getattr(model_config(run.model).get_text_config(), "tie_word_embeddings", False))
-    if is_tied and not run.urls and run.ranks.device.type == "cpu":
+    if is_tied and run.sends_weights and not run.urls and run.ranks.device.type == "cpu":
         raise ValueError(
             "vLLM on a CPU has a head of its own where a model ties it to the embeddings, and would sample with the "
             "first one for ever: use a model with tie_word_embeddings false, a GPU, or --rollout_engine transformers"
