@@ -36,11 +36,10 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS="${OMP_NUM_
 export TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_PYTHON="$PWD/$VLLM_VENV/bin/python"
 case "$VLLM_VENV" in /*) VLLM_PYTHON="$VLLM_VENV/bin/python" ;; esac
 STATUS=0
-FILES="$(grep -rl 'mark\.vllm' tests --include='test_*.py' | sort || true)"
-for FILE in $(grep '^tests/vllm/' <<< "$FILES"); do
-  "$VLLM_PYTHON" -m pytest -m vllm "$FILE" "$@" || STATUS=1
+for FILE in $(find tests/vllm -name 'test_*.py' | sort); do
+  "$VLLM_PYTHON" -m pytest "$FILE" "$@" || STATUS=1
 done
-mapfile -t FILES < <(grep -v -e '^tests/vllm/' -e '^$' <<< "$FILES")
+mapfile -t FILES < <(grep -rl 'mark\.vllm' tests --include='test_*.py' | grep -v '^tests/vllm/')
 if [ "${#FILES[@]}" -gt 0 ]; then
   "$VENV/bin/python" -m pytest -m vllm "${FILES[@]}" "$@" || STATUS=1
 fi

@@ -45,6 +45,7 @@ class TinySize:
     vision_layers: int = 2
     vision_heads: int = 2
     vocabulary: int = 512
+    is_tied: bool = True  # whether the embeddings are the head, too
 
 
 QUICKSTART = TinySize(
@@ -158,7 +159,7 @@ def _config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLCon
             "rope_theta": 1e6,
             "mrope_section": [time, height, half_head - time - height],  # must sum to half the head dimension
         },
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": size.is_tied,
         **ends,
     }
     vision = {
@@ -176,7 +177,7 @@ def _config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLCon
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        tie_word_embeddings=True,
+        tie_word_embeddings=size.is_tied,
         **ends,
         image_token_id=token(VISION[3]),
         video_token_id=token(VISION[4]),

@@ -15,6 +15,7 @@ from typing import Any
 from tests.support.environments import call
 from vlm_grpo.cli import train
 from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.multi_turn import EpisodeLimits, GenerateTurns, MultiTurnRollout
 from vlm_grpo.rollouts.trajectory import Trajectory
 
@@ -38,14 +39,14 @@ def run(
 ) -> None:
     """As the package runs trajectories, with scripted words in place of the generated ones."""
 
-    def next_turns(active: list[Trajectory], room: int) -> list[list[int]]:
-        assert len(generate(active, room)) == len(active)
+    def next_turns(active: list[Trajectory], room: int) -> Generation:
+        assert len(generate(active, room).ids) == len(active)
         turns = []
         for trajectory in active:
             row = next(n for n, each in enumerate(trajectories) if each is trajectory) % 4
             text = script(str(trajectory.prompt.messages), row)[trajectory.num_turns]
             turns.append([*self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token_id])
-        return turns
+        return Generation(turns)
 
     run_generated(self, trajectories, prompts, facts, limits, next_turns, any_rank)
 

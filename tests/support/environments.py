@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlm_grpo.envs.environment import ToolError
 from vlm_grpo.envs.tool_parser import make_tool_call_str
+from vlm_grpo.rollouts.engines.engine import Generation
 
 COLORS = ("red", "green", "blue", "white")
 
@@ -95,7 +96,7 @@ def scripted_turns(
     run = trainer.multi_turn.run
 
     def scripted(trajectories: list[Any], prompts: list[Any], facts: Any, limits: Any, generate: Any, any_rank: Any):
-        def next_turns(active: list[Any], room: int) -> list[list[int]]:
+        def next_turns(active: list[Any], room: int) -> Generation:
             turns = []
             for trajectory in active:
                 row = next(n for n, each in enumerate(trajectories) if each is trajectory)
@@ -103,7 +104,7 @@ def scripted_turns(
                 text = script[min(trajectory.num_turns, len(script) - 1)]
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
                 turns.append(ids if is_truncated(row, trajectory.num_turns) else [*ids, end])
-            return turns
+            return Generation(turns)
 
         return run(trajectories, prompts, facts, limits, next_turns, any_rank)
 

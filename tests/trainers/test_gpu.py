@@ -43,6 +43,8 @@ def test_trains_in_bf16(kind: tuple, tiny_model: Path, tmp_path: Path):
     trainer.train()
     assert next(trainer.model.parameters()).is_cuda
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+    differences = [log.get("sampling/sampling_logp_difference/mean", 0.0) for log in trainer.state.log_history]
+    assert 0 < max(differences) < 0.1
 
 
 @pytest.mark.gpu
@@ -133,6 +135,8 @@ def test_flash_attention_keeps_sharing(tiny_model: Path, tmp_path: Path, caplog:
     trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
     trainer.train()
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+    differences = [log.get("sampling/sampling_logp_difference/mean", 0.0) for log in trainer.state.log_history]
+    assert 0 < max(differences) < 0.1
 
 
 @pytest.mark.gpu
@@ -172,9 +176,13 @@ def test_trains_with_vllm_in_the_same_process(kind: tuple, tmp_path: Path):
     pytest.importorskip("vllm")
     from vlm_grpo.tiny import TinySize, save_tiny_qwen
 
-    model = save_tiny_qwen(tmp_path / "model", TinySize(hidden=128, heads=4))  # vLLM needs heads of 32 or more
+    model = save_tiny_qwen(
+        tmp_path / "model", TinySize(hidden=128, heads=4, is_tied=False)
+    )  # vLLM needs heads of 32 or more
     options = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
     args = kind[1](**settings(tmp_path, use_cpu=False, bf16=True, **options))
     trainer = kind[0](str(model), length_reward, args, train_dataset=image_rows())
     trainer.train()
     assert any(entry.get("grad_norm", 0) > 0 for entry in trainer.state.log_history)
+    differences = [log.get("sampling/sampling_logp_difference/mean", 0.0) for log in trainer.state.log_history]
+    assert 0 < max(differences) < 0.1

@@ -64,13 +64,3 @@ def test_greedy_evaluation_does_not_write_one_either(tiny_model: Path, tmp_path:
         trainer.model, trainer.processing_class, image_rows().select([0]), max_completion_length=4
     )
     assert len(completion.text) > 0  # special tokens are not decoded
-
-
-def test_vllm_gets_a_bias_against_them(tiny_model: Path, tmp_path: Path):
-    from types import SimpleNamespace
-
-    args = VLMGRPOConfig(**settings(tmp_path))
-    trainer = VLMGRPOTrainer(str(tiny_model), length_reward, args, train_dataset=image_rows())
-    trainer.use_vllm, trainer.vllm_generation = True, SimpleNamespace(generation_kwargs={"logit_bias": {7: 1.0}})
-    trainer._suppress_tokens([5, 6])
-    assert trainer.vllm_generation.generation_kwargs["logit_bias"] == {7: 1.0, 5: -100.0, 6: -100.0}

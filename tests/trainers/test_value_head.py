@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from tests.support.training import differences, image_rows, settings
 from tests.support.values import FAST, TWO_UPDATES, head_of
 from tests.trainers.test_algorithms import build, by_text, trained
 from tests.trainers.test_distributed import train, weights, write_data
-from tests.trainers.test_vllm import Engine
 from vlm_grpo.trainers.config import VLMGRPOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.value_head import ValueHead, add_value_head, without_head
@@ -61,20 +59,10 @@ def test_an_optimizer_of_ones_own_is_refused(tiny_model: Path, tmp_path: Path):
         )
 
 
-def test_vllm_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A real engine refuses names that its own model does not have; here a fake one notes them."""
-    names: list[str] = []
-
-    class Noting(Engine):
-        def __init__(self, model: Any, **options: Any) -> None:
-            super().__init__(**options)
-            self.model = model
-
-        def sync_weights(self) -> None:
-            names.extend(name for name, _ in self.model.named_parameters())
-
-    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Noting)
-    trainer = trained("ppo", tiny_model, tmp_path, use_vllm=True, vllm_mode="colocate", **FAST)
+def test_an_engine_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Path):
+    """A real engine refuses names that its own model does not have."""
+    trainer = trained("ppo", tiny_model, tmp_path, **FAST)
+    names = [name for name, _ in trainer.weight_sync.weights()]
     assert names == list(dict(AutoModelForImageTextToText.from_pretrained(tiny_model).named_parameters()))
     assert head_of(trainer).abs().max() > 1e-3
 

@@ -82,13 +82,21 @@ class ScriptArguments:
 NEEDS: list[tuple[tuple[str, ...], str, tuple[str, str]]] = [
     (("lora_", "use_rslora", "use_dora"), "--use_peft", ("use_peft", "")),
     (("bnb_4bit_", "use_bnb_nested_quant"), "--load_in_4bit", ("load_in_4bit", "")),
-    (("vllm_",), "--use_vllm", ("use_vllm", "")),
-    (("vllm_server_", "vllm_group_port"), "--vllm_mode server", ("vllm_mode", "server")),
+    (("vllm_importance_",), "--rollout_engine vllm or sglang", ("use_vllm|rollout_engine", "True|vllm|sglang")),
+    (("vllm_mode", "vllm_server_"), "--use_vllm", ("use_vllm", "")),
     (
-        ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_max_model_length"),
-        "--vllm_mode colocate",
-        ("vllm_mode", "colocate"),
+        ("vllm_gpu_", "vllm_tensor_", "vllm_enable_", "vllm_max_", "vllm_model_", "vllm_structured_", "vllm_group_"),
+        "--rollout_engine vllm",
+        ("use_vllm|rollout_engine", "True|vllm"),
     ),
+    (("vllm_server_",), "--vllm_mode server", ("vllm_mode", "server")),
+    (("vllm_group_port",), "--rollout_transfer nccl", ("rollout_transfer", "nccl")),
+    (
+        ("rollout_url", "rollout_options", "rollout_transfer", "rollout_folder", "rollout_wait"),
+        "--rollout_engine",
+        ("use_vllm|rollout_engine", ""),
+    ),
+    (("rollout_transfer", "rollout_wait"), "--rollout_url or --vllm_mode server", ("rollout_url|vllm_mode", "")),
     (
         ("log_completions_hub_repo", "num_completions_to_print", "log_unique_prompts", "log_multimodal"),
         "--log_completions",
@@ -223,7 +231,8 @@ def ineffective_flags(given: list[str], values: FlagValues) -> list[str]:
     problems = []
     for prefixes, needed, (name, required) in NEEDS:
         current = [values.get(each) for each in name.split("|")]
-        satisfied = any(value in required.split("|") if required else bool(value) for value in current)
+        wanted = required.split("|")
+        satisfied = any(value in wanted or str(value) in wanted if required else bool(value) for value in current)
         if satisfied:
             continue
         affected = [

@@ -27,7 +27,9 @@ MANY_ROWS = 1000
 # Flags of TRL that are incompatible with vision-language models.
 LANGUAGE_ONLY = {
     "cast_lm_head_to_fp32": "TRL supports this for language models only; remove it, or train in float32",
-    "use_transformers_continuous_batching": "not supported for vision-language models; remove it, or use --use_vllm",
+    "use_transformers_continuous_batching": (
+        "not supported for vision-language models; remove it, or use --rollout_engine vllm"
+    ),
 }
 MOST_PLACES = 5
 

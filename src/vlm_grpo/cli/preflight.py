@@ -75,8 +75,12 @@ def missing_requirements(model: ModelConfig, training: VLMGRPOConfig) -> list[st
 def missing_packages(training: VLMGRPOConfig) -> list[str]:
     """Return one sentence for each missing package of a flag, with the command to install it."""
     problems = []
-    if getattr(training, "use_vllm", False) and not is_installed("vllm"):
-        problems.append("--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'")
+    is_in_process = training.rollout_engine == "vllm" and not training.rollout_url
+    if is_in_process and not is_installed("vllm"):
+        problems.append(
+            "--rollout_engine vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'; or start a server "
+            "elsewhere and set --rollout_url http://host:port"
+        )
     reporters = getattr(training, "report_to", None) or []
     for name in [reporters] if isinstance(reporters, str) else reporters:
         module, package = REPORTERS.get(name, ("os", ""))

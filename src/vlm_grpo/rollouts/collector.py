@@ -13,7 +13,7 @@ from vlm_grpo.records import Row
 from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.decoding import completion_messages, warn_about_tags
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
-from vlm_grpo.rollouts.engines.engine import RolloutEngine
+from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.multi_turn import EpisodeLimits, MultiTurnRollout, next_prompt
 from vlm_grpo.rollouts.ranks import Ranks
@@ -92,11 +92,14 @@ class RolloutCollector:
         multi_turn.run(*episodes, generate, self.ranks.any)
         multi_turn.drop_broken(rollout.trajectories)
         rollout.ids = [trajectory.segment.ids for trajectory in rollout.trajectories]
+        if any(trajectory.logprobs for trajectory in rollout.trajectories):
+            rollout.logprobs = [trajectory.logprobs for trajectory in rollout.trajectories]
 
-    def _next_turns(self, spare: EncodedPrompt, trajectories: Sequence[Trajectory], room: int) -> list[list[int]]:
+    def _next_turns(self, spare: EncodedPrompt, trajectories: Sequence[Trajectory], room: int) -> Generation:
         """Return one more turn of each; without any the spare prompt is continued, for other processes to go on."""
         prompts = [next_prompt(each) for each in trajectories] or [spare]
-        return self.engine.generate(prompts, max_new_tokens=room).ids[: len(trajectories)]
+        turns, count = self.engine.generate(prompts, max_new_tokens=room), len(trajectories)
+        return Generation(turns.ids[:count], None if turns.logprobs is None else turns.logprobs[:count])
 
     def _complete(self, rollout: Rollout) -> None:
         """Complete the prompts, but those whose completions are demonstrations."""

@@ -233,14 +233,6 @@ class PromptEncoder:
         ids = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
         return ids + self._text_ids(self.template.opening(messages).from_row) if answer_prefix else ids
 
-    def resized_images(self, prompt: EncodedPrompt) -> list[Image.Image]:
-        """Return the prompt's images in their processed size, so that an engine with other limits sees the same."""
-        sizes = self.processed_sizes(prompt)
-        return [
-            image if size is None else image.resize(size, Image.Resampling.BICUBIC)
-            for image, size in zip(prompt.images, sizes, strict=True)
-        ]
-
     def image_facts(self, prompt: EncodedPrompt) -> dict[str, object]:
         """Return the (width, height) of a prompt's images for rewards: original, and as the model sees them."""
         return {

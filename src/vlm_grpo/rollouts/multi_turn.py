@@ -15,6 +15,7 @@ from vlm_grpo.envs.tool_executor import ToolJob, execute_tool_calls
 from vlm_grpo.envs.tool_parser import ToolResult
 from vlm_grpo.rewards.tool_call import ToolCall
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.observations import encode_results
 from vlm_grpo.rollouts.segment import EMPTY_SEGMENT, as_next_prompt
 from vlm_grpo.rollouts.trajectory import Trajectory
@@ -37,7 +38,7 @@ class EpisodeLimits:
     stop_token_ids: Collection[int]
 
 
-GenerateTurns = Callable[[list[Trajectory], int], list[list[int]]]
+GenerateTurns = Callable[[list[Trajectory], int], Generation]
 
 
 def run_tools(trajectories: Sequence[Trajectory], encoder: PromptEncoder, limits: EpisodeLimits) -> None:
@@ -112,7 +113,7 @@ class MultiTurnRollout:
             prompts: one for each trajectory.
             facts: passed to environments beside the image facts of their prompt.
             limits: when a trajectory is over.
-            generate: from trajectories and a number of tokens to the tokens of their next turns.
+            generate: from trajectories and a number of tokens to their next turns.
             any_rank: whether a claim holds on any process. All processes take part in every round, those whose
                 trajectories are over with an empty list.
         """
@@ -132,8 +133,9 @@ class MultiTurnRollout:
     def _take_turns(self, active: list[Trajectory], limits: EpisodeLimits, generate: GenerateTurns) -> None:
         rooms = [limits.max_tokens - len(trajectory.tool_mask) for trajectory in active]
         turns = generate(active, max(rooms, default=1))
-        for trajectory, ids, room in zip(active, turns, rooms, strict=True):
-            trajectory.add_assistant_turn(ids[:room], self.encoder.decode(ids[:room]))
+        logprobs = turns.logprobs or [[] for _ in active]
+        for trajectory, ids, logps, room in zip(active, turns.ids, logprobs, rooms, strict=True):
+            trajectory.add_assistant_turn(ids[:room], self.encoder.decode(ids[:room]), logps[:room])
         run_tools(active, self.encoder, limits)
 
     def _drop_if_broken(self, trajectory: Trajectory) -> None:
@@ -143,6 +145,7 @@ class MultiTurnRollout:
         trajectory.is_dropped = not self.placeholders.isdisjoint(policy_ids)
         if trajectory.is_dropped:
             trajectory.segment, trajectory.tool_mask = replace(EMPTY_SEGMENT, ids=[self.end_token_id]), [0]
+            trajectory.logprobs = [None] if trajectory.logprobs else []
 
 
 def trajectory_metrics(trajectory: Trajectory) -> dict[str, float]:

@@ -28,6 +28,8 @@ class Trajectory:
         environment_name: of the environment in its pool; None where the pool has only one.
         segment: the completion so far, tool results included.
         tool_mask: as long as the completion; 1 at the policy's tokens, 0 at those of tools.
+        logprobs: of the completion's tokens as an engine sampled them, None at those of tools; empty where the engine
+            is the policy itself.
         messages: of the completion; each of the assistant's is a whole turn, its opening included.
         openings: of each of the assistant's turns, the text that the prompt already wrote of it.
         calls_per_turn: the tool calls in each of the assistant's turns.
@@ -47,6 +49,7 @@ class Trajectory:
     prompt: EncodedPrompt | None = None
     segment: CompletionSegment = EMPTY_SEGMENT
     tool_mask: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     openings: list[str] = field(default_factory=list)
     calls_per_turn: list[Sequence[ToolCall]] = field(default_factory=list)
@@ -82,8 +85,9 @@ class Trajectory:
         if hasattr(self.environment, "see"):
             self.call_environment("see", images=prompt.images, **facts)
 
-    def add_assistant_turn(self, ids: list[int], text: str) -> None:
+    def add_assistant_turn(self, ids: list[int], text: str, logprobs: Sequence[float | None] = ()) -> None:
         """Append a turn of the model; `text` continues what the prompt wrote of the turn."""
+        self.logprobs += logprobs
         self.segment = concat_segments(self.segment, CompletionSegment(ids, {}, {}, []))
         self.tool_mask += [1] * len(ids)
         self.messages.append({"role": "assistant", "content": self.opening + text})
@@ -95,6 +99,8 @@ class Trajectory:
         self.opening = segment.opening
         self.segment = concat_segments(self.segment, segment)
         self.tool_mask += [0] * len(segment.ids)
+        if self.logprobs:
+            self.logprobs += [None] * len(segment.ids)
         self.messages += [{"role": "tool", "name": r.name, "content": blocks_of(r.content)} for r in results]
 
     def record_failure(self, result: ToolResult) -> None:

@@ -55,10 +55,20 @@ from vlm_grpo.rollouts.encoder import (
     drop_images,
 )
 from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
+from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
+from vlm_grpo.rollouts.engines.sampling import SamplingSettings
+from vlm_grpo.rollouts.engines.table import EngineRun, engine_entry
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.rollouts.engines.trl import TRLEngine
+from vlm_grpo.rollouts.engines.weight_sync import WeightSync
 from vlm_grpo.rollouts.env_pool import EnvPool, pop_env_pool
-from vlm_grpo.rollouts.importance_sampling import importance_ratio, sampler_metrics
+from vlm_grpo.rollouts.importance_sampling import (
+    MEAN_DIFFERENCE,
+    DifferenceCheck,
+    difference_metrics,
+    importance_ratio,
+    ratio_metrics,
+)
 from vlm_grpo.rollouts.logged_rollout import LoggedRollout, SampleLocation, local_rollout, plain_messages
 from vlm_grpo.rollouts.messages import MEDIA_COLUMNS
 from vlm_grpo.rollouts.multi_turn import (
@@ -76,7 +86,7 @@ from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
 from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
 from vlm_grpo.trainers.completion_log import debug_log
-from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
+from vlm_grpo.trainers.critic import ValueModel, check_value_model, is_value_parameter, without_value_head
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
@@ -88,6 +98,7 @@ from vlm_grpo.trainers.reference import check_reference, load_reference, loading
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
+from vlm_grpo.trainers.rollout_flags import DEFAULT, read_options, resolve_engine
 from vlm_grpo.trainers.rollout_logger import RolloutLogger
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
@@ -160,6 +171,9 @@ class VLMTrainerMixin(_TRLTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._tag_names[-1].upper()}")
+        resolve_engine(args)
+        if options.get("rollout_func") is not None:
+            args.use_vllm = args.rollout_engine == "vllm"  # TRL's own, which the function is handed
         self.env_pool: EnvPool | None = pop_env_pool(options, args)
         own_rewards = self.env_pool.rewards() if self.env_pool else []
         reward_funcs, weights = named_rewards(reward_funcs, args, own_rewards)
@@ -238,21 +252,23 @@ class VLMTrainerMixin(_TRLTrainer):
             caches_features=caches_features,
         )
         self.engine = self._build_engine(mode, models[0], caches_features, is_sharded)
+        self.weight_sync = WeightSync(self.engine, self._policy_weights)
+        self.difference_check = DifferenceCheck(self._compute_dtype(models[0]))
+        # TRL's loss takes the ratios of importance sampling where this is set.
+        self.use_vllm = self.use_vllm or self.engine.has_own_weights
         self.logger = RolloutLogger(self.ranks, self._logs, self._pending_metrics, self._pending_extra_logs, names)
 
     def _build_engine(self, mode: str, model: nn.Module, caches_features: bool, is_sharded: bool) -> RolloutEngine:
-        if self.use_vllm or self.args.use_transformers_continuous_batching:
-            is_in_process = self.use_vllm and self.vllm_mode == "colocate"
+        if self.args.use_transformers_continuous_batching or self._has_rollout_func:
             return TRLEngine(
                 self._generate_by_trl,
-                self.encoder,
                 lambda: self.num_generations if self.model.training else self.num_generations_eval,
-                self.vllm_generation.generation_kwargs if self.use_vllm else None,
-                is_in_process=is_in_process,
-                can_share=is_in_process and mode != "off" and self.vllm_tensor_parallel_size == 1,
             )
+        make = engine_entry(self.args.rollout_engine or DEFAULT).make
+        if make is not None:
+            return make(self._engine_run(model))
         self._generate_with_cache()
-        reason = None if self._has_rollout_func else validate_generation(model)
+        reason = validate_generation(model)
         if mode != "off" and reason is not None:
             self.shared_prefix.report_unsupported("sampling", reason)
         is_gathered = not is_deepspeed_zero3_enabled() or self.args.ds3_gather_for_generation
@@ -268,6 +284,56 @@ class VLMTrainerMixin(_TRLTrainer):
             cache_features=self.logprobs.cache_features if caches_features else None,
             decoding="captured" if is_captured else "dynamic",
         )
+
+    def _policy_weights(self) -> PolicyWeights:
+        return PolicyWeights(self.accelerator.unwrap_model(self.model), self._dist, is_value_parameter)
+
+    def _engine_run(self, model: nn.Module) -> EngineRun:
+        """Return what an engine with weights of its own is made from."""
+        args = self.args
+        limit = getattr(args, "max_prompt_length", None)
+        lengths = None if limit is None else limit + self.max_completion_length
+        return EngineRun(
+            model=model,
+            model_name=str(getattr(model.config, "_name_or_path", "") or ""),
+            processor=self.processing_class,
+            encoder=self.encoder,
+            sampling=self._sampling_settings(),
+            dtype=self._compute_dtype(model),
+            ranks=self.ranks,
+            folder=Path(args.rollout_folder or Path(args.output_dir) / "rollout_engine"),
+            seed=args.seed,
+            max_model_length=args.vllm_max_model_length or lengths,
+            max_sequences=args.per_device_train_batch_size * args.vllm_tensor_parallel_size * args.steps_per_generation,
+            urls=args.rollout_url or (),
+            wait=args.rollout_wait,
+            transfer=args.rollout_transfer,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            memory_fraction=args.vllm_gpu_memory_utilization,
+            sleeps=args.vllm_enable_sleep_mode,
+            implementation=args.vllm_model_impl,
+            trusts_remote_code=bool(args.trust_remote_code),
+            options=read_options(args.rollout_options) or {},
+        )
+
+    def _sampling_settings(self) -> SamplingSettings:
+        return SamplingSettings(
+            max_new_tokens=self.max_completion_length,
+            stop_token_ids=self.eos_token_ids,
+            suppressed_token_ids=placeholder_ids(self.model.config, self.processing_class) if self._is_vlm else (),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            regex=self.args.vllm_structured_outputs_regex,
+            options=cast("dict[str, object]", self.args.generation_kwargs or {}),
+        )
+
+    def _compute_dtype(self, model: nn.Module) -> torch.dtype:
+        """Return the precision of the policy's forward passes, so that an engine samples what the trainer scores."""
+        of_autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        return of_autocast or next(each.dtype for each in model.parameters() if each.is_floating_point())
 
     def _generate_by_trl(
         self, ids: list[list[int]], images: list[Any] | None, fields: dict[str, Any], count: int
@@ -310,8 +376,6 @@ class VLMTrainerMixin(_TRLTrainer):
         )
 
     def _build_multi_turn(self, env_pool: EnvPool) -> MultiTurnRollout:
-        if self.use_vllm:
-            raise ValueError("--use_vllm does not go with tools or environments; leave it out")
         if self.args.use_transformers_continuous_batching:
             raise ValueError(
                 "--use_transformers_continuous_batching does not go with tools or environments, whose turns have "
@@ -340,9 +404,11 @@ class VLMTrainerMixin(_TRLTrainer):
             ValueError: the algorithm needs what this run does not have.
         """
         name, config = configured_algorithm(self.args)
-        if config.needs_greedy and (self.use_vllm or self._has_rollout_func or self.env_pool):
-            what = "--use_vllm" if self.use_vllm else "a run with tools, environments or a rollout function"
-            raise ValueError(f"--algorithm {name} needs a greedy completion of each prompt, which {what} does not give")
+        if config.needs_greedy and (self._has_rollout_func or self.env_pool):
+            raise ValueError(
+                f"--algorithm {name} needs a greedy completion of each prompt, which a run with tools, environments or "
+                "a rollout function does not give"
+            )
         if config.family.needs_demonstrations and (self._has_rollout_func or self.env_pool is not None):
             raise ValueError(f"--algorithm {name} does not work with tools, environments or a rollout function")
         run = RunContext(
@@ -377,14 +443,14 @@ class VLMTrainerMixin(_TRLTrainer):
             self.shuffle_dataset = False  # TRL would mix the passes
 
     def _suppress_tokens(self, tokens: list[int]) -> None:
-        """Suppress tokens in generation by transformers and by vLLM; TRL suppresses the image's, with the former."""
-        if self.use_vllm:
+        """Suppress tokens in generation by transformers, and by the vLLM that TRL has for a `rollout_func`."""
+        if self.args.use_vllm:
             options = self.vllm_generation.generation_kwargs
             options["logit_bias"] = {**(options.get("logit_bias") or {}), **dict.fromkeys(tokens, -100.0)}
-        else:
-            known = self.generation_config.suppress_tokens or []
-            self.generation_config.suppress_tokens = sorted({*known, *tokens})
-            self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
+            return
+        known = self.generation_config.suppress_tokens or []
+        self.generation_config.suppress_tokens = sorted({*known, *tokens})
+        self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens  # laid over it again
 
     def _generate_with_cache(self) -> None:
         """Let no `use_cache: false` of the checkpoint reach generation; one in --generation_kwargs does."""
@@ -481,35 +547,46 @@ class VLMTrainerMixin(_TRLTrainer):
         hints = self.algorithm.hints(rows, step) if self.model.training else []
         demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
         hinted = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
+        self.weight_sync.update(step)
         return self.collector.collect(hinted, demonstrations, self._generating), hints
 
     def _generating(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm)
+        return nullcontext() if self.critic is None else self.critic.aside(for_vllm=False)
 
     def _add_logprobs(self, batch: RolloutBatch) -> RolloutLogprobs:
         """Score a new rollout under the policy and the reference, as far as the loss or the rewards need it."""
         every = self.args.steps_per_generation * self.num_iterations
-        corrects_sampler = batch.sampling_logps is not None and self.vllm_importance_sampling_correction
-        needs_old = self._is_rloo or self.args.gradient_accumulation_steps % every != 0 or corrects_sampler
+        needs_old = self._is_rloo or self.args.gradient_accumulation_steps % every != 0 or self._corrects_sampler
         old = ref = None
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             if needs_old:
                 old = self.completion_logprobs(batch, self.model, chunk=self._rows_per_pass).logps
             if self.beta != 0.0:
                 ref = self._reference_logps(batch)
+        if old is not None and batch.sampling_logps is not None:
+            self._compare_with_sampler(batch, old, batch.sampling_logps)
         if self._is_rloo:
             sampled = required(old, "the policy's score")
             batch.old_sequence_logps, batch.num_items_in_batch = (sampled * batch.loss_mask).sum(dim=1), None
             return RolloutLogprobs(old, ref)
         batch.old_logps, batch.ref_logps = old, ref
-        if old is not None and batch.sampling_logps is not None and corrects_sampler:
-            bounds = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
-            ratio = importance_ratio(
-                old, batch.sampling_logps, batch.loss_mask, self.vllm_importance_sampling_mode, *bounds
-            )
-            batch.importance_sampling_ratio = ratio
-            self._add_metrics(sampler_metrics(old, batch.sampling_logps, ratio, batch.loss_mask, self.ranks))
         return RolloutLogprobs(old, ref)
+
+    @property
+    def _corrects_sampler(self) -> bool:
+        """Whether the loss weighs tokens by the policy's over the engine's probability; RLOO's does not."""
+        return self.engine.has_own_weights and getattr(self, "vllm_importance_sampling_correction", False)
+
+    def _compare_with_sampler(self, batch: RolloutBatch, old: Tensor, sampler: Tensor) -> None:
+        """Log how far an engine is from the policy, and set the ratios that correct for it."""
+        metrics = difference_metrics(old, sampler, batch.loss_mask, self.ranks)
+        self.difference_check(metrics[MEAN_DIFFERENCE], self.state.global_step)
+        self._add_metrics(metrics)
+        if self._corrects_sampler:
+            bounds = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
+            mode = self.vllm_importance_sampling_mode
+            batch.importance_sampling_ratio = importance_ratio(old, sampler, batch.loss_mask, mode, *bounds)
+            self._add_metrics(ratio_metrics(batch.importance_sampling_ratio, batch.loss_mask, self.ranks))
 
     @property
     def _rows_per_pass(self) -> int:

@@ -18,6 +18,7 @@ from vlm_grpo.rewards import JudgeSettings
 from vlm_grpo.time_limits import DEFAULT_TIME_LIMIT
 from vlm_grpo.trainers.preemption import check_preemption
 from vlm_grpo.trainers.ranges import range_problems
+from vlm_grpo.trainers.rollout_flags import resolve_engine
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,34 @@ class VisionFields(_TRLConfig):
     max_tokens_per_forward: int | None = field(
         default=None,
         metadata={"help": "About how many tokens of shared prompts go into one forward (default: the batch size's)."},
+    )
+    rollout_engine: str | None = field(
+        default=None,
+        metadata={
+            "help": "What samples the completions: transformers (default), vllm, sglang (`vlm-grpo engines`), or "
+            "file.py:Class."
+        },
+    )
+    rollout_url: list[str] | None = field(
+        default=None,
+        metadata={"help": "Servers of the rollout engine, such as http://host:8000; without, it runs in this process."},
+    )
+    rollout_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of an engine in this process, a JSON object."}
+    )
+    rollout_transfer: str = field(
+        default="folder",
+        metadata={
+            "help": "How servers get the weights: folder (files that both see) or nccl (vLLM, on GPUs).",
+            "choices": ["folder", "nccl"],
+        },
+    )
+    rollout_folder: str | None = field(
+        default=None,
+        metadata={"help": "Folder that trainer and servers see, for weights (default: output_dir/rollout_engine)."},
+    )
+    rollout_wait: float = field(
+        default=600.0, metadata={"help": "Seconds that a rollout server which does not answer is waited for."}
     )
     max_turns: int = field(
         default=8, metadata={"help": "Turns of the model in an episode, where it has tools (default 8)."}
@@ -190,6 +219,7 @@ class VisionFields(_TRLConfig):
             is_single = self.num_generations == 1 and "at least 2 generations" in str(error)
             if not (is_single and config.min_generations == 1):
                 raise
+        resolve_engine(self)
         if self.algorithm_options is not None:
             self.algorithm_options = read_options(self.algorithm_options, self.algorithm, config)
         if self.algorithm:

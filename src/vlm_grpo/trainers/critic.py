@@ -154,6 +154,11 @@ class ValueModel:
         load_head(self.head, checkpoint)
 
 
+def is_value_parameter(name: str) -> bool:
+    """Return whether a parameter of the policy, by its name, is the value model's."""
+    return NAME in name.split(".")
+
+
 def without_value_head(state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Return what DeepSpeed gathered from parameters, without the head."""
     if state_dict is None:

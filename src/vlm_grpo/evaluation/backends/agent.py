@@ -16,6 +16,7 @@ from vlm_grpo.evaluation.report.trajectory_view import ImageCopies, episode_traj
 from vlm_grpo.records import Message, NewRow, Record, Row
 from vlm_grpo.rewards.adapter import call_reward, record_of_row
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
+from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.env_pool import EnvPool
 from vlm_grpo.rollouts.messages import read_prompt
 from vlm_grpo.rollouts.multi_turn import EpisodeLimits, GenerateTurns, MultiTurnRollout, next_prompt
@@ -107,9 +108,9 @@ class AgentBackend:
         """Return a function that generates the next turns, each with its own random stream."""
         sample_of = {id(trajectory): sample for trajectory, sample in zip(trajectories, samples, strict=True)}
 
-        def generate(active: list[Trajectory], max_new_tokens: int) -> list[list[int]]:
+        def generate(active: list[Trajectory], max_new_tokens: int) -> Generation:
             seeds = [self.model.sampling.seed_of(*sample_of[id(each)], each.num_turns) for each in active]
-            return self.model.generate([next_prompt(each) for each in active], seeds, max_new_tokens)
+            return Generation(self.model.generate([next_prompt(each) for each in active], seeds, max_new_tokens))
 
         return generate
 

@@ -35,13 +35,14 @@ class PolicyWeights:
         self.model, self.backend, self.is_left_out = model, backend, is_left_out
 
     def __iter__(self) -> Iterator[NamedTensor]:
-        adapted = {name: module for name, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)}
+        modules = dict(self.model.named_modules())
+        adapted = {name for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
         with self.backend.summon_full_params(self.model, writeback=False), torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if self._is_skipped(name):
                     continue
                 owner, _, inside = name.partition(".base_layer.")
-                layer = adapted.get(owner) if inside else None
+                layer = modules[owner] if inside and owner in adapted else None
                 with self.backend.gather_params([parameter] if layer is None else list(layer.parameters())):
                     tensor = parameter.detach() if layer is None else merged_parameter(layer, parameter)
                     yield checkpoint_name(name), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -61,13 +62,13 @@ def checkpoint_name(name: str) -> str:
 def merged_parameter(layer: nn.Module, parameter: nn.Parameter) -> Tensor:
     """Return a parameter below adapters with their part added; the layer is left as it was."""
     before = [(each, each.data) for each in layer.parameters()]
-    layers = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
+    tuners = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
     try:
-        for each in layers:
-            each.merge(safe_merge=True)  # into a new tensor
-        return parameter.data
+        for tuner in tuners:
+            tuner.merge(safe_merge=True)  # into a new tensor
+        return parameter.data.clone()  # unmerging changes it in place
     finally:
-        for each in layers:
-            each.unmerge()
+        for tuner in tuners:
+            tuner.unmerge()
         for each, data in before:
             each.data = data

@@ -41,6 +41,23 @@ class SamplingSettings:
         """Whether tokens are sampled from the whole distribution, whose log-probabilities the trainer computes."""
         return self.top_p == 1.0 and self.top_k <= 0 and not self.min_p and self.repetition_penalty == 1.0
 
+    @property
+    def logprobs_mode(self) -> str:
+        """vLLM's mode whose log-probabilities are those that the trainer computes, where there is one.
+
+        The trainer's know the temperature and are normalised over all tokens. "Raw" ones know no temperature;
+        "processed" ones leave out the tokens that cannot be sampled, such as the suppressed.
+        """
+        return "raw_logprobs" if self.temperature == 1.0 and self.is_full_distribution else "processed_logprobs"
+
+    @property
+    def _bias(self) -> dict[int, float]:
+        """The user's own bias by token; JSON has its tokens as strings."""
+        bias = self.options.get("logit_bias") or {}
+        if not isinstance(bias, Mapping):
+            raise ValueError(f"--generation_kwargs: logit_bias must map tokens to numbers, got {bias!r}")
+        return {int(token): float(value) for token, value in bias.items()}
+
     def for_vllm(self, n: int, max_new_tokens: int | None, *, is_greedy: bool) -> dict[str, object]:
         """Return the fields of vLLM's `SamplingParams` for `n` completions of a prompt, with their log-probabilities.
 
@@ -49,7 +66,7 @@ class SamplingSettings:
             max_new_tokens: of each; None is the limit of the run.
             is_greedy: whether the most likely token is taken.
         """
-        fields = {
+        fields: dict[str, object] = {
             "n": n,
             "max_tokens": self.max_new_tokens if max_new_tokens is None else max_new_tokens,
             "temperature": self.temperature,
@@ -59,7 +76,7 @@ class SamplingSettings:
             "repetition_penalty": self.repetition_penalty,
             "stop_token_ids": sorted(self.stop_token_ids),
             "logprobs": 0,  # that of the sampled token alone
-            "logit_bias": dict.fromkeys(self.suppressed_token_ids, SUPPRESSED_BIAS),
             **self.options,
         }
+        fields["logit_bias"] = {**self._bias, **dict.fromkeys(self.suppressed_token_ids, SUPPRESSED_BIAS)}
         return {**fields, "temperature": 0.0} if is_greedy else fields

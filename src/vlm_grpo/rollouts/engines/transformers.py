@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from torch import nn
@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from vlm_grpo.model_utils import method_of
 from vlm_grpo.records import ModelInputs
 from vlm_grpo.rollouts.encoder import EncodedPrompt, unique_prompts
-from vlm_grpo.rollouts.engines.engine import Generation
+from vlm_grpo.rollouts.engines.engine import Generation, NamedTensor
 from vlm_grpo.rollouts.engines.shared_prefill import (
     Decoding,
     SharedPrefillGenerate,
@@ -42,6 +42,7 @@ class TransformersEngine:
     """
 
     needs_whole_groups = False
+    has_own_weights = False
 
     def __init__(
         self,
@@ -90,6 +91,12 @@ class TransformersEngine:
             further = {} if logits_processor is None else {"logits_processor": logits_processor}
             ids = method_of(model, "generate")(**inputs, generation_config=config, custom_generate=method, **further)
         return Generation(trim_completions(ids[:, inputs["input_ids"].size(1) :], self.stop_token_ids))
+
+    def update_weights(self, weights: Iterable[NamedTensor]) -> None:
+        """Do nothing: the model is the policy itself."""
+
+    def close(self) -> None:
+        """Do nothing: the model is the trainer's."""
 
     def _repeats_cache(self, config: GenerationConfig) -> bool:
         """Return whether the settings leave decoding to a loop that repeats the cache of a prompt."""
