@@ -131,6 +131,8 @@ class _Exchange:
                 raise TooLargeError(f"over {_size(self.limits.size)}")
             if self.is_over or time.monotonic() > self.end:
                 raise TimeoutError(f"not there within {self.limits.seconds:g} s")
+        if stream.length:  # the connection was closed before the end, which read1 does not notice
+            raise http.client.IncompleteRead(bytes(self.body), stream.length)
 
     def connect(self, address: tuple[str, int], timeout: float | None) -> socket.socket:
         """Return a connection to a server, at exactly the address that was checked."""

@@ -563,6 +563,11 @@ class VLMTrainerMixin(_TRLTrainer):
                 old = self.completion_logprobs(batch, self.model, chunk=self._rows_per_pass).logps
             if self.beta != 0.0:
                 ref = self._reference_logps(batch)
+        if self._corrects_sampler and batch.sampling_logps is None:
+            raise ValueError(
+                f"--rollout_engine {self.args.rollout_engine} has returned no log-probabilities, which the correction for "
+                "its differences from the policy needs; set --vllm_importance_sampling_correction false"
+            )
         if old is not None and batch.sampling_logps is not None:
             self._compare_with_sampler(batch, old, batch.sampling_logps)
         if self._is_rloo:

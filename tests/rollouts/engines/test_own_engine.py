@@ -30,8 +30,8 @@ class Echo:
 
     def generate(self, prompts, *, max_new_tokens=None, is_greedy=False):
         self.calls.append((len(prompts), is_greedy))
-        ids = [[20 + row, 30, 31] for row in range(len(prompts))]
-        return Generation(ids, [[-6.0] * 3 for _ in ids])
+        ids = [[300 + row] * (row + 1) for row in range(len(prompts))]
+        return Generation(ids, [[-6.0] * len(each) for each in ids])
 
     def update_weights(self, weights):
         self.weights.append({name: tensor.clone() for name, tensor in weights})

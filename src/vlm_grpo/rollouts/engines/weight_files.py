@@ -1,0 +1,131 @@
+"""Weights of a policy as files, for servers that see the same folder; each update is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from vlm_grpo.rollouts.engines.engine import NamedTensor
+from vlm_grpo.rollouts.engines.servers import ServerPool, Weights
+
+LARGEST_FILE = 4 * 2**30  # bytes of a file, and of the tensors that are in memory while it is gathered
+RUN_ID = re.compile(r"[\w.-]+")
+
+
+class WeightFiles:
+    """Folders with safetensors and config.json, which `from_pretrained` and servers load.
+
+    Args:
+        folder: holds them; nothing else should be in it.
+        config: of the model.
+        largest_file: bytes of tensors in one file.
+    """
+
+    def __init__(self, folder: str | Path, config: PreTrainedConfig, largest_file: int = LARGEST_FILE) -> None:
+        self.folder, self.config, self.largest_file = Path(folder).absolute(), config, largest_file
+
+    def path(self, name: str) -> Path:
+        """Return the folder of this name."""
+        return self.folder / name
+
+    def write(self, name: str, weights: Iterable[NamedTensor]) -> None:
+        """Write weights into a new folder, which is there only when it is complete and on the disk."""
+        partial = self.path(f"{name}.partial")
+        partial.mkdir(parents=True)
+        self.config.save_pretrained(partial)
+        files: dict[str, str] = {}
+        total = 0
+        for number, tensors in enumerate(self._parts(weights), 1):
+            file = f"model-{number:05d}.safetensors"
+            save_file(tensors, partial / file, metadata={"format": "pt"})
+            files |= dict.fromkeys(tensors, file)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(self.path(name))
+        _sync(self.folder)
+
+    def _parts(self, weights: Iterable[NamedTensor]) -> Iterator[dict[str, Tensor]]:
+        """Yield copies in the memory of the host; a gathered tensor is gone with the next one."""
+        part: dict[str, Tensor] = {}
+        size = 0
+        for name, tensor in weights:
+            if part and size + tensor.nbytes > self.largest_file:
+                yield part
+                part, size = {}, 0
+            part[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            size += tensor.nbytes
+        if part:
+            yield part
+
+    def remove_others(self, name: str) -> None:
+        """Remove all folders but this one: former weights, and what an interrupted run left."""
+        for path in self.folder.iterdir():
+            if path.name != name and path.is_dir():
+                shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileTransfer:
+    """Gives servers the weights of a policy through a folder that they see.
+
+    Every process has one. The main process writes the files and lets the servers load them; a server that is away
+    gets them later, from whichever process notices first.
+
+    Args:
+        pool: of the servers.
+        files: where weights are written, the same folder for all processes and servers.
+        run_id: the same in every process of the run, and different in every run.
+        is_main: whether this process writes.
+        wait_for_everyone: returns when all processes have called it.
+    """
+
+    def __init__(
+        self,
+        pool: ServerPool,
+        files: WeightFiles,
+        *,
+        run_id: str,
+        is_main: bool,
+        wait_for_everyone: Callable[[], object],
+    ) -> None:
+        if not RUN_ID.fullmatch(run_id):
+            raise ValueError(f"run_id names folders: expected letters, digits, '_', '-' and '.', got {run_id!r}")
+        self.pool, self.files, self.run_id = pool, files, run_id
+        self.is_main, self.wait_for_everyone = is_main, wait_for_everyone
+        self.num_updates = 0
+
+    def update(self, weights: Iterable[NamedTensor]) -> None:
+        """Let the servers have these weights; every process takes part, and returns when they can be used."""
+        self.num_updates += 1
+        name = f"{self.run_id}-{self.num_updates:06d}"
+        self.wait_for_everyone()  # no process generates any more
+        if self.is_main:
+            self.files.write(name, weights)
+        else:
+            for _ in weights:  # gathers
+                pass
+        self.wait_for_everyone()  # the folder is there
+        self.pool.set_weights(Weights(name, self.files.path(name)))
+        if self.is_main:
+            self.pool.load_weights()
+        self.wait_for_everyone()
+        if self.is_main:
+            self.files.remove_others(name)
