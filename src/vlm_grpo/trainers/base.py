@@ -9,13 +9,12 @@ state; a rollout travels as a `Rollout` (what was asked and sampled) and a `Roll
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
@@ -74,9 +73,9 @@ from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
-from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
+from vlm_grpo.trainers.checkpoints import CheckpointParts, SavedPart, resumable
 from vlm_grpo.trainers.completion_log import debug_log
-from vlm_grpo.trainers.critic import ValueModel, check_value_model, without_value_head
+from vlm_grpo.trainers.critic import ValueModel, check_value_model
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
@@ -84,15 +83,14 @@ from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.preemption import Preemption
-from vlm_grpo.trainers.reference import check_reference, load_reference, loading_reference, save_reference
+from vlm_grpo.trainers.reference import SyncedReference, arguments_with_reference, check_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
 from vlm_grpo.trainers.rollout_logger import RolloutLogger
-from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
+from vlm_grpo.trainers.rollout_state import RolloutState
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
-from vlm_grpo.trainers.state_file import load_state, save_state, state_path
 from vlm_grpo.trainers.step_retry import StepRetry, StepStart
 
 # What TRL's own pass over a rollout takes of it besides tokens; this package's finds it with the prompts.
@@ -171,9 +169,11 @@ class VLMTrainerMixin(_TRLTrainer):
         if options.get("peft_config") is not None:
             options["peft_config"] = for_language_model(options["peft_config"])
         handler = signal.getsignal(signal.SIGTERM)
-        with loading_reference(args, getattr(args, "kl_reward_coef", 0.0)):
-            super().__init__(model, reward_funcs, args, **options)
-        self.beta = self.args.beta
+        beta = args.beta
+        if getattr(args, "kl_reward_coef", 0.0) and not beta:
+            args = arguments_with_reference(args)
+        super().__init__(model, reward_funcs, args, **options)
+        self.beta = self.args.beta = beta  # of the KL in the loss
         self._take_over_preemption(handler)
         self._prepare_model()
         self._build_parts()
@@ -184,7 +184,8 @@ class VLMTrainerMixin(_TRLTrainer):
         if rounds := getattr(self.args, "dynamic_sampling", 0):
             check_dynamic_sampling(self, self._has_rollout_func)
             pad = self._tokenizer.pad_token_id
-            self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
+            self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks, self.encoder)
+        self._build_checkpoint_parts()
 
     def _take_over_preemption(self, handler: Any) -> None:
         self.preemption = Preemption(self.accelerator, is_enabled=self.args.enable_jit_checkpoint)
@@ -367,6 +368,28 @@ class VLMTrainerMixin(_TRLTrainer):
         self.no_signal = NoSignal(self.accelerator.is_main_process)
         self.add_callback(self.no_signal)
 
+    def _build_checkpoint_parts(self) -> None:
+        """List what a checkpoint holds beside the Trainer's own state."""
+        args, main = self.args, self.args.should_save
+        rollout = RolloutState(
+            args, self.encoder, self.accelerator.device, read=self._current_rollout, restore=self._restore_rollout
+        )
+        synced = self.accelerator.unwrap_model(self.ref_model) if args.sync_ref_model else None
+        reference = SyncedReference(synced, is_main=main)
+        parts = [
+            SavedPart(self.kl, self.kl.state_file),
+            SavedPart(self.algorithm, self.algorithm.state_file),
+            SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True),
+            SavedPart(rollout, rollout.state_file, rollout.check_missing),
+        ]
+        if self.critic is not None:
+            critic = self.critic
+            parts.append(SavedPart(critic, critic.state_file, critic.check_missing, is_weights=True))
+        if self.dynamic_sampler is not None:
+            parts.append(SavedPart(self.dynamic_sampler, self.dynamic_sampler.state_file))
+        wait = self.accelerator.wait_for_everyone
+        self.checkpoint_parts = CheckpointParts(parts, args.process_index, is_main=main, wait=wait)
+
     def _prepare_rows(self) -> None:
         """Drop rows with over-long prompts; begin a stream again at its end."""
         limit = getattr(self.args, "max_prompt_length", None)
@@ -484,7 +507,7 @@ class VLMTrainerMixin(_TRLTrainer):
         return self.collector.collect(hinted, demonstrations, self._generating), hints
 
     def _generating(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.critic is None else self.critic.aside(for_vllm=self.use_vllm)
+        return self.critic.hidden() if self.critic is not None and self.use_vllm else nullcontext()
 
     def _add_logprobs(self, batch: RolloutBatch) -> RolloutLogprobs:
         """Score a new rollout under the policy and the reference, as far as the loss or the rewards need it."""
@@ -822,14 +845,6 @@ class VLMTrainerMixin(_TRLTrainer):
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """TRL's, with the value model in groups of its own."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if self.critic is not None and is_new:
-            self.critic.add_param_groups(optimizer)
-        return optimizer
-
     def train(  # type: ignore[override]  # its other arguments are passed on
         self, resume_from_checkpoint: str | Path | bool | None = None, **options: Any
     ) -> Any:
@@ -838,11 +853,14 @@ class VLMTrainerMixin(_TRLTrainer):
             resume_from_checkpoint = resumable(self.args.output_dir)
         path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
         if path is not None:
-            check_complete(path)
+            self.checkpoint_parts.verify(path)
             check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
-            load_reference(path, self._synced_reference())
-            if self.critic is not None:
-                self.critic.load(path)
+        if self.critic is not None and self.optimizer is None:
+            self.critic.add_param_groups(self.create_optimizer())
+        if path is not None:
+            if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                check_optimizer(self.create_optimizer(), path)
+            self.checkpoint_parts.load(path)
         self.pop_callback(self.preemption)
         self.add_callback(self.preemption)  # the last, so that it has the last word on what follows a step
         with self.preemption.listening():
@@ -917,74 +935,32 @@ class VLMTrainerMixin(_TRLTrainer):
         wait = self.accelerator.wait_for_everyone
         return {"model": self.model, "is_main": self.args.should_save, "wait": wait}
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """TRL's, without the value head in what DeepSpeed gathered from parameters."""
-        super()._save(output_dir, state_dict=without_value_head(state_dict))
-
-    def _json_states(self) -> list[KLController | Algorithm]:
-        """Return the parts whose state is a few numbers in a JSON file of a checkpoint."""
-        return [self.kl, self.algorithm]
-
     def _save_rng_state(self, output_dir: str) -> None:
-        """The Trainer's, and the state of every part; the record of what was written comes last."""
-        if self.dynamic_sampler is not None:
-            save_state(self._left_over_path(output_dir), self.dynamic_sampler.state_dict())
-        for part in self._json_states():
-            state = part.state_dict()
-            if state and self.args.process_index == 0:
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(output_dir) / part.state_file, json.dumps(state) + "\n")
-        if self.critic is not None:
-            self.critic.save(output_dir)
+        """The Trainer's, and the state of every part: the last that is written but for trainer_state.json."""
         super()._save_rng_state(output_dir)
+        self.checkpoint_parts.save(output_dir)
+
+    def _current_rollout(self) -> tuple[int, list[ModelInputs] | None]:
+        """Return the number of micro-steps, and the micro-batches of a rollout that is not used up."""
         is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        batches = None if is_over else self._buffered_inputs
-        save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
-        if self.args.sync_ref_model and self.args.should_save:
-            save_reference(output_dir, required(self._synced_reference(), "the synced reference model"))
-        self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
-        if self.args.should_save:
-            write_record(output_dir)
+        return self._step, None if is_over else self._buffered_inputs
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        place = (self.args.process_index, self.encoder, self.accelerator.device)
-        self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
-        for part in self._json_states():
-            path = Path(checkpoint) / part.state_file
-            if path.is_file():
-                part.load_state_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-        path = self._left_over_path(checkpoint)
-        if self.dynamic_sampler is not None and path.is_file():
-            self.dynamic_sampler.load_state_dict(load_state(path), self.encoder)
-
-    def _left_over_path(self, checkpoint: str) -> Path:
-        return state_path(checkpoint, f"left_over_{self.args.process_index}")
-
-    def _synced_reference(self) -> nn.Module | None:
-        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            check_optimizer(self.optimizer, checkpoint)
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def _restore_rollout(self, step: int, batches: list[ModelInputs] | None) -> None:
+        self._step, self._buffered_inputs = step, batches
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = self.model if model is None else cast("PreTrainedModel", model)
-        if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
+        if not self._load_whole_model(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_full_weights(target, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is None or self._loads_by_trainer(self.model) or not has_full_weights(best):
+        if not self._load_whole_model(self.state.best_model_checkpoint):
             super()._load_best_model()
-        else:
-            load_full_weights(self.model, best)
 
-    def _loads_by_trainer(self, model: nn.Module) -> bool:
-        """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)
+    def _load_whole_model(self, checkpoint: str | None) -> bool:
+        """Load all weights of a checkpoint as `from_pretrained` does; False where they are to be loaded otherwise."""
+        # DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted.
+        is_by_trainer = self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(self.model)
+        if checkpoint is None or is_by_trainer or not has_full_weights(checkpoint):
+            return False
+        load_full_weights(self.model, checkpoint)
+        return True
