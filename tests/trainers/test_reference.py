@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.trainers.test_resume import build, weights_differ
+from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.checkpoints import CheckpointParts, SavedPart, validate_checkpoint, write_record
 from vlm_grpo.trainers.reference import SyncedReference, check_reference
 
@@ -79,7 +81,7 @@ def test_the_reference_of_another_model_is_an_error(whole: Any, tmp_path: Path):
 def parts_of(model: torch.nn.Module) -> CheckpointParts:
     reference = SyncedReference(model, is_main=True)
     saved = SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True)
-    return CheckpointParts([saved], 0, is_main=True, wait=lambda: None)
+    return CheckpointParts([saved], Ranks(Accelerator(cpu=True)), is_main=True)
 
 
 def test_checkpoints_of_a_sharded_one_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,7 +220,7 @@ def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Pat
     parts = trainer.checkpoint_parts
     parts.load(checkpoint)
     assert trainer._step == 1
-    second = CheckpointParts(parts.parts, 1, is_main=False, wait=lambda: None)
+    second = CheckpointParts(parts.parts, SimpleNamespace(index=1), is_main=False)
     with pytest.raises(ValueError, match=r"rollout_\d\.safetensors is missing: the checkpoint cannot be resumed from"):
         second.verify(checkpoint)
 

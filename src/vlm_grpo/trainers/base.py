@@ -79,7 +79,7 @@ from vlm_grpo.trainers.critic import ValueModel, check_value_model
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
-from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
+from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows, ScoringPass
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.preemption import Preemption
@@ -370,25 +370,22 @@ class VLMTrainerMixin(_TRLTrainer):
 
     def _build_checkpoint_parts(self) -> None:
         """List what a checkpoint holds beside the Trainer's own state."""
-        args, main = self.args, self.args.should_save
-        rollout = RolloutState(
-            args, self.encoder, self.accelerator.device, read=self._current_rollout, restore=self._restore_rollout
-        )
-        synced = self.accelerator.unwrap_model(self.ref_model) if args.sync_ref_model else None
-        reference = SyncedReference(synced, is_main=main)
+        place = (self.args, self.encoder, self.accelerator.device)
+        rollout = RolloutState(*place, read=self._current_rollout, restore=self._restore_rollout)
+        synced = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        reference = SyncedReference(synced, is_main=self.args.should_save)
         parts = [
             SavedPart(self.kl, self.kl.state_file),
             SavedPart(self.algorithm, self.algorithm.state_file),
-            SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True),
             SavedPart(rollout, rollout.state_file, rollout.check_missing),
+            SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True),
         ]
-        if self.critic is not None:
-            critic = self.critic
-            parts.append(SavedPart(critic, critic.state_file, critic.check_missing, is_weights=True))
         if self.dynamic_sampler is not None:
             parts.append(SavedPart(self.dynamic_sampler, self.dynamic_sampler.state_file))
-        wait = self.accelerator.wait_for_everyone
-        self.checkpoint_parts = CheckpointParts(parts, args.process_index, is_main=main, wait=wait)
+        if self.critic is not None:
+            file, check = self.critic.state_file, self.critic.check_missing
+            parts.append(SavedPart(self.critic, file, check, is_weights=True))
+        self.checkpoint_parts = CheckpointParts(parts, self.ranks, is_main=self.args.should_save)
 
     def _prepare_rows(self) -> None:
         """Drop rows with over-long prompts; begin a stream again at its end."""
@@ -650,18 +647,11 @@ class VLMTrainerMixin(_TRLTrainer):
         visual = (
             {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
         )
-        chunk = chunk or self.args.per_device_train_batch_size
-        return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
+        asked = ScoringPass.of_batch(batch, chunk or self.args.per_device_train_batch_size, compute_entropy)
+        return self._score(model, self._rows_of(batch), asked, **visual)
 
     def _rows_of(self, batch: RolloutBatch) -> ScoredRows:
         return ScoredRows(batch.prompts or [], batch.media_anywhere or [False for _ in MEDIA_KINDS])
-
-    def _score_batch(
-        self, model: nn.Module, batch: RolloutBatch, rows: ScoredRows, *options: Any, **visual: Any
-    ) -> TokenLogprobs:
-        ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
-        mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
-        return self._score(model, rows, ids, mask, batch.completion_ids.size(1), *options, **visual)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -675,45 +665,25 @@ class VLMTrainerMixin(_TRLTrainer):
         **visual: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Score the micro-batch whose loss is computed, for TRL's loss."""
-        options = (batch_size, compute_entropy, compute_aux_loss)
-        scores = self._score(model, self._rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
+        tokens = (input_ids, attention_mask, logits_to_keep)
+        asked = ScoringPass(*tokens, batch_size, compute_entropy, compute_aux_loss)
+        scores = self._score(model, self._rows, asked, **visual)
         return scores.logps, scores.entropies, scores.aux_loss
 
-    def _score(
-        self,
-        model: nn.Module,
-        rows: ScoredRows,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        completion: int,
-        chunk: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **visual: Any,
-    ) -> TokenLogprobs:
+    def _score(self, model: nn.Module, rows: ScoredRows, asked: ScoringPass, **visual: Any) -> TokenLogprobs:
         """Score completions by `LogprobModel`, or by TRL where a rollout is TRL's own."""
         has_values = self.critic is not None and model is not self.ref_model
-        if rows.attended is not None:
-            attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
-        tokens = (input_ids, attention_mask, completion)
+        asked = asked.attending(rows.attended)
         if not self._has_rollout_func:
-            scores = self.logprobs(
-                model,
-                rows,
-                *tokens,
-                chunk=chunk,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                has_values=has_values,
-            )
+            scores = self.logprobs(model, rows, asked, has_values=has_values)
             if self.critic is not None and scores.values is not None:
                 self.critic.collect(scores.values)
             return scores
         score = super()._get_per_token_logps_and_entropies
         if self.critic is None or not has_values:
-            return TokenLogprobs(*score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual))
-        with self.critic.recording(self.accelerator.unwrap_model(self.model), completion):
-            logps, entropies, aux_loss = score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual)
+            return TokenLogprobs(*score(model, *asked, **visual))
+        with self.critic.recording(self.accelerator.unwrap_model(self.model), asked.completion):
+            logps, entropies, aux_loss = score(model, *asked, **visual)
         return TokenLogprobs(logps, entropies, aux_loss, self.critic.last)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -746,7 +716,7 @@ class VLMTrainerMixin(_TRLTrainer):
         place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
         def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *tokens: Any) -> Tensor:
-            return self._score(model, ScoredRows(prompts, anywhere), *tokens).logps
+            return self._score(model, ScoredRows(prompts, anywhere), ScoringPass(*tokens)).logps
 
         loss, logs = self.algorithm.extra_loss(loss, batch, place, score)
         self._add_metrics(logs)
@@ -755,7 +725,7 @@ class VLMTrainerMixin(_TRLTrainer):
     def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
         if self.algorithm.config.uses_trl_loss:
             return super()._compute_loss(model, batch.to_trl_dict())
-        scores = self._score_batch(model, batch, self._rows, None, True)
+        scores = self._score(model, self._rows, ScoringPass.of_batch(batch, compute_entropy=True))
         losses, logs = self.algorithm.policy_loss(batch, scores)
         self._add_metrics(logs)
         return self._average(losses, batch.loss_mask, batch)

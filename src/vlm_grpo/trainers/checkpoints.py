@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_grpo.io import write_whole
+from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.resume import FULL_WEIGHTS
 from vlm_grpo.trainers.state_file import FOLDER, load_state, load_weights, save_state, save_weights
 
@@ -30,7 +31,7 @@ PICKLES = ("rollout_*.pt", "left_over_*.pt")
 SINGLE_WEIGHTS = (*(name for name in FULL_WEIGHTS if name not in INDEXES), "adapter_model.safetensors")
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """A part of the trainer that has a state."""
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -51,7 +52,7 @@ class SavedPart:
         is_weights: whether the state is named tensors, and the file one that other tools read.
     """
 
-    part: Part
+    part: Stateful
     file: str
     check_missing: Callable[[Path], None] | None = None
     is_weights: bool = False
@@ -66,13 +67,12 @@ class CheckpointParts:
 
     Args:
         parts: in the order in which they are saved and restored.
-        rank: of this process.
+        ranks: of the run.
         is_main: whether this process writes the files that are not of one process.
-        wait: returns when every process has called it.
     """
 
-    def __init__(self, parts: Sequence[SavedPart], rank: int, *, is_main: bool, wait: Callable[[], None]) -> None:
-        self.parts, self.rank, self.is_main, self.wait = parts, rank, is_main, wait
+    def __init__(self, parts: Sequence[SavedPart], ranks: Ranks, *, is_main: bool) -> None:
+        self.parts, self.ranks, self.is_main = parts, ranks, is_main
 
     def save(self, checkpoint: str | Path) -> None:
         """Write the state of every part, and the record of all files of a resume: call it when the others are there."""
@@ -80,8 +80,9 @@ class CheckpointParts:
             state = saved.part.state_dict()
             if state and (self.is_main or "{rank}" in saved.file):
                 save = save_weights if saved.is_weights else save_state
-                save(saved.path(checkpoint, self.rank), state)
-        self.wait()  # the record, and trainer_state.json after it, say that every process is done
+                save(saved.path(checkpoint, self.ranks.index), state)
+        # The record, and trainer_state.json after it, say that every process is done.
+        self.ranks.accelerator.wait_for_everyone()
         if self.is_main:
             write_record(checkpoint)
 
@@ -93,7 +94,7 @@ class CheckpointParts:
         """
         check_complete(checkpoint)
         for saved in self.parts:
-            if saved.check_missing is not None and not saved.path(checkpoint, self.rank).is_file():
+            if saved.check_missing is not None and not saved.path(checkpoint, self.ranks.index).is_file():
                 saved.check_missing(Path(checkpoint))
 
     def load(self, checkpoint: str | Path) -> None:
@@ -103,7 +104,7 @@ class CheckpointParts:
             ValueError: a file is broken, or is of another kind of run.
         """
         for saved in self.parts:
-            path = saved.path(checkpoint, self.rank)
+            path = saved.path(checkpoint, self.ranks.index)
             if path.is_file():
                 state = load_weights(path) if saved.is_weights else load_state(path)
                 saved.part.load_state_dict(state, str(path))
