@@ -17,6 +17,7 @@ from tests.trainers.test_algorithms import build, by_text, trained
 from tests.trainers.test_distributed import train, weights, write_data
 from tests.trainers.test_vllm import Engine
 from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.critic import check_value_model
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.value_head import ValueHead, add_value_head, without_head
 
@@ -59,6 +60,16 @@ def test_an_optimizer_of_ones_own_is_refused(tiny_model: Path, tmp_path: Path):
         VLMGRPOTrainer(
             model, by_text, args, train_dataset=image_rows(), optimizers=(torch.optim.SGD(model.parameters()), None)
         )
+
+
+def test_an_adapter_with_all_biases_is_refused_under_deepspeed(tiny_model: Path, tmp_path: Path):
+    """DeepSpeed gathers what is saved from parameters, and PEFT then saves everything with a bias in its name."""
+    args = VLMGRPOConfig.of("ppo", **settings(tmp_path))
+    adapter = LoraConfig(target_modules=["q_proj"], bias="all")
+    trainer = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows(), peft_config=adapter)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match="an adapter with bias='all' would be saved with the biases of the value head"):
+        check_value_model(trainer)
 
 
 def test_vllm_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

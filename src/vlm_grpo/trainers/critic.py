@@ -167,6 +167,12 @@ def check_value_model(trainer: Any) -> None:
             f"--algorithm {trainer.args.algorithm} does not go with FSDP, which would not shard its value head; use "
             "DeepSpeed (configs/accelerate/zero3.yaml)"
         )
+    adapters = getattr(trainer.model, "peft_config", {}).values()
+    if trainer.is_deepspeed_enabled and any(getattr(adapter, "bias", "none") == "all" for adapter in adapters):
+        raise ValueError(
+            "an adapter with bias='all' would be saved with the biases of the value head, which DeepSpeed gathers with "
+            "the policy's; use bias='lora_only' or 'none'"
+        )
     if trainer.optimizer is not None:
         raise ValueError("an optimizer of your own does not train the value head; leave `optimizers` out")
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
