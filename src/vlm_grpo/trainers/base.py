@@ -815,6 +815,14 @@ class VLMTrainerMixin(_TRLTrainer):
             stock.data_source, stock.mini_repeat_count, stock.batch_size, stock.repeat_count, stock.shuffle, stock.seed
         )
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """TRL's, with the value model in groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if self.critic is not None and is_new:
+            self.critic.add_param_groups(optimizer)
+        return optimizer
+
     def train(  # type: ignore[override]  # its other arguments are passed on
         self, resume_from_checkpoint: str | Path | bool | None = None, **options: Any
     ) -> Any:
@@ -825,9 +833,6 @@ class VLMTrainerMixin(_TRLTrainer):
         if path is not None:
             self.checkpoint_parts.verify(path)
             check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
-        if self.critic is not None and self.optimizer is None:
-            self.critic.add_param_groups(self.create_optimizer())
-        if path is not None:
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 check_optimizer(self.create_optimizer(), path)
             self.checkpoint_parts.load(path)
