@@ -758,7 +758,8 @@ class VLMTrainerMixin(_TRLTrainer):
     def _score(self, model: nn.Module, rows: ScoredRows, asked: ScoringPass, **visual: Any) -> TokenLogprobs:
         """Score completions by `LogprobModel`, or by TRL where a rollout is TRL's own."""
         has_values = self.critic is not None and model is not self.ref_model
-        asked = asked.attending(rows.attended)
+        if rows.attended is not None:
+            asked = asked.attending(rows.attended)
         if not self._has_rollout_func:
             scores = self.logprobs(model, rows, asked, has_values=has_values)
             if self.critic is not None and scores.values is not None:

@@ -170,10 +170,8 @@ class ScoringPass(NamedTuple):
         mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
         return cls(ids, mask, batch.completion_ids.size(1), chunk, compute_entropy)
 
-    def attending(self, attended: Tensor | None) -> ScoringPass:
-        """Return the pass with another (B, C) mask of completion tokens to attend to; None keeps this one."""
-        if attended is None:
-            return self
+    def attending(self, attended: Tensor) -> ScoringPass:
+        """Return the pass with another (B, C) mask of completion tokens to attend to."""
         return self._replace(attention_mask=torch.cat([self.attention_mask[:, : -self.completion], attended], dim=1))
 
 
