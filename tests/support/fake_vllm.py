@@ -120,7 +120,7 @@ class FakeVLLM:
         return (200, handlers[plain]()) if plain in handlers else (404, NOT_FOUND)
 
     def _server_info(self) -> dict[str, Any]:
-        model = {"logprobs_mode": self.logprobs_mode}
+        model = {"logprobs_mode": self.logprobs_mode, "dtype": "torch.bfloat16"}
         return {"vllm_config": {"model_config": model, "device_config": {"device": self.device}}}
 
     def _load(self, body: Any) -> dict[str, Any]:

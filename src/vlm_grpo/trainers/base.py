@@ -57,6 +57,7 @@ from vlm_grpo.rollouts.encoder import (
 from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
 from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
+from vlm_grpo.rollouts.engines.summaries import DEFAULT
 from vlm_grpo.rollouts.engines.table import EngineRun, engine_entry
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.rollouts.engines.trl import TRLEngine
@@ -98,7 +99,7 @@ from vlm_grpo.trainers.reference import check_reference, load_reference, loading
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
-from vlm_grpo.trainers.rollout_flags import DEFAULT, read_options, resolve_engine
+from vlm_grpo.trainers.rollout_flags import read_options, resolve_engine
 from vlm_grpo.trainers.rollout_logger import RolloutLogger
 from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
@@ -548,7 +549,9 @@ class VLMTrainerMixin(_TRLTrainer):
         demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
         hinted = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
         self.weight_sync.update(step)
-        return self.collector.collect(hinted, demonstrations, self._generating), hints
+        rollout = self.collector.collect(hinted, demonstrations, self._generating)
+        self.weight_sync.sleep()
+        return rollout, hints
 
     def _generating(self) -> AbstractContextManager[None]:
         return nullcontext() if self.critic is None else self.critic.aside(for_vllm=False)
@@ -565,8 +568,8 @@ class VLMTrainerMixin(_TRLTrainer):
                 ref = self._reference_logps(batch)
         if self._corrects_sampler and batch.sampling_logps is None:
             raise ValueError(
-                f"--rollout_engine {self.args.rollout_engine} has returned no log-probabilities, which the correction for "
-                "its differences from the policy needs; set --vllm_importance_sampling_correction false"
+                f"--rollout_engine {self.args.rollout_engine} has returned no log-probabilities, which the correction "
+                "for its differences from the policy needs; set --vllm_importance_sampling_correction false"
             )
         if old is not None and batch.sampling_logps is not None:
             self._compare_with_sampler(batch, old, batch.sampling_logps)
@@ -645,7 +648,9 @@ class VLMTrainerMixin(_TRLTrainer):
         most = int(self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max())
         padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
         unique = [rollout.prompts[row] for row in padded]
+        self.weight_sync.update(self.state.global_step)  # an engine that sleeps has lost them
         ids = self.engine.generate(unique, is_greedy=True).ids
+        self.weight_sync.sleep()
         table = self._calculate_rewards(*self.scorer.greedy_inputs(sampled, padded, unique, ids), ids)
         self.logger.forget_pending()  # what rewards log is about sampled completions
         mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()

@@ -88,6 +88,16 @@ def test_one_update_for_each_step_whatever_is_sampled(own_engine: str, tiny_mode
     assert len(engine.calls) >= 2
 
 
+def test_an_engine_that_sleeps_gets_its_weights_again(tiny_model: Path, tmp_path: Path):
+    code = CODE.replace("Echo", "Sleeper").replace("= False, True", "= False, True\n    sleeps = True")
+    code += "\n    def sleep(self):\n        self.calls.append('sleeps')\n"
+    code = code.replace("self.weights.append(", "self.calls.append('weights'); self.weights.append(")
+    (tmp_path / "sleeper.py").write_text(code, encoding="utf-8")
+    options = {"algorithm": "remax", "num_generations": 1, "max_steps": 1}
+    engine: Any = trained(tiny_model, tmp_path, f"{tmp_path / 'sleeper.py'}:Sleeper", **options).engine
+    assert engine.calls == ["weights", (4, False), "sleeps", "weights", (4, True), "sleeps"]
+
+
 def test_an_adapter_is_merged_and_the_policy_stays_as_it_is(own_engine: str, tiny_model: Path, tmp_path: Path):
     peft = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     trainer = trained(tiny_model, tmp_path, own_engine, peft, max_steps=1, bf16=False)

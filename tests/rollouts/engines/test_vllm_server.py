@@ -134,7 +134,7 @@ def test_a_completion_that_the_server_cuts_is_refused(fakes, encoder, tmp_path):
     update(engine, 7)
     for fake in fakes:
         fake.finish_reason = "length"
-    with pytest.raises(ValueError, match="after 3 of 20 tokens, since its prompt has 3: --max-model-len is too small"):
+    with pytest.raises(ValueError, match="after 3 of 20 tokens, since its prompt has 3: its limit"):
         engine.generate(texts(1))
     assert engine.generate(texts(1), max_new_tokens=3).ids == [[7, 0, STOP]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -60,15 +61,10 @@ def checkpoint_name(name: str) -> str:
 
 
 def merged_parameter(layer: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """Return a parameter below adapters with their part added; the layer is left as it was."""
-    before = [(each, each.data) for each in layer.parameters()]
-    tuners = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
-    try:
-        for tuner in tuners:
-            tuner.merge(safe_merge=True)  # into a new tensor
-        return parameter.data.clone()  # unmerging changes it in place
-    finally:
-        for tuner in tuners:
-            tuner.unmerge()
-        for each, data in before:
-            each.data = data
+    """Return a parameter below adapters with their part added; the layer stays as it is."""
+    place = next(number for number, each in enumerate(layer.parameters()) if each is parameter)
+    merged = copy.deepcopy(layer)
+    for module in merged.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return list(merged.parameters())[place].data

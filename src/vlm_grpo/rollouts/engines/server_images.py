@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.records import ImageRef, JsonObject
-from vlm_grpo.rollouts.encoder import EncodedPrompt
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.placement import Expansion, place_images
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerUnavailableError
 
@@ -55,6 +55,14 @@ class RenderedImage:
     content_hash: str
     features: str
     url: str = ""
+
+
+def image_token_id(encoder: PromptEncoder) -> int:
+    """Return the token that stands for one embedding of an image; -1 without images, which is no token."""
+    token = getattr(encoder.base_processor, "image_token_id", None)
+    if token is None and (name := getattr(encoder.base_processor, "image_token", None)) is not None:
+        token = encoder.tokenizer.convert_tokens_to_ids(name)
+    return token if isinstance(token, int) else -1
 
 
 def expansion_of(ids: Sequence[int], image_token_id: int) -> Expansion:
@@ -122,7 +130,7 @@ class ImageRenderer:
             size -= len(image.features)
 
     def _render(self, client: ServerClient, ref: ImageRef) -> RenderedImage:
-        url = _data_url(open_image(ref))
+        url = image_url(open_image(ref))
         content = [{"type": "image_url", "image_url": {"url": url}}]
         body: JsonObject = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
         if self.image_settings:
@@ -150,7 +158,7 @@ def _content_key(ref: ImageRef) -> Hashable:
     return ref.source.mode, ref.source.size, blake2b(ref.source.tobytes(), digest_size=16).digest()
 
 
-def _data_url(image: Image.Image) -> str:
+def image_url(image: Image.Image) -> str:
     """Return an image as a PNG file, which loses nothing, in a URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)

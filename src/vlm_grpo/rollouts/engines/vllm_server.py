@@ -9,22 +9,36 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import AutoProcessor, PreTrainedConfig
 
+from vlm_grpo.model_utils import model_config
 from vlm_grpo.records import JsonObject
-from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder, unique_prompts
+from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.engine import Generation, NamedTensor
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
-from vlm_grpo.rollouts.engines.server_images import ImageRenderer, RenderedImage, image_fields
+from vlm_grpo.rollouts.engines.server_groups import (
+    PromptGroup,
+    SampledTokens,
+    check_length,
+    fault_of,
+    group_rows,
+    in_row_order,
+)
+from vlm_grpo.rollouts.engines.server_images import ImageRenderer, changed_image_settings, image_fields, image_token_id
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerPool, ServerRefusalError, ServerUnavailableError
 from vlm_grpo.rollouts.engines.weight_files import FileTransfer, WeightFiles
+
+if TYPE_CHECKING:
+    from vlm_grpo.rollouts.engines.table import EngineRun
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +55,6 @@ ENDPOINTS = {  # what a server is asked for, and the setting without which it do
 }
 SERVER_INFO_SECONDS = 120.0  # a server looks at its environment when it is first asked
 MISSING_LOGPROB = -9999.0
-REASONS_TO_END = {"stop", "length"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class VLLMServerKind:
         config: of the model.
         least_length: tokens that prompt and completion may have together, as far as that is known beforehand.
         logprobs_mode: of log-probabilities that are like the trainer's.
+        dtype: in which the policy computes.
         image_settings: what the run has changed at the image processor.
     """
 
@@ -60,15 +74,15 @@ class VLLMServerKind:
     config: PreTrainedConfig
     least_length: int
     logprobs_mode: str
+    dtype: str = "auto"
     image_settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def start_command(self) -> str:
         """Return a command line that starts such a server."""
-        dtype = str(self.config.dtype or "auto").removeprefix("torch.")
         images = f" --mm-processor-kwargs {shlex.quote(json.dumps(self.image_settings))}" if self.image_settings else ""
         return (
-            f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(self.model)} --dtype {dtype} --enable-scale-out "
+            f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(self.model)} --dtype {self.dtype} --enable-scale-out "
             f"--logprobs-mode {self.logprobs_mode}{images} --max-model-len <at least {self.least_length}>"
         )
 
@@ -85,6 +99,11 @@ class VLLMServerKind:
             expected = f"the settings of sampling want --logprobs-mode {self.logprobs_mode}"
             raise self._error(client, f"--logprobs-mode is {mode}", expected)
         self._check_model(client)
+        dtype = str(info["model_config"]["dtype"]).removeprefix("torch.")
+        if self.dtype not in ("auto", dtype):
+            logger.warning(
+                "%s computes in %s, the policy in %s: --dtype %s", client.name, dtype, self.dtype, self.dtype
+            )
         device = info["device_config"]["device"]
         if device == "cpu" and self.config.get_text_config().tie_word_embeddings:
             why = "vLLM on a CPU does not renew the output layer of a model with tied embeddings"
@@ -133,17 +152,10 @@ class VLLMServerKind:
 
 
 class TokenRequest(NamedTuple):
-    """Completions of one prompt that are asked for together."""
+    """Completions of a prompt that are asked for together, and what the server is sent."""
 
-    prompt: EncodedPrompt
+    group: PromptGroup
     body: JsonObject
-
-
-class TokenAnswer(NamedTuple):
-    """Tokens of completions, and their log-probabilities."""
-
-    ids: list[list[int]]
-    logprobs: list[list[float | None]]
 
 
 class VLLMServerEngine:
@@ -161,6 +173,7 @@ class VLLMServerEngine:
         run_id: the same in every process of the run, and different in every run.
         is_main: whether this process writes the weights.
         wait_for_everyone: returns when all processes have called it.
+        dtype: in which the policy computes, such as bfloat16.
         max_model_length: tokens of prompt and completion; None if it is not known beforehand.
         image_settings: of the image processor, where the run's differ from the model's (`changed_image_settings`).
         wait_seconds: that a server may be away before the run stops.
@@ -188,6 +201,7 @@ class VLLMServerEngine:
         run_id: str,
         is_main: bool = True,
         wait_for_everyone: Callable[[], object] = lambda: None,
+        dtype: str = "auto",
         max_model_length: int | None = None,
         image_settings: Mapping[str, object] | None = None,
         wait_seconds: float = 600.0,
@@ -196,7 +210,7 @@ class VLLMServerEngine:
         api_key: str | None = None,
     ) -> None:
         length = max_model_length or settings.max_new_tokens + 1
-        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, image_settings or {})
+        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, image_settings or {})
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
@@ -208,6 +222,11 @@ class VLLMServerEngine:
         self.images = ImageRenderer(self.pool.map, self.image_token_id, kind.image_settings)
         self.pool.check()
 
+    @classmethod
+    def from_run(cls, run: EngineRun) -> VLLMServerEngine:
+        """Return the engine of a run; every process takes part."""
+        return cls(run.urls, **server_arguments(run))
+
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False
     ) -> Generation:
@@ -217,36 +236,14 @@ class VLLMServerEngine:
             ValueError: a prompt has a video, or images that the server expands otherwise; a server refuses a request.
             TimeoutError: no server is there within the limit.
         """
-        unique = unique_prompts(prompts)
-        rows: dict[int, list[int]] = {id(prompt): [] for prompt in unique}
-        for row, prompt in enumerate(prompts):
-            rows[id(prompt)].append(row)
-        images = self._render(unique)
+        groups = group_rows(prompts, is_greedy=is_greedy)
+        images = self.images.render([group.prompt for group in groups])
         requests = []
-        for prompt in unique:
-            n = 1 if is_greedy else len(rows[id(prompt)])  # greedy completions are all alike, and vLLM wants one
-            sampling = self._sampling(n, max_new_tokens, is_greedy=is_greedy)
-            fields = image_fields(prompt, images[id(prompt)], self.image_token_id)
-            requests.append(TokenRequest(prompt, {**fields, "sampling_params": sampling}))
-        answers = self.pool.map(self._complete, requests)
-        ids: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float | None]] = [[] for _ in prompts]
-        for prompt, answer in zip(unique, answers, strict=True):
-            for number, row in enumerate(rows[id(prompt)]):
-                choice = number % len(answer.ids)
-                ids[row], logprobs[row] = list(answer.ids[choice]), list(answer.logprobs[choice])
-        return Generation(ids, logprobs)
-
-    def _render(self, prompts: Sequence[EncodedPrompt]) -> dict[int, list[RenderedImage]]:
-        for prompt in prompts:
-            if prompt.videos:
-                where = prompt.videos[0].where or "a prompt"
-                raise ValueError(
-                    f"{where}: a video, which vLLM's server does not see as the trainer does (vLLM issues 46817 and "
-                    "46988 are of Qwen's videos); use --rollout_engine transformers"
-                )
-        images = self.images.render(prompts)
-        return {id(prompt): each for prompt, each in zip(prompts, images, strict=True)}
+        for group, each in zip(groups, images, strict=True):
+            sampling = self._sampling(group.n, max_new_tokens, is_greedy=is_greedy)
+            fields = image_fields(group.prompt, each, self.image_token_id)
+            requests.append(TokenRequest(group, {**fields, "sampling_params": sampling}))
+        return in_row_order(groups, self.pool.map(self._complete, requests))
 
     def _sampling(self, n: int, max_new_tokens: int | None, *, is_greedy: bool) -> JsonObject:
         sampling: dict[str, Any] = self.settings.for_vllm(n, max_new_tokens, is_greedy=is_greedy)
@@ -255,35 +252,24 @@ class VLLMServerEngine:
         # The stop tokens are the run's alone: the model's own ones are among them, or were left out on purpose.
         return {"ignore_eos": True, "detokenize": False, **sampling}
 
-    def _complete(self, client: ServerClient, request: TokenRequest) -> TokenAnswer:
+    def _complete(self, client: ServerClient, request: TokenRequest) -> list[SampledTokens]:
         """Return the completions that a server sends for a prompt."""
+        group, sampling = request.group, request.body["sampling_params"]
         answer = client.post("/inference/v1/generate", {"request_id": uuid.uuid4().hex, **request.body})
-        expected = request.body["sampling_params"]["n"]
         choices = sorted(answer.get("choices", ()), key=lambda choice: choice["index"])
-        reasons = {choice["finish_reason"] for choice in choices}
-        if len(choices) != expected or not reasons <= REASONS_TO_END or not all(each["token_ids"] for each in choices):
-            raise ServerUnavailableError(
-                f"{client.name} sent {len(choices)} completions, expected {expected}; they ended with {reasons}"
-            )
-        ids, seen = request.prompt.input_ids, answer.get("prompt_token_ids") or []
+        completions = [SampledTokens(each["token_ids"], _logprobs(each), each["finish_reason"]) for each in choices]
+        fault = fault_of(completions, sampling["n"])
+        if fault is not None:
+            raise ServerUnavailableError(f"{client.name}: {fault}")
+        ids, seen = group.prompt.input_ids, answer.get("prompt_token_ids") or []
+        advice = f"Start it like this: {self.kind.start_command}"
         if "content_parts" in request.body and seen != ids:
             raise ValueError(
                 f"{client.name} expands the images of a prompt to {len(seen)} tokens in all, expected the {len(ids)} "
-                f"of the trainer. Start it like this: {self.kind.start_command}"
+                f"of the trainer. {advice}"
             )
-        for choice in choices:
-            self._check_length(client, request, choice)
-        return TokenAnswer([choice["token_ids"] for choice in choices], [_logprobs(choice) for choice in choices])
-
-    def _check_length(self, client: ServerClient, request: TokenRequest, choice: JsonObject) -> None:
-        """Check that a completion was not cut by --max-model-len, which vLLM does without a word."""
-        length, most = len(choice["token_ids"]), request.body["sampling_params"]["max_tokens"]
-        if choice["finish_reason"] == "length" and length < most:
-            raise ValueError(
-                f"{client.name} ended a completion after {length} of {most} tokens, since its prompt has "
-                f"{len(request.prompt.input_ids)}: --max-model-len is too small. Start it like this: "
-                f"{self.kind.start_command}"
-            )
+        check_length(completions, sampling["max_tokens"], len(ids), advice)
+        return completions
 
     def update_weights(self, weights: Iterable[NamedTensor]) -> None:
         """Let the servers take over the weights, and forget what was computed with the former ones.
@@ -298,12 +284,29 @@ class VLLMServerEngine:
         self.images.clear()
 
 
-def image_token_id(encoder: PromptEncoder) -> int:
-    """Return the token that stands for one embedding of an image; -1 without images, which is no token."""
-    token = getattr(encoder.base_processor, "image_token_id", None)
-    if token is None and (name := getattr(encoder.base_processor, "image_token", None)) is not None:
-        token = encoder.tokenizer.convert_tokens_to_ids(name)
-    return token if isinstance(token, int) else -1
+def server_arguments(run: EngineRun) -> dict[str, Any]:
+    """Return the arguments of an engine on servers that say how a run is; every process takes part."""
+    config, image_processor = model_config(run.model), getattr(run.processor, "image_processor", None)
+    image_settings: dict[str, object] = {}
+    if image_processor is not None:
+        options = {"trust_remote_code": run.trusts_remote_code}
+        original: Any = AutoProcessor.from_pretrained(run.model_name, **options)
+        image_settings = changed_image_settings(image_processor, original.image_processor)
+    numbers = run.ranks.gather(torch.tensor([secrets.randbits(62)], device=run.ranks.device))
+    return {
+        "encoder": run.encoder,
+        "settings": run.sampling,
+        "model": run.model_name,
+        "config": config,
+        "folder": run.folder / "weights",
+        "run_id": f"{int(numbers[0]):x}",  # the main process's
+        "is_main": run.ranks.index == 0,
+        "wait_for_everyone": run.ranks.accelerator.wait_for_everyone,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "max_model_length": run.max_model_length,
+        "image_settings": image_settings,
+        "wait_seconds": run.wait,
+    }
 
 
 def _logprobs(choice: JsonObject) -> list[float | None]:
