@@ -780,11 +780,14 @@ def facts_of(name: str) -> Family:
 
 
 def save_for_vllm(name: str, folder: Path) -> None:
-    """Write a family's tiny model with heads that are wide enough for vLLM on a CPU, and with a head of its own."""
+    """Write a family's tiny model with heads that are wide enough for vLLM on a CPU, and an output layer of its own."""
     FAMILIES_TINY[name](folder)
-    config = hf.AutoConfig.from_pretrained(folder)
+    config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
     widen(config)
-    save(folder, getattr(hf, config.architectures[0]), config, hf.AutoProcessor.from_pretrained(folder))
+    if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
+        processor.tokenizer.add_tokens([2 * "\n", 3 * "\n", 4 * "\n"])
+        config.get_text_config().vocab_size = len(processor.tokenizer)
+    save(folder, getattr(hf, config.architectures[0]), config, processor)
 
 
 def widen(config: Any) -> None:
