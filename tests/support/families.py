@@ -777,3 +777,37 @@ NEEDS_IMAGES = ("paligemma",)  # in every prompt
 def facts_of(name: str) -> Family:
     """What the package knows of a tiny model's family."""
     return FAMILIES[MODEL_TYPES.get(name, name)]
+
+
+def save_for_vllm(name: str, folder: Path) -> None:
+    """Write a family's tiny model with heads that are wide enough for vLLM on a CPU, and an output layer of its own."""
+    FAMILIES_TINY[name](folder)
+    config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
+    widen(config)
+    if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
+        processor.tokenizer.add_tokens([2 * "\n", 3 * "\n", 4 * "\n"])
+        config.get_text_config().vocab_size = len(processor.tokenizer)
+    save(folder, getattr(hf, config.architectures[0]), config, processor)
+
+
+def widen(config: Any) -> None:
+    """Double the width of the language model and its heads, to heads of 32."""
+    language = config.get_text_config()
+    language.hidden_size *= 2
+    for name in ("head_dim", "global_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
+        if getattr(language, name, None):
+            setattr(language, name, 2 * getattr(language, name))
+    sections = (language.rope_parameters or {}).get("mrope_section")
+    if sections:
+        language.rope_parameters["mrope_section"] = [2 * size for size in sections]
+    is_out = hasattr(config.vision_config, "embed_dim")  # Qwen2-VL's name of the tower's own width
+    for part, name in (
+        (config.vision_config, "hidden_size" if is_out else "out_hidden_size"),
+        (config.vision_config, "projection_dim"),
+        (config, "hidden_size"),
+        (config, "projection_dim"),
+    ):
+        if name in part.to_dict():
+            setattr(part, name, language.hidden_size)
+    for part in (config, language):
+        part.tie_word_embeddings = False
