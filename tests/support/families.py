@@ -785,7 +785,7 @@ def save_for_vllm(name: str, folder: Path) -> None:
     config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
     widen(config)
     if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
-        processor.tokenizer.add_tokens([2 * "\n", 3 * "\n", 4 * "\n"])
+        processor.tokenizer.add_tokens(["\n", 2 * "\n", 3 * "\n", 4 * "\n"])
         config.get_text_config().vocab_size = len(processor.tokenizer)
     save(folder, getattr(hf, config.architectures[0]), config, processor)
 
