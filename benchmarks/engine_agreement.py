@@ -32,8 +32,8 @@ VARIABLES = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_
 ENGINE = {"enforce_eager": True, "max_model_len": 2048, "max_num_batched_tokens": 4096, "max_num_seqs": 16}
 NOISE = 0.1  # standard deviation of the change of the parameters
 TURNS = 3
-# Tiny models of tests/support/families.py; left out are those that differ in their chat template alone. vLLM 0.30 cannot
-# import its own classes of some families beside transformers 5.23, so that transformers' classes are used there.
+# Tiny models of tests/support/families.py; those that differ in their chat template alone are left out. vLLM 0.30
+# cannot import its own classes of some families beside transformers 5.23, so that transformers' classes are used there.
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5_think", "qwen3_5_moe"), "auto"),
     **dict.fromkeys(("qwen3_omni", "internvl", "glm4v", "glm4v_moe", "glm46v", "gemma3", "gemma4"), "auto"),
@@ -117,7 +117,7 @@ def train(folder: Path, output: Path, kind: str, implementation: str) -> float:
 
 
 def episodes(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of a training in which every turn of the model is answered with an image, up to TURNS turns."""
+    """Return the options of a training in which every turn of the model is answered with an image."""
     from transformers import AutoTokenizer
 
     from tests.support.environments import Gallery
