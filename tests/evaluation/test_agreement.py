@@ -9,7 +9,7 @@ import pytest
 
 from vlm_grpo.cli.eval_args import parser, validate
 from vlm_grpo.evaluation.agreement import compare_backends
-from vlm_grpo.evaluation.backends.engine import without_weights
+from vlm_grpo.evaluation.backends.rollout_engine import without_weights
 from vlm_grpo.evaluation.predictions import RowCompletions, ScoredText
 
 

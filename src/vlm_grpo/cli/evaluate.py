@@ -288,7 +288,7 @@ def load_engine(options: argparse.Namespace, device: torch.device, **common: Any
     """
     from accelerate import Accelerator
 
-    from vlm_grpo.evaluation.backends.engine import EngineBackend, config_dtype, make_engine, without_weights
+    from vlm_grpo.evaluation.backends.rollout_engine import EngineBackend, config_dtype, make_engine, without_weights
     from vlm_grpo.rollouts.ranks import Ranks
 
     try:

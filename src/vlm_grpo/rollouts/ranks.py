@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, stack, tensor
 
 from vlm_grpo.rollouts.encoder import MEDIA_KINDS
-
-Picklable = TypeVar("Picklable")
 
 
 class Ranks:
@@ -43,12 +38,6 @@ class Ranks:
     def any(self, claim: bool) -> bool:
         """Return whether a claim holds on any process."""
         return bool(self.gather(tensor([claim], device=self.accelerator.device)).any())
-
-    def of_first(self, value: Picklable) -> Picklable:
-        """Return the first process's value on every process."""
-        values = [value]
-        broadcast_object_list(values)
-        return values[0]
 
     def any_media(self, kinds: set[str]) -> list[bool]:
         """Return which of MEDIA_KINDS any process has."""

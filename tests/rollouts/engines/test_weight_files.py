@@ -11,7 +11,7 @@ from transformers import Qwen2Config
 from tests.support.fake_vllm import FakeVLLM
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerPool
 from vlm_grpo.rollouts.engines.vllm_server import VLLMServerKind
-from vlm_grpo.rollouts.engines.weight_files import FileTransfer, WeightFiles
+from vlm_grpo.rollouts.engines.weight_files import Everyone, FileTransfer, WeightFiles
 
 CONFIG = Qwen2Config(num_hidden_layers=1)
 
@@ -72,8 +72,8 @@ def test_one_folder_is_kept(tmp_path: Path):
 def transfer(fake: FakeVLLM, folder: Path, waits: list[str], *, is_main: bool) -> FileTransfer:
     client = ServerClient(fake.url, seconds=5.0)
     pool = ServerPool([client], VLLMServerKind("tiny", CONFIG, 10, "raw_logprobs"), wait_seconds=5.0, concurrency=2)
-    everyone = {"is_main": is_main, "wait_for_everyone": lambda: waits.append("wait")}
-    return FileTransfer(pool, WeightFiles(folder, CONFIG), run_id="run", **everyone)
+    everyone = Everyone("run", is_main, lambda: waits.append("wait"))
+    return FileTransfer(pool, WeightFiles(folder, CONFIG), everyone)
 
 
 def test_the_main_process_writes_and_all_iterate_to_the_end(tmp_path: Path):
@@ -96,12 +96,6 @@ def test_the_main_process_writes_and_all_iterate_to_the_end(tmp_path: Path):
     fake.stop()
 
 
-def test_a_run_id_names_folders(tmp_path: Path):
-    pool = ServerPool(
-        [ServerClient("http://a:1", seconds=1)],
-        VLLMServerKind("m", CONFIG, 1, "raw_logprobs"),
-        wait_seconds=1,
-        concurrency=1,
-    )
+def test_a_run_id_names_folders():
     with pytest.raises(ValueError, match="run_id"):
-        FileTransfer(pool, WeightFiles(tmp_path, CONFIG), run_id="a/b", is_main=True, wait_for_everyone=lambda: None)
+        Everyone("a/b", is_main=True, wait=lambda: None)

@@ -192,6 +192,14 @@ class Server:
     pause: float = FIRST_PAUSE
     next_try: float = 0.0
 
+    def release(self) -> None:
+        """Count one request less."""
+        self.num_requests -= 1
+
+    def end_preparation(self) -> None:
+        """Let another thread make it ready, should it still not be."""
+        self.is_in_preparation = False
+
     def fail(self, error: Exception) -> None:
         """Note a failure; the server has to be made ready again."""
         now = time.monotonic()
@@ -309,7 +317,7 @@ class ServerPool:
                     ) from error
             finally:
                 with self._changed:
-                    server.num_requests -= 1
+                    server.release()
                     self._changed.notify_all()
 
     def _note_failure(self, server: Server, session: str, error: Exception) -> None:
@@ -364,7 +372,7 @@ class ServerPool:
                 server.succeed()
         finally:
             with self._changed:
-                server.is_in_preparation = False
+                server.end_preparation()
                 self._changed.notify_all()
 
     def _check_server(self, server: Server) -> None:

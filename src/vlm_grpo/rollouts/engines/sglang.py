@@ -37,7 +37,7 @@ from vlm_grpo.rollouts.engines.server_groups import (
 from vlm_grpo.rollouts.engines.server_images import image_token_id, image_url
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerPool, ServerRefusalError, ServerUnavailableError
 from vlm_grpo.rollouts.engines.vllm_server import server_arguments
-from vlm_grpo.rollouts.engines.weight_files import FileTransfer, WeightFiles
+from vlm_grpo.rollouts.engines.weight_files import Everyone, FileTransfer, WeightFiles
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.engines.table import EngineRun
@@ -172,10 +172,8 @@ class SGLangEngine:
         self.settings, self.image_settings = settings, dict(image_settings or {})
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.pool = ServerPool(clients, self.kind, wait_seconds=wait_seconds, concurrency=concurrency)
-        files = WeightFiles(folder, config)
-        self.transfer = FileTransfer(
-            self.pool, files, run_id=run_id, is_main=is_main, wait_for_everyone=wait_for_everyone
-        )
+        everyone = Everyone(run_id, is_main, wait_for_everyone)
+        self.transfer = FileTransfer(self.pool, WeightFiles(folder, config), everyone)
         self.image_token_id = image_token_id(encoder)
         self.pool.check()
 

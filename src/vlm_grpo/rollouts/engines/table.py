@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +91,9 @@ def make_vllm(run: EngineRun) -> RolloutEngine:
     """
     check_weights(run)
     if run.urls:
-        return make_vllm_servers(run)
+        from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
+
+        return VLLMServerEngine.from_run(run)
     from vlm_grpo.rollouts.engines.model_folder import link_model
     from vlm_grpo.rollouts.engines.vllm import VLLMEngine
 
@@ -117,44 +118,16 @@ def make_vllm(run: EngineRun) -> RolloutEngine:
     )
 
 
-def make_vllm_servers(run: EngineRun) -> RolloutEngine:
-    """Return vLLM over HTTP.
-
-    Raises:
-        ValueError: a server is not what the run needs.
-        TimeoutError: a server does not answer.
-    """
-    from transformers import AutoImageProcessor
-
-    from vlm_grpo.rollouts.engines.server_images import changed_image_settings
-    from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
-
-    image_processor = getattr(run.processor, "image_processor", None)
-    stored = None if image_processor is None else AutoImageProcessor.from_pretrained(run.model_name)
-    return VLLMServerEngine(
-        run.urls,
-        encoder=run.encoder,
-        settings=run.sampling,
-        model=run.model_name,
-        config=model_config(run.model),
-        folder=run.folder / "weights",
-        run_id=run.ranks.of_first(uuid.uuid4().hex),
-        is_main=run.ranks.index == 0,
-        wait_for_everyone=run.ranks.accelerator.wait_for_everyone,
-        max_model_length=run.max_model_length,
-        image_settings=changed_image_settings(image_processor, stored),
-        wait_seconds=run.wait,
-    )
-
-
 def make_sglang(run: EngineRun) -> RolloutEngine:
     """Return SGLang over HTTP.
 
     Raises:
         ValueError: there is no URL, or the model is not for it.
     """
+    from vlm_grpo.rollouts.engines.sglang import SGLangEngine
+
     check_weights(run)
-    raise NotImplementedError
+    return SGLangEngine.from_run(run)
 
 
 def check_weights(run: EngineRun) -> None:

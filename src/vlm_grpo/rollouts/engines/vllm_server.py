@@ -24,6 +24,7 @@ from vlm_grpo.model_utils import model_config
 from vlm_grpo.records import JsonObject
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.engine import Generation, NamedTensor
+from vlm_grpo.rollouts.engines.nccl_transfer import NCCLTransfer
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.server_groups import (
     PromptGroup,
@@ -35,7 +36,7 @@ from vlm_grpo.rollouts.engines.server_groups import (
 )
 from vlm_grpo.rollouts.engines.server_images import ImageRenderer, changed_image_settings, image_fields, image_token_id
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerPool, ServerRefusalError, ServerUnavailableError
-from vlm_grpo.rollouts.engines.weight_files import FileTransfer, WeightFiles
+from vlm_grpo.rollouts.engines.weight_files import Everyone, FileTransfer, WeightFiles
 
 if TYPE_CHECKING:
     from vlm_grpo.rollouts.engines.table import EngineRun
@@ -67,6 +68,7 @@ class VLLMServerKind:
         least_length: tokens that prompt and completion may have together, as far as that is known beforehand.
         logprobs_mode: of log-probabilities that are like the trainer's.
         dtype: in which the policy computes.
+        uses_nccl: whether weights are sent over NCCL.
         image_settings: what the run has changed at the image processor.
     """
 
@@ -76,14 +78,16 @@ class VLLMServerKind:
     logprobs_mode: str
     dtype: str = "auto"
     image_settings: Mapping[str, object] = field(default_factory=dict)
+    uses_nccl: bool = False
 
     @property
     def start_command(self) -> str:
         """Return a command line that starts such a server."""
         images = f" --mm-processor-kwargs {shlex.quote(json.dumps(self.image_settings))}" if self.image_settings else ""
+        nccl = """ --weight-transfer-config '{"backend": "nccl"}'""" if self.uses_nccl else ""
         return (
             f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(self.model)} --dtype {self.dtype} --enable-scale-out "
-            f"--logprobs-mode {self.logprobs_mode}{images} --max-model-len <at least {self.least_length}>"
+            f"--logprobs-mode {self.logprobs_mode}{images}{nccl} --max-model-len <at least {self.least_length}>"
         )
 
     def check(self, client: ServerClient) -> None:
@@ -145,6 +149,10 @@ class VLLMServerKind:
             client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         except ServerUnavailableError as error:
             raise ServerUnavailableError(f"{error} (the server has to see the folder {folder})") from error
+        self.finish(client, session)
+
+    def finish(self, client: ServerClient, session: str) -> None:
+        """Let a server forget what it has computed with former weights, and set its session."""
         if not client.post("/reset_prefix_cache", key="success"):
             raise ServerUnavailableError(f"{client.name} cannot forget prefixes: requests are under way")
         client.post("/reset_encoder_cache")
@@ -180,6 +188,7 @@ class VLLMServerEngine:
         request_seconds: that a request may take; a server that takes longer hangs.
         concurrency: requests of this process to one server at a time.
         api_key: of the servers, if they want one.
+        nccl_device: the GPU from which weights are sent over NCCL; None is through the folder.
 
     Raises:
         ValueError: a server has not the version, flags or model that the run needs.
@@ -208,16 +217,20 @@ class VLLMServerEngine:
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
+        nccl_device: torch.device | None = None,
     ) -> None:
         length = max_model_length or settings.max_new_tokens + 1
-        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, image_settings or {})
+        images, is_nccl = image_settings or {}, nccl_device is not None
+        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, images, is_nccl)
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
-        files = WeightFiles(folder, config)
-        self.transfer = FileTransfer(
-            self.pool, files, run_id=run_id, is_main=is_main, wait_for_everyone=wait_for_everyone
-        )
+        everyone = Everyone(run_id, is_main, wait_for_everyone)
+        self.transfer: FileTransfer | NCCLTransfer
+        if nccl_device is None:
+            self.transfer = FileTransfer(self.pool, WeightFiles(folder, config), everyone)
+        else:
+            self.transfer = NCCLTransfer(self.pool, everyone, finish=kind.finish, device=nccl_device)
         self.image_token_id = image_token_id(encoder)
         self.images = ImageRenderer(self.pool.map, self.image_token_id, kind.image_settings)
         self.pool.check()
@@ -225,7 +238,8 @@ class VLLMServerEngine:
     @classmethod
     def from_run(cls, run: EngineRun) -> VLLMServerEngine:
         """Return the engine of a run; every process takes part."""
-        return cls(run.urls, **server_arguments(run))
+        device = run.ranks.device if run.transfer == "nccl" else None
+        return cls(run.urls, nccl_device=device, **server_arguments(run))
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False

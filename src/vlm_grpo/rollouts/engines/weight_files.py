@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -83,6 +84,25 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Everyone:
+    """The processes of a run, as far as they hand over weights together.
+
+    Attributes:
+        run_id: the same in every process of the run, and different in every run.
+        is_main: whether this process writes or sends.
+        wait: returns when all processes have called it.
+    """
+
+    run_id: str
+    is_main: bool
+    wait: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        if not RUN_ID.fullmatch(self.run_id):
+            raise ValueError(f"run_id names folders: expected letters, digits, '_', '-' and '.', got {self.run_id!r}")
+
+
 class FileTransfer:
     """Gives servers the weights of a policy through a folder that they see.
 
@@ -92,40 +112,27 @@ class FileTransfer:
     Args:
         pool: of the servers.
         files: where weights are written, the same folder for all processes and servers.
-        run_id: the same in every process of the run, and different in every run.
-        is_main: whether this process writes.
-        wait_for_everyone: returns when all processes have called it.
+        everyone: the processes of the run.
     """
 
-    def __init__(
-        self,
-        pool: ServerPool,
-        files: WeightFiles,
-        *,
-        run_id: str,
-        is_main: bool,
-        wait_for_everyone: Callable[[], object],
-    ) -> None:
-        if not RUN_ID.fullmatch(run_id):
-            raise ValueError(f"run_id names folders: expected letters, digits, '_', '-' and '.', got {run_id!r}")
-        self.pool, self.files, self.run_id = pool, files, run_id
-        self.is_main, self.wait_for_everyone = is_main, wait_for_everyone
+    def __init__(self, pool: ServerPool, files: WeightFiles, everyone: Everyone) -> None:
+        self.pool, self.files, self.everyone = pool, files, everyone
         self.num_updates = 0
 
     def update(self, weights: Iterable[NamedTensor]) -> None:
         """Let the servers have these weights; every process takes part, and returns when they can be used."""
         self.num_updates += 1
-        name = f"{self.run_id}-{self.num_updates:06d}"
-        self.wait_for_everyone()  # no process generates any more
-        if self.is_main:
+        name = f"{self.everyone.run_id}-{self.num_updates:06d}"
+        self.everyone.wait()  # no process generates any more
+        if self.everyone.is_main:
             self.files.write(name, weights)
         else:
             for _ in weights:  # gathers
                 pass
-        self.wait_for_everyone()  # the folder is there
+        self.everyone.wait()  # the folder is there
         self.pool.set_weights(Weights(name, self.files.path(name)))
-        if self.is_main:
+        if self.everyone.is_main:
             self.pool.load_weights()
-        self.wait_for_everyone()
-        if self.is_main:
+        self.everyone.wait()
+        if self.everyone.is_main:
             self.files.remove_others(name)
