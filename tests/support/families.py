@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from tests.support.templates import published
 from vlm_grpo.families import FAMILIES, Family
@@ -788,6 +789,15 @@ def save_for_vllm(name: str, folder: Path) -> None:
         processor.tokenizer.add_tokens(["\n", 2 * "\n", 3 * "\n", 4 * "\n"])
         config.get_text_config().vocab_size = len(processor.tokenizer)
     save(folder, getattr(hf, config.architectures[0]), config, processor)
+    name_as_on_the_hub(folder, config)
+
+
+def name_as_on_the_hub(folder: Path, config: Any) -> None:
+    """Give the tower's tensors the names in published files, which transformers writes only where it has read them."""
+    if config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model"):
+        file = folder / "model.safetensors"
+        tensors = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
 
 
 def widen(config: Any) -> None:
