@@ -1,4 +1,4 @@
-"""Write the table of agreement in docs/engines.md from benchmarks/engine_agreement.json: `python docs/gen_engines.py`."""
+"""Write the table in docs/engines.md from benchmarks/engine_agreement.json: `python docs/gen_engines.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # also runs from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs from a checkout
 
 from benchmarks.engine_agreement import KINDS, RESULT
 

@@ -796,8 +796,9 @@ def name_as_on_the_hub(folder: Path, config: Any) -> None:
     """Give the tower's tensors the names in published files, which transformers writes only where it has read them."""
     if config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model"):
         file = folder / "model.safetensors"
-        tensors = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in load_file(file).items()}
-        save_file(tensors, file, metadata={"format": "pt"})
+        tensors = load_file(file).items()
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in tensors}
+        save_file(named, file, metadata={"format": "pt"})
 
 
 def widen(config: Any) -> None:
