@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from tests.support.templates import published
 from vlm_grpo.families import FAMILIES, Family
@@ -785,9 +786,19 @@ def save_for_vllm(name: str, folder: Path) -> None:
     config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
     widen(config)
     if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
-        processor.tokenizer.add_tokens([2 * "\n", 3 * "\n", 4 * "\n"])
+        processor.tokenizer.add_tokens(["\n", 2 * "\n", 3 * "\n", 4 * "\n"])
         config.get_text_config().vocab_size = len(processor.tokenizer)
     save(folder, getattr(hf, config.architectures[0]), config, processor)
+    name_as_on_the_hub(folder, config)
+
+
+def name_as_on_the_hub(folder: Path, config: Any) -> None:
+    """Give the tower's tensors the names in published files, which transformers writes only where it has read them."""
+    if config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model"):
+        file = folder / "model.safetensors"
+        tensors = load_file(file).items()
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in tensors}
+        save_file(named, file, metadata={"format": "pt"})
 
 
 def widen(config: Any) -> None:

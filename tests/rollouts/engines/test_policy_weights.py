@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from trl.distributed import DistributedBackend
 
-from tests.support.families import FAMILIES_TINY
+from tests.support.families import FAMILIES_TINY, save_for_vllm
 from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
 
 
@@ -41,6 +41,15 @@ def test_the_weights_are_those_of_a_checkpoint(family: str, folder_of: Callable[
     model = changed(folder_of(family))
     model.save_pretrained(tmp_path)
     assert_same(weights(model), load_file(tmp_path / "model.safetensors"))
+
+
+def test_the_names_are_those_of_the_files_that_the_model_was_loaded_from(tmp_path: Path):
+    """Published files have a prefix in the tower that transformers leaves out, and that vLLM asks for."""
+    save_for_vllm("gemma3", tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    sent = weights(model)
+    assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in sent
+    assert_same(sent, load_file(tmp_path / "model.safetensors"))
 
 
 def test_tensors_that_files_have_as_one_are_joined(folder_of: Callable[[str], Path]):

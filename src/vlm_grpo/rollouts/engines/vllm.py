@@ -70,6 +70,7 @@ class VLLMEngine:
             "enable_sleep_mode": sleeps,
             "logprobs_mode": sampling.logprobs_mode,
             "mm_processor_cache_gb": 0,  # the images of a group are processed once anyhow
+            "limit_mm_per_prompt": {"video": 0},  # refused below; some processors fail on vLLM's dummy videos
             **(options or {}),
         }
         self.llm: LLM = LLM(model=folder, dtype=dtype, **settings)
