@@ -129,7 +129,7 @@ REFUSED = (
     "  `--multi_objective_aggregation`).",
     "- A single completion per prompt, except with",
     f"  {', '.join(f'`{name}`' for name, config in TABLE.items() if config.min_generations == 1)}.",
-    "- `remax` with vLLM or tools, which give no greedy completion.",
+    "- `remax` with tools, which give no greedy completion.",
 )
 
 

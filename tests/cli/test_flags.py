@@ -64,6 +64,8 @@ TESTED = {
     *("environment", "environment_options", "data_root", "candidates_per_episode", "fixed_correct_index"),
     "reward_time_limit",  # tests/cli/test_hanging.py
     *("max_turns", "tool_time_limit", "tool_format"),  # this and the line above: test_environment_flags.py
+    # tests/trainers/test_rollout_flags.py, tests/vllm/
+    *("rollout_engine", "rollout_url", "rollout_options", "rollout_transfer", "rollout_folder", "rollout_wait"),
     *("judge_model", "judge_base_url", "judge_api_key_variable", "judge_timeout", "judge_retries", "judge_concurrency"),
 }
 

@@ -36,7 +36,7 @@ def training(device: str = "cuda", kind: str = "MULTI_GPU", stage: int = 0, fsdp
     [
         ("--report_to wandb", "--report_to wandb needs wandb, which is not installed: pip install wandb"),
         ("--report_to mlflow", "--report_to mlflow needs mlflow"),
-        ("--use_vllm", r"--use_vllm needs vllm, which is not installed: pip install 'vlm_grpo\[vllm\]'"),
+        ("--use_vllm", r"--rollout_engine vllm needs vllm, which is not installed: pip install 'vlm_grpo\[vllm\]'"),
     ],
 )
 def test_a_package_that_is_missing_is_named_with_its_command(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from tests.support.templates import published
 from vlm_grpo.families import FAMILIES, Family
@@ -777,3 +778,47 @@ NEEDS_IMAGES = ("paligemma",)  # in every prompt
 def facts_of(name: str) -> Family:
     """What the package knows of a tiny model's family."""
     return FAMILIES[MODEL_TYPES.get(name, name)]
+
+
+def save_for_vllm(name: str, folder: Path) -> None:
+    """Write a family's tiny model with heads that are wide enough for vLLM on a CPU, and an output layer of its own."""
+    FAMILIES_TINY[name](folder)
+    config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
+    widen(config)
+    if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
+        processor.tokenizer.add_tokens(["\n", 2 * "\n", 3 * "\n", 4 * "\n"])
+        config.get_text_config().vocab_size = len(processor.tokenizer)
+    save(folder, getattr(hf, config.architectures[0]), config, processor)
+    name_as_on_the_hub(folder, config)
+
+
+def name_as_on_the_hub(folder: Path, config: Any) -> None:
+    """Give the tower's tensors the names in published files, which transformers writes only where it has read them."""
+    if config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model"):
+        file = folder / "model.safetensors"
+        tensors = load_file(file).items()
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in tensors}
+        save_file(named, file, metadata={"format": "pt"})
+
+
+def widen(config: Any) -> None:
+    """Double the width of the language model and its heads, to heads of 32."""
+    language = config.get_text_config()
+    language.hidden_size *= 2
+    for name in ("head_dim", "global_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
+        if getattr(language, name, None):
+            setattr(language, name, 2 * getattr(language, name))
+    sections = (language.rope_parameters or {}).get("mrope_section")
+    if sections:
+        language.rope_parameters["mrope_section"] = [2 * size for size in sections]
+    is_out = hasattr(config.vision_config, "embed_dim")  # Qwen2-VL's name of the tower's own width
+    for part, name in (
+        (config.vision_config, "hidden_size" if is_out else "out_hidden_size"),
+        (config.vision_config, "projection_dim"),
+        (config, "hidden_size"),
+        (config, "projection_dim"),
+    ):
+        if name in part.to_dict():
+            setattr(part, name, language.hidden_size)
+    for part in (config, language):
+        part.tie_word_embeddings = False

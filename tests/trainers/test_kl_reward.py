@@ -63,6 +63,19 @@ def test_the_kl_of_a_completion_is_subtracted_from_its_reward(shared_prefix: str
     assert log["kl_in_reward_coefficient"] == 2.0
 
 
+def test_the_reference_may_follow_the_policy_and_arguments_stay_as_given(tiny_model: Path, tmp_path: Path):
+    """TRL loads and syncs a reference for a coefficient of the loss alone, which is 0 here."""
+    options = {"kl_reward_coef": 2.0, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}
+    args = VLMGRPOConfig(**settings(tmp_path, hub_token="hf_secret", **options, **MOVED))
+    trainer = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows())
+    trainer.train()
+    assert args.beta == trainer.args.beta == trainer.beta == 0 and trainer.args.hub_token == "hf_secret"
+    pairs = zip(trainer.ref_model.parameters(), trainer.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_model)
+    assert not torch.equal(trainer.ref_model.lm_head.weight.cpu(), plain.lm_head.weight)
+
+
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
 def test_trls_scaling_of_rewards_stays(scale: str, tiny_model: Path, tmp_path: Path):
     """No algorithm by name: the reward is penalised before it is centred and scaled."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from tests.support.value_models import OWN, ppo_trainer
 from tests.trainers.test_algorithms import by_text
 from tests.trainers.test_distributed import weights
 from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
-from vlm_grpo.trainers.value_head import add_value_head, twin_of, without_head
+from vlm_grpo.trainers.value_head import add_value_head, is_value_parameter, policy_parameters, twin_of
 
 
 def test_beside_an_adapter_it_is_the_model_below(tiny_model: Path, tmp_path: Path):
@@ -47,29 +49,34 @@ def test_a_quantized_policy_is_refused(tiny_model: Path):
 def test_the_policys_own_weights_are_the_only_ones_that_others_see(tiny_model: Path):
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     names, keys = [name for name, _ in model.named_parameters()], set(model.state_dict())
-    own = add_value_head(model, "own")
+    add_value_head(model, "own")
     assert set(model.state_dict()) == keys
     assert not model.load_state_dict(model.state_dict(), strict=True).missing_keys
     with pytest.raises(RuntimeError, match=r"Missing key.*lm_head"):
         model.load_state_dict({name: value for name, value in model.state_dict().items() if name != "lm_head.weight"})
-    for hidden in (without_head(model), own.aside()):
-        with hidden:
-            assert [name for name, _ in model.named_parameters()] == names
+    kept = {name: each for name, each in model.named_parameters() if not is_value_parameter(name)}
+    policy = list(kept.values())
+    assert list(kept) == names
+    assert all(one is other for one, other in zip(policy_parameters(model), policy, strict=True))
     assert len(list(model.parameters())) == len(names) + len(list(model.model.parameters())) + 2
 
 
-def test_generation_gathers_the_policy_alone(tiny_model: Path, tmp_path: Path):
-    """ZeRO-3 makes all that `parameters()` gives whole on every process."""
+def test_generation_gathers_the_policy_alone(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ZeRO-3 makes all that it is given whole on every process."""
     trainer = ppo_trainer(tiny_model, tmp_path, max_steps=1)
-    seen, generate = [], trainer.model.generate
+    seen: list[int] = []
 
-    def watched(*args: Any, **options: Any) -> Any:
-        seen.append(len(list(trainer.model.parameters())))
-        return generate(*args, **options)
+    @contextmanager
+    def gather(self: FullParamsBackend, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+        seen.append(len(parameters))
+        yield
 
-    trainer.model.generate = watched
-    trainer.train()
-    assert seen == [len(list(AutoModelForImageTextToText.from_pretrained(tiny_model).parameters()))]
+    monkeypatch.setattr(FullParamsBackend, "is_zero3", True)
+    monkeypatch.setattr(FullParamsBackend, "gather_params", gather)
+    with model_for_generation(trainer.model, trainer.accelerator):
+        assert seen == [len(list(AutoModelForImageTextToText.from_pretrained(tiny_model).parameters()))]
+    with model_for_generation(trainer.model, trainer.accelerator, gather_deepspeed3_params=False):
+        assert len(seen) == 1
 
 
 def test_a_saved_model_is_a_plain_one(tiny_model: Path, tmp_path: Path):

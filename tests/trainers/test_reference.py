@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.trainers.test_resume import build, weights_differ
-from vlm_grpo.trainers.checkpoints import validate_checkpoint
-from vlm_grpo.trainers.reference import check_reference, load_reference
+from vlm_grpo.rollouts.ranks import Ranks
+from vlm_grpo.trainers.checkpoints import CheckpointParts, SavedPart, validate_checkpoint, write_record
+from vlm_grpo.trainers.reference import SyncedReference, check_reference
 
 FILE = "training_state/reference_model.safetensors"
 SYNCED = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "max_steps": 5, "learning_rate": 1e-2}
@@ -59,16 +61,27 @@ def test_a_run_that_syncs_none_does_not_go_on_with_it_nor_the_other_way(whole: A
     (checkpoint / FILE).unlink()
     assert validate_checkpoint(checkpoint) == f"{FILE} is missing"
     with pytest.raises(ValueError, match=rf"{FILE} is missing: --sync_ref_model true needs"):
-        load_reference(checkpoint, whole.ref_model)
+        again(whole, tiny_model, tmp_path).train(resume_from_checkpoint=str(written_without_it(checkpoint)))
+
+
+def written_without_it(checkpoint: Path) -> Path:
+    write_record(checkpoint)
+    return checkpoint
 
 
 def test_the_reference_of_another_model_is_an_error(whole: Any, tmp_path: Path):
     checkpoint = checkpoint_of(whole, tmp_path)
-    with pytest.raises(ValueError, match=r"reference of another model: \d+ parameters do not fit"):
-        load_reference(checkpoint, torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=rf"{FILE} is the reference of another model: \d+ parameters do not fit"):
+        parts_of(torch.nn.Linear(2, 3)).load(checkpoint)
     (checkpoint / FILE).write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match=rf"{FILE} cannot be read"):
-        load_reference(checkpoint, whole.ref_model)
+    with pytest.raises(ValueError, match=rf"{FILE}: expected a safetensors file .* it cannot be read"):
+        parts_of(whole.ref_model).load(checkpoint)
+
+
+def parts_of(model: torch.nn.Module) -> CheckpointParts:
+    reference = SyncedReference(model, is_main=True)
+    saved = SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True)
+    return CheckpointParts([saved], Ranks(Accelerator(cpu=True)), is_main=True)
 
 
 def test_checkpoints_of_a_sharded_one_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.support.training import image_rows, length_reward, settings
-from vlm_grpo.trainers.checkpoints import write_record
+from vlm_grpo.trainers.checkpoints import CheckpointParts, write_record
 from vlm_grpo.trainers.config import VLMGRPOConfig, VLMRLOOConfig
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 from vlm_grpo.trainers.resume import check_fit
 from vlm_grpo.trainers.rloo import VLMRLOOTrainer
-from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
 from vlm_grpo.trainers.state_file import load_state
 
 OPTIONS = [{"lora": True}, {"beta": 0.1}, {"gradient_accumulation_steps": 2}, {"save_steps": 5}]
@@ -214,13 +214,15 @@ def test_a_rollout_that_lacks_what_the_loss_needs_is_an_error(tiny_model: Path, 
 
 
 def test_a_process_whose_rollout_is_lost_says_so(tiny_model: Path, tmp_path: Path):
+    build("grpo", tiny_model, tmp_path, max_steps=1, save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
     trainer = build("grpo", tiny_model, tmp_path)
-    save_rollout(tmp_path, 0, 2, None, trainer.args)
-    place = (trainer.encoder, torch.device("cpu"), trainer.args)
-    assert load_rollout(tmp_path, 0, *place) == (2, None)
-    with pytest.raises(ValueError, match=r"rollout_1\.safetensors is missing"):
-        load_rollout(tmp_path, 1, *place)
-    assert load_rollout(tmp_path / "none", 1, *place) == (0, None)
+    parts = trainer.checkpoint_parts
+    parts.load(checkpoint)
+    assert trainer._step == 1
+    second = CheckpointParts(parts.parts, SimpleNamespace(index=1), is_main=False)
+    with pytest.raises(ValueError, match=r"rollout_\d\.safetensors is missing: the checkpoint cannot be resumed from"):
+        second.verify(checkpoint)
 
 
 @pytest.mark.parametrize(

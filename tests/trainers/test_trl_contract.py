@@ -34,7 +34,6 @@ SIGNATURES = {
     "create_optimizer": ["self", "model"],
     "_save": ["self", "output_dir", "state_dict"],
     "_save_rng_state": ["self", "output_dir"],
-    "_load_rng_state": ["self", "checkpoint"],
     "_save_checkpoint": ["self", "model", "trial"],
     "save_model": ["self", "output_dir", "_internal_call"],
     "_init_training_state": [

@@ -15,16 +15,16 @@ from tests.support.values import FAST, TWO_UPDATES, head_of
 from tests.trainers.test_algorithms import build, by_text, trained
 from tests.trainers.test_distributed import train, weights, write_data
 from vlm_grpo.trainers.config import VLMGRPOConfig
+from vlm_grpo.trainers.critic import check_value_model
 from vlm_grpo.trainers.grpo import VLMGRPOTrainer
-from vlm_grpo.trainers.value_head import ValueHead, add_value_head, without_head
+from vlm_grpo.trainers.value_head import ValueHead, add_value_head, is_value_parameter
 
 
 def test_the_head_is_hidden_where_only_the_policy_is_wanted(tiny_model: Path):
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     names, keys = [name for name, _ in model.named_parameters()], set(model.state_dict())
     head = add_value_head(model)
-    with without_head(model):
-        assert [name for name, _ in model.named_parameters()] == names
+    assert [name for name, _ in model.named_parameters() if not is_value_parameter(name)] == names
     assert [name for name, _ in model.named_parameters()] == [*names, "value_head.weight", "value_head.bias"]
     assert set(model.state_dict()) == keys and model.value_head is head
     assert not model.load_state_dict(model.state_dict(), strict=True).missing_keys
@@ -57,6 +57,16 @@ def test_an_optimizer_of_ones_own_is_refused(tiny_model: Path, tmp_path: Path):
         VLMGRPOTrainer(
             model, by_text, args, train_dataset=image_rows(), optimizers=(torch.optim.SGD(model.parameters()), None)
         )
+
+
+def test_an_adapter_with_all_biases_is_refused_under_deepspeed(tiny_model: Path, tmp_path: Path):
+    """DeepSpeed gathers what is saved from parameters, and PEFT then saves everything with a bias in its name."""
+    args = VLMGRPOConfig.of("ppo", **settings(tmp_path))
+    adapter = LoraConfig(target_modules=["q_proj"], bias="all")
+    trainer = VLMGRPOTrainer(str(tiny_model), by_text, args, train_dataset=image_rows(), peft_config=adapter)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match="an adapter with bias='all' would be saved with the biases of the value head"):
+        check_value_model(trainer)
 
 
 def test_an_engine_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Path):

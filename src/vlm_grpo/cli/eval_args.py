@@ -18,6 +18,7 @@ SERVER_ONLY = ("base_url", "concurrency", "timeout", "retries")
 logger = logging.getLogger(__name__)
 
 LOCAL_ONLY = ("dtype", "batch_size", "max_image_tokens", "chat_template_path")
+ENGINES = ("vllm", "sglang")
 ENVIRONMENT_FLAGS = ("environment_options", "data_root", "candidates_per_episode", "fixed_correct_index")
 EPISODE_DEFAULTS: dict[str, Any] = {
     "max_turns": 8,
@@ -32,7 +33,7 @@ DATA_FLAGS = (
 # Settings without effect on predictions: they may differ when an evaluation is resumed.
 FREE = (
     *("output_dir", "batch_size", "use_cpu", "overwrite", "limit", "use_huggingface_dataset"),
-    *("base_url", "concurrency", "timeout", "retries"),
+    *("base_url", "concurrency", "timeout", "retries", "agreement"),
 )
 
 
@@ -122,10 +123,18 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument_group("backend of the completions").add_argument
     add(
         "--backend",
-        choices=("local", "openai"),
+        choices=("local", *ENGINES, "openai"),
         default="local",
-        help="local: this process; openai: an OpenAI-compatible server",
+        help="local: transformers in this process; vllm: in this process, or on servers (--base_url); sglang: on "
+        "servers; openai: an OpenAI-compatible server",
     )
+    add(
+        "--agreement",
+        type=positive,
+        metavar="N",
+        help="also complete N rows greedily with transformers in this process, and print how far both agree",
+    )
+    add("--engine_options", metavar="JSON", help="vllm in this process: further arguments of vllm.LLM")
     add("--batch_size", type=positive, help="local: completions per generate call (default: 8)")
     add(
         "--dtype",
@@ -134,7 +143,11 @@ def _add_backends(flags: argparse.ArgumentParser) -> None:
     )
     add("--chat_template_path", metavar="FILE", help=f"local: {PATH_HELP}")
     add("--use_cpu", action="store_true", help="local: use the CPU")
-    add("--base_url", help="openai: such as http://localhost:8000/v1; the API key is read from OPENAI_API_KEY")
+    add(
+        "--base_url",
+        help="openai: such as http://localhost:8000/v1; the API key is read from OPENAI_API_KEY. vllm, sglang: "
+        "servers, without /v1, separated by commas",
+    )
     add("--concurrency", type=positive, help="openai: concurrent requests (default: 8)")
     add("--timeout", type=float, help="openai: time limit of a request in seconds (default: 300)")
     add("--retries", type=int, help="openai: retries of a failed request (default: 3)")
@@ -161,9 +174,13 @@ def validate(options: argparse.Namespace) -> list[str]:
     """Return one sentence for each conflicting or ineffective flag."""
     problems = _validate_data(options) + _validate_episodes(options)
     is_server = options.backend == "openai"
-    for name in LOCAL_ONLY if is_server else SERVER_ONLY:
+    unused = LOCAL_ONLY if is_server else SERVER_ONLY if options.backend == "local" else SERVER_ONLY[1:]
+    for name in (*unused, *(() if options.backend == "vllm" and not options.base_url else ("engine_options",))):
         if getattr(options, name) is not None:
             problems.append(f"--{name} has no effect with --backend {options.backend}")
+    problems += _validate_agreement(options)
+    if options.backend == "sglang" and not options.base_url:
+        problems.append("--backend sglang needs --base_url, such as http://localhost:30000")
     if is_server and options.use_cpu:
         problems.append("--use_cpu has no effect with --backend openai")
     if is_server and not options.base_url:
@@ -171,6 +188,16 @@ def validate(options: argparse.Namespace) -> list[str]:
     if (options.timeout is not None and options.timeout <= 0) or (options.retries is not None and options.retries < 0):
         problems.append("--timeout must be above 0 and --retries at least 0")
     return problems or _validate_task(options)
+
+
+def _validate_agreement(options: argparse.Namespace) -> list[str]:
+    if options.agreement is None:
+        return []
+    if options.backend == "local":
+        return ["--agreement compares a backend with --backend local; choose another one"]
+    if options.environment or options.temperature or options.num_samples > 1:
+        return ["--agreement compares greedy completions: leave out --environment, --temperature and --num_samples"]
+    return []
 
 
 def _validate_data(options: argparse.Namespace) -> list[str]:
@@ -188,8 +215,8 @@ def _validate_data(options: argparse.Namespace) -> list[str]:
 
 
 def _validate_episodes(options: argparse.Namespace) -> list[str]:
-    if options.environment and options.backend != "local":
-        return [f"--environment needs a model in this process: remove --backend {options.backend}"]
+    if options.environment and options.backend == "openai":
+        return ["--environment continues exact tokens, which --backend openai cannot: use local, vllm or sglang"]
     unused = [name for name in (*ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS) if getattr(options, name) is not None]
     if unused and not options.environment:
         return [f"--{name} has no effect without --environment" for name in unused]
@@ -225,7 +252,7 @@ def prediction_settings(options: argparse.Namespace) -> JsonObject:
     """Return the settings that predictions depend on."""
     unused = () if options.environment else ("environment", *ENVIRONMENT_FLAGS, *EPISODE_DEFAULTS)
     settings = {name: value for name, value in vars(options).items() if name not in (*FREE, *unused)}
-    if settings["dtype"] is None and options.backend == "local":
+    if settings["dtype"] is None and options.backend != "openai":
         settings["dtype"] = "auto"
     if options.environment:
         settings |= {name: settings[name] or default for name, default in EPISODE_DEFAULTS.items()}

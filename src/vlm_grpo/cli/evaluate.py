@@ -170,6 +170,7 @@ def run(options: argparse.Namespace, dataset: Dataset, scoring: Scoring) -> None
         print(f"resuming: {len(done)} of {rows} rows are already done")
     if numbers:
         backend = load_backend(options, state.device)
+        facts |= agreement(options, state, backend, dataset, numbers)
         with progress_bar(rows, len(done), state) as bar:
             keep = prediction_cache.PredictionWriter(folder, state.process_index)
             predict_with(backend, dataset, numbers, scoring, on_batch=bar.update, keep=keep)
@@ -183,6 +184,20 @@ def run(options: argparse.Namespace, dataset: Dataset, scoring: Scoring) -> None
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
+
+
+def agreement(
+    options: argparse.Namespace, state: PartialState, backend: Backend, dataset: Dataset, numbers: list[int]
+) -> JsonObject:
+    """Print how far the backend agrees with transformers on the first rows; return it for results.json."""
+    from vlm_grpo.evaluation.agreement import compare_backends
+
+    if options.agreement is None or not state.is_main_process:
+        return {}
+    local = load_local(options, state.device, max_completion_length=options.max_completion_length)
+    found = compare_backends(backend, local, dataset, numbers[: options.agreement])
+    print("\n".join(found.lines(options.backend)))
+    return {"agreement": {"rows": found.rows, "equal": found.equal, "prefix": found.prefix}}
 
 
 def settings_and_data(options: argparse.Namespace, dataset: Dataset, rows: int) -> JsonObject:
@@ -245,18 +260,57 @@ def load_backend(options: argparse.Namespace, device: torch.device) -> Any:
             template_options=options.chat_template_kwargs,
             **common,
         )
+    if options.backend == "local":
+        local = load_local(options, device, **common)
+        return load_agents(options, local) if options.environment else local
+    engine = load_engine(options, device, **common)
+    return load_agents(options, engine) if options.environment else engine
+
+
+def load_local(options: argparse.Namespace, device: torch.device, **common: Any) -> HFBackend:
+    """Return the backend of a model in this process."""
     from vlm_grpo.evaluation.backends.hf import HFBackend
 
-    model, processor = load_model(options, device)
-    local = HFBackend(
-        model,
-        processor,
+    return HFBackend(
+        *load_model(options, device),
         options.batch_size or 8,
         answer_space=options.answer_space,
         template_options=options.chat_template_kwargs,
         **common,
     )
-    return load_agents(options, local) if options.environment else local
+
+
+def load_engine(options: argparse.Namespace, device: torch.device, **common: Any) -> HFBackend:
+    """Return the backend of a rollout engine, in this process or on servers.
+
+    Raises:
+        UsageError: the model or a server is not for it.
+    """
+    from accelerate import Accelerator
+
+    from vlm_grpo.evaluation.backends.rollout_engine import EngineBackend, config_dtype, make_engine, without_weights
+    from vlm_grpo.rollouts.ranks import Ranks
+
+    try:
+        engine_options = json.loads(options.engine_options or "{}")
+        model = without_weights(options.model_name_or_path)
+        processor = load_processor(options, model)
+        settings = {"answer_space": options.answer_space, "template_options": options.chat_template_kwargs, **common}
+        backend = EngineBackend(model, processor, options.batch_size or 256, **settings)
+        backend.engine = make_engine(
+            backend,
+            options.backend,
+            name=options.model_name_or_path,
+            processor=processor,
+            dtype=config_dtype(model, options.dtype),
+            ranks=Ranks(Accelerator(cpu=device.type == "cpu")),
+            folder=Path(options.output_dir) / "rollout_engine",
+            urls=[url for url in (options.base_url or "").split(",") if url],
+            options=engine_options,
+        )
+    except (ValueError, TimeoutError) as error:
+        raise UsageError(error) from error
+    return backend
 
 
 def load_agents(options: argparse.Namespace, model: HFBackend) -> Backend:
@@ -279,27 +333,39 @@ def load_model(options: argparse.Namespace, device: torch.device) -> tuple[PreTr
     Raises:
         UsageError: a flag is incompatible with the model.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
+
+    from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask
+
+    model = AutoModelForImageTextToText.from_pretrained(options.model_name_or_path, dtype=options.dtype or "auto")
+    processor = load_processor(options, model)
+    patch_glm4v_placeholder_mask(model)
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    return model, processor
+
+
+def load_processor(options: argparse.Namespace, model: PreTrainedModel) -> ProcessorMixin:
+    """Load the model's processor with the image limits and the chat template of the flags.
+
+    Raises:
+        UsageError: a flag is incompatible with the model.
+    """
+    from transformers import AutoProcessor
 
     from vlm_grpo.answer_space import check_answer_space
     from vlm_grpo.cli.templates import read_template
     from vlm_grpo.model_utils import limit_images
-    from vlm_grpo.rollouts.video import patch_glm4v_placeholder_mask
 
-    name = options.model_name_or_path
-    processor = AutoProcessor.from_pretrained(name)
+    processor = AutoProcessor.from_pretrained(options.model_name_or_path)
     if options.chat_template_path is not None:
         processor.chat_template = read_template(options.chat_template_path)
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype or "auto")
     try:
         limit_images(processor, model.config, options)
         check_answer_space(options.answer_space, processor)
     except ValueError as error:
         raise UsageError(error) from error
     print_space_notice(options, model.config.model_type)
-    patch_glm4v_placeholder_mask(model)
-    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-    return model, processor
+    return processor
 
 
 def print_space_notice(options: argparse.Namespace, model_type: str) -> None:

@@ -1,4 +1,4 @@
-"""`vlm-grpo tasks`, `rewards`, `algorithms`, `environments` and `families`: list the entries of a table."""
+"""`vlm-grpo tasks`, `rewards`, `algorithms`, `environments`, `engines` and `families`: list the entries of a table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
         "rewards": reward_lines,
         "algorithms": algorithm_lines,
         "environments": environment_lines,
+        "engines": engine_lines,
         "families": family_lines,
     }
     lines = tables[argv[0]]
@@ -70,6 +71,13 @@ def environment_lines() -> list[str]:
         options = {key: value.default for key, value in signature(kind).parameters.items()}
         lines.append(f"{'':<14} --environment_options '{json.dumps(options, default=str)}'")
     return lines
+
+
+def engine_lines() -> list[str]:
+    """Return the name of every rollout engine, and a line about it."""
+    from vlm_grpo.rollouts.engines.summaries import SUMMARIES
+
+    return [f"{name:<14} {summary}" for name, summary in SUMMARIES.items()]
 
 
 def family_lines() -> list[str]:

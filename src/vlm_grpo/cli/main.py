@@ -18,11 +18,12 @@ COMMANDS = {
     "rewards": "list the rewards",
     "algorithms": "list the algorithms",
     "environments": "list the environments",
+    "engines": "list the rollout engines",
     "families": "list the model families and their features",
     "index": "index documents for the environment agent_search",
     "quickstart": "train a tiny model on handwritten digits on a CPU, without a download",
 }
-LISTS = ("tasks", "rewards", "algorithms", "environments", "families")
+LISTS = ("tasks", "rewards", "algorithms", "environments", "engines", "families")
 # Commands with a module other than vlm_grpo.cli.COMMAND.
 MODULES = {"index": "vlm_grpo.cli.build_index", "quickstart": "vlm_grpo.quickstart.demo"}
 

@@ -118,7 +118,10 @@ def run(argv: list[str]) -> int:
         trainer.card_facts = card_facts(script, record, prompting)
         if training.process_index == 0 and trainer.model is not None:
             print(parameter_table(trainer.model))
-        status = train_and_save(trainer, start)
+        try:
+            status = train_and_save(trainer, start)
+        finally:
+            trainer.engine.close()
     shutdown_distributed(status)
     return status
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,18 +56,12 @@ class RolloutCollector:
         self.masks_truncated = masks_truncated
         self._has_warned_about_tags = False
 
-    def collect(
-        self,
-        rows: Sequence[Row],
-        demonstrations: Mapping[int, list[int]],
-        generating: Callable[[], AbstractContextManager[None]],
-    ) -> Rollout:
+    def collect(self, rows: Sequence[Row], demonstrations: Mapping[int, list[int]]) -> Rollout:
         """Return the rollout of rows.
 
         Args:
             rows: of the data, one for each completion.
             demonstrations: tokens of completions that take the place of sampled ones, by row.
-            generating: returns a context around generation.
         """
         trajectories: list[Trajectory] = []
         if self.env_pool is not None:
@@ -77,11 +70,10 @@ class RolloutCollector:
         if not self._has_warned_about_tags:
             self._has_warned_about_tags = warn_about_tags(prompts[0].opening, prompts[0].messages)
         rollout = Rollout(list(rows), prompts, trajectories, dict(demonstrations))
-        with generating():
-            if self.multi_turn is not None:
-                self._run_environments(self.multi_turn, rollout)
-            else:
-                self._complete(rollout)
+        if self.multi_turn is not None:
+            self._run_environments(self.multi_turn, rollout)
+        else:
+            self._complete(rollout)
         rollout.add_turns(self.encoder.decode)
         return rollout
 

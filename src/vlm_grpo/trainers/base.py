@@ -9,11 +9,10 @@ state; a rollout travels as a `Rollout` (what was asked and sampled) and a `Roll
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,6 +56,7 @@ from vlm_grpo.rollouts.encoder import (
 from vlm_grpo.rollouts.engines.engine import Generation, RolloutEngine
 from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
+from vlm_grpo.rollouts.engines.summaries import DEFAULT
 from vlm_grpo.rollouts.engines.table import EngineRun, engine_entry
 from vlm_grpo.rollouts.engines.transformers import TransformersEngine
 from vlm_grpo.rollouts.engines.trl import TRLEngine
@@ -84,27 +84,27 @@ from vlm_grpo.shared_prefix.oom import ForwardSplitter
 from vlm_grpo.shared_prefix.packed_logprobs import TokenLogprobs
 from vlm_grpo.shared_prefix.vision_cache import has_frozen_vision
 from vlm_grpo.shared_prefix.zero_advantage import ZeroAdvantageRows, correct_entropy
-from vlm_grpo.trainers.checkpoints import check_complete, resumable, write_record
+from vlm_grpo.trainers.checkpoints import CheckpointParts, SavedPart, resumable
 from vlm_grpo.trainers.completion_log import debug_log
-from vlm_grpo.trainers.critic import ValueModel, check_value_model, is_value_parameter, without_value_head
+from vlm_grpo.trainers.critic import ValueModel, check_value_model
 from vlm_grpo.trainers.dynamic_sampling import DynamicSampler, check_dynamic_sampling
 from vlm_grpo.trainers.fsdp import FullParamsBackend, model_for_generation
 from vlm_grpo.trainers.image_columns import decode_images, disable_image_decoding
-from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows
+from vlm_grpo.trainers.logprobs import LogprobModel, RolloutLogprobs, ScoredRows, ScoringPass
 from vlm_grpo.trainers.model_card import NAME, Card, CardFacts, settings_of
 from vlm_grpo.trainers.no_signal import NoSignal
 from vlm_grpo.trainers.preemption import Preemption
-from vlm_grpo.trainers.reference import check_reference, load_reference, loading_reference, save_reference
+from vlm_grpo.trainers.reference import SyncedReference, arguments_with_reference, check_reference
 from vlm_grpo.trainers.resume import check_fit, check_optimizer, has_full_weights, load_full_weights
 from vlm_grpo.trainers.reward_functions import by_name, named_rewards
 from vlm_grpo.trainers.reward_scorer import RewardInputs, RewardScorer
-from vlm_grpo.trainers.rollout_flags import DEFAULT, read_options, resolve_engine
+from vlm_grpo.trainers.rollout_flags import read_options, resolve_engine
 from vlm_grpo.trainers.rollout_logger import RolloutLogger
-from vlm_grpo.trainers.rollout_state import load_rollout, save_rollout
+from vlm_grpo.trainers.rollout_state import RolloutState
 from vlm_grpo.trainers.sampler import EpochSampler, infinite
 from vlm_grpo.trainers.saving import PARTIAL, writing_checkpoint, writing_model
-from vlm_grpo.trainers.state_file import load_state, save_state, state_path
 from vlm_grpo.trainers.step_retry import StepRetry, StepStart
+from vlm_grpo.trainers.value_head import is_value_parameter
 
 # What TRL's own pass over a rollout takes of it besides tokens; this package's finds it with the prompts.
 VISUAL_KEYS = (
@@ -185,9 +185,11 @@ class VLMTrainerMixin(_TRLTrainer):
         if options.get("peft_config") is not None:
             options["peft_config"] = for_language_model(options["peft_config"])
         handler = signal.getsignal(signal.SIGTERM)
-        with loading_reference(args, getattr(args, "kl_reward_coef", 0.0)):
-            super().__init__(model, reward_funcs, args, **options)
-        self.beta = self.args.beta
+        beta = args.beta
+        if getattr(args, "kl_reward_coef", 0.0) and not beta:
+            args = arguments_with_reference(args)
+        super().__init__(model, reward_funcs, args, **options)
+        self.beta = self.args.beta = beta  # of the KL in the loss
         self._take_over_preemption(handler)
         self._prepare_model()
         self._build_parts()
@@ -198,7 +200,8 @@ class VLMTrainerMixin(_TRLTrainer):
         if rounds := getattr(self.args, "dynamic_sampling", 0):
             check_dynamic_sampling(self, self._has_rollout_func)
             pad = self._tokenizer.pad_token_id
-            self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks)
+            self.dynamic_sampler = DynamicSampler(rounds, self.train_dataset, self.args, pad, self.ranks, self.encoder)
+        self._build_checkpoint_parts()
 
     def _take_over_preemption(self, handler: Any) -> None:
         self.preemption = Preemption(self.accelerator, is_enabled=self.args.enable_jit_checkpoint)
@@ -433,6 +436,25 @@ class VLMTrainerMixin(_TRLTrainer):
         self.no_signal = NoSignal(self.accelerator.is_main_process)
         self.add_callback(self.no_signal)
 
+    def _build_checkpoint_parts(self) -> None:
+        """List what a checkpoint holds beside the Trainer's own state."""
+        place = (self.args, self.encoder, self.accelerator.device)
+        rollout = RolloutState(*place, read=self._current_rollout, restore=self._restore_rollout)
+        synced = self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
+        reference = SyncedReference(synced, is_main=self.args.should_save)
+        parts = [
+            SavedPart(self.kl, self.kl.state_file),
+            SavedPart(self.algorithm, self.algorithm.state_file),
+            SavedPart(rollout, rollout.state_file, rollout.check_missing),
+            SavedPart(reference, reference.state_file, reference.check_missing, is_weights=True),
+        ]
+        if self.dynamic_sampler is not None:
+            parts.append(SavedPart(self.dynamic_sampler, self.dynamic_sampler.state_file))
+        if self.critic is not None:
+            file, check = self.critic.state_file, self.critic.check_missing
+            parts.append(SavedPart(self.critic, file, check, is_weights=True))
+        self.checkpoint_parts = CheckpointParts(parts, self.ranks, is_main=self.args.should_save)
+
     def _prepare_rows(self) -> None:
         """Drop rows with over-long prompts; begin a stream again at its end."""
         limit = getattr(self.args, "max_prompt_length", None)
@@ -548,10 +570,9 @@ class VLMTrainerMixin(_TRLTrainer):
         demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
         hinted = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
         self.weight_sync.update(step)
-        return self.collector.collect(hinted, demonstrations, self._generating), hints
-
-    def _generating(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.critic is None else self.critic.aside(for_vllm=False)
+        rollout = self.collector.collect(hinted, demonstrations)
+        self.weight_sync.sleep()
+        return rollout, hints
 
     def _add_logprobs(self, batch: RolloutBatch) -> RolloutLogprobs:
         """Score a new rollout under the policy and the reference, as far as the loss or the rewards need it."""
@@ -563,6 +584,11 @@ class VLMTrainerMixin(_TRLTrainer):
                 old = self.completion_logprobs(batch, self.model, chunk=self._rows_per_pass).logps
             if self.beta != 0.0:
                 ref = self._reference_logps(batch)
+        if self._corrects_sampler and batch.sampling_logps is None:
+            raise ValueError(
+                f"--rollout_engine {self.args.rollout_engine} has returned no log-probabilities, which the correction "
+                "for its differences from the policy needs; set --vllm_importance_sampling_correction false"
+            )
         if old is not None and batch.sampling_logps is not None:
             self._compare_with_sampler(batch, old, batch.sampling_logps)
         if self._is_rloo:
@@ -640,7 +666,9 @@ class VLMTrainerMixin(_TRLTrainer):
         most = int(self.ranks.gather(torch.tensor([len(rows)], device=self.accelerator.device)).max())
         padded = rows + rows[-1:] * (most - len(rows))  # rewards are gathered: every process has equally many
         unique = [rollout.prompts[row] for row in padded]
+        self.weight_sync.update(self.state.global_step)  # an engine that sleeps has lost them
         ids = self.engine.generate(unique, is_greedy=True).ids
+        self.weight_sync.sleep()
         table = self._calculate_rewards(*self.scorer.greedy_inputs(sampled, padded, unique, ids), ids)
         self.logger.forget_pending()  # what rewards log is about sampled completions
         mine = self.ranks.local_rows(self.scorer.total(table), most).tolist()
@@ -704,18 +732,11 @@ class VLMTrainerMixin(_TRLTrainer):
         visual = (
             {name: batch.others[name] for name in VISUAL_KEYS if name in batch.others} if self._has_rollout_func else {}
         )
-        chunk = chunk or self.args.per_device_train_batch_size
-        return self._score_batch(model, batch, self._rows_of(batch), chunk, compute_entropy, **visual)
+        asked = ScoringPass.of_batch(batch, chunk or self.args.per_device_train_batch_size, compute_entropy)
+        return self._score(model, self._rows_of(batch), asked, **visual)
 
     def _rows_of(self, batch: RolloutBatch) -> ScoredRows:
         return ScoredRows(batch.prompts or [], batch.media_anywhere or [False for _ in MEDIA_KINDS])
-
-    def _score_batch(
-        self, model: nn.Module, batch: RolloutBatch, rows: ScoredRows, *options: Any, **visual: Any
-    ) -> TokenLogprobs:
-        ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
-        mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
-        return self._score(model, rows, ids, mask, batch.completion_ids.size(1), *options, **visual)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -729,45 +750,26 @@ class VLMTrainerMixin(_TRLTrainer):
         **visual: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Score the micro-batch whose loss is computed, for TRL's loss."""
-        options = (batch_size, compute_entropy, compute_aux_loss)
-        scores = self._score(model, self._rows, input_ids, attention_mask, logits_to_keep, *options, **visual)
+        tokens = (input_ids, attention_mask, logits_to_keep)
+        asked = ScoringPass(*tokens, batch_size, compute_entropy, compute_aux_loss)
+        scores = self._score(model, self._rows, asked, **visual)
         return scores.logps, scores.entropies, scores.aux_loss
 
-    def _score(
-        self,
-        model: nn.Module,
-        rows: ScoredRows,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        completion: int,
-        chunk: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **visual: Any,
-    ) -> TokenLogprobs:
+    def _score(self, model: nn.Module, rows: ScoredRows, asked: ScoringPass, **visual: Any) -> TokenLogprobs:
         """Score completions by `LogprobModel`, or by TRL where a rollout is TRL's own."""
         has_values = self.critic is not None and model is not self.ref_model
         if rows.attended is not None:
-            attention_mask = torch.cat([attention_mask[:, :-completion], rows.attended], dim=1)
-        tokens = (input_ids, attention_mask, completion)
+            asked = asked.attending(rows.attended)
         if not self._has_rollout_func:
-            scores = self.logprobs(
-                model,
-                rows,
-                *tokens,
-                chunk=chunk,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                has_values=has_values,
-            )
+            scores = self.logprobs(model, rows, asked, has_values=has_values)
             if self.critic is not None and scores.values is not None:
                 self.critic.collect(scores.values)
             return scores
         score = super()._get_per_token_logps_and_entropies
         if self.critic is None or not has_values:
-            return TokenLogprobs(*score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual))
-        with self.critic.recording(self.accelerator.unwrap_model(self.model), completion):
-            logps, entropies, aux_loss = score(model, *tokens, chunk, compute_entropy, compute_aux_loss, **visual)
+            return TokenLogprobs(*score(model, *asked, **visual))
+        with self.critic.recording(self.accelerator.unwrap_model(self.model), asked.completion):
+            logps, entropies, aux_loss = score(model, *asked, **visual)
         return TokenLogprobs(logps, entropies, aux_loss, self.critic.last)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -800,7 +802,7 @@ class VLMTrainerMixin(_TRLTrainer):
         place = MicroStep(self.state.global_step, index, self.current_gradient_accumulation_steps)
 
         def score(prompts: Sequence[EncodedPrompt], anywhere: Sequence[bool], *tokens: Any) -> Tensor:
-            return self._score(model, ScoredRows(prompts, anywhere), *tokens).logps
+            return self._score(model, ScoredRows(prompts, anywhere), ScoringPass(*tokens)).logps
 
         loss, logs = self.algorithm.extra_loss(loss, batch, place, score)
         self._add_metrics(logs)
@@ -809,7 +811,7 @@ class VLMTrainerMixin(_TRLTrainer):
     def _loss_of_policy(self, model: nn.Module, batch: RolloutBatch) -> Tensor:
         if self.algorithm.config.uses_trl_loss:
             return super()._compute_loss(model, batch.to_trl_dict())
-        scores = self._score_batch(model, batch, self._rows, None, True)
+        scores = self._score(model, self._rows, ScoringPass.of_batch(batch, compute_entropy=True))
         losses, logs = self.algorithm.policy_loss(batch, scores)
         self._add_metrics(logs)
         return self._average(losses, batch.loss_mask, batch)
@@ -915,11 +917,11 @@ class VLMTrainerMixin(_TRLTrainer):
             resume_from_checkpoint = resumable(self.args.output_dir)
         path = None if resume_from_checkpoint in (None, False) else str(resume_from_checkpoint)
         if path is not None:
-            check_complete(path)
+            self.checkpoint_parts.verify(path)
             check_fit(self.model, path, is_deepspeed=self.is_deepspeed_enabled)
-            load_reference(path, self._synced_reference())
-            if self.critic is not None:
-                self.critic.load(path)
+            if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                check_optimizer(self.create_optimizer(), path)
+            self.checkpoint_parts.load(path)
         self.pop_callback(self.preemption)
         self.add_callback(self.preemption)  # the last, so that it has the last word on what follows a step
         with self.preemption.listening():
@@ -994,74 +996,32 @@ class VLMTrainerMixin(_TRLTrainer):
         wait = self.accelerator.wait_for_everyone
         return {"model": self.model, "is_main": self.args.should_save, "wait": wait}
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """TRL's, without the value head in what DeepSpeed gathered from parameters."""
-        super()._save(output_dir, state_dict=without_value_head(state_dict))
-
-    def _json_states(self) -> list[KLController | Algorithm]:
-        """Return the parts whose state is a few numbers in a JSON file of a checkpoint."""
-        return [self.kl, self.algorithm]
-
     def _save_rng_state(self, output_dir: str) -> None:
-        """The Trainer's, and the state of every part; the record of what was written comes last."""
-        if self.dynamic_sampler is not None:
-            save_state(self._left_over_path(output_dir), self.dynamic_sampler.state_dict())
-        for part in self._json_states():
-            state = part.state_dict()
-            if state and self.args.process_index == 0:
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-                write_whole(Path(output_dir) / part.state_file, json.dumps(state) + "\n")
-        if self.critic is not None:
-            self.critic.save(output_dir)
+        """The Trainer's, and the state of every part: the last that is written but for trainer_state.json."""
         super()._save_rng_state(output_dir)
+        self.checkpoint_parts.save(output_dir)
+
+    def _current_rollout(self) -> tuple[int, list[ModelInputs] | None]:
+        """Return the number of micro-steps, and the micro-batches of a rollout that is not used up."""
         is_over = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        batches = None if is_over else self._buffered_inputs
-        save_rollout(output_dir, self.args.process_index, self._step, batches, self.args)
-        if self.args.sync_ref_model and self.args.should_save:
-            save_reference(output_dir, required(self._synced_reference(), "the synced reference model"))
-        self.accelerator.wait_for_everyone()  # the record and trainer_state.json say that every process is done
-        if self.args.should_save:
-            write_record(output_dir)
+        return self._step, None if is_over else self._buffered_inputs
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        place = (self.args.process_index, self.encoder, self.accelerator.device)
-        self._step, self._buffered_inputs = load_rollout(checkpoint, *place, self.args)
-        for part in self._json_states():
-            path = Path(checkpoint) / part.state_file
-            if path.is_file():
-                part.load_state_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-        path = self._left_over_path(checkpoint)
-        if self.dynamic_sampler is not None and path.is_file():
-            self.dynamic_sampler.load_state_dict(load_state(path), self.encoder)
-
-    def _left_over_path(self, checkpoint: str) -> Path:
-        return state_path(checkpoint, f"left_over_{self.args.process_index}")
-
-    def _synced_reference(self) -> nn.Module | None:
-        return self.accelerator.unwrap_model(self.ref_model) if self.args.sync_ref_model else None
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            check_optimizer(self.optimizer, checkpoint)
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def _restore_rollout(self, step: int, batches: list[ModelInputs] | None) -> None:
+        self._step, self._buffered_inputs = step, batches
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = self.model if model is None else cast("PreTrainedModel", model)
-        if self._loads_by_trainer(target) or not has_full_weights(resume_from_checkpoint):
+        if not self._load_whole_model(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_full_weights(target, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is None or self._loads_by_trainer(self.model) or not has_full_weights(best):
+        if not self._load_whole_model(self.state.best_model_checkpoint):
             super()._load_best_model()
-        else:
-            load_full_weights(self.model, best)
 
-    def _loads_by_trainer(self, model: nn.Module) -> bool:
-        """DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(model)
+    def _load_whole_model(self, checkpoint: str | None) -> bool:
+        """Load all weights of a checkpoint as `from_pretrained` does; False where they are to be loaded otherwise."""
+        # DeepSpeed and FSDP restore sharded weights under live names; an adapter's names are never converted.
+        is_by_trainer = self.is_deepspeed_enabled or self.is_fsdp_enabled or is_peft_model(self.model)
+        if checkpoint is None or is_by_trainer or not has_full_weights(checkpoint):
+            return False
+        load_full_weights(self.model, checkpoint)
+        return True

@@ -1,7 +1,7 @@
-"""Finds the checkpoint that a run can be resumed from, and validates that it is complete.
+"""What a checkpoint holds beside weights and optimizer, and whether it is complete.
 
-Each checkpoint has a record of its files, so that a missing or truncated file is found before anything is loaded.
-Nothing of a checkpoint is unpickled here.
+The trainer's parts are saved and restored by `CheckpointParts`. Each checkpoint has a record of its files, so that a
+missing or truncated file is found before anything is loaded. Nothing of a checkpoint is unpickled here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import json
 import logging
 import re
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from vlm_grpo.io import write_whole
+from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.resume import FULL_WEIGHTS
-from vlm_grpo.trainers.state_file import FOLDER
+from vlm_grpo.trainers.state_file import FOLDER, load_state, load_weights, save_state, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,85 @@ RECORDED = (".safetensors", ".pt", ".pth", ".bin", ".distcp", ".json")
 NOT_NEEDED = ("training_args.bin", "trainer_state.json", RECORD)  # trainer_state.json is looked at by itself
 PICKLES = ("rollout_*.pt", "left_over_*.pt")
 SINGLE_WEIGHTS = (*(name for name in FULL_WEIGHTS if name not in INDEXES), "adapter_model.safetensors")
+
+
+class Stateful(Protocol):
+    """A part of the trainer that has a state."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what a checkpoint must hold; every process takes part, and an empty state writes no file."""
+
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
+        """Restore what `state_dict` returned; `where` names the file in errors."""
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """A part and its file.
+
+    Attributes:
+        part: of the trainer.
+        file: path in a checkpoint, JSON or safetensors. With `{rank}` in it, each process has a file of its own.
+        check_missing: called with a checkpoint that lacks the file; raises where it cannot be resumed from.
+        is_weights: whether the state is named tensors, and the file one that other tools read.
+    """
+
+    part: Stateful
+    file: str
+    check_missing: Callable[[Path], None] | None = None
+    is_weights: bool = False
+
+    def path(self, checkpoint: str | Path, rank: int) -> Path:
+        """Return the path of the file of a process."""
+        return Path(checkpoint) / self.file.format(rank=rank)
+
+
+class CheckpointParts:
+    """Saves, verifies and restores the state of the trainer's parts.
+
+    Args:
+        parts: in the order in which they are saved and restored.
+        ranks: of the run.
+        is_main: whether this process writes the files that are not of one process.
+    """
+
+    def __init__(self, parts: Sequence[SavedPart], ranks: Ranks, *, is_main: bool) -> None:
+        self.parts, self.ranks, self.is_main = parts, ranks, is_main
+
+    def save(self, checkpoint: str | Path) -> None:
+        """Write the state of every part, and the record of all files of a resume: call it when the others are there."""
+        for saved in self.parts:
+            state = saved.part.state_dict()
+            if state and (self.is_main or "{rank}" in saved.file):
+                save = save_weights if saved.is_weights else save_state
+                save(saved.path(checkpoint, self.ranks.index), state)
+        # The record, and trainer_state.json after it, say that every process is done.
+        self.ranks.accelerator.wait_for_everyone()
+        if self.is_main:
+            write_record(checkpoint)
+
+    def verify(self, checkpoint: str | Path) -> None:
+        """Check that a run can be resumed from a checkpoint.
+
+        Raises:
+            ValueError: says what is missing or broken.
+        """
+        check_complete(checkpoint)
+        for saved in self.parts:
+            if saved.check_missing is not None and not saved.path(checkpoint, self.ranks.index).is_file():
+                saved.check_missing(Path(checkpoint))
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Restore the state of every part that has a file in a checkpoint.
+
+        Raises:
+            ValueError: a file is broken, or is of another kind of run.
+        """
+        for saved in self.parts:
+            path = saved.path(checkpoint, self.ranks.index)
+            if path.is_file():
+                state = load_weights(path) if saved.is_weights else load_state(path)
+                saved.part.load_state_dict(state, str(path))
 
 
 def last_complete(folder: str | Path) -> Path | None:

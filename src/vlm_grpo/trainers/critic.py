@@ -5,13 +5,12 @@ It predicts, at each token, the expected return of the rest of the completion. I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm_grpo.algorithms.ppo import OWN, SHARED
@@ -19,13 +18,12 @@ from vlm_grpo.model_utils import method_of
 from vlm_grpo.records import required
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.value_head import (
-    NAME,
     OwnValueModel,
     ValuedOutput,
     ValueHead,
     add_value_head,
     load_head,
-    without_head,
+    missing_head_message,
 )
 
 LEARNING_RATES = {SHARED: 1e-4, OWN: 1e-5}
@@ -64,16 +62,6 @@ class ValueModel:
             options = dict(self.args.gradient_checkpointing_kwargs or {})
             ways = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
             method_of(own.backbone, "activation_checkpointing_enable")(options or None, **ways)
-
-    @contextmanager
-    def aside(self, for_vllm: bool) -> Iterator[None]:
-        """Keep the model out of generation: out of what ZeRO-3 gathers, and out of the weights that vLLM is sent."""
-        with ExitStack() as stack:
-            if isinstance(self.head, OwnValueModel):
-                stack.enter_context(self.head.aside())
-            if for_vllm:
-                stack.enter_context(without_head(self.policy))
-            yield
 
     @contextmanager
     def recording(self, policy: nn.Module, logits_to_keep: int) -> Iterator[None]:
@@ -132,38 +120,35 @@ class ValueModel:
                 optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": group["weight_decay"]})
         optimizer.add_param_group({"params": linear, "lr": rate, "weight_decay": 0.0})
 
-    def save(self, output_dir: str) -> None:
-        """Write the model's file into a checkpoint; every process takes part."""
+    @property
+    def state_file(self) -> str:
+        """Its file in a checkpoint."""
+        return self.head.file
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its weights on the process that writes them; every process takes part."""
         held = {}
         for name, parameter in self.head.named_parameters():
             with self.gather_params([parameter]):
-                if self.args.process_index == 0:
+                if self.args.should_save:
                     held[name] = parameter.detach().cpu().clone()
-        if self.args.process_index == 0:
-            path = Path(output_dir) / self.head.file
-            partial = path.with_suffix(".partial")
-            save_file(held, partial, metadata={"format": "pt"})
-            partial.replace(path)
+        return held
 
-    def load(self, checkpoint: str) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], where: str) -> None:
         """Give the model its weights of a checkpoint back.
 
         Raises:
-            ValueError: the checkpoint was written without a value model, or by that of another model.
+            ValueError: they are those of another model.
         """
-        load_head(self.head, checkpoint)
+        load_head(self.head, state, where)
 
+    def check_missing(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint without its file.
 
-def is_value_parameter(name: str) -> bool:
-    """Return whether a parameter of the policy, by its name, is the value model's."""
-    return NAME in name.split(".")
-
-
-def without_value_head(state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """Return what DeepSpeed gathered from parameters, without the head."""
-    if state_dict is None:
-        return None
-    return {name: value for name, value in state_dict.items() if not name.startswith(f"{NAME}.")}
+        Raises:
+            ValueError: says of which kind of run the checkpoint is.
+        """
+        raise ValueError(missing_head_message(self.head, checkpoint))
 
 
 def check_value_model(trainer: Any) -> None:
@@ -176,6 +161,12 @@ def check_value_model(trainer: Any) -> None:
         raise ValueError(
             f"--algorithm {trainer.args.algorithm} does not go with FSDP, which would not shard its value head; use "
             "DeepSpeed (configs/accelerate/zero3.yaml)"
+        )
+    adapters = getattr(trainer.model, "peft_config", {}).values()
+    if trainer.is_deepspeed_enabled and any(getattr(adapter, "bias", "none") == "all" for adapter in adapters):
+        raise ValueError(
+            "an adapter with bias='all' would be saved with the biases of the value head, which DeepSpeed gathers with "
+            "the policy's; use bias='lora_only' or 'none'"
         )
     if trainer.optimizer is not None:
         raise ValueError("an optimizer of your own does not train the value head; leave `optimizers` out")

@@ -17,6 +17,7 @@ from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.trainers.rollout_state import restore_pixels, strip_pixels
+from vlm_grpo.trainers.state_file import FOLDER
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,10 +38,16 @@ class DynamicSampler:
         args: of the training.
         pad_token_id: pads completions.
         ranks: collectives of the run.
+        encoder: encodes the prompts of restored surplus groups again.
     """
 
-    def __init__(self, rounds: int, dataset: Dataset, args: Any, pad_token_id: int, ranks: Ranks) -> None:
+    state_file = f"{FOLDER}/left_over_{{rank}}.safetensors"
+
+    def __init__(
+        self, rounds: int, dataset: Dataset, args: Any, pad_token_id: int, ranks: Ranks, encoder: PromptEncoder
+    ) -> None:
         self.rounds, self.dataset, self.args, self.pad_token_id, self.ranks = rounds, dataset, args, pad_token_id, ranks
+        self.encoder = encoder
         self.left_over: RolloutBatch | None = None
         self.num_drawn = 0  # prompts beyond those of the data loader, on all processes
         self._order: tuple[int, Tensor] | None = None  # number of the pass, and its row numbers
@@ -142,11 +149,11 @@ class DynamicSampler:
             "left_over": None if self.left_over is None else strip_pixels(self.left_over.to_trl_dict()),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], encoder: PromptEncoder) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Restore the state of a checkpoint; the images of surplus groups are processed again."""
         self.num_drawn, left_over = state["drawn"], state["left_over"]
         if left_over is not None:
-            (left_over,) = restore_pixels([left_over], encoder)
+            (left_over,) = restore_pixels([left_over], self.encoder)
             left_over = send_to_device(left_over, self.ranks.accelerator.device, skip_keys="samples")
         self.left_over = None if left_over is None else RolloutBatch.from_trl_dict(left_over)
 

@@ -1,21 +1,26 @@
-"""Generation with an FSDP2-sharded model: every process holds all parameters while it generates.
+"""Generation with a sharded model: every process holds all parameters of the policy while it generates.
 
 TRL 1.16 generates with the shards as they are: each layer is gathered again for each token, and processes whose
 completions differ in length, or of which one has no image, wait for gathers that the others never join. TRL gathers
-the parameters of DeepSpeed ZeRO-3 for generation; this module does so for FSDP2.
+the parameters of DeepSpeed ZeRO-3 for generation, those of a value model too; this module does so for FSDP2, and for
+the policy alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
+from trl.models.utils import add_hooks, remove_hooks
+
+from vlm_grpo.trainers.value_head import policy_parameters
 
 
 class FullParamsBackend(DistributedBackend):
@@ -37,29 +42,54 @@ def full_params(model: nn.Module) -> Iterator[None]:
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units[:1]:
         unit._get_fsdp_state()._lazy_init()  # gathering before the first forward needs the root's streams
-    groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
-    after_forward = [group.post_forward_mesh_info for group in groups]  # torch has a setter for it, but no getter
+    frees_after_forward = [_frees_after_forward(unit) for unit in units]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     try:
         yield
     finally:
-        for unit in units:
+        for unit, frees in zip(units, frees_after_forward, strict=True):
             unit.reshard()
-        for group, mesh in zip(groups, after_forward, strict=True):
-            group.post_forward_mesh_info = mesh
+            unit.set_reshard_after_forward(frees, recurse=False)
+
+
+def _frees_after_forward(unit: FSDPModule) -> bool:
+    """Return what torch has a setter for, but no getter."""
+    return any(group._reshard_after_forward for group in unit._get_fsdp_state()._fsdp_param_groups)
 
 
 @contextmanager
-def model_for_generation(wrapped: nn.Module, accelerator: Any, **options: Any) -> Iterator[nn.Module]:
+def gathered_policy(wrapped: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the policy's parameters that ZeRO-3 shards on every process; those of a value model stay as they are.
+
+    DeepSpeed's hooks, which gather the parameters of each module, are off inside.
+    """
+    policy = policy_parameters(accelerator.unwrap_model(wrapped))
+    with FullParamsBackend(accelerator).gather_params(policy):
+        remove_hooks(wrapped)
+        try:
+            yield
+        finally:
+            add_hooks(wrapped)
+
+
+@contextmanager
+def model_for_generation(
+    wrapped: nn.Module, accelerator: Accelerator, *, gather_deepspeed3_params: bool = True, **options: Any
+) -> Iterator[nn.Module]:
     """Yield the model without its wrapper and gradients, with all parameters on this process, however they are sharded.
 
     Args:
         wrapped: the model as the accelerator wrapped it.
         accelerator: of the run.
+        gather_deepspeed3_params: otherwise what ZeRO-3 shards is gathered module by module.
         options: of TRL's `unwrap_model_for_generation`.
     """
-    full = FullParamsBackend(accelerator).summon_full_params(wrapped, recurse=False)
-    with unwrap_model_for_generation(wrapped, accelerator, **options) as model, torch.no_grad(), full:
+    backend = FullParamsBackend(accelerator)
+    is_gathered = gather_deepspeed3_params and backend.is_zero3
+    policy = gathered_policy(wrapped, accelerator) if is_gathered else nullcontext()
+    full = backend.summon_full_params(wrapped, recurse=False)
+    unwrapped = unwrap_model_for_generation(wrapped, accelerator, gather_deepspeed3_params=False, **options)
+    with unwrapped as model, policy, torch.no_grad(), full:
         yield model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_grpo.records import ModelInputs
+from vlm_grpo.rollouts.batch import RolloutBatch
 from vlm_grpo.rollouts.encoder import (
     MEDIA_KINDS,
     EncodedPrompt,
@@ -143,6 +144,37 @@ class ScoredRows:
     attended: Tensor | None = None
 
 
+class ScoringPass(NamedTuple):
+    """The last C tokens of (B, P + C) rows, which a pass scores, and how: TRL's arguments, in TRL's order.
+
+    Attributes:
+        input_ids: (B, P + C).
+        attention_mask: (B, P + C).
+        completion: C.
+        chunk: rows of a forward, where no budget of tokens says else; None is all of them.
+        compute_entropy: whether the entropies of the tokens are returned too.
+        compute_aux_loss: whether the load-balancing loss of a mixture of experts is returned too.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion: int
+    chunk: int | None = None
+    compute_entropy: bool = False
+    compute_aux_loss: bool = False
+
+    @classmethod
+    def of_batch(cls, batch: RolloutBatch, chunk: int | None = None, compute_entropy: bool = False) -> ScoringPass:
+        """Return the pass over the completions of a rollout or micro-batch."""
+        ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
+        return cls(ids, mask, batch.completion_ids.size(1), chunk, compute_entropy)
+
+    def attending(self, attended: Tensor) -> ScoringPass:
+        """Return the pass with another (B, C) mask of completion tokens to attend to."""
+        return self._replace(attention_mask=torch.cat([self.attention_mask[:, : -self.completion], attended], dim=1))
+
+
 class RolloutLogprobs(NamedTuple):
     """(B, C) log-probabilities of a new rollout under the policy and under the reference; None where not needed."""
 
@@ -185,41 +217,32 @@ class LogprobModel:
         self.is_sharded, self.is_single_process, self.caches_features = is_sharded, is_single_process, caches_features
 
     def __call__(
-        self,
-        model: nn.Module,
-        rows: ScoredRows,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        completion: int,
-        *,
-        chunk: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        has_values: bool = False,
+        self, model: nn.Module, rows: ScoredRows, asked: ScoringPass, *, has_values: bool = False
     ) -> TokenLogprobs:
-        """Score the last `completion` tokens of (B, P + C) rows, `chunk` rows at a time where no budget says else."""
+        """Score completions under a model; with `has_values` it has a value head, whose values are returned too."""
         if self.caches_features:  # a rollout that comes from a checkpoint has none yet
             self.cache_features(self.policy(), rows.prompts)
+        tokens = (asked.input_ids, asked.attention_mask)
         common: ModelInputs = {
-            "completion": completion,
+            "completion": asked.completion,
             "to_device": self.to_device,
             "autocast": self.ranks.accelerator.autocast,
             "dummies": self._dummies(rows),
             "visual": self._visual,
         }
         options: ModelInputs = {
-            "chunk": chunk or len(input_ids),
-            "compute_entropy": compute_entropy,
+            "chunk": asked.chunk or len(asked.input_ids),
+            "compute_entropy": asked.compute_entropy,
             "has_values": has_values,
         }
-        if self.shared_prefix.is_on and not self.shared_prefix.is_checked and not compute_aux_loss:
-            self._check_shared_prefix(model, rows.prompts, input_ids, attention_mask, **common)
-        if not self.shared_prefix.is_on or compute_aux_loss:  # the router's loss counts every token of every row
-            options = {**common, **options, "compute_aux_loss": compute_aux_loss}
-            return padded_logprobs(model, rows.prompts, input_ids, attention_mask, **options)
+        if self.shared_prefix.is_on and not self.shared_prefix.is_checked and not asked.compute_aux_loss:
+            self._check_shared_prefix(model, rows.prompts, *tokens, **common)
+        if not self.shared_prefix.is_on or asked.compute_aux_loss:  # the router's loss counts every token of every row
+            options = {**common, **options, "compute_aux_loss": asked.compute_aux_loss}
+            return padded_logprobs(model, rows.prompts, *tokens, **options)
         skipped = None if rows.zero_advantage is None else rows.zero_advantage.rows.tolist()
         options = {**common, **options, "packing": self._packing(), "skipped": skipped}
-        scores = self._packed(model, rows.prompts, input_ids, attention_mask, **options)
+        scores = self._packed(model, rows.prompts, *tokens, **options)
         return scores if rows.zero_advantage is None else rows.zero_advantage.fill_logprobs(scores)
 
     def cache_features(self, model: nn.Module, prompts: Sequence[EncodedPrompt]) -> None:

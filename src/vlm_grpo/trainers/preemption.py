@@ -49,7 +49,6 @@ class Preemption(TrainerCallback):
     def __init__(self, accelerator: Accelerator, is_enabled: bool) -> None:
         self.accelerator = accelerator
         self.is_enabled = is_enabled
-        self._is_listening = False
         self._is_stopping = False
         self._signalled_at: float | None = None  # when SIGTERM came
         self._pid = os.getpid()
@@ -66,12 +65,11 @@ class Preemption(TrainerCallback):
         if not self.is_enabled or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._is_listening, self._is_stopping, self._signalled_at, self._pid = True, False, None, os.getpid()
+        self._is_stopping, self._signalled_at, self._pid = False, None, os.getpid()
         before = signal.signal(signal.SIGTERM, self._on_signal)
         try:
             yield
         finally:
-            self._is_listening = False
             if not self._is_stopping:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
@@ -90,7 +88,7 @@ class Preemption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
         """Request a checkpoint and the end of training. An evaluation that is due is skipped: time is short."""
-        if self._is_listening and not self._is_stopping and self._is_any_signalled():
+        if self.is_enabled and not self._is_stopping and self._is_any_signalled():
             self._is_stopping = True
             control.should_log, control.should_evaluate, control.should_save = True, False, True
             control.should_training_stop = True

@@ -1,34 +1,80 @@
-"""Saves and loads the synced reference model: with `--sync_ref_model` it follows the policy."""
+"""The reference model: what makes TRL load one, and its state where `--sync_ref_model` lets it follow the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from vlm_grpo.trainers.state_file import state_path
-
-NAME = "reference_model"
+from vlm_grpo.trainers.state_file import FOLDER
 
 
-@contextmanager
-def loading_reference(args: Any, coefficient: float) -> Iterator[None]:
-    """Make TRL load a reference model, which it does only if `args.beta` is not 0 when the trainer is built."""
-    before = getattr(args, "beta", None)
-    if not coefficient or before:
-        yield
-        return
-    args.beta = coefficient
-    try:
-        yield
-    finally:
-        args.beta = before
+class SyncedReference:
+    """The reference model as a part of checkpoints, in which it is held if it changes.
+
+    Args:
+        model: the reference model; None where it is not synced.
+        is_main: whether this process writes it.
+    """
+
+    state_file = f"{FOLDER}/reference_model.safetensors"
+
+    def __init__(self, model: nn.Module | None, *, is_main: bool) -> None:
+        self.model, self.is_main = model, is_main
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its parameters on the process that writes them."""
+        if self.model is None or not self.is_main:
+            return {}
+        return {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Copy the parameters of a checkpoint's reference model.
+
+        Raises:
+            ValueError: this run syncs none, or has another model.
+        """
+        if self.model is None:
+            raise ValueError(
+                f"{where} was written with --sync_ref_model true, and its reference has been updated: resume with it"
+            )
+        live = dict(self.model.named_parameters())
+        wrong = sorted(state.keys() ^ live.keys())
+        wrong += sorted(name for name in state.keys() & live.keys() if state[name].shape != live[name].shape)
+        if wrong:
+            raise ValueError(
+                f"{where} is the reference of another model: {len(wrong)} parameters do not fit "
+                f"({', '.join(wrong[:2])})"
+            )
+        with torch.no_grad():
+            for name, parameter in live.items():
+                parameter.copy_(state[name])
+
+    def check_missing(self, checkpoint: Path) -> None:
+        """Check that no reference model is needed.
+
+        Raises:
+            ValueError: this run syncs one.
+        """
+        if self.model is not None:
+            raise ValueError(
+                f"{checkpoint / self.state_file} is missing: --sync_ref_model true needs the reference model of the "
+                "run so far, and this checkpoint was written without it; resume with the flags of that run, or begin "
+                "a new run from its weights"
+            )
+
+
+def arguments_with_reference(args: Any) -> Any:
+    """Return a copy of the arguments with which TRL loads a reference model for the KL in the reward.
+
+    TRL loads one, and syncs it, only if `beta`, the coefficient of the KL in the loss, is not 0.
+    """
+    with_reference = object.__new__(type(args))
+    vars(with_reference).update(vars(args), beta=args.kl_reward_coef)  # `copy` would leave passwords out, as pickles do
+    return with_reference
 
 
 def check_reference(args: Any, *, is_sharded: bool) -> None:
@@ -42,51 +88,3 @@ def check_reference(args: Any, *, is_sharded: bool) -> None:
             "--sync_ref_model changes the reference model, which a checkpoint cannot hold under DeepSpeed ZeRO-3 or "
             "FSDP: use DDP or ZeRO-2, leave --sync_ref_model out, or train without checkpoints (--save_strategy no)"
         )
-
-
-def save_reference(checkpoint: str | Path, reference: nn.Module) -> None:
-    """Write the parameters of a synced reference model into a checkpoint; called on one process."""
-    path = state_path(checkpoint, NAME)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    parameters = {name: parameter.detach().cpu().contiguous() for name, parameter in reference.named_parameters()}
-    save_file(parameters, partial, metadata={"format": "pt"})
-    partial.replace(path)
-
-
-def load_reference(checkpoint: str | Path, reference: nn.Module | None) -> None:
-    """Copy the parameters of a checkpoint's reference model into that of a run; None where a run syncs none.
-
-    Raises:
-        ValueError: only one of both has a synced reference, or it is that of another model.
-    """
-    path = state_path(checkpoint, NAME)
-    if path.is_file() and reference is None:
-        raise ValueError(
-            f"{checkpoint} was written with --sync_ref_model true, and its reference has been updated: resume with it"
-        )
-    if reference is None:
-        return
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: --sync_ref_model true needs the reference model of the run so far, and this "
-            "checkpoint was written without it; resume with the flags of that run, or begin a new run from its weights"
-        )
-    _copy(path, reference)
-
-
-def _copy(path: Path, reference: nn.Module) -> None:
-    try:
-        saved = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}; resume from another checkpoint") from error
-    live = dict(reference.named_parameters())
-    wrong = sorted(name for name in saved.keys() ^ live.keys())
-    wrong += sorted(name for name in saved.keys() & live.keys() if saved[name].shape != live[name].shape)
-    if wrong:
-        raise ValueError(
-            f"{path} is the reference of another model: {len(wrong)} parameters do not fit ({', '.join(wrong[:2])})"
-        )
-    with torch.no_grad():
-        for name, parameter in live.items():
-            parameter.copy_(saved[name])

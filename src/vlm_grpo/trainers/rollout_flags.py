@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_grpo.import_utils import is_file_spec
 from vlm_grpo.registry import unknown_name
+from vlm_grpo.rollouts.engines.summaries import DEFAULT, SUMMARIES
 
 if TYPE_CHECKING:
     from vlm_grpo.trainers.config import VisionFields
 
-NAMES = ("transformers", "vllm", "sglang")
-DEFAULT = "transformers"
 UNSET = {  # of this package's flags, for a configuration of TRL's own class
     **dict.fromkeys(("rollout_engine", "rollout_url", "rollout_options", "rollout_folder")),
     "rollout_transfer": "folder",
@@ -38,7 +37,7 @@ def resolve_engine(args: VisionFields) -> None:
         if args.vllm_mode == "server" and not args.rollout_url:
             args.rollout_url = [args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"]
     args.rollout_engine = args.rollout_engine or DEFAULT
-    if args.rollout_engine not in NAMES and not is_file_spec(args.rollout_engine):
+    if args.rollout_engine not in SUMMARIES and not is_file_spec(args.rollout_engine):
         from vlm_grpo.rollouts.engines.table import ENGINES  # a registered one; imports more than a parser needs
 
         if args.rollout_engine not in ENGINES:

@@ -6,6 +6,7 @@ Without it a resumed run samples again and diverges. Pixels are not written: the
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +16,89 @@ from accelerate.utils import send_to_device
 from vlm_grpo.records import Message
 from vlm_grpo.rollouts.encoder import TOOLS_COLUMN, PromptEncoder, drop_images
 from vlm_grpo.rollouts.segment import prompt_refs, with_segment
-from vlm_grpo.trainers.state_file import load_state, save_state, state_path
+from vlm_grpo.trainers.state_file import FOLDER, load_state
 
 logger = logging.getLogger(__name__)
 
 SHAPE = ("world_size", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "num_generations")
+Batches = list[dict[str, Any]]
 
 
-def rollout_shape(args: Any) -> dict[str, Any]:
-    """Return the settings that determine the shape of a rollout and its contents."""
-    contents = {"algorithm": getattr(args, "algorithm", None), "use_vllm": args.use_vllm, "beta above 0": args.beta > 0}
-    return {**{name: getattr(args, name) for name in SHAPE}, **contents}
+class RolloutState:
+    """The current rollout as a part of checkpoints, with the number of micro-steps in all.
 
-
-def rollout_path(checkpoint: str | Path, rank: int) -> Path:
-    """Return the path of a process's rollout in a checkpoint."""
-    return state_path(checkpoint, f"rollout_{rank}")
-
-
-def save_rollout(checkpoint: str | Path, rank: int, step: int, batches: list[dict[str, Any]] | None, args: Any) -> None:
-    """Write the micro-batches of the current rollout (None between rollouts), and the number of micro-steps in all.
-
-    The training arguments that determine the shape of a rollout are written too.
+    Args:
+        args: of the training; those that determine the shape of a rollout are saved with it.
+        encoder: encodes the prompts of a restored rollout again.
+        device: to which its tensors go.
+        read: returns the number of micro-steps, and the micro-batches of the rollout; None between rollouts.
+        restore: takes what a checkpoint holds of these.
     """
-    stripped = batches and [strip_pixels(batch) for batch in batches]
-    content = {"step": step, "batches": stripped, "shape": rollout_shape(args)}
-    save_state(rollout_path(checkpoint, rank), content)
 
+    state_file = f"{FOLDER}/rollout_{{rank}}.safetensors"
 
-def load_rollout(
-    checkpoint: str | Path, rank: int, encoder: PromptEncoder, device: torch.device, args: Any
-) -> tuple[int, list[dict[str, Any]] | None]:
-    """Return what `save_rollout` wrote, with pixels; (0, None) for a checkpoint without a rollout, such as stock TRL's.
+    def __init__(
+        self,
+        args: Any,
+        encoder: PromptEncoder,
+        device: torch.device,
+        read: Callable[[], tuple[int, Batches | None]],
+        restore: Callable[[int, Batches | None], None],
+    ) -> None:
+        self.args, self.encoder, self.device = args, encoder, device
+        self.read, self.restore = read, restore
 
-    Raises:
-        ValueError: an image of the rollout cannot be read any more, the file of this process is missing or broken, or
-            the checkpoint is in the middle of a rollout whose shape has changed.
-    """
-    path = rollout_path(checkpoint, rank)
-    source = path if path.is_file() else rollout_path(checkpoint, 0)
-    if not source.is_file():
-        logger.warning(
-            "%s holds no rollout, like those of stock TRL: a new one begins, even in the middle of one", checkpoint
-        )
-        return 0, None
-    content = load_state(source)
-    now = rollout_shape(args)
-    changed = [f"{name} {old}, now {now[name]}" for name, old in content["shape"].items() if old != now[name]]
-    if changed and content["batches"]:
-        raise ValueError(
-            f"{checkpoint} lies in the middle of a rollout made with {'; '.join(changed)}: resume with the original "
-            "values, or from a checkpoint saved between rollouts"
-        )
-    if changed:
-        return 0, None  # a rollout of the new shape begins
-    if source != path:
-        raise ValueError(f"{path} is missing: the checkpoint cannot be resumed from, use an earlier one")
-    batches = content["batches"] and restore_pixels(content["batches"], encoder)
-    return content["step"], batches and [send_to_device(batch, device, skip_keys="samples") for batch in batches]
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The settings that determine the shape of a rollout and its contents."""
+        args = self.args
+        contents = {"algorithm": getattr(args, "algorithm", None), "use_vllm": args.use_vllm}
+        return {**{name: getattr(args, name) for name in SHAPE}, **contents, "beta above 0": args.beta > 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, without pixels."""
+        step, batches = self.read()
+        return {"step": step, "batches": batches and [strip_pixels(batch) for batch in batches], "shape": self.shape}
+
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
+        """Restore the rollout of a checkpoint, with pixels; a rollout of another shape that is used up is left.
+
+        Raises:
+            ValueError: an image of the rollout cannot be read any more, or the checkpoint is in the middle of a rollout
+                whose shape has changed.
+        """
+        if self._is_of_another_shape(state, Path(where).parents[1]):
+            self.restore(0, None)  # a rollout of the new shape begins
+            return
+        batches = state["batches"] and restore_pixels(state["batches"], self.encoder)
+        batches = batches and [send_to_device(batch, self.device, skip_keys="samples") for batch in batches]
+        self.restore(state["step"], batches)
+
+    def check_missing(self, checkpoint: Path) -> None:
+        """Check that a checkpoint without the rollout of this process can be resumed from, as one of stock TRL can.
+
+        Raises:
+            ValueError: the file of this process is lost, or the checkpoint is in the middle of a rollout of fewer
+                processes.
+        """
+        first = checkpoint / self.state_file.format(rank=0)
+        if not first.is_file():
+            logger.warning(
+                "%s holds no rollout, like those of stock TRL: a new one begins, even in the middle of one", checkpoint
+            )
+        elif not self._is_of_another_shape(load_state(first), checkpoint):
+            path = checkpoint / self.state_file.format(rank=self.args.process_index)
+            raise ValueError(f"{path} is missing: the checkpoint cannot be resumed from, use an earlier one")
+
+    def _is_of_another_shape(self, state: Mapping[str, Any], checkpoint: Path) -> bool:
+        now = self.shape
+        changed = [f"{name} {old}, now {now[name]}" for name, old in state["shape"].items() if old != now[name]]
+        if changed and state["batches"]:
+            raise ValueError(
+                f"{checkpoint} lies in the middle of a rollout made with {'; '.join(changed)}: resume with the "
+                "original values, or from a checkpoint saved between rollouts"
+            )
+        return bool(changed)
 
 
 def strip_pixels(batch: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A file of plain values and tensors: safetensors with JSON inside, so that reading it cannot run code.
+"""Files of plain values and tensors: JSON, or safetensors with JSON inside, so that reading them cannot run code.
 
 A pickle can: whoever can write into a checkpoint could run commands as the user who resumes from it.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from vlm_grpo.data.images import open_image
-from vlm_grpo.io import whole_file
+from vlm_grpo.io import whole_file, write_whole
 from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.rollouts.segment import CompletionSegment
 
@@ -31,24 +31,23 @@ FOLDER = "training_state"  # apart: loading a model may take all safetensors fil
 READ_ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def state_path(checkpoint: str | Path, name: str) -> Path:
-    """Return the path of a part of the training state that transformers does not know."""
-    return Path(checkpoint) / FOLDER / f"{name}.safetensors"
-
-
 def save_state(path: Path, value: object) -> None:
     """Write a value made of JSON's types, tuples, bytes, tensors, arrays, images and the classes of RECORDS.
 
     Images are stored as models see them, upright and RGB. What was one object in several places is one object again.
+    A path that ends in `.json` takes JSON's types alone.
 
     Raises:
         TypeError: the value holds an object of another type.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        write_whole(path, json.dumps(value) + "\n")
+        return
     encoder = _Encoder()
     text = json.dumps(encoder.encode(value)).encode("ascii")
     tensors = {str(number): tensor for number, tensor in enumerate(encoder.tensors)}
     content = save({CONTENT: torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors})
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(content)
 
@@ -60,14 +59,40 @@ def load_state(path: Path) -> Any:
         ValueError: the file is broken or of another kind.
     """
     try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
         tensors = load_file(path)
         content = json.loads(tensors.pop(CONTENT).numpy().tobytes())
         return _Decoder(tensors).decode(content)
     except READ_ERRORS as error:
-        raise ValueError(
-            f"{path}: expected a safetensors file written with the checkpoint, it cannot be read "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); resume from another checkpoint"
-        ) from error
+        raise ValueError(_unreadable_message(path, error)) from error
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write named tensors as an ordinary file of weights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(dict(weights), partial, metadata={"format": "pt"})
+    partial.replace(path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights, on the CPU.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    try:
+        return load_file(path)
+    except READ_ERRORS as error:
+        raise ValueError(_unreadable_message(path, error)) from error
+
+
+def _unreadable_message(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: expected a {path.suffix[1:]} file written with the checkpoint, it cannot be read "
+        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); resume from another checkpoint"
+    )
 
 
 class _Encoder:

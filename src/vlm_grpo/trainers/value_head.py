@@ -7,15 +7,14 @@ is done with the values is `critic.py`'s.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 from vlm_grpo.algorithms.ppo import OWN
@@ -98,22 +97,8 @@ class OwnValueModel(ValueHead):
     def __init__(self, size: int, like: Tensor, twin: nn.Module) -> None:
         super().__init__(size, like)
         self.backbone = twin
-        self.is_aside = False
         self._given: tuple[tuple, dict] = (), {}
         self.register_load_state_dict_post_hook(_nothing_missing)
-
-    def named_modules(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Module]]:
-        """torch's; none while it is aside, and with them none of `parameters()`, also where the policy is asked."""
-        return iter(()) if self.is_aside else super().named_modules(*args, **options)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Inside, who gathers all parameters of the policy, as ZeRO-3 does for generation, leaves these as they are."""
-        self.is_aside = True
-        try:
-            yield
-        finally:
-            self.is_aside = False
 
     def follow(self, model: nn.Module) -> None:
         # Before the hook that runs the policy's tower: if towers are trained, each makes features of its own.
@@ -153,18 +138,22 @@ def add_value_head(model: nn.Module, kind: str = "shared", gather: Any = None) -
     head = OwnValueModel(size, like, twin_of(model, gather)) if kind == OWN else ValueHead(size, like)
     head.follow(model)
     setattr(model, NAME, head)
+    if isinstance(model, PreTrainedModel):  # DeepSpeed gathers what is saved from parameters, not from state dicts
+        names = {f"{NAME}.{name}" for name, _ in head.named_parameters()}
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
     return head
 
 
-@contextmanager
-def without_head(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's parameters are the policy's alone, as vLLM expects them."""
-    head = model._modules.pop(NAME, None)
-    try:
-        yield
-    finally:
-        if head is not None:
-            model._modules[NAME] = head
+def policy_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a policy without those of its value model."""
+    head = getattr(model, NAME, None)
+    own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in own]
+
+
+def is_value_parameter(name: str) -> bool:
+    """Return whether a parameter of the policy, by its name, is the value model's."""
+    return NAME in name.split(".")
 
 
 def twin_of(model: nn.Module, gather: Any = None) -> nn.Module:
@@ -216,29 +205,30 @@ def _train_as(twin: nn.Module, model: Any) -> None:
         parameter.requires_grad_(family is None or part_of(f"{prefix}.{name}", family) not in frozen)
 
 
-def load_head(head: ValueHead, checkpoint: str | Path) -> None:
-    """Copy what a checkpoint holds into the head; under ZeRO-3 it is only compared, DeepSpeed's own files give it.
+def load_head(head: ValueHead, state: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights of a checkpoint into the head; under ZeRO-3 they are only compared, DeepSpeed's own files give them.
+
+    Args:
+        head: of this run.
+        state: names and weights in the head's file.
+        where: the file, for errors.
 
     Raises:
-        ValueError: the checkpoint was written without a value model, with one of the other kind or of another size.
+        ValueError: they are of another size.
     """
-    folder = Path(checkpoint)
-    path = folder / head.file
-    if not path.is_file():
-        raise ValueError(_no_file(folder, head))
     live = dict(head.named_parameters())
-    with safe_open(path, "pt") as saved:
-        shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
-        for name in sorted(live.keys() | shapes.keys()):
-            here = tuple(getattr(live[name], "ds_shape", live[name].shape)) if name in live else None
-            if shapes.get(name) != here:
-                raise ValueError(f"{path}: {name} is {shapes.get(name)}, this model's is {here}")
-        for name, parameter in live.items():
-            if not hasattr(parameter, "ds_shape"):
-                parameter.data.copy_(saved.get_tensor(name))
+    for name in sorted(live.keys() | state.keys()):
+        here = tuple(getattr(live[name], "ds_shape", live[name].shape)) if name in live else None
+        shape = tuple(state[name].shape) if name in state else None
+        if shape != here:
+            raise ValueError(f"{where}: {name} is {shape}, this model's is {here}")
+    for name, parameter in live.items():
+        if not hasattr(parameter, "ds_shape"):
+            parameter.data.copy_(state[name])
 
 
-def _no_file(folder: Path, head: ValueHead) -> str:
+def missing_head_message(head: ValueHead, folder: Path) -> str:
+    """Return of which kind of run a checkpoint is that lacks the head's file."""
     kinds = {"shared": ValueHead.file, "own": OwnValueModel.file}
     other = next((kind for kind, file in kinds.items() if (folder / file).is_file()), None)
     if other is None:

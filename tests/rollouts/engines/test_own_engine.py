@@ -30,8 +30,8 @@ class Echo:
 
     def generate(self, prompts, *, max_new_tokens=None, is_greedy=False):
         self.calls.append((len(prompts), is_greedy))
-        ids = [[20 + row, 30, 31] for row in range(len(prompts))]
-        return Generation(ids, [[-6.0] * 3 for _ in ids])
+        ids = [[300 + row] * (row + 1) for row in range(len(prompts))]
+        return Generation(ids, [[-6.0] * len(each) for each in ids])
 
     def update_weights(self, weights):
         self.weights.append({name: tensor.clone() for name, tensor in weights})
@@ -86,6 +86,16 @@ def test_one_update_for_each_step_whatever_is_sampled(own_engine: str, tiny_mode
     engine: Any = trained(tiny_model, tmp_path, own_engine, **options).engine
     assert len(engine.weights) == 2
     assert len(engine.calls) >= 2
+
+
+def test_an_engine_that_sleeps_gets_its_weights_again(tiny_model: Path, tmp_path: Path):
+    code = CODE.replace("Echo", "Sleeper").replace("= False, True", "= False, True\n    sleeps = True")
+    code += "\n    def sleep(self):\n        self.calls.append('sleeps')\n"
+    code = code.replace("self.weights.append(", "self.calls.append('weights'); self.weights.append(")
+    (tmp_path / "sleeper.py").write_text(code, encoding="utf-8")
+    options = {"algorithm": "remax", "num_generations": 1, "max_steps": 1}
+    engine: Any = trained(tiny_model, tmp_path, f"{tmp_path / 'sleeper.py'}:Sleeper", **options).engine
+    assert engine.calls == ["weights", (4, False), "sleeps", "weights", (4, True), "sleeps"]
 
 
 def test_an_adapter_is_merged_and_the_policy_stays_as_it_is(own_engine: str, tiny_model: Path, tmp_path: Path):

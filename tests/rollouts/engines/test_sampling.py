@@ -20,6 +20,7 @@ def test_every_setting_reaches_vllm():
         "n": 3,
         "max_tokens": 20,
         "stop_token_ids": [1, 2],
+        "ignore_eos": True,
         "logprobs": 0,
         "logit_bias": {5: -100.0},
     }

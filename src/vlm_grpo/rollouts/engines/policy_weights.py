@@ -1,8 +1,9 @@
-"""The weights of a policy for an engine with a copy of its own: whole tensors under the names of a checkpoint."""
+"""The weights of a policy for an engine with a copy of its own: whole tensors, as checkpoint files have them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from peft import PeftModel
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from trl.distributed import DistributedBackend
 
+from vlm_grpo.rollouts.engines.checkpoint_form import checkpoint_tensors
 from vlm_grpo.rollouts.engines.engine import NamedTensor
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "modules_to_save.default.")
 
 
 class PolicyWeights:
-    """Iterates over the parameters of the policy, one whole tensor at a time, however they are sharded.
+    """Iterates over the tensors of the policy's checkpoint, one whole tensor at a time, however they are sharded.
 
     An adapter is merged into the weights below it for the moment in which they are read; the policy's own stay as they
     are to the bit (merging and unmerging in bfloat16 would change them a little each time). Gathering is collective:
@@ -35,6 +37,14 @@ class PolicyWeights:
         self.model, self.backend, self.is_left_out = model, backend, is_left_out
 
     def __iter__(self) -> Iterator[NamedTensor]:
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        buffers = self._persistent_buffers()
+        names = [name for name, _ in self.model.named_parameters() if not self._is_skipped(name)]
+        live_names = [checkpoint_name(name) for name in (*names, *buffers)]
+        yield from checkpoint_tensors(base, live_names, self._live(buffers))
+
+    def _live(self, buffers: Mapping[str, Tensor]) -> Iterator[NamedTensor]:
+        """Yield tensors as the model has them, each valid until the next."""
         modules = dict(self.model.named_modules())
         adapted = {name for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
         with self.backend.summon_full_params(self.model, writeback=False), torch.no_grad():
@@ -46,6 +56,15 @@ class PolicyWeights:
                 with self.backend.gather_params([parameter] if layer is None else list(layer.parameters())):
                     tensor = parameter.detach() if layer is None else merged_parameter(layer, parameter)
                     yield checkpoint_name(name), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            for name, buffer in buffers.items():
+                yield checkpoint_name(name), buffer.full_tensor() if isinstance(buffer, DTensor) else buffer
+
+    def _persistent_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers that a checkpoint has, such as the bias of a router."""
+        saved = self.model.state_dict().keys()
+        return {
+            name: buffer for name, buffer in self.model.named_buffers() if name in saved and not self._is_skipped(name)
+        }
 
     def _is_skipped(self, name: str) -> bool:
         is_adapters = isinstance(self.model, PeftModel) and self.model.prefix in name
@@ -60,15 +79,10 @@ def checkpoint_name(name: str) -> str:
 
 
 def merged_parameter(layer: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """Return a parameter below adapters with their part added; the layer is left as it was."""
-    before = [(each, each.data) for each in layer.parameters()]
-    tuners = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
-    try:
-        for tuner in tuners:
-            tuner.merge(safe_merge=True)  # into a new tensor
-        return parameter.data.clone()  # unmerging changes it in place
-    finally:
-        for tuner in tuners:
-            tuner.unmerge()
-        for each, data in before:
-            each.data = data
+    """Return a parameter below adapters with their part added; the layer stays as it is."""
+    place = next(number for number, each in enumerate(layer.parameters()) if each is parameter)
+    merged = copy.deepcopy(layer)
+    for module in merged.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return list(merged.parameters())[place].data

@@ -75,6 +75,7 @@ class SamplingSettings:
             "min_p": self.min_p or 0.0,
             "repetition_penalty": self.repetition_penalty,
             "stop_token_ids": sorted(self.stop_token_ids),
+            "ignore_eos": True,  # these stop tokens alone: the model's own may be more
             "logprobs": 0,  # that of the sampled token alone
             **self.options,
         }

@@ -19,6 +19,7 @@ from vlm_grpo.registry import Registry
 from vlm_grpo.rollouts.encoder import PromptEncoder
 from vlm_grpo.rollouts.engines.engine import RolloutEngine
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
+from vlm_grpo.rollouts.engines.summaries import DEFAULT, SUMMARIES
 from vlm_grpo.rollouts.ranks import Ranks
 
 
@@ -36,6 +37,7 @@ class EngineRun:
         ranks: collectives of the run.
         folder: for files of the engine.
         seed: of the run.
+        sends_weights: whether the engine will be given weights; otherwise it keeps those of the model's files.
         max_model_length: tokens of prompt and completion; None is what the model takes.
         max_sequences: completions that are sampled at a time.
         urls: of servers; none for an engine in this process.
@@ -58,6 +60,7 @@ class EngineRun:
     ranks: Ranks
     folder: Path
     seed: int = 0
+    sends_weights: bool = True
     max_model_length: int | None = None
     max_sequences: int | None = None
     urls: Sequence[str] = ()
@@ -88,7 +91,9 @@ def make_vllm(run: EngineRun) -> RolloutEngine:
     """
     check_weights(run)
     if run.urls:
-        raise NotImplementedError
+        from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
+
+        return VLLMServerEngine.from_run(run)
     from vlm_grpo.rollouts.engines.model_folder import link_model
     from vlm_grpo.rollouts.engines.vllm import VLLMEngine
 
@@ -119,8 +124,10 @@ def make_sglang(run: EngineRun) -> RolloutEngine:
     Raises:
         ValueError: there is no URL, or the model is not for it.
     """
+    from vlm_grpo.rollouts.engines.sglang import SGLangEngine
+
     check_weights(run)
-    raise NotImplementedError
+    return SGLangEngine.from_run(run)
 
 
 def check_weights(run: EngineRun) -> None:
@@ -135,7 +142,7 @@ def check_weights(run: EngineRun) -> None:
             "--load_in_4bit and --load_in_8bit, or --rollout_engine"
         )
     is_tied = bool(getattr(model_config(run.model).get_text_config(), "tie_word_embeddings", False))
-    if is_tied and not run.urls and run.ranks.device.type == "cpu":
+    if is_tied and run.sends_weights and not run.urls and run.ranks.device.type == "cpu":
         raise ValueError(
             "vLLM on a CPU has a head of its own where a model ties it to the embeddings, and would sample with the "
             "first one for ever: use a model with tie_word_embeddings false, a GPU, or --rollout_engine transformers"
@@ -161,9 +168,9 @@ def tensor_parallel_group(ranks: Ranks, size: int) -> ProcessGroup | None:
 ENGINES: Registry[EngineEntry] = Registry(
     "rollout engine",
     {
-        "transformers": EngineEntry("The policy itself, with each prompt prefilled once for its completions.", None),
-        "vllm": EngineEntry("vLLM in the trainer's process, or on servers (--rollout_url).", make_vllm),
-        "sglang": EngineEntry("SGLang on servers (--rollout_url).", make_sglang),
+        DEFAULT: EngineEntry(SUMMARIES[DEFAULT], None),
+        "vllm": EngineEntry(SUMMARIES["vllm"], make_vllm),
+        "sglang": EngineEntry(SUMMARIES["sglang"], make_sglang),
     },
 )
 

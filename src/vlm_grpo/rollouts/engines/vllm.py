@@ -70,11 +70,13 @@ class VLLMEngine:
             "enable_sleep_mode": sleeps,
             "logprobs_mode": sampling.logprobs_mode,
             "mm_processor_cache_gb": 0,  # the images of a group are processed once anyhow
+            "limit_mm_per_prompt": {"video": 0},  # refused below; some processors fail on vLLM's dummy videos
             **(options or {}),
         }
         self.llm: LLM = LLM(model=folder, dtype=dtype, **settings)
         self._numbers = itertools.count()
         self._images: dict[Hashable, MultiModalInput] = {}  # as processed, by the images' keys; of one `generate`
+        self.sleep()
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False
@@ -110,7 +112,7 @@ class VLLMEngine:
             self.llm.llm_engine.add_request(number, self._input(prompts[rows[0]]), params)
             rows_of[number] = rows
         self._images.clear()
-        return _in_order(self._run(), rows_of, len(prompts))
+        return _in_order(self._run(), rows_of, len(prompts), max_new_tokens or self.sampling.max_new_tokens)
 
     def _run(self) -> list[RequestOutput]:
         """Return the finished requests."""
@@ -195,12 +197,20 @@ def _structured(fields: dict[str, Any], regex: str | None) -> dict[str, Any]:
     return {**fields, "structured_outputs": StructuredOutputsParams(**options)} if isinstance(options, dict) else fields
 
 
-def _in_order(outputs: Sequence[RequestOutput], rows_of: Mapping[str, Sequence[int]], count: int) -> Generation:
-    """Return the completions of finished requests in the order of their rows."""
+def _in_order(
+    outputs: Sequence[RequestOutput], rows_of: Mapping[str, Sequence[int]], count: int, most: int
+) -> Generation:
+    """Return the completions, of at most so many tokens, of finished requests in the order of their rows."""
     ids: list[list[int]] = [[] for _ in range(count)]
     logprobs: list[list[float | None]] = [[] for _ in range(count)]
     for output in outputs:
         for row, each in zip(rows_of[output.request_id], output.outputs, strict=True):
+            if each.finish_reason == "length" and len(each.token_ids) < most:
+                raise ValueError(
+                    f"vLLM ended a completion after {len(each.token_ids)} of {most} tokens, since its prompt has "
+                    f"{len(output.prompt_token_ids or ())}: set --vllm_max_model_length to the longest prompt and "
+                    "completion together"
+                )
             if each.finish_reason not in ("stop", "length"):
                 raise RuntimeError(
                     f"vLLM ended a completion with {each.finish_reason!r} after {len(each.token_ids)} tokens"

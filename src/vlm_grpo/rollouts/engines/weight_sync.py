@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 from vlm_grpo.rollouts.engines.engine import NamedTensor, RolloutEngine
+
+
+@runtime_checkable
+class SleepingEngine(Protocol):
+    """An engine that can free the accelerator's memory while the policy is trained."""
+
+    sleeps: bool
+
+    def sleep(self) -> None:
+        """Free the memory until the next `update_weights`; the weights are lost."""
+        ...
 
 
 class WeightSync:
@@ -24,6 +36,12 @@ class WeightSync:
         if self.engine.has_own_weights and step != self.step:
             self.engine.update_weights(self.weights())
             self.step = step
+
+    def sleep(self) -> None:
+        """Let an engine that sleeps free its memory until the next update."""
+        if isinstance(self.engine, SleepingEngine) and self.engine.sleeps:
+            self.engine.sleep()
+            self.forget()
 
     def forget(self) -> None:
         """Send the weights again before the next rollout: they were loaded from a file, or the engine has lost them."""

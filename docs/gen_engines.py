@@ -1,0 +1,57 @@
+"""Write the table in docs/engines.md from benchmarks/engine_agreement.json: `python docs/gen_engines.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs from a checkout
+
+from benchmarks.engine_agreement import KINDS, RESULT
+
+PAGE = Path(__file__).with_name("engines.md")
+START, END = "<!-- written by docs/gen_engines.py -->\n", "<!-- end of what docs/gen_engines.py writes -->\n"
+LIMIT = 1e-4  # a larger difference is not agreement
+# Why a family, or a kind of prompt, does not agree.
+REASONS: Mapping[str, str] = {}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the versions, a line for each family, and the reasons of what does not agree."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [
+        f"Measured with {versions}, in float32 on a CPU:",
+        "",
+        f"| family | {' | '.join(KINDS)} | another image | vLLM's classes |",
+        f"|---{'|---' * (len(KINDS) + 2)}|",
+        *(_row(name, measured) for name, measured in sorted(result["families"].items())),
+    ]
+    reasons = [f"- `{name}`: {reason}" for name, reason in REASONS.items()]
+    return "\n".join([*lines, "", *reasons]) + "\n"
+
+
+def _row(name: str, measured: Mapping[str, Any]) -> str:
+    cells = [_cell(measured[kind]) for kind in KINDS]
+    effect = measured.get("effect of the image")
+    implementation = {"auto": "own", "transformers": "`--vllm_model_impl transformers`"}[measured["implementation"]]
+    return f"| `{name}` | {' | '.join(cells)} | {'–' if effect is None else f'{effect:.1f}'} | {implementation} |"
+
+
+def _cell(value: float | str) -> str:
+    if isinstance(value, str):
+        return "no"
+    return f"{value:.0e}" if value < LIMIT else f"**{value:.0e}**"
+
+
+def page() -> str:
+    """Return the page with the table of today."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    return before + START + table(json.loads(RESULT.read_text(encoding="utf-8"))) + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
