@@ -309,8 +309,7 @@ class VLLMServerEngine:
         sampling: dict[str, Any] = self.settings.for_vllm(n, max_new_tokens, is_greedy=is_greedy)
         if self.settings.regex is not None:
             sampling["structured_outputs"] = {"regex": self.settings.regex}
-        # The stop tokens are the run's alone: the model's own ones are among them, or were left out on purpose.
-        return {"ignore_eos": True, "detokenize": False, **sampling}
+        return {"detokenize": False, **sampling}
 
     def _complete(self, client: ServerClient, request: TokenRequest) -> list[SampledTokens]:
         """Return the completions that a server sends for a prompt."""
