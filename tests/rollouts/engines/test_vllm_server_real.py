@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from trl.distributed import DistributedBackend
 
-from tests.support.vllm_server import SIZE, VARIABLE, VLLMServer, free_port
+from tests.support.vllm_server import SIZE, START_SECONDS, VARIABLE, VLLMServer, free_port
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.engine import Generation
 from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
@@ -65,7 +65,7 @@ class Side:
             config=self.model.config,
             folder=self.folder / "weights",
             run_id=f"run{self.num_runs}",
-            **{"wait_seconds": 180.0, "request_seconds": 60.0, **options},
+            **{"wait_seconds": START_SECONDS, "request_seconds": 60.0, **options},
         )
 
     @property
@@ -186,14 +186,17 @@ def test_a_killed_server_costs_nothing(side: Side):
     engine = side.engine(concurrency=2)
     prompts = side.encoder.encode([row(image(seed, 60, 60)) for seed in range(100)])
     engine.update_weights(side.model.named_parameters())
+    engine.generate(
+        prompts, max_new_tokens=1
+    )  # images are rendered once, so that the server is killed while it samples
     generations: list[Generation] = []
     thread = threading.Thread(target=lambda: generations.append(engine.generate(prompts)))
     thread.start()
-    time.sleep(1.5)
+    time.sleep(1.0)
     side.server.kill()
     assert thread.is_alive() and not generations, "the rollout was over before the server was killed"
     side.server.start()
-    thread.join(300)
+    thread.join(START_SECONDS)
     assert side.difference(prompts, generations[0]) < LIMIT
 
 
