@@ -25,7 +25,7 @@ from vlm_grpo.records import JsonObject, required
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.adapter_files import ADAPTER_PREFIX, AdapterFiles, check_adapter
 from vlm_grpo.rollouts.engines.engine import Generation, NamedTensor
-from vlm_grpo.rollouts.engines.nccl_transfer import NCCLTransfer
+from vlm_grpo.rollouts.engines.nccl_transfer import FIRST_PORT, NCCLTransfer, check_nccl
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.server_groups import (
     PromptGroup,
@@ -222,6 +222,7 @@ class VLLMServerEngine:
         transfer: how servers get weights: "folder"; "adapter", which is alone in the folder; "nccl".
         adapter_rank: of the adapter, where it is sent alone.
         nccl_device: the GPU from which weights are sent over NCCL.
+        nccl_port: of this machine, for the first server's group; each further one takes the next.
 
     Raises:
         ValueError: a server has not the version, flags or model that the run needs.
@@ -254,6 +255,7 @@ class VLLMServerEngine:
         transfer: str = "folder",
         adapter_rank: int = 0,
         nccl_device: torch.device | None = None,
+        nccl_port: int = FIRST_PORT,
     ) -> None:
         if transfer not in TRANSFERS:
             raise ValueError(f"--rollout_transfer must be one of {', '.join(TRANSFERS)}, got {transfer!r}")
@@ -266,17 +268,18 @@ class VLLMServerEngine:
             clients, kind, wait_seconds=wait_seconds, concurrency=concurrency, keeps_weights=keeps_weights
         )
         everyone = Everyone(run_id, is_main, wait_for_everyone)
-        self.transfer = self._open_transfer(WeightFiles(folder, config), everyone, nccl_device)
+        self.transfer = self._open_transfer(WeightFiles(folder, config), everyone, nccl_device, nccl_port)
         self.image_token_id = image_token_id(encoder)
         self.images = ImageRenderer(self.pool.map, self.image_token_id, kind.image_settings)
         self.pool.check()
 
     def _open_transfer(
-        self, files: WeightFiles, everyone: Everyone, nccl_device: torch.device | None
+        self, files: WeightFiles, everyone: Everyone, nccl_device: torch.device | None, port: int
     ) -> FileTransfer | NCCLTransfer:
         if self.kind.transfer == "nccl":
             device = required(nccl_device, "the GPU from which weights are sent over NCCL")
-            return NCCLTransfer(self.pool, everyone, finish=self.kind.finish, device=device)
+            check_nccl(device)
+            return NCCLTransfer(self.pool, everyone, finish=self.kind.finish, device=device, first_port=port)
         is_adapter = self.kind.transfer == "adapter"
         return FileTransfer(self.pool, AdapterFiles(files.folder) if is_adapter else files, everyone)
 
