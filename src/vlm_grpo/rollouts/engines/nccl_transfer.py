@@ -37,8 +37,8 @@ def check_nccl(device: torch.device) -> None:
         raise ValueError(f"--rollout_transfer nccl sends from a GPU, got {device}; use --rollout_transfer folder")
     if find_spec("vllm") is None:
         raise ImportError(
-            "--rollout_transfer nccl needs vllm in the trainer's environment, too: pip install 'vlm_grpo[vllm]', or use "
-            "--rollout_transfer folder"
+            "--rollout_transfer nccl needs vllm in the trainer's environment, too: pip install 'vlm_grpo[vllm]', or "
+            "use --rollout_transfer folder"
         )
 
 
