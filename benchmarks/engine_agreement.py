@@ -88,7 +88,13 @@ def share_engine() -> None:
 
     def make_once(run: EngineRun) -> RolloutEngine:
         if not engines:
-            engines.append(make_vllm(dataclasses.replace(run, options={**ENGINE, **run.options})))
+            try:
+                engines.append(make_vllm(dataclasses.replace(run, options={**ENGINE, **run.options})))
+            except Exception as error:
+                engines.append(error)  # the next kind of prompt would find the same
+                raise
+        if isinstance(engines[0], Exception):
+            raise engines[0]
         engines[0].sampling = run.sampling
         return cast("RolloutEngine", engines[0])
 

@@ -75,7 +75,7 @@ def missing_requirements(model: ModelConfig, training: VLMGRPOConfig) -> list[st
 def missing_packages(training: VLMGRPOConfig) -> list[str]:
     """Return one sentence for each missing package of a flag, with the command to install it."""
     problems = []
-    is_in_process = training.rollout_engine == "vllm" and not training.rollout_url
+    is_in_process = getattr(training, "rollout_engine", None) == "vllm" and not training.rollout_url
     if is_in_process and not is_installed("vllm"):
         problems.append(
             "--rollout_engine vllm needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'; or start a server "

@@ -1,4 +1,4 @@
-"""The weights of a policy for an engine with a copy of its own: whole tensors as a checkpoint's files have them."""
+"""The weights of a policy for an engine with a copy of its own: whole tensors, as checkpoint files have them."""
 
 from __future__ import annotations
 
