@@ -25,8 +25,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"Measured with {versions}, in float32 on a CPU:",
         "",
-        f"| family | {' | '.join(KINDS)} | another image | vLLM's classes |",
-        f"|---{'|---' * (len(KINDS) + 2)}|",
+        f"| family | {' | '.join(KINDS)} | another image |",
+        f"|---{'|---' * (len(KINDS) + 1)}|",
         *(_row(name, measured) for name, measured in sorted(result["families"].items())),
     ]
     reasons = [f"- `{name}`: {reason}" for name, reason in REASONS.items()]
@@ -36,8 +36,7 @@ def table(result: Mapping[str, Any]) -> str:
 def _row(name: str, measured: Mapping[str, Any]) -> str:
     cells = [_cell(measured[kind]) for kind in KINDS]
     effect = measured.get("effect of the image")
-    implementation = {"auto": "own", "transformers": "`--vllm_model_impl transformers`"}[measured["implementation"]]
-    return f"| `{name}` | {' | '.join(cells)} | {'–' if effect is None else f'{effect:.1f}'} | {implementation} |"
+    return f"| `{name}` | {' | '.join(cells)} | {'–' if effect is None else f'{effect:.1f}'} |"
 
 
 def _cell(value: float | str) -> str:
