@@ -810,6 +810,8 @@ def widen(config: Any) -> None:
     for name in ("head_dim", "global_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
         if getattr(language, name, None):
             setattr(language, name, 2 * getattr(language, name))
+    if hasattr(language, "linear_key_head_dim"):
+        language.linear_key_head_dim = language.linear_value_head_dim = 32
     sections = (language.rope_parameters or {}).get("mrope_section")
     if sections:
         language.rope_parameters["mrope_section"] = [2 * size for size in sections]
