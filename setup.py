@@ -61,5 +61,8 @@ setup(
         "tqdm>=4.66.3",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["vlm-grpo=vlm_grpo.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vlm-grpo=vlm_grpo.cli.main:main"],
+        "vllm.general_plugins": ["vlm_grpo=vlm_grpo.rollouts.engines.vllm_plugin:register"],
+    },
 )
