@@ -140,7 +140,7 @@ def test_rows_are_played_with_the_flags_of_episodes(
         (["--environment", "visual_crop", "--tool_time_limit", "0"], "--tool_time_limit must be above 0, got 0"),
         (
             ["--environment", "pick_image", "--backend", "openai", "--base_url", "u"],
-            "--environment needs a model in this process: remove --backend openai",
+            "--environment continues exact tokens, which --backend openai cannot: use local, vllm or sglang",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from vlm_grpo.tiny import TinySize
 
 VARIABLE = "VLLM_PYTHON"  # of the environment: an interpreter that imports vLLM
-START_SECONDS = 300
+START_SECONDS = 600
 # A small cache, no compiler, and every request of the dev mode.
 SETTINGS = {
     "VLLM_SERVER_DEV_MODE": "1",

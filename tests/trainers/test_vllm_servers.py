@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from tests.support.vllm_server import SIZE, VARIABLE, VLLMServer, free_port
 from tests.trainers.test_distributed import MODES, ROOT, environment, flags, write_data
+from vlm_grpo.cli.evaluate import main as evaluate
 from vlm_grpo.tiny import save_tiny_qwen
 
 pytestmark = [
@@ -59,6 +61,15 @@ def finish(run: subprocess.Popen[str], folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in log if LARGEST in entry]
 
 
+def test_an_evaluation_agrees_with_transformers(server: VLLMServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The first test of this file: later ones leave the server with the weights of a training."""
+    write_data(tmp_path)
+    words = ["--model_name_or_path", str(server.model), "--data_file_paths", str(tmp_path / "a.jsonl"), "--use_cpu"]
+    words += ["--image_folders", str(tmp_path), "--backend", "vllm", "--base_url", server.url, "--agreement", "4"]
+    assert evaluate([*words, "--max_completion_length", "12", "--output_dir", str(tmp_path / "out")]) == 0
+    assert "agreement of vllm with transformers on 4 rows: 4 equal completions" in capsys.readouterr().out
+
+
 def test_a_server_that_is_killed_comes_back_with_the_current_weights(server: VLLMServer, tmp_path: Path):
     run = start("ddp", server, tmp_path, max_steps=6)
     weights = tmp_path / "ddp" / "rollout_engine" / "weights"
@@ -80,3 +91,17 @@ def test_sharded_and_adapted_policies(mode: str, more: dict[str, Any], server: V
     log = finish(start(mode, server, tmp_path, max_steps=3, **more), tmp_path / mode)
     assert len(log) == 3
     assert max(entry[LARGEST] for entry in log) < 1e-4
+
+
+def test_an_evaluation_on_weights_of_a_training_is_refused(
+    server: VLLMServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The last test of this file."""
+    body = json.dumps({"new_version": "run-000003/0a1b"}).encode()  # as a training leaves it
+    request = urllib.request.Request(f"{server.url}/update_weight_version", body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=60).close()
+    write_data(tmp_path)
+    words = ["--model_name_or_path", str(server.model), "--data_file_paths", str(tmp_path / "a.jsonl"), "--use_cpu"]
+    words += ["--image_folders", str(tmp_path), "--backend", "vllm", "--base_url", server.url]
+    assert evaluate([*words, "--max_completion_length", "12", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "has weights of a training" in capsys.readouterr().err

@@ -224,16 +224,24 @@ class ServerPool:
         kind: what they are.
         wait_seconds: that a server may be away before the run stops.
         concurrency: requests of this process to one server at a time.
+        keeps_weights: whether the servers' own weights are meant, and none are sent.
     """
 
     def __init__(
-        self, clients: Sequence[ServerClient], kind: ServerKind, *, wait_seconds: float, concurrency: int
+        self,
+        clients: Sequence[ServerClient],
+        kind: ServerKind,
+        *,
+        wait_seconds: float,
+        concurrency: int,
+        keeps_weights: bool = False,
     ) -> None:
         if not clients:
             raise ValueError("generation by servers needs the URL of at least one: --rollout_url http://node1:8000")
         self.servers, self.kind = [Server(client) for client in clients], kind
         self.wait_seconds, self.concurrency = wait_seconds, concurrency
         self.weights: Weights | None = None
+        self.keeps_weights = keeps_weights
         self._changed = threading.Condition()
 
     def check(self) -> None:
@@ -280,7 +288,7 @@ class ServerPool:
             TimeoutError: no server is there within the limit, or one item fails for so long.
             ValueError: there are no weights yet, or a server refuses an item or was restarted with wrong flags.
         """
-        if self.weights is None:
+        if self.weights is None and not self.keeps_weights:
             raise ValueError("servers have no weights of this run yet: update_weights comes before generate")
         if not items:
             return []
@@ -386,9 +394,14 @@ class ServerPool:
         server.session = self._session_with_weights(server)
 
     def _session_with_weights(self, server: Server) -> str:
-        if self.weights is None:
-            raise ValueError("servers have no weights of this run yet: update_weights comes before generate")
         session = self.kind.session(server.client)
+        if self.weights is None:
+            if "/" in session:
+                raise ValueError(
+                    f"{server.client.name} has weights of a training, {session!r}, and not those of its model: start "
+                    f"it again: {self.kind.start_command}"
+                )
+            return session
         if self.weights.are_of(session):
             return session
         if self.weights.folder is None:

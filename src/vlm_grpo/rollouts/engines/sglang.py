@@ -136,6 +136,7 @@ class SGLangEngine:
         max_model_length: tokens of prompt and completion; None if it is not known beforehand.
         image_settings: of the image processor, where the run's differ from the model's.
         wait_seconds: that a server may be away before the run stops.
+        keeps_weights: whether the servers' own weights are meant, and none are sent.
         request_seconds: that a request may take; a server that takes longer hangs.
         concurrency: requests of this process to one server at a time.
         api_key: of the servers, if they want one.
@@ -164,6 +165,7 @@ class SGLangEngine:
         max_model_length: int | None = None,
         image_settings: Mapping[str, object] | None = None,
         wait_seconds: float = 600.0,
+        keeps_weights: bool = False,
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
@@ -171,7 +173,9 @@ class SGLangEngine:
         self.kind = SGLangServerKind(model, config, max_model_length or settings.max_new_tokens + 1, dtype)
         self.settings, self.image_settings = settings, dict(image_settings or {})
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
-        self.pool = ServerPool(clients, self.kind, wait_seconds=wait_seconds, concurrency=concurrency)
+        self.pool = ServerPool(
+            clients, self.kind, wait_seconds=wait_seconds, concurrency=concurrency, keeps_weights=keeps_weights
+        )
         everyone = Everyone(run_id, is_main, wait_for_everyone)
         self.transfer = FileTransfer(self.pool, WeightFiles(folder, config), everyone)
         self.image_token_id = image_token_id(encoder)

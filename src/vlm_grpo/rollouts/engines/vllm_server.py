@@ -185,6 +185,7 @@ class VLLMServerEngine:
         max_model_length: tokens of prompt and completion; None if it is not known beforehand.
         image_settings: of the image processor, where the run's differ from the model's (`changed_image_settings`).
         wait_seconds: that a server may be away before the run stops.
+        keeps_weights: whether the servers' own weights are meant, and none are sent.
         request_seconds: that a request may take; a server that takes longer hangs.
         concurrency: requests of this process to one server at a time.
         api_key: of the servers, if they want one.
@@ -214,6 +215,7 @@ class VLLMServerEngine:
         max_model_length: int | None = None,
         image_settings: Mapping[str, object] | None = None,
         wait_seconds: float = 600.0,
+        keeps_weights: bool = False,
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
@@ -224,7 +226,9 @@ class VLLMServerEngine:
         kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, images, is_nccl)
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
-        self.pool = ServerPool(clients, kind, wait_seconds=wait_seconds, concurrency=concurrency)
+        self.pool = ServerPool(
+            clients, kind, wait_seconds=wait_seconds, concurrency=concurrency, keeps_weights=keeps_weights
+        )
         everyone = Everyone(run_id, is_main, wait_for_everyone)
         self.transfer: FileTransfer | NCCLTransfer
         if nccl_device is None:
@@ -320,6 +324,7 @@ def server_arguments(run: EngineRun) -> dict[str, Any]:
         "max_model_length": run.max_model_length,
         "image_settings": image_settings,
         "wait_seconds": run.wait,
+        "keeps_weights": not run.sends_weights,
     }
 
 
