@@ -22,7 +22,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=2.4,<3",
         "openai>=2",  # the judge's tests
-        "num2words>=0.5",  # the SmolVLM processor asks for it
+        "num2words>=0.5.13",  # the SmolVLM processor asks for it
         "uv>=0.8",  # resolves the dependencies in the test of this file
     ],
 }
@@ -56,10 +56,13 @@ setup(
         "pint>=0.24.4,<0.26",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
-        "scipy>=1.13",
+        "scipy>=1.15",
         "tensorboard>=2.19",
         "tqdm>=4.66.3",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["vlm-grpo=vlm_grpo.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vlm-grpo=vlm_grpo.cli.main:main"],
+        "vllm.general_plugins": ["vlm_grpo=vlm_grpo.rollouts.engines.vllm_plugin:register"],
+    },
 )

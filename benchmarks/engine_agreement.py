@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -32,16 +31,12 @@ VARIABLES = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_
 ENGINE = {"enforce_eager": True, "max_model_len": 2048, "max_num_batched_tokens": 4096, "max_num_seqs": 16}
 NOISE = 0.1  # standard deviation of the change of the parameters
 TURNS = 3
-# Tiny models of tests/support/families.py; those that differ in their chat template alone are left out. vLLM 0.30
-# cannot import its own classes of some families beside transformers 5.23, so that transformers' classes are used there.
-FAMILIES: Mapping[str, str] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5_think", "qwen3_5_moe"), "auto"),
-    **dict.fromkeys(("qwen3_omni", "internvl", "glm4v", "glm4v_moe", "glm46v", "gemma3", "gemma4"), "auto"),
-    **dict.fromkeys(("smolvlm", "smolvlm2", "idefics3", "lfm2_vl", "paligemma", "minicpmv4_6"), "auto"),
-    **dict.fromkeys(("minicpmv4_7", "kimi_k25", "ovis2", "deepseek_vl", "deepseek_vl_hybrid"), "auto"),
-    **dict.fromkeys(("llava_clip", "llava_siglip", "llava_dinov2", "llava_next", "llava_onevision"), "transformers"),
-    "mistral3": "transformers",
-}
+FAMILIES = (  # tiny models of tests/support/families.py, without those that differ in their chat template alone
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5_think", "qwen3_5_moe", "qwen3_omni", "internvl"),
+    *("glm4v", "glm4v_moe", "glm46v", "gemma3", "gemma4", "smolvlm", "smolvlm2", "idefics3", "mistral3", "llava_clip"),
+    *("llava_siglip", "llava_dinov2", "llava_next", "llava_onevision", "lfm2_vl", "paligemma", "minicpmv4_6"),
+    *("minicpmv4_7", "kimi_k25", "ovis2", "deepseek_vl", "deepseek_vl_hybrid"),
+)
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
@@ -65,14 +60,14 @@ def measure(family: str) -> dict[str, Any]:
     from tests.support.families import save_for_vllm
 
     share_engine()
-    results: dict[str, Any] = {"implementation": FAMILIES[family]}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         save_for_vllm(family, model)
         results["effect of the image"] = image_effect(model)
         for kind in KINDS:
             try:
-                results[kind] = train(model, Path(folder) / kind, kind, FAMILIES[family])
+                results[kind] = train(model, Path(folder) / kind, kind)
             except Exception as error:  # of any library: it is the result
                 traceback.print_exc()
                 results[kind] = f"{type(error).__name__}: {error}"[:300]
@@ -88,14 +83,20 @@ def share_engine() -> None:
 
     def make_once(run: EngineRun) -> RolloutEngine:
         if not engines:
-            engines.append(make_vllm(dataclasses.replace(run, options={**ENGINE, **run.options})))
+            try:
+                engines.append(make_vllm(dataclasses.replace(run, options={**ENGINE, **run.options})))
+            except Exception as error:
+                engines.append(error)  # the next kind of prompt would find the same
+                raise
+        if isinstance(engines[0], Exception):
+            raise engines[0]
         engines[0].sampling = run.sampling
         return cast("RolloutEngine", engines[0])
 
     register_engine("shared_vllm", make_once)
 
 
-def train(folder: Path, output: Path, kind: str, implementation: str) -> float:
+def train(folder: Path, output: Path, kind: str) -> float:
     """Return the largest difference while the changed model is trained on a kind of prompt."""
     from datasets import Dataset
 
@@ -104,7 +105,7 @@ def train(folder: Path, output: Path, kind: str, implementation: str) -> float:
     from vlm_grpo.trainers.grpo import VLMGRPOTrainer
 
     options, parts = episodes(folder) if kind == "several turns" else ({}, {})
-    options |= {"rollout_engine": "shared_vllm", "vllm_model_impl": implementation, "per_device_train_batch_size": 8}
+    options |= {"rollout_engine": "shared_vllm", "per_device_train_batch_size": 8}
     data = Dataset.from_list(rows(kind))
     args = VLMGRPOConfig(**settings(output, **options))
     trainer = VLMGRPOTrainer(str(folder), length_reward, args, train_dataset=data, **parts)
@@ -181,7 +182,7 @@ def measure_apart(family: str) -> dict[str, Any]:
 def main() -> None:
     """Measure families, each in a process of its own, and add them to the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--one", nargs=2, metavar=("FAMILY", "OUTPUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

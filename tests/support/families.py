@@ -431,7 +431,8 @@ def glm_config(kind: type, words: Any, language: dict[str, Any]) -> Any:
 
 def save_glm4v(folder: Path) -> None:
     words = tokenizer(*GLM_MARKS.values())
-    config = glm_config(hf.Glm4vConfig, words, text(words, **mrope([2, 1, 1], partial_rotary_factor=0.5)))
+    language = text(words, attention_bias=True, **mrope([2, 1, 1], partial_rotary_factor=0.5))
+    config = glm_config(hf.Glm4vConfig, words, language)
     made = glm_processor(words, hf.Glm4vProcessor, hf.Glm4vImageProcessor, hf.Glm4vVideoProcessor)
     save(folder, hf.Glm4vForConditionalGeneration, config, made)
 
@@ -447,7 +448,8 @@ def save_glm4v_moe(folder: Path) -> None:
 
 def save_glm46v(folder: Path) -> None:
     words = tokenizer(*GLM_MARKS.values())
-    config = glm_config(hf.Glm46VConfig, words, text(words, **mrope([2, 1, 1], partial_rotary_factor=0.5)))
+    language = text(words, attention_bias=True, **mrope([2, 1, 1], partial_rotary_factor=0.5))
+    config = glm_config(hf.Glm46VConfig, words, language)
     made = glm_processor(words, hf.Glm46VProcessor, hf.Glm46VImageProcessor, hf.Glm46VVideoProcessor)
     save(folder, hf.Glm46VForConditionalGeneration, config, made)
 
@@ -808,6 +810,8 @@ def widen(config: Any) -> None:
     for name in ("head_dim", "global_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"):
         if getattr(language, name, None):
             setattr(language, name, 2 * getattr(language, name))
+    if hasattr(language, "linear_key_head_dim"):
+        language.linear_key_head_dim = language.linear_value_head_dim = 32
     sections = (language.rope_parameters or {}).get("mrope_section")
     if sections:
         language.rope_parameters["mrope_section"] = [2 * size for size in sections]

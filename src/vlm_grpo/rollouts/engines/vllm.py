@@ -30,6 +30,10 @@ INSTALL = (
     "--rollout_engine vllm in this process needs vllm, which is not installed: pip install 'vlm_grpo[vllm]'; a server "
     "needs no vllm here: --rollout_url http://host:port"
 )
+TRANSFORMERS_BACKEND = (
+    "{} computes with the classes of transformers, which vLLM changes in the whole process, the policy included: use a "
+    "vLLM server (--rollout_url), or --rollout_engine transformers"
+)
 
 
 class VLLMEngine:
@@ -45,6 +49,7 @@ class VLLMEngine:
 
     Raises:
         ImportError: vllm is not installed.
+        ValueError: vLLM would compute with the classes of transformers.
     """
 
     needs_whole_groups = False
@@ -73,7 +78,11 @@ class VLLMEngine:
             "limit_mm_per_prompt": {"video": 0},  # refused below; some processors fail on vLLM's dummy videos
             **(options or {}),
         }
+        if settings.get("model_impl") == "transformers":
+            raise ValueError(TRANSFORMERS_BACKEND.format("--vllm_model_impl transformers"))
         self.llm: LLM = LLM(model=folder, dtype=dtype, **settings)
+        if self.llm.llm_engine.model_config.using_transformers_backend():
+            raise ValueError(TRANSFORMERS_BACKEND.format("vLLM has no classes of its own for this model and"))
         self._numbers = itertools.count()
         self._images: dict[Hashable, MultiModalInput] = {}  # as processed, by the images' keys; of one `generate`
         self.sleep()
