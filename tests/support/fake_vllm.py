@@ -28,10 +28,11 @@ POSTED = (
     "/update_weight_version",
     "/inference/v1/generate",
     "/v1/chat/completions/render",
+    "/v1/load_lora_adapter",
 )
 BASE_WEIGHT = 99  # after a start, before any loading
 STOP = 2
-GENERATE, RENDER = POSTED[4:]
+GENERATE, RENDER, LOAD_ADAPTER = POSTED[4:]
 NOT_FOUND = {"detail": "Not Found"}
 
 
@@ -55,6 +56,7 @@ class FakeVLLM:
     logprobs_mode: str = "raw_logprobs"
     max_model_len: int = 1000
     device: str = "cuda"
+    lora_config: dict[str, int] | None = None
     missing: tuple[str, ...] = ()
     before: Callable[[str], int | None] = lambda path: None
     expand: Callable[[tuple[int, int]], list[int]] = lambda size: []
@@ -65,10 +67,11 @@ class FakeVLLM:
     loads: list[str] = field(default_factory=list)
     weight: int = BASE_WEIGHT
     weight_version: str = "default"
+    adapter: tuple[str | None, int] = (None, 0)
     port: int = 0
 
     def start(self) -> FakeVLLM:
-        self.weight, self.weight_version = BASE_WEIGHT, "default"
+        self.restart()
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
         self.server.daemon_threads = True
         self.port = self.server.server_port
@@ -85,7 +88,7 @@ class FakeVLLM:
 
     def restart(self) -> None:
         """Forget the weights, as a process does that is started again; no connection fails."""
-        self.weight, self.weight_version = BASE_WEIGHT, "default"
+        self.weight, self.weight_version, self.adapter = BASE_WEIGHT, "default", ("none", 0)
 
     def bodies(self, path: str) -> list[Any]:
         return self.requests.get(path, [])
@@ -107,21 +110,26 @@ class FakeVLLM:
             "/version": lambda: {"version": self.version},
             "/weight_info": lambda: {"weight_version": self.weight_version},
             "/server_info": self._server_info,
-            "/v1/models": lambda: {
-                "data": [{"id": self.model, "root": self.model, "max_model_len": self.max_model_len}]
-            },
+            "/v1/models": lambda: {"data": self._models()},
             "/collective_rpc": lambda: self._load(body),
             "/reset_prefix_cache": lambda: {"success": True},
             "/reset_encoder_cache": lambda: None,
             "/update_weight_version": lambda: setattr(self, "weight_version", body["new_version"]) or {"success": True},
             GENERATE: lambda: self._generate(body),
             RENDER: lambda: self._render(body),
+            LOAD_ADAPTER: lambda: self._load_adapter(body),
         }
         return (200, handlers[plain]()) if plain in handlers else (404, NOT_FOUND)
 
     def _server_info(self) -> dict[str, Any]:
         model = {"logprobs_mode": self.logprobs_mode, "dtype": "torch.bfloat16"}
-        return {"vllm_config": {"model_config": model, "device_config": {"device": self.device}}}
+        return {
+            "vllm_config": {
+                "model_config": model,
+                "device_config": {"device": self.device},
+                "lora_config": self.lora_config,
+            }
+        }
 
     def _load(self, body: Any) -> dict[str, Any]:
         assert body["method"] == "reload_weights"
@@ -132,8 +140,24 @@ class FakeVLLM:
         self.loads.append(folder.name)
         return {"results": [None]}
 
+    def _models(self) -> list[dict[str, Any]]:
+        model = {"id": self.model, "root": self.model, "max_model_len": self.max_model_len}
+        adapter = {"id": self.adapter[0], "root": "/a/folder", "parent": self.model, "max_model_len": None}
+        return [model, *([adapter] if self.adapter[1] else [])]
+
+    def _load_adapter(self, body: Any) -> str:
+        """Take the number from the adapter; it is that of requests for this model alone."""
+        folder = Path(body["lora_path"])
+        assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA" and body["load_inplace"]
+        tensors = load_file(folder / "adapter_model.safetensors")
+        number = next(value for name, value in tensors.items() if "lora_A" in name).flatten()[0]
+        self.adapter = body["lora_name"], int(number)
+        self.loads.append(folder.name)
+        return "Success: LoRA adapter added successfully."
+
     def _generate(self, body: Any) -> dict[str, Any]:
-        ids = [self.weight, STOP]
+        name, number = self.adapter
+        ids = [number if body.get("model") == name else self.weight, STOP]
         content = [{"logprob": -0.5}, {"logprob": -9999.0}]
         choices = [
             {"index": index, "token_ids": [*ids[:-1], index, STOP], "finish_reason": self.finish_reason}
@@ -177,6 +201,7 @@ def _handler(fake: FakeVLLM) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(str(error).encode())
                 return
             data = b"" if content is None else json.dumps(content).encode()
+            data = content.encode() if isinstance(content, str) else data
             with suppress(ConnectionError):  # the client waits no longer
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))

@@ -18,6 +18,7 @@ START_SECONDS = 600
 # A small cache, no compiler, and every request of the dev mode.
 SETTINGS = {
     "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -87,7 +87,7 @@ def test_rows_of_the_expert_are_not_sampled(tiny_model: Path, tmp_path: Path, mo
 class KnownLogprobs:
     """An engine that also returns log-probabilities, as vLLM does, far from those of the policy."""
 
-    needs_whole_groups = False
+    needs_whole_groups, has_own_weights = False, True
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -100,7 +100,7 @@ class KnownLogprobs:
 def test_demonstrations_stay_out_of_the_sampler_correction(tiny_model: Path, tmp_path: Path):
     """No engine has sampled them: their weight is 1; the weights of sampled tokens are not."""
     trainer = build("luffy", tiny_model, tmp_path, shuffle_dataset=False)
-    trainer.collector.engine = KnownLogprobs(trainer.collector.engine)
+    trainer.engine = trainer.collector.engine = KnownLogprobs(trainer.engine)
     (inputs,) = losses_of(trainer)
     weights, is_expert = inputs["importance_sampling_ratio"], inputs["is_expert"][:, 0]
     assert is_expert.sum() == 2 and (weights[is_expert] == 1).all()

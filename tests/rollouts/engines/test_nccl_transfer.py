@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from transformers import Qwen2Config
 
 from tests.support.fake_vllm import FakeVLLM
-from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
-from vlm_grpo.rollouts.engines.nccl_transfer import NCCLTransfer, open_client
+from vlm_grpo.rollouts.encoder import PromptEncoder
+from vlm_grpo.rollouts.engines.nccl_transfer import NCCLTransfer, check_nccl
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.servers import ServerClient, ServerPool
 from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine, VLLMServerKind
@@ -95,26 +96,29 @@ def test_other_processes_gather_and_use_the_servers(fakes):
         other.pool.map(lambda client, item: item, [1, 2])
 
 
-def test_a_gpu_is_needed():
-    with pytest.raises(ValueError, match="--rollout_transfer folder"):
-        open_client("http://127.0.0.1:9", 1, CPU)
+def test_a_gpu_is_needed(fakes, tmp_path: Path):
+    with pytest.raises(ValueError, match="sends from a GPU, got cpu; use --rollout_transfer folder"):
+        VLLMServerEngine(
+            [fake.url for fake in fakes],
+            encoder=PromptEncoder(build_tiny_qwen()[1], {}),
+            settings=SamplingSettings(20, [2]),
+            model="tiny",
+            config=CONFIG,
+            folder=tmp_path,
+            run_id="run",
+            transfer="nccl",
+            nccl_device=CPU,
+        )
 
 
-def test_the_engine_asks_for_a_server_that_can(fakes, tmp_path: Path):
-    """The command line that it advises has the setting; weights do not go through the folder."""
-    engine = VLLMServerEngine(
-        [fake.url for fake in fakes],
-        encoder=PromptEncoder(build_tiny_qwen()[1], {}),
-        settings=SamplingSettings(20, [2]),
-        model="tiny",
-        config=CONFIG,
-        folder=tmp_path,
-        run_id="run",
-        nccl_device=CPU,
-    )
-    assert """--weight-transfer-config '{"backend": "nccl"}'""" in engine.kind.start_command
-    with pytest.raises(ValueError, match="sends from a GPU"):
-        engine.update_weights(gathered())
-    with pytest.raises(ValueError, match="update_weights comes before generate"):
-        engine.generate([EncodedPrompt([1], "")])
-    assert not list(tmp_path.iterdir())
+def test_vllm_is_needed_here_too():
+    if find_spec("vllm") is None:
+        with pytest.raises(ImportError, match="--rollout_transfer nccl needs vllm"):
+            check_nccl(torch.device("cuda", 0))
+    else:
+        check_nccl(torch.device("cuda", 0))
+
+
+def test_the_server_needs_a_setting():
+    kind = VLLMServerKind("tiny", CONFIG, 10, "raw_logprobs", transfer="nccl")
+    assert """--weight-transfer-config '{"backend": "nccl"}'""" in kind.start_command

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from transformers import Qwen2Config
 
@@ -18,7 +19,9 @@ from vlm_grpo.records import ImageRef, VideoRef
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.server_images import changed_image_settings
+from vlm_grpo.rollouts.engines.table import EngineRun
 from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
+from vlm_grpo.rollouts.ranks import Ranks
 from vlm_grpo.rollouts.segment import CompletionSegment, as_next_prompt
 from vlm_grpo.tiny import build_tiny_qwen
 
@@ -118,8 +121,8 @@ def test_each_update_is_in_every_server(fakes, encoder, tmp_path):
         assert {ids[0] for ids in engine.generate(texts(8)).ids} == {weight}
     for fake in fakes:
         assert fake.loads == ["run-000001", "run-000002"]
-        order = [path for path in fake.requests if path.startswith("/reset")]
-        assert order == ["/reset_prefix_cache", "/reset_encoder_cache"]
+        for path in ("/reset_prefix_cache", "/reset_encoder_cache"):
+            assert len([body for body in fake.bodies(path) if body is not None]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["run-000002"]
 
 
@@ -137,6 +140,37 @@ def test_a_completion_that_the_server_cuts_is_refused(fakes, encoder, tmp_path):
     with pytest.raises(ValueError, match="after 3 of 20 tokens, since its prompt has 3: its limit"):
         engine.generate(texts(1))
     assert engine.generate(texts(1), max_new_tokens=3).ids == [[7, 0, STOP]]
+
+
+def test_the_engine_of_a_run_knows_its_limits(fakes, tiny_model, tmp_path):
+    """The servers' processor has those of the model's files; each run has a name of its own."""
+    model, processor = build_tiny_qwen(max_pixels=784 * 4)
+    for fake in fakes:
+        fake.model = tiny_model.name
+    run = EngineRun(
+        model=model,
+        model_name=str(tiny_model),
+        processor=processor,
+        encoder=PromptEncoder(processor, {}),
+        sampling=replace(SETTINGS, temperature=0.7),
+        dtype=torch.bfloat16,
+        ranks=Ranks(Accelerator(cpu=True)),
+        folder=tmp_path,
+        max_model_length=1000,
+        urls=[fake.url for fake in fakes],
+        wait=5.0,
+    )
+    with pytest.raises(ValueError, match="want --logprobs-mode processed_logprobs"):
+        VLLMServerEngine.from_run(run)
+    for fake in fakes:
+        fake.logprobs_mode = "processed_logprobs"
+    engines = [VLLMServerEngine.from_run(run) for _ in range(2)]
+    update(engines[0], 7)
+    assert fakes[0].loads == [path.name for path in (tmp_path / "weights").iterdir()]
+    assert "--dtype bfloat16" in engines[0].kind.start_command
+    assert engines[0].kind.image_settings == {"size": {"shortest_edge": 56 * 56, "longest_edge": 784 * 4}}
+    update(engines[1], 8)
+    assert len(set(fakes[0].loads)) == 2
 
 
 # Images
@@ -415,6 +449,31 @@ def test_a_rollout_outlives_all_servers(fakes, encoder, tmp_path):
     fake.start()
     thread.join(5)
     assert results == [[[7, 0, STOP]] * 40]
+
+
+def test_processes_of_a_run_share_the_servers(fakes, encoder, tmp_path):
+    """Two processes as threads: one writes, both generate, and a server loads once for both, also after a restart."""
+    barrier = threading.Barrier(2)
+    results: list[tuple[int, int]] = []
+
+    def process(number: int) -> None:
+        engine = engine_of(fakes, encoder, tmp_path, is_main=number == 0, wait_for_everyone=barrier.wait)
+        for weight in (7, 8):
+            update(engine, weight)
+            results.extend((weight, ids[0]) for ids in engine.generate(texts(6)).ids)
+            barrier.wait()
+            if number == 0:
+                fakes[0].restart()
+            barrier.wait()
+            results.extend((weight, ids[0]) for ids in engine.generate(texts(6)).ids)
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(results) == 48 and all(expected == actual for expected, actual in results)
+    assert [len(fake.loads) for fake in fakes] == [4, 2]
 
 
 def test_a_folder_that_the_server_does_not_see_is_named(fakes, encoder, tmp_path):

@@ -5,6 +5,7 @@ Runs where the variable VLLM_PYTHON names an interpreter with vLLM.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -14,11 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from PIL import Image
+from torch import nn
+from trl.distributed import DistributedBackend
 
-from tests.support.vllm_server import SIZE, VARIABLE, VLLMServer, free_port
+from tests.support.vllm_server import SIZE, START_SECONDS, VARIABLE, VLLMServer, free_port
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
 from vlm_grpo.rollouts.engines.engine import Generation
+from vlm_grpo.rollouts.engines.policy_weights import PolicyWeights
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.shared_prefill import prompt_batch
 from vlm_grpo.rollouts.engines.vllm_server import VLLMServerEngine
@@ -43,7 +49,8 @@ class Side:
         self.model.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
         self.encoder = PromptEncoder(processor, {})
-        self.server = VLLMServer(folder / "model", folder / "log", free_port())
+        options = ("--enable-lora", "--max-lora-rank", "8")
+        self.server = VLLMServer(folder / "model", folder / "log", free_port(), options)
         self.folder = folder
         self.num_runs = 0
 
@@ -58,7 +65,7 @@ class Side:
             config=self.model.config,
             folder=self.folder / "weights",
             run_id=f"run{self.num_runs}",
-            **{"wait_seconds": 180.0, "request_seconds": 60.0, **options},
+            **{"wait_seconds": START_SECONDS, "request_seconds": 60.0, **options},
         )
 
     @property
@@ -73,22 +80,24 @@ class Side:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter += 0.2 * parameter.std().nan_to_num(0.1) * noise
 
-    def logprobs(self, prompt: EncodedPrompt, completion: list[int]) -> list[float]:
+    def logprobs(self, policy: nn.Module, prompt: EncodedPrompt, completion: list[int]) -> list[float]:
         """Return the policy's log-probabilities of a completion."""
         text = CompletionSegment(completion, {}, {}, [])
         row = as_next_prompt(prompt, text)
         with torch.no_grad():
-            logits = self.model(**prompt_batch([row], 0)).logits[0].float()
+            logits = policy(**prompt_batch([row], 0)).logits[0].float()
         positions = range(len(prompt.input_ids) - 1, len(row.input_ids) - 1)
         logps = logits.log_softmax(-1)
         return [logps[at, token].item() for at, token in zip(positions, completion, strict=True)]
 
-    def difference(self, prompts: Sequence[EncodedPrompt], generation: Generation) -> float:
+    def difference(
+        self, prompts: Sequence[EncodedPrompt], generation: Generation, policy: nn.Module | None = None
+    ) -> float:
         """Return the largest difference between the engine's log-probabilities and the policy's."""
         assert generation.logprobs is not None
         differences = []
         for prompt, ids, logprobs in zip(prompts, generation.ids, generation.logprobs, strict=True):
-            own = self.logprobs(prompt, ids)
+            own = self.logprobs(policy or self.model, prompt, ids)
             differences += [abs(a - (b or 0.0)) for a, b in zip(own, logprobs, strict=True)]
         return max(differences)
 
@@ -127,6 +136,24 @@ def all_prompts(side: Side) -> list[EncodedPrompt]:
     return [text, one, two, as_next_prompt(one, turn)]
 
 
+def test_an_adapter_alone_agrees(side: Side):
+    """With images too, where it is in the language model. Comes first: the server has the weights of its model."""
+    targets = r".*language_model.*(q_proj|v_proj|down_proj)"
+    policy = get_peft_model(copy.deepcopy(side.model), LoraConfig(r=4, lora_alpha=16, target_modules=targets)).eval()
+    engine, prompts, backend = side.engine(transfer="adapter"), all_prompts(side), DistributedBackend(Accelerator())
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        engine.update_weights(PolicyWeights(policy, backend))
+        generation = engine.generate(prompts)
+        assert side.difference(prompts, generation, policy) < LIMIT
+    with policy.disable_adapter():
+        assert side.difference(prompts, generation, policy) > 100 * LIMIT
+
+
 def test_logprobs_agree_after_each_update(side: Side):
     """Four completions of each prompt; the tower changes too, and images that were seen before are computed anew."""
     engine, prompts = side.engine(), [prompt for prompt in all_prompts(side) for _ in range(4)]
@@ -159,14 +186,17 @@ def test_a_killed_server_costs_nothing(side: Side):
     engine = side.engine(concurrency=2)
     prompts = side.encoder.encode([row(image(seed, 60, 60)) for seed in range(100)])
     engine.update_weights(side.model.named_parameters())
+    engine.generate(
+        prompts, max_new_tokens=1
+    )  # images are rendered once, so that the server is killed while it samples
     generations: list[Generation] = []
     thread = threading.Thread(target=lambda: generations.append(engine.generate(prompts)))
     thread.start()
-    time.sleep(1.5)
+    time.sleep(1.0)
     side.server.kill()
     assert thread.is_alive() and not generations, "the rollout was over before the server was killed"
     side.server.start()
-    thread.join(300)
+    thread.join(START_SECONDS)
     assert side.difference(prompts, generations[0]) < LIMIT
 
 

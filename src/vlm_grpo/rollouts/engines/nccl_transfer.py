@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,23 +21,35 @@ from vlm_grpo.rollouts.engines.weight_files import Everyone
 if TYPE_CHECKING:
     from trl.generation.vllm_client import VLLMClient
 
-FIRST_PORT = 51216  # of the main process, for the first server's group; TRL's
+FIRST_PORT = 51216  # TRL's --vllm_group_port
 LARGEST_PART = 2**30  # bytes that are sent at a time
 OpenClient = Callable[[str, int, torch.device], "VLLMClient"]
+
+
+def check_nccl(device: torch.device) -> None:
+    """Check that weights can be sent from a device.
+
+    Raises:
+        ValueError: it is no GPU.
+        ImportError: vLLM is not installed here.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"--rollout_transfer nccl sends from a GPU, got {device}; use --rollout_transfer folder")
+    if find_spec("vllm") is None:
+        raise ImportError(
+            "--rollout_transfer nccl needs vllm in the trainer's environment, too: pip install 'vlm_grpo[vllm]', or "
+            "use --rollout_transfer folder"
+        )
 
 
 def open_client(url: str, port: int, device: torch.device) -> VLLMClient:
     """Return TRL's client of a server, in a group with the server's GPUs.
 
     Raises:
-        ValueError: there is no GPU to send from.
-        ImportError: vLLM is not installed here.
         RuntimeError: the server was started without --weight-transfer-config.
     """
     from trl.generation.vllm_client import VLLMClient
 
-    if device.type != "cuda":
-        raise ValueError(f"--rollout_transfer nccl sends from a GPU, got {device}; use --rollout_transfer folder")
     client = VLLMClient(base_url=url, group_port=port)
     client.init_communicator(device)
     return client
@@ -54,6 +67,7 @@ class NCCLTransfer:
         finish: lets a server forget what it computed with former weights, and sets its session.
         device: of the main process.
         open_client: from the URL of a server, a port and the device to TRL's client.
+        first_port: of the main process, for the first server's group.
         largest_part: bytes that are gathered before they are sent.
     """
 
@@ -65,10 +79,11 @@ class NCCLTransfer:
         finish: Callable[..., None],
         device: torch.device,
         open_client: OpenClient = open_client,
+        first_port: int = FIRST_PORT,
         largest_part: int = LARGEST_PART,
     ) -> None:
         self.pool, self.everyone, self.finish, self.device = pool, everyone, finish, device
-        self.open_client, self.largest_part = open_client, largest_part
+        self.open_client, self.first_port, self.largest_part = open_client, first_port, largest_part
         self.num_updates = 0
         self._clients: list[VLLMClient] = []
 
@@ -90,7 +105,8 @@ class NCCLTransfer:
     def _send(self, weights: Iterable[NamedTensor]) -> None:
         if not self._clients:
             urls = [server.client.url for server in self.pool.servers]
-            self._clients = [self.open_client(url, FIRST_PORT + number, self.device) for number, url in enumerate(urls)]
+            ports = range(self.first_port, self.first_port + len(urls))
+            self._clients = [self.open_client(url, port, self.device) for url, port in zip(urls, ports, strict=True)]
         with ExitStack() as stack:
             for client in self._clients:
                 stack.enter_context(client.weight_update())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from vlm_grpo.data.images import open_image
 from vlm_grpo.records import ImageRef, JsonObject
@@ -215,4 +216,11 @@ def changed_image_settings(image_processor: object, original: object) -> dict[st
     """
     pairs = {name: (getattr(image_processor, name, None), getattr(original, name, None)) for name in IMAGE_SETTINGS}
     changed = {name: value for name, (value, former) in pairs.items() if value is not None and value != former}
-    return {name: dict(value) if hasattr(value, "keys") else value for name, value in changed.items()}
+    return {name: _plain(value) for name, value in changed.items()}
+
+
+def _plain(value: object) -> object:
+    """Return a value for JSON."""
+    if isinstance(value, SizeDict | Mapping):
+        return {name: each for name, each in dict(value).items() if each is not None}
+    return value

@@ -83,6 +83,10 @@ class ServerClient:
         answer = self._request(path, {} if body is None else body, self.seconds)
         return answer if key is None else self._value(path, answer, key)
 
+    def post_for_text(self, path: str, body: JsonObject) -> str:
+        """Send a JSON object, and return the text that comes back."""
+        return self._content(path, body, self.seconds).decode(errors="replace")
+
     def _value(self, path: str, answer: JsonObject, key: str) -> Any:
         if key not in answer:  # an answer that ends too early is empty
             raise ServerUnavailableError(f"{self.name}{path}: expected an answer with {key!r}, got {answer!s:.200}")
@@ -97,17 +101,23 @@ class ServerClient:
         return True
 
     def _request(self, path: str, body: JsonObject | None, seconds: float) -> JsonObject:
+        content = self._content(path, body, seconds)
+        try:
+            return json.loads(content) if content.strip() else {}
+        except json.JSONDecodeError as error:
+            raise ServerUnavailableError(f"{self.name}{path}: expected JSON, got {content[:200]!r}") from error
+
+    def _content(self, path: str, body: JsonObject | None, seconds: float) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         headers = {**self.headers, **({} if data is None else {"Content-Type": "application/json"})}
         limits = Limits(size=LARGEST_RESPONSE, seconds=seconds, private=True)
         try:
-            content = fetch_bytes(urllib.request.Request(self.url + path, data, headers), limits)
-            return json.loads(content) if content.strip() else {}
+            return fetch_bytes(urllib.request.Request(self.url + path, data, headers), limits)
         except urllib.error.HTTPError as error:
             raise self._status_error(path, error) from None
         except TimeoutError as error:
             raise ServerUnavailableError(f"{self.name}{path}: no answer within {limits.seconds:g} s") from error
-        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             text = str(reason) or type(reason).__name__
             raise ServerUnavailableError(f"{self.name}{path}: {text}") from error

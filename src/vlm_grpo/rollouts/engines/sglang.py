@@ -205,7 +205,7 @@ class SGLangEngine:
     def _sampling(self, n: int, max_new_tokens: int | None, *, is_greedy: bool) -> JsonObject:
         settings = self.settings
         fields = settings.for_vllm(n, max_new_tokens, is_greedy=is_greedy)
-        del fields["logprobs"]
+        del fields["logprobs"], fields["ignore_eos"]  # which turns SGLang's stop tokens off as well
         renamed = {SERVER_NAMES.get(name, name): value for name, value in fields.items()}
         top_k = settings.top_k if settings.top_k > 0 else -1
         return {**renamed, "top_k": top_k, "regex": settings.regex, "no_stop_trim": True, "skip_special_tokens": False}

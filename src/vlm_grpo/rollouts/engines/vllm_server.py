@@ -21,10 +21,11 @@ import torch
 from transformers import AutoProcessor, PreTrainedConfig
 
 from vlm_grpo.model_utils import model_config
-from vlm_grpo.records import JsonObject
+from vlm_grpo.records import JsonObject, required
 from vlm_grpo.rollouts.encoder import EncodedPrompt, PromptEncoder
+from vlm_grpo.rollouts.engines.adapter_files import ADAPTER_PREFIX, AdapterFiles, check_adapter
 from vlm_grpo.rollouts.engines.engine import Generation, NamedTensor
-from vlm_grpo.rollouts.engines.nccl_transfer import NCCLTransfer
+from vlm_grpo.rollouts.engines.nccl_transfer import FIRST_PORT, NCCLTransfer, check_nccl
 from vlm_grpo.rollouts.engines.sampling import SamplingSettings
 from vlm_grpo.rollouts.engines.server_groups import (
     PromptGroup,
@@ -54,6 +55,11 @@ ENDPOINTS = {  # what a server is asked for, and the setting without which it do
     "/inference/v1/generate": "--enable-scale-out",
     "/v1/chat/completions/render": "--enable-scale-out",
 }
+LOAD_ADAPTER = "/v1/load_lora_adapter"
+FIRST_VERSION = "default"  # of the weights of a server that was started just now
+TRANSFERS = ("folder", "adapter", "nccl")
+ADAPTER = "policy"  # the name under which a server has it
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 SERVER_INFO_SECONDS = 120.0  # a server looks at its environment when it is first asked
 MISSING_LOGPROB = -9999.0
 
@@ -68,7 +74,8 @@ class VLLMServerKind:
         least_length: tokens that prompt and completion may have together, as far as that is known beforehand.
         logprobs_mode: of log-probabilities that are like the trainer's.
         dtype: in which the policy computes.
-        uses_nccl: whether weights are sent over NCCL.
+        transfer: how servers get weights, "folder", "adapter" or "nccl".
+        adapter_rank: of the adapter, where it is sent alone.
         image_settings: what the run has changed at the image processor.
     """
 
@@ -78,22 +85,28 @@ class VLLMServerKind:
     logprobs_mode: str
     dtype: str = "auto"
     image_settings: Mapping[str, object] = field(default_factory=dict)
-    uses_nccl: bool = False
+    transfer: str = "folder"
+    adapter_rank: int = 0
 
     @property
     def start_command(self) -> str:
         """Return a command line that starts such a server."""
         images = f" --mm-processor-kwargs {shlex.quote(json.dumps(self.image_settings))}" if self.image_settings else ""
-        nccl = """ --weight-transfer-config '{"backend": "nccl"}'""" if self.uses_nccl else ""
-        return (
-            f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(self.model)} --dtype {self.dtype} --enable-scale-out "
-            f"--logprobs-mode {self.logprobs_mode}{images}{nccl} --max-model-len <at least {self.least_length}>"
-        )
+        nccl = """ --weight-transfer-config '{"backend": "nccl"}'""" if self.transfer == "nccl" else ""
+        is_adapter = self.transfer == "adapter"
+        rank = next((each for each in ADAPTER_RANKS if each >= self.adapter_rank), self.adapter_rank)
+        adapter = f" --enable-lora --max-lora-rank {rank}" if is_adapter else ""
+        variables = "VLLM_SERVER_DEV_MODE=1" + (" VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if is_adapter else "")
+        model = f"{shlex.quote(self.model)} --dtype {self.dtype} --max-model-len <at least {self.least_length}>"
+        flags = f"--enable-scale-out --logprobs-mode {self.logprobs_mode}{images}{nccl}{adapter}"
+        return f"{variables} vllm serve {model} {flags}"
 
     def check(self, client: ServerClient) -> None:
         """Check version, endpoints, log-probabilities and model of a server."""
         self._check_version(client)
-        missing = {path: setting for path, setting in ENDPOINTS.items() if not client.has_endpoint(path)}
+        further = {LOAD_ADAPTER: "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"} if self.transfer == "adapter" else {}
+        endpoints = {**ENDPOINTS, **further}
+        missing = {path: setting for path, setting in endpoints.items() if not client.has_endpoint(path)}
         if missing:
             settings = " and ".join(dict.fromkeys(missing.values()))
             raise self._error(client, f"it lacks {', '.join(missing)}", f"start it with {settings}")
@@ -102,6 +115,10 @@ class VLLMServerKind:
         if mode != self.logprobs_mode:
             expected = f"the settings of sampling want --logprobs-mode {self.logprobs_mode}"
             raise self._error(client, f"--logprobs-mode is {mode}", expected)
+        lora = info.get("lora_config") or {"max_lora_rank": 0}
+        if self.transfer == "adapter" and lora["max_lora_rank"] < self.adapter_rank:
+            finding = f"it takes adapters up to rank {lora['max_lora_rank']}"
+            raise self._error(client, finding, f"expected {self.adapter_rank} or more")
         self._check_model(client)
         dtype = str(info["model_config"]["dtype"]).removeprefix("torch.")
         if self.dtype not in ("auto", dtype):
@@ -130,7 +147,7 @@ class VLLMServerKind:
         names = {str(model[key]) for model in models for key in ("id", "root") if model.get(key)}
         if not {self.model, Path(self.model).name} & {*names, *(Path(name).name for name in names)}:
             raise self._error(client, f"it serves {', '.join(sorted(names))}", f"expected {self.model}")
-        longest = min(model["max_model_len"] for model in models)
+        longest = min(model["max_model_len"] for model in models if model["max_model_len"] is not None)  # no adapters
         if longest < self.least_length:
             expected = f"prompt and completion may have {self.least_length} tokens or more"
             raise self._error(client, f"--max-model-len is {longest}", expected)
@@ -144,12 +161,25 @@ class VLLMServerKind:
 
     def load(self, client: ServerClient, folder: Path, session: str) -> None:
         """Load weights, and forget the prefixes and image embeddings that were computed with the former ones."""
+        if self.transfer == "adapter":
+            self._check_base(client)
         client.post("/update_weight_version", {"new_version": f"incomplete-{session}"})
         try:
-            client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            if self.transfer == "adapter":
+                adapter = {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True}
+                client.post_for_text(LOAD_ADAPTER, adapter)
+            else:
+                client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         except ServerUnavailableError as error:
             raise ServerUnavailableError(f"{error} (the server has to see the folder {folder})") from error
         self.finish(client, session)
+
+    def _check_base(self, client: ServerClient) -> None:
+        """Check that a server has the weights of its model still, to which an adapter is added."""
+        version = self.session(client)
+        if version != FIRST_VERSION and not version.removeprefix("incomplete-").startswith(ADAPTER_PREFIX):
+            finding = f"its weights are {version!r}, expected those of the model"
+            raise self._error(client, finding, "another run has loaded its own; start it again")
 
     def finish(self, client: ServerClient, session: str) -> None:
         """Let a server forget what it has computed with former weights, and set its session."""
@@ -189,7 +219,10 @@ class VLLMServerEngine:
         request_seconds: that a request may take; a server that takes longer hangs.
         concurrency: requests of this process to one server at a time.
         api_key: of the servers, if they want one.
-        nccl_device: the GPU from which weights are sent over NCCL; None is through the folder.
+        transfer: how servers get weights: "folder"; "adapter", which is alone in the folder; "nccl".
+        adapter_rank: of the adapter, where it is sent alone.
+        nccl_device: the GPU from which weights are sent over NCCL.
+        nccl_port: of this machine, for the first server's group; each further one takes the next.
 
     Raises:
         ValueError: a server has not the version, flags or model that the run needs.
@@ -219,31 +252,43 @@ class VLLMServerEngine:
         request_seconds: float = 600.0,
         concurrency: int = 64,
         api_key: str | None = None,
+        transfer: str = "folder",
+        adapter_rank: int = 0,
         nccl_device: torch.device | None = None,
+        nccl_port: int = FIRST_PORT,
     ) -> None:
+        if transfer not in TRANSFERS:
+            raise ValueError(f"--rollout_transfer must be one of {', '.join(TRANSFERS)}, got {transfer!r}")
         length = max_model_length or settings.max_new_tokens + 1
-        images, is_nccl = image_settings or {}, nccl_device is not None
-        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, images, is_nccl)
+        images = image_settings or {}
+        kind = VLLMServerKind(model, config, length, settings.logprobs_mode, dtype, images, transfer, adapter_rank)
         clients = [ServerClient(url, seconds=request_seconds, api_key=api_key) for url in urls]
         self.kind, self.settings = kind, settings
         self.pool = ServerPool(
             clients, kind, wait_seconds=wait_seconds, concurrency=concurrency, keeps_weights=keeps_weights
         )
         everyone = Everyone(run_id, is_main, wait_for_everyone)
-        self.transfer: FileTransfer | NCCLTransfer
-        if nccl_device is None:
-            self.transfer = FileTransfer(self.pool, WeightFiles(folder, config), everyone)
-        else:
-            self.transfer = NCCLTransfer(self.pool, everyone, finish=kind.finish, device=nccl_device)
+        self.transfer = self._open_transfer(WeightFiles(folder, config), everyone, nccl_device, nccl_port)
         self.image_token_id = image_token_id(encoder)
         self.images = ImageRenderer(self.pool.map, self.image_token_id, kind.image_settings)
         self.pool.check()
 
+    def _open_transfer(
+        self, files: WeightFiles, everyone: Everyone, nccl_device: torch.device | None, port: int
+    ) -> FileTransfer | NCCLTransfer:
+        if self.kind.transfer == "nccl":
+            device = required(nccl_device, "the GPU from which weights are sent over NCCL")
+            check_nccl(device)
+            return NCCLTransfer(self.pool, everyone, finish=self.kind.finish, device=device, first_port=port)
+        is_adapter = self.kind.transfer == "adapter"
+        return FileTransfer(self.pool, AdapterFiles(files.folder) if is_adapter else files, everyone)
+
     @classmethod
     def from_run(cls, run: EngineRun) -> VLLMServerEngine:
         """Return the engine of a run; every process takes part."""
-        device = run.ranks.device if run.transfer == "nccl" else None
-        return cls(run.urls, nccl_device=device, **server_arguments(run))
+        rank = check_adapter(run.model).r if run.transfer == "adapter" else 0
+        arguments = server_arguments(run)
+        return cls(run.urls, transfer=run.transfer, adapter_rank=rank, nccl_device=run.ranks.device, **arguments)
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False
@@ -267,13 +312,13 @@ class VLLMServerEngine:
         sampling: dict[str, Any] = self.settings.for_vllm(n, max_new_tokens, is_greedy=is_greedy)
         if self.settings.regex is not None:
             sampling["structured_outputs"] = {"regex": self.settings.regex}
-        # The stop tokens are the run's alone: the model's own ones are among them, or were left out on purpose.
-        return {"ignore_eos": True, "detokenize": False, **sampling}
+        return {"detokenize": False, **sampling}
 
     def _complete(self, client: ServerClient, request: TokenRequest) -> list[SampledTokens]:
         """Return the completions that a server sends for a prompt."""
         group, sampling = request.group, request.body["sampling_params"]
-        answer = client.post("/inference/v1/generate", {"request_id": uuid.uuid4().hex, **request.body})
+        model = {"model": ADAPTER} if self.kind.transfer == "adapter" else {}
+        answer = client.post("/inference/v1/generate", {"request_id": uuid.uuid4().hex, **model, **request.body})
         choices = sorted(answer.get("choices", ()), key=lambda choice: choice["index"])
         completions = [SampledTokens(each["token_ids"], _logprobs(each), each["finish_reason"]) for each in choices]
         fault = fault_of(completions, sampling["n"])

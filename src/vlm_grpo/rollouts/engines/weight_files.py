@@ -21,7 +21,47 @@ LARGEST_FILE = 4 * 2**30  # bytes of a file, and of the tensors that are in memo
 RUN_ID = re.compile(r"[\w.-]+")
 
 
-class WeightFiles:
+class WholeFolder:
+    """Folders of which each is there only when it is complete and on the disk.
+
+    Args:
+        folder: holds them; nothing else should be in it.
+        prefix: of their names.
+    """
+
+    def __init__(self, folder: str | Path, prefix: str = "") -> None:
+        self.folder, self.prefix = Path(folder).absolute(), prefix
+
+    def path(self, name: str) -> Path:
+        """Return the folder of this name."""
+        return self.folder / name
+
+    def write(self, name: str, tensors: Iterable[NamedTensor]) -> None:
+        """Write tensors into a new folder."""
+        partial = self.path(f"{name}.partial")
+        partial.mkdir(parents=True)
+        self.fill(partial, tensors)
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(self.path(name))
+        _sync(self.folder)
+
+    def tensors(self, weights: Iterable[NamedTensor]) -> Iterable[NamedTensor]:
+        """Return what of a policy's weights is written."""
+        raise NotImplementedError
+
+    def fill(self, folder: Path, tensors: Iterable[NamedTensor]) -> None:
+        """Write tensors into an empty folder."""
+        raise NotImplementedError
+
+    def remove_others(self, name: str) -> None:
+        """Remove all folders but this one: former weights, and what an interrupted run left."""
+        for path in self.folder.iterdir():
+            if path.name != name and path.is_dir():
+                shutil.rmtree(path)
+
+
+class WeightFiles(WholeFolder):
     """Folders with safetensors and config.json, which `from_pretrained` and servers load.
 
     Args:
@@ -31,49 +71,42 @@ class WeightFiles:
     """
 
     def __init__(self, folder: str | Path, config: PreTrainedConfig, largest_file: int = LARGEST_FILE) -> None:
-        self.folder, self.config, self.largest_file = Path(folder).absolute(), config, largest_file
+        super().__init__(folder)
+        self.config, self.largest_file = config, largest_file
 
-    def path(self, name: str) -> Path:
-        """Return the folder of this name."""
-        return self.folder / name
+    def tensors(self, weights: Iterable[NamedTensor]) -> Iterable[NamedTensor]:
+        """Return all of them: a server that is given a part of a layer fills the rest with anything."""
+        return weights
 
-    def write(self, name: str, weights: Iterable[NamedTensor]) -> None:
-        """Write weights into a new folder, which is there only when it is complete and on the disk."""
-        partial = self.path(f"{name}.partial")
-        partial.mkdir(parents=True)
-        self.config.save_pretrained(partial)
+    def fill(self, folder: Path, tensors: Iterable[NamedTensor]) -> None:
+        """Write a model into an empty folder."""
+        self.config.save_pretrained(folder)
         files: dict[str, str] = {}
         total = 0
-        for number, tensors in enumerate(self._parts(weights), 1):
+        for number, part in enumerate(self._parts(tensors), 1):
             file = f"model-{number:05d}.safetensors"
-            save_file(tensors, partial / file, metadata={"format": "pt"})
-            files |= dict.fromkeys(tensors, file)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+            save_file(part, folder / file, metadata={"format": "pt"})
+            files |= dict.fromkeys(part, file)
+            total += sum(tensor.nbytes for tensor in part.values())
         index = {"metadata": {"total_size": total}, "weight_map": files}
-        (partial / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        partial.rename(self.path(name))
-        _sync(self.folder)
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
-    def _parts(self, weights: Iterable[NamedTensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield copies in the memory of the host; a gathered tensor is gone with the next one."""
+    def _parts(self, tensors: Iterable[NamedTensor]) -> Iterator[dict[str, Tensor]]:
         part: dict[str, Tensor] = {}
         size = 0
-        for name, tensor in weights:
+        for name, tensor in tensors:
             if part and size + tensor.nbytes > self.largest_file:
                 yield part
                 part, size = {}, 0
-            part[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            part[name] = copied(tensor)
             size += tensor.nbytes
         if part:
             yield part
 
-    def remove_others(self, name: str) -> None:
-        """Remove all folders but this one: former weights, and what an interrupted run left."""
-        for path in self.folder.iterdir():
-            if path.name != name and path.is_dir():
-                shutil.rmtree(path)
+
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy in the memory of the host; a gathered tensor is gone with the next one."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _sync(path: Path) -> None:
@@ -115,19 +148,20 @@ class FileTransfer:
         everyone: the processes of the run.
     """
 
-    def __init__(self, pool: ServerPool, files: WeightFiles, everyone: Everyone) -> None:
+    def __init__(self, pool: ServerPool, files: WholeFolder, everyone: Everyone) -> None:
         self.pool, self.files, self.everyone = pool, files, everyone
         self.num_updates = 0
 
     def update(self, weights: Iterable[NamedTensor]) -> None:
         """Let the servers have these weights; every process takes part, and returns when they can be used."""
         self.num_updates += 1
-        name = f"{self.everyone.run_id}-{self.num_updates:06d}"
+        name = f"{self.files.prefix}{self.everyone.run_id}-{self.num_updates:06d}"
+        tensors = self.files.tensors(weights)
         self.everyone.wait()  # no process generates any more
         if self.everyone.is_main:
-            self.files.write(name, weights)
+            self.files.write(name, tensors)
         else:
-            for _ in weights:  # gathers
+            for _ in tensors:  # gathers
                 pass
         self.everyone.wait()  # the folder is there
         self.pool.set_weights(Weights(name, self.files.path(name)))
