@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs from a checkout
 
-from benchmarks.engine_agreement import KINDS, RESULT
+from benchmarks.engine_agreement import FAMILIES, KINDS, RESULT
 
 PAGE = Path(__file__).with_name("engines.md")
 START, END = "<!-- written by docs/gen_engines.py -->\n", "<!-- end of what docs/gen_engines.py writes -->\n"
@@ -37,7 +37,9 @@ def table(result: Mapping[str, Any]) -> str:
         f"- {', '.join(f'`{name}`' for name, of_name in REASONS.items() if of_name == reason)}: {reason}."
         for reason in dict.fromkeys(REASONS.values())
     ]
-    return "\n".join([*lines, "", *reasons]) + "\n"
+    missing = [f"`{name}`" for name in FAMILIES if name not in result["families"]]
+    rest = [f"- {', '.join(missing)}: not measured."] if missing else []
+    return "\n".join([*lines, "", *reasons, *rest]) + "\n"
 
 
 def _row(name: str, measured: Mapping[str, Any]) -> str:

