@@ -58,6 +58,11 @@ def test_what_is_chosen(options: dict[str, Any], engine: str, urls: list[str] | 
         ({"rollout_engine": "vllm", "rollout_transfer": "adapter"}, ValueError, "adapter needs --rollout_engine vllm"),
         ({"rollout_engine": "vllm", "rollout_wait": 0.0}, ValueError, "--rollout_wait must be above 0"),
         (
+            {"rollout_engine": "vllm", "rollout_url": ["http://a"], "rollout_wait": 1800.0},
+            ValueError,
+            "--rollout_wait 1800 must be below --ddp_timeout 1800",
+        ),
+        (
             {"rollout_engine": "vllm", "loss_type": "vespo", "vllm_importance_sampling_mode": "sequence_mask"},
             ValueError,
             "vespo needs --vllm_importance_sampling_mode",

@@ -78,6 +78,11 @@ def _check_flags(args: VisionFields) -> None:
         raise ValueError(f"--rollout_transfer {args.rollout_transfer} needs --rollout_engine vllm with --rollout_url")
     if args.rollout_wait <= 0:
         raise ValueError(f"--rollout_wait must be above 0 seconds, got {args.rollout_wait:g}")
+    if urls and args.rollout_wait >= args.ddp_timeout:
+        raise ValueError(
+            f"--rollout_wait {args.rollout_wait:g} must be below --ddp_timeout {args.ddp_timeout:g}: while one process "
+            "waits for a server, the others wait for it"
+        )
     _check_vespo(args)
 
 
