@@ -55,6 +55,7 @@ def test_what_is_chosen(options: dict[str, Any], engine: str, urls: list[str] | 
             "start the servers with them",
         ),
         ({"rollout_engine": "vllm", "rollout_transfer": "nccl"}, ValueError, "nccl needs --rollout_engine vllm with"),
+        ({"rollout_engine": "vllm", "rollout_transfer": "adapter"}, ValueError, "adapter needs --rollout_engine vllm"),
         ({"rollout_engine": "vllm", "rollout_wait": 0.0}, ValueError, "--rollout_wait must be above 0"),
         (
             {"rollout_engine": "vllm", "loss_type": "vespo", "vllm_importance_sampling_mode": "sequence_mask"},
@@ -94,6 +95,7 @@ def test_every_flag_reaches_the_engine(tiny_model: Path, tmp_path: Path, monkeyp
         "rollout_transfer": "nccl",
         "rollout_folder": str(tmp_path / "weights"),
         "rollout_wait": 7.0,
+        "vllm_group_port": 4711,
         "vllm_tensor_parallel_size": 2,
         "vllm_gpu_memory_utilization": 0.4,
         "vllm_max_model_length": 99,
@@ -112,6 +114,7 @@ def test_every_flag_reaches_the_engine(tiny_model: Path, tmp_path: Path, monkeyp
     VLMGRPOTrainer(str(tiny_model), length_reward, VLMGRPOConfig(**options), train_dataset=image_rows())
     (run,) = runs
     assert (run.urls, run.transfer, run.folder, run.wait) == (["http://a:1"], "nccl", tmp_path / "weights", 7.0)
+    assert run.nccl_port == 4711
     assert (run.tensor_parallel_size, run.memory_fraction, run.max_model_length) == (2, 0.4, 99)
     assert (run.sleeps, run.implementation, run.seed, run.max_sequences) == (True, "transformers", 3, 8)
     assert (run.model_name, run.dtype) == (str(tiny_model), torch.float32)

@@ -105,6 +105,9 @@ class RolloutCollector:
         if generation.logprobs is not None:  # a token without one is left out of the sampler's correction
             logps = dict(zip(rows, generation.logprobs, strict=True))
             rollout.logprobs = [[None] * len(known[row]) if row in known else logps[row] for row in range(count)]
+        if generation.finish_reasons is not None:
+            reasons = dict(zip(rows, generation.finish_reasons, strict=True))
+            rollout.finish_reasons = ["stop" if row in known else reasons[row] for row in range(count)]
 
     def messages(self, rollout: Rollout, *, parses_responses: bool) -> list[Any]:
         """Return completions as messages, or as text where their prompts are text.
@@ -136,7 +139,9 @@ class RolloutCollector:
         return batch
 
     def is_truncated(self, rollout: Rollout) -> list[bool]:
-        """Return for each completion whether the limit on its length ended it."""
+        """Return for each completion whether the limit on its length ended it, and not a stop token or text."""
+        if rollout.finish_reasons is not None:
+            return [reason == "length" for reason in rollout.finish_reasons]
         ends = {*self.limits.stop_token_ids, self.pad_token_id}
         return [ids[-1] not in ends for ids in rollout.ids]
 

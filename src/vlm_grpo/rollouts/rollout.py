@@ -27,6 +27,7 @@ class Rollout:
         demonstrations: tokens of completions that are not sampled, by row.
         ids: tokens of the completions.
         logprobs: of these tokens as the engine sampled them; None where the engine is the policy itself.
+        finish_reasons: why an engine ended each completion, "stop" or "length"; None where the last token tells.
         turns: the assistant's turns of each row, as rewards see them.
     """
 
@@ -36,6 +37,7 @@ class Rollout:
     demonstrations: dict[int, list[int]] = field(default_factory=dict)
     ids: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float | None]] | None = None
+    finish_reasons: list[str] | None = None
     turns: list[Completion] = field(default_factory=list)
 
     @property

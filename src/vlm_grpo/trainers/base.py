@@ -311,6 +311,7 @@ class VLMTrainerMixin(_TRLTrainer):
             urls=args.rollout_url or (),
             wait=args.rollout_wait,
             transfer=args.rollout_transfer,
+            nccl_port=args.vllm_group_port,
             tensor_parallel_size=args.vllm_tensor_parallel_size,
             memory_fraction=args.vllm_gpu_memory_utilization,
             sleeps=args.vllm_enable_sleep_mode,

@@ -113,8 +113,9 @@ class VisionFields(_TRLConfig):
     rollout_transfer: str = field(
         default="folder",
         metadata={
-            "help": "How servers get the weights: folder (files that both see) or nccl (vLLM, on GPUs).",
-            "choices": ["folder", "nccl"],
+            "help": "How servers get the weights: folder (files that both see), adapter (the same, with the adapter "
+            "alone) or nccl (vLLM, on GPUs).",
+            "choices": ["folder", "adapter", "nccl"],
         },
     )
     rollout_folder: str | None = field(

@@ -74,8 +74,8 @@ def _check_flags(args: VisionFields) -> None:
         raise ValueError(f"--rollout_url must be like http://host:8000, got {wrong[0]!r}")
     if urls and args.rollout_options:
         raise ValueError("--rollout_options are of an engine in this process: start the servers with them instead")
-    if args.rollout_transfer == "nccl" and (name != "vllm" or not urls):
-        raise ValueError("--rollout_transfer nccl needs --rollout_engine vllm with --rollout_url")
+    if args.rollout_transfer != "folder" and (name != "vllm" or not urls):
+        raise ValueError(f"--rollout_transfer {args.rollout_transfer} needs --rollout_engine vllm with --rollout_url")
     if args.rollout_wait <= 0:
         raise ValueError(f"--rollout_wait must be above 0 seconds, got {args.rollout_wait:g}")
     _check_vespo(args)

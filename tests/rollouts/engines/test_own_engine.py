@@ -113,6 +113,14 @@ def test_an_adapter_is_merged_and_the_policy_stays_as_it_is(own_engine: str, tin
     assert {name.rsplit(".", 2)[1] for name in changed} == {"q_proj", "down_proj"}
 
 
+def test_an_engine_says_why_a_completion_ended(tiny_model: Path, tmp_path: Path):
+    """By a text, for instance, which no last token shows."""
+    code = CODE.replace("for each in ids])", "for each in ids], ['stop', 'length', 'stop', 'stop'])")
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    trainer = trained(tiny_model, tmp_path, f"{tmp_path / 'own.py'}:Echo", max_steps=1)
+    assert trainer.state.log_history[0]["completions/clipped_ratio"] == 0.25
+
+
 def test_a_registered_one_goes_by_its_name(registered: str, own_engine: str, tiny_model: Path, tmp_path: Path):
     make = engine_entry(own_engine).make
     assert make is not None

@@ -19,10 +19,12 @@ class Generation(NamedTuple):
         ids: tokens.
         logprobs: of these tokens as the engine sampled them, None for a token without one; None where the engine is
             the policy itself.
+        finish_reasons: "stop" or "length" for each completion; None where the last token alone tells.
     """
 
     ids: list[list[int]]
     logprobs: list[list[float | None]] | None = None
+    finish_reasons: list[str] | None = None
 
 
 class RolloutEngine(Protocol):

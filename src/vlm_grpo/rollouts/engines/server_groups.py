@@ -57,7 +57,11 @@ def in_row_order(groups: Sequence[PromptGroup], answers: Sequence[Sequence[Sampl
         for number, row in enumerate(group.rows)
     }
     ordered = [completions[row] for row in range(len(completions))]
-    return Generation([list(each.ids) for each in ordered], [list(each.logprobs) for each in ordered])
+    return Generation(
+        [list(each.ids) for each in ordered],
+        [list(each.logprobs) for each in ordered],
+        [each.finish_reason for each in ordered],
+    )
 
 
 def fault_of(completions: Sequence[SampledTokens], n: int) -> str | None:

@@ -42,7 +42,8 @@ class EngineRun:
         max_sequences: completions that are sampled at a time.
         urls: of servers; none for an engine in this process.
         wait: seconds that a server which does not answer is waited for.
-        transfer: how servers get weights, "folder" or "nccl".
+        transfer: how servers get weights, "folder", "adapter" or "nccl".
+        nccl_port: first port of the transfer by NCCL.
         tensor_parallel_size: processes, each with a GPU, that share an engine in their processes.
         memory_fraction: of the GPU's memory, for an engine in this process.
         sleeps: whether an engine in this process frees its memory while the policy is trained.
@@ -66,6 +67,7 @@ class EngineRun:
     urls: Sequence[str] = ()
     wait: float = 600.0
     transfer: str = "folder"
+    nccl_port: int = 51216
     tensor_parallel_size: int = 1
     memory_fraction: float = 0.9
     sleeps: bool = False

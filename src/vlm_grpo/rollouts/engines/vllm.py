@@ -103,7 +103,7 @@ class VLLMEngine:
         generation = self._generate([prompt for each in everyone for prompt in each], max_new_tokens, is_greedy)
         start = sum(len(each) for each in everyone[: self.group.rank()])
         own = slice(start, start + len(prompts))
-        return Generation(generation.ids[own], (generation.logprobs or [])[own])
+        return Generation(generation.ids[own], (generation.logprobs or [])[own], (generation.finish_reasons or [])[own])
 
     def _generate(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int | None, is_greedy: bool) -> Generation:
         from vllm import SamplingParams
@@ -212,6 +212,7 @@ def _in_order(
     """Return the completions, of at most so many tokens, of finished requests in the order of their rows."""
     ids: list[list[int]] = [[] for _ in range(count)]
     logprobs: list[list[float | None]] = [[] for _ in range(count)]
+    reasons = ["stop"] * count
     for output in outputs:
         for row, each in zip(rows_of[output.request_id], output.outputs, strict=True):
             if each.finish_reason == "length" and len(each.token_ids) < most:
@@ -224,7 +225,7 @@ def _in_order(
                 raise RuntimeError(
                     f"vLLM ended a completion with {each.finish_reason!r} after {len(each.token_ids)} tokens"
                 )
-            ids[row] = list(each.token_ids)
+            ids[row], reasons[row] = list(each.token_ids), each.finish_reason
             tables = each.logprobs or []
             logprobs[row] = [table[token].logprob for token, table in zip(ids[row], tables, strict=True)]
-    return Generation(ids, logprobs)
+    return Generation(ids, logprobs, reasons)

@@ -288,7 +288,8 @@ class VLLMServerEngine:
         """Return the engine of a run; every process takes part."""
         rank = check_adapter(run.model).r if run.transfer == "adapter" else 0
         arguments = server_arguments(run)
-        return cls(run.urls, transfer=run.transfer, adapter_rank=rank, nccl_device=run.ranks.device, **arguments)
+        arguments |= {"nccl_device": run.ranks.device, "nccl_port": run.nccl_port}
+        return cls(run.urls, transfer=run.transfer, adapter_rank=rank, **arguments)
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, max_new_tokens: int | None = None, is_greedy: bool = False
