@@ -25,7 +25,13 @@ TILES = (
     "error (an image in each turn is processed by itself, and agrees)"
 )
 CONVOLUTION = "vLLM's kernel for the causal convolution on a CPU knows no float32, so that nothing can be measured here"
-REASONS: Mapping[str, str] = {"gemma3": BIDIRECTIONAL, "llava_onevision": TILES, "qwen3_5_think": CONVOLUTION}
+EXPERTS = "vLLM does not load the joined experts of this tiny model; why is not known yet"
+REASONS: Mapping[str, str] = {
+    "gemma3": BIDIRECTIONAL,
+    "llava_onevision": TILES,
+    "qwen3_5_think": CONVOLUTION,
+    "qwen3_vl_moe": EXPERTS,
+}
 
 
 def table(result: Mapping[str, Any]) -> str:
