@@ -787,8 +787,10 @@ def save_for_vllm(name: str, folder: Path) -> None:
     FAMILIES_TINY[name](folder)
     config, processor = hf.AutoConfig.from_pretrained(folder), hf.AutoProcessor.from_pretrained(folder)
     widen(config)
-    if name == "gemma4":  # in published configurations
+    if name == "gemma4":  # this and the next are in published configurations
         config.vision_config.default_output_length = 70
+    if name == "qwen3_vl_moe":
+        config.text_config.norm_topk_prob = True
     if name == "gemma3":  # vLLM puts these tokens of Gemma's vocabulary around images
         processor.tokenizer.add_tokens(["\n", 2 * "\n", 3 * "\n", 4 * "\n"])
         config.get_text_config().vocab_size = len(processor.tokenizer)
