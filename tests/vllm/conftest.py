@@ -17,8 +17,9 @@ from vlm_grpo.rollouts.engines.engine import RolloutEngine
 from vlm_grpo.rollouts.engines.table import ENGINES, EngineRun, make_vllm
 from vlm_grpo.tiny import TinySize, save_tiny_qwen
 
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than the tests
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+if find_spec("vllm") is not None:  # elsewhere this file is read, too, and others' tests compile
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than the tests
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 UNTIED = TinySize(hidden=64, intermediate=128, vision_hidden=64, is_tied=False)  # vLLM's CPU heads are at least 32 wide
 OPTIONS = {"enforce_eager": True, "max_model_len": 2048, "max_num_batched_tokens": 4096, "max_num_seqs": 32}

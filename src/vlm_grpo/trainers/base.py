@@ -570,6 +570,8 @@ class VLMTrainerMixin(_TRLTrainer):
         hints = self.algorithm.hints(rows, step) if self.model.training else []
         demonstrations = self.algorithm.demonstrations(rows, step) if self.model.training else {}
         hinted = [with_hint(*pair) for pair in zip(rows, hints, strict=True)] if hints else rows
+        if not self.engine.has_own_weights:
+            return self.collector.collect(hinted, demonstrations), hints
         self.weight_sync.update(step)
         rollout = self.collector.collect(hinted, demonstrations)
         self.weight_sync.sleep()
