@@ -36,6 +36,7 @@ def checkpoint_tensors(model: nn.Module, names: Sequence[str], tensors: Iterable
     if not isinstance(model, PreTrainedModel):
         yield from tensors
         return
+    _keep_used_conversions(model)
     group_of = {name: group for group, name in zip(_groups(model, names), names, strict=True)}
     missing = Counter(group_of.values())
     waiting: dict[str, dict[str, Tensor]] = {}
@@ -58,6 +59,14 @@ def _groups(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
         converted, pattern = apply_converters(name, converters)
         groups.append(converted if pattern is not None else apply_renamings(name, renamings))
     return groups
+
+
+def _keep_used_conversions(model: PreTrainedModel) -> None:
+    """Drop conversions that nothing in the checkpoint needed: transformers does so, but not where ZeRO-3 loads it."""
+    name = "_weight_conversions"
+    transforms = getattr(model, name, None)
+    if transforms is not None:
+        setattr(model, name, [each for each in transforms if each.was_used()])
 
 
 def _transforms(model: PreTrainedModel) -> list[WeightTransform]:
