@@ -73,7 +73,7 @@ def test_an_engine_gets_the_policys_weights_alone(tiny_model: Path, tmp_path: Pa
     """A real engine refuses names that its own model does not have."""
     trainer = trained("ppo", tiny_model, tmp_path, **FAST)
     names = [name for name, _ in trainer.weight_sync.weights()]
-    assert names == list(dict(AutoModelForImageTextToText.from_pretrained(tiny_model).named_parameters()))
+    assert sorted(names) == sorted(load_file(tiny_model / "model.safetensors"))
     assert head_of(trainer).abs().max() > 1e-3
 
 

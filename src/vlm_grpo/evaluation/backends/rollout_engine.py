@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from vlm_grpo.evaluation.backends.hf import HFBackend
+from vlm_grpo.evaluation.predictions import EpisodeError
 from vlm_grpo.evaluation.sampling_params import SamplingParams
 from vlm_grpo.model_utils import model_config
 from vlm_grpo.records import required
@@ -33,9 +34,16 @@ class EngineBackend(HFBackend):
     engine: RolloutEngine | None = None
 
     def generate(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-        """Return the completion of each prompt: at most `max_new_tokens`, up to and including the stop token."""
+        """Return the completion of each prompt: at most `max_new_tokens`, up to and including the stop token.
+
+        Raises:
+            EpisodeError: the engine or its servers cannot complete a prompt.
+        """
         engine = required(self.engine, "the engine")
-        return engine.generate(prompts, max_new_tokens=max_new_tokens, is_greedy=self.sampling.is_greedy).ids
+        try:
+            return engine.generate(prompts, max_new_tokens=max_new_tokens, is_greedy=self.sampling.is_greedy).ids
+        except (ValueError, TimeoutError) as error:
+            raise EpisodeError(str(error)) from error
 
 
 def without_weights(name: str) -> PreTrainedModel:
